@@ -1,0 +1,43 @@
+// The inner loops of the CPU ops, once per instruction set. The same source (kernels.inc) is
+// compiled for the baseline and for AVX2; `kernels()` picks when the library is loaded. Both give
+// the same bits: vector width is all that differs.
+#pragma once
+
+#include <cstdint>
+
+#include "../combine_args.h"
+
+namespace diffast::cpu {
+
+// Blocks of four normals computed at a time: their words live on the stack, in the L1 cache.
+constexpr int kNormalBlocks = 64;
+
+template <typename T>
+struct RowsCall {
+  const T* x[kMaxColumns];  // columns, `count` elements each
+  T* y[kMaxRows];           // rows
+  const T* weight;          // [rows, columns]
+  int columns;
+  int rows;
+  int64_t count;
+  bool stream;  // non-temporal stores
+};
+
+struct Kernels {
+  const char* name;
+  // Both return whether every sum was finite.
+  bool (*rows_float)(const RowsCall<float>&);
+  bool (*rows_double)(const RowsCall<double>&);
+  void (*normals)(float* out, int64_t count, uint32_t first_block, uint32_t word, uint64_t id,
+                  uint64_t seed);
+  void (*widen_half)(const uint16_t* in, float* out, int64_t count);
+  void (*widen_bfloat)(const uint16_t* in, float* out, int64_t count);
+  void (*narrow_half)(const float* in, uint16_t* out, int64_t count);
+  void (*narrow_bfloat)(const float* in, uint16_t* out, int64_t count);
+};
+
+const Kernels& kernels_base();
+const Kernels* kernels_avx2();  // null where the compiler target has no AVX2
+const Kernels& kernels();       // the best that runs here; DIFFAST_CPU_ISA=base|avx2 overrides
+
+}  // namespace diffast::cpu

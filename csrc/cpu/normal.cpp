@@ -1,0 +1,44 @@
+// `normal` on the CPU.
+#include <algorithm>
+
+#include "../tensors.h"
+#include "pieces.h"
+
+namespace diffast::cpu {
+namespace {
+
+void run(const NormalArgs& a, const Tensor&) {
+  if (a.samples * a.elements == 0) return;
+  const Kernels& kernel = kernels();
+  const int64_t pieces = (a.elements + kPiece - 1) / kPiece;
+  const int64_t average = std::max<int64_t>(1, a.elements / pieces);
+  const float scale = float(a.scale);
+  const auto work = [&](int64_t from, int64_t to) {
+    alignas(64) float single[kPiece];
+    alignas(64) double wide[kPiece];
+    for (int64_t item = from; item < to; ++item) {
+      const int64_t sample = item / pieces;
+      const int64_t begin = item % pieces * kPiece;
+      const int64_t count = std::min(kPiece, a.elements - begin);
+      void* y = at(a.y, a.y_type, sample * a.elements + begin);
+      float* z = a.y_type == DType::kFloat32 ? static_cast<float*>(y) : single;
+      kernel.normals(z, count, uint32_t(begin / 4), a.word, uint64_t(a.ids[sample]), a.seed);
+      if (a.y_type == DType::kFloat64) {
+        for (int64_t i = 0; i < count; ++i) wide[i] = a.scale * double(z[i]);
+        memcpy(y, wide, count * sizeof(double));
+        continue;
+      }
+      if (a.scale != 1.0)
+        for (int64_t i = 0; i < count; ++i) z[i] = scale * z[i];
+      if (z == single) narrow(kernel, a.y_type, z, y, count);
+    }
+  };
+  torch::stable::parallel_for(0, a.samples * pieces, std::max<int64_t>(1, kGrain / 4 / average),
+                              work);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(diffast, CPU, m) { m.impl("normal.out", TORCH_BOX(&normal_out<run>)); }
+
+}  // namespace diffast::cpu

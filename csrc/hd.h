@@ -1,0 +1,13 @@
+// How a function is marked when it is compiled for the host and for the device from one source.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define DIFFAST_HD __host__ __device__ __forceinline__
+#else
+// always_inline: the CPU kernels are compiled once per instruction set, and a copy that was not
+// inlined would be compiled for one of them and linked into all.
+#define DIFFAST_HD inline __attribute__((always_inline))
+#endif

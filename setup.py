@@ -1,0 +1,89 @@
+"""Builds diffast's three extensions: `_cpu`, `_cuda` (where wanted) and `_host`."""
+
+import os
+import sys
+from glob import glob
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+try:
+    import torch
+    from torch.utils import cpp_extension
+except ImportError:
+    sys.exit(
+        "diffast builds against the torch you already have: install torch, then "
+        "pip install --no-build-isolation ."
+    )
+
+# The oldest torch whose binaries these may meet; the stable ABI is frozen at that version.
+TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
+# Every product and sum is rounded on its own, or the backends would not agree to the last bit.
+HOST_FLAGS = ["-O3", "-std=c++20", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+HOST_FLAGS += ["-fvisibility=hidden", "-Wno-psabi", "-Wno-unknown-pragmas"]
+NVCC_FLAGS = ["-O3", "-std=c++20", "-fmad=false", "-lineinfo", "--expt-relaxed-constexpr"]
+DEFAULT_ARCHS = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+
+
+def wants_cuda() -> bool:
+    """Returns whether `_cuda` is built: DIFFAST_CUDA=0|1, or else as torch was built."""
+    asked = os.environ.get("DIFFAST_CUDA", "")
+    if asked not in ("", "0", "1"):
+        sys.exit(f"DIFFAST_CUDA is {asked!r} but must be 0 or 1")
+    return asked == "1" if asked else torch.version.cuda is not None
+
+
+def sources(folder: str, *endings: str) -> list[str]:
+    return sorted(path for ending in endings for path in glob(f"csrc/{folder}/*{ending}"))
+
+
+def cuda_home() -> Path:
+    home = Path(os.environ.get("CUDA_HOME") or cpp_extension.CUDA_HOME or "/usr/local/cuda")
+    if not (home / "bin" / "nvcc").exists():
+        sys.exit(f"the CUDA build is wanted but {home}/bin/nvcc does not exist: set CUDA_HOME")
+    return home
+
+
+def cuda_extension() -> Extension:
+    home = cuda_home()
+    # torch leaves this unset in a CPU-only build of itself, where the build is a check only.
+    cpp_extension.CUDA_HOME = str(home)
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS)
+    return cpp_extension.CppExtension(
+        "diffast._cuda",
+        sources("cuda", ".cpp", ".cu"),
+        include_dirs=[str(home / "include")],
+        library_dirs=[str(home / "lib64")],
+        libraries=["cudart_static", "rt", "dl", "pthread"],
+        extra_compile_args={
+            "cxx": [*HOST_FLAGS, TORCH_TARGET, "-DUSE_CUDA"],
+            "nvcc": NVCC_FLAGS,
+        },
+        py_limited_api=True,
+    )
+
+
+def extensions() -> list[Extension]:
+    import pybind11
+
+    cpu = cpp_extension.CppExtension(
+        "diffast._cpu",
+        sources("cpu", ".cpp"),
+        extra_compile_args={"cxx": [*HOST_FLAGS, TORCH_TARGET]},
+        py_limited_api=True,
+    )
+    host = Extension(
+        "diffast._host",
+        sources("host", ".cpp"),
+        include_dirs=[pybind11.get_include()],
+        extra_compile_args=HOST_FLAGS,
+        language="c++",
+    )
+    return [cpu, host] + ([cuda_extension()] if wants_cuda() else [])
+
+
+setup(
+    ext_modules=extensions(),
+    cmdclass={"build_ext": cpp_extension.BuildExtension},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)
