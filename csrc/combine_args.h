@@ -15,8 +15,8 @@ enum class DType : int8_t { kFloat32, kFloat16, kBFloat16, kFloat64 };
 
 // Rows are computed in order; columns are summed in the order inputs, clamped row, noises.
 struct CombineArgs {
-  const void* x[kMaxInputs];       // [samples, elements] each
-  void* y[kMaxRows];               // [samples, elements] each; y[0] may be null: row 0 not stored
+  const void* x[kMaxInputs];  // [samples, elements] each
+  void* y[kMaxRows];          // [samples, elements] each; y[0] may be null: row 0 not stored
   DType x_type[kMaxInputs];
   DType y_type[kMaxRows];
   double weight[kMaxRows * (kMaxInputs + 1)];  // [rows, inputs (+ 1 with a clamp)], host weights
@@ -33,8 +33,8 @@ struct CombineArgs {
   int8_t inputs;
   int8_t rows;
   int8_t noises;
-  bool clamp;   // row 0 is clamped to [low, high] and is one more column of the later rows
-  bool wide;    // float64 arithmetic; otherwise float32
+  bool clamp;  // row 0 is clamped to [low, high] and is one more column of the later rows
+  bool wide;   // float64 arithmetic; otherwise float32
   double low;
   double high;
 };

@@ -1,6 +1,7 @@
 // The package's normal numbers: Philox words to N(0, 1) by Box-Muller, made only of operations
-// whose result IEEE 754 fixes to the last bit (+ - * / sqrt, integer arithmetic, exact conversions),
-// each rounded separately. Every backend that follows these lines gives the same bits.
+// whose result IEEE 754 fixes to the last bit (+ - * / sqrt, integer arithmetic, exact
+// conversions), each rounded separately. Every backend that follows these lines gives the same
+// bits.
 //
 // Counter layout, written down here and nowhere else:
 //
@@ -69,10 +70,9 @@ DIFFAST_HD NormalPair to_normals(uint32_t radius_bits, uint32_t angle_bits) {
   const uint32_t quadrant = (angle_bits + 0x20000000u) >> 30;
   const float angle = float(int32_t(angle_bits - (quadrant << 30))) * 1.4629180793e-9f;
   const float z = angle * angle;
-  const float sine =
-      angle + angle * (((-0.00019517f * z + 0.00833218f) * z + -0.16666655f) * z);
-  const float cosine =
-      (1.0f - 0.5f * z) + ((2.44384136e-05f * z + -1.38873672e-03f) * z + 4.16666469e-02f) * (z * z);
+  const float sine = angle + angle * (((-0.00019517f * z + 0.00833218f) * z + -0.16666655f) * z);
+  const float cosine = (1.0f - 0.5f * z) +
+                       ((2.44384136e-05f * z + -1.38873672e-03f) * z + 4.16666469e-02f) * (z * z);
   // Turn by the quadrant: swap on odd ones, then put the two signs into the sign bits.
   const bool swap = (quadrant & 1u) != 0;
   const uint32_t cos_bits = float_to_bits(swap ? sine : cosine);

@@ -124,8 +124,7 @@ inline void check_per_sample(const char* op, const char* name, const Tensor& t, 
   for (size_t d = 0; fits && d < shape.size(); ++d) fits = t.size(d) == shape[d];
   if (!fits) {
     std::string wanted = "[";
-    for (size_t d = 0; d < shape.size(); ++d)
-      wanted += (d ? ", " : "") + std::to_string(shape[d]);
+    for (size_t d = 0; d < shape.size(); ++d) wanted += (d ? ", " : "") + std::to_string(shape[d]);
     STD_TORCH_CHECK(false, op, ": ", name, " is ", dtype_text(t), " ", shape_text(t), " but ",
                     type == ScalarType::Long ? "int64 " : "float64 ", wanted, "] is needed");
   }
@@ -195,8 +194,8 @@ inline void check_overlap(const CombineArgs& a) {
 
 inline void set_outputs(CombineArgs* a, const std::vector<Tensor>& outs, const Tensor& first) {
   const int hidden = a->rows - int(outs.size());
-  STD_TORCH_CHECK(hidden == 0 || (hidden == 1 && a->clamp), "combine: ", int(a->rows),
-                  " rows but ", outs.size(), " outs");
+  STD_TORCH_CHECK(hidden == 0 || (hidden == 1 && a->clamp), "combine: ", int(a->rows), " rows but ",
+                  outs.size(), " outs");
   a->y[0] = nullptr;
   a->y_type[0] = DType::kFloat32;
   for (int r = hidden; r < a->rows; ++r) {
@@ -384,16 +383,15 @@ void combine_table_out(std::vector<Tensor> xs, Tensor weights, OptionalTensor no
 template <auto Run>
 void normal_out(Tensor ids, int64_t seed, int64_t stage, double scale, Tensor out) {
   NormalArgs a;
-  STD_TORCH_CHECK(to_dtype(out.scalar_type(), &a.y_type), "normal: out has dtype ",
-                  dtype_text(out),
+  STD_TORCH_CHECK(to_dtype(out.scalar_type(), &a.y_type), "normal: out has dtype ", dtype_text(out),
                   " but only float32, float16, bfloat16 and float64 are supported");
   STD_TORCH_CHECK(ids.scalar_type() == ScalarType::Long && ids.dim() == 1 && ids.is_contiguous(),
                   "normal: ids is ", dtype_text(ids), " ", shape_text(ids),
                   " but a contiguous int64 [samples] is needed");
   STD_TORCH_CHECK(out.dim() > 0 && out.size(0) == ids.size(0), "normal: out has shape ",
                   shape_text(out), " but there are ", ids.size(0), " ids");
-  STD_TORCH_CHECK(same_device(out, ids), "normal: out is on ", device_text(out),
-                  " but ids are on ", device_text(ids));
+  STD_TORCH_CHECK(same_device(out, ids), "normal: out is on ", device_text(out), " but ids are on ",
+                  device_text(ids));
   STD_TORCH_CHECK(out.is_contiguous(), "normal: out of shape ", shape_text(out),
                   " is not contiguous but the kernel writes it in row-major order");
   STD_TORCH_CHECK(std::isfinite(scale), "normal: the scale is ", scale, " but it must be finite");

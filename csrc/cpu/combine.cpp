@@ -27,8 +27,7 @@ struct RowWeights {
 
   RowWeights(const CombineArgs& a, int64_t sample) {
     const int columns = a.inputs + (a.clamp ? 1 : 0);
-    const double* weight =
-        a.weight_table ? a.weight_table + sample * a.rows * columns : a.weight;
+    const double* weight = a.weight_table ? a.weight_table + sample * a.rows * columns : a.weight;
     const double* noise = a.noise_table ? a.noise_table + sample * a.rows * a.noises : a.noise;
     for (int r = 0; r < a.rows; ++r) {
       const int used = r == 0 ? a.inputs : columns;
@@ -160,8 +159,8 @@ class Piece {
       const int row = first + r;
       memcpy(packed + r * columns, weights.value[row], columns * sizeof(T));
       const bool direct = !hold && a_.y_type[row] == kNative<T>;
-      call.y[r] = direct ? static_cast<T*>(at(a_.y[row], a_.y_type[row], offset))
-                         : scratch_->result[row];
+      call.y[r] =
+          direct ? static_cast<T*>(at(a_.y[row], a_.y_type[row], offset)) : scratch_->result[row];
       call.stream = call.stream && direct;
     }
     return run_rows(kernel_, call);

@@ -42,3 +42,8 @@ void run(const NormalArgs& a, const Tensor&) {
 STABLE_TORCH_LIBRARY_IMPL(diffast, CPU, m) { m.impl("normal.out", TORCH_BOX(&normal_out<run>)); }
 
 }  // namespace diffast::cpu
+
+// For the report of which backend runs: read by name, no torch types.
+extern "C" __attribute__((visibility("default"))) const char* diffast_cpu_isa() {
+  return diffast::cpu::kernels().name;
+}

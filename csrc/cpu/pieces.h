@@ -9,7 +9,7 @@
 
 namespace diffast::cpu {
 
-constexpr int64_t kPiece = 1024;        // elements, where something is prepared; a multiple of 4
+constexpr int64_t kPiece = 1024;         // elements, where something is prepared; a multiple of 4
 constexpr int64_t kLongPiece = 1 << 15;  // elements, where the rows run on the tensors themselves
 constexpr int64_t kGrain = 1 << 15;      // elements a thread should have at least
 

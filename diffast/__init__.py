@@ -1,0 +1,1 @@
+"""Fast, exact sampling for diffusion and flow models."""

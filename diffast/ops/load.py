@@ -1,0 +1,97 @@
+"""Loads the compiled kernels and says which implementation serves which device, and why."""
+
+import ctypes
+import os
+from pathlib import Path
+
+import torch
+
+from diffast.ops import reference
+from diffast.ops.schema import library
+
+BACKENDS = ("", "cuda", "triton", "reference")
+_report: dict[str, dict[str, str]] = {}
+
+
+def _wanted() -> str:
+    wanted = os.environ.get("DIFFAST_BACKEND", "")
+    if wanted not in BACKENDS:
+        known = ", ".join(BACKENDS[1:])
+        raise ValueError(f"DIFFAST_BACKEND is {wanted!r} but must be one of {known}, or unset")
+    return wanted
+
+
+def _binary(name: str) -> Path | None:
+    folder = Path(__file__).resolve().parent.parent
+    found = sorted(folder.glob(f"{name}.*so")) + sorted(folder.glob(f"{name}.pyd"))
+    return found[0] if found else None
+
+
+def _load_cpu(wanted: str) -> None:
+    path = _binary("_cpu")
+    if wanted == "reference":
+        _report["cpu"] = {"backend": "reference", "reason": "DIFFAST_BACKEND=reference"}
+    elif path is None:
+        reason = "the compiled _cpu is missing: install with --no-build-isolation to build it"
+        _report["cpu"] = {"backend": "reference", "reason": reason}
+    else:
+        torch.ops.load_library(str(path))
+        isa = ctypes.CDLL(str(path)).diffast_cpu_isa
+        isa.restype = ctypes.c_char_p
+        _report["cpu"] = {"backend": f"c++ ({isa().decode()})", "reason": f"{path.name} loaded"}
+
+
+def _load_cuda(wanted: str) -> None:
+    path = _binary("_cuda")
+    if torch.version.cuda is None:
+        reason = "this torch has no CUDA"
+        _report["cuda"] = {"backend": "none", "reason": reason}
+    elif wanted == "reference":
+        _report["cuda"] = {"backend": "reference", "reason": "DIFFAST_BACKEND=reference"}
+    elif path is not None and wanted != "triton":
+        torch.ops.load_library(str(path))
+        _report["cuda"] = {"backend": "cuda", "reason": f"{path.name} loaded"}
+    elif wanted == "cuda":
+        raise ImportError("DIFFAST_BACKEND is 'cuda' but the compiled _cuda is missing")
+    else:
+        reason = "DIFFAST_BACKEND=triton" if wanted == "triton" else "the compiled _cuda is missing"
+        _register_triton(wanted, reason)
+
+
+def _register_triton(wanted: str, reason: str) -> None:
+    try:
+        from diffast.ops import triton
+    except ModuleNotFoundError as error:
+        if error.name != "triton" or wanted == "triton":
+            raise
+        _report["cuda"] = {"backend": "reference", "reason": f"{reason}, and so is triton"}
+        return
+    for name, function in triton.IMPLEMENTATIONS.items():
+        library.impl(name, function, "CUDA")
+    _report["cuda"] = {"backend": "triton", "reason": reason}
+
+
+def load() -> None:
+    """Registers the reference for every device and the best kernels over it.
+
+    A missing binary is remembered and reported; one that fails to load raises.
+    """
+    wanted = _wanted()
+    for name, function in {
+        "combine": reference.combine,
+        "combine.out": reference.combine_out,
+        "combine.table": reference.combine_table,
+        "combine.table_out": reference.combine_table_out,
+        "normal.out": reference.normal_out,
+    }.items():
+        library.impl(name, function, "CompositeExplicitAutograd")
+    _load_cpu(wanted)
+    _load_cuda(wanted)
+
+
+def backends() -> dict[str, dict[str, str]]:
+    """Returns, for "cpu" and "cuda", the backend that serves it and the reason.
+
+    The backends are "c++ (avx2)" or "c++ (base)", "cuda", "triton", "reference" and "none".
+    """
+    return {device: dict(entry) for device, entry in _report.items()}

@@ -1,0 +1,36 @@
+"""The ops' schemas: the one place where their arguments are named.
+
+`xs` are K tensors of one shape [B, ...]; row r of the result is
+
+    y_r = sum_k weights[r, k] * xs[k] (+ weights[r, K] * y_0 with a clamp) + sum_m noise[r, m] * z_m
+
+products and sums rounded one by one in float32 (float64 if any tensor is float64), columns in that
+order, and one rounding to the output's type. With `clamp = [low, high]` row 0 is clamped first and
+is one more column of the later rows. z_m are the normals of `normal`, slot m of the given stage.
+`outs` may leave the clamped row 0 out; `status` [B] keeps, for each sample, the first stage at
+which a sum was not finite (fill it with -1 beforehand).
+"""
+
+import torch
+
+MAX_INPUTS = 16
+MAX_ROWS = 8
+MAX_NOISES = 2
+
+SCHEMAS = {
+    "combine": "(Tensor[] xs, float[] weights, float[] noise, int seed, int stage, Tensor? ids, "
+    "float[] clamp) -> Tensor[]",
+    "combine.out": "(Tensor[] xs, float[] weights, float[] noise, int seed, int stage, "
+    "Tensor? ids, float[] clamp, Tensor(a!)[] outs, Tensor(b!)? status) -> ()",
+    "combine.table": "(Tensor[] xs, Tensor weights, Tensor? noise, Tensor? streams, "
+    "float[] clamp) -> Tensor[]",
+    "combine.table_out": "(Tensor[] xs, Tensor weights, Tensor? noise, Tensor? streams, "
+    "float[] clamp, Tensor(a!)[] outs, Tensor(b!)? status) -> ()",
+    "normal": "(Tensor ids, int[] shape, int seed, int stage, float scale, ScalarType dtype) "
+    "-> Tensor",
+    "normal.out": "(Tensor ids, int seed, int stage, float scale, Tensor(a!) out) -> ()",
+}
+
+library = torch.library.Library("diffast", "DEF")
+for _name, _schema in SCHEMAS.items():
+    library.define(_name + _schema)
