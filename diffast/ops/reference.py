@@ -121,6 +121,14 @@ def _sum_columns(weights: list, columns: list[torch.Tensor]) -> torch.Tensor:
     return total
 
 
+def _clamp_to(value: torch.Tensor, limits) -> torch.Tensor:
+    # Spelled out, as in csrc/row.h: torch.clamp refuses limits beyond float32, which round to
+    # infinity here, and leaves open which zero max(-0, +0) is.
+    limits = torch.tensor(limits, dtype=torch.float64, device=value.device).to(value.dtype)
+    value = torch.where(value < limits[0], limits[0], value)
+    return torch.where(value > limits[1], limits[1], value)
+
+
 def _rows(xs, row_weights, row_noise, noises, clamp, arithmetic):
     """Returns the rows in the arithmetic type and, per row, the sum before any clamp."""
     columns = [x.to(arithmetic) for x in xs]
@@ -134,7 +142,7 @@ def _rows(xs, row_weights, row_noise, noises, clamp, arithmetic):
         total = _sum_columns([*weights, *noise], [*inputs, *noises])
         sums.append(total)
         if clamp and r == 0:
-            total = torch.clamp(total, clamp[0], clamp[1])
+            total = _clamp_to(total, clamp)
         rows.append(total)
     return rows, sums
 

@@ -1,0 +1,95 @@
+"""Small trained networks for 28x28 digits: a denoiser, a noise-aware classifier and a judge.
+
+They are there for examples, tests and measurements; ``weights/README.md`` says how they were
+trained and how good they are.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from diffast.digits.classifier import (
+    ClassifierConfig,
+    DigitJudge,
+    JudgeConfig,
+    NoisyDigitClassifier,
+)
+from diffast.digits.unet import NULL_LABEL, DigitUNet, UNetConfig
+
+__all__ = [
+    "NULL_LABEL",
+    "ClassifierConfig",
+    "DigitJudge",
+    "DigitUNet",
+    "JudgeConfig",
+    "NoisyDigitClassifier",
+    "UNetConfig",
+    "load_classifier",
+    "load_judge",
+    "load_unet",
+]
+
+WEIGHTS = Path(__file__).parent / "weights"
+"""The folder of the weights that the package ships."""
+
+_Network = TypeVar("_Network", bound=nn.Module)
+
+
+def load_unet(path: Path | str | None = None) -> DigitUNet:
+    """The trained denoiser ``unet(x, t, labels) -> x0``, float32 on the CPU, in eval mode.
+
+    Args:
+        path: safetensors file to read instead of the shipped one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file does not hold a ``DigitUNet``.
+    """
+    return _load(DigitUNet, UNetConfig, path or WEIGHTS / "unet.safetensors")
+
+
+def load_classifier(path: Path | str | None = None) -> NoisyDigitClassifier:
+    """The trained noise-aware classifier ``classifier(x, t) -> logits``.
+
+    Its weights need no gradient, its input may: that is what classifier guidance differentiates.
+    Argument, device, mode and errors as of ``load_unet``.
+    """
+    return _load(NoisyDigitClassifier, ClassifierConfig, path or WEIGHTS / "classifier.safetensors")
+
+
+def load_judge(path: Path | str | None = None) -> DigitJudge:
+    """The trained judge of clean digits; argument, device, mode and errors as of ``load_unet``."""
+    return _load(DigitJudge, JudgeConfig, path or WEIGHTS / "judge.safetensors")
+
+
+def _load(network: type[_Network], config: type, path: Path | str) -> _Network:
+    """The network of a safetensors file whose metadata holds ``kind`` and ``config``."""
+    name = network.__name__
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{name}: no weights at {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{name}: {path} is not a safetensors file ({error})") from error
+    if metadata.get("kind") != name:
+        raise ValueError(f"{name}: {path} holds {metadata.get('kind', 'no kind in its metadata')}")
+    try:
+        numbers = json.loads(metadata["config"])
+        numbers = {k: tuple(v) if isinstance(v, list) else v for k, v in numbers.items()}
+        # On the meta device nothing is drawn: loading leaves the caller's random numbers alone.
+        with torch.device("meta"):
+            model = network(config(**numbers))
+        model.load_state_dict(state, assign=True)
+    except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())  # load_state_dict spreads over lines
+        raise ValueError(f"{name}: {path} does not fit ({reason})") from error
+    return model.eval().requires_grad_(False)

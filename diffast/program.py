@@ -1,0 +1,131 @@
+"""A plan and a denoiser multiplied out: for each stage, the rows of one `combine` call.
+
+What the network predicts and its guidance are linear, so they disappear into the plan's numbers:
+each row here weighs the tensors themselves (anchor, model input, raw network outputs, remembered
+entries). Which buffer holds what is the executor's business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffast.plan import Plan
+
+# Tensors that rows weigh. A remembered entry is ("history", stage that made it).
+ANCHOR, INPUT, COND, UNCOND, X0 = "anchor", "input", "cond", "uncond", "x0"
+
+# What rows make.
+POINT, ENTRY = "point", "entry"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One linear combination: weights by tensor name, and the weight of the fresh noise."""
+
+    weights: dict
+    noise: float = 0.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One network call and the rows that follow it.
+
+    Args:
+        time: model time of the call.
+        halves: "cond", "uncond" or "both": what the network is called on.
+        x0: the x0 estimate from input and outputs.
+        point: the next model input.
+        anchor: the next anchor; None: the anchor stays; equal to `point`: they are one tensor.
+        entry: what is remembered; None: nobody asks for it later.
+        forget: stages whose remembered entries nobody asks for after this one.
+    """
+
+    time: float
+    halves: str
+    x0: Row
+    point: Row
+    anchor: Row | None
+    entry: Row | None
+    forget: tuple[int, ...]
+
+
+def build(plan: Plan, denoiser, fold: bool = True) -> list[Stage]:
+    """Returns the stages of the plan for that denoiser, [S].
+
+    Args:
+        plan: the solver's tables.
+        denoiser: gives `affine(times)` and `scales(times)`.
+        fold: True: rows weigh the network's outputs; False: they weigh the tensor "x0", which
+            something not linear (a clamp, a hook) has been done to.
+
+    Raises:
+        ValueError: what `denoiser.affine` and `denoiser.scales` raise.
+    """
+    a, b = (w.tolist() for w in denoiser.affine(plan.times))
+    scales = denoiser.scales(plan.times).tolist()
+    times, read = plan.times.tolist(), plan.read.tolist()
+    point, anchor = plan.point.tolist(), plan.anchor.tolist()
+    uses = _uses(plan)
+    keep = [1.0] + [0.0] * (plan.history + 1)
+    stages = []
+    # Whether anchor and model input are one tensor, before the stage.
+    together = True
+    for i in range(plan.stages):
+        halves, outputs = _outputs(scales[i], b[i])
+        x0 = {INPUT: a[i], **outputs}
+        entry = _scaled(read[i][1], x0 if fold else {X0: 1.0})
+        entry[INPUT] = entry.get(INPUT, 0.0) + read[i][0]
+        rows = {}
+        for name, table in (("point", point[i]), ("anchor", anchor[i])):
+            weights = _scaled(table[2], entry)
+            weights[ANCHOR] = weights.get(ANCHOR, 0.0) + table[0]
+            for back, weight in enumerate(table[3:], 1):
+                if weight != 0.0:
+                    weights[("history", i - back)] = weight
+            rows[name] = Row(_tidy(weights, together), table[1])
+        stays = anchor[i] == keep and not (together and point[i] == keep)
+        stages.append(
+            Stage(
+                time=times[i],
+                halves=halves,
+                x0=Row(_tidy(x0, together)),
+                point=rows["point"],
+                anchor=None if stays else rows["anchor"],
+                entry=Row(_tidy(entry, together)) if uses[i] else None,
+                forget=tuple(j for j in range(i) if uses[j] and uses[j][-1] == i),
+            )
+        )
+        together = point[i] == anchor[i]
+    return stages
+
+
+def _outputs(scale: float, b: float) -> tuple[str, dict]:
+    if scale == 1.0:
+        return "cond", {COND: b}
+    if scale == 0.0:
+        return "uncond", {UNCOND: b}
+    return "both", {COND: b * scale, UNCOND: b * (1.0 - scale)}
+
+
+def _scaled(factor: float, weights: dict) -> dict:
+    return {name: factor * weight for name, weight in weights.items()}
+
+
+def _tidy(weights: dict, together: bool) -> dict:
+    """Returns the weights without zeros, the input's added to the anchor's where they are one."""
+    weights = dict(weights)
+    if together and INPUT in weights:
+        weights[ANCHOR] = weights.get(ANCHOR, 0.0) + weights.pop(INPUT)
+    return {name: weight for name, weight in weights.items() if weight != 0.0}
+
+
+def _uses(plan: Plan) -> list[list[int]]:
+    """Returns, for each stage, the later stages that ask for the entry it made."""
+    asked = (plan.point[:, 2:] != 0.0) | (plan.anchor[:, 2:] != 0.0)  # [S, H]
+    later = [[] for _ in range(plan.stages)]
+    for i, back in np.argwhere(asked):
+        if back > 0:
+            later[i - back].append(int(i))
+    return later
