@@ -1,32 +1,48 @@
 """Fast, exact sampling for diffusion and flow models.
 
-import diffast as df
+Example:
+    import diffast as df
 
-schedule = df.schedules.vp_linear()
-plan = df.solvers.dpmpp_2m(schedule, df.grids.karras(schedule, 20))
-denoiser = df.Denoiser(network, schedule, predicts="epsilon")
-out = df.sample(denoiser, plan, shape=(16, 1, 28, 28), seed=0)
+    schedule = df.schedules.vp_linear()
+    plan = df.solvers.dpmpp_2m(schedule, df.grids.karras(schedule, 20))
+    denoiser = df.Denoiser(network, schedule, predicts="epsilon")
+    out = df.sample(denoiser, plan, shape=(16, 1, 28, 28), seed=0)
 """
 
-from diffast import grids, ops, solvers
-from diffast import schedule as schedules
-from diffast.denoiser import Denoiser
-from diffast.ops import backends
-from diffast.plan import Plan, unroll
-from diffast.sampler import Progress, Samples, sample
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Denoiser",
-    "Plan",
-    "Progress",
-    "Samples",
-    "backends",
-    "grids",
-    "ops",
-    "sample",
-    "schedules",
-    "solvers",
-    "unroll",
-]
+# Where each public name lives. Loaded when first asked for: plans can be made without torch.
+_HOMES = {
+    "Denoiser": "diffast.denoiser",
+    "Plan": "diffast.plan",
+    "Progress": "diffast.sampler",
+    "Samples": "diffast.sampler",
+    "backends": "diffast.ops",
+    "digits": "diffast.digits",
+    "grids": "diffast.grids",
+    "ops": "diffast.ops",
+    "sample": "diffast.sampler",
+    "schedules": "diffast.schedule",
+    "solvers": "diffast.solvers",
+    "unroll": "diffast.plan",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Returns the public object of that name, or the module behind it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'diffast' has no attribute {name!r}")
+    module = import_module(_HOMES[name])
+    value = getattr(module, name, module)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Returns the public names."""
+    return sorted([*globals(), *__all__])

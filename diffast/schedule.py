@@ -290,8 +290,7 @@ class SigmaSpace:
     sigma_min: float
     sigma_max: float
 
-    t_end = 0.0
-    domain = (0.0, np.inf)
+    t_end, domain = 0.0, (0.0, np.inf)
 
     @property
     def t_start(self):
@@ -366,8 +365,7 @@ class FromBetas:
     timesteps: int = field(init=False, compare=False)
     _lam: np.ndarray = field(init=False, compare=False, repr=False)
 
-    t_end = -1.0
-    t_min = 0.0
+    t_end, t_min = -1.0, 0.0
 
     def __post_init__(self):
         """Tabulates lam at the indices; log(alpha^2) is a sum of log1p, so early ones are exact."""

@@ -193,7 +193,7 @@ def special_values(dtype):
 def test_special_values(dtype, out):
     """Every pair of special values in two columns, under weights that keep or spoil them."""
     values = torch.tensor(special_values(dtype), dtype=torch.float64).to(dtype)
-    pairs = torch.cartesian_prod(values, values).repeat(1, 1)
+    pairs = torch.cartesian_prod(values, values)
     xs = [pairs[:, 0].reshape(1, -1).contiguous(), pairs[:, 1].reshape(1, -1).contiguous()]
     weights = [1.0, 1.0, 1.0, -1.0, 0.0, 0.5, -0.0, 0.0, 1e-30, 1e30, 1e300, 1e-320]
     for clamp in ([], [0.0, 1.0], [-0.0, 0.0], [-1e300, 1e-300], [-float("inf"), 65504.0]):
@@ -256,6 +256,18 @@ def test_a_clamp_does_not_hide_a_bad_sum_from_the_status(stored, bad):
         assert status.tolist() == [-1, 3, 9]
         if stored and bad == bad:
             assert outs[0].isfinite().all()
+
+
+@pytest.mark.parametrize("bad", (float("inf"), float("nan"), 1e300))
+def test_a_bad_weight_in_a_table_shows_in_the_status(bad):
+    case = Case(np.random.default_rng(1), [torch.randn(3, 70), torch.randn(3, 70)], 2, noises=1)
+    case.table[1, 1, 0] = bad
+    case.noise_table[2, 0, 0] = bad
+    case.check(bad)
+    status = torch.full((3,), -1)
+    outs = [torch.empty(3, 70), torch.empty(3, 70)]
+    ops.combine_table_out(*case.table_call, outs, status)
+    assert status.tolist() == [-1, *(case.streams[1:, 2] & (ops.STAGE_LIMIT - 1)).tolist()]
 
 
 @pytest.mark.parametrize("rows", (1, 3, 6))

@@ -11,7 +11,7 @@ import torch
 
 from diffast.ops import load as _load
 from diffast.ops import register as _register
-from diffast.ops.load import backends
+from diffast.ops.load import backends, triton_version
 from diffast.ops.noise import (
     BROWNIAN_NOISE,
     INITIAL_NOISE,
@@ -47,6 +47,7 @@ __all__ = [
     "fold_seed",
     "normal",
     "normal_out",
+    "triton_version",
 ]
 
 

@@ -1,6 +1,7 @@
 """Loads the compiled kernels and says which implementation serves which device, and why."""
 
 import ctypes
+import importlib.metadata
 import os
 from pathlib import Path
 
@@ -95,3 +96,11 @@ def backends() -> dict[str, dict[str, str]]:
     The backends are "c++ (avx2)" or "c++ (base)", "cuda", "triton", "reference" and "none".
     """
     return {device: dict(entry) for device, entry in _report.items()}
+
+
+def triton_version() -> str | None:
+    """Returns the version of the triton that is installed, None if there is none."""
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,203 @@
+"""The command line: `diffast demo | sample | doctor`."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import platform
+import sys
+import time
+
+GRIDS = ("karras", "uniform_logsnr", "uniform_time")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 after one line on stderr for bad input."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        print(f"diffast: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("diffast: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="diffast", description="Fast, exact sampling for diffusion and flow models."
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="sample 64 digits with the embedded network")
+    _add_run_options(demo)
+    demo.set_defaults(run=_sample, count=64, columns=8)
+
+    sample = commands.add_parser("sample", help="the same, with every choice")
+    _add_run_options(sample)
+    sample.add_argument("--count", type=int, default=64, help="how many digits (%(default)s)")
+    sample.add_argument(
+        "--columns", type=int, default=8, help="digits a row of a PNG (%(default)s)"
+    )
+    sample.set_defaults(run=_sample)
+
+    doctor = commands.add_parser("doctor", help="say which backend serves which device, and why")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--steps", type=int, default=18, help="grid intervals (%(default)s)")
+    add("--solver", default="dpmpp_2m", help="a solver's name (%(default)s)")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the solver, such as eta=0.5",
+    )
+    add("--grid", default="karras", help=f"one of {', '.join(GRIDS)} (%(default)s)")
+    add("--seed", type=int, default=0, help="any integer of 64 bits (%(default)s)")
+    add("--classes", default="0-9", help="digits such as 7 or 0-4,9, in turn (%(default)s)")
+    add("--guidance", type=float, default=1.0, help="classifier-free scale (%(default)s: none)")
+    add("--device", default=None, help="cpu or cuda (default: cuda where there is one)")
+    add("--out", default="digits.png", help=".png, .npz or .safetensors (%(default)s)")
+    add("--quiet", action="store_true", help="no progress bar")
+
+
+def _classes(text: str) -> list[int]:
+    digits: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ValueError(
+                f"--classes {text!r}: {part!r} is neither a digit nor a range like 0-4"
+            )
+        run = range(int(first), int(last if dash else first) + 1)
+        if not run or run[-1] > 9:
+            raise ValueError(f"--classes {text!r}: {part!r} but classes are 0 to 9, ascending")
+        digits += run
+    return digits
+
+
+def _options(solver: str, build, pairs: list[str]) -> dict:
+    parameters = list(inspect.signature(build).parameters.values())[2:]
+    known = {p.name: p.default for p in parameters}
+    options = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or name not in known:
+            listed = ", ".join(known) or "none"
+            raise ValueError(f"--set {pair!r} but the options of {solver} are: {listed}")
+        try:
+            options[name] = type(known[name])(value)
+        except ValueError:
+            kind = type(known[name]).__name__
+            raise ValueError(f"--set {pair!r} but {name} is a {kind}") from None
+    return options
+
+
+def _make_plan(arguments: argparse.Namespace, schedule):
+    from diffast import grids, solvers
+
+    if arguments.grid not in GRIDS:
+        raise ValueError(f"grid {arguments.grid!r} is not known, but these are: {', '.join(GRIDS)}")
+    build = solvers.get(arguments.solver)
+    options = _options(arguments.solver, build, arguments.set)
+    times = getattr(grids, arguments.grid)(schedule, arguments.steps)
+    return build(schedule, times, **options)
+
+
+def _device(name: str | None):
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name!r} is no device, but cpu and cuda are") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name} but this torch sees no CUDA device")
+    return device
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from diffast import output
+
+    # Everything that can be refused is refused before the work.
+    path = output.check_path(arguments.out)
+    digits = _classes(arguments.classes)
+    if arguments.count < 1:
+        raise ValueError(f"--count {arguments.count} but at least 1 is needed")
+    if arguments.columns < 1:
+        raise ValueError(f"--columns {arguments.columns} but at least 1 is needed")
+
+    import torch
+
+    from diffast import Denoiser, backends, sample, schedules
+    from diffast.digits import NULL_LABEL, load_unet
+
+    schedule = schedules.edm()
+    plan = _make_plan(arguments, schedule)
+    device = _device(arguments.device)
+    labels = torch.tensor([digits[i % len(digits)] for i in range(arguments.count)])
+    guided = arguments.guidance != 1.0
+    denoiser = Denoiser(
+        load_unet().to(device),
+        schedule,
+        predicts="x0",
+        conditions={"labels": labels},
+        unconditional={"labels": torch.tensor([NULL_LABEL])} if guided else None,
+        guidance=arguments.guidance,
+    )
+    shape = (arguments.count, 1, 28, 28)
+    begin = time.perf_counter()
+    out = sample(
+        denoiser, plan, shape, seed=arguments.seed, device=device, progress=not arguments.quiet
+    )
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - begin
+
+    facts = {
+        "solver": plan.name,
+        "grid": arguments.grid,
+        "steps": plan.steps,
+        "network_calls": plan.stages,
+        "seed": arguments.seed,
+        "guidance": arguments.guidance,
+    }
+    output.write(path, out.x, {"labels": labels.numpy()}, facts, arguments.columns)
+    print(f"digits         {arguments.count} (classes {arguments.classes})")
+    print(f"solver         {plan.name}, {arguments.grid} grid")
+    print(f"steps          {plan.steps}")
+    print(f"network calls  {plan.stages}{' (of twice the batch: guided)' if guided else ''}")
+    print(f"seconds        {seconds:.2f}")
+    print(f"backend        {backends()[device.type]['backend']} on {device}")
+    print(f"wrote          {path}")
+    return 0
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    import numpy
+    import torch
+
+    import diffast
+
+    print(f"diffast  {diffast.__version__}")
+    print(f"python   {platform.python_version()} on {platform.machine()}")
+    print(f"torch    {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"numpy    {numpy.__version__}")
+    print(f"triton   {diffast.ops.triton_version() or 'not installed'}")
+    for device, entry in diffast.backends().items():
+        print(f"{device:<8} {entry['backend']}: {entry['reason']}")
+    try:
+        from diffast import _host
+
+        print(f"host     built with {_host.build_info()['compiler']}")
+    except ImportError:
+        print("host     the _host extension is missing (only tests and tables need it)")
+    return 0

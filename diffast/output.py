@@ -1,0 +1,119 @@
+"""Samples to files: a PNG grid, .npz or .safetensors, each written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ENDINGS = (".png", ".npz", ".safetensors")
+
+
+def check_path(path: str | Path) -> Path:
+    """Returns the path if samples can be written there; called before the work, not after.
+
+    Raises:
+        ValueError: for an ending that is not known, a missing folder, or one without permission.
+    """
+    path = Path(path)
+    if path.suffix not in ENDINGS:
+        raise ValueError(f"output {path} ends in {path.suffix!r} but must end in {_listed()}")
+    if path.is_dir():
+        raise ValueError(f"output {path} is a folder but a file is needed")
+    folder = path.parent
+    if not folder.is_dir():
+        raise ValueError(f"output {path}: the folder {folder} does not exist")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"output {path}: the folder {folder} is not writable")
+    return path
+
+
+def _listed() -> str:
+    return ", ".join(ENDINGS[:-1]) + " or " + ENDINGS[-1]
+
+
+def grid(x: torch.Tensor, columns: int, low: float = -1.0, high: float = 1.0) -> np.ndarray:
+    """Returns the samples as one picture, uint8 [rows * H, columns * W] or [..., 3].
+
+    Args:
+        x: samples [N, C, H, W] with C = 1 or 3; values outside [low, high] are clipped.
+        columns: pictures a row; the last row is filled up with `low`.
+        low: value of black.
+        high: value of white.
+
+    Raises:
+        ValueError: for another shape, or fewer than 1 column.
+    """
+    if x.dim() != 4 or x.shape[1] not in (1, 3):
+        raise ValueError(f"grid: x is {list(x.shape)} but [N, 1 or 3, H, W] is needed")
+    if columns < 1:
+        raise ValueError(f"grid: {columns} columns but at least 1 is needed")
+    count, channels, height, width = x.shape
+    unit = ((x.detach().float().cpu() - low) / (high - low)).clamp(0, 1)
+    pixels = (unit * 255).round().to(torch.uint8).numpy()
+    rows = max(1, -(-count // columns))
+    page = np.zeros((rows * columns, channels, height, width), np.uint8)
+    page[:count] = pixels
+    page = page.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
+    page = page.reshape(rows * height, columns * width, channels)
+    return page[:, :, 0] if channels == 1 else page
+
+
+def write(path: str | Path, x: torch.Tensor, arrays: dict, facts: dict, columns: int = 8) -> Path:
+    """Returns the path, after writing the samples there.
+
+    Args:
+        path: ends in .png (a grid), .npz or .safetensors (`x` and the arrays).
+        x: samples [N, C, H, W].
+        arrays: further arrays by name, such as labels [N] (not in a PNG).
+        facts: how the samples were made, JSON-able; kept as text in every format.
+        columns: pictures a row of the grid.
+
+    Raises:
+        ValueError: as `check_path` and `grid`.
+    """
+    path = check_path(path)
+    text = json.dumps(facts, sort_keys=True)
+    # Written beside the target and renamed, so that a full disk or a stop leaves the old file.
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    try:
+        _WRITERS[path.suffix](name, x, arrays, text, columns)
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+    return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _write_png(name, x, arrays, text, columns) -> None:
+    from PIL import Image, PngImagePlugin
+
+    note = PngImagePlugin.PngInfo()
+    note.add_text("diffast", text)
+    Image.fromarray(grid(x, columns)).save(name, format="PNG", pnginfo=note)
+
+
+def _write_npz(name, x, arrays, text, columns) -> None:
+    np.savez(name, x=x.cpu().numpy(), facts=np.array(text), **arrays)
+
+
+def _write_safetensors(name, x, arrays, text, columns) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {key: torch.as_tensor(value) for key, value in arrays.items()}
+    save_file({"x": x.cpu().contiguous(), **tensors}, name, metadata={"diffast": text})
+
+
+_WRITERS = {".png": _write_png, ".npz": _write_npz, ".safetensors": _write_safetensors}

@@ -1,0 +1,134 @@
+"""The command line: what it writes, what it prints, what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+import diffast as df
+from diffast import output
+from diffast.cli import main
+
+FAST = ["--steps", "2", "--quiet"]
+
+
+def test_demo_writes_an_8_by_8_grid_and_says_what_it_did(tmp_path, capsys):
+    out = tmp_path / "digits.png"
+    assert main(["demo", *FAST, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    for line in ("digits         64", "steps          2", "network calls  2", "seconds", "wrote"):
+        assert line in said
+    assert df.backends()["cpu"]["backend"] in said
+    with Image.open(out) as picture:
+        assert picture.size == (8 * 28, 8 * 28)
+        assert np.asarray(picture).std() > 20
+        assert json.loads(picture.text["diffast"])["steps"] == 2
+
+
+@pytest.mark.parametrize("solver", df.solvers.SOLVERS)
+def test_sample_runs_every_solver(solver, tmp_path, capsys):
+    out = tmp_path / "x.npz"
+    args = ["sample", *FAST, "--solver", solver, "--count", "3", "--classes", "7,1-2"]
+    assert main([*args, "--out", str(out), "--seed", "-5"]) == 0
+    with np.load(out, allow_pickle=False) as file:
+        assert file["x"].shape == (3, 1, 28, 28)
+        assert file["labels"].tolist() == [7, 1, 2]
+        facts = json.loads(str(file["facts"]))
+    assert facts["seed"] == -5
+    capsys.readouterr()
+
+
+def test_formats_hold_the_same_numbers_and_guidance_changes_them(tmp_path, capsys):
+    def run(name, *more):
+        path = tmp_path / name
+        assert main(["sample", *FAST, "--count", "2", "--out", str(path), *more]) == 0
+        return path
+
+    with np.load(run("a.npz")) as file:
+        x = file["x"]
+    with safe_open(run("a.safetensors"), "pt") as file:
+        assert torch.equal(file.get_tensor("x"), torch.from_numpy(x))
+        assert json.loads(file.metadata()["diffast"])["guidance"] == 1.0
+    with Image.open(run("a.png", "--columns", "2")) as picture:
+        assert np.array_equal(np.asarray(picture), output.grid(torch.from_numpy(x), 2))
+    with np.load(run("b.npz", "--guidance", "3")) as file:
+        assert not np.array_equal(file["x"], x)
+    assert "twice the batch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--solver", "rk99"], "solver 'rk99' is not known, but these are: euler, "),
+        (["--grid", "square"], "grid 'square' is not known, but these are: karras, "),
+        (["--classes", "12"], "'12' but classes are 0 to 9"),
+        (["--classes", "a"], "'a' is neither a digit nor a range"),
+        (["--classes", "5-3"], "classes are 0 to 9, ascending"),
+        (["--steps", "0"], "0"),
+        (["--out", "digits.gif"], "ends in '.gif' but must end in .png, .npz or .safetensors"),
+        (["--out", "/no/such/folder/x.png"], "/no/such/folder does not exist"),
+        (["--solver", "ddim", "--set", "eta=2"], "eta = 2.0"),
+        (["--solver", "ddim", "--set", "eta=x"], "eta is a float"),
+        (["--solver", "ddim", "--set", "ita=1"], "the options of ddim are: eta"),
+        (["--solver", "euler", "--set", "eta=1"], "the options of euler are: none"),
+        (["--device", "toaster"], "'toaster' is no device"),
+        (["--seed", str(2**64)], "does not fit into 64 bits"),
+        (["--count", "0"], "--count 0 but at least 1"),
+        (["--guidance", "nan"], "guidance is nan but must be finite"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", *FAST, *arguments]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.err.startswith("diffast: ") and said.err.count("\n") == 1
+    assert not said.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.npz"
+    output.write(path, torch.zeros(1, 1, 2, 2), {}, {})
+    before = path.read_bytes()
+    monkeypatch.setattr(np, "savez", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        output.write(path, torch.ones(1, 1, 2, 2), {}, {})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_grid_places_clips_and_colours():
+    x = torch.stack([torch.full((3, 2, 2), v) for v in (-2.0, 0.0, 1.0)])
+    page = output.grid(x, 2)
+    assert page.shape == (4, 4, 3)
+    assert page[0, 0].tolist() == [0] * 3
+    assert page[0, 2].tolist() == [128] * 3
+    assert page[2, 0].tolist() == [255] * 3
+    assert page[2, 2].tolist() == [0] * 3
+    with pytest.raises(ValueError, match=r"\[1, 2, 3, 3\]"):
+        output.grid(torch.zeros(1, 2, 3, 3), 1)
+
+
+def test_doctor_names_the_backends(capsys):
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    for device, entry in df.backends().items():
+        assert f"{device:<8} {entry['backend']}: {entry['reason']}" in said
+
+
+def test_no_command_and_module_form():
+    environment = {**os.environ, "COLUMNS": "100"}
+    run = subprocess.run(
+        [sys.executable, "-m", "diffast", "doctor"], capture_output=True, text=True, env=environment
+    )
+    assert run.returncode == 0, run.stderr
+    run = subprocess.run([sys.executable, "-m", "diffast"], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "COMMAND" in run.stderr
