@@ -37,6 +37,12 @@ def sources(folder: str, *endings: str) -> list[str]:
     return sorted(path for ending in endings for path in glob(f"csrc/{folder}/*{ending}"))
 
 
+def headers() -> list[str]:
+    """Returns every file that a source may include: a change of one rebuilds the extensions."""
+    endings = (".h", ".inc", ".cuh")
+    return sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in endings)
+
+
 def cuda_home() -> Path:
     home = Path(os.environ.get("CUDA_HOME") or cpp_extension.CUDA_HOME or "/usr/local/cuda")
     if not (home / "bin" / "nvcc").exists():
@@ -59,6 +65,7 @@ def cuda_extension() -> Extension:
             "cxx": [*HOST_FLAGS, TORCH_TARGET, "-DUSE_CUDA"],
             "nvcc": NVCC_FLAGS,
         },
+        depends=headers(),
         py_limited_api=True,
     )
 
@@ -70,11 +77,13 @@ def extensions() -> list[Extension]:
         "diffast._cpu",
         sources("cpu", ".cpp"),
         extra_compile_args={"cxx": [*HOST_FLAGS, TORCH_TARGET]},
+        depends=headers(),
         py_limited_api=True,
     )
     host = Extension(
         "diffast._host",
         sources("host", ".cpp"),
+        depends=headers(),
         include_dirs=[pybind11.get_include()],
         extra_compile_args=HOST_FLAGS,
         language="c++",
