@@ -66,6 +66,9 @@ inline std::string device_text(const Tensor& t) {
   return (t.is_cuda() ? "cuda:" : "device:") + std::to_string(t.get_device_index());
 }
 
+// A NaN has a sign that printing would show on one backend and not on another.
+inline double unsigned_nan(double value) { return std::isnan(value) ? std::fabs(value) : value; }
+
 inline bool same_shape(const Tensor& a, const Tensor& b) {
   const auto x = a.sizes();
   const auto y = b.sizes();
@@ -163,7 +166,8 @@ inline void set_clamp(CombineArgs* a, const std::vector<double>& clamp) {
   if (!a->clamp) return;
   STD_TORCH_CHECK(clamp.size() == 2, "combine: clamp has ", clamp.size(),
                   " numbers but (low, high) is needed");
-  STD_TORCH_CHECK(clamp[0] <= clamp[1], "combine: clamp low ", clamp[0], " but high ", clamp[1]);
+  STD_TORCH_CHECK(clamp[0] <= clamp[1], "combine: clamp low ", unsigned_nan(clamp[0]), " but high ",
+                  unsigned_nan(clamp[1]));
   a->low = clamp[0];
   a->high = clamp[1];
 }
@@ -229,7 +233,8 @@ inline void set_host_weights(CombineArgs* a, const std::vector<double>& weights,
   const int columns = a->inputs + (a->clamp ? 1 : 0);
   for (size_t i = 0; i < weights.size(); ++i) {
     STD_TORCH_CHECK(std::isfinite(weights[i]), "combine: the weight of row ", i / columns,
-                    ", column ", i % columns, " is ", weights[i], " but weights must be finite");
+                    ", column ", i % columns, " is ", unsigned_nan(weights[i]),
+                    " but weights must be finite");
     a->weight[i] = weights[i];
   }
   if (a->clamp)
@@ -241,7 +246,7 @@ inline void set_host_weights(CombineArgs* a, const std::vector<double>& weights,
   a->noises = int8_t(noise.size() / a->rows);
   for (size_t i = 0; i < noise.size(); ++i) {
     STD_TORCH_CHECK(std::isfinite(noise[i]), "combine: the noise weight of row ", i / a->noises,
-                    " is ", noise[i], " but weights must be finite");
+                    " is ", unsigned_nan(noise[i]), " but weights must be finite");
     a->noise[i] = noise[i];
   }
 }
@@ -394,7 +399,8 @@ void normal_out(Tensor ids, int64_t seed, int64_t stage, double scale, Tensor ou
                   device_text(ids));
   STD_TORCH_CHECK(out.is_contiguous(), "normal: out of shape ", shape_text(out),
                   " is not contiguous but the kernel writes it in row-major order");
-  STD_TORCH_CHECK(std::isfinite(scale), "normal: the scale is ", scale, " but it must be finite");
+  STD_TORCH_CHECK(std::isfinite(scale), "normal: the scale is ", unsigned_nan(scale),
+                  " but it must be finite");
   check_word("normal", stage);
   a.y = out.mutable_data_ptr();
   a.ids = static_cast<const int64_t*>(ids.const_data_ptr());

@@ -368,8 +368,12 @@ def _state_like(denoiser, shape, noise, device) -> tuple[tuple[int, ...], torch.
 def _ids(ids, batch: int, device: torch.device) -> torch.Tensor:
     if ids is None:
         return torch.arange(batch, dtype=torch.int64, device=device)
-    given = torch.as_tensor(ids)
-    if given.dtype.is_floating_point or given.dtype in (torch.bool, torch.complex64):
+    try:
+        given = torch.as_tensor(ids)
+    except (OverflowError, RuntimeError, TypeError) as error:
+        raise ValueError(f"sample: ids must be integers of 64 bits, signed: {error}") from None
+    whole = not given.dtype.is_floating_point and not given.dtype.is_complex
+    if given.numel() and not (whole and given.dtype != torch.bool):
         raise ValueError(f"sample: ids are {given.dtype} but integers are needed")
     if tuple(given.shape) != (batch,):
         raise ValueError(f"sample: ids are {list(given.shape)} but there are {batch} samples")

@@ -221,9 +221,8 @@ def test_every_half_goes_in_and_every_rounding_comes_out():
         )
         assert_same_bits(wide, halves.to(torch.float32) + 0.0, dtype)
         tie = 1 << drop - 1
-        steps = torch.tensor([0, 1, tie - 1, tie, tie + 1])
+        steps = torch.tensor([0, 1, tie - 1, tie, tie + 1], dtype=torch.int32)
         near = (halves.to(torch.float32).view(torch.int32).T + steps).view(torch.float32)
-        near = near.reshape(1, -1).to(torch.float32)
         out, buffer = guarded(near.shape, dtype)
         ops.combine_out([near], [1.0], [], 0, 0, None, [], [out], None)
         assert_same_bits(out, near.to(dtype), dtype)

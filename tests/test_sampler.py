@@ -369,6 +369,8 @@ def test_overflow_of_a_finite_output_is_called_what_it_is():
         ({"noise": torch.tensor([[1.0], [float("nan")]])}, "sample 1"),
         ({"ids": [1, 2, 3]}, r"ids are \[3\] but there are 2"),
         ({"ids": [1.5, 2.0]}, "float32 but integers"),
+        ({"ids": [True, False]}, "bool but integers"),
+        ({"ids": [0, 2**63]}, "64 bits, signed"),
         ({"clamp": (1.0, -1.0)}, "in order"),
         ({"seed": 2**64}, "64 bits"),
     ],
@@ -412,7 +414,7 @@ def test_a_network_may_return_its_input():
 def test_an_empty_batch_is_fine():
     schedule = SCHEDULES["edm"]
     plan = df.solvers.heun(schedule, df.grids.karras(schedule, 3))
-    out = df.sample(df.Denoiser(lambda x, t: x, schedule), plan, shape=(0, 3, 4))
+    out = df.sample(df.Denoiser(lambda x, t: x, schedule), plan, shape=(0, 3, 4), ids=[])
     assert out.x.shape == (0, 3, 4)
     assert out.nfe.shape == (0,)
 

@@ -62,8 +62,8 @@ def noise_features(sigma: Tensor, width: int) -> Tensor:
         width: how many features, an even number.
     """
     c_noise = sigma.clamp(*_SIGMA_SEEN).log() / 4
-    # c_noise spans about [-1.6, 1.1]; from a quarter period over that span to some 12 periods,
-    # more would only let neighbouring noise levels come apart.
+    # c_noise spans about [-1.6, 1.1]: from half a period over that span to 13 of them; more would
+    # only let neighbouring noise levels come apart.
     steps = torch.linspace(0.0, 1.0, width // 2, device=sigma.device, dtype=sigma.dtype)
     angles = c_noise[:, None] * 30.0**steps  # [B, width/2]
     return torch.cat([angles.cos(), angles.sin()], dim=1)

@@ -60,10 +60,16 @@ def _no_clamp(clamp) -> None:
     )
 
 
+def _no_gradient(argument):
+    # Under torch.compile the backward has to return [] where an empty list came in.
+    return [] if isinstance(argument, (list, tuple)) and not argument else None
+
+
 def _setup_host(ctx, inputs, output):
-    xs, weights, _noise, _seed, _stage, _ids, clamp = inputs
+    xs, weights, *_, clamp = inputs
     _no_clamp(clamp)
     ctx.weights = weights
+    ctx.others = [_no_gradient(argument) for argument in inputs[1:]]
     ctx.dtypes = [x.dtype for x in xs]
 
 
@@ -77,13 +83,14 @@ def _backward_host(ctx, grads):
         table = [w for k in range(first, last) for w in ctx.weights[k::inputs]]
         back += _ops.combine(grads, table, [], 0, 0, None, [])
     back = [grad.to(dtype) for grad, dtype in zip(back, ctx.dtypes, strict=True)]
-    return back, None, None, None, None, None, None
+    return back, *ctx.others
 
 
 def _setup_table(ctx, inputs, output):
-    xs, weights, _noise, _streams, clamp = inputs
+    xs, weights, *_, clamp = inputs
     _no_clamp(clamp)
     ctx.save_for_backward(weights)
+    ctx.others = [_no_gradient(argument) for argument in inputs[1:]]
     ctx.dtypes = [x.dtype for x in xs]
 
 
@@ -100,7 +107,7 @@ def _backward_table(ctx, grads):
         table = weights[:, :, first : first + MAX_ROWS].transpose(1, 2).contiguous()
         back += _ops.combine.table(grads, table, None, None, [])
     back = [grad.to(dtype) for grad, dtype in zip(back, ctx.dtypes, strict=True)]
-    return back, None, None, None, None
+    return back, *ctx.others
 
 
 def _requires_grad(value) -> bool:

@@ -1,0 +1,13 @@
+// What the CUDA glue calls: one function an op, in plain structs, without any torch header.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "../combine_args.h"
+
+namespace diffast {
+
+cudaError_t launch_combine(const CombineArgs& args, cudaStream_t stream);
+cudaError_t launch_normal(const NormalArgs& args, cudaStream_t stream);
+
+}  // namespace diffast

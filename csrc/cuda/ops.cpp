@@ -1,0 +1,50 @@
+// The CUDA ops: the shared checks, the tensors' device and its current stream, then a launch. One
+// file for both, because an object file is named after its source and the kernels have the names.
+#include <cuda_runtime_api.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include "../tensors.h"
+#include "launch.h"
+
+namespace diffast::cuda {
+namespace {
+
+// The stable way to torch's current stream that torch 2.11 already has.
+cudaStream_t current_stream(int32_t device) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+template <typename Args>
+void run(const char* op, cudaError_t (*launch)(const Args&, cudaStream_t), const Args& args,
+         const Tensor& first) {
+  const int32_t device = first.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const cudaError_t error = launch(args, current_stream(device));
+  STD_TORCH_CHECK(error == cudaSuccess, op, ": the CUDA kernel was not launched on ",
+                  device_text(first), ": ", cudaGetErrorString(error), " (",
+                  cudaGetErrorName(error), ")");
+}
+
+void run_combine(const CombineArgs& args, const Tensor& first) {
+  run("combine", launch_combine, args, first);
+}
+
+void run_normal(const NormalArgs& args, const Tensor& first) {
+  run("normal", launch_normal, args, first);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(diffast, CUDA, m) {
+  m.impl("combine", TORCH_BOX(&combine<run_combine>));
+  m.impl("combine.out", TORCH_BOX(&combine_out<run_combine>));
+  m.impl("combine.table", TORCH_BOX(&combine_table<run_combine>));
+  m.impl("combine.table_out", TORCH_BOX(&combine_table_out<run_combine>));
+  m.impl("normal.out", TORCH_BOX(&normal_out<run_normal>));
+}
+
+}  // namespace diffast::cuda
