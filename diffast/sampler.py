@@ -370,7 +370,7 @@ def _ids(ids, batch: int, device: torch.device) -> torch.Tensor:
         return torch.arange(batch, dtype=torch.int64, device=device)
     try:
         given = torch.as_tensor(ids)
-    except (OverflowError, RuntimeError, TypeError) as error:
+    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"sample: ids must be integers of 64 bits, signed: {error}") from None
     whole = not given.dtype.is_floating_point and not given.dtype.is_complex
     if given.numel() and not (whole and given.dtype != torch.bool):

@@ -211,9 +211,9 @@ def test_signs_of_zero_and_extreme_values(emulated):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("size", (0, 1, 3, 4, 63, 1000, 4097))
 def test_normal_equals_the_reference(emulated, dtype, size):
-    for i, (batch, offset, scale) in enumerate(
-        itertools.product((0, 1, 3, 300), (0, 8), (1.0, -2.5, 1e-40))
-    ):
+    batches = (0, 1, 3) + (300,) * (size < 64)
+    cases = itertools.product(batches, (0, 8), (1.0, -2.5, 1e-40))
+    for i, (batch, offset, scale) in enumerate(cases):
         ids = torch.arange(batch) * -(2**40) + i
         out, buffer = guarded((batch, size), dtype, offset)
         wanted = torch.full((batch, size), torch.nan, dtype=dtype)
