@@ -8,6 +8,7 @@ entries). Which buffer holds what is the executor's business.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -51,7 +52,12 @@ class Stage:
     forget: tuple[int, ...]
 
 
-def build(plan: Plan, denoiser, fold: bool = True) -> list[Stage]:
+# What was built for a plan, by the numbers that went in: users run a plan many times over.
+_built: WeakKeyDictionary = WeakKeyDictionary()
+_KEPT = 8
+
+
+def build(plan: Plan, denoiser, fold: bool = True) -> tuple[Stage, ...]:
     """Returns the stages of the plan for that denoiser, [S].
 
     Args:
@@ -63,8 +69,18 @@ def build(plan: Plan, denoiser, fold: bool = True) -> list[Stage]:
     Raises:
         ValueError: what `denoiser.affine` and `denoiser.scales` raise.
     """
-    a, b = (w.tolist() for w in denoiser.affine(plan.times))
-    scales = denoiser.scales(plan.times).tolist()
+    a, b = denoiser.affine(plan.times)
+    scales = denoiser.scales(plan.times)
+    key = (a.tobytes(), b.tobytes(), scales.tobytes(), fold)
+    kept = _built.setdefault(plan, {})
+    if key not in kept:
+        if len(kept) == _KEPT:
+            kept.pop(next(iter(kept)))
+        kept[key] = _build(plan, a.tolist(), b.tolist(), scales.tolist(), fold)
+    return kept[key]
+
+
+def _build(plan: Plan, a: list, b: list, scales: list, fold: bool) -> tuple[Stage, ...]:
     times, read = plan.times.tolist(), plan.read.tolist()
     point, anchor = plan.point.tolist(), plan.anchor.tolist()
     uses = _uses(plan)
@@ -98,7 +114,7 @@ def build(plan: Plan, denoiser, fold: bool = True) -> list[Stage]:
             )
         )
         together = point[i] == anchor[i]
-    return stages
+    return tuple(stages)
 
 
 def _outputs(scale: float, b: float) -> tuple[str, dict]:

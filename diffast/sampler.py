@@ -155,6 +155,7 @@ class _Run:
         # Looked at after every stage on the CPU, where that is free; on a device it would wait for
         # the queue, so there once, at the end.
         self.seen = self.status.numpy() if self.device.type == "cpu" else None
+        self.unseen = b"\xff" * (8 * self.batch)  # the status as bytes while nothing is wrong
         self._make_network_input()
         self._prepare_network()
         self._prepare_calls()
@@ -251,7 +252,8 @@ class _Run:
         return [self._call(preview + rows, columns, [])]
 
     def _call(self, rows: list[tuple[Row, Any]], columns: dict, clamp: list[float]) -> _Call:
-        names = [name for name in columns if any(name in row.weights for row, _ in rows)]
+        used = set().union(*(row.weights for row, _ in rows))
+        names = [name for name in columns if name in used]
         # The clamped row 0 is the last column of the rows after it; its own weight there is 0.
         weighed = [*names, X0] if clamp else names
         weights = [row.weights.get(name, 0.0) for row, _ in rows for name in weighed]
@@ -303,7 +305,7 @@ class _Run:
                 call.outs,
                 self.status,
             )
-        if self.seen is not None and (self.seen >= 0).any():
+        if self.seen is not None and self.seen.tobytes() != self.unseen:
             raise FloatingPointError(self._complaint(i, output))
 
     def _hooked(self, i: int) -> torch.Tensor:
