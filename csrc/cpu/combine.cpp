@@ -11,10 +11,10 @@ namespace diffast::cpu {
 namespace {
 
 // Above this many bytes in and out of one call, outputs bypass the caches: they would be evicted
-// before anyone reads them, and a plain store first reads the line it overwrites.
-constexpr int64_t kStreamBytes = int64_t(4) << 20;
-
-constexpr int kRowGroup = 4;  // rows one kernel call takes
+// before anyone reads them, and a plain store first reads the line it overwrites (10 to 20 % of the
+// time at 160 MiB). Twice a large L3 on purpose: where the outputs still lie in the cache, two rows
+// of bypassing stores took five times as long, and the reader after us would have to fetch them.
+constexpr int64_t kStreamBytes = int64_t(64) << 20;
 
 template <typename T>
 constexpr DType kNative = sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32;
@@ -57,13 +57,15 @@ bool run_rows(const Kernels& kernel, const RowsCall<double>& call) {
   return kernel.rows_double(call);
 }
 
-// What a piece needs in the cache: prepared columns and results on their way to another type.
+// What a piece needs in the cache: prepared columns and results on their way to another type. One
+// cache line more than a piece each, or all of them would start in the same cache set.
 template <typename T>
 struct Scratch {
-  alignas(64) T input[kMaxInputs][kPiece];
-  alignas(64) T clamped[kPiece];
-  alignas(64) T noise[kMaxNoises][kPiece];
-  alignas(64) T result[kMaxRows][kPiece];
+  static constexpr int64_t kLine = 64 / sizeof(T);
+  alignas(64) T input[kMaxInputs][kPiece + kLine];
+  alignas(64) T clamped[kPiece + kLine];
+  alignas(64) T noise[kMaxNoises][kPiece + kLine];
+  alignas(64) T result[kMaxRows][kPiece + kLine];
 };
 
 // Pieces [begin, begin + count) of one sample (or of the whole batch, when nothing is per sample).
@@ -87,9 +89,9 @@ class Piece {
     if (a_.clamp) column_[columns++] = scratch_->clamped;
     for (int m = 0; m < a_.noises; ++m) column_[columns++] = scratch_->noise[m];
     // With several groups, a finished row may overwrite an input that a later group reads.
-    const bool hold = a_.rows - row > kRowGroup;
-    for (int first = row; first < a_.rows; first += kRowGroup) {
-      const int group = std::min<int>(kRowGroup, a_.rows - first);
+    const bool hold = a_.rows - row > kMaxGroup;
+    for (int first = row; first < a_.rows; first += kMaxGroup) {
+      const int group = std::min<int>(kMaxGroup, a_.rows - first);
       finite = row_group(weights, first, group, columns, offset, count, hold) && finite;
     }
     for (int r = row; r < a_.rows; ++r) {
@@ -147,7 +149,7 @@ class Piece {
 
   bool row_group(const RowWeights<T>& weights, int first, int group, int columns, int64_t offset,
                  int64_t count, bool hold) {
-    T packed[kRowGroup * kMaxColumns];
+    T packed[kMaxGroup * kMaxColumns];
     RowsCall<T> call;
     call.columns = columns;
     call.rows = group;
@@ -191,13 +193,21 @@ void report(const CombineArgs& a, int64_t sample) {
 }
 
 bool runs_in_place(const CombineArgs& a) {
-  if (a.clamp || a.noises > 0 || a.rows > kRowGroup) return false;
+  if (a.clamp || a.noises > 0 || a.rows > kMaxGroup) return false;
   const DType native = a.wide ? DType::kFloat64 : DType::kFloat32;
   for (int k = 0; k < a.inputs; ++k)
     if (a.x_type[k] != native) return false;
   for (int r = 0; r < a.rows; ++r)
     if (a.y_type[r] != native) return false;
   return true;
+}
+
+// An output that is an input has its lines in the cache: bypassing it costs up to three times.
+bool writes_over_inputs(const CombineArgs& a) {
+  for (int r = 0; r < a.rows; ++r)
+    for (int k = 0; k < a.inputs; ++k)
+      if (a.y[r] == a.x[k]) return true;
+  return false;
 }
 
 int64_t bytes_moved(const CombineArgs& a) {
@@ -216,7 +226,7 @@ void run_typed(CombineArgs a) {
   }
   const Kernels& kernel = kernels();
   const bool in_place = runs_in_place(a);
-  const bool stream = bytes_moved(a) >= kStreamBytes;
+  const bool stream = bytes_moved(a) >= kStreamBytes && !writes_over_inputs(a);
   const int64_t piece = in_place ? kLongPiece : kPiece;
   const int64_t pieces = (a.elements + piece - 1) / piece;
   const int64_t average = std::max<int64_t>(1, a.elements / std::max<int64_t>(1, pieces));

@@ -12,10 +12,12 @@ namespace diffast::cpu {
 // Blocks of four normals computed at a time: their words live on the stack, in the L1 cache.
 constexpr int kNormalBlocks = 64;
 
+constexpr int kMaxGroup = 4;  // rows one call takes
+
 template <typename T>
 struct RowsCall {
   const T* x[kMaxColumns];  // columns, `count` elements each
-  T* y[kMaxRows];           // rows
+  T* y[kMaxGroup];          // rows
   const T* weight;          // [rows, columns]
   int columns;
   int rows;

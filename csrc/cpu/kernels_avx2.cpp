@@ -1,4 +1,4 @@
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)  // clang knows no such pragma
 #define DIFFAST_HAS_AVX2_BUILD 1
 #include <immintrin.h>
 #endif
@@ -19,8 +19,10 @@
 
 namespace diffast::cpu::avx2 {
 namespace {
+#define DIFFAST_AVX2 1
 #define DIFFAST_ISA_NAME "avx2"
 #include "kernels.inc"
+static_assert(kVectorBytes == 32);
 }  // namespace
 }  // namespace diffast::cpu::avx2
 #pragma GCC pop_options

@@ -1,0 +1,219 @@
+"""How benchmarks run: options, the gate of green tests, the table at the end and the JSON.
+
+    pytest bench                         everything, at 1 and 2 threads
+    pytest bench --threads 1 -k noise    a part of it
+    pytest bench --benchmark-disable     a smoke test: each function once, nothing reported
+
+Numbers are reported only for ops whose tests are green in this very build; `--unverified` measures
+without asking, and says so in every line. Results go to bench/results/<module>.json.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ratios import interleaved
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
+TESTS = ("test_combine.py", "test_combine_exact.py", "test_normal.py", "test_op_errors.py")
+LARGE = ("8 MiB", "32 MiB", "16x16x256x256")
+SECONDS = 0.4  # of turns a case; at least ROUNDS of them
+ROUNDS = 15
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("diffast benchmarks")
+    group.addoption("--threads", default="1,2", help="numbers of threads, as in 1,2")
+    group.addoption("--seconds", type=float, default=SECONDS, help="of turns for each case")
+    group.addoption("--unverified", action="store_true", help="do not run the ops' tests first")
+
+
+def pytest_collect_file(file_path, parent):
+    """Benchmarks are collected here only: `pytest` alone never times anything."""
+    if file_path.suffix == ".py" and file_path.name.startswith("bench_"):
+        return pytest.Module.from_parent(parent, path=file_path)
+    return None
+
+
+def pytest_configure(config):
+    config.records = []
+    config.verified = None
+
+
+def pytest_collection_modifyitems(config, items):
+    """A smoke test leaves the large tensors out: it runs the same lines."""
+    if config.getoption("--benchmark-disable"):
+        items[:] = [item for item in items if not {*LARGE} & {*item.name.strip("]").split("-")}]
+
+
+def pytest_generate_tests(metafunc):
+    if "threads" in metafunc.fixturenames:
+        counts = [int(count) for count in metafunc.config.getoption("--threads").split(",")]
+        metafunc.parametrize("threads", counts, indirect=True, ids=lambda n: f"{n} threads")
+
+
+@pytest.fixture
+def threads(request):
+    """The number of threads torch and the ops may use."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def _build_key() -> str:
+    """Returns a hash of what is measured and of what tests it."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    package = ROOT / "diffast"
+    for path in sorted([*package.glob("_*.so"), *package.glob("ops/*.py")]):
+        digest.update(path.read_bytes())
+    for name in ("conftest.py", "op_cases.py", "output_hashes.py", *TESTS):
+        digest.update((ROOT / "tests" / name).read_bytes())
+    return digest.hexdigest()
+
+
+def _tests_are_green() -> bool:
+    """Runs the ops' tests, unless these very files passed them before."""
+    stamp, key = RESULTS / ".verified", _build_key()
+    if stamp.exists() and stamp.read_text() == key:
+        return True
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-m",
+        "not slow",
+        "-p",
+        "no:cacheprovider",
+    ]
+    run = subprocess.run(
+        [*command, *(f"tests/{name}" for name in TESTS)], cwd=ROOT, capture_output=True, text=True
+    )
+    if run.returncode:
+        print(run.stdout[-3000:])
+        return False
+    RESULTS.mkdir(exist_ok=True)
+    stamp.write_text(key)
+    return True
+
+
+@pytest.fixture(scope="session")
+def verified(request):
+    """Whether the ops passed their tests; red ones end the session."""
+    config = request.config
+    if config.getoption("--benchmark-disable") or config.getoption("--unverified"):
+        config.verified = False
+    elif config.verified is None:
+        config.verified = _tests_are_green()
+        if not config.verified:
+            pytest.exit("the ops' tests are red: no speed is reported (--unverified would)", 1)
+    return config.verified
+
+
+@pytest.fixture
+def measure(request, verified):
+    """A function from functions by name to their timings, interleaved; one turn in a smoke test."""
+    config = request.config
+
+    def run(functions, rounds=None):
+        if config.getoption("--benchmark-disable"):
+            return interleaved(functions, 1)
+        if rounds is not None:
+            return interleaved(functions, rounds)
+        turn = sum(timing.median for timing in interleaved(functions, 2).values())
+        rounds = max(ROUNDS, min(200, int(config.getoption("--seconds") / max(turn, 2e-3))))
+        return interleaved(functions, rounds)
+
+    return run
+
+
+@pytest.fixture
+def report(request, verified):
+    """A function that adds one line to the table and to the JSON."""
+    records, module = request.config.records, request.module.__name__
+
+    def run(case, timings, targets=(), **figures):
+        record = {"module": module, "case": case, "verified": verified, "load": os.getloadavg()[0]}
+        record |= {name: value for name, value in figures.items() if value is not None}
+        record["spread"] = max(timing.spread for timing in timings.values())
+        record["seconds"] = {name: timing.median for name, timing in timings.items()}
+        record["rounds"] = min(timing.rounds for timing in timings.values())
+        record["targets"] = [
+            {"figure": name, "bound": f"{sign} {bound}", "met": _meets(figures[name], sign, bound)}
+            for name, sign, bound in targets
+        ]
+        records.append(record)
+
+    return run
+
+
+def _meets(value: float, sign: str, bound: float) -> bool:
+    return value >= bound if sign == ">=" else value <= bound
+
+
+def machine() -> dict:
+    """Returns what the numbers depend on and the numbers do not say."""
+    from diffast import ops
+
+    model = [
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "cpu": model[0] if model else platform.processor(),
+        "cores": os.cpu_count(),
+        "backend": ops.backends()["cpu"]["backend"],
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    machine_info["diffast"] = machine()
+
+
+def pytest_sessionfinish(session):
+    config = session.config
+    if config.getoption("--benchmark-disable") or not config.records:
+        return
+    RESULTS.mkdir(exist_ok=True)
+    for module in {record["module"] for record in config.records}:
+        records = [record for record in config.records if record["module"] == module]
+        path = RESULTS / f"{module.removeprefix('bench_')}.json"
+        path.write_text(json.dumps({"machine": machine(), "results": records}, indent=1) + "\n")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.getoption("--benchmark-disable") or not config.records:
+        return
+    columns = ("threads", "us", "GB/s", "of copy", "of eager", "of randn", "ns/number", "spread")
+    terminalreporter.section("diffast" if config.verified else "diffast (UNVERIFIED)")
+    width = max(len(record["case"]) for record in config.records)
+    terminalreporter.line(" ".join([f"{'case':{width}}", *(f"{name:>9}" for name in columns)]))
+    for record in config.records:
+        cells = [record.get(name) for name in columns]
+        line = [f"{record['case']:{width}}", *(f"{_text(cell):>9}" for cell in cells)]
+        for target in record["targets"]:
+            line.append(
+                f"  {target['figure']} {target['bound']} {'met' if target['met'] else 'MISSED'}"
+            )
+        terminalreporter.line(" ".join(line))
+
+
+def _text(cell) -> str:
+    return "" if cell is None else str(cell) if isinstance(cell, int) else f"{cell:.4g}"
