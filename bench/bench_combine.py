@@ -2,7 +2,8 @@
 
 The floor of a large call is its bytes, (inputs + rows) tensors once, over the bandwidth that
 torch.copy_ reaches moving as many bytes in the same turns; `of copy` is that floor over the time.
-The floor of a small call is the cost of a dispatch with so many tensors: see the first shape.
+The floor of a small call is the cost of a dispatch with so many arguments, which
+test_a_call_without_data measures, plus its bytes at the speed of the L2 cache.
 """
 
 import pytest
@@ -69,7 +70,7 @@ def run(benchmark, measure, report, case, threads, call, total_bytes, targets=()
 
 @each_shape
 def test_one_row_of_four(benchmark, measure, report, threads, shape):
-    """Floor: 5 tensors over the copy bandwidth; 4 us of dispatch at 1x4x64x64.
+    """Floor: 5 tensors over the copy bandwidth; 6 us of dispatch + 3 us of L2 at 1x4x64x64.
 
     Targets: the copy's speed from 2 MiB a tensor, 0.8 of it at 64 KiB; at 1x4x64x64 at most 8 us
     and a quarter of eager torch's time.
@@ -108,7 +109,7 @@ def test_two_rows_of_four(benchmark, measure, report, threads, shape):
 
 @each_shape
 def test_over_an_input(benchmark, measure, report, threads, shape):
-    """The state is overwritten. Floor: 4 tensors over the copy bandwidth (2 read, 1 read twice)."""
+    """The state is overwritten. Floor: 4 tensors over the bandwidth, less what the cache saves."""
     xs = [torch.randn(shape) for _ in range(3)]
 
     def combine():
@@ -145,9 +146,23 @@ def test_weights_of_each_sample(benchmark, measure, report, threads, shape):
     run(benchmark, measure, report, case, threads, combine, bytes_of(*xs, out))
 
 
+@pytest.mark.parametrize("rows", (1, 2))
+def test_a_call_without_data(benchmark, measure, report, threads, rows):
+    """The dispatch alone: 8 elements a tensor. This is the floor of every call on small tensors."""
+    xs = [torch.randn(1, 8) for _ in range(4)]
+    outs = [torch.randn(1, 8) for _ in range(rows)]
+    weights = WEIGHTS * rows
+
+    def combine():
+        ops.combine_out(xs, weights, (), 0, 0, None, (), outs, None)
+
+    case = f"4 inputs, {rows} row{'s' * (rows > 1)}, 8 elements"
+    run(benchmark, measure, report, case, threads, combine, bytes_of(*xs, *outs))
+
+
 @pytest.mark.parametrize("form", ("comfortable", "returning", "no_grad"))
 def test_other_forms_of_a_small_call(benchmark, measure, report, threads, form):
-    """What convenience costs at 1x4x64x64. Floor: the prepared call in inference mode (`copy`)."""
+    """What convenience costs at 1x4x64x64. Floor: the prepared call in inference mode."""
     shape = SHAPES[0]
     xs, out = [torch.randn(shape) for _ in range(4)], torch.randn(shape)
 

@@ -132,6 +132,9 @@ def count_launches():
     for size in (1, 2, 16, 1024, 2048):
         ops.combine([torch.zeros(1, size)], [1.0], [], 0, 0, None, [])
     found["combine, sizes 1, 2, 16, 1024 and 2048"] = distinct()
+    status = torch.zeros(3, dtype=torch.int64)
+    ops.combine_out([x], [1.0, 0.0], [], 0, 0, None, [0.0, 1.0], [], status)
+    found["combine, nothing but a status"] = distinct()
     for i, seed in enumerate(seeds):
         ops.normal_out(torch.arange(3), seed, i * i, 0.5 * i, x)
     found["normal, other seeds, stages and scales"] = distinct()

@@ -60,7 +60,7 @@ def hashes() -> dict[str, str]:
         out = torch.empty(near.shape, dtype=dtype)
         ops.combine([near.contiguous()], [1.0], outs=[out])
         found[f"to {dtype}"] = _hash([out])
-    large = [random_tensor(np.random.default_rng(k), (1, 700_001)) for k in range(2)]
+    large = [random_tensor(np.random.default_rng(k), (1, 4_500_001)) for k in range(2)]
     found["streamed"] = _hash(ops.combine(large, [[0.3, -0.7], [1.1, 0.2]]))
     return found
 

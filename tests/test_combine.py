@@ -136,36 +136,59 @@ def threads(request):
     torch.set_num_threads(before)
 
 
+STREAMED = (
+    # shape, input dtypes, output dtype, rows: each moves more than the 64 MiB (kStreamBytes in
+    # csrc/cpu/combine.cpp) from which outputs bypass the caches
+    ((1, 9_000_007), FLOATS[:1], torch.float32, 1),
+    ((3, 1_500_000), FLOATS[:1] * 2, torch.float32, 2),
+    ((1, 2_250_001), FLOATS[:1] * 4, torch.float32, 4),
+    ((2, 900_008), FLOATS[:1] * 5, torch.float32, 6),
+    ((3, 600_000), (torch.float64,) * 3, torch.float64, 2),
+    ((2, 2_100_000), FLOATS[:3], torch.float32, 2),
+    ((1, 1_500_001), FLOATS[:1] * 10, torch.float32, 2),
+    ((64, 90_000), (torch.float32, torch.float16, torch.float32), torch.float32, 1),
+)
+
+
+@pytest.mark.parametrize(("shape", "dtypes", "out", "rows"), STREAMED)
+def test_large_tensors_whose_outputs_bypass_the_caches(threads, shape, dtypes, out, rows):
+    """Aligned outputs, and some that start a vector or half of one past a cache line."""
+    rng = np.random.default_rng(rows)
+    case = Case(rng, tensors(rng, dtypes, shape), rows)
+    wanted = reference.combine(*case.host_call)
+    for offset in (0, 16, 32):
+        pairs = [guarded(shape, out, offset) for _ in range(rows)]
+        ops.combine_out(*case.host_call, [tensor for tensor, _ in pairs], None)
+        for r, (row, (tensor, buffer)) in enumerate(zip(wanted, pairs, strict=True)):
+            assert_same_bits(tensor, row, (shape, threads, offset, r))
+            assert_guards(tensor, buffer)
+
+
 LARGE = (
-    # shape, input dtypes, output dtype, rows: all move more than the 4 MiB that make a call stream
+    # shape, input dtypes, output dtype, rows: large enough to be shared among threads
     ((1, 600_000), FLOATS[:1] * 3, torch.float32, 1),
     ((7, 99_991), FLOATS[:1] * 2, torch.float32, 2),
-    ((1, 300_007), FLOATS[:1] * 4, torch.float32, 4),
     ((2, 200_000), FLOATS[:1] * 2, torch.float32, 6),
-    ((3, 131_072), (torch.float64,) * 2, torch.float64, 3),
     ((2, 400_001), FLOATS[:3], torch.bfloat16, 2),
-    ((1, 300_000), FLOATS[:1] * 10, torch.float32, 2),
+    ((1, 100_000), FLOATS[:1] * 10, torch.float32, 2),
     ((64, 16_384), (torch.float32, torch.float16), torch.float32, 1),
 )
 
 
 @pytest.mark.parametrize(("shape", "dtypes", "out", "rows"), LARGE)
-@pytest.mark.parametrize("offset", (0, 16, 32))
-def test_large_tensors(threads, shape, dtypes, out, rows, offset):
+def test_large_tensors(threads, shape, dtypes, out, rows):
     rng = np.random.default_rng(rows)
     xs = tensors(rng, dtypes, shape)
-    case = Case(rng, xs, rows, noises=0)
-    case.check((shape, rows, threads), (out,), offset, forms=(2,))
-    if offset == 16:
-        case.check((shape, rows, threads), (out,), offset, forms=(1, 3))
-    if offset == 32:
-        Case(rng, xs, rows, 1, CLAMPS[1]).check((shape, rows, threads), (out,), offset, forms=(2,))
+    label = (shape, rows, threads)
+    Case(rng, xs, rows).check(label, (out,), offset=16)
+    Case(rng, xs, rows, 1, CLAMPS[1]).check(label, (out,), forms=(2,))
 
 
 @pytest.mark.parametrize("rows", (1, 2, 5))
-def test_large_outputs_that_are_inputs(threads, rows):
+@pytest.mark.parametrize("size", (300_003, 3_000_000))
+def test_large_outputs_that_are_inputs(threads, rows, size):
     rng = np.random.default_rng(5)
-    xs = tensors(rng, FLOATS[:1] * 3, (2, 300_003))
+    xs = tensors(rng, FLOATS[:1] * 3, (2, size))
     call = Case(rng, xs, rows).host_call
     wanted = reference.combine(*call)
     mine = [x.clone() for x in xs]
@@ -230,14 +253,13 @@ def test_every_half_goes_in_and_every_rounding_comes_out():
 
 
 def test_the_first_bad_stage_stays_for_each_sample():
-    x = torch.randn(4, 2500)
+    good, x, later = tensors(np.random.default_rng(0), FLOATS[:1] * 3, (4, 2500))
     x[1, 0], x[3, 2499] = torch.inf, torch.nan
-    later = torch.randn(4, 2500)
     later[0, 1100] = -torch.inf
     out, status = torch.empty_like(x), torch.full((4,), -1)
     for specification in (ops.combine_out, reference.combine_out):
         status.fill_(-1)
-        for stage, state in ((4, torch.randn(4, 2500)), (5, x), (6, later), (7, x)):
+        for stage, state in ((4, good), (5, x), (6, later), (7, x)):
             word = stage + ops.INITIAL_NOISE
             specification([state], [1.0], [], 0, word, None, [], [out], status)
         assert status.tolist() == [6, 5, -1, 5]
@@ -246,7 +268,7 @@ def test_the_first_bad_stage_stays_for_each_sample():
 @pytest.mark.parametrize("stored", (0, 1))
 @pytest.mark.parametrize("bad", (float("inf"), -float("inf"), float("nan")))
 def test_a_clamp_does_not_hide_a_bad_sum_from_the_status(stored, bad):
-    x = torch.randn(3, 70)
+    (x,) = tensors(np.random.default_rng(0), FLOATS[:1], (3, 70))
     x[1, 69] = bad
     for specification in (ops.combine_out, reference.combine_out):
         status = torch.tensor([-1, -1, 9])
@@ -259,7 +281,8 @@ def test_a_clamp_does_not_hide_a_bad_sum_from_the_status(stored, bad):
 
 @pytest.mark.parametrize("bad", (float("inf"), float("nan"), 1e300))
 def test_a_bad_weight_in_a_table_shows_in_the_status(bad):
-    case = Case(np.random.default_rng(1), [torch.randn(3, 70), torch.randn(3, 70)], 2, noises=1)
+    rng = np.random.default_rng(1)
+    case = Case(rng, tensors(rng, FLOATS[:1] * 2, (3, 70)), 2, noises=1)
     case.table[1, 1, 0] = bad
     case.noise_table[2, 0, 0] = bad
     case.check(bad)

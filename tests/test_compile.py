@@ -72,6 +72,7 @@ def test_triton_launches_do_not_compile_for_every_seed_and_weight(triton_report)
     launches = triton_report["launches"]
     assert launches["combine, other weights, seeds and stages"] == 1
     assert launches["combine, sizes 1, 2, 16, 1024 and 2048"] <= 5
+    assert launches["combine, nothing but a status"] == 1
     assert launches["normal, other seeds, stages and scales"] == 1
 
 
@@ -119,7 +120,11 @@ def check_cuda(arch, folder):
     for kernel, opcodes in instructions(cubin).items():
         assert not {"LDL", "STL"} & {opcode.split(".")[0] for opcode in opcodes}, kernel
         # Mangled template arguments: type, columns, aligned, noise.
-        kind, columns, aligned = re.search(r"kernelI(.)Li(\d+)ELb(\d)", kernel).groups()
+        arguments = re.search(r"kernelI(.)Li(\d+)ELb(\d)ELb(\d)", kernel).groups()
+        kind, columns, aligned, noise = arguments
+        # With noise there are those inside division and root, as many as in `normal`.
+        fused = [opcode for opcode in opcodes if re.match("[FD]FMA", opcode)]
+        assert len(fused) == (29 if noise == "1" else 0), kernel
         if aligned == "1":
             wide = 3 if kind == "d" else 1  # a double column: two parts, or one of float32
             assert opcodes.count("LDG.E.128") == wide * int(columns), kernel
@@ -128,6 +133,7 @@ def check_cuda(arch, folder):
     cubin, report = compile_cuda("normal", arch, folder)
     check_no_spills(report, 4)
     for kernel, opcodes in instructions(cubin).items():
+        assert sum(opcode.startswith("FFMA") for opcode in opcodes) == 29, kernel
         if "Lb1" in kernel:
             assert "STG.E.128" in opcodes, kernel
 

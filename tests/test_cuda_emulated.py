@@ -152,6 +152,34 @@ def test_small_samples_share_a_block(emulated):
     assert emulated.reset()[1] <= 4  # the table's weights have to fit into shared memory
 
 
+def test_many_weights_limit_the_samples_of_a_block(emulated):
+    """The emulator refuses more shared memory than a block has."""
+    rng = np.random.default_rng(10)
+    case = Case(rng, tensors(rng, [torch.float64] * 16, (300, 2)), 8, 2)
+    check(emulated, case, "most weights", FLOATS, forms=(3,))
+
+
+def test_one_misaligned_tensor_is_enough_for_the_unaligned_kernels(emulated):
+    """The emulator stops at an access that a GPU would not make."""
+    rng = np.random.default_rng(11)
+    for dtype, name in itertools.product(FLOATS, ("input", "output")):
+        itemsize = dtype.itemsize
+        case = Case(rng, tensors(rng, [dtype] * 2, (2, 64)), 2)
+        if name == "input":
+            case.xs[1] = placed(case.xs[1], itemsize)
+        check(emulated, case, (dtype, name), [dtype], offset=itemsize * (name == "output"))
+
+
+def test_elements_behind_the_end_do_not_count_as_not_finite(emulated):
+    """Of four normals, those that no element takes may well overflow."""
+    rng = np.random.default_rng(12)
+    case = Case(rng, tensors(rng, FLOATS[:1], (100, 1)), 1, 1)
+    case.weights, case.noise, case.ids = [1.0], [2.5e38], torch.arange(100)
+    z = reference.draw(case.seed, case.ids, case.stage, 4).abs()
+    assert ((z[:, 0] < 1.3) & (z[:, 1:].max(dim=1).values > 1.4)).any()
+    check(emulated, case, "overflow", forms=(2,))
+
+
 @pytest.mark.parametrize("size", (68, 67))
 def test_an_output_may_be_an_input_whatever_the_order_of_threads(emulated, size):
     rng = np.random.default_rng(7)

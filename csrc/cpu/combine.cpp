@@ -246,7 +246,8 @@ void run_typed(CombineArgs a) {
       if (a.status && !finite) report(a, sample);
     }
   };
-  torch::stable::parallel_for(0, a.samples * pieces, std::max<int64_t>(1, kGrain / average), work);
+  const int64_t grain = a.noises > 0 ? kNoiseGrain : kGrain;
+  torch::stable::parallel_for(0, a.samples * pieces, std::max<int64_t>(1, grain / average), work);
 }
 
 void run(const CombineArgs& a, const Tensor&) {

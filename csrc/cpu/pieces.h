@@ -12,6 +12,7 @@ namespace diffast::cpu {
 constexpr int64_t kPiece = 1024;         // elements, where something is prepared; a multiple of 4
 constexpr int64_t kLongPiece = 1 << 15;  // elements, where the rows run on the tensors themselves
 constexpr int64_t kGrain = 1 << 15;      // elements a thread should have at least
+constexpr int64_t kNoiseGrain = kGrain / 4;  // normals take longer
 
 inline const void* at(const void* base, DType type, int64_t element) {
   const int64_t bytes = type == DType::kFloat64 ? 8 : type == DType::kFloat32 ? 4 : 2;

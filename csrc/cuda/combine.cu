@@ -33,6 +33,7 @@ __device__ __forceinline__ void fill_weights(const CombineArgs& a, int64_t first
   const double* weight = a.weight_table ? a.weight_table + first * a.rows * width : a.weight;
   const double* noise = a.noise_table ? a.noise_table + first * a.rows * a.noises : a.noise;
   const int step = int(blockDim.x * blockDim.y);
+#pragma unroll 1
   for (int i = int(threadIdx.y * blockDim.x + threadIdx.x); i < copies * a.rows * S::kStride;
        i += step) {
     const int row = i / S::kStride;

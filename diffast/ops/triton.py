@@ -240,7 +240,7 @@ def _launch(
     with torch.cuda.device_of(xs[0]):
         combine_kernel[grid](
             tuple(xs),
-            tuple(outs),
+            tuple(outs) or (xs[0],),  # never empty: a clamped row alone may go unstored
             tuple(weights) if weights else None,
             tuple(noise) if noise else None,
             table,
