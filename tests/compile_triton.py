@@ -126,7 +126,7 @@ def count_launches():
         weights = [0.0, 1.0, -1.0, 1e-40, 0.1 * i, 2.0]
         weights[2] = 0.0
         ops.combine_out(
-            [x, y], weights, [float(i), 1.0], seed, i * i, None, [-1.0, float(i)], [x], None
+            [x, y], weights, [x], None, i * i, [float(i), 1.0], seed, None, [-1.0, float(i)]
         )
     found["combine, other weights, seeds and stages"] = distinct()
     for size in (1, 2, 16, 1024, 2048):

@@ -24,6 +24,7 @@ from op_cases import (
     check_out,
     check_returning,
     guarded,
+    into,
     placed,
     random_tensor,
 )
@@ -171,7 +172,7 @@ def test_an_output_may_be_an_input_whatever_the_order_of_threads(emulated, size)
             overload(xs, *call[1:], outs[:stored], None)
             results.append(outs[:stored])
         wanted = [torch.full_like(out, torch.nan) for out in results[0]]
-        specification(*call, wanted, None)
+        specification(*into(call, wanted, None))
         for outs, r in itertools.product(results, range(stored)):
             assert_same_bits(outs[r], wanted[r], (rows, noises, clamp, "row", r))
 

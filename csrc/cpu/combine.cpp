@@ -246,7 +246,7 @@ void run_typed(CombineArgs a) {
       if (a.status && !finite) report(a, sample);
     }
   };
-  torch::stable::parallel_for(0, a.samples * pieces, std::max<int64_t>(1, kGrain / average), work);
+  share_out(a.samples * pieces, std::max<int64_t>(1, kGrain / average), work);
 }
 
 void run(const CombineArgs& a, const Tensor&) {
