@@ -82,7 +82,7 @@ def test_one_row_of_four(benchmark, measure, report, threads, shape):
         return WEIGHTS[0] * a + WEIGHTS[1] * b + WEIGHTS[2] * c + WEIGHTS[3] * d
 
     def combine():
-        ops.combine_out(xs, WEIGHTS, (), 0, 0, None, (), [out], None)
+        ops.combine_out(xs, WEIGHTS, [out])
 
     targets = [("of copy", ">=", 1.0 if bytes_of(out) >= 2 * MIB else 0.8)]
     if shape == SHAPES[0]:
@@ -100,7 +100,7 @@ def test_two_rows_of_four(benchmark, measure, report, threads, shape):
     weights = (*WEIGHTS, 0.1, 0.5, -0.5, 1.0)
 
     def combine():
-        ops.combine_out(xs, weights, (), 0, 0, None, (), outs, None)
+        ops.combine_out(xs, weights, outs)
 
     targets = [("of copy", ">=", 0.85)] if bytes_of(outs[0]) >= 2 * MIB else []
     case = f"4 inputs, 2 rows, {name_of(shape)}"
@@ -114,7 +114,7 @@ def test_over_an_input(benchmark, measure, report, threads, shape):
 
     def combine():
         # Weights whose product over many calls neither grows nor dies out.
-        ops.combine_out(xs, (0.5, 0.3, 0.2), (), 0, 0, None, (), xs[:1], None)
+        ops.combine_out(xs, (0.5, 0.3, 0.2), xs[:1])
 
     case = f"3 inputs, over the first, {name_of(shape)}"
     run(benchmark, measure, report, case, threads, combine, bytes_of(*xs, xs[0]))
@@ -127,7 +127,7 @@ def test_half_outputs_of_a_network(benchmark, measure, report, threads, shape):
     out = torch.randn(shape)
 
     def combine():
-        ops.combine_out(xs, WEIGHTS[:3], (), 0, 0, None, (), [out], None)
+        ops.combine_out(xs, WEIGHTS[:3], [out])
 
     case = f"float32 + bfloat16 + float32, {name_of(shape)}"
     run(benchmark, measure, report, case, threads, combine, bytes_of(*xs, out))
@@ -140,7 +140,7 @@ def test_weights_of_each_sample(benchmark, measure, report, threads, shape):
     table = torch.randn(shape[0], 1, 4, dtype=torch.float64)
 
     def combine():
-        ops.combine_table_out(xs, table, None, None, (), [out], None)
+        ops.combine_table_out(xs, table, [out])
 
     case = f"4 inputs, table, {name_of(shape)}"
     run(benchmark, measure, report, case, threads, combine, bytes_of(*xs, out))
@@ -154,7 +154,7 @@ def test_a_call_without_data(benchmark, measure, report, threads, rows):
     weights = WEIGHTS * rows
 
     def combine():
-        ops.combine_out(xs, weights, (), 0, 0, None, (), outs, None)
+        ops.combine_out(xs, weights, outs)
 
     case = f"4 inputs, {rows} row{'s' * (rows > 1)}, 8 elements"
     run(benchmark, measure, report, case, threads, combine, bytes_of(*xs, *outs))
@@ -167,7 +167,7 @@ def test_other_forms_of_a_small_call(benchmark, measure, report, threads, form):
     xs, out = [torch.randn(shape) for _ in range(4)], torch.randn(shape)
 
     def prepared():
-        ops.combine_out(xs, WEIGHTS, (), 0, 0, None, (), [out], None)
+        ops.combine_out(xs, WEIGHTS, [out])
 
     calls = {
         "comfortable": lambda: ops.combine(xs, WEIGHTS, outs=[out]),

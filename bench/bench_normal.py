@@ -69,9 +69,9 @@ def test_combine_with_noise(benchmark, measure, report, threads, inputs, shape):
     )
     weights = WEIGHTS[:inputs]
     functions = {
-        "combine": lambda: ops.combine_out(xs, weights, (0.3,), 7, 3, None, (), [out], None),
+        "combine": lambda: ops.combine_out(xs, weights, [out], None, 3, (0.3,), 7),
         "randn": lambda: torch.randn(shape, out=other),
-        "plain": lambda: ops.combine_out(xs, weights, (), 7, 3, None, (), [out], None),
+        "plain": lambda: ops.combine_out(xs, weights, [out]),
     }
     case = f"{inputs} inputs + noise, {name_of(shape)}"
     targets = [("of randn", "<=", 1.2)]

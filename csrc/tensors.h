@@ -69,15 +69,6 @@ inline std::string device_text(const Tensor& t) {
 // A NaN has a sign that printing would show on one backend and not on another.
 inline double unsigned_nan(double value) { return std::isnan(value) ? std::fabs(value) : value; }
 
-inline bool same_shape(const Tensor& a, const Tensor& b) {
-  const auto x = a.sizes();
-  const auto y = b.sizes();
-  if (x.size() != y.size()) return false;
-  for (size_t d = 0; d < x.size(); ++d)
-    if (x[d] != y[d]) return false;
-  return true;
-}
-
 inline bool same_device(const Tensor& a, const Tensor& b) {
   return a.is_cpu() ? b.is_cpu() : b.is_cuda() && a.get_device_index() == b.get_device_index();
 }
@@ -105,17 +96,35 @@ inline int64_t dtype_bytes(DType type) {
   return type == DType::kFloat64 ? 8 : type == DType::kFloat32 ? 4 : 2;
 }
 
-// The checks that every tensor of the state's shape passes.
-inline DType check_state(const char* op, const std::string& name, const Tensor& t,
-                         const Tensor& first) {
+// What the other tensors are compared with, asked for once: each question is a call through the
+// stable ABI.
+struct First {
+  const Tensor& tensor;
+  torch::headeronly::IntHeaderOnlyArrayRef sizes;
+  bool cpu;
+
+  explicit First(const Tensor& t) : tensor(t), sizes(t.sizes()), cpu(t.is_cpu()) {}
+
+  bool has_shape_of(const Tensor& t) const {
+    const auto other = t.sizes();
+    if (other.size() != sizes.size()) return false;
+    for (size_t d = 0; d < sizes.size(); ++d)
+      if (other[d] != sizes[d]) return false;
+    return true;
+  }
+  bool is_on_device_of(const Tensor& t) const { return cpu ? t.is_cpu() : same_device(tensor, t); }
+};
+
+// The checks that tensor `index` of `list`, which has the state's shape, passes.
+inline DType check_state(const char* list, size_t index, const Tensor& t, const First& first) {
   DType type;
-  STD_TORCH_CHECK(to_dtype(t.scalar_type(), &type), op, ": ", name, " has dtype ", dtype_text(t),
-                  " but only float32, float16, bfloat16 and float64 are supported");
-  STD_TORCH_CHECK(same_shape(t, first), op, ": ", name, " has shape ", shape_text(t),
-                  " but xs[0] has shape ", shape_text(first));
-  STD_TORCH_CHECK(same_device(t, first), op, ": ", name, " is on ", device_text(t),
-                  " but xs[0] is on ", device_text(first));
-  STD_TORCH_CHECK(t.is_contiguous(), op, ": ", name, " of shape ", shape_text(t),
+  STD_TORCH_CHECK(to_dtype(t.scalar_type(), &type), "combine: ", list, "[", index, "] has dtype ",
+                  dtype_text(t), " but only float32, float16, bfloat16 and float64 are supported");
+  STD_TORCH_CHECK(first.has_shape_of(t), "combine: ", list, "[", index, "] has shape ",
+                  shape_text(t), " but xs[0] has shape ", shape_text(first.tensor));
+  STD_TORCH_CHECK(first.is_on_device_of(t), "combine: ", list, "[", index, "] is on ",
+                  device_text(t), " but xs[0] is on ", device_text(first.tensor));
+  STD_TORCH_CHECK(t.is_contiguous(), "combine: ", list, "[", index, "] of shape ", shape_text(t),
                   " is not contiguous but the kernel reads it in row-major order");
   return type;
 }
@@ -151,14 +160,15 @@ inline void set_inputs(CombineArgs* a, const std::vector<Tensor>& xs, int64_t ro
   a->inputs = int8_t(xs.size());
   a->rows = int8_t(rows);
   a->wide = false;
+  const First first(xs[0]);
   for (size_t k = 0; k < xs.size(); ++k) {
-    a->x_type[k] = check_state("combine", "xs[" + std::to_string(k) + "]", xs[k], xs[0]);
+    a->x_type[k] = check_state("xs", k, xs[k], first);
     a->wide = a->wide || a->x_type[k] == DType::kFloat64;
     a->x[k] = xs[k].const_data_ptr();
   }
-  const int64_t numel = xs[0].numel();
-  a->samples = xs[0].dim() == 0 ? 1 : xs[0].size(0);
-  a->elements = a->samples == 0 ? 0 : numel / a->samples;
+  a->samples = first.sizes.size() == 0 ? 1 : first.sizes[0];
+  a->elements = a->samples == 0 ? 0 : 1;
+  for (size_t d = 1; d < first.sizes.size(); ++d) a->elements *= first.sizes[d];
 }
 
 inline void set_clamp(CombineArgs* a, const std::vector<double>& clamp) {
@@ -202,9 +212,10 @@ inline void set_outputs(CombineArgs* a, const std::vector<Tensor>& outs, const T
                   outs.size(), " outs");
   a->y[0] = nullptr;
   a->y_type[0] = DType::kFloat32;
+  const First like(first);
   for (int r = hidden; r < a->rows; ++r) {
     const Tensor& out = outs[r - hidden];
-    a->y_type[r] = check_state("combine", "outs[" + std::to_string(r - hidden) + "]", out, first);
+    a->y_type[r] = check_state("outs", size_t(r - hidden), out, like);
     a->wide = a->wide || a->y_type[r] == DType::kFloat64;
     a->y[r] = out.mutable_data_ptr();
   }
@@ -351,9 +362,9 @@ std::vector<Tensor> combine(std::vector<Tensor> xs, std::vector<double> weights,
 }
 
 template <auto Run>
-void combine_out(std::vector<Tensor> xs, std::vector<double> weights, std::vector<double> noise,
-                 int64_t seed, int64_t stage, OptionalTensor ids, std::vector<double> clamp,
-                 std::vector<Tensor> outs, OptionalTensor status) {
+void combine_out(std::vector<Tensor> xs, std::vector<double> weights, std::vector<Tensor> outs,
+                 OptionalTensor status, int64_t stage, std::vector<double> noise, int64_t seed,
+                 OptionalTensor ids, std::vector<double> clamp) {
   CombineArgs a = host_args(xs, weights, noise, seed, stage, ids, clamp);
   set_outputs(&a, outs, xs[0]);
   if (status.has_value()) need_batch(xs[0], "status");
@@ -373,9 +384,9 @@ std::vector<Tensor> combine_table(std::vector<Tensor> xs, Tensor weights, Option
 }
 
 template <auto Run>
-void combine_table_out(std::vector<Tensor> xs, Tensor weights, OptionalTensor noise,
-                       OptionalTensor streams, std::vector<double> clamp, std::vector<Tensor> outs,
-                       OptionalTensor status) {
+void combine_table_out(std::vector<Tensor> xs, Tensor weights, std::vector<Tensor> outs,
+                       OptionalTensor status, OptionalTensor noise, OptionalTensor streams,
+                       std::vector<double> clamp) {
   CombineArgs a = table_args(xs, weights, noise, streams, clamp);
   set_outputs(&a, outs, xs[0]);
   set_status(&a, status, xs[0]);

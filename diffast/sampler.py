@@ -294,17 +294,10 @@ class _Run:
             if number == 1:
                 filled[X0] = self._hooked(i)
             xs = [filled[x] if isinstance(x, str) else x for x in call.columns]
-            ops.combine_out(
-                xs,
-                call.weights,
-                call.noise,
-                self.seed,
-                i,
-                self.ids,
-                call.clamp,
-                call.outs,
-                self.status,
-            )
+            # What a stage does not need is left out: every argument costs its way in.
+            rest = (call.noise, self.seed, self.ids, call.clamp)
+            rest = rest if call.noise or call.clamp else ()
+            ops.combine_out(xs, call.weights, call.outs, self.status, i, *rest)
         if self.seen is not None and self.seen.tobytes() != self.unseen:
             raise FloatingPointError(self._complaint(i, output))
 

@@ -126,14 +126,14 @@ def count_launches():
         weights = [0.0, 1.0, -1.0, 1e-40, 0.1 * i, 2.0]
         weights[2] = 0.0
         ops.combine_out(
-            [x, y], weights, [float(i), 1.0], seed, i * i, None, [-1.0, float(i)], [x], None
+            [x, y], weights, [x], None, i * i, [float(i), 1.0], seed, None, [-1.0, float(i)]
         )
     found["combine, other weights, seeds and stages"] = distinct()
     for size in (1, 2, 16, 1024, 2048):
         ops.combine([torch.zeros(1, size)], [1.0], [], 0, 0, None, [])
     found["combine, sizes 1, 2, 16, 1024 and 2048"] = distinct()
     status = torch.zeros(3, dtype=torch.int64)
-    ops.combine_out([x], [1.0, 0.0], [], 0, 0, None, [0.0, 1.0], [], status)
+    ops.combine_out([x], [1.0, 0.0], [], status, clamp=[0.0, 1.0])
     found["combine, nothing but a status"] = distinct()
     for i, seed in enumerate(seeds):
         ops.normal_out(torch.arange(3), seed, i * i, 0.5 * i, x)

@@ -13,6 +13,7 @@ from op_cases import (
     assert_guards,
     assert_same_bits,
     guarded,
+    into,
     placed,
     random_tensor,
 )
@@ -114,7 +115,7 @@ def test_outputs_that_are_inputs(rows, dtype, clamp):
         for form, call in ((2, case.host_call), (3, case.table_call)):
             overload, specification = FORMS[form]
             wanted = [torch.full_like(xs[0], torch.nan) for _ in range(stored)]
-            specification(*call, wanted, None)
+            specification(*into(call, wanted, None))
             mine = [x.clone() for x in xs]
             outs = [torch.full_like(xs[0], torch.nan) for _ in range(stored)]
             outs[row] = mine[position]
@@ -158,7 +159,7 @@ def test_large_tensors_whose_outputs_bypass_the_caches(threads, shape, dtypes, o
     wanted = reference.combine(*case.host_call)
     for offset in (0, 16, 32):
         pairs = [guarded(shape, out, offset) for _ in range(rows)]
-        ops.combine_out(*case.host_call, [tensor for tensor, _ in pairs], None)
+        ops.combine_out(*into(case.host_call, [tensor for tensor, _ in pairs], None))
         for r, (row, (tensor, buffer)) in enumerate(zip(wanted, pairs, strict=True)):
             assert_same_bits(tensor, row, (shape, threads, offset, r))
             assert_guards(tensor, buffer)
@@ -193,7 +194,7 @@ def test_large_outputs_that_are_inputs(threads, rows, size):
     wanted = reference.combine(*call)
     mine = [x.clone() for x in xs]
     outs = [mine[2], mine[0], *[torch.full_like(xs[0], torch.nan) for _ in range(rows)]][:rows]
-    ops.combine_out(mine, *call[1:], outs, None)
+    ops.combine_out(*into((mine, *call[1:]), outs, None))
     for out, row in zip(outs, wanted, strict=True):
         assert_same_bits(out, row)
 
@@ -227,8 +228,8 @@ def test_special_values(dtype, out):
         wanted = [torch.empty_like(xs[0], dtype=out) for _ in range(rows)]
         outs, buffers = zip(*[guarded(xs[0].shape, out) for _ in range(rows)], strict=True)
         call = (xs, table, [], 0, 0, None, clamp)
-        reference.combine_out(*call, wanted, None)
-        ops.combine_out(*call, list(outs), None)
+        reference.combine_out(*into(call, wanted, None))
+        ops.combine_out(*into(call, list(outs), None))
         for r, (a, b, buffer) in enumerate(zip(outs, wanted, buffers, strict=True)):
             assert_same_bits(a, b, (dtype, out, clamp, r))
             assert_guards(a, buffer)
@@ -247,7 +248,7 @@ def test_every_half_goes_in_and_every_rounding_comes_out():
         steps = torch.tensor([0, 1, tie - 1, tie, tie + 1], dtype=torch.int32)
         near = (halves.to(torch.float32).view(torch.int32).T + steps).view(torch.float32)
         out, buffer = guarded(near.shape, dtype)
-        ops.combine_out([near], [1.0], [], 0, 0, None, [], [out], None)
+        ops.combine_out([near], [1.0], [out])
         assert_same_bits(out, near.to(dtype), dtype)
         assert_guards(out, buffer)
 
@@ -261,7 +262,7 @@ def test_the_first_bad_stage_stays_for_each_sample():
         status.fill_(-1)
         for stage, state in ((4, good), (5, x), (6, later), (7, x)):
             word = stage + ops.INITIAL_NOISE
-            specification([state], [1.0], [], 0, word, None, [], [out], status)
+            specification([state], [1.0], [out], status, word)
         assert status.tolist() == [6, 5, -1, 5]
 
 
@@ -273,7 +274,7 @@ def test_a_clamp_does_not_hide_a_bad_sum_from_the_status(stored, bad):
     for specification in (ops.combine_out, reference.combine_out):
         status = torch.tensor([-1, -1, 9])
         outs = [torch.empty_like(x) for _ in range(stored)]
-        specification([x], [1.0, 0.0], [], 0, 3, None, [-1.0, 1.0], outs, status)
+        specification([x], [1.0, 0.0], outs, status, 3, clamp=[-1.0, 1.0])
         assert status.tolist() == [-1, 3, 9]
         if stored and bad == bad:
             assert outs[0].isfinite().all()
@@ -288,7 +289,7 @@ def test_a_bad_weight_in_a_table_shows_in_the_status(bad):
     case.check(bad)
     status = torch.full((3,), -1)
     outs = [torch.empty(3, 70), torch.empty(3, 70)]
-    ops.combine_table_out(*case.table_call, outs, status)
+    ops.combine_table_out(*into(case.table_call, outs, status))
     assert status.tolist() == [-1, *(case.streams[1:, 2] & (ops.STAGE_LIMIT - 1)).tolist()]
 
 

@@ -24,6 +24,7 @@ from op_cases import (
     check_out,
     check_returning,
     guarded,
+    into,
     placed,
     random_tensor,
 )
@@ -199,7 +200,7 @@ def test_an_output_may_be_an_input_whatever_the_order_of_threads(emulated, size)
             overload(xs, *call[1:], outs[:stored], None)
             results.append(outs[:stored])
         wanted = [torch.full_like(out, torch.nan) for out in results[0]]
-        specification(*call, wanted, None)
+        specification(*into(call, wanted, None))
         for outs, r in itertools.product(results, range(stored)):
             assert_same_bits(outs[r], wanted[r], (rows, noises, clamp, "row", r))
 
@@ -218,7 +219,7 @@ def test_status_keeps_the_first_stage(emulated, size):
             status = torch.full((2, 3), before)
             for function, flags in ((overload, status[0]), (specification, status[1])):
                 outs = [torch.empty_like(case.xs[0]) for _ in range(2)]
-                function(*case.host_call, outs, flags)
+                function(*into(case.host_call, outs, flags))
             assert torch.equal(status[0], status[1])
             assert (status[0] != before).sum() == (before < 0)
 

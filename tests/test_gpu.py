@@ -10,7 +10,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from op_cases import CLAMPS, FLOATS, Case, assert_same_bits, random_tensor
+from op_cases import CLAMPS, FLOATS, Case, assert_same_bits, into, random_tensor
 
 from diffast import ops
 from diffast.ops import reference
@@ -84,8 +84,8 @@ def check_case(backend, case, dtypes, table, offset=0, label=""):
     outs = poisoned(shape, dtypes, offset)
     wanted = [torch.full(shape, torch.nan, dtype=dtype) for dtype in dtypes]
     status, flags = torch.full((shape[0],), -1, device="cuda"), torch.full((shape[0],), -1)
-    backend[name](*on_gpu(call), outs, status)
-    SPECIFICATION[name](*call, wanted, flags)
+    backend[name](*into(on_gpu(call), outs, status))
+    SPECIFICATION[name](*into(call, wanted, flags))
     for r, (out, row) in enumerate(zip(outs, wanted, strict=True)):
         assert_same_bits(out.cpu(), row, (label, r))
     assert torch.equal(status.cpu(), flags), label
@@ -163,7 +163,7 @@ def test_status_keeps_the_first_stage(backend):
         check_case(backend, case, FLOATS[:1], False, label=(value, sample))
         status = torch.tensor([-5, 0, 7], device="cuda")
         outs = poisoned((3, 1000), FLOATS[:1])
-        backend["combine.out"](*on_gpu(case.host_call), outs, status)
+        backend["combine.out"](*into(on_gpu(case.host_call), outs, status))
         before = [-5, 0, 7]
         if sample == 0:
             before[0] = case.stage % 2**26
@@ -176,9 +176,9 @@ def test_an_output_may_be_an_input(backend):
         xs = [random_tensor(rng, (2, size), dtype) for dtype in FLOATS[:3]]
         case = Case(rng, xs, 3, 1)
         wanted = [torch.empty_like(x) for x in xs]
-        ops.combine_out(*case.host_call, wanted, None)
+        ops.combine_out(*into(case.host_call, wanted, None))
         call = on_gpu(case.host_call)
-        backend["combine.out"](*call, call[0], None)
+        backend["combine.out"](*into(call, call[0], None))
         for out, row in zip(call[0], wanted, strict=True):
             assert_same_bits(out.cpu(), row, size)
 
@@ -188,12 +188,12 @@ def test_work_goes_to_the_current_stream(backend):
     stream = torch.cuda.Stream()
     x = torch.zeros(1, 2**22, device="cuda")
     (out,) = poisoned(x.shape, FLOATS[:1])
-    backend["combine.out"]([x], [2.0], [], 0, 0, None, [], [out], None)  # compiled beforehand
+    backend["combine.out"]([x], [2.0], [out])  # compiled beforehand
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(100_000_000)
         x.fill_(3.0)
-        backend["combine.out"]([x], [2.0], [], 0, 0, None, [], [out], None)
+        backend["combine.out"]([x], [2.0], [out])
         assert not stream.query(), "the op waited for the device"
         result = out.clone()
     stream.synchronize()
@@ -207,11 +207,11 @@ def test_capture_in_a_graph(backend):
     outs, status = poisoned((2, 1000), FLOATS[:2]), torch.full((2,), -1, device="cuda")
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        backend["combine.out"](*call, outs, status)
+        backend["combine.out"](*into(call, outs, status))
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        backend["combine.out"](*call, outs, status)
+        backend["combine.out"](*into(call, outs, status))
     for _ in range(2):
         case.xs = [random_tensor(rng, (2, 1000)) for _ in range(2)]
         for x, new in zip(call[0], case.xs, strict=True):
@@ -220,7 +220,7 @@ def test_capture_in_a_graph(backend):
             out.fill_(torch.nan)
         graph.replay()
         wanted = [torch.empty(2, 1000, dtype=dtype) for dtype in FLOATS[:2]]
-        reference.combine_out(*case.host_call, wanted, None)
+        reference.combine_out(*into(case.host_call, wanted, None))
         for out, row in zip(outs, wanted, strict=True):
             assert_same_bits(out.cpu(), row)
 

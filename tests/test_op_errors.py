@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from op_cases import FORMS
+from op_cases import FORMS, into
 
 from diffast import ops
 from diffast.ops import reference
@@ -35,7 +35,7 @@ def host(xs=None, weights=(1.0,), noise=(), stage=0, ids=None, clamp=()):
 
 def host_out(outs=None, status=None, **options):
     _, call = host(**options)
-    return FORMS[2], (*call, [state()] if outs is None else outs, status)
+    return FORMS[2], into(call, [state()] if outs is None else outs, status)
 
 
 def tabled(xs=None, weights=None, noise=None, streams=None, clamp=()):
@@ -45,7 +45,7 @@ def tabled(xs=None, weights=None, noise=None, streams=None, clamp=()):
 
 def tabled_out(outs=None, status=None, **options):
     _, call = tabled(**options)
-    return FORMS[3], (*call, [state()] if outs is None else outs, status)
+    return FORMS[3], into(call, [state()] if outs is None else outs, status)
 
 
 def normal(ids=None, stage=0, scale=1.0, out=None):

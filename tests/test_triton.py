@@ -18,6 +18,7 @@ from op_cases import (
     assert_guards,
     assert_same_bits,
     guarded,
+    into,
     outputs,
     placed,
     random_tensor,
@@ -68,8 +69,8 @@ def check(ops, case, label, dtypes=FLOATS[:1], table=False, status=True):
     call = case.table_call if table else case.host_call
     name = "combine_table_out" if table else "combine_out"
     with np.errstate(all="ignore"):  # numbers beyond float32 are part of the tests
-        getattr(ops, name)(*call, outs, flags[0])
-    getattr(reference, name)(*call, wanted, flags[1])
+        getattr(ops, name)(*into(call, outs, flags[0]))
+    getattr(reference, name)(*into(call, wanted, flags[1]))
     for r, (out, buffer, row) in enumerate(zip(outs, buffers, wanted, strict=True)):
         assert_close_bits(out, row, (label, "out", r))
         assert_guards(out, buffer)
@@ -141,7 +142,7 @@ def test_status_keeps_the_first_stage(ops):
     for before in (-7, 0, 5):
         outs, status = outputs((3, 600), NARROW[:1] * 2)[0], torch.full((3,), before)
         with np.errstate(all="ignore"):
-            ops.combine_out(*case.host_call, outs, status)
+            ops.combine_out(*into(case.host_call, outs, status))
         assert (status != before).tolist() == [before < 0, False, False]
 
 
@@ -152,8 +153,8 @@ def test_an_output_may_be_an_input(ops, size, clamp):
     case = Case(rng, tensors(rng, (torch.float32, torch.float16) * 2, (2, size)), 3, 1, clamp)
     stored = 3 - case.hidden
     wanted = [torch.full_like(x, torch.nan) for x in case.xs[-stored:]]
-    reference.combine_out(*case.host_call, wanted, None)
-    ops.combine_out(*case.host_call, case.xs[-stored:], None)
+    reference.combine_out(*into(case.host_call, wanted, None))
+    ops.combine_out(*into(case.host_call, case.xs[-stored:], None))
     for out, row in zip(case.xs[-stored:], wanted, strict=True):
         assert_same_bits(out, row, (size, clamp))
 
@@ -214,11 +215,11 @@ def test_a_call_is_refused_in_the_words_of_the_other_backends(ops):
     with pytest.raises(RuntimeError, match="1 inputs but 0 weights"):
         ops.combine([x], [], [], 0, 0, None, [])
     with pytest.raises(RuntimeError, match="2 rows but 1 outs"):
-        ops.combine_out([x], [1.0, 1.0], [], 0, 0, None, [], [x], None)
+        ops.combine_out([x], [1.0, 1.0], [x])
     with pytest.raises(RuntimeError, match="status is given but no streams"):
         table = torch.ones(2, 1, 1, dtype=torch.float64)
         status = torch.zeros(2, dtype=torch.int64)
-        ops.combine_table_out([x], table, None, None, [], [x], status)
+        ops.combine_table_out([x], table, [x], status)
     with pytest.raises(RuntimeError, match="the scale is nan"):
         ops.normal_out(torch.zeros(2, dtype=torch.int64), 0, 0, float("nan"), x)
 

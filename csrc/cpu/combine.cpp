@@ -247,7 +247,7 @@ void run_typed(CombineArgs a) {
     }
   };
   const int64_t grain = a.noises > 0 ? kNoiseGrain : kGrain;
-  torch::stable::parallel_for(0, a.samples * pieces, std::max<int64_t>(1, grain / average), work);
+  share_out(a.samples * pieces, std::max<int64_t>(1, grain / average), work);
 }
 
 void run(const CombineArgs& a, const Tensor&) {

@@ -33,8 +33,7 @@ void run(const NormalArgs& a, const Tensor&) {
       if (z == single) narrow(kernel, a.y_type, z, y, count);
     }
   };
-  torch::stable::parallel_for(0, a.samples * pieces, std::max<int64_t>(1, kNoiseGrain / average),
-                              work);
+  share_out(a.samples * pieces, std::max<int64_t>(1, kNoiseGrain / average), work);
 }
 
 }  // namespace

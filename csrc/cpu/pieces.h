@@ -2,6 +2,8 @@
 // (half inputs widened, normals) stays in the L1 cache and never reaches memory.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
+
 #include <cstdint>
 
 #include "../half.h"
@@ -13,6 +15,15 @@ constexpr int64_t kPiece = 1024;         // elements, where something is prepare
 constexpr int64_t kLongPiece = 1 << 15;  // elements, where the rows run on the tensors themselves
 constexpr int64_t kGrain = 1 << 15;      // elements a thread should have at least
 constexpr int64_t kNoiseGrain = kGrain / 4;  // normals take longer
+
+// Runs work(from, to) over [0, items) on torch's threads; a call too small to share stays here.
+template <typename Work>
+void share_out(int64_t items, int64_t grain, const Work& work) {
+  if (items <= grain)
+    work(int64_t(0), items);
+  else
+    torch::stable::parallel_for(0, items, grain, work);
+}
 
 inline const void* at(const void* base, DType type, int64_t element) {
   const int64_t bytes = type == DType::kFloat64 ? 8 : type == DType::kFloat32 ? 4 : 2;

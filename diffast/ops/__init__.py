@@ -108,13 +108,14 @@ def combine(
         if outs is None:
             return combine_table(xs, weights, noise, streams, limits)
         outs = list(outs)
-        combine_table_out(xs, weights, noise, streams, limits, outs, status)
+        combine_table_out(xs, weights, outs, status, noise, streams, limits)
         return outs
-    call = (xs, _flat(weights), _flat(noise), fold_seed(seed), stage, ids, limits)
+    weights = _flat(weights)
+    noise, seed = _flat(noise), fold_seed(seed)
     if outs is None:
-        return combine_host(*call)
+        return combine_host(xs, weights, noise, seed, stage, ids, limits)
     outs = list(outs)
-    combine_out(*call, outs, status)
+    combine_out(xs, weights, outs, status, stage, noise, seed, ids, limits)
     return outs
 
 
