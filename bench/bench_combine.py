@@ -140,7 +140,7 @@ def test_weights_of_each_sample(benchmark, measure, report, threads, shape):
     table = torch.randn(shape[0], 1, 4, dtype=torch.float64)
 
     def combine():
-        ops.combine_table_out(xs, table, [out])
+        ops.combine_table_out(xs, table, None, None, [], [out], None)
 
     case = f"4 inputs, table, {name_of(shape)}"
     run(benchmark, measure, report, case, threads, combine, bytes_of(*xs, out))

@@ -144,7 +144,9 @@ def report(request, verified):
     records, module = request.config.records, request.module.__name__
 
     def run(case, timings, targets=(), **figures):
-        record = {"module": module, "case": case, "verified": verified, "load": os.getloadavg()[0]}
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        record = {"module": module, "case": case, "verified": verified, "when": when}
+        record["load"] = os.getloadavg()[0]
         record |= {name: value for name, value in figures.items() if value is not None}
         record["spread"] = max(timing.spread for timing in timings.values())
         record["seconds"] = {name: timing.median for name, timing in timings.items()}
@@ -178,6 +180,7 @@ def machine() -> dict:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
+        "build": _build_key()[:12],
         "system": platform.platform(),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -193,9 +196,24 @@ def pytest_sessionfinish(session):
         return
     RESULTS.mkdir(exist_ok=True)
     for module in {record["module"] for record in config.records}:
-        records = [record for record in config.records if record["module"] == module]
         path = RESULTS / f"{module.removeprefix('bench_')}.json"
-        path.write_text(json.dumps({"machine": machine(), "results": records}, indent=1) + "\n")
+        records = _kept(path) | {
+            (record["case"], record.get("threads")): record
+            for record in config.records
+            if record["module"] == module
+        }
+        content = {"machine": machine(), "results": list(records.values())}
+        path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _kept(path: Path) -> dict:
+    """Returns the lines of an earlier run on this machine and build, which a partial run keeps."""
+    if not path.exists():
+        return {}
+    old = json.loads(path.read_text())
+    if {**old["machine"], "when": ""} != {**machine(), "when": ""}:
+        return {}
+    return {(record["case"], record.get("threads")): record for record in old["results"]}
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -384,9 +384,9 @@ std::vector<Tensor> combine_table(std::vector<Tensor> xs, Tensor weights, Option
 }
 
 template <auto Run>
-void combine_table_out(std::vector<Tensor> xs, Tensor weights, std::vector<Tensor> outs,
-                       OptionalTensor status, OptionalTensor noise, OptionalTensor streams,
-                       std::vector<double> clamp) {
+void combine_table_out(std::vector<Tensor> xs, Tensor weights, OptionalTensor noise,
+                       OptionalTensor streams, std::vector<double> clamp, std::vector<Tensor> outs,
+                       OptionalTensor status) {
   CombineArgs a = table_args(xs, weights, noise, streams, clamp);
   set_outputs(&a, outs, xs[0]);
   set_status(&a, status, xs[0]);

@@ -88,7 +88,7 @@ def check_returning(overload, specification, call, label):
 def into(call, outs, status):
     """Returns the arguments of the form that writes, from those of the form that returns."""
     if isinstance(call[1], torch.Tensor):
-        return (*call[:2], outs, status, *call[2:])
+        return (*call, outs, status)
     xs, weights, noise, seed, stage, ids, clamp = call
     return (xs, weights, outs, status, stage, noise, seed, ids, clamp)
 

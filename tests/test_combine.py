@@ -121,7 +121,7 @@ def test_outputs_that_are_inputs(rows, dtype, clamp):
             outs[row] = mine[position]
             if stored > 1:
                 outs[row - 1] = mine[position - 1]
-            overload(mine, *call[1:], outs, None)
+            overload(*into((mine, *call[1:]), outs, None))
             label = (rows, dtype, clamp, position, row, noises, form)
             for r in range(stored):
                 assert_same_bits(outs[r], wanted[r], (label, r))

@@ -197,7 +197,7 @@ def test_an_output_may_be_an_input_whatever_the_order_of_threads(emulated, size)
             xs = [x.clone() for x in case.xs]
             outs = [xs[k] for k in order[:stored]] + [e.clone() for e in extra]
             emulated.reset(seed)
-            overload(xs, *call[1:], outs[:stored], None)
+            overload(*into((xs, *call[1:]), outs[:stored], None))
             results.append(outs[:stored])
         wanted = [torch.full_like(out, torch.nan) for out in results[0]]
         specification(*into(call, wanted, None))

@@ -76,7 +76,7 @@ def test_opcheck_out_forms(clamp, status):
     host = (xs, rows[0].ravel().tolist(), outs, flags, 4, numbers(2), 3, IDS, clamp)
     opcheck(torch.ops.diffast.combine.out, host)
     opcheck(
-        torch.ops.diffast.combine.table_out, (xs, rows, outs, flags, table(2, 2, 1), STREAMS, clamp)
+        torch.ops.diffast.combine.table_out, (xs, rows, table(2, 2, 1), STREAMS, clamp, outs, flags)
     )
 
 
@@ -211,7 +211,7 @@ def with_table(xs, weights, stage, out):
 
 def with_table_into_out(xs, weights, stage, out):
     noise = torch.full((2, 1, 1), 0.5, dtype=torch.float64)
-    ops.combine_table_out([xs[0] + 1, xs[1]], weights, [out], None, noise, STREAMS + stage)
+    ops.combine_table_out([xs[0] + 1, xs[1]], weights, noise, STREAMS + stage, [], [out], None)
     return out * 2
 
 
@@ -257,7 +257,7 @@ def test_host_weights_are_compiled_in(compiler, call):
 @each_compiler
 def test_an_output_that_is_an_input_compiles(compiler):
     def step(x, slope, weights):
-        ops.combine_table_out([x, slope], weights, [x])
+        ops.combine_table_out([x, slope], weights, None, None, [], [x], None)
         return x * 2
 
     weights, (x, slope) = table(2, 1, 2), inputs(2)

@@ -219,7 +219,7 @@ def test_a_call_is_refused_in_the_words_of_the_other_backends(ops):
     with pytest.raises(RuntimeError, match="status is given but no streams"):
         table = torch.ones(2, 1, 1, dtype=torch.float64)
         status = torch.zeros(2, dtype=torch.int64)
-        ops.combine_table_out([x], table, [x], status)
+        ops.combine_table_out([x], table, None, None, [], [x], status)
     with pytest.raises(RuntimeError, match="the scale is nan"):
         ops.normal_out(torch.zeros(2, dtype=torch.int64), 0, 0, float("nan"), x)
 

@@ -108,7 +108,7 @@ def combine(
         if outs is None:
             return combine_table(xs, weights, noise, streams, limits)
         outs = list(outs)
-        combine_table_out(xs, weights, outs, status, noise, streams, limits)
+        combine_table_out(xs, weights, noise, streams, limits, outs, status)
         return outs
     weights = _flat(weights)
     noise, seed = _flat(noise), fold_seed(seed)

@@ -204,7 +204,7 @@ def _store(rows, outs) -> None:
         out.copy_(_round_to(row, out.dtype))
 
 
-def combine(xs, weights, noise=(), seed=0, stage=0, ids=None, clamp=()):
+def combine(xs, weights, noise, seed, stage, ids, clamp):
     """Returns the rows of `combine` with host weights, each of the inputs' promoted dtype."""
     rows = checks.check_host(xs, weights, noise, stage, ids, clamp)
     arithmetic = _arithmetic_dtype(xs)
@@ -223,14 +223,14 @@ def combine_out(xs, weights, outs, status=None, stage=0, noise=(), seed=0, ids=N
     _store(values, outs)
 
 
-def combine_table(xs, weights, noise=None, streams=None, clamp=()):
+def combine_table(xs, weights, noise, streams, clamp):
     """Returns the rows of `combine` with a table of weights [B, R, K]."""
     rows = checks.check_table(xs, weights, noise, streams, clamp)
     values, _ = _table_rows(xs, weights, noise, streams, clamp, rows, _arithmetic_dtype(xs))
     return [_round_to(value, _promoted(xs)) for value in values]
 
 
-def combine_table_out(xs, weights, outs, status=None, noise=None, streams=None, clamp=()):
+def combine_table_out(xs, weights, noise, streams, clamp, outs, status):
     """Writes the rows of `combine` with a table of weights [B, R, K] into `outs`."""
     rows = checks.check_table(xs, weights, noise, streams, clamp)
     checks.check_outputs(xs, outs, rows, bool(clamp), status)

@@ -21,7 +21,7 @@ def _promoted(xs) -> torch.dtype:
     return dtype
 
 
-def _fake_combine(xs, weights, noise=(), seed=0, stage=0, ids=None, clamp=()):
+def _fake_combine(xs, weights, noise, seed, stage, ids, clamp):
     rows = checks.check_host(xs, weights, noise, stage, ids, clamp)
     return [xs[0].new_empty(xs[0].shape, dtype=_promoted(xs)) for _ in range(rows)]
 
@@ -33,12 +33,12 @@ def _fake_combine_out(
     checks.check_outputs(xs, outs, rows, bool(clamp), status, pointers=False)
 
 
-def _fake_table(xs, weights, noise=None, streams=None, clamp=()):
+def _fake_table(xs, weights, noise, streams, clamp):
     rows = checks.check_table(xs, weights, noise, streams, clamp)
     return [xs[0].new_empty(xs[0].shape, dtype=_promoted(xs)) for _ in range(rows)]
 
 
-def _fake_table_out(xs, weights, outs, status=None, noise=None, streams=None, clamp=()):
+def _fake_table_out(xs, weights, noise, streams, clamp, outs, status):
     rows = checks.check_table(xs, weights, noise, streams, clamp)
     checks.check_outputs(xs, outs, rows, bool(clamp), status, pointers=False)
     checks.check_status_streams(status, streams)

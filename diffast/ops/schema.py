@@ -1,7 +1,10 @@
 """The ops' schemas: the one place where their arguments are named.
 
-What a plain step needs comes first and the rest has defaults: an argument that is left out costs
-nothing, one that is given 0.2 to 0.4 us on its way through the dispatcher.
+In `combine.out`, which every step of a plan is, what a plain step needs comes first and the rest
+has defaults: an argument that is left out costs nothing, one that is given 0.2 to 0.4 us on its way
+through the dispatcher. The others keep to the plain order: with defaults torch's autograd
+registration miscounts the gradients of a returning form, and with the outputs before another tensor
+its inductor (2.13) calls `combine.table_out` with its arguments shifted.
 
 `xs` are K tensors of one shape [B, ...]; row r of the result is
 
@@ -21,14 +24,14 @@ MAX_ROWS = 8
 MAX_NOISES = 2
 
 SCHEMAS = {
-    "combine": "(Tensor[] xs, float[] weights, float[] noise=[], int seed=0, int stage=0, "
-    "Tensor? ids=None, float[] clamp=[]) -> Tensor[]",
+    "combine": "(Tensor[] xs, float[] weights, float[] noise, int seed, int stage, Tensor? ids, "
+    "float[] clamp) -> Tensor[]",
     "combine.out": "(Tensor[] xs, float[] weights, Tensor(a!)[] outs, Tensor(b!)? status=None, "
     "int stage=0, float[] noise=[], int seed=0, Tensor? ids=None, float[] clamp=[]) -> ()",
-    "combine.table": "(Tensor[] xs, Tensor weights, Tensor? noise=None, Tensor? streams=None, "
-    "float[] clamp=[]) -> Tensor[]",
-    "combine.table_out": "(Tensor[] xs, Tensor weights, Tensor(a!)[] outs, "
-    "Tensor(b!)? status=None, Tensor? noise=None, Tensor? streams=None, float[] clamp=[]) -> ()",
+    "combine.table": "(Tensor[] xs, Tensor weights, Tensor? noise, Tensor? streams, "
+    "float[] clamp) -> Tensor[]",
+    "combine.table_out": "(Tensor[] xs, Tensor weights, Tensor? noise, Tensor? streams, "
+    "float[] clamp, Tensor(a!)[] outs, Tensor(b!)? status) -> ()",
     "normal": "(Tensor ids, int[] shape, int seed, int stage, float scale, ScalarType dtype) "
     "-> Tensor",
     "normal.out": "(Tensor ids, int seed, int stage, float scale, Tensor(a!) out) -> ()",

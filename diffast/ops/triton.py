@@ -274,7 +274,7 @@ def _new_outputs(xs, rows: int) -> list[torch.Tensor]:
     return [torch.empty_like(xs[0], dtype=dtype) for _ in range(rows)]
 
 
-def combine(xs, weights, noise=(), seed=0, stage=0, ids=None, clamp=()):
+def combine(xs, weights, noise, seed, stage, ids, clamp):
     """Returns the rows of `combine` with host weights, each of the inputs' promoted dtype."""
     rows = checks.check_host(xs, weights, noise, stage, ids, clamp)
     if _has_float64(xs):
@@ -296,7 +296,7 @@ def combine_out(xs, weights, outs, status=None, stage=0, noise=(), seed=0, ids=N
     _launch(xs, outs, rows, clamp, status=status, **host)
 
 
-def combine_table(xs, weights, noise=None, streams=None, clamp=()):
+def combine_table(xs, weights, noise, streams, clamp):
     """Returns the rows of `combine` with a table of weights [B, R, K]."""
     rows = checks.check_table(xs, weights, noise, streams, clamp)
     if _has_float64(xs):
@@ -306,7 +306,7 @@ def combine_table(xs, weights, noise=None, streams=None, clamp=()):
     return outs
 
 
-def combine_table_out(xs, weights, outs, status=None, noise=None, streams=None, clamp=()):
+def combine_table_out(xs, weights, noise, streams, clamp, outs, status):
     """Writes the rows of `combine` with a table of weights [B, R, K] into `outs`."""
     rows = checks.check_table(xs, weights, noise, streams, clamp)
     checks.check_outputs(xs, outs, rows, bool(clamp), status)
