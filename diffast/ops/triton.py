@@ -290,7 +290,7 @@ def combine_out(xs, weights, outs, status=None, stage=0, noise=(), seed=0, ids=N
     rows = checks.check_host(xs, weights, noise, stage, ids, clamp)
     checks.check_outputs(xs, outs, rows, bool(clamp), status)
     if _has_float64([*xs, *outs]):
-        reference.combine_out(xs, weights, noise, seed, stage, ids, clamp, outs, status)
+        reference.combine_out(xs, weights, outs, status, stage, noise, seed, ids, clamp)
         return
     host = {"weights": weights, "noise": noise, "seed": seed, "stage": stage, "ids": ids}
     _launch(xs, outs, rows, clamp, status=status, **host)
