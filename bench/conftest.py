@@ -39,6 +39,8 @@ def pytest_addoption(parser):
 
 def pytest_collect_file(file_path, parent):
     """Benchmarks are collected here only: `pytest` alone never times anything."""
+    if parent.session.isinitpath(file_path):
+        return None  # named on the command line: pytest takes it as it is
     if file_path.suffix == ".py" and file_path.name.startswith("bench_"):
         return pytest.Module.from_parent(parent, path=file_path)
     return None

@@ -40,13 +40,15 @@ def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict
 
     Args:
         functions: what to time, by name, in the order of the turns.
-        rounds: turns; 1 is a smoke test, 5 or more give quartiles.
+        rounds: turns; 1 is a smoke test that calls each once, 4 or more give quartiles.
     """
+    if rounds == 1:
+        return {name: _timing([_seconds(function, 1)]) for name, function in functions.items()}
     repeats = {}
     for name, function in functions.items():
         function()  # warm: pages touched, kernels chosen, threads started
         once = _seconds(function, 1)
-        repeats[name] = 1 if rounds == 1 else max(1, round(ROUND_SECONDS / max(once, 1e-9)))
+        repeats[name] = max(1, round(ROUND_SECONDS / max(once, 1e-9)))
     samples = {name: [] for name in functions}
     collecting = gc.isenabled()
     gc.disable()

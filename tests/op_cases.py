@@ -67,6 +67,22 @@ def assert_same_bits(got, wanted, label=""):
         raise AssertionError(f"{label}: {count} differ; at {at} {found!r}, not {needed!r}")
 
 
+def every_half(dtype):
+    """Returns all 65,536 values of a half type, NaN included: [1, 65536]."""
+    return torch.arange(-(2**15), 2**15).to(torch.int16).reshape(1, -1).view(dtype)
+
+
+def around_every_half(dtype):
+    """Returns float32 numbers at, just below and just above every half value and every tie."""
+    magnitudes = torch.arange(2**15).to(torch.int16).view(dtype).to(torch.float32)
+    magnitudes = magnitudes[magnitudes.isfinite()]
+    ties = (magnitudes[1:] - magnitudes[:-1]) / 2 + magnitudes[:-1]
+    steps = torch.tensor([[-1], [0], [1]], dtype=torch.int32)
+    near = torch.cat([magnitudes[1:], ties]).view(torch.int32) + steps
+    near = near.view(torch.float32).reshape(1, -1)
+    return torch.cat([near, -near, magnitudes.max() * torch.tensor([[1.001, -1.001]])], dim=1)
+
+
 def outputs(shape, dtypes, offset=0):
     """Returns guarded outputs of the given dtypes, and their buffers."""
     pairs = [guarded(shape, dtype, offset) for dtype in dtypes]

@@ -10,7 +10,7 @@ import json
 
 import numpy as np
 import torch
-from op_cases import CLAMPS, FLOATS, Case, into, random_tensor
+from op_cases import CLAMPS, FLOATS, Case, around_every_half, every_half, into, random_tensor
 
 from diffast import ops
 
@@ -50,16 +50,11 @@ def hashes() -> dict[str, str]:
     for rows, noises in itertools.product((1, 4, 6), (0, 2)):
         case = Case(np.random.default_rng(rows), wide, rows, noises)
         found[f"float64: {rows} rows, {noises} noises"] = _hash(ops.combine_host(*case.host_call))
-    # Every half value, and float32 numbers around every tie between two of them.
-    patterns = torch.arange(-(2**15), 2**15).to(torch.int16).reshape(1, -1)
-    for dtype, drop in ((torch.float16, 13), (torch.bfloat16, 16)):
-        (wide,) = ops.combine([patterns.view(dtype), torch.zeros(1, 2**16)], [1.0, 0.0])
-        found[f"from {dtype}"] = _hash([wide])
-        steps = torch.tensor([0, 1, 2 ** (drop - 1) - 1, 2 ** (drop - 1), 2 ** (drop - 1) + 1])
-        near = (wide.view(torch.int32).T + steps).to(torch.int32).view(torch.float32)
+    for dtype in (torch.float16, torch.bfloat16):
+        halves, near = every_half(dtype), around_every_half(dtype)
+        found[f"from {dtype}"] = _hash(ops.combine([halves, torch.zeros(1, 2**16)], [1.0, 0.0]))
         out = torch.empty(near.shape, dtype=dtype)
-        ops.combine([near.contiguous()], [1.0], outs=[out])
-        found[f"to {dtype}"] = _hash([out])
+        found[f"to {dtype}"] = _hash(ops.combine([near], [1.0], outs=[out]))
     large = [random_tensor(np.random.default_rng(k), (1, 4_500_001)) for k in range(2)]
     found["streamed"] = _hash(ops.combine(large, [[0.3, -0.7], [1.1, 0.2]]))
     return found

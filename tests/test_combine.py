@@ -10,8 +10,10 @@ from op_cases import (
     FLOATS,
     FORMS,
     Case,
+    around_every_half,
     assert_guards,
     assert_same_bits,
+    every_half,
     guarded,
     into,
     placed,
@@ -235,22 +237,17 @@ def test_special_values(dtype, out):
             assert_guards(a, buffer)
 
 
-def test_every_half_goes_in_and_every_rounding_comes_out():
-    """All 65,536 bit patterns of both half types widened; float32 around every tie narrowed."""
-    patterns = torch.arange(-(2**15), 2**15).to(torch.int16).reshape(1, -1)
-    for dtype, drop in ((torch.float16, 13), (torch.bfloat16, 16)):
-        halves = patterns.view(dtype)
-        (wide,) = ops.combine_host(
-            [halves, torch.zeros(halves.shape)], [1.0, 0.0], [], 0, 0, None, []
-        )
-        assert_same_bits(wide, halves.to(torch.float32) + 0.0, dtype)
-        tie = 1 << drop - 1
-        steps = torch.tensor([0, 1, tie - 1, tie, tie + 1], dtype=torch.int32)
-        near = (halves.to(torch.float32).view(torch.int32).T + steps).view(torch.float32)
-        out, buffer = guarded(near.shape, dtype)
-        ops.combine_out([near], [1.0], [out])
-        assert_same_bits(out, near.to(dtype), dtype)
-        assert_guards(out, buffer)
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
+def test_every_half_goes_in_and_every_rounding_comes_out(dtype):
+    """All 65,536 values widened; the numbers next to each value and to each tie narrowed."""
+    halves = every_half(dtype)
+    (wide,) = ops.combine([halves, torch.zeros(halves.shape)], [1.0, 0.0])
+    assert_same_bits(wide, halves.to(torch.float32) + 0.0)
+    near = around_every_half(dtype)
+    out, buffer = guarded(near.shape, dtype)
+    ops.combine([near], [1.0], outs=[out])
+    assert_same_bits(out, near.to(dtype))
+    assert_guards(out, buffer)
 
 
 def test_the_first_bad_stage_stays_for_each_sample():
