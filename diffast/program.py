@@ -17,6 +17,9 @@ from diffast.plan import Plan
 # Tensors that rows weigh. A remembered entry is ("history", stage that made it).
 ANCHOR, INPUT, COND, UNCOND, X0 = "anchor", "input", "cond", "uncond", "x0"
 
+# The fresh normals, where a caller gives them as a tensor.
+NOISE = "noise"
+
 # What rows make.
 POINT, ENTRY = "point", "entry"
 
@@ -83,6 +86,7 @@ def build(plan: Plan, denoiser, fold: bool = True) -> tuple[Stage, ...]:
 def _build(plan: Plan, a: list, b: list, scales: list, fold: bool) -> tuple[Stage, ...]:
     times, read = plan.times.tolist(), plan.read.tolist()
     point, anchor = plan.point.tolist(), plan.anchor.tolist()
+    direct = None if plan.direct is None else plan.direct.tolist()
     uses = _uses(plan)
     keep = [1.0] + [0.0] * (plan.history + 1)
     stages = []
@@ -94,14 +98,20 @@ def _build(plan: Plan, a: list, b: list, scales: list, fold: bool) -> tuple[Stag
         entry = _scaled(read[i][1], x0 if fold else {X0: 1.0})
         entry[INPUT] = entry.get(INPUT, 0.0) + read[i][0]
         rows = {}
-        for name, table in (("point", point[i]), ("anchor", anchor[i])):
+        for r, (name, table) in enumerate((("point", point[i]), ("anchor", anchor[i]))):
             weights = _scaled(table[2], entry)
             weights[ANCHOR] = weights.get(ANCHOR, 0.0) + table[0]
+            if direct is not None:
+                _add(weights, {INPUT: direct[i][r][0]})
+                _add(weights, _scaled(direct[i][r][1], x0))
             for back, weight in enumerate(table[3:], 1):
                 if weight != 0.0:
                     weights[("history", i - back)] = weight
             rows[name] = Row(_tidy(weights, together), table[1])
-        stays = anchor[i] == keep and not (together and point[i] == keep)
+        beside = [[0.0, 0.0]] * 2 if direct is None else direct[i]
+        keeps = anchor[i] == keep and beside[1] == [0.0, 0.0]
+        joins = point[i] == anchor[i] and beside[0] == beside[1]
+        stays = keeps and not (together and joins)
         stages.append(
             Stage(
                 time=times[i],
@@ -113,7 +123,7 @@ def _build(plan: Plan, a: list, b: list, scales: list, fold: bool) -> tuple[Stag
                 forget=tuple(j for j in range(i) if uses[j] and uses[j][-1] == i),
             )
         )
-        together = point[i] == anchor[i]
+        together = joins
     return tuple(stages)
 
 
@@ -127,6 +137,11 @@ def _outputs(scale: float, b: float) -> tuple[str, dict]:
 
 def _scaled(factor: float, weights: dict) -> dict:
     return {name: factor * weight for name, weight in weights.items()}
+
+
+def _add(weights: dict, more: dict) -> None:
+    for name, weight in more.items():
+        weights[name] = weights.get(name, 0.0) + weight
 
 
 def _tidy(weights: dict, together: bool) -> dict:

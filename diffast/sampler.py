@@ -12,7 +12,7 @@ import torch
 from diffast import ops, program
 from diffast.denoiser import Denoiser, time_dtype
 from diffast.plan import Plan
-from diffast.program import ANCHOR, COND, INPUT, UNCOND, X0, Row, Stage
+from diffast.program import ANCHOR, COND, INPUT, NOISE, UNCOND, X0, Row, Stage
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def sample(
     device: torch.device | str | None = None,
     clamp: tuple[float, float] | None = None,
     on_x0: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
+    draw: Callable[[int], torch.Tensor] | None = None,
     callback: Callable[[Progress], bool | None] | None = None,
     progress: bool = False,
 ) -> Samples:
@@ -79,6 +80,9 @@ def sample(
         clamp: (low, high) for the x0 estimate, fused into the kernel.
         on_x0: called as `on_x0(x0, stage)` with the estimate [B, ...] (clamped, if so wished);
             what it returns is used instead. Costs one more kernel a stage.
+        draw: called as `draw(stage)` at every stage that uses fresh noise (-1: the plan's opening);
+            the [B, ...] it returns is used in place of the package's own normals. For noise that
+            has to equal another program's; slower, and whatever its batches make of it.
         callback: called after every stage with a `Progress`; a true answer stops the run.
         progress: whether to show a progress bar on stderr.
 
@@ -87,7 +91,8 @@ def sample(
         FloatingPointError: if the network's output or a state is not finite; the message names the
             stage and the samples.
     """
-    run = _Run(denoiser, plan, shape, noise, device, seed, ids, clamp, on_x0, callback is not None)
+    preview = callback is not None
+    run = _Run(denoiser, plan, shape, noise, device, seed, ids, clamp, on_x0, draw, preview)
     calls = 0
     with torch.inference_mode(), _bar(plan, progress) as bar:
         run.start(noise)
@@ -123,13 +128,14 @@ def _bar(plan: Plan, wanted: bool):
 
 
 class _Call(NamedTuple):
-    """A prepared `combine_out`. COND, UNCOND and X0 among the columns are filled in later."""
+    """A prepared `combine_out`. COND, UNCOND, X0 and NOISE are filled in later."""
 
     columns: list
     weights: list[float]
     noise: list[float]
     clamp: list[float]
     outs: list[torch.Tensor]
+    draws: bool
 
 
 class _Run:
@@ -138,12 +144,14 @@ class _Run:
     Buffers are made outside inference mode, so that the samples are ordinary tensors.
     """
 
-    def __init__(self, denoiser, plan, shape, noise, device, seed, ids, clamp, on_x0, preview):
+    def __init__(
+        self, denoiser, plan, shape, noise, device, seed, ids, clamp, on_x0, draw, preview
+    ):
         if plan.schedule != denoiser.schedule:
             raise ValueError(
                 f"sample: the plan is for {plan.schedule} but the denoiser for {denoiser.schedule}"
             )
-        self.denoiser, self.plan, self.on_x0 = denoiser, plan, on_x0
+        self.denoiser, self.plan, self.on_x0, self.draw = denoiser, plan, on_x0, draw
         self.shape, self.device, self.dtype = _state_like(denoiser, shape, noise, device)
         self.batch = self.shape[0]
         self.seed = ops.fold_seed(seed)
@@ -252,29 +260,59 @@ class _Run:
         return [self._call(preview + rows, columns, [])]
 
     def _call(self, rows: list[tuple[Row, Any]], columns: dict, clamp: list[float]) -> _Call:
+        noise = [row.noise for row, _ in rows]
+        draws = any(noise) and self.draw is not None
+        if draws:
+            rows = [(Row(row.weights | {NOISE: row.noise}), out) for row, out in rows]
+            columns, noise = columns | {NOISE: NOISE}, []
         used = set().union(*(row.weights for row, _ in rows))
         names = [name for name in columns if name in used]
         # The clamped row 0 is the last column of the rows after it; its own weight there is 0.
         weighed = [*names, X0] if clamp else names
         weights = [row.weights.get(name, 0.0) for row, _ in rows for name in weighed]
-        noise = [row.noise for row, _ in rows]
         return _Call(
             [columns[name] for name in names],
             weights,
             noise if any(noise) else [],
             clamp,
             [out for _, out in rows if out is not None],
+            draws,
         )
 
     def start(self, noise: torch.Tensor | None) -> None:
         """Puts the initial state where the network reads it."""
         if noise is None:
-            scale = float(self.plan.schedule.sigma(self.plan.times[:1])[0])
+            scale = float(self.plan.schedule.sigma(self.plan.start))
             ops.normal_out(self.ids, self.seed, ops.INITIAL_NOISE, scale, self.state)
         else:
             self.state.copy_(noise)
+        self._open()
         for copy in self._copies(self.stages[0]):
             copy.copy_(self.state)
+
+    def _open(self) -> None:
+        """Moves the initial state to where the first network call stands."""
+        keep, fresh = self.plan.opening.tolist()
+        if (keep, fresh) == (1.0, 0.0):
+            return
+        if fresh and self.draw is not None:
+            xs = [self.state, self._drawn(-1)]
+            ops.combine_out(xs, [keep, fresh], [self.state])
+        else:
+            word, noise = ops.OPENING_NOISE, [fresh] if fresh else []
+            ops.combine_out(
+                [self.state], [keep], [self.state], None, word, noise, self.seed, self.ids
+            )
+
+    def _drawn(self, i: int) -> torch.Tensor:
+        z = self.draw(i)
+        if not isinstance(z, torch.Tensor) or z.shape != self.state.shape:
+            got = list(z.shape) if isinstance(z, torch.Tensor) else type(z).__name__
+            raise ValueError(
+                f"sample: draw returned {got} at stage {i}, but the state is "
+                f"{list(self.state.shape)}"
+            )
+        return z.contiguous()
 
     def stage(self, i: int) -> None:
         """Runs one stage: the network, then the prepared calls."""
@@ -293,6 +331,8 @@ class _Run:
         for number, call in enumerate(self.calls[i]):
             if number == 1:
                 filled[X0] = self._hooked(i)
+            if call.draws and NOISE not in filled:
+                filled[NOISE] = self._drawn(i)
             xs = [filled[x] if isinstance(x, str) else x for x in call.columns]
             # What a stage does not need is left out: every argument costs its way in.
             rest = (call.noise, self.seed, self.ids, call.clamp)

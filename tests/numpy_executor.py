@@ -10,16 +10,26 @@ def run(plan, denoise, x, noise=None):
         plan: any plan.
         denoise: (x, t) -> x0 estimate, same shape as x.
         x: initial state, standing at plan.times[0].
-        noise: stage index -> N(0, I) numbers of the shape of x; 0 if not given.
+        noise: stage index -> N(0, I) numbers of the shape of x (-1: those of the opening); 0 if
+            not given.
     """
     points = [np.asarray(x, dtype=np.float64)]
+    if tuple(plan.opening) != (1.0, 0.0):
+        z = 0.0 if noise is None or not plan.opening[1] else noise(-1)
+        points = [plan.opening[0] * points[0] + plan.opening[1] * z]
     anchor = points[0]
     history = []
     for i in range(plan.stages):
-        read = plan.read[i, 0] * points[-1] + plan.read[i, 1] * denoise(points[-1], plan.times[i])
-        history = [read, *history][: plan.history]
+        d = denoise(points[-1], plan.times[i])
+        history = [plan.read[i, 0] * points[-1] + plan.read[i, 1] * d, *history][: plan.history]
         z = np.zeros_like(anchor) if noise is None else noise(i)
         inputs = [anchor, z, *history]  # later columns have weight 0 until they exist
-        points.append(sum(w * v for w, v in zip(plan.point[i], inputs, strict=False)))
-        anchor = sum(w * v for w, v in zip(plan.anchor[i], inputs, strict=False))
+        point, anchor = (
+            sum(w * v for w, v in zip(table[i], inputs, strict=False))
+            for table in (plan.point, plan.anchor)
+        )
+        if plan.direct is not None:
+            point = point + plan.direct[i, 0, 0] * points[-1] + plan.direct[i, 0, 1] * d
+            anchor = anchor + plan.direct[i, 1, 0] * points[-1] + plan.direct[i, 1, 1] * d
+        points.append(point)
     return np.stack(points)

@@ -10,7 +10,8 @@ from numpy_executor import run
 
 from diffast import grids, solvers
 from diffast import schedule as schedules
-from diffast.plan import TOLERANCE_NOISE, TOLERANCE_X0, Plan, unroll
+from diffast.plan import Plan, unroll
+from diffast.plan_checks import TOLERANCE_NOISE, TOLERANCE_X0
 
 BETAS = np.linspace(0.0001, 0.02, 1000)
 SCHEDULES = {
@@ -127,8 +128,8 @@ def test_a_wrong_number_among_a_thousand_stages_is_refused(build):
 
 @pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
 def test_tolerance_has_a_hundredfold_margin(build, monkeypatch):
-    monkeypatch.setattr("diffast.plan.TOLERANCE_X0", TOLERANCE_X0 / 100)
-    monkeypatch.setattr("diffast.plan.TOLERANCE_NOISE", TOLERANCE_NOISE / 100)
+    monkeypatch.setattr("diffast.plan_checks.TOLERANCE_X0", TOLERANCE_X0 / 100)
+    monkeypatch.setattr("diffast.plan_checks.TOLERANCE_NOISE", TOLERANCE_NOISE / 100)
     random = np.random.default_rng(1)
     for schedule in SCHEDULES.values():
         low, high = schedule.t_end, schedule.t_start

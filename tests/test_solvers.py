@@ -6,23 +6,13 @@ import numpy as np
 import pytest
 from numpy_executor import run
 from scipy.integrate import solve_ivp
+from solver_cases import ALL_SOLVERS, COUNTS
 
 from diffast import grids, solvers
 from diffast import schedule as schedules
 
 BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
 
-# name, builder, order, sense of the order. A new solver is tested by adding it here.
-ALL_SOLVERS = (
-    ("euler", solvers.euler, 1, "strong"),
-    ("ddim", partial(solvers.ddim, eta=0.0), 1, "strong"),
-    ("heun", solvers.heun, 2, "strong"),
-    ("dpmpp_2m_midpoint", partial(solvers.dpmpp_2m, kind="midpoint"), 2, "strong"),
-    ("dpmpp_2m_heun", partial(solvers.dpmpp_2m, kind="heun"), 2, "strong"),
-    ("ddim_half", partial(solvers.ddim, eta=0.5), 1, "weak"),
-    ("ddim_one", partial(solvers.ddim, eta=1.0), 1, "weak"),
-    ("euler_ancestral", solvers.euler_ancestral, 1, "weak"),
-)
 SCHEDULES = {
     "vp_linear": schedules.vp_linear(),
     "vp_cosine": schedules.vp_cosine(),
@@ -33,13 +23,9 @@ SCHEDULES = {
     "from_betas": schedules.from_betas(BETAS),
     "zero_snr": schedules.from_betas(np.append(BETAS[:-1], 1.0)),
 }
-each_solver = pytest.mark.parametrize(
-    ("build", "order", "sense"), [s[1:] for s in ALL_SOLVERS], ids=[s[0] for s in ALL_SOLVERS]
-)
+each_solver = pytest.mark.parametrize("solver", ALL_SOLVERS, ids=lambda s: s.name)
 each_strong = pytest.mark.parametrize(
-    ("build", "order"),
-    [s[1:3] for s in ALL_SOLVERS if s[3] == "strong"],
-    ids=[s[0] for s in ALL_SOLVERS if s[3] == "strong"],
+    "solver", [s for s in ALL_SOLVERS if s.sense == "strong"], ids=lambda s: s.name
 )
 each_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 
@@ -65,7 +51,6 @@ ORDER_CASES = {
     "from_betas-logsnr": (SCHEDULES["from_betas"], grids.uniform_logsnr),
 }
 order_cases = pytest.mark.parametrize(("schedule", "make"), ORDER_CASES.values(), ids=ORDER_CASES)
-COUNTS = (80, 160, 320, 640)  # fewer leave steps of 0.4 in lam at the clean end of the time grids
 
 
 def mixture(schedule):
@@ -161,11 +146,11 @@ def weak_errors(build, schedule, make, counts=COUNTS):
 
 @order_cases
 @each_solver
-def test_order(build, order, sense, schedule, make):
-    errors = {"strong": strong_errors, "weak": weak_errors}[sense](
-        build, schedule, partial(inner, make)
+def test_order(solver, schedule, make):
+    errors = {"strong": strong_errors, "weak": weak_errors}[solver.sense](
+        solver.build, schedule, partial(inner, make), solver.counts
     )
-    assert abs(fitted_slope(errors) - order) <= 0.15, errors
+    assert abs(fitted_slope(errors, solver.counts) - solver.order) <= 0.15, errors
 
 
 @pytest.mark.parametrize(
@@ -173,19 +158,19 @@ def test_order(build, order, sense, schedule, make):
     [ORDER_CASES[name] for name in ("vp_linear-logsnr", "edm-karras", "flow-time")],
 )
 @each_strong
-def test_order_against_the_closed_form(build, order, schedule, make):
+def test_order_against_the_closed_form(solver, schedule, make):
     # Gaussian data: x(t) = x(s) sqrt((alpha_t^2 v + sigma_t^2) / (alpha_s^2 v + sigma_s^2))
     variance, errors = 0.4, []
-    for n in COUNTS:
+    for n in solver.counts:
         grid = inner(make, schedule, n)
         level = np.sqrt(schedule.alpha(grid) ** 2 * variance + schedule.sigma(grid) ** 2)
-        got = run(build(schedule, grid), gaussian(schedule, variance), 1.0)[-1]
+        got = run(solver.build(schedule, grid), gaussian(schedule, variance), 1.0)[-1]
         errors.append(abs(got - level[-1] / level[0]))
-    assert abs(fitted_slope(errors) - order) <= 0.15, errors
+    assert abs(fitted_slope(errors, solver.counts) - solver.order) <= 0.15, errors
 
 
 @each_strong
-def test_order_from_pure_noise_on_flow(build, order):
+def test_order_from_pure_noise_on_flow(solver):
     # alpha = 0 at the start, where lam = -inf: the first steps in lam never get small, which costs
     # second-order methods a log N (error N^2 is linear in log N up to N = 40,960), not the order
     schedule = schedules.flow()
@@ -200,10 +185,10 @@ def test_order_from_pure_noise_on_flow(build, order):
     found = solve_ivp(slope, (1.0, 0.1), x.ravel(), method="DOP853", rtol=1e-13, atol=1e-14)
     truth = found.y[:, -1].reshape(-1, 2)
     errors = []
-    for n in COUNTS:
-        plan = build(schedule, grids.uniform_time(schedule, n, end=0.1))
+    for n in solver.counts:
+        plan = solver.build(schedule, grids.uniform_time(schedule, n, end=0.1))
         errors.append(np.sqrt(np.mean((run(plan, denoise, x)[-1] - truth) ** 2)))
-    assert abs(fitted_slope(errors) - order) <= 0.15, errors
+    assert abs(fitted_slope(errors, solver.counts) - solver.order) <= 0.15, errors
 
 
 def many_grids(schedule):
@@ -222,7 +207,8 @@ def many_grids(schedule):
 
 @each_schedule
 @each_solver
-def test_point_mass_is_exact(build, order, sense, schedule):
+def test_point_mass_is_exact(solver, schedule):
+    build, sense = solver.build, solver.sense
     x0, random = np.array([0.3, -1.2, 2.0]), np.random.default_rng(5)
     for grid in many_grids(schedule):
         plan = build(schedule, grid)
@@ -240,7 +226,8 @@ def test_point_mass_is_exact(build, order, sense, schedule):
 
 @each_schedule
 @each_solver
-def test_finite_everywhere(build, order, sense, schedule):
+def test_finite_everywhere(solver, schedule):
+    build, sense = solver.build, solver.sense
     for grid in many_grids(schedule):
         plan = build(schedule, grid)
         assert plan.steps == len(grid) - 1

@@ -15,6 +15,7 @@ from diffast.ops.load import backends, triton_version
 from diffast.ops.noise import (
     BROWNIAN_NOISE,
     INITIAL_NOISE,
+    OPENING_NOISE,
     STAGE_LIMIT,
     STEP_NOISE,
     fold_seed,
@@ -36,6 +37,7 @@ __all__ = [
     "MAX_INPUTS",
     "MAX_NOISES",
     "MAX_ROWS",
+    "OPENING_NOISE",
     "STAGE_LIMIT",
     "STEP_NOISE",
     "backends",

@@ -6,6 +6,7 @@ STAGE_LIMIT = 1 << SLOT_SHIFT
 
 STEP_NOISE = 0 << PURPOSE_SHIFT
 INITIAL_NOISE = 1 << PURPOSE_SHIFT
+OPENING_NOISE = INITIAL_NOISE + 1  # added to the initial state before the first network call
 BROWNIAN_NOISE = 2 << PURPOSE_SHIFT
 
 

@@ -1,0 +1,80 @@
+"""Plans as files: JSON for people (floats come back exactly), npz for arrays."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from diffast import schedule as schedules
+from diffast.plan import Plan
+
+FORMAT = "diffast plan"
+VERSION = 1
+_ARRAYS = ("times", "read", "point", "anchor", "anchor_at", "error", "direct", "opening", "spans")
+_NUMBERS = ("end", "start", "steps", "name", "check")
+_OPTIONAL = ("error", "direct")
+
+
+def save(plan: Plan, path) -> None:
+    """Writes a plan to `.json` or `.npz`; see `Plan.save`."""
+    path = Path(path)
+    kind = _kind(path)
+    to_dict = getattr(plan.schedule, "to_dict", None)
+    if to_dict is None:
+        raise ValueError(
+            f"plan {plan.name}: its schedule {plan.schedule} has no to_dict, but it is needed to "
+            "save the plan"
+        )
+    head = {"format": FORMAT, "version": VERSION, "schedule": to_dict()}
+    head |= {field: getattr(plan, field) for field in _NUMBERS}
+    arrays = {field: getattr(plan, field) for field in _ARRAYS}
+    arrays = {field: array for field, array in arrays.items() if array is not None}
+    if kind == ".json":
+        body = head | {field: array.tolist() for field, array in arrays.items()}
+        path.write_text(json.dumps(body, allow_nan=False, indent=1) + "\n")
+    else:
+        np.savez(path, head=np.array(json.dumps(head, allow_nan=False)), **arrays)
+
+
+def load(path) -> Plan:
+    """Returns the plan in a `.json` or `.npz` file; see `Plan.load`."""
+    path = Path(path)
+    body = _read_json(path) if _kind(path) == ".json" else _read_npz(path)
+    if not isinstance(body, dict) or body.get("format") != FORMAT:
+        raise ValueError(f"{path}: no {FORMAT}, but Plan.save writes one")
+    if body.get("version") != VERSION:
+        raise ValueError(f"{path}: version {body.get('version')}, but {VERSION} is known")
+    wanted = {"format", "version", "schedule", *_ARRAYS, *_NUMBERS}
+    missing = sorted(wanted - {*body} - {*_OPTIONAL})
+    unknown = sorted({*body} - wanted)
+    if missing or unknown:
+        raise ValueError(f"{path}: fields missing: {missing}, unknown: {unknown}")
+    fields = {field: body.get(field) for field in (*_ARRAYS, *_NUMBERS)}
+    fields["anchor_at"] = np.asarray(fields["anchor_at"], dtype=np.int64)
+    return Plan(schedule=schedules.from_dict(body["schedule"]), **fields)
+
+
+def _kind(path: Path) -> str:
+    if path.suffix not in (".json", ".npz"):
+        raise ValueError(f"plan file {path}: ends in {path.suffix!r}, but .json and .npz are known")
+    return path.suffix
+
+
+def _read_json(path: Path):
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON ({error}), but Plan.save writes JSON") from None
+
+
+def _read_npz(path: Path):
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            body = {field: archive[field] for field in archive.files}
+        return json.loads(str(body.pop("head"))) | body
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path}: no plan in it ({error}), but Plan.save writes npz") from None

@@ -1,0 +1,46 @@
+"""Unrolling a plan: every row as weights of what a run starts from."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Unrolled(NamedTuple):
+    """Rows as weights of (state at times[0], x0 estimates d_0..d_{S-1}, noises z_0..z_{S-1})."""
+
+    point: np.ndarray  # [S, 1+2S]
+    anchor: np.ndarray  # [S, 1+2S]
+    error: np.ndarray | None  # [S, 1+2S]
+
+
+def unroll(plan) -> Unrolled:
+    """Returns every point, anchor and error row as weights of what a run starts from.
+
+    Column 0 is the state before stage 0 (after the plan's opening), column 1+j the x0 estimate d_j
+    of stage j, column 1+S+j its noise z_j; row i is zero at every j > i. With it all points follow
+    from all x0 estimates by one matrix product, whatever the solver.
+
+    Args:
+        plan: any plan, S stages.
+    """
+    stages, columns = plan.point.shape
+    tables = [plan.point, plan.anchor] + ([] if plan.error is None else [plan.error])
+    weights = np.stack(tables, axis=1)  # [S, R, 2+H]
+    out = np.empty((stages, len(tables), 1 + 2 * stages))
+    inputs = np.zeros((columns, 1 + 2 * stages))  # anchor, noise, history
+    inputs[0, 0] = 1.0
+    x = inputs[0].copy()
+    for i in range(stages):
+        inputs[3:] = inputs[2:-1]
+        np.multiply(x, plan.read[i, 0], out=inputs[2])
+        inputs[2, 1 + i] += plan.read[i, 1]
+        inputs[1, stages + i] = 0.0
+        inputs[1, 1 + stages + i] = 1.0
+        np.matmul(weights[i], inputs, out=out[i])
+        if plan.direct is not None:
+            out[i, :2] += plan.direct[i, :, :1] * x
+            out[i, :2, 1 + i] += plan.direct[i, :, 1]
+        x, inputs[0] = out[i, 0], out[i, 1]
+    return Unrolled(out[:, 0], out[:, 1], None if plan.error is None else out[:, 2])
