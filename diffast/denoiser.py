@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffast.schedule import flow
+
 # x0 = a x + b output, from alpha, sigma and their time derivatives at the network's time.
 # With x = alpha x0 + sigma eps each is that equation solved for x0.
 _PREDICTIONS: dict[str, Callable] = {
@@ -28,7 +30,63 @@ _PREDICTIONS: dict[str, Callable] = {
     ),
     # output = gradient of log p_t(x) = -eps / sigma
     "score": lambda alpha, sigma, dalpha, dsigma: (1.0 / alpha, sigma**2 / alpha),
+    # output = -dx/dt, the flow seen by a time that runs from noise to data
+    "reverse_flow": lambda alpha, sigma, dalpha, dsigma: (
+        dsigma / (alpha * dsigma - sigma * dalpha),
+        sigma / (alpha * dsigma - sigma * dalpha),
+    ),
 }
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network's output says of x0, without the network: for loops that others own.
+
+    Args:
+        schedule: the noise schedule it was trained for (`df.schedules`).
+        predicts: "x0", "epsilon", "v", "flow" or "score".
+
+    Raises:
+        ValueError: for an unknown prediction type.
+    """
+
+    schedule: Any
+    predicts: str = "x0"
+
+    def __post_init__(self):
+        """Refuses an unknown prediction type."""
+        if self.predicts not in _PREDICTIONS:
+            raise ValueError(
+                f"Denoiser: predicts {self.predicts!r} but the known predictions are "
+                f"{', '.join(_PREDICTIONS)}"
+            )
+
+    def affine(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (a, b) with x0 = a x + b output at each model time, [S] float64 each.
+
+        Raises:
+            ValueError: where the prediction does not determine x0 (epsilon or score at alpha = 0).
+        """
+        times = np.asarray(times, dtype=np.float64)
+        alpha, sigma = self.schedule.alpha(times), self.schedule.sigma(times)
+        # Only a velocity needs the derivatives, which some schedules do not have everywhere.
+        sloped = self.predicts in ("flow", "reverse_flow")
+        slopes = self.schedule.derivatives(times) if sloped else (0.0, 0.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            a, b = _PREDICTIONS[self.predicts](alpha, sigma, *slopes)
+        a, b = np.broadcast_to(a, times.shape), np.broadcast_to(b, times.shape)
+        bad = np.flatnonzero(~(np.isfinite(a) & np.isfinite(b)))
+        if bad.size:
+            i = bad[0]
+            raise ValueError(
+                f"Denoiser: predicts {self.predicts!r} but at t = {times[i]:g} alpha is "
+                f"{alpha[i]:g} and sigma {sigma[i]:g}, where that does not determine x0"
+            )
+        return a, b
+
+    def scales(self, times: np.ndarray) -> np.ndarray:
+        """Returns 1 at each time, [S]: whoever owns the loop has applied the guidance."""
+        return np.ones(len(times))
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +101,7 @@ class Denoiser:
     Args:
         network: the callable; a torch module should be in eval mode.
         schedule: the noise schedule it was trained for (`df.schedules`).
-        predicts: "x0", "epsilon", "v", "flow" or "score".
+        predicts: "x0", "epsilon", "v", "flow", "score" or "reverse_flow" (see `from_velocity`).
         conditions: named extra arguments. A tensor whose first axis is the batch is one row a
             sample; anything else is passed on as it is.
         unconditional: the same names, for the unconditional half of classifier-free guidance
@@ -66,11 +124,7 @@ class Denoiser:
 
     def __post_init__(self):
         """Checks what can be checked before the first call."""
-        if self.predicts not in _PREDICTIONS:
-            raise ValueError(
-                f"Denoiser: predicts {self.predicts!r} but the known predictions are "
-                f"{', '.join(_PREDICTIONS)}"
-            )
+        Prediction(self.schedule, self.predicts)
         if not callable(self.network):
             raise ValueError(
                 f"Denoiser: network is a {type(self.network).__name__} but must be callable"
@@ -83,27 +137,64 @@ class Denoiser:
         if not callable(self.guidance) and not math.isfinite(self.guidance):
             raise ValueError(f"Denoiser: guidance is {self.guidance} but must be finite")
 
+    @classmethod
+    def from_velocity(
+        cls,
+        velocity: Callable[..., Any],
+        schedule: Any = None,
+        *,
+        conditions: Mapping[str, Any] | None = None,
+        unconditional: Mapping[str, Any] | None = None,
+        guidance: float | Callable[[float], float] = 1.0,
+        dtype: torch.dtype | None = None,
+    ) -> Denoiser:
+        """Returns a denoiser of a velocity field whose time s runs from 0 (noise) to 1 (data).
+
+        The convention of flow_matching's ODESolver and of what people give to torchdiffeq:
+        dx/ds = velocity(x=x, t=s, **conditions). With the model time t = 1 - s it is -dx/dt; the
+        sign is folded into the step, so it costs no pass over the output. For a field written as
+        func(s, x) give `lambda x, t: func(t, x)`.
+
+        Args:
+            velocity: called by keyword, x [B, ...] and t [B], plus the conditions.
+            schedule: of the path x = alpha x0 + sigma eps, its model time t from 1 to 0; default
+                `df.schedules.flow()`, where the field is x0 - eps.
+            conditions: as for `Denoiser`.
+            unconditional: as for `Denoiser`.
+            guidance: as for `Denoiser`.
+            dtype: as for `Denoiser`.
+
+        Raises:
+            ValueError: for a schedule whose time does not run from 1 to 0; what `Denoiser` raises.
+        """
+        schedule = flow() if schedule is None else schedule
+        start, end = schedule.t_start, schedule.t_end
+        if (start, end) != (1.0, 0.0):
+            raise ValueError(
+                f"Denoiser: from_velocity needs a schedule whose time runs from 1 to 0, but that "
+                f"of {schedule} runs from {start:g} to {end:g}"
+            )
+        if not callable(velocity):
+            raise ValueError(
+                f"Denoiser: velocity is a {type(velocity).__name__} but must be callable"
+            )
+        return cls(
+            _Velocity(velocity),
+            schedule,
+            "reverse_flow",
+            {} if conditions is None else conditions,
+            unconditional,
+            guidance,
+            dtype,
+        )
+
     def affine(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns (a, b) with x0 = a x + b output at each model time, [S] float64 each.
 
         Raises:
             ValueError: where the prediction does not determine x0 (epsilon or score at alpha = 0).
         """
-        times = np.asarray(times, dtype=np.float64)
-        alpha, sigma = self.schedule.alpha(times), self.schedule.sigma(times)
-        # Only a velocity needs the derivatives, which some schedules do not have everywhere.
-        slopes = self.schedule.derivatives(times) if self.predicts == "flow" else (0.0, 0.0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            a, b = _PREDICTIONS[self.predicts](alpha, sigma, *slopes)
-        a, b = np.broadcast_to(a, times.shape), np.broadcast_to(b, times.shape)
-        bad = np.flatnonzero(~(np.isfinite(a) & np.isfinite(b)))
-        if bad.size:
-            i = bad[0]
-            raise ValueError(
-                f"Denoiser: predicts {self.predicts!r} but at t = {times[i]:g} alpha is "
-                f"{alpha[i]:g} and sigma {sigma[i]:g}, where that does not determine x0"
-            )
-        return a, b
+        return Prediction(self.schedule, self.predicts).affine(times)
 
     def scales(self, times: np.ndarray) -> np.ndarray:
         """Returns the guidance scale at each model time, [S] float64.
@@ -201,6 +292,17 @@ class Denoiser:
         if scale not in (0.0, 1.0):
             output = half("uncond").lerp(output, scale)
         return a * x + b * output
+
+
+class _Velocity:
+    """A velocity field of s = 1 - t, called by keyword, as a network."""
+
+    def __init__(self, velocity):
+        self.velocity = velocity
+        self.parameters = getattr(velocity, "parameters", None)
+
+    def __call__(self, x, t, **conditions):
+        return self.velocity(x=x, t=1.0 - t, **conditions)
 
 
 def time_dtype(state: torch.dtype) -> torch.dtype:

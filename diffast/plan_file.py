@@ -71,7 +71,7 @@ def _read_json(path: Path):
 
 def _read_npz(path: Path):
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(path) as archive:
             body = {field: archive[field] for field in archive.files}
         return json.loads(str(body.pop("head"))) | body
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

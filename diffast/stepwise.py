@@ -266,7 +266,7 @@ class Stepper:
         return max(p for p, first in enumerate(self.first) if first <= row)
 
     def _step_each(self, state: State, fixed: list) -> State:
-        table = self._device_table()
+        table = self.table()
         row = state.row
         tensors = [*fixed, *state.slots]
         words = table.words[row]
@@ -298,6 +298,20 @@ class Stepper:
         slots = tuple(outs[: self.slots])
         return State(table.following[row], outs[-1], anchor, slots, state.seed, state.ids, status)
 
+    def estimate(self, state: State, output: torch.Tensor) -> torch.Tensor:
+        """Returns the x0 estimate [B, ...] that the output is for the state, for looking at.
+
+        For samples that stand at stages of their own; in plain torch, clamped or changed as the
+        step's is.
+        """
+        table, tensors = self.table(), (state.anchor, state.x, output)
+        weights = table.x0[state.row].to(state.x.dtype)  # [B, 1, columns]
+        shape = (-1, *([1] * (state.x.dim() - 1)))
+        x0 = sum(weights[:, 0, n].view(shape) * tensors[k] for n, k in enumerate(table.x0_columns))
+        if self.limits:
+            return x0.clamp(*self.limits)
+        return x0 if self.on_x0 is None else self._hooked(x0, table.words[state.row])
+
     def separate(self, state: State) -> State:
         """Returns the state as one whose samples may stand at different stages."""
         row, seed = (
@@ -317,19 +331,19 @@ class Stepper:
         if isinstance(state.row, int):
             time = self._times[state.row]
             return torch.full((len(state.x),), time, dtype=dtype, device=state.x.device)
-        return self._device_table().times[state.row].to(dtype)
+        return self.table().times[state.row].to(dtype)
 
     def done(self, state: State) -> torch.Tensor | bool:
         """Returns whether the samples are at their plan's end: one answer, or [B] on the device."""
         if isinstance(state.row, int):
             return self.calls[state.row] is None
-        return self._device_table().ended[state.row]
+        return self.table().ended[state.row]
 
     def stage(self, state: State) -> torch.Tensor | int:
         """Returns the number of network calls that each sample has had."""
         if isinstance(state.row, int):
             return state.row - self.first[self._plan_of(state.row)]
-        return self._device_table().words[state.row]
+        return self.table().words[state.row]
 
     def select(self, state: State, samples: torch.Tensor) -> State:
         """Returns the state of some samples, by index [n] or mask [B] on the state's device."""
@@ -354,7 +368,8 @@ class Stepper:
     def _network_input(self, x: torch.Tensor) -> torch.Tensor:
         return x if self.dtype is None else x.to(self.dtype)
 
-    def _device_table(self) -> Table:
+    def table(self) -> Table:
+        """Returns every stage of every plan as one table on the device, made once."""
         if self._table is None:
             self._table = make_table(
                 self.calls,

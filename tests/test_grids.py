@@ -15,6 +15,7 @@ ALL = {
     "ve": schedules.ve(),
     "edm": schedules.edm(),
     "flow": schedules.flow(),
+    "trig": schedules.trig(),
     "from_betas": INDEXED,
     "zero_snr": schedules.from_betas(np.append(BETAS[:-1], 1.0)),
 }

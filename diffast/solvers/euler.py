@@ -11,6 +11,7 @@ import numpy as np
 
 from diffast.grids import check_grid
 from diffast.plan import Plan
+from diffast.solvers.split import ancestral, check_bounded_eta, check_s_noise, fixed
 
 
 def euler(schedule, grid) -> Plan:
@@ -27,10 +28,10 @@ def euler(schedule, grid) -> Plan:
     Raises:
         ValueError: a grid that `check_grid` refuses.
     """
-    return _first_order(schedule, grid, 0.0, "euler")
+    return _first_order(schedule, grid, 0.0, 1.0, "full", "euler")
 
 
-def ddim(schedule, grid, eta=0.0) -> Plan:
+def ddim(schedule, grid, eta=0.0, s_noise=1.0) -> Plan:
     """Returns DDIM with noise of strength eta. Order 1, weak order 1 if eta > 0, 1 call a step.
 
     Song et al. 2021, eq. 12 and 16. Their eta sqrt((1 - a_t)/(1 - a_s)) sqrt(1 - a_s/a_t) with
@@ -41,15 +42,18 @@ def ddim(schedule, grid, eta=0.0) -> Plan:
         schedule: any schedule.
         grid: [N+1] model times from noisy to clean.
         eta: 0 for none to 1 for ancestral.
+        s_noise: factor on the fresh noise; other than 1, points no longer have the schedule's noise
+            level and the plan is checked for x0 alone.
 
     Raises:
-        ValueError: eta outside [0, 1] (above, the noise could exceed sigma_t); a grid that
-            `check_grid` refuses.
+        ValueError: eta outside [0, 1] (above, the noise could exceed sigma_t); s_noise negative or
+            not finite; a grid that `check_grid` refuses.
     """
-    return _first_order(schedule, grid, _check_eta("ddim", eta), f"ddim(eta={eta:g})")
+    eta = check_bounded_eta("ddim", eta)
+    return _first_order(schedule, grid, eta, *check_s_noise("ddim", s_noise), f"ddim(eta={eta:g})")
 
 
-def euler_ancestral(schedule, grid, eta=1.0) -> Plan:
+def euler_ancestral(schedule, grid, eta=1.0, s_noise=1.0) -> Plan:
     """Returns an Euler step down to a lower noise level, then fresh noise up. Weak order 1, 1 call.
 
     With rho = sigma/alpha: rho_up^2 = eta^2 rho_t^2 (rho_s^2 - rho_t^2) / rho_s^2 and
@@ -60,42 +64,21 @@ def euler_ancestral(schedule, grid, eta=1.0) -> Plan:
         schedule: any schedule.
         grid: [N+1] model times from noisy to clean.
         eta: 0 for Euler to 1 for ancestral.
+        s_noise: factor on the fresh noise; other than 1, the plan is checked for x0 alone.
 
     Raises:
-        ValueError: eta outside [0, 1]; a grid that `check_grid` refuses.
+        ValueError: eta outside [0, 1]; s_noise negative or not finite; a grid that `check_grid`
+            refuses.
     """
-    eta = _check_eta("euler_ancestral", eta)
-    return _first_order(schedule, grid, eta, f"euler_ancestral(eta={eta:g})")
+    eta = check_bounded_eta("euler_ancestral", eta)
+    s_noise, check = check_s_noise("euler_ancestral", s_noise)
+    return _first_order(schedule, grid, eta, s_noise, check, f"euler_ancestral(eta={eta:g})")
 
 
-def _check_eta(name, eta):
-    if not 0 <= eta <= 1:
-        raise ValueError(
-            f"{name}: eta = {eta}, but it must lie in [0, 1]: the fresh noise, "
-            "eta sigma_t sqrt(1 - exp(-2h)), may not exceed sigma_t at any h"
-        )
-    return float(eta)
-
-
-def _first_order(schedule, grid, eta, name):
+def _first_order(schedule, grid, eta, s_noise, check, name):
     grid = check_grid(schedule, grid)
     alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
-    alpha_s, alpha_t, sigma_s, sigma_t = alpha[:-1], alpha[1:], sigma[:-1], sigma[1:]
-    shrink = alpha_s * sigma_t / (alpha_t * sigma_s)  # exp(-h)
-    up = eta * sigma_t * np.sqrt((1.0 - shrink) * (1.0 + shrink))
-    # 1 - eta^2 (1 - exp(-2h)), written so that eta = 1 leaves exp(-h) uncancelled
-    down = sigma_t * np.sqrt((1.0 - eta) * (1.0 + eta) + (eta * shrink) ** 2)
-    keep = down / sigma_s
-    rows = np.stack([keep, up, alpha_t - alpha_s * keep], axis=1)
-    steps = len(rows)
-    return Plan(
-        schedule=schedule,
-        times=grid[:-1],
-        end=grid[-1],
-        read=np.tile([0.0, 1.0], (steps, 1)),
-        point=rows,
-        anchor=rows,
-        anchor_at=np.arange(1, steps + 1),
-        steps=steps,
-        name=name,
-    )
+    down, up = ancestral(alpha[:-1], alpha[1:], sigma[:-1], sigma[1:], eta)
+    keep = down / sigma[:-1]
+    rows = np.stack([keep, s_noise * up, alpha[1:] - alpha[:-1] * keep], axis=1)
+    return Plan(schedule=schedule, **fixed(grid, rows), name=name, check=check)

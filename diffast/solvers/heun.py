@@ -6,9 +6,10 @@ import numpy as np
 
 from diffast.grids import check_grid
 from diffast.plan import Plan
+from diffast.solvers.one_step import check_clock, from_slopes, one_step
 
 
-def heun(schedule, grid) -> Plan:
+def heun(schedule, grid, clock="rho") -> Plan:
     """Returns the trapezoid rule in rho = sigma/alpha. Order 2, 2 calls a step.
 
     Karras et al. 2022, algorithm 1 (algorithm 2 without churn), for x/alpha and rho in place of x
@@ -22,13 +23,19 @@ def heun(schedule, grid) -> Plan:
     even times the error then falls as N^-2 log N). w grows with the ratio rho_s / rho_t of a step:
     42 from 0.17 to 0.002, so much it multiplies the rounding of the estimates.
 
+    clock "flow" is the same rule for y = x / (alpha + sigma) in sigma / (alpha + sigma), so on
+    `flow` for a flow model's velocity in its own time; out of alpha_s = 0 it keeps its two calls.
+
     Args:
         schedule: any schedule.
         grid: [N+1] model times from noisy to clean.
+        clock: "rho", "flow" or None ("flow" where alpha + sigma = 1 on the grid).
 
     Raises:
-        ValueError: a grid that `check_grid` refuses.
+        ValueError: another clock; a grid that `check_grid` refuses.
     """
+    if check_clock("heun", schedule, check_grid(schedule, grid), clock) == "flow":
+        return one_step("heun", schedule, grid, _trapezoid, "flow")
     grid = check_grid(schedule, grid)
     alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
     times, point, anchor, anchor_at = [], [], [], []
@@ -63,3 +70,10 @@ def heun(schedule, grid) -> Plan:
         steps=len(grid) - 1,
         name="heun",
     )
+
+
+def _trapezoid(ratio):
+    nodes = ratio[:, None]
+    weights = np.zeros((len(ratio), 2, 1))
+    weights[:, 1, 0] = 0.5 * (ratio - 1.0)
+    return nodes, from_slopes(weights, nodes)

@@ -1,0 +1,73 @@
+"""Time grids: float64 model times [N+1], strictly from noisy to clean, both ends included.
+
+grid[0] is where sampling starts, grid[-1] where the sample stands; the network is called at all but
+the last (and there too by two-stage solvers, unless it is clean).
+
+    uniform_time trailing leading linspace                     even in model time or indices
+    karras uniform_logsnr exponential lu polyexponential
+      laplace kl_optimal beta_sigmas                           a function of sigma/alpha
+    simple normal sgm_uniform ddim_uniform beta                a table of training noise levels
+    flow_sigmas flow_match linear_quadratic                    the time of a flow
+    ays vp from_times from_sigmas                              numbers that are given
+    shifted shifted_exponential stretched_to_terminal          a grid, moved
+    part part_by_strength part_by_denoise                      a grid, cut
+"""
+
+from diffast.grids.checks import check_grid
+from diffast.grids.cuts import part, part_by_denoise, part_by_strength
+from diffast.grids.even import leading, linspace, trailing, uniform_time
+from diffast.grids.flows import flow_match, flow_sigmas, linear_quadratic
+from diffast.grids.given import from_sigmas, from_times, vp
+from diffast.grids.levels import (
+    beta_sigmas,
+    exponential,
+    karras,
+    kl_optimal,
+    laplace,
+    lu,
+    polyexponential,
+    uniform_logsnr,
+)
+from diffast.grids.published import ays
+from diffast.grids.shifts import (
+    dynamic_shift,
+    shifted,
+    shifted_exponential,
+    stretched_to_terminal,
+)
+from diffast.grids.table import beta, ddim_uniform, normal, sgm_uniform, simple
+
+__all__ = [
+    "ays",
+    "beta",
+    "beta_sigmas",
+    "check_grid",
+    "ddim_uniform",
+    "dynamic_shift",
+    "exponential",
+    "flow_match",
+    "flow_sigmas",
+    "from_sigmas",
+    "from_times",
+    "karras",
+    "kl_optimal",
+    "laplace",
+    "leading",
+    "linear_quadratic",
+    "linspace",
+    "lu",
+    "normal",
+    "part",
+    "part_by_denoise",
+    "part_by_strength",
+    "polyexponential",
+    "sgm_uniform",
+    "shifted",
+    "shifted_exponential",
+    "simple",
+    "stretched_to_terminal",
+    "trailing",
+    "uniform_logsnr",
+    "uniform_time",
+    "vp",
+]

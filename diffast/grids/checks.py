@@ -1,0 +1,69 @@
+"""What makes an array of times a grid, and a number a count of steps."""
+
+from __future__ import annotations
+
+import operator
+
+import numpy as np
+
+
+def check_grid(schedule, times) -> np.ndarray:
+    """Returns times as a float64 grid fit for a solver, [N+1].
+
+    A time beyond an end of the schedule by less than 1e-9 of its range is put on that end.
+
+    Args:
+        schedule: any schedule.
+        times: N+1 model times, N >= 1, from noisy to clean.
+
+    Raises:
+        ValueError: unless the times are one-dimensional, finite, inside [t_end, t_start] and
+            strictly monotone from noisy to clean, with the log-SNR strictly rising.
+    """
+    times = np.array(times, dtype=np.float64)
+    if times.ndim != 1 or times.size < 2:
+        raise ValueError(f"grid: shape {list(times.shape)}, but it must be [N+1], N >= 1")
+    if not np.isfinite(times).all():
+        i = int(np.argmin(np.isfinite(times)))
+        raise ValueError(f"grid: times[{i}] = {times[i]}, but times must be finite")
+    start, end = float(schedule.t_start), float(schedule.t_end)
+    low, high = min(start, end), max(start, end)
+    inside = np.clip(times, low, high)
+    beyond = np.abs(times - inside) > 1e-9 * (high - low)
+    if beyond.any():
+        i = int(np.argmax(beyond))
+        raise ValueError(
+            f"grid: times[{i}] = {times[i]}, but the schedule runs from {start} to {end}"
+        )
+    step = np.diff(inside) * np.sign(end - start)
+    alpha, sigma = schedule.alpha(inside), schedule.sigma(inside)
+    rising = alpha[1:] * sigma[:-1] > alpha[:-1] * sigma[1:]
+    wrong = ~((step > 0) & rising)
+    if wrong.any():
+        i = int(np.argmax(wrong))
+        what = "log-SNR must rise" if step[i] > 0 else "times must go strictly from noisy to clean"
+        raise ValueError(
+            f"grid: times[{i}] = {times[i]} is followed by times[{i + 1}] = {times[i + 1]}, "
+            f"but {what}"
+        )
+    return inside
+
+
+def check_steps(name, steps, count=None):
+    """Returns steps as an int; ValueError unless it is whole, 1 or more and at most count."""
+    try:
+        steps = operator.index(steps)
+    except TypeError:
+        raise ValueError(f"{name}: steps = {steps!r}, but it must be a whole number") from None
+    if steps < 1:
+        raise ValueError(f"{name}: {steps} steps, but at least 1 is needed")
+    if count is not None and steps > count:
+        raise ValueError(f"{name}: {steps} steps, but the schedule has {count} training indices")
+    return steps
+
+
+def check_positive(name, **options):
+    """Raises ValueError unless every option is a positive, finite number."""
+    for option, value in options.items():
+        if not 0 < value < np.inf:
+            raise ValueError(f"{name}: {option} = {value}, but it must be positive and finite")

@@ -1,0 +1,112 @@
+"""Grids given as lists of numbers: model times or noise levels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffast.grids.checks import check_grid, check_positive, check_steps
+
+# A list of noise levels in float32 may pass the schedule's own start by its rounding.
+ROUNDING = 1e-6
+
+
+def from_times(schedule, times, to_zero=False) -> np.ndarray:
+    """Returns the given model times as a grid; [N+1] float64.
+
+    For `from_betas` these are training indices (diffusers' custom timesteps), for `flow` its t
+    (what diffusers and ComfyUI call the sigmas of a flow model), for `edm` noise levels.
+
+    Args:
+        schedule: any schedule.
+        times: model times from noisy to clean.
+        to_zero: True: the clean end is appended. False: the list is the grid.
+
+    Raises:
+        ValueError: times that `check_grid` refuses.
+    """
+    times = _one_dimensional("from_times", "times", times)
+    return check_grid(schedule, np.append(times, schedule.t_end) if to_zero else times)
+
+
+def from_sigmas(schedule, sigmas, to_zero=False) -> np.ndarray:
+    """Returns the model times that have the given noise levels sigma/alpha; [N+1] float64.
+
+    The sigmas of k-diffusion, and of diffusers' and ComfyUI's models with noise or v prediction.
+    For `flow` sigma/alpha is t / (1 - t), inf at pure noise: a list of its t goes to `from_times`.
+    A level above the schedule's first by less than 1e-6 of it (float32) is that first one.
+
+    Args:
+        schedule: any schedule.
+        sigmas: levels sigma/alpha, falling; the last one may be 0, the clean end.
+        to_zero: True: a 0 is appended. False: the list is the grid.
+
+    Raises:
+        ValueError: a level that is negative, not a number, or above the schedule's first; levels
+            that do not fall.
+    """
+    sigmas = _one_dimensional("from_sigmas", "sigmas", sigmas)
+    return levels_to_grid("from_sigmas", schedule, np.append(sigmas, 0.0) if to_zero else sigmas)
+
+
+def vp(schedule, steps, beta_d=19.9, beta_min=0.1, eps_s=1e-3, to_zero=True) -> np.ndarray:
+    """Returns the noise levels of a variance-preserving model in even times; [steps+1] float64.
+
+    sigma/alpha = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1), t from 1 to eps_s in even steps
+    (Karras et al. 2022, table 1; k-diffusion's get_sigmas_vp). On `vp_linear(beta_min, beta_min +
+    beta_d)` those times themselves; on another schedule the times of the same levels, which must
+    reach the first of them (152 with the defaults).
+
+    Args:
+        schedule: any schedule that starts at that level or above.
+        steps: number of grid intervals.
+        beta_d: rise of the rate beta(t) from t = 0 to 1.
+        beta_min: rate at t = 0.
+        eps_s: last time before the clean end, in (0, 1).
+        to_zero: True: steps levels, then the clean end. False: steps + 1 levels, no more.
+
+    Raises:
+        ValueError: steps < 1; rates not positive; eps_s outside (0, 1); a schedule that starts at
+            less noise.
+    """
+    steps = check_steps("vp", steps)
+    check_positive("vp", beta_d=beta_d, beta_min=beta_min)
+    if not 0 < eps_s < 1:
+        raise ValueError(f"vp: eps_s = {eps_s}, but it must lie in (0, 1)")
+    count = steps if to_zero else steps + 1
+    t = 1.0 + np.arange(count) / max(count - 1, 1) * (eps_s - 1.0)
+    levels = np.sqrt(np.expm1(t * (0.5 * beta_d * t + beta_min)))
+    return levels_to_grid("vp", schedule, np.append(levels, 0.0) if to_zero else levels)
+
+
+def levels_to_grid(name, schedule, levels, forgive=ROUNDING) -> np.ndarray:
+    """Returns the grid of the noise levels sigma/alpha; see `from_sigmas`.
+
+    Args:
+        name: for the messages.
+        schedule: any schedule.
+        levels: [N+1] float64.
+        forgive: relative excess over the schedule's first level that counts as that level.
+    """
+    if not (levels >= 0).all():
+        i = int(np.argmin(levels >= 0))
+        raise ValueError(f"{name}: sigmas[{i}] = {levels[i]}, but it must be 0 or more")
+    with np.errstate(divide="ignore"):
+        lam = -np.log(levels)
+    least = float(schedule.lam(schedule.t_start))
+    beyond = lam < least - forgive
+    if beyond.any():
+        i = int(np.argmax(beyond))
+        raise ValueError(
+            f"{name}: sigmas[{i}] = {levels[i]:.6g}, but sigma/alpha of the schedule starts at "
+            f"{np.exp(-least):.6g}"
+        )
+    first = lam <= least + 1e-9
+    times = np.where(first, schedule.t_start, schedule.time(np.maximum(lam, least)))
+    return check_grid(schedule, times)
+
+
+def _one_dimensional(name, argument, numbers):
+    numbers = np.asarray(numbers, dtype=np.float64)
+    if numbers.ndim != 1:
+        raise ValueError(f"{name}: {argument} has shape {list(numbers.shape)}, but it must be [N]")
+    return numbers

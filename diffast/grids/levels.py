@@ -1,0 +1,236 @@
+"""Grids that space a function of the noise level sigma/alpha, whatever the schedule.
+
+Levels are sigma/alpha, the sigma of k-diffusion. Tools that give a flow model the same grids by
+name space its t instead, not t/(1-t) (diffusers' FlowMatchEulerDiscreteScheduler, ComfyUI): for
+those numbers make the grid on `edm(sigma_min=0.001, sigma_max=1)` and read it with
+`from_times(flow, ...)`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffast.grids.beta_quantile import beta_quantile
+from diffast.grids.checks import check_grid, check_positive, check_steps
+
+
+def karras(schedule, steps, rho=7.0, sigma_min=None, sigma_max=None, to_zero=True) -> np.ndarray:
+    """Returns times whose sigma/alpha, to the power 1/rho, is evenly spaced; [steps+1] float64.
+
+    (sigma_max^(1/rho) + i/(n-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, i = 0..n-1 (Karras et
+    al. 2022, eq. 5), in units of sigma/alpha, mapped back to model time.
+
+    Args:
+        schedule: any schedule.
+        steps: number of grid intervals.
+        rho: 1 spaces evenly, larger numbers put more points at low noise.
+        sigma_min: least sigma/alpha above 0, by default that of schedule.t_min.
+        sigma_max: sigma/alpha at the start, by default that of schedule.t_start.
+        to_zero: True: n = steps levels, then the clean end. False: n = steps + 1 levels, no more.
+
+    Raises:
+        ValueError: steps < 1; rho not positive; levels out of order or outside the schedule.
+    """
+    check_positive("karras", rho=rho)
+
+    def log_levels(ramp, high, low):
+        return rho * np.log((1.0 - ramp) * np.exp(high / rho) + ramp * np.exp(low / rho))
+
+    return _by_level("karras", schedule, steps, sigma_min, sigma_max, to_zero, log_levels)
+
+
+def uniform_logsnr(schedule, steps, sigma_min=None, sigma_max=None, to_zero=True) -> np.ndarray:
+    """Returns times evenly spaced in lam = log(alpha/sigma); [steps+1] float64.
+
+    Lu et al. 2022 (DPM-Solver); `karras` as rho goes to infinity. Also named `exponential`
+    (k-diffusion, diffusers' use_exponential_sigmas) and `lu` (diffusers' use_lu_lambdas).
+
+    Args:
+        schedule: any schedule.
+        steps: number of grid intervals.
+        sigma_min: least sigma/alpha above 0, by default that of schedule.t_min.
+        sigma_max: sigma/alpha at the start, by default that of schedule.t_start.
+        to_zero: True: steps levels, then the clean end. False: steps + 1 levels, no more.
+
+    Raises:
+        ValueError: steps < 1; levels out of order or outside the schedule.
+    """
+
+    def log_levels(ramp, high, low):
+        return (1.0 - ramp) * high + ramp * low
+
+    return _by_level("uniform_logsnr", schedule, steps, sigma_min, sigma_max, to_zero, log_levels)
+
+
+exponential = uniform_logsnr
+lu = uniform_logsnr
+
+
+def polyexponential(
+    schedule, steps, rho=1.0, sigma_min=None, sigma_max=None, to_zero=True
+) -> np.ndarray:
+    """Returns times polynomial in log(sigma/alpha); [steps+1] float64.
+
+    log(sigma_min) + (1 - i/(n-1))^rho log(sigma_max / sigma_min), i = 0..n-1 (k-diffusion);
+    `exponential` for rho = 1, and more points at low noise for larger rho.
+
+    Args:
+        schedule: any schedule.
+        steps: number of grid intervals.
+        rho: the power, positive.
+        sigma_min: least sigma/alpha above 0, by default that of schedule.t_min.
+        sigma_max: sigma/alpha at the start, by default that of schedule.t_start.
+        to_zero: True: steps levels, then the clean end. False: steps + 1 levels, no more.
+
+    Raises:
+        ValueError: steps < 1; rho not positive; levels out of order or outside the schedule.
+    """
+    check_positive("polyexponential", rho=rho)
+
+    def log_levels(ramp, high, low):
+        return low + (1.0 - ramp) ** rho * (high - low)
+
+    return _by_level("polyexponential", schedule, steps, sigma_min, sigma_max, to_zero, log_levels)
+
+
+def laplace(
+    schedule, steps, mu=0.0, beta=0.5, sigma_min=None, sigma_max=None, to_zero=True
+) -> np.ndarray:
+    """Returns times at even quantiles of a Laplace distribution of log(sigma/alpha), [steps+1].
+
+    log(sigma_i) = mu - beta sign(1/2 - x) log(1 - 2 |1/2 - x|), x = i/(n-1), cut at sigma_min and
+    sigma_max (Hang et al. 2024, "Improved noise schedule for diffusion training"). ComfyUI's node
+    has 1e-5 inside the logarithm in place of the infinite ends, and adds no clean end.
+
+    Args:
+        schedule: any schedule.
+        steps: number of grid intervals.
+        mu: log(sigma/alpha) about which the points crowd.
+        beta: how widely they spread, positive.
+        sigma_min: least sigma/alpha above 0, by default that of schedule.t_min.
+        sigma_max: sigma/alpha at the start, by default that of schedule.t_start.
+        to_zero: True: steps levels, then the clean end. False: steps + 1 levels, no more.
+
+    Raises:
+        ValueError: steps < 1; beta not positive; mu not finite; levels out of order or outside the
+            schedule; so many steps that two of them are cut to the same end.
+    """
+    check_positive("laplace", beta=beta)
+    if not np.isfinite(mu):
+        raise ValueError(f"laplace: mu = {mu}, but it must be finite")
+
+    def log_levels(ramp, high, low):
+        side = 0.5 - ramp
+        with np.errstate(divide="ignore"):
+            spread = -beta * np.sign(side) * np.log(1.0 - 2.0 * np.abs(side))
+        cut = np.clip(mu + spread, low, high)
+        cut[[0, -1]] = high, low
+        twice = int(np.sum(cut == high)), int(np.sum(cut == low))
+        if len(cut) > 1 and max(twice) > 1:
+            raise ValueError(
+                f"laplace: {steps} steps put {twice[0]} levels on sigma_max and {twice[1]} on "
+                "sigma_min, but each end can take one; use fewer steps or another beta"
+            )
+        return cut
+
+    return _by_level("laplace", schedule, steps, sigma_min, sigma_max, to_zero, log_levels)
+
+
+def kl_optimal(schedule, steps, sigma_min=None, sigma_max=None, to_zero=True) -> np.ndarray:
+    """Returns times even in arctan(sigma/alpha), the angle of `trig`; [steps+1] float64.
+
+    tan((1 - x) arctan(sigma_max) + x arctan(sigma_min)), x = i/(n-1): the grid that minimises the
+    bound of Sabour et al. 2024 ("Align your steps") in closed form for Gaussian data of variance 1.
+    ComfyUI's kl_optimal; stable-diffusion-webui's is the one with to_zero = False. The start may
+    be pure noise, arctan = pi/2.
+
+    Args:
+        schedule: any schedule.
+        steps: number of grid intervals.
+        sigma_min: least sigma/alpha above 0, by default that of schedule.t_min.
+        sigma_max: sigma/alpha at the start, by default that of schedule.t_start.
+        to_zero: True: steps levels, then the clean end. False: steps + 1 levels, no more.
+
+    Raises:
+        ValueError: steps < 1; levels out of order or outside the schedule.
+    """
+
+    def log_levels(ramp, high, low):
+        angle = (1.0 - ramp) * np.arctan(np.exp(high)) + ramp * np.arctan(np.exp(low))
+        return np.log(np.tan(angle))
+
+    return _by_level(
+        "kl_optimal", schedule, steps, sigma_min, sigma_max, to_zero, log_levels, pure=True
+    )
+
+
+def beta_sigmas(
+    schedule, steps, alpha=0.6, beta=0.6, sigma_min=None, sigma_max=None, to_zero=True
+) -> np.ndarray:
+    """Returns times whose sigma/alpha stands at even quantiles of a beta distribution, [steps+1].
+
+    sigma_min + q(1 - i/(n-1)) (sigma_max - sigma_min), q the quantile function of Beta(alpha,
+    beta): diffusers' use_beta_sigmas. ComfyUI's "beta" takes the quantiles in training indices, as
+    the paper does: see `beta`.
+
+    Args:
+        schedule: any schedule.
+        steps: number of grid intervals.
+        alpha: first shape parameter, positive; below 1 points crowd at low noise.
+        beta: second shape parameter, positive; below 1 points crowd at high noise.
+        sigma_min: least sigma/alpha above 0, by default that of schedule.t_min.
+        sigma_max: sigma/alpha at the start, by default that of schedule.t_start.
+        to_zero: True: steps levels, then the clean end. False: steps + 1 levels, no more.
+
+    Raises:
+        ValueError: steps < 1; alpha or beta not positive; levels out of order or outside the
+            schedule.
+    """
+    check_positive("beta_sigmas", alpha=alpha, beta=beta)
+
+    def log_levels(ramp, high, low):
+        quantile = beta_quantile(1.0 - ramp, alpha, beta)
+        return np.log(np.exp(low) + quantile * (np.exp(high) - np.exp(low)))
+
+    return _by_level("beta_sigmas", schedule, steps, sigma_min, sigma_max, to_zero, log_levels)
+
+
+def _by_level(name, schedule, steps, sigma_min, sigma_max, to_zero, log_levels, pure=False):
+    steps = check_steps(name, steps, None)
+    highest, lowest = -schedule.lam(schedule.t_start), -schedule.lam(schedule.t_min)
+    high = highest if sigma_max is None else _log_level(name, "sigma_max", sigma_max)
+    low = lowest if sigma_min is None else _log_level(name, "sigma_min", sigma_min)
+    if np.isinf(high) and not pure:
+        raise ValueError(
+            f"{name}: sigma/alpha is infinite at t_start = {schedule.t_start}; give sigma_max"
+        )
+    if high > highest + 1e-9:
+        raise ValueError(
+            f"{name}: sigma_max = {np.exp(high):.6g}, but sigma/alpha of the schedule starts at "
+            f"{np.exp(highest):.6g}"
+        )
+    if low < lowest - 1e-9:
+        raise ValueError(
+            f"{name}: sigma_min = {np.exp(low):.6g}, but sigma/alpha of the schedule's t_min is "
+            f"{np.exp(lowest):.6g}"
+        )
+    if low >= high:
+        raise ValueError(
+            f"{name}: sigma_min = {np.exp(low):.6g}, but sigma_max = {np.exp(high):.6g}"
+        )
+    count = steps if to_zero else steps + 1
+    levels = log_levels(np.arange(count) / max(count - 1, 1), high, low)
+    levels[0] = high
+    if count > 1:
+        levels[-1] = low
+    times = np.atleast_1d(schedule.time(-levels))
+    if sigma_max is None:
+        times[0] = schedule.t_start
+    if sigma_min is None and count > 1:
+        times[-1] = schedule.t_min
+    return check_grid(schedule, np.append(times, schedule.t_end) if to_zero else times)
+
+
+def _log_level(name, argument, level):
+    check_positive(name, **{argument: level})
+    return float(np.log(level))

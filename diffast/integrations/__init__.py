@@ -1,0 +1,1 @@
+"""Faces that other tools know: each module speaks one of them and runs plans behind it."""

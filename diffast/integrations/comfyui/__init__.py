@@ -1,0 +1,19 @@
+"""A ComfyUI custom-node package. Importing it inside ComfyUI registers everything.
+
+To install it, make `custom_nodes/diffast/__init__.py` with this one line:
+
+    from diffast.integrations.comfyui import *
+
+KSampler's lists then offer samplers and schedulers called `diffast_...`, and there are three nodes
+that return a SAMPLER for SamplerCustom and SamplerCustomAdvanced. See docs/integrations.md.
+"""
+
+from diffast.integrations.comfyui.nodes import NODE_CLASS_MAPPINGS as NODE_CLASS_MAPPINGS
+from diffast.integrations.comfyui.nodes import (
+    NODE_DISPLAY_NAME_MAPPINGS as NODE_DISPLAY_NAME_MAPPINGS,
+)
+from diffast.integrations.comfyui.register import register
+
+__all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]
+
+register()

@@ -1,0 +1,95 @@
+"""ComfyUI nodes that return a SAMPLER with its options set.
+
+The attributes and the class methods' names are ComfyUI's interface.
+"""
+
+from __future__ import annotations
+
+from diffast.integrations.comfyui.samplers import NOISES, SAMPLERS, churn_sampler, sampler
+
+_STOCHASTIC = [name for name, entry in SAMPLERS.items() if entry.stochastic]
+_OTHERS = [name for name, entry in SAMPLERS.items() if not entry.stochastic]
+
+
+def _number(default, low, high, step=0.01):
+    limits = {"default": default, "min": low, "max": high, "step": step, "round": False}
+    return ("FLOAT", limits)
+
+
+class _SamplerNode:
+    RETURN_TYPES = ("SAMPLER",)
+    FUNCTION = "make"
+    CATEGORY = "sampling/custom_sampling/samplers"
+
+    def _wrapped(self, function):
+        from comfy.samplers import KSAMPLER
+
+        return (KSAMPLER(function),)
+
+
+class DiffastSampler(_SamplerNode):
+    """A sampler without eta; "noise" matters to er_sde, sa_solver, ddpm and lcm only."""
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        """Returns what the node asks for."""
+        return {"required": {"sampler_name": (_OTHERS,), "noise": (list(NOISES),)}}
+
+    def make(self, sampler_name, noise):
+        """Returns (KSAMPLER,)."""
+        return self._wrapped(sampler(sampler_name, noise))
+
+
+class DiffastStochasticSampler(_SamplerNode):
+    """A sampler with fresh noise: eta = 0 for none to 1 for all of it."""
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        """Returns what the node asks for."""
+        return {
+            "required": {
+                "sampler_name": (_STOCHASTIC,),
+                "eta": _number(1.0, 0.0, 1.0),
+                "s_noise": _number(1.0, 0.0, 100.0),
+                "noise": (list(NOISES),),
+            }
+        }
+
+    def make(self, sampler_name, eta, s_noise, noise):
+        """Returns (KSAMPLER,)."""
+        return self._wrapped(sampler(sampler_name, noise, eta=eta, s_noise=s_noise))
+
+
+class DiffastChurnSampler(_SamplerNode):
+    """Karras et al. 2022, algorithm 2: noise is added before each step between the two sigmas."""
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        """Returns what the node asks for."""
+        return {
+            "required": {
+                "base": (["heun", "euler", "dpm_2"],),
+                "s_churn": _number(40.0, 0.0, 1000.0),
+                "s_tmin": _number(0.0, 0.0, 1000.0),
+                "s_tmax": _number(1000.0, 0.0, 1000.0),
+                "s_noise": _number(1.0, 0.0, 100.0, 0.001),
+                "noise": (list(NOISES),),
+            }
+        }
+
+    def make(self, base, s_churn, s_tmin, s_tmax, s_noise, noise):
+        """Returns (KSAMPLER,)."""
+        options = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
+        return self._wrapped(churn_sampler(base, noise, **options))
+
+
+NODE_CLASS_MAPPINGS = {
+    "DiffastSampler": DiffastSampler,
+    "DiffastStochasticSampler": DiffastStochasticSampler,
+    "DiffastChurnSampler": DiffastChurnSampler,
+}
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "DiffastSampler": "diffast sampler",
+    "DiffastStochasticSampler": "diffast stochastic sampler",
+    "DiffastChurnSampler": "diffast churn sampler",
+}

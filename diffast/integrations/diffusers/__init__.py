@@ -1,0 +1,24 @@
+"""diffusers: schedulers whose step is one fused kernel, with the same pictures.
+
+    from diffast.integrations.diffusers import accelerate
+
+    accelerate(pipe)          # replaces pipe.scheduler, and says by what
+
+or, for one scheduler, `DiffastScheduler.from_config(pipe.scheduler.config)`.
+"""
+
+from diffast.integrations.diffusers import classes as classes
+from diffast.integrations.diffusers.accelerate import Report as Report
+from diffast.integrations.diffusers.accelerate import accelerate as accelerate
+from diffast.integrations.diffusers.scheduler import KINDS as KINDS
+from diffast.integrations.diffusers.scheduler import DiffastScheduler as DiffastScheduler
+
+globals().update({kind.__name__: kind for kind in KINDS.values()})
+
+__all__ = [
+    "KINDS",
+    "DiffastScheduler",
+    "Report",
+    "accelerate",
+    *sorted(kind.__name__ for kind in KINDS.values()),
+]

@@ -1,0 +1,80 @@
+"""The step as torch.compile sees it: one graph for every step, since a device table holds them all.
+
+The run's stage is a number on the device here, so nothing that changes from step to step is a
+constant of the graph: a run takes two graphs, for the first step and for the others.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+from diffast.integrations.diffusers.run import Recipe, ids_of
+from diffast.stepwise import State, Stepper
+
+
+class CompiledRun:
+    """A run for tracing; made before anything is traced, and as little as a stepper until then."""
+
+    def __init__(self, recipe: Recipe, counter: bool, device):
+        """Puts the recipe's stages into a table on the device."""
+        self.recipe, self.counter = recipe, counter
+        self.draws = any(recipe.draws)
+        self.stepper = Stepper(
+            recipe.plan,
+            recipe.reads,
+            device="cpu" if device is None else device,
+            given_noise=not counter,
+            clamp=None if recipe.clamp is None else (-recipe.clamp, recipe.clamp),
+            on_x0=None if recipe.hook is None else lambda x0, _: recipe.hook(x0),
+        )
+        self.table = self.stepper.table()
+        self.factors = None
+        self.state: State | None = None
+
+    def step(self, sample, output, row, generator, noise):
+        """Returns (next sample, x0 estimate), [B, ...] each, of the sample's promoted dtype.
+
+        Args:
+            sample: what the network was called on, [B, ...].
+            output: what it returned.
+            row: the stage, a number or a 0-d tensor; None: the one after the last.
+            generator: for the noise.
+            noise: normals [B, ...], or None.
+        """
+        dtype = output.dtype
+        if not self.recipe.wide and sample.dtype != dtype:
+            dtype = torch.promote_types(dtype, sample.dtype)
+        state = self._state(sample, row, generator)
+        if not self.draws or self.counter:
+            noise = None
+        elif noise is None:
+            kind = self.recipe.noise_dtype or output.dtype
+            noise = randn_tensor(
+                sample.shape, generator=generator, device=output.device, dtype=kind
+            )
+        x0 = self.stepper.estimate(state, output)
+        self.state, x, _ = self.stepper.step(state, output, noise)
+        return x.to(dtype), x0.to(dtype)
+
+    def scaled(self, sample, row):
+        """Returns the network's input: the sample times the factor of the stage."""
+        if self.state is not None and row is None:
+            return sample * self.factors[self.state.row[:1]].to(sample.dtype)
+        return sample * self.factors[0 if row is None else row].to(sample.dtype)
+
+    def _state(self, sample, row, generator) -> State:
+        wide = sample.to(torch.promote_types(sample.dtype, torch.float32)).contiguous()
+        state = self.state
+        if state is None:
+            if self.draws and self.counter:
+                ids = ids_of(generator, len(sample), sample.device)
+            else:
+                ids = torch.arange(len(sample), device=sample.device)
+            slots = (torch.zeros_like(wide),) * self.stepper.slots
+            state = State(
+                torch.zeros_like(ids), wide, wide, slots, torch.zeros_like(ids), ids, ids - ids - 1
+            )
+        if row is not None:
+            state = state._replace(row=torch.zeros_like(state.ids) + row)
+        return state._replace(x=wide)

@@ -1,0 +1,167 @@
+"""Recipes of DPM-Solver, UniPC, DEIS and SA-Solver."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from diffast import schedule as schedules
+from diffast import solvers
+from diffast.denoiser import Prediction
+from diffast.integrations.diffusers.reading import edm_reading
+from diffast.integrations.diffusers.run import Recipe
+from diffast.integrations.diffusers.shared import falling, hook_of, levels, predicts, sigma_space
+from diffast.solvers import compat
+
+
+def _space(config, sigmas):
+    """Returns (schedule, grid) that a list of sigmas stands for in the DPM-Solver family."""
+    grid = falling(sigmas)
+    if config.get("use_flow_sigmas"):
+        return schedules.flow(), grid
+    return schedules.trig(), np.arctan(grid)
+
+
+def _rising_orders(config, count, begin, final_first) -> list[int]:
+    """Returns the order of each step from `begin` on, as DPMSolverMultistep lowers it."""
+    short = config.lower_order_final and count < 15
+    orders = []
+    for i in range(begin, count):
+        order = min(config.solver_order, i - begin + 1)
+        if i == count - 1 and (short or final_first):
+            order = 1
+        elif i == count - 2 and short:
+            order = min(order, 2)
+        orders.append(order)
+    return orders
+
+
+def dpm_multistep(scheduler, begin) -> Recipe:
+    """DPMSolverMultistepScheduler and EDMDPMSolverMultistepScheduler."""
+    config, sigmas = scheduler.config, levels(scheduler)[begin:]
+    edm = "sigma_data" in config
+    if edm:
+        grid = falling(sigmas)
+        space = sigma_space(grid)
+    else:
+        space, grid = _space(config, sigmas)
+    final_first = config.euler_at_final or config.final_sigmas_type == "zero"
+    orders = _rising_orders(config, len(scheduler.timesteps), begin, final_first)
+    how = {"orders": orders, "kind": config.solver_type}
+    kind, third = config.algorithm_type, config.solver_order == 3
+    if kind == "dpmsolver++":
+        build = solvers.dpmpp_3m if third else solvers.dpmpp_2m
+        plan = build(space, grid, **how, **({"form": "compat"} if third else {}))
+    elif kind == "dpmsolver":
+        build = solvers.dpm_solver_3m if third else solvers.dpm_solver_2m
+        plan = build(space, grid, **how, **({"form": "compat"} if third else {}))
+    elif kind == "sde-dpmsolver++":
+        # diffusers' third order has the wrong sign in one term; this is the published one
+        plan = (
+            solvers.dpmpp_3m_sde(space, grid, **how)
+            if third
+            else solvers.dpmpp_2m_sde(space, grid, **how)
+        )
+    elif kind == "sde-dpmsolver" and not third:
+        plan = solvers.dpm_solver_2m_sde(space, grid, **how)
+    else:
+        raise ValueError(
+            f"algorithm_type is {kind!r} and solver_order {config.solver_order}, but there is no "
+            "such step"
+        )
+    sde = kind.startswith("sde")
+    reads = edm_reading(config)(plan.times) if edm else Prediction(space, predicts(config))
+    return Recipe(
+        plan,
+        reads,
+        hook=hook_of(scheduler),
+        draws=(sde,) * plan.stages,
+        noise_dtype=None if edm else torch.float32,
+        wide=not edm,
+        begin=begin,
+    )
+
+
+def dpm_singlestep(scheduler, begin) -> Recipe:
+    """DPMSolverSinglestepScheduler."""
+    config = scheduler.config
+    space, grid = _space(config, levels(scheduler)[begin:])
+    blocks = []
+    for i, order in enumerate(scheduler.order_list[begin:]):
+        order = min(order, i + 1)
+        if order == 1:
+            blocks.append(0)
+        blocks[-1] += 1
+    kind, sde = config.solver_type, config.algorithm_type == "sde-dpmsolver++"
+    if sde:
+        plan = compat.singlestep_sde(space, grid, blocks, kind)
+    else:
+        form = "data" if config.algorithm_type == "dpmsolver++" else "noise"
+        plan = solvers.singlestep(space, grid, blocks, form, kind, clock="rho")
+    reads = Prediction(space, predicts(config))
+    draws = (sde,) * plan.stages
+    return Recipe(plan, reads, hook=hook_of(scheduler), draws=draws, begin=begin)
+
+
+def deis(scheduler, begin) -> Recipe:
+    """DEISMultistepScheduler."""
+    config = scheduler.config
+    space, grid = _space(config, levels(scheduler)[begin:])
+    orders = _rising_orders(config, len(scheduler.timesteps), begin, False)
+    plan = solvers.deis(space, grid, order=config.solver_order, orders=orders)
+    reads = Prediction(space, predicts(config))
+    return Recipe(plan, reads, hook=hook_of(scheduler), begin=begin)
+
+
+def unipc(scheduler, begin) -> Recipe:
+    """UniPCMultistepScheduler."""
+    config, count = scheduler.config, len(scheduler.timesteps)
+    if scheduler.solver_p is not None:
+        raise ValueError("solver_p is another scheduler, but a plan has one predictor")
+    space, grid = _space(config, levels(scheduler)[begin:])
+    orders, corrector = [], []
+    for i in range(begin, count):
+        order = min(config.solver_order, i - begin + 1)
+        orders.append(min(order, count - i) if config.lower_order_final else order)
+        corrector.append(i not in scheduler.disable_corrector)
+    plan = solvers.unipc(
+        space,
+        grid,
+        order=config.solver_order,
+        variant=config.solver_type,
+        form="data" if scheduler.predict_x0 else "noise",
+        corrector=corrector,
+        orders=orders,
+    )
+    reads = Prediction(space, predicts(config))
+    return Recipe(plan, reads, hook=hook_of(scheduler), begin=begin)
+
+
+def sa_solver(scheduler, begin) -> Recipe:
+    """SASolverScheduler."""
+    config, count = scheduler.config, len(scheduler.timesteps)
+    space, grid = _space(config, levels(scheduler)[begin:])
+    predictor, corrector, most = [], [], max(config.predictor_order, config.corrector_order - 1)
+    for i in range(begin, count):
+        first = second = 10**9
+        if config.lower_order_final:
+            first, second = count - i, count - i + 1
+        known = min(i - begin, most)
+        predictor.append(min(config.predictor_order, first, known + 1))
+        corrector.append(min(config.corrector_order, second, known + 2))
+    taus = dict(zip(grid.tolist(), _taus(scheduler, begin), strict=False))
+    plan = solvers.sa_solver(
+        space,
+        grid,
+        predictor_order=predictor,
+        corrector_order=corrector,
+        tau=lambda t: taus[t],
+        form="data" if config.algorithm_type == "data_prediction" else "noise",
+    )
+    reads = Prediction(space, predicts(config))
+    draws = (True,) * plan.stages
+    return Recipe(plan, reads, hook=hook_of(scheduler), draws=draws, begin=begin)
+
+
+def _taus(scheduler, begin):
+    return [float(scheduler.tau_func(t)) for t in scheduler.timesteps.tolist()[begin:]]

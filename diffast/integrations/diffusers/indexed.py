@@ -1,0 +1,190 @@
+"""Recipes of the schedulers that step between training indices."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from diffast import schedule as schedules
+from diffast import solvers
+from diffast.denoiser import Prediction
+from diffast.integrations.diffusers.reading import Reading
+from diffast.integrations.diffusers.run import Recipe
+from diffast.integrations.diffusers.shared import clamp_of, hook_of, predicts
+from diffast.solvers import compat
+
+
+def check_indices(scheduler, indices) -> None:
+    """Raises ValueError for an index that the model was not trained on."""
+    count = scheduler.config.num_train_timesteps
+    if max(indices) >= count:
+        raise ValueError(
+            f"timestep {max(indices)}, but the model was trained on 0 to {count - 1} (steps_offset "
+            f"is {scheduler.config.get('steps_offset', 0)})"
+        )
+
+
+def _angles(scheduler, indices, clean) -> np.ndarray:
+    """Returns times of `schedules.trig` at training indices; below 0: at alpha^2 = clean."""
+    check_indices(scheduler, indices)
+    products = scheduler.alphas_cumprod.detach().cpu().to(torch.float64).numpy()
+    square = np.array([products[i] if i >= 0 else clean for i in indices])
+    return np.where(square > 0.0, np.arctan2(np.sqrt(1.0 - square), np.sqrt(square)), 0.5 * math.pi)
+
+
+def _times(scheduler) -> list[int]:
+    return [int(t) for t in scheduler.timesteps.tolist()]
+
+
+def ddim(scheduler, eta=0.0, use_clipped=False) -> Recipe:
+    """DDIMScheduler."""
+    config, times = scheduler.config, _times(scheduler)
+    clean = float(scheduler.final_alpha_cumprod)
+    stride = config.num_train_timesteps // scheduler.num_inference_steps
+    trig = schedules.trig()
+    clamp, hook = clamp_of(config), hook_of(scheduler)
+    raw = (clamp is not None or hook is not None) and not use_clipped
+    plan = compat.ddim_strides(
+        trig,
+        _angles(scheduler, times, clean),
+        _angles(scheduler, [t - stride for t in times], clean),
+        eta=float(eta),
+        raw_noise=raw,
+    )
+    draws = (eta > 0,) * plan.stages
+    return Recipe(plan, Prediction(trig, predicts(config)), clamp, hook, draws)
+
+
+def ddpm(scheduler) -> Recipe:
+    """DDPMScheduler."""
+    config, times = scheduler.config, _times(scheduler)
+    trig = schedules.trig()
+    grid = _angles(scheduler, [*times, -1], 1.0)
+    kind = scheduler.variance_type
+    large = kind in ("fixed_large", "fixed_large_log")
+    plan = solvers.ddpm(trig, grid, variance="large" if large else "small")
+    draws = tuple(t > 0 for t in times)
+    deviations = None
+    if kind in ("learned", "learned_range"):
+        square = np.cos(grid) ** 2
+        beta = 1.0 - square[:-1] / square[1:]
+        small = np.maximum((1.0 - square[1:]) / (1.0 - square[:-1]) * beta, 1e-20)
+        deviations = (kind, 0.5 * np.log(small), 0.5 * np.log(beta))
+        plan = compat.with_noise_weights(plan, np.array(draws, dtype=np.float64))
+    elif kind == "fixed_large_log":
+        raise ValueError(
+            "variance_type is 'fixed_large_log', but diffusers takes the root of a logarithm there"
+        )
+    elif large and draws[-1]:
+        # a last step from above index 0 still adds the forward step's noise
+        square = np.cos(grid[-2]) ** 2
+        plan = compat.with_noise_weights(
+            plan, np.append(plan.point[:-1, 1], math.sqrt(1.0 - square))
+        )
+    elif kind == "fixed_small_log":
+        pass  # the same deviation, by way of its logarithm
+    reads = Prediction(trig, predicts(config))
+    return Recipe(plan, reads, clamp_of(config), hook_of(scheduler), draws, deviations=deviations)
+
+
+def lcm(scheduler) -> Recipe:
+    """LCMScheduler."""
+    config, times = scheduler.config, _times(scheduler)
+    trig = schedules.trig()
+    grid = np.append(_angles(scheduler, times, 1.0), 0.0)
+    skip, out = (
+        np.array(values)
+        for values in zip(
+            *(scheduler.get_scalings_for_boundary_condition_discrete(t) for t in times),
+            strict=True,
+        )
+    )
+    plan = solvers.lcm(trig, grid)
+    a, b = Prediction(trig, predicts(config)).affine(plan.times)
+    clamp, hook = clamp_of(config), hook_of(scheduler)
+    if clamp is None and hook is None:
+        reads = Reading(skip + out * a, out * b)
+    else:
+        reads, plan = Reading(a, b), compat.with_boundary(plan, skip, out)
+    draws = (True,) * (plan.stages - 1) + (False,)
+    return Recipe(plan, reads, clamp, hook, draws)
+
+
+def pndm(scheduler, begin) -> Recipe:
+    """PNDMScheduler."""
+    config, times = scheduler.config, _times(scheduler)[begin:]
+    if config.prediction_type not in ("epsilon", "v_prediction"):
+        raise ValueError(
+            f"prediction_type is {config.prediction_type!r}, but PNDM's is 'epsilon' or "
+            "'v_prediction'"
+        )
+    stride = config.num_train_timesteps // scheduler.num_inference_steps
+    # by training index, since the warm-up calls the network in the middle of a step
+    space = schedules.from_betas(scheduler.betas.detach().cpu().to(torch.float64).numpy())
+    clean = -1 if config.set_alpha_to_one else 0
+    warm = 0 if config.skip_prk_steps else len(scheduler.prk_timesteps)
+    transfers, means, based, known = [], [], [], []
+    for i, t in enumerate(times):
+        if i < warm:
+            if i % 4 == 0:
+                known.append(i)
+            start = int(scheduler.prk_timesteps[i // 4 * 4])
+            to, mean = t - (0 if i % 2 else stride // 2), {i: 1.0}
+            if i % 4 == 3:
+                mean = {i - 3: 1 / 6, i - 2: 1 / 3, i - 1: 1 / 3, i: 1 / 6}
+            based.append(i % 4 != 0)
+        elif i == 1:  # the second call corrects the first step
+            start, to, mean = t + stride, t, {0: 0.5, 1: 0.5}
+            based.append(True)
+        else:
+            known = [*known[-3:], i]
+            start, to = t, t - stride
+            share = MEANS[len(known) - 1]
+            mean = {j: share[k] for k, j in enumerate(reversed(known))}
+            based.append(False)
+        transfers.append((start, to if to >= 0 else clean))
+        means.append(mean)
+    check_indices(scheduler, [start for start, _ in transfers])
+    plan = compat.pndm(
+        space, times, transfers, means, based, velocity=config.prediction_type == "v_prediction"
+    )
+    return Recipe(plan, Reading(0.0, 1.0), begin=begin)
+
+
+# Adams-Bashforth weights of even steps, newest first (Liu et al. 2022, eq. 12).
+MEANS = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+
+
+def learned_deviation(deviations, stage, output, channels):
+    """Returns (output without variance, deviation of the noise element by element) for DDPM.
+
+    Nichol and Dhariwal 2021, eq. 15: log variance = v log beta + (1 - v) log posterior variance,
+    v from the output in [-1, 1]; or the variance itself.
+
+    Args:
+        deviations: (variance_type, [S] log of the least deviation, [S] of the largest).
+        stage: which.
+        output: [B, 2 channels, ...].
+        channels: of the sample.
+
+    Raises:
+        ValueError: an output without a variance.
+    """
+    kind, small, large = deviations
+    if output.shape[1] != 2 * channels:
+        raise ValueError(
+            f"variance_type is {kind!r}, but model_output has {output.shape[1]} channels and the "
+            f"sample {channels}: twice as many are needed"
+        )
+    output, predicted = output.split(channels, dim=1)
+    if kind == "learned":
+        return output, predicted.sqrt()
+    low, high = float(small[stage]), float(large[stage])
+    return output, torch.exp((predicted + 1.0) * (0.5 * (high - low)) + low)

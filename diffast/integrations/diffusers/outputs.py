@@ -1,0 +1,38 @@
+"""The pair (previous sample, x0 estimate) whose estimate is made when it is asked for."""
+
+from __future__ import annotations
+
+
+class Pair(tuple):
+    """A tuple of two tensors [B, ...]; the second is computed when it is first looked at.
+
+    Pipelines take the first only; the estimate would cost as much as the step. It is made of the
+    tensors that the step was given: look at it before those are written over.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, sample, run, stage, before, output, noise):
+        """Returns the pair of a step."""
+        return tuple.__new__(cls, (sample, run, stage, before, output, noise))
+
+    def _estimate(self):
+        sample, run, stage, before, output, noise = tuple.__iter__(self)
+        return run.x0(stage, before, output, noise, sample.dtype)
+
+    def __len__(self):
+        """Returns 2."""
+        return 2
+
+    def __iter__(self):
+        """Yields the sample, then the x0 estimate."""
+        yield tuple.__getitem__(self, 0)
+        yield self._estimate()
+
+    def __getitem__(self, index):
+        """Returns one of the two, or a slice of them."""
+        if isinstance(index, slice):
+            return tuple(self)[index]
+        if index not in (0, 1, -1, -2):
+            raise IndexError(f"pair index {index}, but 0 is the sample and 1 the x0 estimate")
+        return tuple.__getitem__(self, 0) if index in (0, -2) else self._estimate()

@@ -1,0 +1,198 @@
+"""One run of a drop-in scheduler: prepared calls, and what has to be remembered between steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from diffast import ops
+from diffast.plan import Plan
+from diffast.step_calls import calls_of
+
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A scheduler's configuration and timesteps as a plan.
+
+    Attributes:
+        plan: the solver's tables, one stage for each entry of `timesteps` from `begin` on.
+        reads: `affine(times)` and `scales(times)`: what the network's output says of x0.
+        clamp: limit of the x0 estimate's magnitude; None: none.
+        hook: x0 -> x0, something else that is done to the estimate; None: nothing.
+        draws: [S] whether the original draws noise at the stage, used or not.
+        noise_dtype: of those draws; None: the network output's.
+        wide: whether the result is always rounded to the network output's dtype; otherwise it is
+            promoted with the sample's.
+        begin: index into `timesteps` of the first stage.
+        estimates: [S] weights (sample, output, noise) of the x0 estimate that is shown, where it
+            is not the one that the plan is given.
+        deviations: what a network's predicted variance needs, see `learned_deviation`.
+    """
+
+    plan: Plan
+    reads: object
+    clamp: float | None = None
+    hook: object = None
+    draws: tuple[bool, ...] = ()
+    noise_dtype: torch.dtype | None = None
+    wide: bool = False
+    begin: int = 0
+    estimates: tuple | None = None
+    deviations: tuple | None = None
+
+
+class Run:
+    """The calls of a recipe and the tensors that they remember. One per run: nothing is shared."""
+
+    def __init__(self, recipe: Recipe, options: tuple, counter: bool):
+        """Multiplies the plan out.
+
+        Args:
+            recipe: what to run.
+            options: the arguments of `step` that the plan was made for.
+            counter: whether the noise is the package's own.
+        """
+        self.recipe, self.options, self.begin = recipe, options, recipe.begin
+        self.limits = [] if recipe.clamp is None else [-recipe.clamp, recipe.clamp]
+        self.calls, slots = calls_of(
+            recipe.plan,
+            recipe.reads,
+            given_noise=not counter or recipe.deviations is not None,
+            clamp=bool(self.limits),
+            hook=recipe.hook is not None,
+        )
+        self.slots: list[torch.Tensor | None] = [None] * slots
+        self.anchor: torch.Tensor | None = None
+        self.away: torch.Tensor | None = None
+        self.ids: torch.Tensor | None = None
+        self.last = -1  # index of the step taken last
+        # whether a step needs what earlier ones left
+        self.remembers = bool(slots) or any(call.parts or call.keeps for call in self.calls)
+
+    def step(self, i: int, sample, output, noise, dtype: torch.dtype) -> torch.Tensor:
+        """Returns the next sample [B, ...] after stage i.
+
+        Args:
+            i: the stage.
+            sample: what the network was called on, before any input scaling, [B, ...].
+            output: what it returned, [B, ...].
+            noise: fresh normals [B, ...]; None: none, or the package's own.
+            dtype: of the result.
+        """
+        call = self.calls[i]
+        if output.shape != sample.shape:
+            raise ValueError(
+                f"step: model_output is {list(output.shape)} but sample is {list(sample.shape)}"
+            )
+        tensors = [
+            self.anchor,
+            sample.contiguous(),
+            output.contiguous(),
+            None,
+            noise,
+            None,
+            *self.slots,
+        ]
+        point = torch.empty(sample.shape, dtype=dtype, device=sample.device)
+        outs = [point]
+        if call.parts:
+            outs = [self._away(sample), point]
+        if call.slot >= 0:
+            outs.insert(0, self._slot(call.slot, sample))
+        with _below_autograd():
+            if self.recipe.hook is not None:
+                tensors[5] = self.recipe.hook(self._x0(call, tensors, torch.float32)).contiguous()
+            xs = [tensors[k] for k in call.columns]
+            if call.noise or self.limits:
+                ops.combine_out(
+                    xs, call.weights, outs, None, i, call.noise, _SEED, self.ids, self.limits
+                )
+            else:
+                ops.combine_out(xs, call.weights, outs)
+        if call.parts:
+            self.anchor = self.away
+        elif not call.keeps:
+            self.anchor = None
+        elif self.anchor is None:
+            self.anchor = tensors[1]
+        return point
+
+    def x0(self, i: int, sample, output, noise, dtype: torch.dtype) -> torch.Tensor:
+        """Returns the x0 estimate [B, ...] of stage i, clamped or changed as the step's was."""
+        sample, output = sample.contiguous(), output.contiguous()
+        with _below_autograd():
+            if self.recipe.estimates is not None:
+                return self._shown(i, sample, output, noise, dtype)
+            x0 = self._x0(self.calls[i], [self.anchor, sample, output, None, None, None], dtype)
+            if self.recipe.hook is not None:
+                return self.recipe.hook(x0)
+            return x0.clamp_(*self.limits) if self.limits else x0
+
+    def _shown(self, i, sample, output, noise, dtype):
+        x0 = torch.empty(sample.shape, dtype=dtype, device=sample.device)
+        of_sample, of_output, of_noise = map(float, self.recipe.estimates[i])
+        if noise is not None:
+            weights = [of_sample, of_output, of_noise]
+            ops.combine_out([sample, output, noise], weights, [x0])
+        else:
+            fresh = [of_noise] if of_noise else []
+            weights = [of_sample, of_output]
+            ops.combine_out([sample, output], weights, [x0], None, i, fresh, _SEED, self.ids)
+        return x0
+
+    def _x0(self, call, tensors, dtype):
+        x0 = torch.empty(tensors[1].shape, dtype=dtype, device=tensors[1].device)
+        ops.combine_out([tensors[k] for k in call.x0_columns], call.x0_weights, [x0])
+        return x0
+
+    def _slot(self, slot: int, sample) -> torch.Tensor:
+        if self.slots[slot] is None:
+            self.slots[slot] = _new(sample)
+        return self.slots[slot]
+
+    def _away(self, sample) -> torch.Tensor:
+        if self.away is None:
+            self.away = _new(sample)
+        return self.away
+
+
+# The seed of the counter noise: a generator's own seed is part of the ids, so that a sample drawn
+# with a generator of its own is the same one in any batch.
+_SEED = 0
+
+
+def _new(sample) -> torch.Tensor:
+    """Returns a tensor for what is remembered: float32, whatever half type the network has."""
+    dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
+    return torch.empty(sample.shape, dtype=dtype, device=sample.device)
+
+
+def ids_of(generator, batch: int, device) -> torch.Tensor:
+    """Returns the ids [B] int64 of the package's noise for a generator, a list of them or None.
+
+    Sample b of a batch drawn with one generator has the id mix(seed) + b, one drawn with its own
+    generator the id mix(its seed): the same as alone.
+    """
+    if isinstance(generator, (list, tuple)):
+        if len(generator) != batch:
+            raise ValueError(f"step: {len(generator)} generators but {batch} samples")
+        ids = [
+            torch.full((1,), _mix(each.initial_seed()), dtype=torch.int64, device=device)
+            for each in generator
+        ]
+        return torch.cat(ids) if ids else torch.empty(0, dtype=torch.int64, device=device)
+    ids = torch.arange(batch, dtype=torch.int64, device=device)
+    if generator is None:  # from torch's own generator, once a run
+        return ids + torch.randint(-(1 << 62), 1 << 62, (1,), device=device)
+    return ids + _mix(generator.initial_seed())
+
+
+def _mix(seed: int) -> int:
+    """Returns the seed scrambled (splitmix64), far from overflow: neighbours get far ids."""
+    z = (seed + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return ((z ^ (z >> 31)) >> 2) - (1 << 61)

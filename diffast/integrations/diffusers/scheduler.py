@@ -1,0 +1,363 @@
+"""The drop-in scheduler: diffusers' interface over plans and fused steps.
+
+Each class here is a subclass of the scheduler it replaces and keeps that one's configuration,
+timesteps, `add_noise` and file format; what is replaced is the step. So pipelines that ask for the
+original class are content, and every option that shapes the noise levels works.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+
+import numpy as np
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
+
+from diffast import ops
+from diffast.integrations.diffusers.compiled import CompiledRun
+from diffast.integrations.diffusers.indexed import learned_deviation
+from diffast.integrations.diffusers.run import Recipe, Run, ids_of
+
+NOISES = ("generator", "counter")
+KINDS: dict[str, type] = {}  # original class name -> drop-in class
+
+
+class DiffastScheduler(SchedulerMixin, ConfigMixin):
+    """A diffusers scheduler whose step is one fused kernel.
+
+    `DiffastScheduler.from_config(pipe.scheduler.config)` returns the drop-in for that scheduler, an
+    instance of a subclass of both this class and the original's.
+
+    Instances share nothing; a deep copy taken between two steps goes on by itself. Half-precision
+    networks are remembered in float32.
+
+    Args:
+        noise: "generator": stochastic steps draw from the pipeline's torch generator exactly as
+            diffusers does, so the pictures are the same. "counter": the package's own noise, made
+            inside the step's kernel: faster, and the same for a sample alone, in any batch and on
+            any device; from the generator only its seed is used.
+
+    Raises:
+        ValueError: another noise, an unknown option.
+    """
+
+    config_name = "scheduler_config.json"
+    order = 1
+    _searches = False  # whether the original looks each timestep up, and so keeps no step index
+    _two_calls = False  # whether a step has two entries in timesteps
+
+    @classmethod
+    def from_scheduler(cls, scheduler, **kwargs):
+        """Returns the drop-in for one of diffusers' schedulers, or a copy of a drop-in.
+
+        Args:
+            scheduler: whose class and config are taken.
+            **kwargs: as for `from_config`.
+
+        Raises:
+            ValueError: a scheduler that has no drop-in.
+        """
+        return _kind_named(type(scheduler).__name__).from_config(scheduler.config, **kwargs)
+
+    @classmethod
+    def from_config(cls, config=None, return_unused_kwargs=False, **kwargs):
+        """Returns the drop-in for a scheduler's config; see the class.
+
+        Args:
+            config: of one of diffusers' schedulers, or of a drop-in.
+            return_unused_kwargs: whether to return (scheduler, unused arguments).
+            **kwargs: options that replace those of the config, and `noise`.
+
+        Raises:
+            ValueError: a scheduler that has no drop-in, or an option that it does not have.
+        """
+        if cls is DiffastScheduler:
+            return _kind_of(config).from_config(config, return_unused_kwargs, **kwargs)
+        known = set(inspect.signature(cls.__init__).parameters)
+        unknown = sorted(k for k in kwargs if k not in known and not k.startswith("_"))
+        if unknown and not return_unused_kwargs:
+            raise ValueError(
+                f"{cls.__name__}: option {unknown[0]!r} is not known, but these are: "
+                f"{', '.join(sorted(known - {'self'}))}"
+            )
+        return super().from_config(config, return_unused_kwargs, **kwargs)
+
+    # --- the plan ---------------------------------------------------------------------------
+
+    def _recipe(self, begin: int, options: tuple) -> Recipe:
+        """Returns the plan of the steps from index `begin` on, for those arguments of `step`."""
+        raise NotImplementedError
+
+    _options: tuple = ()  # the arguments of `step` that a plan depends on, at their defaults
+
+    def _after_set_timesteps(self, device) -> None:
+        """Forgets the last run and checks the new timesteps by making their plan."""
+        times = self.timesteps.tolist()
+        self._count = len(times)
+        if not times:
+            raise ValueError(f"{type(self).__name__}: 0 timesteps, but at least 1 is needed")
+        # where a time stands twice, the second is where a step begins
+        self._positions = {float(t): i for i, t in enumerate(times)}
+        if device is not None:
+            self.timesteps = self.timesteps.to(device)
+        self._step_index = self._run = self._compiled = None
+        if self._made:
+            recipe = self._checked_recipe(0, self._options)
+            self._run = Run(recipe, self._options, self._counter)
+            self._compiled = CompiledRun(recipe, self._counter, device)
+            if getattr(self, "_factors", None) is not None:
+                self._compiled.factors = torch.tensor(self._factors, device=device)
+
+    def _checked_recipe(self, begin: int, options: tuple) -> Recipe:
+        recipe = self._recipe(begin, options)
+        plan = recipe.plan
+        if recipe.begin + plan.stages != self._count:
+            raise ValueError(
+                f"{type(self).__name__}: {self._count} timesteps, but the plan has "
+                f"{recipe.begin + plan.stages} calls"
+            )
+        return recipe
+
+    def _run_from(self, i: int, options: tuple) -> Run:
+        """Returns a run that can take step i: the last one if it is where that left off."""
+        run = self._run
+        if run is None or run.options != options or run.begin > i:
+            run = Run(self._checked_recipe(i, options), options, self._counter)
+        elif run.remembers and i and run.last != i - 1 and i != run.begin:
+            # a start further on: what would be remembered is not there
+            run = Run(self._checked_recipe(i, options), options, self._counter)
+        self._run = run
+        return run
+
+    # --- where in the run -------------------------------------------------------------------
+
+    def _position(self, timestep) -> int:
+        """Returns the index into `timesteps` of one of them, without reading from a device."""
+        times = self.timesteps
+        if isinstance(timestep, torch.Tensor):
+            if timestep.dtype == times.dtype and timestep.device == times.device:
+                # an element of `timesteps`, or of a slice of it, is a view: its place tells
+                ahead = timestep.data_ptr() - times.data_ptr()
+                i, rest = divmod(ahead, times.element_size())
+                if not rest and 0 <= i < self._count and timestep.numel() == 1:
+                    return i
+            timestep = timestep.item()
+        i = self._positions.get(float(timestep))
+        if i is None:
+            raise ValueError(
+                f"{type(self).__name__}: timestep {timestep} but the timesteps set are "
+                f"{', '.join(f'{t:g}' for t in list(self._positions)[:4])} ..."
+            )
+        return i
+
+    def _init_step_index(self, timestep) -> None:
+        begin = getattr(self, "_begin_index", None)
+        self._step_index = self._position(timestep) if begin is None else begin
+
+    def index_for_timestep(self, timestep, schedule_timesteps=None) -> int:
+        """Returns the index at which a run that starts with that timestep starts."""
+        if schedule_timesteps is None:
+            return self._position(timestep)
+        return super().index_for_timestep(timestep, schedule_timesteps)
+
+    def _index(self, timestep) -> int:
+        if self._searches:
+            return self._position(timestep)
+        if self._step_index is None:
+            if getattr(self, "_positions", None) is None:
+                raise ValueError(
+                    f"{type(self).__name__}: step, but set_timesteps was not called before"
+                )
+            self._init_step_index(timestep)
+        if self._step_index >= self._count:
+            raise ValueError(
+                f"{type(self).__name__}: step {self._step_index}, but {self._count} were set: "
+                "call set_timesteps before another run"
+            )
+        return self._step_index
+
+    # --- the step ---------------------------------------------------------------------------
+
+    def _advance(
+        self, output, timestep, sample, return_dict, generator=None, options=(), noise=None
+    ):
+        """Returns what `step` returns: a fused step from the sample by the network's output."""
+        if torch.compiler.is_compiling():
+            row = self._first_row(timestep)
+            result, x0 = self._compiled.step(sample, output, row, generator, noise)
+            return self._output(return_dict, result, x0)
+        i = self._index(timestep)
+        run = self._run
+        if run is None or run.options != options or run.last != i - 1:
+            run = self._run_from(i, options)
+        recipe, stage = run.recipe, i - run.begin
+        output, noise = self._noise(run, stage, output, sample, generator, noise)
+        dtype = output.dtype
+        if not recipe.wide and sample.dtype != dtype:
+            dtype = torch.promote_types(dtype, sample.dtype)
+        result = run.step(stage, sample, output, noise, dtype)
+        run.last = i
+        self._step_index = i + 1
+        return self._output(return_dict, result, (run, stage, sample, output, noise))
+
+    def _first_row(self, timestep):
+        """Returns the stage at which a traced run is, a number or a tensor; None: the next one."""
+        if self._searches:
+            return (self.timesteps == timestep).to(torch.int64).argmax()
+        if self._compiled.state is not None:
+            return None
+        begin = getattr(self, "_begin_index", None) or 0
+        return begin - self._compiled.recipe.begin
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Sets the index into `timesteps` at which the run starts (img2img)."""
+        self._begin_index = begin_index
+        if self._compiled is not None and begin_index and self._run.remembers:
+            recipe = self._checked_recipe(begin_index, self._options)
+            factors, self._run = self._compiled.factors, Run(recipe, self._options, self._counter)
+            self._compiled = CompiledRun(recipe, self._counter, self.timesteps.device)
+            self._compiled.factors = factors
+
+    def _noise(self, run, stage, output, sample, generator, noise):
+        """Returns the network's output of x0 alone, and the normals of this stage or None."""
+        recipe, deviation = run.recipe, None
+        if recipe.deviations is not None:
+            output, deviation = learned_deviation(recipe.deviations, stage, output, sample.shape[1])
+        if not recipe.draws:
+            return output, None
+        if self._counter and (run.ids is None or len(run.ids) != len(sample)):
+            run.ids = ids_of(generator, len(sample), sample.device)
+        if not recipe.draws[stage]:
+            return output, None
+        if self._counter and noise is None:
+            if deviation is None:
+                return output, None
+            noise = torch.empty(sample.shape, dtype=torch.float32, device=sample.device)
+            ops.normal_out(run.ids, 0, ops.STEP_NOISE + stage, 1.0, noise)
+        elif noise is None:
+            kind = recipe.noise_dtype or output.dtype
+            noise = randn_tensor(
+                sample.shape, generator=generator, device=output.device, dtype=kind
+            )
+        noise = noise.to(output.device).contiguous()
+        return output, noise if deviation is None else deviation * noise
+
+    def _output(self, return_dict, sample, seen):
+        """Returns the result in diffusers' form; those with an x0 estimate override it."""
+        return self._Output(prev_sample=sample) if return_dict else (sample,)
+
+    def _scaled(self, sample, timestep, factors):
+        """Returns the network's input: the sample times this step's factor."""
+        if torch.compiler.is_compiling():
+            return self._compiled.scaled(sample, self._first_row(timestep))
+        if self._step_index is None:
+            self._init_step_index(timestep)
+        self.is_scale_input_called = True
+        return sample * factors[self._step_index]
+
+
+def _kind_of(config) -> type:
+    """Returns the drop-in class for a config, by its class name or else by its keys."""
+    if not isinstance(config, dict):
+        raise ValueError(f"config is a {type(config).__name__}, but a scheduler's config is a dict")
+    name = config.get("_class_name")
+    if name is None:  # schedulers made by their constructor do not write it down
+        keys = {key for key in config if not key.startswith("_")} - {"noise"}
+        fitting = [kind for kind in KINDS.values() if _options_of(kind) == keys]
+        if len(fitting) == 1:
+            return fitting[0]
+        raise ValueError(
+            f"config has no _class_name, and its keys fit {len(fitting)} schedulers: use "
+            "from_scheduler(scheduler), or from_config of the drop-in's own class"
+        )
+    return _kind_named(name)
+
+
+def _kind_named(name: str) -> type:
+    kind = KINDS.get(str(name).removeprefix("Diffast"))
+    if kind is None:
+        raise ValueError(
+            f"scheduler {name!r} has no drop-in, but these have: {', '.join(sorted(KINDS))}"
+        )
+    return kind
+
+
+def _options_of(kind: type) -> set[str]:
+    return set(inspect.signature(kind.__init__).parameters) - {"self", "noise"}
+
+
+def drop_in(original: type):
+    """Returns a decorator that finishes a drop-in class for that original.
+
+    It gives the class the original's arguments and one more (`noise`), and builds the plan at the
+    end of `set_timesteps`, whose signature stays the original's: pipelines look at it.
+    """
+
+    def finish(cls):
+        signature = inspect.signature(original.__init__)
+        more = inspect.Parameter("noise", inspect.Parameter.KEYWORD_ONLY, default="generator")
+
+        def __init__(self, *args, noise="generator", **kwargs):  # noqa: N807
+            if noise not in NOISES:
+                raise ValueError(
+                    f"{cls.__name__}: noise is {noise!r}, but 'generator' or 'counter'"
+                )
+            unknown = sorted(set(kwargs) - set(signature.parameters))
+            if unknown:
+                raise ValueError(
+                    f"{cls.__name__}: option {unknown[0]!r} is not known, but these are: "
+                    f"{', '.join(p for p in signature.parameters if p != 'self')}, noise"
+                )
+            self._counter = noise == "counter"
+            self._run = self._compiled = self._positions = None
+            self._made = False  # some originals set timesteps in their constructor
+            original.__init__(self, *args, **kwargs)
+            self.register_to_config(noise=noise)
+            self._made = True
+
+        __init__.__signature__ = signature.replace(
+            parameters=[*signature.parameters.values(), more]
+        )
+        cls.__init__ = __init__
+        set_original = original.set_timesteps
+        arguments = inspect.signature(set_original)
+
+        @functools.wraps(set_original)
+        def set_timesteps(self, *args, **kwargs):
+            bound = arguments.bind(self, *args, **kwargs)
+            device = bound.arguments.pop("device", None)
+            _check_count(cls.__name__, bound.arguments, self.config)
+            more = {"device": "cpu"} if device else {}
+            with np.errstate(divide="ignore", invalid="ignore"):  # refused below, in words
+                set_original(*bound.args, **bound.kwargs, **more)
+            self._after_set_timesteps(device)
+
+        cls.set_timesteps = set_timesteps
+        KINDS[original.__name__] = cls
+        return cls
+
+    return finish
+
+
+def _check_count(name, arguments, config) -> None:
+    count = arguments.get("num_inference_steps")
+    if count is None:
+        return
+    if config.get("skip_prk_steps") is False and count < 4:
+        raise ValueError(
+            f"{name}: {count} steps, but the pseudo Runge-Kutta warm-up takes 3 of at least 4: "
+            "set skip_prk_steps"
+        )
+    most = config.get("num_train_timesteps")
+    if isinstance(count, float) and not count.is_integer() or count < 1:
+        raise ValueError(f"{name}: {count} steps, but a whole number from 1 is needed")
+    if most is not None and count > most:
+        raise ValueError(f"{name}: {count} steps, but the model was trained on {most} timesteps")
+
+
+def scale(scheduler, data: float = 1.0) -> list[float]:
+    """Returns 1 / sqrt(sigma^2 + data^2) for each entry of a scheduler's sigmas."""
+    return [1.0 / math.sqrt(s * s + data * data) for s in scheduler.sigmas.tolist()]

@@ -1,0 +1,71 @@
+"""What recipes share: a scheduler's levels and options in this package's terms."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from diffast import schedule as schedules
+
+PREDICTIONS = {
+    "epsilon": "epsilon",
+    "sample": "x0",
+    "original_sample": "x0",
+    "v_prediction": "v",
+    "flow_prediction": "flow",
+}
+
+
+def predicts(config) -> str:
+    """Returns this package's name of the prediction type.
+
+    Raises:
+        ValueError: an unknown one.
+    """
+    kind = config.prediction_type
+    if kind not in PREDICTIONS:
+        raise ValueError(
+            f"prediction_type is {kind!r}, but it must be one of {', '.join(PREDICTIONS)}"
+        )
+    return PREDICTIONS[kind]
+
+
+def falling(grid: np.ndarray) -> np.ndarray:
+    """Returns the levels with a last step that goes nowhere made one that goes next to nowhere.
+
+    Some of diffusers' lists repeat their last sigma.
+    """
+    grid = np.array(grid, dtype=np.float64)
+    if len(grid) > 1 and grid[-2] > 0 and grid[-1] >= grid[-2] * (1.0 - 1e-6):
+        grid[-1] = grid[-2] * (1.0 - 1e-10)
+    return grid
+
+
+def clamp_of(config) -> float | None:
+    """Returns the limit of the x0 estimate, if the config clips it and nothing else is done."""
+    if config.get("clip_sample") and not config.get("thresholding"):
+        return float(config.clip_sample_range)
+    return None
+
+
+def hook_of(scheduler):
+    """Returns dynamic thresholding as a function of the x0 estimate, if the config wants it."""
+    return scheduler._threshold_sample if scheduler.config.get("thresholding") else None
+
+
+def levels(scheduler) -> np.ndarray:
+    """Returns scheduler.sigmas as float64, without entries that no step goes to."""
+    sigmas = scheduler.sigmas.detach().cpu().to(torch.float64).numpy()
+    return sigmas[: len(scheduler.timesteps) + 1]
+
+
+def sigma_space(sigmas):
+    """Returns the schedule of a list of sigmas with alpha = 1."""
+    return schedules.edm(sigma_min=1e-6 * float(sigmas[0]), sigma_max=float(sigmas[0]))
+
+
+def without_variance(config, output):
+    """Returns the first three channels of a network that predicts its variance too."""
+    if config.get("variance_type") in ("learned", "learned_range"):
+        return output[:, :3]
+    return output

@@ -1,0 +1,111 @@
+"""Recipes of the schedulers in sigma space (alpha = 1) and of those for flow matching."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from diffast import schedule as schedules
+from diffast import solvers
+from diffast.denoiser import Prediction
+from diffast.integrations.diffusers.reading import Reading, edm_reading, sigma_reading
+from diffast.integrations.diffusers.run import Recipe
+from diffast.integrations.diffusers.shared import clamp_of, falling, levels, predicts, sigma_space
+from diffast.solvers import compat
+
+
+def _churned(scheduler, sigmas, reading, options) -> Recipe:
+    """Euler in sigma space with diffusers' churn."""
+    churn, low, high, s_noise = options
+    grid = falling(sigmas)
+    space = sigma_space(sigmas)
+    reads = reading(grid[:-1])
+    most = min(churn / (len(scheduler.sigmas) - 1), math.sqrt(2.0) - 1.0)
+    gamma = np.where((grid[:-1] >= low) & (grid[:-1] <= high), most, 0.0)
+    if not gamma.any():
+        return Recipe(solvers.euler(space, grid), reads, wide=True)
+    churned = reading(grid[:-1], (1.0 + gamma) * grid[:-1])
+    plan = compat.late_churn(
+        space, grid, gamma, s_noise, (reads.a, reads.b), (churned.a, churned.b)
+    )
+    fresh = churned.a * s_noise * grid[:-1] * np.sqrt(gamma * (2.0 + gamma))
+    estimates = tuple(zip(churned.a, churned.b, fresh, strict=True))
+    return Recipe(plan, reads, draws=tuple(gamma > 0), wide=True, estimates=estimates)
+
+
+def euler(scheduler, options) -> Recipe:
+    """EulerDiscreteScheduler."""
+    reading = sigma_reading(predicts(scheduler.config))
+    return _churned(scheduler, levels(scheduler), reading, options)
+
+
+def edm_euler(scheduler, options) -> Recipe:
+    """EDMEulerScheduler."""
+    return _churned(scheduler, levels(scheduler), edm_reading(scheduler.config), options)
+
+
+def euler_ancestral(scheduler) -> Recipe:
+    """EulerAncestralDiscreteScheduler."""
+    grid = falling(levels(scheduler))
+    plan = solvers.euler_ancestral(sigma_space(grid), grid)
+    reads = sigma_reading(predicts(scheduler.config))(plan.times)
+    return Recipe(plan, reads, draws=(True,) * plan.stages, wide=True)
+
+
+def heun(scheduler) -> Recipe:
+    """HeunDiscreteScheduler."""
+    sigmas = levels(scheduler)
+    grid = falling(np.append(sigmas[0], sigmas[1::2]))
+    plan = compat.slope_pairs(sigma_space(grid), grid)
+    reads = sigma_reading(predicts(scheduler.config))(plan.times)
+    return Recipe(plan, reads, clamp_of(scheduler.config))
+
+
+def dpm_2(scheduler) -> Recipe:
+    """KDPM2DiscreteScheduler."""
+    sigmas = scheduler.sigmas.to(torch.float64).numpy()
+    grid = falling(np.append(sigmas[0], sigmas[1:-1:2]))
+    middles = np.sqrt(grid[:-1] * grid[1:])
+    plan = compat.slope_pairs(sigma_space(grid), grid, middles)
+    reads = sigma_reading(predicts(scheduler.config))(plan.times)
+    return Recipe(plan, reads)
+
+
+def lms(scheduler, begin, order) -> Recipe:
+    """LMSDiscreteScheduler."""
+    grid = falling(levels(scheduler)[begin:])
+    steps = len(grid) - 1
+    orders = [min(order, i + 1) for i in range(steps)]  # up to the end, into sigma = 0 too
+    plan = solvers.lms(sigma_space(grid), grid, order=order, orders=orders)
+    reads = sigma_reading(predicts(scheduler.config))(plan.times)
+    return Recipe(plan, reads, begin=begin)
+
+
+def flow_euler(scheduler, options) -> Recipe:
+    """FlowMatchEulerDiscreteScheduler."""
+    del options  # diffusers takes s_churn and does not use it here
+    sigmas, flow = levels(scheduler), schedules.flow()
+    if scheduler.config.get("invert_sigmas"):
+        # times run from 0 to 1 there, towards clean: the velocity points the other way
+        grid = 1.0 - sigmas
+        reads = Reading(np.ones(len(grid) - 1), grid[:-1])
+    else:
+        grid = sigmas
+        reads = Prediction(flow, "flow")
+    grid = falling(grid)
+    if scheduler.config.get("stochastic_sampling"):
+        plan = solvers.lcm(flow, grid)
+        draws = (True,) * plan.stages
+        return Recipe(plan, reads, draws=draws, noise_dtype=torch.float32, wide=True)
+    return Recipe(solvers.euler(flow, grid), reads, wide=True)
+
+
+def flow_heun(scheduler, options) -> Recipe:
+    """FlowMatchHeunDiscreteScheduler."""
+    if options[0]:
+        raise ValueError(f"s_churn is {options[0]}, but a flow's sigma cannot be raised above 1")
+    sigmas, flow = levels(scheduler), schedules.flow()
+    plan = compat.slope_pairs(flow, falling(np.append(sigmas[0], sigmas[1::2])))
+    return Recipe(plan, Prediction(flow, "flow"), wide=True)

@@ -1,0 +1,465 @@
+"""The ComfyUI package in a stand-in for ComfyUI: its registration points, run end to end.
+
+Only what a custom node meets is there: the lists, KSAMPLER and its wrapping of the model, the
+schedule handlers, and the two kinds of model sampling.
+"""
+
+import importlib
+import sys
+import types
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+import diffast as df
+from diffast import ops
+from diffast.integrations.k_diffusion import get_sigmas_karras
+from diffast.solvers import SOLVERS
+
+SHAPE = (3, 4, 8, 8)
+PARTS = ("nodes", "register", "samplers", "schedules")
+
+
+class Const:
+    """A flow model: x = sigma noise + (1 - sigma) latent, its network predicts noise - latent."""
+
+    sigma_min, sigma_max = torch.tensor(0.001), torch.tensor(1.0)
+
+    def percent_to_sigma(self, percent):
+        return 1.0 - percent
+
+    def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
+        return sigma * noise + (1.0 - sigma) * latent_image
+
+    def inverse_noise_scaling(self, sigma, latent):
+        return latent / (1.0 - sigma)
+
+    def level(self, sigma):
+        return 1.0 - sigma, sigma
+
+
+class Eps:
+    """A model in x = latent + sigma noise."""
+
+    sigma_min, sigma_max = torch.tensor(0.03), torch.tensor(14.6)
+
+    def percent_to_sigma(self, percent):
+        return 999999999.9 if percent <= 0.0 else float(self.sigma_max) * (1.0 - percent)
+
+    def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
+        scale = (1.0 + sigma**2) ** 0.5 if max_denoise else sigma
+        return noise * scale + latent_image
+
+    def inverse_noise_scaling(self, sigma, latent):
+        return latent
+
+    def level(self, sigma):
+        return torch.ones_like(sigma), sigma
+
+
+class Guider:
+    """What a sampler calls `model.inner_model`: the guided denoiser of the loaded model."""
+
+    def __init__(self, model_sampling):
+        self.inner_model = types.SimpleNamespace(
+            model_sampling=model_sampling,
+            scale_latent_inpaint=lambda x, sigma, noise, latent_image, denoise_mask: (
+                model_sampling.noise_scaling(sigma.reshape(-1, 1, 1, 1), noise, latent_image)
+            ),
+        )
+        self.calls = []
+
+    def __call__(self, x, sigma, model_options, seed):
+        self.calls.append((x.dtype, sigma.tolist(), sorted(model_options), seed))
+        alpha, noise = self.inner_model.model_sampling.level(sigma.reshape(-1, 1, 1, 1))
+        spread = alpha**2 * 0.3**2 + noise**2  # latents N(-0.2, 0.3^2) or N(0.8, 0.3^2)
+        mean = torch.sigmoid(alpha * (x - alpha * 0.3) / spread) - 0.2
+        return mean + alpha * 0.3**2 / spread * (x - alpha * mean)
+
+
+def make_comfy():
+    """Returns the stand-in's modules by name."""
+    names = ("comfy", "comfy.samplers", "comfy.model_sampling", "comfy.k_diffusion")
+    comfy, samplers, model_sampling, k_diffusion = (types.ModuleType(name) for name in names)
+    sampling = types.ModuleType("comfy.k_diffusion.sampling")
+    comfy.__path__ = k_diffusion.__path__ = []
+    comfy.samplers, comfy.model_sampling, comfy.k_diffusion = samplers, model_sampling, k_diffusion
+    k_diffusion.sampling = sampling
+    model_sampling.CONST = Const
+
+    class SchedulerHandler(NamedTuple):
+        handler: object
+        use_ms: bool = True
+
+    class InpaintModel:
+        def __init__(self, model, noise, latent_image):
+            self.inner_model, self.noise, self.latent_image = model, noise, latent_image
+
+        def __call__(self, x, sigma, denoise_mask, model_options, seed=None):
+            if denoise_mask is not None:
+                kept = self.inner_model.inner_model.scale_latent_inpaint(
+                    x=x,
+                    sigma=sigma,
+                    noise=self.noise,
+                    latent_image=self.latent_image,
+                    denoise_mask=denoise_mask,
+                )
+                x = x * denoise_mask + kept * (1.0 - denoise_mask)
+            out = self.inner_model(x, sigma, model_options=model_options, seed=seed)
+            if denoise_mask is not None:
+                out = out * denoise_mask + self.latent_image * (1.0 - denoise_mask)
+            return out
+
+    class KSAMPLER:
+        def __init__(self, sampler_function, extra_options=None, inpaint_options=None):
+            self.sampler_function, self.extra_options = sampler_function, extra_options or {}
+
+        def sample(
+            self, model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None
+        ):
+            extra_args["denoise_mask"] = denoise_mask
+            model_sampling = model_wrap.inner_model.model_sampling
+            model = InpaintModel(model_wrap, noise, latent_image)
+            x = model_sampling.noise_scaling(sigmas[0], noise, latent_image)
+            total = len(sigmas) - 1
+            out = self.sampler_function(
+                model,
+                x,
+                sigmas,
+                extra_args=extra_args,
+                callback=lambda d: callback and callback(d["i"], d["denoised"], d["x"], total),
+                disable=True,
+                **self.extra_options,
+            )
+            return model_sampling.inverse_noise_scaling(sigmas[-1], out)
+
+    class KSampler:
+        pass
+
+    samplers.SAMPLER_NAMES = KSampler.SAMPLERS = ["euler", "dpm_2"]
+    samplers.SCHEDULER_HANDLERS = {}
+    samplers.SCHEDULER_NAMES = KSampler.SCHEDULERS = ["simple"]
+    KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS = {"dpm_2"}
+    samplers.KSampler, samplers.KSAMPLER = KSampler, KSAMPLER
+    samplers.SchedulerHandler = SchedulerHandler
+    modules = (comfy, samplers, model_sampling, k_diffusion, sampling)
+    return {module.__name__: module for module in modules}
+
+
+@pytest.fixture
+def comfy(monkeypatch):
+    """ComfyUI's stand-in with the custom node freshly imported into it."""
+    modules = make_comfy()
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    package = "diffast.integrations.comfyui"
+    for name in (package, *(f"{package}.{part}" for part in PARTS)):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    custom_node = {}
+    exec("from diffast.integrations.comfyui import *", custom_node)
+    yield types.SimpleNamespace(**custom_node, samplers=modules["comfy.samplers"], modules=modules)
+    for name in (package, *(f"{package}.{part}" for part in PARTS)):
+        sys.modules.pop(name, None)
+
+
+def named(comfy, name):
+    """What KSampler does with a name of its list."""
+    assert name in comfy.samplers.KSampler.SAMPLERS
+    function = getattr(comfy.modules["comfy.k_diffusion.sampling"], f"sample_{name}")
+    return comfy.samplers.KSAMPLER(function)
+
+
+def sigmas_of(comfy, model_sampling, name="diffast_logsnr", steps=6):
+    handler = comfy.samplers.SCHEDULER_HANDLERS[name]
+    assert handler.use_ms and name in comfy.samplers.KSampler.SCHEDULERS
+    return handler.handler(model_sampling, steps)
+
+
+def latents(rows=3, value=0.0):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(SHAPE, generator=generator)[:rows], torch.full(SHAPE, value)[:rows]
+
+
+def generate(comfy, sampler, model_sampling, seed=5, rows=3, sigmas=None, callback=None, **more):
+    guider = Guider(model_sampling)
+    noise, latent = latents(rows)
+    if sigmas is None:
+        sigmas = sigmas_of(comfy, model_sampling)
+    extra_args = {"model_options": {"transformer_options": {}}, "seed": seed}
+    out = sampler.sample(guider, sigmas, extra_args, callback, noise, latent, **more)
+    return out, guider
+
+
+def all_names(comfy):
+    return [name for name in comfy.samplers.KSampler.SAMPLERS if name.startswith("diffast_")]
+
+
+def test_registers_names_schedules_and_nodes_once(comfy):
+    names = all_names(comfy)
+    assert {"diffast_euler", "diffast_dpmpp_2m_sde", "diffast_uni_pc"} <= set(names)
+    assert comfy.samplers.KSampler.SAMPLERS[:2] == ["euler", "dpm_2"]
+    discarding = comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS
+    assert {"diffast_dpm_2", "diffast_dpm_2_ancestral", "diffast_uni_pc"} <= discarding
+    assert "diffast_heun" not in discarding
+    importlib.import_module("diffast.integrations.comfyui.register").register()
+    assert all_names(comfy) == names and len(set(names)) == len(names)
+    assert comfy.samplers.SCHEDULER_NAMES == ["simple", "diffast_logsnr", "diffast_kl_optimal"]
+    assert set(comfy.NODE_CLASS_MAPPINGS) == set(comfy.NODE_DISPLAY_NAME_MAPPINGS)
+    for node in comfy.NODE_CLASS_MAPPINGS.values():
+        assert node.RETURN_TYPES == ("SAMPLER",) and hasattr(node, node.FUNCTION)
+
+
+def test_every_name_stands_for_a_known_solver(comfy):
+    table = sys.modules["diffast.integrations.comfyui.samplers"].SAMPLERS
+    for entry in table.values():
+        assert entry.solver in SOLVERS
+        assert entry.flow_solver is None or entry.flow_solver in SOLVERS
+
+
+@pytest.mark.parametrize("kind", [Eps, Const])
+def test_every_sampler_runs_through_ksampler_and_samples_the_latents(comfy, kind):
+    steps = 100
+    for name in all_names(comfy):
+        sigmas = torch.linspace(1.0, 0.0, steps + 1)  # ComfyUI's "simple" for a flow model
+        if kind is Eps:
+            sigmas = get_sigmas_karras(steps, 0.03, 14.6)
+        seen = []
+        out, guider = generate(
+            comfy,
+            named(comfy, name),
+            kind(),
+            sigmas=sigmas,
+            callback=lambda i, denoised, x, total, seen=seen: seen.append(i),
+        )
+        assert seen == list(range(steps)), name
+        assert out.dtype == torch.float32 and out.shape == SHAPE, name
+        assert out.isfinite().all(), name
+        if name == "diffast_lcm":  # wants a consistency model, not a denoiser
+            continue
+        # of 768 numbers; their spread is sqrt(0.3^2 + 0.5^2)
+        assert abs(float(out.mean()) - 0.3) < 0.08, (name, float(out.mean()))
+        assert abs(float(out.std()) - 0.583) < 0.06, (name, float(out.std()))
+        dtypes, _, options, seeds = zip(*guider.calls, strict=True)
+        assert set(dtypes) == {torch.float32} and set(seeds) == {5}, name
+        assert options[0] == ["transformer_options"], name
+
+
+@pytest.mark.parametrize("kind", [Eps, Const])
+def test_euler_is_comfyuis_formula(comfy, kind):
+    sigmas = sigmas_of(comfy, kind())
+    out, guider = generate(comfy, named(comfy, "diffast_euler"), kind(), sigmas=sigmas)
+    x = kind().noise_scaling(sigmas[0], *latents())
+    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+        denoised = Guider(kind())(x, sigma.expand(3), {}, 0)
+        x = x + (x - denoised) / sigma * (following - sigma)
+    torch.testing.assert_close(out, x, rtol=1e-5, atol=1e-5)
+    assert [call[1] for call in guider.calls] == [[float(s)] * 3 for s in sigmas[:-1]]
+
+
+@pytest.mark.parametrize("kind", [Eps, Const])
+@pytest.mark.parametrize("name", ["heun", "dpm_2", "ipndm", "gradient_estimation"])
+def test_solvers_in_sigma_are_comfyuis_on_flow_models_too(comfy, name, kind):
+    sigmas = sigmas_of(comfy, kind()).double()
+    if kind is Const:
+        sigmas = torch.linspace(1.0, 0.0, 7, dtype=torch.float64)
+    out, _ = generate(comfy, named(comfy, f"diffast_{name}"), kind(), sigmas=sigmas)
+    x = kind().noise_scaling(sigmas[0], *latents()).double()
+    model, slopes = Guider(kind()), []
+
+    def slope(x, sigma):
+        return (x - model(x, sigma.expand(3), {}, 0)) / sigma
+
+    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+        slopes = [slope(x, sigma), *slopes][:4]
+        mean = slopes[0]
+        if following > 0.0:
+            if name == "heun":
+                mean = (mean + slope(x + (following - sigma) * mean, following)) / 2
+            elif name == "dpm_2":
+                middle = (sigma * following).sqrt()
+                mean = slope(x + (middle - sigma) * mean, middle)
+            elif name == "gradient_estimation":
+                mean = mean + (2.0 - 1.0) * (mean - slopes[min(1, len(slopes) - 1)])
+            else:
+                even = {1: [1], 2: [3 / 2, -1 / 2], 3: [23 / 12, -16 / 12, 5 / 12]}
+                even[4] = [55 / 24, -59 / 24, 37 / 24, -9 / 24]
+                mean = sum(b * d for b, d in zip(even[len(slopes)], slopes, strict=True))
+        x = x + (following - sigma) * mean
+    torch.testing.assert_close(out.double(), x, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.4])
+@pytest.mark.parametrize("kind", [Eps, Const])
+def test_2m_sde_is_comfyuis_formula_with_comfyuis_noise(comfy, kind, eta):
+    """In half log-SNR lam; a flow model starts at percent_to_sigma(1e-4), not at 1."""
+    node = comfy.NODE_CLASS_MAPPINGS["DiffastStochasticSampler"]()
+    (sampler,) = node.make("dpmpp_2m_sde", eta, 1.0, "torch")
+    sigmas = sigmas_of(comfy, kind())
+    if kind is Const:
+        sigmas[0] = 1.0
+    out, _ = generate(comfy, sampler, kind(), sigmas=sigmas)
+    x = kind().noise_scaling(sigmas[0], *latents()).double()
+    generator = torch.Generator().manual_seed(5 + 1)
+    sigmas = sigmas.double()
+    if kind is Const:
+        sigmas[0] = 0.9999
+    alpha = kind().level(sigmas)[0]
+    lam = (alpha / sigmas).log()
+    old = None
+    for i in range(6):
+        denoised = Guider(kind())(x, sigmas[i].expand(3), {}, 0)
+        if sigmas[i + 1] == 0:
+            x = denoised
+            break
+        h = lam[i + 1] - lam[i]
+        gain = -alpha[i + 1] * torch.expm1(-h - eta * h)
+        x = sigmas[i + 1] / sigmas[i] * torch.exp(-eta * h) * x + gain * denoised
+        if old is not None:
+            x = x + 0.5 * gain * h / (lam[i] - lam[i - 1]) * (denoised - old)
+        fresh = torch.randn(SHAPE, generator=generator)
+        x = x + fresh * sigmas[i + 1] * torch.sqrt(-torch.expm1(-2 * eta * h))
+        old = denoised
+    torch.testing.assert_close(out.double(), x, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.4])
+def test_euler_ancestral_of_flow_models_is_comfyuis_formula(comfy, eta):
+    """Down to sigma_t (1 + (sigma_t / sigma_s - 1) eta), then noise up to the alpha of sigma_t."""
+    node = comfy.NODE_CLASS_MAPPINGS["DiffastStochasticSampler"]()
+    (sampler,) = node.make("euler_ancestral", eta, 1.0, "torch")
+    sigmas = torch.linspace(1.0, 0.0, 7, dtype=torch.float64)
+    out, _ = generate(comfy, sampler, Const(), sigmas=sigmas)
+    x, generator = latents()[0].double(), torch.Generator().manual_seed(5 + 1)
+    for s, t in zip(sigmas, sigmas[1:], strict=False):
+        denoised = Guider(Const())(x, s.expand(3), {}, 0)
+        down = t * (1.0 + (t / s - 1.0) * eta)
+        x = down / s * x + (1.0 - down / s) * denoised
+        if t > 0.0:
+            grow = (1.0 - t) / (1.0 - down)
+            fresh = torch.randn(SHAPE, generator=generator)
+            x = grow * x + fresh * torch.sqrt(t**2 - (grow * down) ** 2)
+    torch.testing.assert_close(out.double(), x, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [Eps, Const])
+@pytest.mark.parametrize("name", ["diffast_dpmpp_2m_sde", "diffast_euler_ancestral"])
+def test_counter_noise_does_not_know_the_batch(comfy, name, kind):
+    full, _ = generate(comfy, named(comfy, name), kind())
+    alone, _ = generate(comfy, named(comfy, name), kind(), rows=1)
+    other, _ = generate(comfy, named(comfy, name), kind(), seed=2**64 - 1)
+    torch.testing.assert_close(full[:1], alone, rtol=0, atol=0)
+    assert float((full - other).abs().max()) > 0.01
+
+
+def test_counter_noise_is_the_packages(comfy):
+    sigmas = sigmas_of(comfy, Eps())
+    out, _ = generate(comfy, named(comfy, "diffast_euler_ancestral"), Eps(), sigmas=sigmas)
+    schedule = df.schedules.edm(float(sigmas[-2]), float(sigmas[0]))
+    plan = df.solvers.euler_ancestral(schedule, sigmas.double().numpy())
+    denoiser = df.Denoiser(lambda x, t: Guider(Eps())(x, t, {}, 0), schedule)
+    noise, _ = latents()
+    wanted = df.sample(denoiser, plan, noise=noise * sigmas[0], seed=5).x
+    torch.testing.assert_close(out, wanted, rtol=0, atol=0)
+    assert not torch.equal(ops.normal(SHAPE, seed=5), ops.normal(SHAPE, seed=6))
+
+
+def test_nodes_make_samplers_with_their_options(comfy):
+    nodes = comfy.NODE_CLASS_MAPPINGS
+    plain = nodes["DiffastSampler"]
+    names, noises = (given[0] for given in plain.INPUT_TYPES()["required"].values())
+    assert "heun" in names and "euler_ancestral" not in names and noises == ["counter", "torch"]
+    (heun,) = plain().make("heun", "counter")
+    (churned,) = nodes["DiffastChurnSampler"]().make("heun", 0.5, 0.1, 5.0, 1.0, "counter")
+    (calm,) = nodes["DiffastStochasticSampler"]().make("euler_ancestral", 0.0, 1.0, "counter")
+    by_name = generate(comfy, named(comfy, "diffast_heun"), Eps())[0]
+    by_node = generate(comfy, heun, Eps())[0]
+    torch.testing.assert_close(by_node, by_name, rtol=0, atol=0)
+    assert float((generate(comfy, churned, Eps())[0] - by_node).abs().max()) > 0.01
+    euler = generate(comfy, named(comfy, "diffast_euler"), Eps())[0]
+    torch.testing.assert_close(generate(comfy, calm, Eps())[0], euler, rtol=0, atol=1e-5)
+    for node in nodes.values():  # what ComfyUI's graph sends is what the method takes
+        wanted = node.INPUT_TYPES()["required"]
+        assert set(wanted) == set(
+            node.make.__code__.co_varnames[1 : node.make.__code__.co_argcount]
+        )
+
+
+def test_extra_options_of_ksampler_reach_the_builder(comfy):
+    function = comfy.modules["comfy.k_diffusion.sampling"].sample_diffast_euler_ancestral
+    calm = comfy.samplers.KSAMPLER(function, {"eta": 0.0})
+    euler = generate(comfy, named(comfy, "diffast_euler"), Eps())[0]
+    torch.testing.assert_close(generate(comfy, calm, Eps())[0], euler, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="eta = 3"):
+        generate(comfy, comfy.samplers.KSAMPLER(function, {"eta": 3.0}), Eps())
+
+
+@pytest.mark.parametrize("kind", [Eps, Const])
+def test_masks_and_previews_work(comfy, kind):
+    mask = torch.zeros(3, 1, 8, 8)
+    mask[..., 4:] = 1.0
+    seen = []
+    out, _ = generate(
+        comfy,
+        named(comfy, "diffast_dpmpp_2m"),
+        kind(),
+        callback=lambda i, denoised, x, total: seen.append((i, denoised.shape, x.shape, total)),
+        denoise_mask=mask,
+    )
+    assert seen == [(i, SHAPE, SHAPE, 6) for i in range(6)]
+    assert float(out[..., :4].abs().max()) < 1e-6  # the latent image is 0 there
+    assert float(out[..., 4:].abs().min()) > 0.0
+
+
+def test_a_callback_that_raises_ends_the_run(comfy):
+    class Interrupted(Exception):
+        pass
+
+    def stop(i, *_):
+        if i == 2:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        generate(comfy, named(comfy, "diffast_heun"), Eps(), callback=stop)
+
+
+@pytest.mark.parametrize("name", ["diffast_logsnr", "diffast_kl_optimal"])
+@pytest.mark.parametrize("steps", [1, 2, 9])
+@pytest.mark.parametrize("kind", [Eps, Const])
+def test_schedules_are_even_in_the_models_own_terms(comfy, kind, steps, name):
+    sigmas = sigmas_of(comfy, kind(), name, steps)
+    assert sigmas.dtype == torch.float32 and sigmas.shape == (steps + 1,) and sigmas[-1] == 0
+    assert (sigmas.diff() < 0).all()
+    first = 0.9999 if kind is Const else 14.6
+    assert float(sigmas[0]) == pytest.approx(first, rel=1e-6)
+    if steps == 1:
+        return
+    assert float(sigmas[-2]) == pytest.approx(float(kind.sigma_min), rel=1e-5)
+    alpha, level = kind().level(sigmas[:-1].double())
+    even = (alpha / level).log() if name == "diffast_logsnr" else torch.atan2(level, alpha)
+    gaps = even.diff().numpy()
+    np.testing.assert_allclose(gaps, gaps.mean(), rtol=2e-3)  # 1 - 0.9999 has 3 digits in float32
+
+
+def test_empty_and_single_sigmas_return_the_input(comfy):
+    function = comfy.modules["comfy.k_diffusion.sampling"].sample_diffast_heun
+    x = torch.ones(1, 2)
+    assert function(None, x, torch.tensor([])) is x
+    assert function(None, x, torch.tensor([1.0])) is x
+
+
+def test_unknown_names_are_refused(comfy):
+    make = sys.modules["diffast.integrations.comfyui.samplers"].sampler
+    with pytest.raises(ValueError, match="name = 'nothing', but these are known: euler"):
+        make("nothing")
+    with pytest.raises(ValueError, match="noise = 'white', but it must be one of counter, torch"):
+        make("euler", "white")
+
+
+def test_outside_comfyui_the_import_says_what_is_missing():
+    package = "diffast.integrations.comfyui"
+    for name in (package, *(f"{package}.{part}" for part in PARTS)):
+        sys.modules.pop(name, None)
+    with pytest.raises(ImportError, match="comfy"):
+        importlib.import_module(package)
