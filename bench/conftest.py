@@ -221,13 +221,15 @@ def _kept(path: Path) -> dict:
 def pytest_terminal_summary(terminalreporter, config):
     if config.getoption("--benchmark-disable") or not config.records:
         return
-    columns = ("threads", "us", "GB/s", "of copy", "of eager", "of randn", "ns/number", "spread")
+    known = ("threads", "us", "GB/s", "of copy", "of eager", "of randn", "ns/number", "spread")
+    more = ("diffusers us", "of diffusers", "copy us", "over floor", "torch noise of diffusers")
+    columns = [c for c in (*known, *more) if any(c in record for record in config.records)]
     terminalreporter.section("diffast" if config.verified else "diffast (UNVERIFIED)")
     width = max(len(record["case"]) for record in config.records)
-    terminalreporter.line(" ".join([f"{'case':{width}}", *(f"{name:>9}" for name in columns)]))
+    terminalreporter.line(" ".join([f"{'case':{width}}", *(f"{name:>12}" for name in columns)]))
     for record in config.records:
         cells = [record.get(name) for name in columns]
-        line = [f"{record['case']:{width}}", *(f"{_text(cell):>9}" for cell in cells)]
+        line = [f"{record['case']:{width}}", *(f"{_text(cell):>12}" for cell in cells)]
         for target in record["targets"]:
             line.append(
                 f"  {target['figure']} {target['bound']} {'met' if target['met'] else 'MISSED'}"

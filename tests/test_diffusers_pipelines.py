@@ -25,6 +25,10 @@ LATENT = [
     if case not in FLOWS and not case.learned and not case.timing and set(case.stepping) <= {"eta"}
 ]
 ONE_LATENT = [case for case in ONE_OF_EACH if case in LATENT]
+# EDM's start elsewhere than these pipelines think; LMS: see test_diffusers_mended
+FROM_PICTURES = [
+    case for case in ONE_LATENT if not case.kind.startswith("EDM") and case.kind != "LMSDiscrete"
+]
 FLOW = [case for case in FLOWS if not case.timing]
 
 
@@ -97,14 +101,14 @@ def test_pictures_too(case):
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-@each([case for case in ONE_LATENT if not case.kind.startswith("EDM")])
+@each(FROM_PICTURES)
 def test_image_to_image(case, strength):
     pipe = tiny.stable_diffusion("StableDiffusionImg2ImgPipeline")
     options = latent(case, num_inference_steps=10, strength=strength, image=tiny.picture())
     assert_same(pipe, case, **options, **tiny.guided())
 
 
-@each([case for case in ONE_LATENT if not case.kind.startswith("EDM")])
+@each(FROM_PICTURES)
 def test_inpainting(case):
     pipe = tiny.stable_diffusion("StableDiffusionInpaintPipeline")
     options = latent(case, num_inference_steps=10, strength=0.7)

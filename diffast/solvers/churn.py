@@ -60,8 +60,9 @@ def churn(schedule, grid, s_churn=0.0, s_tmin=0.0, s_tmax=np.inf, s_noise=1.0, b
     gamma = min(s_churn / steps, np.sqrt(2.0) - 1.0)
     lam = schedule.lam(grid[:-1])
     least = schedule.lam(schedule.domain[1])
-    with np.errstate(over="ignore"):
-        rho = np.exp(-lam)
+    # not exp(-lam), whose rounding could put a level beside a bound that it equals
+    with np.errstate(divide="ignore"):
+        rho = schedule.sigma(grid[:-1]) / schedule.alpha(grid[:-1])
     raised = (gamma > 0.0) & np.isfinite(lam) & (s_tmin <= rho) & (rho <= s_tmax)
     hats = grid.copy()
     goal = np.maximum(lam[raised] - np.log1p(gamma), least)

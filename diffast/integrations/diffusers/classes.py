@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import torch
+from diffusers import (
+    SchedulerMixin as SchedulerMixin,
+)  # pipelines look for it beside their scheduler
 from diffusers import schedulers as originals
 from diffusers.schedulers import (
     scheduling_ddim,
@@ -28,13 +31,12 @@ from diffast.integrations.diffusers.shared import without_variance
 class _WithEstimate(DiffastScheduler):
     """A drop-in whose original returns the x0 estimate too."""
 
-    def _output(self, return_dict, sample, seen):
-        if isinstance(seen, torch.Tensor):  # the estimate itself, while tracing
-            return self._Output(sample, seen) if return_dict else (sample, seen)
-        if return_dict:
-            run, *step = seen
-            return self._Output(sample, run.x0(*step, sample.dtype))
-        return Pair(sample, *seen)
+    def _output(self, return_dict, sample, *seen):
+        if not return_dict and len(seen) > 1:
+            return Pair(sample, seen)
+        # while tracing the estimate is made anyway
+        x0 = seen[0] if len(seen) == 1 else seen[0].x0(*seen[1:], sample.dtype)
+        return self._Output(sample, x0) if return_dict else (sample, x0)
 
 
 class _SigmaSpace(_WithEstimate):

@@ -12,13 +12,13 @@ class Pair(tuple):
 
     __slots__ = ()
 
-    def __new__(cls, sample, run, stage, before, output, noise):
-        """Returns the pair of a step."""
-        return tuple.__new__(cls, (sample, run, stage, before, output, noise))
+    def __new__(cls, sample, seen):
+        """Returns the pair of a step; seen: its run, and what that makes the estimate of."""
+        return tuple.__new__(cls, (sample, seen))
 
     def _estimate(self):
-        sample, run, stage, before, output, noise = tuple.__iter__(self)
-        return run.x0(stage, before, output, noise, sample.dtype)
+        sample, (run, *step) = tuple.__iter__(self)
+        return run.x0(*step, sample.dtype)
 
     def __len__(self):
         """Returns 2."""

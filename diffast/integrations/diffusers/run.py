@@ -8,9 +8,10 @@ import torch
 
 from diffast import ops
 from diffast.plan import Plan
-from diffast.step_calls import calls_of
+from diffast.step_calls import AT_X0, calls_of
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
+_combine, _empty_like = ops.combine_out, torch.empty_like
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,14 @@ class Run:
         self.anchor: torch.Tensor | None = None
         self.away: torch.Tensor | None = None
         self.ids: torch.Tensor | None = None
-        self.last = -1  # index of the step taken last
+        self.hook = recipe.hook
+        self.draws, self.wide = recipe.draws, recipe.wide
+        self.next = -1  # index of the step that goes on from the last one; -1: none was taken
         # whether a step needs what earlier ones left
         self.remembers = bool(slots) or any(call.parts or call.keeps for call in self.calls)
 
-    def step(self, i: int, sample, output, noise, dtype: torch.dtype) -> torch.Tensor:
-        """Returns the next sample [B, ...] after stage i.
+    def step(self, i: int, sample, output, noise, dtype: torch.dtype, factor=None):
+        """Returns the next sample [B, ...] after stage i; with a factor, (sample, scaled sample).
 
         Args:
             i: the stage.
@@ -81,44 +84,46 @@ class Run:
             output: what it returned, [B, ...].
             noise: fresh normals [B, ...]; None: none, or the package's own.
             dtype: of the result.
+            factor: of the next network input, made in the same pass.
         """
         call = self.calls[i]
-        if output.shape != sample.shape:
-            raise ValueError(
-                f"step: model_output is {list(output.shape)} but sample is {list(sample.shape)}"
-            )
-        tensors = [
-            self.anchor,
-            sample.contiguous(),
-            output.contiguous(),
-            None,
-            noise,
-            None,
-            *self.slots,
-        ]
-        point = torch.empty(sample.shape, dtype=dtype, device=sample.device)
+        weights, fresh = call.weights, call.noise
+        x = sample.contiguous()
+        output = output.contiguous()
+        tensors = (self.anchor, x, output, None, noise, None, *self.slots)
+        # of the sample's type as a rule, and then this is the cheapest way to a tensor
+        point = _empty_like(x) if x.dtype is dtype else _empty_like(x, dtype=dtype)
         outs = [point]
         if call.parts:
-            outs = [self._away(sample), point]
+            outs = [self._away(x), point]
         if call.slot >= 0:
-            outs.insert(0, self._slot(call.slot, sample))
+            outs.insert(0, self._slot(call.slot, x))
+        if factor is not None:  # one more row: the point's, times the factor
+            outs.append(_empty_like(point))
+            weights = weights + [
+                factor * w for w in weights[-len(call.columns) - bool(self.limits) :]
+            ]
+            fresh = fresh + [factor * fresh[-1]] if fresh else fresh
         with _below_autograd():
-            if self.recipe.hook is not None:
-                tensors[5] = self.recipe.hook(self._x0(call, tensors, torch.float32)).contiguous()
+            if self.hook is not None:
+                x0 = self.hook(self._x0(call, tensors, torch.float32)).contiguous()
+                tensors = (*tensors[:AT_X0], x0, *tensors[AT_X0 + 1 :])
             xs = [tensors[k] for k in call.columns]
-            if call.noise or self.limits:
-                ops.combine_out(
-                    xs, call.weights, outs, None, i, call.noise, _SEED, self.ids, self.limits
-                )
-            else:
-                ops.combine_out(xs, call.weights, outs)
+            try:
+                if fresh or self.limits:
+                    rest = (fresh, _SEED, self.ids, self.limits)
+                    _combine(xs, weights, outs, None, i, *rest)
+                else:
+                    _combine(xs, weights, outs)
+            except RuntimeError as error:
+                raise ValueError(_complaint(sample, output, noise, error)) from None
         if call.parts:
             self.anchor = self.away
         elif not call.keeps:
             self.anchor = None
         elif self.anchor is None:
-            self.anchor = tensors[1]
-        return point
+            self.anchor = x
+        return point if factor is None else (point, outs[-1])
 
     def x0(self, i: int, sample, output, noise, dtype: torch.dtype) -> torch.Tensor:
         """Returns the x0 estimate [B, ...] of stage i, clamped or changed as the step's was."""
@@ -162,6 +167,14 @@ class Run:
 # The seed of the counter noise: a generator's own seed is part of the ids, so that a sample drawn
 # with a generator of its own is the same one in any batch.
 _SEED = 0
+
+
+def _complaint(sample, output, noise, error) -> str:
+    """Returns why a step was refused, in the words of its caller."""
+    for name, tensor in (("model_output", output), ("noise", noise)):
+        if tensor is not None and tensor.shape != sample.shape:
+            return f"step: {name} is {list(tensor.shape)} but sample is {list(sample.shape)}"
+    return f"step: {error}"
 
 
 def _new(sample) -> torch.Tensor:

@@ -21,6 +21,7 @@ from diffast.integrations.diffusers.compiled import CompiledRun
 from diffast.integrations.diffusers.indexed import learned_deviation
 from diffast.integrations.diffusers.run import Recipe, Run, ids_of
 
+_is_compiling = torch.compiler.is_compiling
 NOISES = ("generator", "counter")
 KINDS: dict[str, type] = {}  # original class name -> drop-in class
 
@@ -48,6 +49,10 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
     order = 1
     _searches = False  # whether the original looks each timestep up, and so keeps no step index
     _two_calls = False  # whether a step has two entries in timesteps
+    _factors: list[float] | None = None  # of the network's input at each entry of timesteps
+    # A caller that scales the very sample it was given has the scaled one made in the same pass.
+    _fuses = False
+    _result = _made_input = None
 
     @classmethod
     def from_scheduler(cls, scheduler, **kwargs):
@@ -104,6 +109,7 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
         if device is not None:
             self.timesteps = self.timesteps.to(device)
         self._step_index = self._run = self._compiled = None
+        self._result = self._made_input = None
         if self._made:
             recipe = self._checked_recipe(0, self._options)
             self._run = Run(recipe, self._options, self._counter)
@@ -126,7 +132,7 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
         run = self._run
         if run is None or run.options != options or run.begin > i:
             run = Run(self._checked_recipe(i, options), options, self._counter)
-        elif run.remembers and i and run.last != i - 1 and i != run.begin:
+        elif run.remembers and run.next != i and i != run.begin:
             # a start further on: what would be remembered is not there
             run = Run(self._checked_recipe(i, options), options, self._counter)
         self._run = run
@@ -172,7 +178,7 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
                     f"{type(self).__name__}: step, but set_timesteps was not called before"
                 )
             self._init_step_index(timestep)
-        if self._step_index >= self._count:
+        if self._step_index >= self._count:  # `run.next` says so too: it never gets there
             raise ValueError(
                 f"{type(self).__name__}: step {self._step_index}, but {self._count} were set: "
                 "call set_timesteps before another run"
@@ -185,23 +191,33 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
         self, output, timestep, sample, return_dict, generator=None, options=(), noise=None
     ):
         """Returns what `step` returns: a fused step from the sample by the network's output."""
-        if torch.compiler.is_compiling():
+        if _is_compiling():
             row = self._first_row(timestep)
             result, x0 = self._compiled.step(sample, output, row, generator, noise)
             return self._output(return_dict, result, x0)
-        i = self._index(timestep)
+        i = self._position(timestep) if self._searches else self._step_index
         run = self._run
-        if run is None or run.options != options or run.last != i - 1:
+        # in the middle of a run none of these asks for more
+        if i is None or run is None or run.next != i or run.options != options:
+            i = self._index(timestep)
             run = self._run_from(i, options)
-        recipe, stage = run.recipe, i - run.begin
-        output, noise = self._noise(run, stage, output, sample, generator, noise)
+        stage = i - run.begin
+        if run.draws:
+            output, noise = self._noise(run, stage, output, sample, generator, noise)
         dtype = output.dtype
-        if not recipe.wide and sample.dtype != dtype:
+        if sample.dtype is not dtype and not run.wide:
             dtype = torch.promote_types(dtype, sample.dtype)
-        result = run.step(stage, sample, output, noise, dtype)
-        run.last = i
+        if self._fuses and i + 1 < self._count:
+            factor = self._factors[i + 1]
+            result, scaled = run.step(stage, sample, output, noise, dtype, factor)
+            self._made_input = (result, result._version, scaled)
+        else:
+            result = run.step(stage, sample, output, noise, dtype)
+            if self._factors is not None:
+                self._result = result
         self._step_index = i + 1
-        return self._output(return_dict, result, (run, stage, sample, output, noise))
+        run.next = i + 1 if i + 1 < self._count else -1
+        return self._output(return_dict, result, run, stage, sample, output, noise)
 
     def _first_row(self, timestep):
         """Returns the stage at which a traced run is, a number or a tensor; None: the next one."""
@@ -226,8 +242,6 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
         recipe, deviation = run.recipe, None
         if recipe.deviations is not None:
             output, deviation = learned_deviation(recipe.deviations, stage, output, sample.shape[1])
-        if not recipe.draws:
-            return output, None
         if self._counter and (run.ids is None or len(run.ids) != len(sample)):
             run.ids = ids_of(generator, len(sample), sample.device)
         if not recipe.draws[stage]:
@@ -245,17 +259,24 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
         noise = noise.to(output.device).contiguous()
         return output, noise if deviation is None else deviation * noise
 
-    def _output(self, return_dict, sample, seen):
+    def _output(self, return_dict, sample, *seen):
         """Returns the result in diffusers' form; those with an x0 estimate override it."""
         return self._Output(prev_sample=sample) if return_dict else (sample,)
 
     def _scaled(self, sample, timestep, factors):
         """Returns the network's input: the sample times this step's factor."""
-        if torch.compiler.is_compiling():
+        if _is_compiling():
             return self._compiled.scaled(sample, self._first_row(timestep))
         if self._step_index is None:
             self._init_step_index(timestep)
         self.is_scale_input_called = True
+        if self._made_input is not None:
+            result, version, scaled = self._made_input
+            if sample is result and sample._version == version:
+                return scaled
+            self._made_input, self._fuses = None, False
+        elif sample is self._result:
+            self._fuses = True
         return sample * factors[self._step_index]
 
 

@@ -1,0 +1,71 @@
+"""Where diffusers fails or errs: the drop-in answers, or says at once which option is to blame."""
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # algorithm_type "dpmsolver"
+
+import diffusers  # noqa: E402
+from diffusers_cases import BROKEN, DIFFERENT, SD, Case  # noqa: E402
+from diffusers_loop import difference, model_input, network, noisy, run, walk  # noqa: E402
+
+diffusers.utils.logging.set_verbosity_error()
+
+
+@pytest.mark.parametrize(
+    ("case", "steps"),
+    [(case, n) for case, counts in BROKEN for n in counts],
+    ids=[f"{case.id}-{n}" for case, counts in BROKEN for n in counts],
+)
+def test_where_diffusers_fails(case, steps):
+    # a finite answer, or a ValueError that names the option before the first step is taken
+    try:
+        ours = case.drop_in()
+        ours.set_timesteps(steps, **case.timing)
+    except ValueError as error:
+        assert "but" in str(error), error
+        return
+    states = walk(ours, case, noisy(ours, case.shape))
+    assert all(torch.isfinite(x).all() for x in states)
+
+
+@pytest.mark.parametrize(
+    ("case", "steps"),
+    [(case, counts[-1]) for case, counts in BROKEN],
+    ids=[case.id for case, _ in BROKEN],
+)
+def test_they_are_still_broken_there(case, steps):
+    # when this fails, diffusers was mended and the case belongs with the others
+    try:
+        original = case.original()
+        states = run(original, case, steps)
+    except Exception:
+        return
+    assert not all(torch.isfinite(x).all() for x in states)
+
+
+@pytest.mark.parametrize("case", DIFFERENT, ids=[case.id for case in DIFFERENT])
+def test_where_diffusers_errs(case):
+    want, got = run(case.original(), case, 20), run(case.drop_in(), case, 20)
+    gaps = [difference(g, w) for g, w in zip(got, want, strict=True)]
+    assert max(gaps[:2]) <= 1e-4
+    assert max(gaps) > 1e-2  # when this fails, diffusers was mended
+    assert torch.isfinite(got[-1]).all()
+
+
+def test_lms_from_the_middle():
+    # Diffusers takes fourth-order weights with the one slope that it has, which do not add up to
+    # the step. Told to take as many as it has, it is right, and so is the drop-in untold.
+    case = Case("LMS", "LMSDiscrete", SD)
+    original, ours = case.original(), case.drop_in()
+    for scheduler in (original, ours):
+        scheduler.set_timesteps(12)
+        scheduler.set_begin_index(6)
+    times = original.timesteps[6:]
+    start = original.add_noise(torch.zeros(case.shape), noisy(original, case.shape), times[:1])
+    x = start
+    for i, (t, got) in enumerate(zip(times, walk(ours, case, start, times), strict=True)):
+        out = network(model_input(original, x, t), t)
+        x = original.step(out, t, x, order=min(i + 1, 4), return_dict=False)[0]
+        assert difference(got, x) <= 1e-4
