@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from diffast import program
@@ -27,6 +28,7 @@ class Call:
             away from the point; the point's.
         noise: [rows] weights of the fresh normals; empty if there are none.
         slot: where the entry goes; -1: there is none.
+        held: the slots that hold entries when the stage begins, oldest entry first.
         parts: whether the anchor has a row of its own.
         keeps: whether the anchor stays what it was.
         x0_columns: as `columns`, for the x0 estimate alone.
@@ -37,6 +39,7 @@ class Call:
     weights: list[float]
     noise: list[float]
     slot: int
+    held: tuple[int, ...]
     parts: bool
     keeps: bool
     x0_columns: tuple[int, ...]
@@ -58,7 +61,7 @@ def calls_of(
     Raises:
         ValueError: what `denoiser.affine` and `denoiser.scales` raise.
     """
-    holds: dict[int, int] = {}  # stage -> slot of its entry
+    holds: dict[int, int] = {}  # stage -> slot of its entry, oldest first
     free: list[int] = []
     size = 0
     calls = []
@@ -68,6 +71,7 @@ def calls_of(
         index = {name: k for k, name in enumerate(FIXED[:AT_NOISE])}
         index |= {("history", j): len(FIXED) + slot for j, slot in holds.items()}
         index |= {X0: AT_X0, NOISE: AT_NOISE}
+        held = tuple(holds.values())
         free += [holds.pop(j) for j in stage.forget]
         slot = -1
         rows = []
@@ -87,7 +91,9 @@ def calls_of(
         columns, weights, noise = flatten(rows, index, given_noise, clamp)
         x0_columns, x0_weights, _ = flatten([x0], index)
         keeps = not joined and not parts
-        calls.append(Call(columns, weights, noise, slot, parts, keeps, x0_columns, x0_weights))
+        calls.append(
+            Call(columns, weights, noise, slot, held, parts, keeps, x0_columns, x0_weights)
+        )
     return tuple(calls), size
 
 
@@ -144,6 +150,9 @@ class Table(NamedTuple):
 def make_table(calls, first, times, slots: int, parts: bool, clamp: bool, device) -> Table:
     """Returns the table of all calls; None among them is a plan's end.
 
+    Its slots hold the oldest entry first, at every stage: so the sums of samples at different
+    stages, which all run over the slots in order, add up as those of a call of its own do.
+
     Args:
         calls: every plan's calls, each plan's followed by None.
         first: each plan's first row.
@@ -162,42 +171,50 @@ def make_table(calls, first, times, slots: int, parts: bool, clamp: bool, device
     x0_columns = tuple(sorted({k for call in real for k in call.x0_columns}))
     at = {k: n for n, k in enumerate(columns)}
     count, rows = len(calls), hidden + slots + parts + 1
-    weights = torch.zeros(count, rows, len(columns) + hidden, dtype=torch.float64)
-    noise = torch.zeros(count, rows, 1, dtype=torch.float64)
-    x0 = torch.zeros(count, 1, len(x0_columns), dtype=torch.float64)
-    words, following = torch.zeros(count, dtype=torch.int64), torch.arange(count)
+    weights = np.zeros((count, rows, len(columns) + hidden))
+    noise = np.zeros((count, rows, 1))
+    x0 = np.zeros((count, 1, len(x0_columns)))
+    words, following = np.zeros(count, dtype=np.int64), np.arange(count)
     for row, call in enumerate(calls):
         words[row] = row - max(begin for begin in first if begin <= row)
-        for slot in range(slots):  # a slot keeps what it holds
-            weights[row, hidden + slot, at[len(FIXED) + slot]] = 1.0
         if call is None:
+            for age in range(slots):
+                weights[row, hidden + age, at[len(FIXED) + age]] = 1.0
             weights[row, -1, at[AT_INPUT]] = 1.0
             if parts:
                 weights[row, -2, at[AT_ANCHOR]] = 1.0
             continue
         following[row] += 1
+        ages = {len(FIXED) + slot: len(FIXED) + age for age, slot in enumerate(call.held)}
+        after = () if calls[row + 1] is None else calls[row + 1].held
+        for age, slot in enumerate(after):
+            if slot != call.slot:
+                weights[row, hidden + age, at[ages[len(FIXED) + slot]]] = 1.0
         for k, weight in zip(call.x0_columns, call.x0_weights, strict=True):
             x0[row, 0, x0_columns.index(k)] = weight
-        targets = [0] * hidden + ([hidden + call.slot] if call.slot >= 0 else [])
+        targets = [0] * hidden + ([hidden + len(after) - 1] if call.slot >= 0 else [])
         targets += ([rows - 2] if call.parts else []) + [rows - 1]
-        places = [at[k] for k in call.columns] + [len(columns)] * hidden
+        places = [at[ages.get(k, k)] for k in call.columns] + [len(columns)] * hidden
         for n, target in enumerate(targets):
             weights[row, target] = 0.0
-            mine = call.weights[n * len(places) : (n + 1) * len(places)]
-            weights[row, target, places] = torch.tensor(mine, dtype=torch.float64)
+            weights[row, target, places] = call.weights[n * len(places) : (n + 1) * len(places)]
             noise[row, target] = call.noise[n] if call.noise else 0.0
         if parts and call.keeps:
             weights[row, -2, at[AT_ANCHOR]] = 1.0
         elif parts and not call.parts:
             weights[row, -2], noise[row, -2] = weights[row, -1], noise[row, -1]
+
+    def put(array):
+        return torch.from_numpy(array).to(device)
+
     return Table(
         columns,
-        weights.to(device),
-        noise.to(device) if noise.any() else None,
+        put(weights),
+        put(noise) if noise.any() else None,
         x0_columns,
-        x0.to(device),
-        words.to(device),
-        following.to(device),
-        torch.tensor(times, dtype=torch.float64, device=device),
-        torch.tensor([call is None for call in calls], device=device),
+        put(x0),
+        put(words),
+        put(following),
+        put(np.array(times, dtype=np.float64)),
+        put(np.array([call is None for call in calls])),
     )

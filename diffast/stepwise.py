@@ -12,6 +12,7 @@ join and leave a running batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from diffast.denoiser import time_dtype
 from diffast.plan import Plan
 from diffast.step_calls import (
     AT_ANCHOR,
+    AT_NOISE,
     AT_UNCOND,
     AT_X0,
     Call,
@@ -39,7 +41,8 @@ class State(NamedTuple):
             on the samples' device, each its own.
         x: the points, [B, ...]: the next model inputs; where a sample has ended, the sample.
         anchor: the anchors [B, ...]; None while they are the points.
-        slots: remembered entries, each [B, ...] or None while empty.
+        slots: remembered entries, each [B, ...] or None while empty; oldest first where samples
+            stand each at its own stage.
         seed: of the noise: an int for all; or [B] int64, each sample's own.
         ids: [B] int64, which fix each sample's noise.
         status: [B] int64: -1, or the first stage at which a sample was not finite.
@@ -78,7 +81,8 @@ class Stepper:
             [B] int64); what it returns is used instead. Costs one more kernel a stage.
 
     Raises:
-        ValueError: no plans; a clamp and a hook together; what `program.build` raises.
+        ValueError: no plans; a clamp out of order; a clamp and a hook together; what
+            `program.build` raises.
     """
 
     def __init__(
@@ -101,6 +105,10 @@ class Stepper:
         self.plans = tuple(plan for plan, _ in pairs)
         self.device, self.dtype, self.given_noise = torch.device(device), dtype, given_noise
         self.limits = [] if clamp is None else [float(limit) for limit in clamp]
+        if self.limits and not -math.inf < self.limits[0] < self.limits[1] < math.inf:
+            raise ValueError(
+                f"Stepper: clamp is {tuple(self.limits)} but must be finite and in order"
+            )
         self.on_x0 = on_x0
         how = {"given_noise": given_noise, "clamp": bool(self.limits), "hook": on_x0 is not None}
         made = [calls_of(plan, read, **how) for plan, read in pairs]
@@ -110,9 +118,9 @@ class Stepper:
         for calls, _ in made:
             self.first.append(len(self.calls))
             self.calls += [*calls, None]
-        self.stochastic = any(plan.stochastic for plan in self.plans)
         used = [{*c.columns, *c.x0_columns} for c in self.calls if c is not None]
         self.guided = any(AT_UNCOND in columns for columns in used)
+        self.draws = any(AT_NOISE in columns for columns in used)
         self.parts = any(call is not None and (call.parts or call.keeps) for call in self.calls)
         # A sample at its end repeats its last time, which the network is known to take.
         self._times = [t for plan in self.plans for t in (*plan.times.tolist(), plan.times[-1])]
@@ -145,6 +153,8 @@ class Stepper:
             raise ValueError(f"Stepper: x is {x.dtype} but the state is float32 or float64")
         batch = x.shape[0]
         ids = torch.arange(batch) if ids is None else torch.as_tensor(ids)
+        if batch and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
+            raise ValueError(f"Stepper: ids are {ids.dtype} but integers are needed")
         if tuple(ids.shape) != (batch,):
             raise ValueError(f"Stepper: ids are {list(ids.shape)} but there are {batch} samples")
         numbers = torch.as_tensor(plan)
@@ -163,7 +173,7 @@ class Stepper:
         state = State(0, x, None, (None,) * self.slots, seed, ids, status)
         if each or numbers.dim():
             row = torch.tensor(self.first, dtype=torch.int64)[numbers].to(self.device)
-            state = self.separate(state._replace(row=row.expand(batch).contiguous()))
+            state = self.separate(state)._replace(row=row.expand(batch).contiguous())
         else:
             state = state._replace(row=self.first[int(numbers)])
         return state, self._network_input(x), self.time(state)
@@ -206,14 +216,15 @@ class Stepper:
         """
         cond, uncond = output if isinstance(output, (tuple, list)) else (output, None)
         self._check(state, cond, uncond, noise)
-        fixed = [state.anchor, state.x, cond.contiguous(), uncond, noise, None]
+        given = (t if t is None else t.contiguous() for t in (cond, uncond, noise))
+        fixed = [state.anchor, state.x, *given, None]
         if isinstance(state.row, int):
             state = self._step_together(state, fixed)
         else:
             state = self._step_each(state, fixed)
         return state, self._network_input(state.x), self.time(state)
 
-    def _check(self, state, cond, uncond, noise):
+    def _check(self, state, cond, uncond, noise, stepping=True):
         for name, tensor in (("output", cond), ("unconditional output", uncond), ("noise", noise)):
             if tensor is not None and tensor.shape != state.x.shape:
                 raise ValueError(
@@ -224,7 +235,7 @@ class Stepper:
             raise ValueError("Stepper: a plan is guided, but one output is given and not a pair")
         if noise is not None and not self.given_noise:
             raise ValueError("Stepper: noise is given, but given_noise is not set")
-        if noise is None and self.given_noise and self.stochastic:
+        if noise is None and self.draws and stepping:
             raise ValueError("Stepper: given_noise is set and a plan is stochastic, but noise none")
 
     def _step_together(self, state: State, fixed: list) -> State:
@@ -298,28 +309,38 @@ class Stepper:
         slots = tuple(outs[: self.slots])
         return State(table.following[row], outs[-1], anchor, slots, state.seed, state.ids, status)
 
-    def estimate(self, state: State, output: torch.Tensor) -> torch.Tensor:
+    def estimate(
+        self, state: State, output: torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
         """Returns the x0 estimate [B, ...] that the output is for the state, for looking at.
 
-        For samples that stand at stages of their own; in plain torch, clamped or changed as the
-        step's is.
+        In plain torch, clamped or changed as the step's is.
         """
-        table, tensors = self.table(), (state.anchor, state.x, output)
-        weights = table.x0[state.row].to(state.x.dtype)  # [B, 1, columns]
+        cond, uncond = output if isinstance(output, (tuple, list)) else (output, None)
+        self._check(state, cond, uncond, None, stepping=False)
+        table, tensors = self.table(), (self.anchor(state), state.x, cond, uncond)
+        weights = table.x0[state.row].to(state.x.dtype)  # [B, 1, columns], [1, columns] together
         shape = (-1, *([1] * (state.x.dim() - 1)))
-        x0 = sum(weights[:, 0, n].view(shape) * tensors[k] for n, k in enumerate(table.x0_columns))
+        x0 = sum(
+            weights[..., 0, n].view(shape) * tensors[k] for n, k in enumerate(table.x0_columns)
+        )
         if self.limits:
             return x0.clamp(*self.limits)
-        return x0 if self.on_x0 is None else self._hooked(x0, table.words[state.row])
+        return x0 if self.on_x0 is None else self._hooked(x0, self.stage(state))
 
     def separate(self, state: State) -> State:
         """Returns the state as one whose samples may stand at different stages."""
+        slots = state.slots
+        if isinstance(state.row, int):
+            call = self.calls[state.row]
+            slots = tuple(slots[slot] for slot in call.held) if call is not None else ()
+        blank = [torch.zeros_like(state.x)] * (self.slots - len(slots))
         row, seed = (
             torch.full_like(state.ids, value) if isinstance(value, int) else value
             for value in (state.row, state.seed)
         )
-        slots = tuple(torch.zeros_like(state.x) if s is None else s for s in state.slots)
-        return state._replace(row=row, seed=seed, slots=slots, anchor=self.anchor(state))
+        anchor = self.anchor(state)
+        return state._replace(row=row, seed=seed, slots=(*slots, *blank), anchor=anchor)
 
     def anchor(self, state: State) -> torch.Tensor:
         """Returns the anchors [B, ...]."""

@@ -36,7 +36,7 @@ ALLOWED = {
         "diffast.denoiser",
         "diffast.plan",
     },
-    "step_calls": {"torch", "diffast.program", "diffast.plan"},
+    "step_calls": {"torch", "numpy", "diffast.program", "diffast.plan"},
     "stepwise": {
         "torch",
         "diffast.ops",

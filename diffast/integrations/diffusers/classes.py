@@ -32,10 +32,11 @@ class _WithEstimate(DiffastScheduler):
     """A drop-in whose original returns the x0 estimate too."""
 
     def _output(self, return_dict, sample, *seen):
-        if not return_dict and len(seen) > 1:
-            return Pair(sample, seen)
-        # while tracing the estimate is made anyway
-        x0 = seen[0] if len(seen) == 1 else seen[0].x0(*seen[1:], sample.dtype)
+        if return_dict:
+            return self._Output(sample, seen[0].x0(*seen[1:], sample.dtype))
+        return Pair(sample, seen)
+
+    def _traced_output(self, return_dict, sample, x0):
         return self._Output(sample, x0) if return_dict else (sample, x0)
 
 
@@ -148,7 +149,7 @@ class DiffastEulerDiscreteScheduler(_SigmaSpace, originals.EulerDiscreteSchedule
         return_dict=True,
     ):
         """Returns the previous sample and the x0 estimate; see diffusers."""
-        options = (s_churn, s_tmin, s_tmax, s_noise)
+        options = (s_churn, s_tmin, s_tmax, s_noise) if s_churn else self._options
         return self._advance(model_output, timestep, sample, return_dict, generator, options)
 
 
@@ -197,7 +198,7 @@ class DiffastEDMEulerScheduler(_WithEstimate, originals.EDMEulerScheduler):
                 return_dict,
                 pred_original_sample,
             )
-        options = (s_churn, s_tmin, s_tmax, s_noise)
+        options = (s_churn, s_tmin, s_tmax, s_noise) if s_churn else self._options
         return self._advance(model_output, timestep, sample, return_dict, generator, options)
 
 
@@ -442,5 +443,5 @@ class DiffastFlowMatchHeunDiscreteScheduler(
         return_dict=True,
     ):
         """Returns the previous sample; see diffusers."""
-        options = (s_churn, s_tmin, s_tmax, s_noise)
+        options = (s_churn, s_tmin, s_tmax, s_noise) if s_churn else self._options
         return self._advance(model_output, timestep, sample, return_dict, generator, options)

@@ -13,22 +13,31 @@ from diffast.integrations.diffusers.run import Recipe, ids_of
 from diffast.stepwise import State, Stepper
 
 
-class CompiledRun:
-    """A run for tracing; made before anything is traced, and as little as a stepper until then."""
+def stepper_of(recipe: Recipe, counter: bool, device) -> Stepper:
+    """Returns the recipe's stages as a table on the device, for any number of runs."""
+    stepper = Stepper(
+        recipe.plan,
+        recipe.reads,
+        device=device,
+        given_noise=not counter,
+        clamp=None if recipe.clamp is None else (-recipe.clamp, recipe.clamp),
+        on_x0=None if recipe.hook is None else _ignoring_stage(recipe.hook),
+    )
+    stepper.table()
+    return stepper
 
-    def __init__(self, recipe: Recipe, counter: bool, device):
-        """Puts the recipe's stages into a table on the device."""
-        self.recipe, self.counter = recipe, counter
+
+def _ignoring_stage(hook):
+    return lambda x0, stage: hook(x0)
+
+
+class CompiledRun:
+    """A run for tracing; made before anything is traced."""
+
+    def __init__(self, recipe: Recipe, stepper: Stepper, counter: bool):
+        """Starts with no state."""
+        self.recipe, self.stepper, self.counter = recipe, stepper, counter
         self.draws = any(recipe.draws)
-        self.stepper = Stepper(
-            recipe.plan,
-            recipe.reads,
-            device="cpu" if device is None else device,
-            given_noise=not counter,
-            clamp=None if recipe.clamp is None else (-recipe.clamp, recipe.clamp),
-            on_x0=None if recipe.hook is None else lambda x0, _: recipe.hook(x0),
-        )
-        self.table = self.stepper.table()
         self.factors = None
         self.state: State | None = None
 

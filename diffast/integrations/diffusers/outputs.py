@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 
+_item = tuple.__getitem__
+
+
 class Pair(tuple):
     """A tuple of two tensors [B, ...]; the second is computed when it is first looked at.
 
@@ -26,13 +29,11 @@ class Pair(tuple):
 
     def __iter__(self):
         """Yields the sample, then the x0 estimate."""
-        yield tuple.__getitem__(self, 0)
+        yield _item(self, 0)
         yield self._estimate()
 
     def __getitem__(self, index):
         """Returns one of the two, or a slice of them."""
-        if isinstance(index, slice):
-            return tuple(self)[index]
-        if index not in (0, 1, -1, -2):
-            raise IndexError(f"pair index {index}, but 0 is the sample and 1 the x0 estimate")
-        return tuple.__getitem__(self, 0) if index in (0, -2) else self._estimate()
+        if index == 0:
+            return _item(self, 0)
+        return (_item(self, 0), self._estimate())[index]

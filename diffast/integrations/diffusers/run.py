@@ -45,8 +45,8 @@ class Recipe:
     deviations: tuple | None = None
 
 
-class Run:
-    """The calls of a recipe and the tensors that they remember. One per run: nothing is shared."""
+class Prepared:
+    """A recipe multiplied out, for as many runs as there are: nothing here changes."""
 
     def __init__(self, recipe: Recipe, options: tuple, counter: bool):
         """Multiplies the plan out.
@@ -56,27 +56,36 @@ class Run:
             options: the arguments of `step` that the plan was made for.
             counter: whether the noise is the package's own.
         """
-        self.recipe, self.options, self.begin = recipe, options, recipe.begin
+        self.recipe, self.options = recipe, options
         self.limits = [] if recipe.clamp is None else [-recipe.clamp, recipe.clamp]
-        self.calls, slots = calls_of(
+        self.calls, self.slots = calls_of(
             recipe.plan,
             recipe.reads,
             given_noise=not counter or recipe.deviations is not None,
             clamp=bool(self.limits),
             hook=recipe.hook is not None,
         )
-        self.slots: list[torch.Tensor | None] = [None] * slots
+        # whether a step needs what earlier ones left
+        self.remembers = bool(self.slots) or any(call.parts or call.keeps for call in self.calls)
+
+
+class Run:
+    """One run: the tensors that it remembers. Nothing is shared with another one."""
+
+    def __init__(self, prepared: Prepared):
+        """Starts with nothing to remember."""
+        recipe = prepared.recipe
+        self.recipe, self.options, self.begin = recipe, prepared.options, recipe.begin
+        self.calls, self.limits, self.hook = prepared.calls, prepared.limits, recipe.hook
+        self.draws, self.wide, self.remembers = recipe.draws, recipe.wide, prepared.remembers
+        self.slots: list[torch.Tensor | None] = [None] * prepared.slots
         self.anchor: torch.Tensor | None = None
         self.away: torch.Tensor | None = None
         self.ids: torch.Tensor | None = None
-        self.hook = recipe.hook
-        self.draws, self.wide = recipe.draws, recipe.wide
         self.next = -1  # index of the step that goes on from the last one; -1: none was taken
-        # whether a step needs what earlier ones left
-        self.remembers = bool(slots) or any(call.parts or call.keeps for call in self.calls)
 
-    def step(self, i: int, sample, output, noise, dtype: torch.dtype, factor=None):
-        """Returns the next sample [B, ...] after stage i; with a factor, (sample, scaled sample).
+    def step(self, i: int, sample, output, noise, dtype: torch.dtype) -> torch.Tensor:
+        """Returns the next sample [B, ...] after stage i.
 
         Args:
             i: the stage.
@@ -84,10 +93,8 @@ class Run:
             output: what it returned, [B, ...].
             noise: fresh normals [B, ...]; None: none, or the package's own.
             dtype: of the result.
-            factor: of the next network input, made in the same pass.
         """
         call = self.calls[i]
-        weights, fresh = call.weights, call.noise
         x = sample.contiguous()
         output = output.contiguous()
         tensors = (self.anchor, x, output, None, noise, None, *self.slots)
@@ -98,23 +105,17 @@ class Run:
             outs = [self._away(x), point]
         if call.slot >= 0:
             outs.insert(0, self._slot(call.slot, x))
-        if factor is not None:  # one more row: the point's, times the factor
-            outs.append(_empty_like(point))
-            weights = weights + [
-                factor * w for w in weights[-len(call.columns) - bool(self.limits) :]
-            ]
-            fresh = fresh + [factor * fresh[-1]] if fresh else fresh
         with _below_autograd():
             if self.hook is not None:
                 x0 = self.hook(self._x0(call, tensors, torch.float32)).contiguous()
                 tensors = (*tensors[:AT_X0], x0, *tensors[AT_X0 + 1 :])
             xs = [tensors[k] for k in call.columns]
             try:
-                if fresh or self.limits:
-                    rest = (fresh, _SEED, self.ids, self.limits)
-                    _combine(xs, weights, outs, None, i, *rest)
+                if call.noise or self.limits:
+                    rest = (call.noise, _SEED, self.ids, self.limits)
+                    _combine(xs, call.weights, outs, None, i, *rest)
                 else:
-                    _combine(xs, weights, outs)
+                    _combine(xs, call.weights, outs)
             except RuntimeError as error:
                 raise ValueError(_complaint(sample, output, noise, error)) from None
         if call.parts:
@@ -123,7 +124,7 @@ class Run:
             self.anchor = None
         elif self.anchor is None:
             self.anchor = x
-        return point if factor is None else (point, outs[-1])
+        return point
 
     def x0(self, i: int, sample, output, noise, dtype: torch.dtype) -> torch.Tensor:
         """Returns the x0 estimate [B, ...] of stage i, clamped or changed as the step's was."""

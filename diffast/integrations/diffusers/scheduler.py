@@ -17,12 +17,13 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
 from diffast import ops
-from diffast.integrations.diffusers.compiled import CompiledRun
+from diffast.integrations.diffusers.compiled import CompiledRun, stepper_of
 from diffast.integrations.diffusers.indexed import learned_deviation
-from diffast.integrations.diffusers.run import Recipe, Run, ids_of
+from diffast.integrations.diffusers.run import Prepared, Recipe, Run, ids_of
 
 _is_compiling = torch.compiler.is_compiling
 NOISES = ("generator", "counter")
+_KEPT = 4  # plans that a scheduler keeps: users run the same few over and over
 KINDS: dict[str, type] = {}  # original class name -> drop-in class
 
 
@@ -50,9 +51,6 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
     _searches = False  # whether the original looks each timestep up, and so keeps no step index
     _two_calls = False  # whether a step has two entries in timesteps
     _factors: list[float] | None = None  # of the network's input at each entry of timesteps
-    # A caller that scales the very sample it was given has the scaled one made in the same pass.
-    _fuses = False
-    _result = _made_input = None
 
     @classmethod
     def from_scheduler(cls, scheduler, **kwargs):
@@ -109,13 +107,36 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
         if device is not None:
             self.timesteps = self.timesteps.to(device)
         self._step_index = self._run = self._compiled = None
-        self._result = self._made_input = None
         if self._made:
-            recipe = self._checked_recipe(0, self._options)
-            self._run = Run(recipe, self._options, self._counter)
-            self._compiled = CompiledRun(recipe, self._counter, device)
-            if getattr(self, "_factors", None) is not None:
-                self._compiled.factors = torch.tensor(self._factors, device=device)
+            self._start(0, self._options)
+
+    def _start(self, begin: int, options: tuple) -> Run:
+        """Starts a run at that index, for eager steps and for traced ones."""
+        levels = getattr(self, "sigmas", None)
+        key = (
+            tuple(self._positions),
+            None if levels is None else tuple(levels.tolist()),
+            self.timesteps.device,
+            self.num_inference_steps,
+            begin,
+            options,
+        )
+        if self._kept is None or self._kept[0] is not self._internal_dict:
+            self._kept = (self._internal_dict, {})  # the config is another one: its plans too
+        kept = self._kept[1]
+        if key not in kept:
+            if len(kept) == _KEPT:
+                kept.pop(next(iter(kept)))
+            recipe = self._checked_recipe(begin, options)
+            stepper = stepper_of(recipe, self._counter, self.timesteps.device)
+            kept[key] = (Prepared(recipe, options, self._counter), stepper)
+        prepared, stepper = kept[key]
+        self._run = Run(prepared)
+        if options == self._options:
+            self._compiled = CompiledRun(prepared.recipe, stepper, self._counter)
+            if self._factors is not None:
+                self._compiled.factors = torch.tensor(self._factors, device=self.timesteps.device)
+        return self._run
 
     def _checked_recipe(self, begin: int, options: tuple) -> Recipe:
         recipe = self._recipe(begin, options)
@@ -131,11 +152,10 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
         """Returns a run that can take step i: the last one if it is where that left off."""
         run = self._run
         if run is None or run.options != options or run.begin > i:
-            run = Run(self._checked_recipe(i, options), options, self._counter)
-        elif run.remembers and run.next != i and i != run.begin:
+            return self._start(i, options)
+        if run.remembers and run.next != i and i != run.begin:
             # a start further on: what would be remembered is not there
-            run = Run(self._checked_recipe(i, options), options, self._counter)
-        self._run = run
+            return self._start(i, options)
         return run
 
     # --- where in the run -------------------------------------------------------------------
@@ -194,7 +214,7 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
         if _is_compiling():
             row = self._first_row(timestep)
             result, x0 = self._compiled.step(sample, output, row, generator, noise)
-            return self._output(return_dict, result, x0)
+            return self._traced_output(return_dict, result, x0)
         i = self._position(timestep) if self._searches else self._step_index
         run = self._run
         # in the middle of a run none of these asks for more
@@ -207,14 +227,7 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
         dtype = output.dtype
         if sample.dtype is not dtype and not run.wide:
             dtype = torch.promote_types(dtype, sample.dtype)
-        if self._fuses and i + 1 < self._count:
-            factor = self._factors[i + 1]
-            result, scaled = run.step(stage, sample, output, noise, dtype, factor)
-            self._made_input = (result, result._version, scaled)
-        else:
-            result = run.step(stage, sample, output, noise, dtype)
-            if self._factors is not None:
-                self._result = result
+        result = run.step(stage, sample, output, noise, dtype)
         self._step_index = i + 1
         run.next = i + 1 if i + 1 < self._count else -1
         return self._output(return_dict, result, run, stage, sample, output, noise)
@@ -231,11 +244,8 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Sets the index into `timesteps` at which the run starts (img2img)."""
         self._begin_index = begin_index
-        if self._compiled is not None and begin_index and self._run.remembers:
-            recipe = self._checked_recipe(begin_index, self._options)
-            factors, self._run = self._compiled.factors, Run(recipe, self._options, self._counter)
-            self._compiled = CompiledRun(recipe, self._counter, self.timesteps.device)
-            self._compiled.factors = factors
+        if self._run is not None and begin_index and self._run.remembers:
+            self._start(begin_index, self._options)
 
     def _noise(self, run, stage, output, sample, generator, noise):
         """Returns the network's output of x0 alone, and the normals of this stage or None."""
@@ -259,6 +269,9 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
         noise = noise.to(output.device).contiguous()
         return output, noise if deviation is None else deviation * noise
 
+    def _traced_output(self, return_dict, sample, x0):
+        return self._output(return_dict, sample)
+
     def _output(self, return_dict, sample, *seen):
         """Returns the result in diffusers' form; those with an x0 estimate override it."""
         return self._Output(prev_sample=sample) if return_dict else (sample,)
@@ -270,13 +283,6 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
         if self._step_index is None:
             self._init_step_index(timestep)
         self.is_scale_input_called = True
-        if self._made_input is not None:
-            result, version, scaled = self._made_input
-            if sample is result and sample._version == version:
-                return scaled
-            self._made_input, self._fuses = None, False
-        elif sample is self._result:
-            self._fuses = True
         return sample * factors[self._step_index]
 
 
@@ -333,7 +339,7 @@ def drop_in(original: type):
                     f"{', '.join(p for p in signature.parameters if p != 'self')}, noise"
                 )
             self._counter = noise == "counter"
-            self._run = self._compiled = self._positions = None
+            self._run = self._compiled = self._positions = self._kept = None
             self._made = False  # some originals set timesteps in their constructor
             original.__init__(self, *args, **kwargs)
             self.register_to_config(noise=noise)
