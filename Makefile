@@ -33,6 +33,7 @@ $(VENV)/.installed: $(NATIVE)
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) install --no-build-isolation --editable ".[test]"
+	$(PIP) install --no-deps "k-diffusion==0.1.1.post1"
 	touch $@
 
 $(VENV)/.installed-lint: $(VENV)/.installed

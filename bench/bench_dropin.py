@@ -6,11 +6,15 @@ fused step has to read and write: state, output, what is remembered, result. The
 drawn by counter; "+ torch noise" rows draw the very numbers that diffusers draws.
 """
 
+import numpy as np
 import pytest
 import torch
 
+import diffast as df
+
 diffusers = pytest.importorskip("diffusers")
 from diffast.integrations.diffusers import DiffastScheduler  # noqa: E402
+from diffast.solvers import dpmpp_2m  # noqa: E402
 
 diffusers.utils.logging.set_verbosity_error()
 SHAPES = {
@@ -142,3 +146,73 @@ def _run(function):
             function()
 
     return run
+
+
+def digit_loop(scheduler, network, x, steps):
+    """DPM++ 2M over the embedded digit network, as a pipeline would drive it."""
+    scheduler.set_timesteps(steps)
+    scheduler.set_begin_index(0)
+    state = x
+    for t, sigma in zip(scheduler.timesteps, scheduler.sigmas.tolist(), strict=False):
+        x0 = network(state * (sigma * sigma + 1.0) ** 0.5, sigma)
+        state = scheduler.step(x0, t, state, return_dict=False)[0]
+    return state
+
+
+def test_digits(benchmark, measure, report, threads, request):
+    """64 digits, 20 steps of 2M end to end; a sampler's share is a run without the network."""
+    steps = 2 if request.config.getoption("--benchmark-disable") else STEPS
+    unet, labels = df.digits.load_unet().eval(), torch.arange(64) % 10
+    still = torch.randn(64, 1, 28, 28)
+
+    def network(x, sigma):
+        return unet(x, torch.full((64,), sigma), labels)
+
+    def nothing(x, sigma):
+        return still
+
+    options = {"prediction_type": "sample", "use_karras_sigmas": True, **LATENT}
+    theirs = diffusers.DPMSolverMultistepScheduler(**options)
+    ours = DiffastScheduler.from_scheduler(theirs)
+    theirs.set_timesteps(steps)
+    schedule = df.schedules.trig()
+    plan = dpmpp_2m(schedule, np.arctan(theirs.sigmas.double().numpy()))
+    x = torch.randn(64, 1, 28, 28)
+
+    def whole(network):
+        def call(x, t):
+            sigma = float(torch.tan(t[0]))
+            return network(x * (sigma * sigma + 1.0) ** 0.5, sigma)
+
+        return lambda: df.sample(df.Denoiser(call, schedule), plan, noise=x)
+
+    runs = {
+        "diffast": lambda: digit_loop(ours, network, x, steps),
+        "diffusers": lambda: digit_loop(theirs, network, x, steps),
+        "df.sample": whole(network),
+    }
+    shares = {
+        "diffast": lambda: digit_loop(ours, nothing, x, steps),
+        "diffusers": lambda: digit_loop(theirs, nothing, x, steps),
+        "df.sample": whole(nothing),
+    }
+    with torch.inference_mode():
+        pictures = [run() if name != "df.sample" else run().x for name, run in runs.items()]
+        for other in pictures[1:]:
+            torch.testing.assert_close(pictures[0], other, rtol=0, atol=2e-3)
+        alone = measure(shares)
+        timings = measure(runs, rounds=7)
+        benchmark.pedantic(shares["diffast"], rounds=3, iterations=1, warmup_rounds=1)
+    took = {name: timing.median for name, timing in timings.items()}
+    figures = {
+        "threads": threads,
+        "us": took["diffast"] * 1e6,
+        "diffusers us": took["diffusers"] * 1e6,
+        "of diffusers": took["diffast"] / took["diffusers"],
+        "df.sample of diffusers": took["df.sample"] / took["diffusers"],
+        "sampler's share": alone["diffast"].median / took["diffast"],
+        "df.sample's share": alone["df.sample"].median / took["df.sample"],
+        "diffusers' share": alone["diffusers"].median / took["diffusers"],
+    }
+    benchmark.extra_info.update(figures)
+    report("dpmpp_2m, 64 digits, 20 steps", timings, [("of diffusers", "<=", 1.0)], **figures)

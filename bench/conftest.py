@@ -223,6 +223,7 @@ def pytest_terminal_summary(terminalreporter, config):
         return
     known = ("threads", "us", "GB/s", "of copy", "of eager", "of randn", "ns/number", "spread")
     more = ("diffusers us", "of diffusers", "copy us", "over floor", "torch noise of diffusers")
+    more += ("sampler's share", "df.sample's share", "diffusers' share")
     columns = [c for c in (*known, *more) if any(c in record for record in config.records)]
     terminalreporter.section("diffast" if config.verified else "diffast (UNVERIFIED)")
     width = max(len(record["case"]) for record in config.records)
