@@ -17,11 +17,13 @@ __version__ = "0.1.0"
 # Where each public name lives. Loaded when first asked for: plans can be made without torch.
 _HOMES = {
     "Denoiser": "diffast.denoiser",
+    "LearnedVariance": "diffast.variance",
     "Plan": "diffast.plan",
     "Prediction": "diffast.denoiser",
     "Progress": "diffast.sampler",
     "Samples": "diffast.sampler",
     "Stepper": "diffast.stepwise",
+    "add_noise": "diffast.noising",
     "backends": "diffast.ops",
     "digits": "diffast.digits",
     "grids": "diffast.grids",

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 import platform
 import sys
 import time
 
-GRIDS = ("karras", "uniform_logsnr", "uniform_time")
+# Those of `df.grids` that need nothing but a schedule and a number of steps, and take any schedule.
+GRIDS = (
+    *("karras", "uniform_logsnr", "uniform_time", "exponential", "polyexponential", "lu"),
+    *("laplace", "kl_optimal", "ays", "beta", "beta_sigmas", "simple", "normal"),
+    *("sgm_uniform", "ddim_uniform", "linear_quadratic"),
+)
+
+# Options of solvers that are functions.
+FUNCTIONS = ("noise_scale",)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,7 +66,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="an option of the solver, such as eta=0.5",
+        help="an option of the solver, such as eta=0.5 or orders=1,2,2",
     )
     add("--grid", default="karras", help=f"one of {', '.join(GRIDS)} (%(default)s)")
     add("--seed", type=int, default=0, help="any integer of 64 bits (%(default)s)")
@@ -88,18 +97,45 @@ def _classes(text: str) -> list[int]:
 def _options(solver: str, build, pairs: list[str]) -> dict:
     parameters = list(inspect.signature(build).parameters.values())[2:]
     known = {p.name: p.default for p in parameters}
+    needed = [p.name for p in parameters if p.default is p.empty]
+    if needed:
+        raise ValueError(
+            f"solver {solver} needs {', '.join(needed)}, but the command line cannot give that: "
+            "use it from Python"
+        )
     options = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or name not in known:
             listed = ", ".join(known) or "none"
             raise ValueError(f"--set {pair!r} but the options of {solver} are: {listed}")
+        if name in FUNCTIONS:
+            raise ValueError(f"--set {pair!r} but {name} is a function: use it from Python")
         try:
-            options[name] = type(known[name])(value)
+            options[name] = _value(value, known[name])
         except ValueError:
             kind = type(known[name]).__name__
             raise ValueError(f"--set {pair!r} but {name} is a {kind}") from None
     return options
+
+
+def _value(text: str, default):
+    """Returns what the text says: one a step if it has commas; else of the default's type.
+
+    Where the default is None: a number, or else a word.
+    """
+    if "," in text:
+        return [_value(part, default) for part in text.split(",")]
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
+    if default is not None:
+        return type(default)(text)
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _make_plan(arguments: argparse.Namespace, schedule):
@@ -110,7 +146,12 @@ def _make_plan(arguments: argparse.Namespace, schedule):
     build = solvers.get(arguments.solver)
     options = _options(arguments.solver, build, arguments.set)
     times = getattr(grids, arguments.grid)(schedule, arguments.steps)
-    return build(schedule, times, **options)
+    try:
+        return build(schedule, times, **options)
+    except TypeError as error:  # a list where one number belongs, or the other way round
+        if not options:
+            raise
+        raise ValueError(f"--set {' '.join(arguments.set)} but {error}") from None
 
 
 def _device(name: str | None):

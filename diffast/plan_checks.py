@@ -188,6 +188,12 @@ def _check_noise(plan, sigma):
             f"Plan {plan.name}: opening holds noise of level {has!r}, but it must be "
             f"sigma = {sigma[0]!r}"
         )
+    fresh = abs(plan.opening[1])
+    if 0.0 < fresh < LEAST_NOISE * has:
+        raise ValueError(
+            f"Plan {plan.name}: opening holds fresh noise of weight {fresh!r}, but it must be "
+            f"0 or at least {LEAST_NOISE * has!r}"
+        )
 
 
 def _refuse(plan, field, i, what, has, other, want):

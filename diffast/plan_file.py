@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,12 @@ VERSION = 1
 _ARRAYS = ("times", "read", "point", "anchor", "anchor_at", "error", "direct", "opening", "spans")
 _NUMBERS = ("end", "start", "steps", "name", "check")
 _OPTIONAL = ("error", "direct")
+
+# What numpy, zipfile and zlib raise for a file that is no archive of arrays, or is cut or damaged.
+_BROKEN = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError),
+    *(NotImplementedError, zipfile.BadZipFile, zlib.error),
+)
 
 
 def save(plan: Plan, path) -> None:
@@ -52,8 +60,26 @@ def load(path) -> Plan:
     if missing or unknown:
         raise ValueError(f"{path}: fields missing: {missing}, unknown: {unknown}")
     fields = {field: body.get(field) for field in (*_ARRAYS, *_NUMBERS)}
-    fields["anchor_at"] = np.asarray(fields["anchor_at"], dtype=np.int64)
-    return Plan(schedule=schedules.from_dict(body["schedule"]), **fields)
+    for field, kind, what in (("steps", int, "a whole number"), ("name", str, "text")):
+        if type(fields[field]) is not kind:
+            raise ValueError(f"{path}: {field} = {fields[field]!r}, but it must be {what}")
+    schedule = schedules.from_dict(body["schedule"])
+    try:
+        fields = {field: _numbers(fields[field]) for field in _ARRAYS} | {
+            field: fields[field] for field in _NUMBERS
+        }
+        fields["end"] = float(fields["end"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not the numbers of a plan: {error}") from None
+    return Plan(schedule=schedule, **fields)
+
+
+def _numbers(array):
+    """Returns the array of numbers, int if all are; None for None."""
+    if array is None:
+        return None
+    array = np.asarray(array)
+    return array if array.dtype.kind == "i" else array.astype(np.float64)
 
 
 def _kind(path: Path) -> str:
@@ -71,10 +97,10 @@ def _read_json(path: Path):
 
 def _read_npz(path: Path):
     try:
-        with np.load(path) as archive:
+        with path.open("rb") as file, np.load(file) as archive:
             body = {field: archive[field] for field in archive.files}
         return json.loads(str(body.pop("head"))) | body
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+    except FileNotFoundError:
+        raise
+    except _BROKEN as error:
         raise ValueError(f"{path}: no plan in it ({error}), but Plan.save writes npz") from None

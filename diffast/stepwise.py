@@ -373,10 +373,12 @@ class Stepper:
             tuple(t[samples] for t in part) if isinstance(part, tuple) else part[samples]
             for part in state
         )
-        return State(*picked)
+        return self._with_anchor(State(*picked))
 
     def join(self, *states: State) -> State:
         """Returns one state of all the samples, in order: how requests enter a running batch."""
+        if not states:
+            raise ValueError("Stepper: 0 states, but at least 1 is needed to join")
         states = [self.separate(state) for state in states]
         joined = (
             tuple(map(torch.cat, zip(*parts, strict=True)))
@@ -384,7 +386,11 @@ class Stepper:
             else torch.cat(parts)
             for parts in zip(*states, strict=True)
         )
-        return State(*joined)
+        return self._with_anchor(State(*joined))
+
+    def _with_anchor(self, state: State) -> State:
+        # one tensor where a step would leave one: or a graph of the step would be made twice
+        return state if self.parts else state._replace(anchor=state.x)
 
     def _network_input(self, x: torch.Tensor) -> torch.Tensor:
         return x if self.dtype is None else x.to(self.dtype)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import diffast as df
-from diffast import output
+from diffast import cli, output
 from diffast.cli import main
 
 FAST = ["--steps", "2", "--quiet"]
@@ -31,17 +32,80 @@ def test_demo_writes_an_8_by_8_grid_and_says_what_it_did(tmp_path, capsys):
         assert json.loads(picture.text["diffast"])["steps"] == 2
 
 
-@pytest.mark.parametrize("solver", df.solvers.SOLVERS)
+DEFAULTED = [
+    name
+    for name, build in df.solvers.SOLVERS.items()
+    if all(p.default is not p.empty for p in list(signature(build).parameters.values())[2:])
+]
+
+
+@pytest.mark.parametrize("solver", DEFAULTED)
 def test_sample_runs_every_solver(solver, tmp_path, capsys):
     out = tmp_path / "x.npz"
     args = ["sample", *FAST, "--solver", solver, "--count", "3", "--classes", "7,1-2"]
     assert main([*args, "--out", str(out), "--seed", "-5"]) == 0
     with np.load(out, allow_pickle=False) as file:
         assert file["x"].shape == (3, 1, 28, 28)
+        assert np.isfinite(file["x"]).all()
         assert file["labels"].tolist() == [7, 1, 2]
         facts = json.loads(str(file["facts"]))
     assert facts["seed"] == -5
+    assert facts["solver"].startswith(solver)
     capsys.readouterr()
+
+
+def test_restart_is_the_one_solver_that_needs_more():
+    assert set(df.solvers.SOLVERS) - set(DEFAULTED) == {"restart"}
+
+
+def plan_of(*arguments):
+    return cli._make_plan(cli._parser().parse_args(["sample", *arguments]), df.schedules.edm())
+
+
+@pytest.mark.parametrize("grid", cli.GRIDS)
+def test_every_grid_is_offered_by_its_name(grid):
+    edm = df.schedules.edm()
+    plan = plan_of("--grid", grid, "--steps", "6", "--solver", "euler")
+    times = getattr(df.grids, grid)(edm, 6)
+    assert np.append(plan.times, plan.end).tolist() == times.tolist()
+
+
+def test_grids_left_out_need_another_schedule():
+    for name in set(df.grids.__all__) - set(cli.GRIDS):
+        make = getattr(df.grids, name)
+        parameters = list(signature(make).parameters.values())
+        if [p.name for p in parameters[:2]] != ["schedule", "steps"]:
+            continue
+        with pytest.raises(ValueError, match=name):
+            make(df.schedules.edm(), 6)
+
+
+@pytest.mark.parametrize(
+    ("solver", "pairs", "options"),
+    [
+        ("ddim", ["eta=0.5"], {"eta": 0.5}),
+        ("churn", ["s_churn=3", "s_tmax=inf", "base=euler"], {"s_churn": 3.0, "base": "euler"}),
+        ("lms", ["order=2", "orders=1,2,1"], {"order": 2, "orders": [1, 2, 1]}),
+        ("midpoint", ["clock=flow", "r=0.3"], {"clock": "flow", "r": 0.3}),
+        ("singlestep", ["orders=2,1"], {"orders": [2, 1]}),
+        ("singlestep", ["orders=3"], {"orders": 3}),
+        ("unipc", ["corrector=False", "variant=bh1"], {"corrector": False, "variant": "bh1"}),
+        (
+            "unipc",
+            ["corrector=true,false,false"],
+            {"corrector": [True, False, False]},
+        ),
+        ("sa_solver", ["tau=0", "corrector_order=0"], {"tau": 0.0, "corrector_order": 0}),
+    ],
+)
+def test_options_are_read_as_what_they_are(solver, pairs, options):
+    sets = [word for pair in pairs for word in ("--set", pair)]
+    plan = plan_of("--solver", solver, "--steps", "3", *sets)
+    edm = df.schedules.edm()
+    wanted = df.solvers.get(solver)(edm, df.grids.karras(edm, 3), **options)
+    assert plan.name == wanted.name
+    for field in ("times", "read", "point", "anchor"):
+        assert np.array_equal(getattr(plan, field), getattr(wanted, field))
 
 
 def test_formats_hold_the_same_numbers_and_guidance_changes_them(tmp_path, capsys):
@@ -77,6 +141,15 @@ def test_formats_hold_the_same_numbers_and_guidance_changes_them(tmp_path, capsy
         (["--solver", "ddim", "--set", "eta=x"], "eta is a float"),
         (["--solver", "ddim", "--set", "ita=1"], "the options of ddim are: eta"),
         (["--solver", "euler", "--set", "eta=1"], "the options of euler are: none"),
+        (["--solver", "restart"], "solver restart needs intervals, but the command line cannot"),
+        (["--solver", "er_sde", "--set", "noise_scale=3"], "noise_scale is a function"),
+        (["--solver", "unipc", "--set", "corrector=maybe"], "corrector is a bool"),
+        (["--solver", "lms", "--set", "order=2.5"], "order is a int"),
+        (["--solver", "lms", "--set", "orders=1"], "orders has shape [], but it must be [2]"),
+        (["--solver", "dpm_fast", "--set", "orders=2"], "orders=2 but 'int' object"),
+        (["--solver", "midpoint", "--set", "clock=wall"], "clock = 'wall'"),
+        (["--solver", "midpoint", "--set", "r=0.1,0.2"], "--set r=0.1,0.2 but "),
+        (["--grid", "trailing"], "grid 'trailing' is not known, but these are: karras, "),
         (["--device", "toaster"], "'toaster' is no device"),
         (["--seed", str(2**64)], "does not fit into 64 bits"),
         (["--count", "0"], "--count 0 but at least 1"),

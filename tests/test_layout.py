@@ -36,6 +36,8 @@ ALLOWED = {
         "diffast.denoiser",
         "diffast.plan",
     },
+    "variance": {"torch", "numpy", "diffast.ops", "diffast.plan", "diffast.solvers"},
+    "noising": {"torch", "diffast.ops"},
     "step_calls": {"torch", "numpy", "diffast.program", "diffast.plan"},
     "stepwise": {
         "torch",

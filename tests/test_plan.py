@@ -45,7 +45,26 @@ def heun_with_error(schedule, grid):
     return Plan(schedule, times, grid[-1], read, point, anchor, at, error, steps, "heun+error")
 
 
+def direct_euler(schedule, grid):
+    """Euler whose weights on the estimate and the state are half of them direct ones."""
+    plan = solvers.ddim(schedule, grid, eta=0.5)
+    half, direct = np.array(plan.point), np.zeros((plan.stages, 2, 2))
+    direct[:, :, 0], direct[:, :, 1] = 0.5 * half[:, :1], 0.5 * half[:, 2:3]
+    half[:, [0, 2]] *= 0.5
+    return dataclasses.replace(plan, point=half, anchor=half, direct=direct, name="direct")
+
+
+def churned(schedule, grid):
+    """Noise at the opening, where there is something above the start; and between steps."""
+    grid = np.asarray(grid)
+    if schedule.sigma(grid[-2]) and len(grid) > 3:
+        grid = grid[1:]
+    return solvers.churn(schedule, grid, s_churn=2.0)
+
+
 BUILDERS = {
+    "direct": direct_euler,
+    "churn": churned,
     "euler": solvers.euler,
     "ddim_half": lambda s, g: solvers.ddim(s, g, eta=0.5),
     "ancestral": solvers.euler_ancestral,
@@ -53,21 +72,17 @@ BUILDERS = {
     "midpoint": solvers.dpmpp_2m,
     "res": lambda s, g: solvers.dpmpp_2m(s, g, kind="heun"),
 }
-FIELDS = ("times", "end", "read", "point", "anchor", "error")
+FIELDS = ("times", "end", "start", "read", "point", "anchor", "error", "direct", "opening")
 
 
 def every_number(plan):
-    """(field, index) of every number of a plan that matters; index () for the scalar `end`.
+    """(field, index) of every number of a plan that matters; index () for `end` and `start`.
 
-    All do but these: an ancestral step out of alpha = 0 forgets the initial state, so nothing
-    depends on where that stood, and 1e-6 of it coming back adds 1e-12 to the variance: rounding.
+    All do but these: an ancestral step out of alpha = 0 forgets the initial state, and 1e-6 of it
+    coming back adds 1e-12 to the variance: rounding.
     """
     forgets = plan.point[0, 0] == 0.0 and plan.stages > 1
-    beside = (
-        [("times", (0,)), *((field, (0, 0)) for field in ("read", "point", "anchor"))]
-        if forgets
-        else ()
-    )
+    beside = [(field, (0, 0)) for field in ("read", "point", "anchor")] if forgets else ()
     for field in FIELDS:
         if getattr(plan, field) is not None:
             for index in np.ndindex(np.shape(getattr(plan, field))):
@@ -230,9 +245,11 @@ def test_unroll_is_the_run(build):
         seen.append(np.tanh(3 * x) + t)
         return seen[-1]
 
-    points = run(plan, denoise, x, lambda i: z[i])
+    opening = random.normal(size=4)
+    points = run(plan, denoise, x, lambda i: z[i] if i >= 0 else opening)
+    np.testing.assert_array_equal(points[0], plan.opening @ np.stack([x, opening]))
     rows = unroll(plan)
-    everything = np.concatenate([[x], seen, z])
+    everything = np.concatenate([points[:1], seen, z])
     np.testing.assert_allclose(rows.point @ everything, points[1:], rtol=1e-13, atol=1e-14)
     stages = plan.stages
     assert rows.point.shape == rows.anchor.shape == (stages, 1 + 2 * stages)
@@ -263,3 +280,188 @@ def test_a_long_plan_is_made_quickly():
             solvers.dpmpp_2m(schedule, grid)
             best = min(best, time.perf_counter() - before)
         assert best < limit
+
+
+# --- direct weights, openings, spans, checks ------------------------------------------------------
+
+
+def anything(check="finite", **changes):
+    """A plan whose numbers mean nothing, of 3 stages and 2 remembered entries."""
+    random = np.random.default_rng(6)
+    point, anchor = (np.tril(random.normal(size=(3, 4)), 2) for _ in range(2))
+    fields = {
+        "schedule": schedules.edm(),
+        "times": [9.0, 4.0, 1.0],
+        "end": 0.5,
+        "read": random.normal(size=(3, 2)),
+        "point": point,
+        "anchor": anchor,
+        "anchor_at": [0, 2, 3],
+        "direct": random.normal(size=(3, 2, 2)),
+        "opening": (0.7, 2.0),
+        "start": 12.0,
+        "check": check,
+    }
+    return Plan(**(fields | changes))
+
+
+def test_unroll_with_direct_weights_is_the_run():
+    plan = anything()
+    random = np.random.default_rng(2)
+    x, z, seen = random.normal(size=5), random.normal(size=(4, 5)), []
+
+    def denoise(x, t):
+        seen.append(np.tanh(x) + t)
+        return seen[-1]
+
+    points = run(plan, denoise, x, lambda i: z[i])  # z[-1]: the opening's
+    np.testing.assert_allclose(points[0], 0.7 * x + 2.0 * z[-1], rtol=1e-15)
+    rows = unroll(plan)
+    everything = np.concatenate([points[:1], seen, z[:3]])
+    np.testing.assert_allclose(rows.point @ everything, points[1:], rtol=1e-12, atol=1e-12)
+    # the anchor's rows: what a last point would be that is the anchor itself
+    moved = dataclasses.replace(
+        plan,
+        point=np.concatenate([plan.point[:2], plan.anchor[2:]]),
+        direct=np.concatenate([plan.direct[:2], plan.direct[2:, ::-1]]),
+    )
+    seen.clear()
+    last = run(moved, denoise, x, lambda i: z[i])[-1]
+    everything = np.concatenate([points[:1], seen, z[:3]])
+    np.testing.assert_allclose(rows.anchor[2] @ everything, last, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts"),
+    [
+        ({"direct": np.ones((3, 2))}, r"direct has shape \[3, 2\], but it must be \[3, 2, 2\]"),
+        ({"direct": np.ones((2, 2, 2))}, r"direct has shape \[2, 2, 2\]"),
+        ({"opening": (1.0,)}, r"opening has shape \[1\], but it must be \[2\]"),
+        ({"spans": np.ones((3,))}, r"spans has shape \[3\], but it must be \[3, 2\]"),
+        ({"opening": (1.0, np.nan)}, r"opening\[1\] = nan"),
+        ({"direct": np.full((3, 2, 2), np.inf)}, r"stage 0: direct\[0, 0\] = inf"),
+        ({"spans": [[1, 2], [3, np.nan], [5, 6]]}, r"stage 1: spans\[1\] = nan"),
+        ({"start": np.nan}, "start: t = nan"),
+        ({"start": -1.0}, "start: t = -1.0, but the schedule holds for 0.0 to inf"),
+        ({"check": "some"}, "check = 'some', but it must be one of full, x0, finite"),
+        ({"check": None}, "check = None, but it must be one of full, x0, finite"),
+        ({"check": "x0"}, "stage 0: point holds x0 with weight"),
+        ({"check": "full"}, "stage 0: point holds x0 with weight"),
+    ],
+)
+def test_new_fields_are_checked_too(changes, facts):
+    with pytest.raises(ValueError, match=facts):
+        anything(**changes)
+
+
+def test_the_levels_of_checks():
+    schedule = schedules.edm()
+    plan = solvers.ddim(schedule, grids.karras(schedule, 3), eta=0.5)
+    louder = np.array(plan.point)
+    louder[1, 1] *= 1.5
+    noisier = {"point": louder, "anchor": louder}
+    with pytest.raises(ValueError, match="stage 1: point holds noise of level"):
+        dataclasses.replace(plan, **noisier)
+    assert dataclasses.replace(plan, **noisier, check="x0").check == "x0"
+    drawn = np.array(plan.opening) + [0.0, 1.0]
+    with pytest.raises(ValueError, match="opening holds noise of level"):
+        dataclasses.replace(plan, opening=drawn)
+    dataclasses.replace(plan, opening=drawn, check="x0")
+    biased = np.array(plan.point)
+    biased[1, 2] *= 1.5
+    brighter = {"point": biased, "anchor": biased}
+    for check in ("full", "x0"):
+        with pytest.raises(ValueError, match="stage 1: point holds x0 with weight"):
+            dataclasses.replace(plan, **brighter, check=check)
+        with pytest.raises(ValueError, match="opening holds x0 with weight 0.5"):
+            dataclasses.replace(plan, opening=(0.5, 0.0), check=check)
+    dataclasses.replace(plan, **brighter, check="finite")
+    dataclasses.replace(plan, opening=(0.5, 0.0), check="finite")
+    for check in ("full", "x0", "finite"):
+        with pytest.raises(ValueError, match="nan"):
+            dataclasses.replace(plan, point=poisoned(plan.point, (1, 2), np.nan), check=check)
+        with pytest.raises(ValueError, match="history entry"):
+            early = np.pad(plan.point, ((0, 0), (0, 1)), constant_values=1.0)
+            dataclasses.replace(plan, point=early, anchor=early, check=check)
+
+
+@pytest.mark.parametrize("weight", [1e-6, -1e-6, 1e-4])
+def test_an_openings_noise_is_none_or_seen(weight):
+    schedule = schedules.edm()
+    plan = solvers.euler(schedule, grids.karras(schedule, 3))
+    with pytest.raises(ValueError, match="opening holds fresh noise of weight"):
+        dataclasses.replace(plan, opening=(1.0, weight))
+
+
+def test_defaults_of_the_new_fields():
+    schedule = schedules.edm()
+    grid = grids.karras(schedule, 3)
+    plan = solvers.euler(schedule, grid)
+    assert (plan.direct, plan.check, plan.start) == (None, "full", grid[0])
+    assert plan.opening.tolist() == [1.0, 0.0]
+    assert dataclasses.replace(plan, direct=np.zeros((3, 2, 2))).direct is None
+    for array in (plan.opening, plan.spans, anything().direct):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+    # spans: from the anchor before the stage to the new point
+    assert plan.spans.tolist() == np.stack([grid[:-1], grid[1:]], axis=1).tolist()
+    heun = solvers.heun(schedule, grid)
+    ends = [(grid[0], grid[1])] * 2 + [(grid[1], grid[2])] * 2 + [(grid[2], grid[3])]
+    assert heun.spans.tolist() == np.array(ends).tolist()
+    given = [[3.0, 2.0], [2.0, 1.0], [1.0, 0.0]]
+    assert dataclasses.replace(plan, spans=given).spans.tolist() == given
+
+
+def test_calls_and_noise_are_counted():
+    schedule = schedules.edm()
+    grid = grids.karras(schedule, 5)
+    assert solvers.heun(schedule, grid).nfe == solvers.heun(schedule, grid).stages == 9
+    assert not solvers.euler(schedule, grid[:2]).stochastic
+    once = solvers.churn(schedule, [5.0, 1.0], s_churn=0.1, base="euler")
+    assert once.opening[1] > 0
+    assert not once.point[:, 1].any()
+    assert once.stochastic
+
+
+# --- what people see ------------------------------------------------------------------------------
+
+
+def test_text_names_what_is_weighed():
+    schedule = schedules.edm()
+    text = str(solvers.dpmpp_2m(schedule, [8.0, 2.0, 1.0, 0.5]))
+    first, *lines = text.split("\n")
+    assert first.startswith("Plan(dpmpp_2m")
+    assert "3 steps, 3 calls, history 2, deterministic, t 8 -> 0.5" in first
+    assert lines == [
+        "     0  t = 8           x = anchor = +0.25 anchor +0.75 d[0]",
+        "     1  t = 2           x = anchor = +0.5 anchor +0.625 d[1] -0.125 d[0]",
+        "     2  t = 1           x = anchor = +0.5 anchor +0.75 d[2] -0.25 d[1]",
+    ]
+
+
+def test_text_of_anchors_that_part_and_slopes_and_openings():
+    schedule = schedules.edm()
+    lines = str(solvers.heun(schedule, [4.0, 2.0, 0.0])).split("\n")[1:]
+    assert lines[0] == "     0  t = 4           x = +0.5 anchor +0.5 d[0]"
+    assert lines[1] == "                        anchor = +1 anchor"
+    assert lines[2].startswith("     1  t = 2           x = anchor = +0.5 anchor ")
+    assert lines[3] == "     2  t = 2           x = anchor = +1 d[2]"
+    text = str(anything(opening=(1.0, 3.0)))
+    assert "  opening      x = +1 x +3 z\n" in text
+    assert "stochastic, t 12 -> 0.5" in text
+    for part in ("h[0] = ", " input", " d[0]", " raw d[1]", "h[2]", "h[1]", " z "):
+        assert part in text
+    zeros = np.zeros((3, 4))
+    assert "x = anchor = 0\n" in str(anything(point=zeros, anchor=zeros, direct=None))
+
+
+def test_text_of_long_plans_is_cut_in_the_middle():
+    schedule = schedules.edm()
+    for steps, shown in ((15, 15), (16, 16), (17, 15), (1000, 15)):
+        lines = str(solvers.euler(schedule, grids.karras(schedule, steps))).split("\n")[1:]
+        stages = [int(line.split()[0]) for line in lines if not line.startswith("  ...")]
+        assert len(stages) == shown
+        assert stages[:12] == list(range(12))
+        assert stages[-3:] == [steps - 3, steps - 2, steps - 1]
+        cut = [line for line in lines if line.startswith("  ...")]
+        assert cut == ([f"  ... {steps - 15} stages ..."] if shown < steps else [])

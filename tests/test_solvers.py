@@ -1,6 +1,8 @@
 """Solvers: order of convergence, exact cases, published formulas, identities between methods."""
 
+import re
 from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,19 +52,33 @@ ORDER_CASES = {
     "flow-logsnr": (schedules.flow(), grids.uniform_logsnr),
     "from_betas-logsnr": (SCHEDULES["from_betas"], grids.uniform_logsnr),
 }
-order_cases = pytest.mark.parametrize(("schedule", "make"), ORDER_CASES.values(), ids=ORDER_CASES)
+order_cases = pytest.mark.parametrize("case", ORDER_CASES)
 
 
+def levels(schedule):
+    """Function t -> (alpha, sigma), each time asked for once: denoisers are called at the same."""
+
+    @cache
+    def at(t):
+        return float(schedule.alpha(t)), float(schedule.sigma(t))
+
+    return at
+
+
+@cache
 def mixture(schedule):
     """Posterior mean E[x0 | x, t] of three Gaussians in the plane, [B, 2] -> [B, 2]."""
     means = np.array([[1.0, 0.3], [-0.8, 0.9], [-0.1, -1.1]])
     weights, variance = np.array([0.5, 0.2, 0.3]), 0.16
 
+    at = levels(schedule)
+    log_weights = np.log(weights)
+
     def denoise(x, t):
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        alpha, sigma = at(t)
         total = alpha**2 * variance + sigma**2
         gap = x[:, None] - alpha * means  # [B, 3, 2]
-        log = np.log(weights) - 0.5 * (gap**2).sum(-1) / total
+        log = log_weights - 0.5 * np.einsum("bmd,bmd->bm", gap, gap) / total
         share = np.exp(log - log.max(1, keepdims=True))
         share /= share.sum(1, keepdims=True)
         each = means + alpha * variance / total * gap
@@ -99,31 +115,62 @@ def fitted_slope(errors, counts=COUNTS):
 
 def strong_errors(build, schedule, make, counts=COUNTS):
     """Root mean square distance to the reference, a step count each."""
-    denoise = mixture(schedule)
+    return both_errors(build, schedule, make, counts)[0]
+
+
+# One Gaussian's error may pass through zero on its way; of four not all do.
+VARIANCES = np.array([0.05, 0.2, 0.4, 1.5])
+
+
+def both_errors(build, schedule, make, counts=COUNTS):
+    """Root mean square distances, a step count each: to the reference; to the closed form.
+
+    The closed form is that of Gaussian data of four variances, a state of 1 each:
+    x(t) = x(s) sqrt((alpha_t^2 v + sigma_t^2) / (alpha_s^2 v + sigma_s^2)). In one run with the
+    mixture's states, since a plan costs more to build than to run.
+    """
     grid = make(schedule, 2)
     x, truth = reference(schedule, grid[0], grid[-1])
-    return [
-        np.sqrt(np.mean((run(build(schedule, make(schedule, n)), denoise, x)[-1] - truth) ** 2))
-        for n in counts
-    ]
+    alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
+    level = np.sqrt(alpha[:, None] ** 2 * VARIANCES + sigma[:, None] ** 2)
+    truth = np.append(truth, level[-1] / level[0])
+    of_mixture, of_gaussian = mixture(schedule), gaussian(schedule, VARIANCES)
+
+    def denoise(x, t):
+        found = of_mixture(x[: -len(VARIANCES)].reshape(-1, 2), t).ravel()
+        return np.concatenate([found, of_gaussian(x[-len(VARIANCES) :], t)])
+
+    start, gaps = np.append(x, np.ones(len(VARIANCES))), []
+    for n in counts:
+        gap = run(build(schedule, make(schedule, n)), denoise, start)[-1] - truth
+        gaps.append([np.sqrt(np.mean(part**2)) for part in np.split(gap, [-len(VARIANCES)])])
+    return tuple(zip(*gaps, strict=True))
+
+
+@cache
+def errors_of(solver, case):
+    """What `both_errors` are for a solver of the tuple and the name of an order case."""
+    schedule, make = ORDER_CASES[case]
+    return both_errors(solver.build, schedule, partial(inner, make), solver.counts)
 
 
 def gaussian(schedule, variance, mean=0.0):
     """Posterior mean E[x0 | x, t] of one Gaussian."""
+    at = levels(schedule)
 
     def denoise(x, t):
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        alpha, sigma = at(t)
         return mean + alpha * variance / (alpha**2 * variance + sigma**2) * (x - alpha * mean)
 
     return denoise
 
 
-def propagated(build, schedule, grid, mean, variance):
+def propagated(plan, grid, mean, variance):
     """Mean and variance of the sample for Gaussian data, exactly: the denoiser is affine.
 
     The state is its own weights on (1, initial noise, z_0 ... z_{S-1}): a plan moves it linearly.
     """
-    plan = build(schedule, grid)
+    schedule = plan.schedule
     unit = np.eye(plan.stages + 2)
     alpha, sigma = schedule.alpha(grid[0]), schedule.sigma(grid[0])
     x = alpha * mean * unit[0] + np.sqrt(alpha**2 * variance + sigma**2) * unit[1]
@@ -137,7 +184,7 @@ def weak_errors(build, schedule, make, counts=COUNTS):
     mean, variance, errors = 0.7, 0.4, []
     for n in counts:
         grid = make(schedule, n)
-        got_mean, got = propagated(build, schedule, grid, mean, variance)
+        got_mean, got = propagated(build(schedule, grid), grid, mean, variance)
         alpha, sigma = schedule.alpha(grid[-1]), schedule.sigma(grid[-1])
         assert abs(got_mean - alpha * mean) < 1e-12
         errors.append(abs(got - alpha**2 * variance - sigma**2))
@@ -146,27 +193,22 @@ def weak_errors(build, schedule, make, counts=COUNTS):
 
 @order_cases
 @each_solver
-def test_order(solver, schedule, make):
-    errors = {"strong": strong_errors, "weak": weak_errors}[solver.sense](
-        solver.build, schedule, partial(inner, make), solver.counts
-    )
+def test_order(solver, case):
+    schedule, make = ORDER_CASES[case]
+    if solver.sense == "strong":
+        errors = errors_of(solver, case)[0]
+    else:
+        errors = weak_errors(solver.build, schedule, partial(inner, make), solver.counts)
     assert abs(fitted_slope(errors, solver.counts) - solver.order) <= 0.15, errors
 
 
-@pytest.mark.parametrize(
-    ("schedule", "make"),
-    [ORDER_CASES[name] for name in ("vp_linear-logsnr", "edm-karras", "flow-time")],
-)
+@order_cases
 @each_strong
-def test_order_against_the_closed_form(solver, schedule, make):
-    # Gaussian data: x(t) = x(s) sqrt((alpha_t^2 v + sigma_t^2) / (alpha_s^2 v + sigma_s^2))
-    variance, errors = 0.4, []
-    for n in solver.counts:
-        grid = inner(make, schedule, n)
-        level = np.sqrt(schedule.alpha(grid) ** 2 * variance + schedule.sigma(grid) ** 2)
-        got = run(solver.build(schedule, grid), gaussian(schedule, variance), 1.0)[-1]
-        errors.append(abs(got - level[-1] / level[0]))
-    assert abs(fitted_slope(errors, solver.counts) - solver.order) <= 0.15, errors
+def test_order_against_the_closed_form(solver, case):
+    # Bounded from below alone: the midpoint rule has order 3 on Gaussian data, see
+    # test_runge_kutta.py, and others come near one of theirs at some of these steps.
+    errors = errors_of(solver, case)[1]
+    assert fitted_slope(errors, solver.counts) >= solver.order - 0.15, errors
 
 
 @each_strong
@@ -207,11 +249,12 @@ def many_grids(schedule):
 
 @each_schedule
 @each_solver
-def test_point_mass_is_exact(solver, schedule):
+def test_point_mass_is_exact_and_all_is_finite(solver, schedule):
     build, sense = solver.build, solver.sense
     x0, random = np.array([0.3, -1.2, 2.0]), np.random.default_rng(5)
     for grid in many_grids(schedule):
         plan = build(schedule, grid)
+        assert_fits(plan, grid, sense)
         eps, z = random.normal(size=3), random.normal(size=(plan.stages, 3))
         alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
         x = run(plan, lambda x, t: x0, alpha[0] * x0 + sigma[0] * eps, lambda i, z=z: z[i])[-1]
@@ -220,24 +263,19 @@ def test_point_mass_is_exact(solver, schedule):
             atol = 1e-12 * max(1.0, np.abs(plan.point).max() / 1e3)
             np.testing.assert_allclose(x, alpha[-1] * x0 + sigma[-1] * eps, rtol=0, atol=atol)
         else:
-            _, variance = propagated(build, schedule, grid, 0.3, 0.0)
+            _, variance = propagated(plan, grid, 0.3, 0.0)
             assert abs(np.sqrt(variance) - sigma[-1]) <= 1e-12
 
 
-@each_schedule
-@each_solver
-def test_finite_everywhere(solver, schedule):
-    build, sense = solver.build, solver.sense
-    for grid in many_grids(schedule):
-        plan = build(schedule, grid)
-        assert plan.steps == len(grid) - 1
-        assert plan.times[0] == grid[0]
-        assert plan.end == grid[-1]
-        assert np.isfinite(plan.point).all()
-        assert not (sense == "strong" and plan.stochastic)
-        assert plan.stochastic or sense == "strong" or plan.steps == 1
-        if schedule.sigma(plan.end) == 0:  # the last x0 estimate, nothing else
-            np.testing.assert_array_equal(plan.point[-1, :3], [0, 0, 1])
+def assert_fits(plan, grid, sense):
+    assert plan.steps == len(grid) - 1
+    assert plan.times[0] == grid[0]
+    assert plan.end == grid[-1]
+    assert np.isfinite(plan.point).all()
+    assert not (sense == "strong" and plan.stochastic)
+    assert plan.stochastic or sense == "strong" or plan.steps == 1
+    if plan.schedule.sigma(plan.end) == 0:  # the last x0 estimate, nothing else
+        np.testing.assert_array_equal(plan.point[-1], np.eye(len(plan.point[-1]))[2])
 
 
 def test_calls():
@@ -267,14 +305,39 @@ def test_kinds_of_2m_part_at_second_order():
     )
 
 
+# What a builder cannot do without.
+NEEDED = {"restart": {"intervals": [(0.1, 10.0, 2, 2)]}}
+
+# Not in the tuple, and where they are tested instead.
+ELSEWHERE = {
+    "restart": "test_stochastic.py: its error does not go to 0 with the outer grid alone",
+    "tcd": "test_stochastic.py: it has no order, the network's answers are taken as samples",
+    "dopri5": "test_runge_kutta.py: on these data order 5 shows only below rounding",
+    "tsit5": "test_runge_kutta.py: the same",
+    "dpm_solver_2m_sde": "test_stochastic_orders.py",
+}
+
+
 def test_names():
-    assert {"euler", "ddim", "heun", "euler_ancestral", "dpmpp_2m"} <= set(solvers.SOLVERS)
     for name, build in solvers.SOLVERS.items():
         assert solvers.get(name) is build
         edm = schedules.edm()
-        assert build(edm, grids.karras(edm, 3)).name.startswith(name)
+        plan = build(edm, grids.karras(edm, 3), **NEEDED.get(name, {}))
+        assert plan.name.startswith(name)
     with pytest.raises(ValueError, match="solver 'dpmpp_3x' is not known, but these are: euler"):
         solvers.get("dpmpp_3x")
+
+
+def test_every_builder_is_in_the_tuple_or_tested_elsewhere():
+    def builder(build):
+        return builder(build.func) if isinstance(build, partial) else build
+
+    walked = {builder(case.build) for case in ALL_SOLVERS}
+    missing = {name for name, build in solvers.SOLVERS.items() if build not in walked}
+    assert missing == set(ELSEWHERE)
+    for name, where in ELSEWHERE.items():
+        source = (Path(__file__).parent / where.partition(":")[0]).read_text()
+        assert re.search(rf"\b{name}\b", source), name
 
 
 @pytest.mark.parametrize(

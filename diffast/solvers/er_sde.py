@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from diffast.grids import check_grid
@@ -98,13 +100,18 @@ def _integrals(log_gain, rho_s, rho_t, gain_t):
     In u = log(rho), with g = phi / rho, they are the integrals of (exp(u) - rho_s)^j k(u), j = 0
     and 1, k = g(rho_t) / g - exp(u) / rho_t: the terms in rho_t - rho_s are integrals as well.
     """
-    node, weight = np.polynomial.legendre.leggauss(POINTS)
+    node, weight = _quadrature()
     low, high = np.log(rho_t), np.log(rho_s)
     u = 0.5 * (low + high) + 0.5 * (high - low) * node
     rho = np.exp(u)
     kernel = np.exp(gain_t - log_gain(rho)) - rho / rho_t
     kernel *= 0.5 * (high - low) * weight
     return kernel.sum(), (rho - rho_s) @ kernel
+
+
+@cache
+def _quadrature():
+    return np.polynomial.legendre.leggauss(POINTS)
 
 
 def _log_gain(noise_scale):

@@ -164,4 +164,4 @@ def sa_solver(scheduler, begin) -> Recipe:
 
 
 def _taus(scheduler, begin):
-    return [float(scheduler.tau_func(t)) for t in scheduler.timesteps.tolist()[begin:]]
+    return [float(scheduler.tau_func(t)) for t in scheduler.host.times[begin:]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 
 from diffast import schedule as schedules
 from diffast import solvers
@@ -14,6 +13,7 @@ from diffast.integrations.diffusers.reading import Reading
 from diffast.integrations.diffusers.run import Recipe
 from diffast.integrations.diffusers.shared import clamp_of, hook_of, predicts
 from diffast.solvers import compat
+from diffast.variance import bounds, deviation
 
 
 def check_indices(scheduler, indices) -> None:
@@ -29,19 +29,19 @@ def check_indices(scheduler, indices) -> None:
 def _angles(scheduler, indices, clean) -> np.ndarray:
     """Returns times of `schedules.trig` at training indices; below 0: at alpha^2 = clean."""
     check_indices(scheduler, indices)
-    products = scheduler.alphas_cumprod.detach().cpu().to(torch.float64).numpy()
+    products = scheduler.host.products
     square = np.array([products[i] if i >= 0 else clean for i in indices])
     return np.where(square > 0.0, np.arctan2(np.sqrt(1.0 - square), np.sqrt(square)), 0.5 * math.pi)
 
 
 def _times(scheduler) -> list[int]:
-    return [int(t) for t in scheduler.timesteps.tolist()]
+    return [int(t) for t in scheduler.host.times]
 
 
 def ddim(scheduler, eta=0.0, use_clipped=False) -> Recipe:
     """DDIMScheduler."""
     config, times = scheduler.config, _times(scheduler)
-    clean = float(scheduler.final_alpha_cumprod)
+    clean = scheduler.host.clean
     stride = config.num_train_timesteps // scheduler.num_inference_steps
     trig = schedules.trig()
     clamp, hook = clamp_of(config), hook_of(scheduler)
@@ -68,10 +68,7 @@ def ddpm(scheduler) -> Recipe:
     draws = tuple(t > 0 for t in times)
     deviations = None
     if kind in ("learned", "learned_range"):
-        square = np.cos(grid) ** 2
-        beta = 1.0 - square[:-1] / square[1:]
-        small = np.maximum((1.0 - square[1:]) / (1.0 - square[:-1]) * beta, 1e-20)
-        deviations = (kind, 0.5 * np.log(small), 0.5 * np.log(beta))
+        deviations = (kind, *bounds(trig, grid[:-1], grid[1:]))
         plan = compat.with_noise_weights(plan, np.array(draws, dtype=np.float64))
     elif kind == "fixed_large_log":
         raise ValueError(
@@ -122,7 +119,7 @@ def pndm(scheduler, begin) -> Recipe:
         )
     stride = config.num_train_timesteps // scheduler.num_inference_steps
     # by training index, since the warm-up calls the network in the middle of a step
-    space = schedules.from_betas(scheduler.betas.detach().cpu().to(torch.float64).numpy())
+    space = schedules.from_betas(scheduler.host.betas)
     clean = -1 if config.set_alpha_to_one else 0
     warm = 0 if config.skip_prk_steps else len(scheduler.prk_timesteps)
     transfers, means, based, known = [], [], [], []
@@ -165,8 +162,7 @@ MEANS = (
 def learned_deviation(deviations, stage, output, channels):
     """Returns (output without variance, deviation of the noise element by element) for DDPM.
 
-    Nichol and Dhariwal 2021, eq. 15: log variance = v log beta + (1 - v) log posterior variance,
-    v from the output in [-1, 1]; or the variance itself.
+    "learned_range": see `diffast.variance.deviation`; "learned": the variance itself.
 
     Args:
         deviations: (variance_type, [S] log of the least deviation, [S] of the largest).
@@ -186,5 +182,4 @@ def learned_deviation(deviations, stage, output, channels):
     output, predicted = output.split(channels, dim=1)
     if kind == "learned":
         return output, predicted.sqrt()
-    low, high = float(small[stage]), float(large[stage])
-    return output, torch.exp((predicted + 1.0) * (0.5 * (high - low)) + low)
+    return output, deviation(predicted, float(small[stage]), float(large[stage]))

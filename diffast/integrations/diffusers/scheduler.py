@@ -20,6 +20,7 @@ from diffast import ops
 from diffast.integrations.diffusers.compiled import CompiledRun, stepper_of
 from diffast.integrations.diffusers.indexed import learned_deviation
 from diffast.integrations.diffusers.run import Prepared, Recipe, Run, ids_of
+from diffast.integrations.diffusers.shared import read
 
 _is_compiling = torch.compiler.is_compiling
 NOISES = ("generator", "counter")
@@ -98,7 +99,8 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
 
     def _after_set_timesteps(self, device) -> None:
         """Forgets the last run and checks the new timesteps by making their plan."""
-        times = self.timesteps.tolist()
+        self.host = read(self, self.host)
+        times = self.host.times
         self._count = len(times)
         if not times:
             raise ValueError(f"{type(self).__name__}: 0 timesteps, but at least 1 is needed")
@@ -112,10 +114,9 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
 
     def _start(self, begin: int, options: tuple) -> Run:
         """Starts a run at that index, for eager steps and for traced ones."""
-        levels = getattr(self, "sigmas", None)
         key = (
-            tuple(self._positions),
-            None if levels is None else tuple(levels.tolist()),
+            tuple(self.host.times),
+            self.host.sigmas.tobytes(),
             self.timesteps.device,
             self.num_inference_steps,
             begin,
@@ -127,12 +128,13 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
         if key not in kept:
             if len(kept) == _KEPT:
                 kept.pop(next(iter(kept)))
-            recipe = self._checked_recipe(begin, options)
-            stepper = stepper_of(recipe, self._counter, self.timesteps.device)
+            recipe, stepper = self._checked_recipe(begin, options), None
+            if options == self._options:  # others are not traced
+                stepper = stepper_of(recipe, self._counter, self.timesteps.device)
             kept[key] = (Prepared(recipe, options, self._counter), stepper)
         prepared, stepper = kept[key]
         self._run = Run(prepared)
-        if options == self._options:
+        if stepper is not None:
             self._compiled = CompiledRun(prepared.recipe, stepper, self._counter)
             if self._factors is not None:
                 self._compiled.factors = torch.tensor(self._factors, device=self.timesteps.device)
@@ -339,7 +341,7 @@ def drop_in(original: type):
                     f"{', '.join(p for p in signature.parameters if p != 'self')}, noise"
                 )
             self._counter = noise == "counter"
-            self._run = self._compiled = self._positions = self._kept = None
+            self._run = self._compiled = self._positions = self._kept = self.host = None
             self._made = False  # some originals set timesteps in their constructor
             original.__init__(self, *args, **kwargs)
             self.register_to_config(noise=noise)

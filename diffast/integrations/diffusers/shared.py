@@ -2,10 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
 from diffast import schedule as schedules
+
+
+@dataclass(frozen=True)
+class Host:
+    """A scheduler's numbers, read once from its tensors while those are on the CPU.
+
+    Attributes:
+        times: the timesteps.
+        sigmas: float64, empty where it has none.
+        products: alphas_cumprod as float64, empty where it has none.
+        betas: likewise.
+        clean: final_alpha_cumprod, 1 where it has none.
+    """
+
+    times: list
+    sigmas: np.ndarray
+    products: np.ndarray
+    betas: np.ndarray
+    clean: float
+
+
+def read(scheduler, known: Host | None) -> Host:
+    """Returns the numbers; those that never change are taken from what is known already."""
+
+    def array(name):
+        tensor = getattr(scheduler, name, None)
+        if tensor is None:
+            return np.empty(0)
+        return tensor.detach().cpu().to(torch.float64).numpy()
+
+    fixed = ("products", "betas", "clean")
+    if known is None:
+        clean = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
+        values = (array("alphas_cumprod"), array("betas"), clean)
+    else:
+        values = (getattr(known, name) for name in fixed)
+    return Host(
+        scheduler.timesteps.tolist(), array("sigmas"), **dict(zip(fixed, values, strict=True))
+    )
+
 
 PREDICTIONS = {
     "epsilon": "epsilon",
@@ -55,8 +97,7 @@ def hook_of(scheduler):
 
 def levels(scheduler) -> np.ndarray:
     """Returns scheduler.sigmas as float64, without entries that no step goes to."""
-    sigmas = scheduler.sigmas.detach().cpu().to(torch.float64).numpy()
-    return sigmas[: len(scheduler.timesteps) + 1]
+    return scheduler.host.sigmas[: len(scheduler.host.times) + 1]
 
 
 def sigma_space(sigmas):

@@ -65,7 +65,7 @@ def heun(scheduler) -> Recipe:
 
 def dpm_2(scheduler) -> Recipe:
     """KDPM2DiscreteScheduler."""
-    sigmas = scheduler.sigmas.to(torch.float64).numpy()
+    sigmas = scheduler.host.sigmas
     grid = falling(np.append(sigmas[0], sigmas[1:-1:2]))
     middles = np.sqrt(grid[:-1] * grid[1:])
     plan = compat.slope_pairs(sigma_space(grid), grid, middles)

@@ -1,0 +1,136 @@
+"""Networks that predict the variance of their step beside its mean (improved DDPM, ADM, DiT).
+
+    network = df.LearnedVariance(my_network, schedule, plan)      # 2 C channels out for C in
+    denoiser = df.Denoiser(network, schedule, predicts="epsilon", conditions=...)
+    out = df.sample(denoiser, network.plan, shape=..., draw=network.draw(shape[0], seed=0))
+
+The noise of such a step differs from element to element, which no table of numbers says. So the
+plan has weight 1 on its noise, and the noise comes multiplied by the predicted deviation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from diffast import ops
+from diffast.plan import Plan
+from diffast.solvers.compat import with_noise_weights
+
+KINDS = ("range", "variance")
+
+
+def deviation(predicted: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Returns exp((1 - v) low + v high), v = (predicted + 1) / 2, [B, ...].
+
+    Nichol and Dhariwal 2021, eq. 15, halved: the variance between the posterior's and the forward
+    step's, by logarithms.
+
+    Args:
+        predicted: the network's channels for the variance, about -1 to 1, [B, C, ...].
+        low: log of the deviation at -1.
+        high: log of the deviation at 1.
+    """
+    return torch.exp((predicted + 1.0) * (0.5 * (high - low)) + low)
+
+
+def bounds(schedule, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the logs of the least and the largest deviation of ancestral steps, [S] each.
+
+    The posterior's, sqrt(beta) sigma_t / sigma_s, and the forward step's, sqrt(beta), with
+    beta = sigma_s^2 - (alpha_s / alpha_t)^2 sigma_t^2. The least one is floored at 1e-10, as a last
+    step into sigma_t = 0 has none.
+
+    Args:
+        schedule: any schedule.
+        starts: [S] model times.
+        ends: [S] model times, less noisy.
+    """
+    alpha_s, alpha_t = schedule.alpha(starts), schedule.alpha(ends)
+    sigma_s, sigma_t = schedule.sigma(starts), schedule.sigma(ends)
+    shrink = alpha_s * sigma_t / (alpha_t * sigma_s)
+    large = sigma_s * np.sqrt((1.0 - shrink) * (1.0 + shrink))
+    small = np.maximum(large * sigma_t / sigma_s, 1e-10)
+    return np.log(small), np.log(large)
+
+
+class LearnedVariance:
+    """A network of 2 C output channels as one of C, and the noise that the other C scale.
+
+    Args:
+        network: called as `network(x, t, **conditions)` with x [B, C, ...]; returns the prediction
+            and the variance, [B, 2 C, ...].
+        schedule: the noise schedule it was trained for.
+        plan: `df.solvers.ddpm`, or another plan of one call a step and one noise.
+        kind: "range": v in [-1, 1] between two variances (see `deviation`); "variance": the
+            variance itself.
+
+    Attributes:
+        plan: the plan with weight 1 on its noise, to be run with `draw`.
+
+    Raises:
+        ValueError: another kind; a plan without noise or with more calls than steps.
+    """
+
+    def __init__(self, network: Callable, schedule, plan: Plan, kind: str = "range"):
+        """Prepares the plan; see the class."""
+        if kind not in KINDS:
+            raise ValueError(f"LearnedVariance: kind = {kind!r}, but it must be one of {KINDS}")
+        if plan.stages != plan.steps or not plan.stochastic:
+            raise ValueError(
+                f"LearnedVariance: {plan!r}, but a plan of one call a step with noise is needed"
+            )
+        self.network, self.kind = network, kind
+        ends = np.append(plan.times[1:], plan.end)
+        self.low, self.high = bounds(schedule, plan.times, ends)
+        self.plan = with_noise_weights(plan, (plan.point[:, 1] != 0.0).astype(np.float64))
+        self._predicted: torch.Tensor | None = None
+
+    def parameters(self):
+        """Yields the network's parameters: where they are is where the samples are made."""
+        parameters = getattr(self.network, "parameters", None)
+        return iter(()) if parameters is None else parameters()
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, **conditions) -> torch.Tensor:
+        """Returns the prediction [B, C, ...], and keeps the variance for `draw`.
+
+        Raises:
+            ValueError: an output that has not twice the channels of x.
+        """
+        output = self.network(x, t, **conditions)
+        if not isinstance(output, torch.Tensor):
+            output = output[0] if isinstance(output, (tuple, list)) else output.sample
+        channels = x.shape[1]
+        if output.shape != (len(x), 2 * channels, *x.shape[2:]):
+            raise ValueError(
+                f"LearnedVariance: x is {list(x.shape)} but the network returned "
+                f"{list(output.shape)}, and twice the channels are needed"
+            )
+        prediction, self._predicted = output.split(channels, dim=1)
+        return prediction
+
+    def draw(self, batch: int, seed: int = 0, ids: torch.Tensor | None = None) -> Callable:
+        """Returns the noise of `df.sample(..., draw=)`: the package's own, times the deviation.
+
+        With guidance the conditional half's variance counts.
+
+        Args:
+            batch: number of samples B.
+            seed: any integer of 64 bits.
+            ids: [B] int64 that fix each sample's noise; None: 0 .. B-1.
+        """
+
+        def noise(stage: int) -> torch.Tensor:
+            predicted = self._predicted[:batch]
+            scale = predicted.sqrt()
+            if self.kind == "range":
+                scale = deviation(predicted, float(self.low[stage]), float(self.high[stage]))
+            known = None if ids is None else ids.to(predicted.device)
+            z = ops.normal(
+                predicted.shape, seed=seed, stage=stage, ids=known, device=predicted.device
+            )
+            return z * scale
+
+        return noise

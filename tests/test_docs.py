@@ -1,0 +1,110 @@
+"""docs/solvers.md names every solver, grid and schedule, with the options and orders they have."""
+
+import inspect
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from solver_cases import ALL_SOLVERS
+
+from diffast import grids, schedule, solvers
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+TEXT = (DOCS / "solvers.md").read_text()
+# name -> (options, order, calls) of the family tables
+ROWS = {
+    name: (options, order, calls)
+    for name, options, order, calls in re.findall(
+        r"^\| `(\w+)\(([^`]*)\)` \| ([^|]+) \| ([^|]+) \|", TEXT, re.M
+    )
+}
+FRACTIONS = {"1/3": 1 / 3, "2/3": 2 / 3, "inf": np.inf}
+each_solver = pytest.mark.parametrize("name", solvers.SOLVERS)
+
+
+def test_solvers_are_all_there_and_no_others():
+    assert set(ROWS) == set(solvers.SOLVERS)
+
+
+@each_solver
+def test_options(name):
+    parameters = list(inspect.signature(solvers.get(name)).parameters.values())[2:]
+    written = [option for option in ROWS[name][0].split(", ") if option]
+    assert [option.partition("=")[0] for option in written] == [p.name for p in parameters]
+    for option, parameter in zip(written, parameters, strict=True):
+        _, given, text = option.partition("=")
+        if not given:
+            assert parameter.default in (None, inspect.Parameter.empty)
+        else:
+            value = FRACTIONS.get(text)
+            assert (eval(text) if value is None else value) == parameter.default, option
+
+
+@pytest.mark.parametrize("case", ALL_SOLVERS, ids=lambda case: case.name)
+def test_orders_are_those_of_the_tests(case):
+    if case.build is solvers.SOLVERS.get(case.name):  # no options
+        order = ROWS[case.name][1]
+        wanted = str(case.order) if case.order else "none"
+        weak = " weak" if case.sense == "weak" and case.order else ""
+        assert order == wanted + weak
+
+
+@each_solver
+def test_calls(name):
+    # of a step in the middle: what one more makes
+    options = {"restart": {"intervals": ()}, "dpm_fast": {"orders": None}}.get(name, {})
+    edm = schedule.edm()
+    if name == "dpm_fast":
+        calls = 3
+        assert solvers.dpm_fast(edm, grids.karras(edm, 3, to_zero=False)).stages == 3 + 2 + 1
+    else:
+        few, more = (
+            solvers.get(name)(edm, grids.karras(edm, n, to_zero=False), **options).stages
+            for n in (12, 14)
+        )
+        calls = (more - few) / 2
+    assert float(ROWS[name][2]) == calls
+
+
+@pytest.mark.parametrize(
+    ("module", "prefix"),
+    [(grids, "df.grids."), (schedule, "df.schedules.")],
+    ids=["grids", "times"],
+)
+def test_grids_and_schedules_are_all_there(module, prefix):
+    section = TEXT[TEXT.index(f"| `{prefix}`") :]
+    section = section[: section.index("\n## ")]
+    for name in module.__all__:
+        if not inspect.isclass(getattr(module, name)):
+            assert f"`{name}`" in section or f"`{name}(" in section, name
+    # and what is there exists
+    first = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")][1:]
+    for name in re.findall(r"`(\w+)`", "".join(first)):
+        assert hasattr(module, name), name
+
+
+def test_sources_are_listed():
+    keys = set(re.findall(r"\[((?:[A-Z]\w+\d\d[a-z]?(?:, )?)+)\]", TEXT))
+    cited = {key for group in keys for key in group.split(", ")}
+    listed = set(re.findall(r"\[(\w+)\]", TEXT[TEXT.index("## Sources") :]))
+    assert cited == listed
+    body = TEXT[: TEXT.index("## Sources")]
+    assert all(re.search(rf"\b{key}\b", body) for key in listed)
+
+
+@pytest.mark.parametrize(
+    "path", [*DOCS.glob("*.md"), DOCS.parent / "README.md"], ids=lambda p: p.name
+)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+        assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    "path", [*DOCS.glob("*.md"), DOCS.parent / "README.md"], ids=lambda p: p.name
+)
+def test_files_that_are_named_exist(path):
+    root = DOCS.parent
+    for name in re.findall(r"`((?:tests|diffast|docs|bench|csrc)/[\w/]+\.\w+)`", path.read_text()):
+        assert (root / name).exists(), name
