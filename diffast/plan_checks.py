@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffast.unrolling import unroll
+from diffast.unrolling import unroll_noise
 
 # Largest allowed gap between what a row holds of x0 and alpha, over the sum of |weight * input| of
 # the row. Checked row by row, so no rounding adds up: all solvers stay below 2.3e-16.
@@ -163,7 +163,7 @@ def _check_x0(plan, alpha):
 
 def _check_noise(plan, sigma):
     stages = plan.stages
-    rows = unroll(plan)
+    rows = unroll_noise(plan)
     noise = {field: _noise_level(getattr(rows, field), sigma[0]) for field, _ in _rows(plan)}
     model_input = np.append(sigma[0], noise["point"][:-1])
     anchor = np.append(sigma[0], noise["anchor"][:-1])
@@ -204,8 +204,8 @@ def _refuse(plan, field, i, what, has, other, want):
 
 
 def _noise_level(row, sigma):
-    """Returns [S] levels of all noise in unrolled rows [S, 1+2S], the initial one included."""
-    fresh = row[:, 1 + len(row) :]
+    """Returns [S] levels of all noise in rows of `unroll_noise`, the initial one included."""
+    fresh = row[:, 1:]
     return np.sqrt((sigma * row[:, 0]) ** 2 + _dot(fresh, fresh))
 
 

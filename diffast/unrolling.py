@@ -25,22 +25,44 @@ def unroll(plan) -> Unrolled:
     Args:
         plan: any plan, S stages.
     """
+    return _unrolled(plan, estimates=True, noises=True)
+
+
+def unroll_noise(plan) -> Unrolled:
+    """Returns the same rows without the columns of the x0 estimates: [S, 1+S].
+
+    Of a plan without fresh noise only the first one, [S, 1]: what the noise check needs, at a cost
+    that grows with S and not with its square.
+
+    Args:
+        plan: any plan, S stages.
+    """
+    tables = [plan.point, plan.anchor] + ([] if plan.error is None else [plan.error])
+    return _unrolled(plan, estimates=False, noises=any(table[:, 1].any() for table in tables))
+
+
+def _unrolled(plan, estimates: bool, noises: bool) -> Unrolled:
     stages, columns = plan.point.shape
     tables = [plan.point, plan.anchor] + ([] if plan.error is None else [plan.error])
     weights = np.stack(tables, axis=1)  # [S, R, 2+H]
-    out = np.empty((stages, len(tables), 1 + 2 * stages))
-    inputs = np.zeros((columns, 1 + 2 * stages))  # anchor, noise, history
+    first_noise = 1 + stages * estimates
+    width = first_noise + stages * noises
+    out = np.empty((stages, len(tables), width))
+    inputs = np.zeros((columns, width))  # anchor, noise, history
     inputs[0, 0] = 1.0
     x = inputs[0].copy()
     for i in range(stages):
         inputs[3:] = inputs[2:-1]
         np.multiply(x, plan.read[i, 0], out=inputs[2])
-        inputs[2, 1 + i] += plan.read[i, 1]
-        inputs[1, stages + i] = 0.0
-        inputs[1, 1 + stages + i] = 1.0
+        if estimates:
+            inputs[2, 1 + i] += plan.read[i, 1]
+        if noises:
+            inputs[1, first_noise + i - 1] = 0.0
+            inputs[1, first_noise + i] = 1.0
         np.matmul(weights[i], inputs, out=out[i])
         if plan.direct is not None:
             out[i, :2] += plan.direct[i, :, :1] * x
-            out[i, :2, 1 + i] += plan.direct[i, :, 1]
+            if estimates:
+                out[i, :2, 1 + i] += plan.direct[i, :, 1]
         x, inputs[0] = out[i, 0], out[i, 1]
     return Unrolled(out[:, 0], out[:, 1], None if plan.error is None else out[:, 2])

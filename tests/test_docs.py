@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from solver_cases import ALL_SOLVERS
+from test_layout import ALLOWED, PACKAGE
 
 from diffast import grids, schedule, solvers
 
@@ -53,7 +54,7 @@ def test_orders_are_those_of_the_tests(case):
 @each_solver
 def test_calls(name):
     # of a step in the middle: what one more makes
-    options = {"restart": {"intervals": ()}, "dpm_fast": {"orders": None}}.get(name, {})
+    options = {"restart": {"intervals": ()}}.get(name, {})
     edm = schedule.edm()
     if name == "dpm_fast":
         calls = 3
@@ -108,3 +109,13 @@ def test_files_that_are_named_exist(path):
     root = DOCS.parent
     for name in re.findall(r"`((?:tests|diffast|docs|bench|csrc)/[\w/]+\.\w+)`", path.read_text()):
         assert (root / name).exists(), name
+
+
+def test_the_architecture_names_every_part():
+    text = (DOCS / "architecture.md").read_text()
+    named = set(re.findall(r"[`\s/](\w+\.py|\w+/)(?=[`\s])", text))
+    parts = {part if (PACKAGE / part).is_dir() else f"{part}.py" for part in ALLOWED}
+    parts = {part if part.endswith(".py") else f"{part}/" for part in parts}
+    for folder in ("solvers", "integrations/diffusers"):
+        parts |= {path.name for path in (PACKAGE / folder).glob("*.py")} - {"__init__.py"}
+    assert parts <= named, parts - named

@@ -12,6 +12,7 @@ from diffast import grids, solvers
 from diffast import schedule as schedules
 from diffast.plan import Plan, unroll
 from diffast.plan_checks import TOLERANCE_NOISE, TOLERANCE_X0
+from diffast.unrolling import unroll_noise
 
 BETAS = np.linspace(0.0001, 0.02, 1000)
 SCHEDULES = {
@@ -254,6 +255,12 @@ def test_unroll_is_the_run(build):
     stages = plan.stages
     assert rows.point.shape == rows.anchor.shape == (stages, 1 + 2 * stages)
     assert rows.error is None
+    # the noise check's rows: the same columns, of noise only if there is any
+    noise = unroll_noise(plan)
+    fresh = range(1 + stages, 1 + 2 * stages) if plan.point[:, 1].any() else ()
+    for field in ("point", "anchor"):
+        wanted = getattr(rows, field)[:, [0, *fresh]]
+        np.testing.assert_allclose(getattr(noise, field), wanted, rtol=1e-13, atol=1e-16)
     for block in (rows.point[:, 1 : 1 + stages], rows.point[:, 1 + stages :]):
         assert (np.triu(block, 1) == 0).all()
 

@@ -60,8 +60,10 @@ def test_third_orders():
         assert abs(slope - 3) <= 0.2, (build, errors)
 
 
-def test_variance_of_the_default_sa_solver():
-    # 2.2 on time grids, where its third-order error is the larger one up to 1,000 steps
+@pytest.mark.parametrize("kind", ["few_steps", "more_steps"])
+def test_variance_of_the_default_sa_solver(kind):
+    # 2.2 on time grids, where its third-order error is the larger one up to 1,000 steps; with the
+    # integrals that is so on every grid (2.9 falling to 2.5 at 1,280 steps, a seventh of the error)
     schedule, v, counts = schedules.vp_linear(), 0.4, (80, 160, 320)
     for form in ("data", "noise"):
         errors = []
@@ -74,17 +76,31 @@ def test_variance_of_the_default_sa_solver():
                 alpha, sigma = schedule.alpha(t), schedule.sigma(t)
                 return alpha * v / (alpha**2 * v + sigma**2) * x
 
-            plan, start = sa_solver(schedule, grid, form=form), np.sqrt(level[0]) * unit[0]
+            plan, start = (
+                sa_solver(schedule, grid, form=form, kind=kind),
+                np.sqrt(level[0]) * unit[0],
+            )
             x = run(plan, denoise, start, lambda i, unit=unit: unit[1 + i])[-1]
             errors.append(abs((x**2).sum() - level[-1]))
-        assert abs(-np.polyfit(np.log(counts), np.log(errors), 1)[0] - 2) <= 0.15, (form, errors)
+        slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+        if kind == "few_steps" or form == "noise":
+            assert abs(slope - 2) <= 0.15, (form, errors)
+        else:
+            assert slope >= 2 - 0.15 and errors[-1] < 1e-5, (form, errors)
 
 
 def test_order_of_sa_solver_without_noise():
     # at tau = 0 the corrector adds an order: predictor 1, corrector 2
-    cases = (1, 2, "data", 2), (1, 1, "data", 1), (1, 2, "noise", 2), (2, 2, "data", 2)
-    schedule, v, counts = schedules.vp_linear(), 0.4, (80, 160, 320)
-    for p, c, form, order in cases:
+    early, late = (80, 160, 320), (640, 1280, 2560)
+    cases = (
+        (1, 2, "data", "few_steps", 2, early),
+        (1, 1, "data", "few_steps", 1, early),
+        (1, 2, "noise", "few_steps", 2, early),
+        (2, 2, "data", "few_steps", 2, early),
+        (2, 2, "data", "more_steps", 2, late),
+    )
+    schedule, v = schedules.vp_linear(), 0.4
+    for p, c, form, kind, order, counts in cases:
         errors = []
         for n in counts:
             grid = schedule.time(np.linspace(-2.0, 2.0, n + 1))
@@ -94,7 +110,7 @@ def test_order_of_sa_solver_without_noise():
                 alpha, sigma = schedule.alpha(t), schedule.sigma(t)
                 return alpha * v / (alpha**2 * v + sigma**2) * x
 
-            plan = sa_solver(schedule, grid, p, c, 0.0, form)
+            plan = sa_solver(schedule, grid, p, c, 0.0, form, kind)
             errors.append(abs(run(plan, denoise, 1.0)[-1] - level[-1] / level[0]))
         slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
         assert abs(slope - order) <= 0.15, (p, c, form, errors)

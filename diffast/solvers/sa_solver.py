@@ -22,7 +22,7 @@ def sa_solver(
     corrector_order=2,
     tau=1.0,
     form="data",
-    kind="few_steps",
+    kind="more_steps",
 ) -> Plan:
     """Returns SA-Solver, Xue et al. 2023 ("SA-Solver: Stochastic Adams Solver"). 1 call a step.
 
@@ -43,7 +43,8 @@ def sa_solver(
 
     With form="data", order-2 weights of kind "few_steps" have T h / 2 in place of the integral's
     weight of the second difference, (T h - 1 + exp(-T h)) / (T h): equal up to O(h^2), as the
-    published code has them for few steps; "more_steps" are the integrals.
+    published code has them for few steps; "more_steps" are the integrals. The former grow without
+    bound with T h, and saturate pictures from about T h = 2 on.
 
     First order are the steps into sigma_t = 0 and out of alpha = 0 (not corrected either), whatever
     the form; lower orders where a node lies at alpha = 0. The plan of form="noise" is checked for

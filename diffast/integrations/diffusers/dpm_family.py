@@ -157,6 +157,7 @@ def sa_solver(scheduler, begin) -> Recipe:
         corrector_order=corrector,
         tau=lambda t: taus[t],
         form="data" if config.algorithm_type == "data_prediction" else "noise",
+        kind="few_steps",
     )
     reads = Prediction(space, predicts(config))
     draws = (True,) * plan.stages

@@ -107,7 +107,8 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
         # where a time stands twice, the second is where a step begins
         self._positions = {float(t): i for i, t in enumerate(times)}
         if device is not None:
-            self.timesteps = self.timesteps.to(device)
+            narrow = torch.device(device).type == "mps" and self.timesteps.is_floating_point()
+            self.timesteps = self.timesteps.to(device, torch.float32 if narrow else None)
         self._step_index = self._run = self._compiled = None
         if self._made:
             self._start(0, self._options)
