@@ -440,8 +440,20 @@ def test_compiled_steps(case):
     step = torch.compile(
         lambda out, t, x: scheduler.step(out, t, x, return_dict=False)[0], backend=count
     )
-    x = noisy(scheduler, case.shape)
-    for t in scheduler.timesteps:
+    torch.manual_seed(3)
+    x = start = noisy(scheduler, case.shape)
+    for i, t in enumerate(scheduler.timesteps):
         x = step(network(model_input(scheduler, x, t), t, case.learned), t, x)
+        if hasattr(scheduler, "step_index"):
+            assert scheduler.step_index == i + 1
     assert torch.isfinite(x).all()
+    eager = case.drop_in("counter")
+    eager.set_timesteps(20, **case.timing)
+    torch.manual_seed(3)
+    noisy(eager, case.shape)
+    for t in eager.timesteps:
+        out = network(model_input(eager, start, t), t, case.learned)
+        start = eager.step(out, t, start, return_dict=False)[0]
+    if not (eager._run.draws and any(eager._run.draws)):
+        assert difference(x, start) <= 1e-5
     assert len(graphs) <= 2

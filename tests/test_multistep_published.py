@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import diffusers
 import numpy as np
 import pytest
 import torch
@@ -275,6 +274,7 @@ def assert_like(plan, scheduler, output="sample", tolerance=1e-5):
 
 def diffusers_scheduler(kind, steps, **options):
     options = {"prediction_type": "sample", "timestep_spacing": "trailing", **options}
+    diffusers = pytest.importorskip("diffusers")
     made = getattr(diffusers, kind)(trained_betas=BETAS.tolist(), **options)
     made.set_timesteps(steps)
     return made

@@ -205,8 +205,10 @@ def test_a_bad_output_touches_its_own_sample_alone(name, each, value):
         output = network(x, t)
         if i == 3:
             output[1, 2] = value
-        state, x, t = stepper.step(state, output)
+        before, kept = state, state.status.clone()
+        state, x, t = stepper.step(before, output)
         assert state.status.tolist() == [-1, 3 if i >= 3 else -1, -1, -1]
+        assert torch.equal(before.status, kept)
     fine = [0, 2, 3]
     assert torch.equal(state.x[fine], wanted[fine])
     assert not state.x[1].isfinite().all()

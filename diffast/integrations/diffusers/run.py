@@ -12,6 +12,7 @@ from diffast.step_calls import AT_X0, calls_of
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _combine, _empty_like = ops.combine_out, torch.empty_like
+_grad_enabled = torch.is_grad_enabled
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,20 @@ class Prepared:
             clamp=bool(self.limits),
             hook=recipe.hook is not None,
         )
+        self.counter = counter
+        self._soft = None
         # whether a step needs what earlier ones left
         self.remembers = bool(self.slots) or any(call.parts or call.keeps for call in self.calls)
+
+    def soft_calls(self):
+        """Returns the calls with the x0 estimate as a tensor of its own, as gradients need it."""
+        if not self.limits:
+            return self.calls
+        if self._soft is None:
+            recipe = self.recipe
+            given = not self.counter or recipe.deviations is not None
+            self._soft, _ = calls_of(recipe.plan, recipe.reads, given_noise=given, hook=True)
+        return self._soft
 
 
 class Run:
@@ -75,6 +88,7 @@ class Run:
     def __init__(self, prepared: Prepared):
         """Starts with nothing to remember."""
         recipe = prepared.recipe
+        self.prepared, self.graph = prepared, False  # whether what is remembered has a gradient
         self.recipe, self.options, self.begin = recipe, prepared.options, recipe.begin
         self.calls, self.limits, self.hook = prepared.calls, prepared.limits, recipe.hook
         self.draws, self.wide, self.remembers = recipe.draws, recipe.wide, prepared.remembers
@@ -97,6 +111,8 @@ class Run:
         call = self.calls[i]
         x = sample.contiguous()
         output = output.contiguous()
+        if _grad_enabled() and (output.requires_grad or x.requires_grad or self.graph):
+            return self._with_gradient(i, x, output, noise, dtype)
         tensors = (self.anchor, x, output, None, noise, None, *self.slots)
         # of the sample's type as a rule, and then this is the cheapest way to a tensor
         point = _empty_like(x) if x.dtype is dtype else _empty_like(x, dtype=dtype)
@@ -126,9 +142,33 @@ class Run:
             self.anchor = x
         return point
 
+    def _with_gradient(self, i, x, output, noise, dtype):
+        """Returns the same as `step`, as a function that torch can differentiate."""
+        call, self.graph = self.prepared.soft_calls()[i], True
+        tensors = [self.anchor, x, output, None, noise, None, *self.slots]
+        if self.hook is not None or self.limits:
+            xs = [tensors[k] for k in call.x0_columns]
+            (x0,) = ops.combine(xs, call.x0_weights)
+            x0 = self.hook(x0) if self.hook is not None else x0.clamp(*self.limits)
+            tensors[AT_X0] = x0.contiguous()
+        xs = [tensors[k] for k in call.columns]
+        fresh = {"noise": call.noise, "ids": self.ids, "seed": _SEED} if call.noise else {}
+        rows = list(ops.combine(xs, call.weights, stage=i, **fresh))
+        if call.slot >= 0:
+            self.slots[call.slot] = rows.pop(0)
+        if call.parts:
+            self.anchor = rows.pop(0)
+        elif not call.keeps:
+            self.anchor = None
+        elif self.anchor is None:
+            self.anchor = x
+        return rows[0].to(dtype)
+
     def x0(self, i: int, sample, output, noise, dtype: torch.dtype) -> torch.Tensor:
         """Returns the x0 estimate [B, ...] of stage i, clamped or changed as the step's was."""
         sample, output = sample.contiguous(), output.contiguous()
+        if _grad_enabled() and (output.requires_grad or sample.requires_grad):
+            return self._x0_with_gradient(i, sample, output, noise).to(dtype)
         with _below_autograd():
             if self.recipe.estimates is not None:
                 return self._shown(i, sample, output, noise, dtype)
@@ -136,6 +176,17 @@ class Run:
             if self.recipe.hook is not None:
                 return self.recipe.hook(x0)
             return x0.clamp_(*self.limits) if self.limits else x0
+
+    def _x0_with_gradient(self, i, sample, output, noise):
+        if self.recipe.estimates is not None and noise is not None:
+            weights = list(map(float, self.recipe.estimates[i]))
+            return ops.combine([sample, output, noise], weights)[0]
+        call = self.prepared.soft_calls()[i]
+        tensors = (self.anchor, sample, output)
+        (x0,) = ops.combine([tensors[k] for k in call.x0_columns], call.x0_weights)
+        if self.hook is not None:
+            return self.hook(x0)
+        return x0.clamp(*self.limits) if self.limits else x0
 
     def _shown(self, i, sample, output, noise, dtype):
         x0 = torch.empty(sample.shape, dtype=dtype, device=sample.device)

@@ -281,7 +281,8 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
 
     def _scaled(self, sample, timestep, factors):
         """Returns the network's input: the sample times this step's factor."""
-        if _is_compiling():
+        if _is_compiling() or (self._compiled is not None and self._compiled.state is not None):
+            self.is_scale_input_called = True
             return self._compiled.scaled(sample, self._first_row(timestep))
         if self._step_index is None:
             self._init_step_index(timestep)
@@ -366,10 +367,20 @@ def drop_in(original: type):
             self._after_set_timesteps(device)
 
         cls.set_timesteps = set_timesteps
+        if hasattr(original, "step_index"):
+            cls.step_index = property(_step_index)
         KINDS[original.__name__] = cls
         return cls
 
     return finish
+
+
+def _step_index(scheduler) -> int | None:
+    """Returns the index of the next step; of a traced run it is read from the device."""
+    traced = scheduler._compiled
+    if traced is not None and traced.state is not None:
+        return traced.recipe.begin + int(traced.state.row[0])
+    return scheduler._step_index
 
 
 def _check_count(name, arguments, config) -> None:
