@@ -25,7 +25,7 @@ def run(plan, denoise, x, noise=None):
         z = np.zeros_like(anchor) if noise is None else noise(i)
         inputs = [anchor, z, *history]  # later columns have weight 0 until they exist
         point, anchor = (
-            sum(w * v for w, v in zip(table[i], inputs, strict=False))
+            sum(w * v for w, v in zip(table[i], inputs, strict=False) if w)
             for table in (plan.point, plan.anchor)
         )
         if plan.direct is not None:

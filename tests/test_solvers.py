@@ -55,34 +55,28 @@ ORDER_CASES = {
 order_cases = pytest.mark.parametrize("case", ORDER_CASES)
 
 
-def levels(schedule):
-    """Function t -> (alpha, sigma), each time asked for once: denoisers are called at the same."""
-
-    @cache
-    def at(t):
-        return float(schedule.alpha(t)), float(schedule.sigma(t))
-
-    return at
-
-
 @cache
 def mixture(schedule):
-    """Posterior mean E[x0 | x, t] of three Gaussians in the plane, [B, 2] -> [B, 2]."""
+    """Posterior mean E[x0 | x, t] of three Gaussians in the plane, [B, 2] -> [B, 2].
+
+    A Gaussian's share is exp(-|x - alpha mean|^2 / (2 total)) with total = alpha^2 variance +
+    sigma^2; |x|^2 is common to all and left out. What depends on t alone is kept.
+    """
     means = np.array([[1.0, 0.3], [-0.8, 0.9], [-0.1, -1.1]])
     weights, variance = np.array([0.5, 0.2, 0.3]), 0.16
 
-    at = levels(schedule)
-    log_weights = np.log(weights)
+    @cache
+    def at(t):
+        alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
+        total = alpha**2 * variance + sigma**2
+        constant = np.log(weights) - 0.5 * alpha**2 / total * (means**2).sum(1)
+        pull = alpha * variance / total
+        return alpha / total * means.T, constant, pull, (1.0 - pull * alpha) * means
 
     def denoise(x, t):
-        alpha, sigma = at(t)
-        total = alpha**2 * variance + sigma**2
-        gap = x[:, None] - alpha * means  # [B, 3, 2]
-        log = log_weights - 0.5 * np.einsum("bmd,bmd->bm", gap, gap) / total
-        share = np.exp(log - log.max(1, keepdims=True))
-        share /= share.sum(1, keepdims=True)
-        each = means + alpha * variance / total * gap
-        return (share[..., None] * each).sum(1)
+        slope, constant, pull, rest = at(t)
+        share = np.exp(x @ slope + constant)
+        return pull * x + (share @ rest) / share.sum(1, keepdims=True)
 
     return denoise
 
@@ -134,7 +128,7 @@ def both_errors(build, schedule, make, counts=COUNTS):
     alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
     level = np.sqrt(alpha[:, None] ** 2 * VARIANCES + sigma[:, None] ** 2)
     truth = np.append(truth, level[-1] / level[0])
-    of_mixture, of_gaussian = mixture(schedule), gaussian(schedule, VARIANCES)
+    of_mixture, of_gaussian = mixture(schedule), gaussians(schedule)
 
     def denoise(x, t):
         found = of_mixture(x[: -len(VARIANCES)].reshape(-1, 2), t).ravel()
@@ -156,13 +150,24 @@ def errors_of(solver, case):
 
 def gaussian(schedule, variance, mean=0.0):
     """Posterior mean E[x0 | x, t] of one Gaussian."""
-    at = levels(schedule)
+
+    @cache
+    def at(t):
+        alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
+        pull = alpha * variance / (alpha**2 * variance + sigma**2)
+        return pull, (1.0 - pull * alpha) * mean
 
     def denoise(x, t):
-        alpha, sigma = at(t)
-        return mean + alpha * variance / (alpha**2 * variance + sigma**2) * (x - alpha * mean)
+        pull, rest = at(t)
+        return pull * x + rest
 
     return denoise
+
+
+@cache
+def gaussians(schedule):
+    """`gaussian` of the four variances, made once: solvers ask at the same times."""
+    return gaussian(schedule, VARIANCES)
 
 
 def propagated(plan, grid, mean, variance):

@@ -23,7 +23,7 @@ X = "x"  # the anchor's column; estimates go by the stage that made them
 WIDEST = 30.0
 
 # Above this product of such factors rounding shows in the noise level, which then goes unchecked.
-LARGEST_GROWTH = 1e3
+LARGEST_GROWTH = 1e2
 
 
 def build(
