@@ -2,6 +2,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+# Processes that share the tests.
+JOBS ?= 2
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 # Native sources: a change rebuilds the extensions.
 NATIVE = $(shell find csrc -type f) setup.py pyproject.toml
@@ -12,7 +14,7 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/diffast demo
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal
 
 lint: $(VENV)/.installed-lint
 	$(VENV)/bin/ruff check .
