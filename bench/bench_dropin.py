@@ -1,9 +1,9 @@
 """Drop-in schedulers against the installed diffusers: one step, in turns, same tensors.
 
-What is timed is `scale_model_input` (where the scheduler has a factor) and `step` for each entry of
-`timesteps`, as a pipeline calls them, without a network. "floor" is torch.copy_ of the bytes that a
-fused step has to read and write: state, output, what is remembered, result. The package's noise is
-drawn by counter; "+ torch noise" rows draw the very numbers that diffusers draws.
+What is timed is `step` for each entry of `timesteps`, as pipelines call it, without a network; and
+`scale_model_input` and `step` together, where the network's input is scaled. "floor" is torch.copy_
+of the bytes that a fused step has to read and write: state, output, what is remembered, result. The
+package's noise is drawn by counter; "torch noise" draws the very numbers that diffusers draws.
 """
 
 import numpy as np
@@ -63,14 +63,20 @@ def original(name):
     return getattr(diffusers, f"{kind}Scheduler")(**latent, **options)
 
 
-def stepping(scheduler, x, output):
+def scales(scheduler):
+    """Whether the network's input is not the sample itself."""
+    names = ("Euler", "Heun", "KDPM2", "LMS", "EDM")
+    return hasattr(scheduler, "scale_model_input") and any(
+        name in type(scheduler).__name__ for name in names
+    )
+
+
+def stepping(scheduler, x, output, scaled=False):
     """A function that takes one more step of a run, starting anew after the last one."""
     scheduler.set_timesteps(STEPS)
+    scheduler.is_scale_input_called = True  # no warning where it is not
     times = list(scheduler.timesteps)
     place = {"i": len(times)}
-    scaled = any(
-        name in type(scheduler).__name__ for name in ("Euler", "Heun", "KDPM2", "LMS", "EDM")
-    ) and hasattr(scheduler, "scale_model_input")
 
     def restart():
         if hasattr(scheduler, "_step_index"):
@@ -101,12 +107,19 @@ def stepping(scheduler, x, output):
 def test_step(benchmark, measure, report, threads, shape, case):
     """Microseconds of a step, as a share of diffusers' and of a copy of the minimal bytes."""
     _, _, tensors, small, large, stochastic = CASES[case]
+    # As in a process in which a network has run: freeing one large block makes the C library keep
+    # pages from then on. Otherwise every new tensor of 2 MiB is faulted in, of either side.
+    del [torch.empty(7 << 20) for _ in range(2)][:]
     x, output = torch.randn(SHAPES[shape]), torch.randn(SHAPES[shape])
     theirs = original(case)
     functions = {
         "diffast": stepping(DiffastScheduler.from_scheduler(theirs, noise="counter"), x, output),
         "diffusers": stepping(theirs, x, output),
     }
+    if scales(theirs):
+        again = DiffastScheduler.from_scheduler(theirs, noise="counter")
+        functions["diffast scaled"] = stepping(again, x, output, scaled=True)
+        functions["diffusers scaled"] = stepping(original(case), x, output, scaled=True)
     if stochastic:
         again = DiffastScheduler.from_scheduler(original(case))
         functions["torch noise"] = stepping(again, x, output)
@@ -128,6 +141,8 @@ def test_step(benchmark, measure, report, threads, shape, case):
     }
     if stochastic:
         figures["torch noise of diffusers"] = took["torch noise"] / took["diffusers"]
+    if "diffast scaled" in took:
+        figures["scaled of diffusers"] = took["diffast scaled"] / took["diffusers scaled"]
     targets = []
     if threads == 1:
         bound = small if shape == "1x4x64x64" else large

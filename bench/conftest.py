@@ -222,7 +222,8 @@ def pytest_terminal_summary(terminalreporter, config):
     if config.getoption("--benchmark-disable") or not config.records:
         return
     known = ("threads", "us", "GB/s", "of copy", "of eager", "of randn", "ns/number", "spread")
-    more = ("diffusers us", "of diffusers", "copy us", "over floor", "torch noise of diffusers")
+    more = ("diffusers us", "of diffusers", "copy us", "over floor", "scaled of diffusers")
+    more += ("torch noise of diffusers",)
     more += ("sampler's share", "df.sample's share", "diffusers' share")
     columns = [c for c in (*known, *more) if any(c in record for record in config.records)]
     terminalreporter.section("diffast" if config.verified else "diffast (UNVERIFIED)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 
@@ -68,6 +69,8 @@ class Prepared:
         )
         self.counter = counter
         self._soft = None
+        # each call's tensors out of those there are, the fastest way that Python has
+        self.picks = [_picker(call.columns) for call in self.calls]
         # whether a step needs what earlier ones left
         self.remembers = bool(self.slots) or any(call.parts or call.keeps for call in self.calls)
 
@@ -91,6 +94,7 @@ class Run:
         self.prepared, self.graph = prepared, False  # whether what is remembered has a gradient
         self.recipe, self.options, self.begin = recipe, prepared.options, recipe.begin
         self.calls, self.limits, self.hook = prepared.calls, prepared.limits, recipe.hook
+        self.picks = prepared.picks
         self.draws, self.wide, self.remembers = recipe.draws, recipe.wide, prepared.remembers
         self.slots: list[torch.Tensor | None] = [None] * prepared.slots
         self.anchor: torch.Tensor | None = None
@@ -125,7 +129,7 @@ class Run:
             if self.hook is not None:
                 x0 = self.hook(self._x0(call, tensors, torch.float32)).contiguous()
                 tensors = (*tensors[:AT_X0], x0, *tensors[AT_X0 + 1 :])
-            xs = [tensors[k] for k in call.columns]
+            xs = self.picks[i](tensors)
             try:
                 if call.noise or self.limits:
                     rest = (call.noise, _SEED, self.ids, self.limits)
@@ -219,6 +223,12 @@ class Run:
 # The seed of the counter noise: a generator's own seed is part of the ids, so that a sample drawn
 # with a generator of its own is the same one in any batch.
 _SEED = 0
+
+
+def _picker(columns: tuple[int, ...]):
+    if len(columns) == 1:
+        return lambda tensors: (tensors[columns[0]],)
+    return itemgetter(*columns)
 
 
 def _complaint(sample, output, noise, error) -> str:
