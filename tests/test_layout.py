@@ -157,3 +157,14 @@ def test_cuda_sources_include_no_torch_header():
         assert "torch/" not in path.read_text(), path
     for path in (ROOT / "csrc" / "host").glob("*.cpp"):
         assert "torch/" not in path.read_text(), path
+
+
+def test_interfaces_are_loaded_when_asked_for():
+    program = (
+        "import sys, diffast as df\n"
+        "assert df.integrations.k_diffusion.sample_heun and df.integrations.edm.edm_sampler\n"
+        "assert not {'diffusers', 'k_diffusion', 'transformers'} & {*sys.modules}\n"
+        "try:\n    df.integrations.nothing\nexcept AttributeError as error:\n    print(error)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.stdout == "module 'diffast.integrations' has no attribute 'nothing'\n", run.stderr
