@@ -77,7 +77,7 @@ class DiffastDDIMScheduler(_WithEstimate, originals.DDIMScheduler):
         """Returns the previous sample and the x0 estimate; see diffusers."""
         if variance_noise is not None and generator is not None:
             raise ValueError("step: generator and variance_noise are both given, but one is used")
-        options = (eta, use_clipped_model_output)
+        options = (float(eta), use_clipped_model_output)
         return self._advance(
             model_output, timestep, sample, return_dict, generator, options, variance_noise
         )
@@ -225,7 +225,6 @@ class DiffastHeunDiscreteScheduler(_SigmaSpace, originals.HeunDiscreteScheduler)
     _Output = scheduling_heun.HeunDiscreteSchedulerOutput
 
     order = 2
-    _two_calls = True
 
     def _recipe(self, begin, options):
         return sigmas.heun(self)
@@ -241,7 +240,6 @@ class DiffastKDPM2DiscreteScheduler(_SigmaSpace, originals.KDPM2DiscreteSchedule
 
     _Output = scheduling_dpm_2.KDPM2DiscreteSchedulerOutput
     order = 2
-    _two_calls = True
 
     def _after_set_timesteps(self, device):
         between = self.sigmas_interpol.tolist()
@@ -424,7 +422,6 @@ class DiffastFlowMatchHeunDiscreteScheduler(
 
     _Output = scheduling_flow_heun.FlowMatchHeunDiscreteSchedulerOutput
     order = 2
-    _two_calls = True
     _options = (0.0, 0.0, float("inf"), 1.0)
 
     def _recipe(self, begin, options):

@@ -9,7 +9,7 @@ import torch
 
 from diffast import ops
 from diffast.plan import Plan
-from diffast.step_calls import AT_X0, calls_of
+from diffast.step_calls import AT_ANCHOR, AT_X0, FIXED, calls_of
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _combine, _empty_like = ops.combine_out, torch.empty_like
@@ -101,6 +101,12 @@ class Run:
         self.away: torch.Tensor | None = None
         self.ids: torch.Tensor | None = None
         self.next = -1  # index of the step that goes on from the last one; -1: none was taken
+
+    def starts_at(self, i: int) -> bool:
+        """Returns whether stage i needs nothing that an earlier one would have left."""
+        return not {AT_ANCHOR} & {*self.calls[i].columns} and max(self.calls[i].columns) < len(
+            FIXED
+        )
 
     def step(self, i: int, sample, output, noise, dtype: torch.dtype) -> torch.Tensor:
         """Returns the next sample [B, ...] after stage i.

@@ -50,7 +50,6 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
     config_name = "scheduler_config.json"
     order = 1
     _searches = False  # whether the original looks each timestep up, and so keeps no step index
-    _two_calls = False  # whether a step has two entries in timesteps
     _factors: list[float] | None = None  # of the network's input at each entry of timesteps
 
     @classmethod
@@ -154,17 +153,25 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
     def _run_from(self, i: int, options: tuple) -> Run:
         """Returns a run that can take step i: the last one if it is where that left off."""
         run = self._run
-        if run is None or run.options != options or run.begin > i:
-            return self._start(i, options)
-        if run.remembers and run.next != i and i != run.begin:
-            # a start further on: what would be remembered is not there
-            return self._start(i, options)
+        # at a start further on, what would be remembered is not there
+        lost = run is not None and run.remembers and run.next != i and i != run.begin
+        if run is None or run.options != options or run.begin > i or lost:
+            run = self._start(i, options)
+            if not run.starts_at(i - run.begin):
+                raise ValueError(
+                    f"{type(self).__name__}: timestep {i} is the second call of a step, but a run "
+                    "starts with the first"
+                )
         return run
 
     # --- where in the run -------------------------------------------------------------------
 
     def _position(self, timestep) -> int:
         """Returns the index into `timesteps` of one of them, without reading from a device."""
+        if self._positions is None:
+            raise ValueError(
+                f"{type(self).__name__}: a step, but set_timesteps was not called before"
+            )
         times = self.timesteps
         if isinstance(timestep, torch.Tensor):
             if timestep.dtype == times.dtype and timestep.device == times.device:
@@ -196,10 +203,6 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
         if self._searches:
             return self._position(timestep)
         if self._step_index is None:
-            if getattr(self, "_positions", None) is None:
-                raise ValueError(
-                    f"{type(self).__name__}: step, but set_timesteps was not called before"
-                )
             self._init_step_index(timestep)
         if self._step_index >= self._count:  # `run.next` says so too: it never gets there
             raise ValueError(
