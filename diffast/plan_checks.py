@@ -153,11 +153,11 @@ def _check_x0(plan, alpha):
         wrong = ~(np.abs(x0 - want) <= TOLERANCE_X0 * scale)
         if wrong.any():
             _refuse(plan, field, int(np.argmax(wrong)), "x0 with weight", x0, "alpha", want)
-    has = plan.opening[0] * alpha[-1]
-    if not abs(has - alpha[0]) <= TOLERANCE_X0 * max(abs(has), alpha[0]):
+    has, want = float(plan.opening[0] * alpha[-1]), float(alpha[0])
+    if not abs(has - want) <= TOLERANCE_X0 * max(abs(has), want):
         raise ValueError(
             f"Plan {plan.name}: opening holds x0 with weight {has!r}, but it must be "
-            f"alpha = {alpha[0]!r}"
+            f"alpha = {want!r}"
         )
 
 
@@ -182,13 +182,13 @@ def _check_noise(plan, sigma):
             i = int(np.argmax(wrong))
             least = LEAST_NOISE * scale
             _refuse(plan, field, i, "fresh noise of weight", fresh, "0 or at least", least)
-    has = np.hypot(plan.opening[0] * sigma[-1], plan.opening[1])
-    if not abs(has - sigma[0]) <= TOLERANCE_NOISE * max(has, sigma[0]):
+    has, want = float(np.hypot(plan.opening[0] * sigma[-1], plan.opening[1])), float(sigma[0])
+    if not abs(has - want) <= TOLERANCE_NOISE * max(has, want):
         raise ValueError(
             f"Plan {plan.name}: opening holds noise of level {has!r}, but it must be "
-            f"sigma = {sigma[0]!r}"
+            f"sigma = {want!r}"
         )
-    fresh = abs(plan.opening[1])
+    fresh = abs(float(plan.opening[1]))
     if 0.0 < fresh < LEAST_NOISE * has:
         raise ValueError(
             f"Plan {plan.name}: opening holds fresh noise of weight {fresh!r}, but it must be "

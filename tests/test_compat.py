@@ -288,7 +288,8 @@ def test_blocks_of_one_are_first_order(schedule, kind):
 
 @pytest.mark.parametrize("kind", ["midpoint", "heun"])
 def test_blocks_step_from_their_start(kind):
-    grid = grids.uniform_logsnr(VP, 6, sigma_max=5.0, to_zero=False)
+    # not even in lam, where the midpoint's weight of the first estimate is 0
+    grid = grids.karras(VP, 6, sigma_max=5.0, to_zero=False)
     plan = compat.singlestep_sde(VP, grid, [1, 2, 3], kind)
     np.testing.assert_array_equal(plan.anchor_at, [1, 1, 3, 3, 3, 6])
     np.testing.assert_array_equal(plan.anchor[[1, 3, 4]], np.eye(5)[[0] * 3])
