@@ -13,6 +13,7 @@ from diffast.integrations.diffusers.reading import Reading
 from diffast.integrations.diffusers.run import Recipe
 from diffast.integrations.diffusers.shared import clamp_of, hook_of, predicts
 from diffast.solvers import compat
+from diffast.solvers.adams import EVEN
 from diffast.variance import bounds, deviation
 
 
@@ -138,7 +139,7 @@ def pndm(scheduler, begin) -> Recipe:
         else:
             known = [*known[-3:], i]
             start, to = t, t - stride
-            share = MEANS[len(known) - 1]
+            share = EVEN[len(known) - 1]
             mean = {j: share[k] for k, j in enumerate(reversed(known))}
             based.append(False)
         transfers.append((start, to if to >= 0 else clean))
@@ -148,15 +149,6 @@ def pndm(scheduler, begin) -> Recipe:
         space, times, transfers, means, based, velocity=config.prediction_type == "v_prediction"
     )
     return Recipe(plan, Reading(0.0, 1.0), begin=begin)
-
-
-# Adams-Bashforth weights of even steps, newest first (Liu et al. 2022, eq. 12).
-MEANS = (
-    (1.0,),
-    (3 / 2, -1 / 2),
-    (23 / 12, -16 / 12, 5 / 12),
-    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
-)
 
 
 def learned_deviation(deviations, stage, output, channels):
