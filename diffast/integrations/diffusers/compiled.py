@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from diffast.integrations.diffusers.run import Recipe, ids_of
+from diffast.integrations.diffusers.run import Prepared, Recipe, ids_of
 from diffast.stepwise import State, Stepper
 
 
@@ -34,10 +34,14 @@ def _ignoring_stage(hook):
 class CompiledRun:
     """A run for tracing; made before anything is traced."""
 
-    def __init__(self, recipe: Recipe, stepper: Stepper, counter: bool):
+    def __init__(self, prepared: Prepared, stepper: Stepper, counter: bool):
         """Starts with no state."""
-        self.recipe, self.stepper, self.counter = recipe, stepper, counter
-        self.draws = any(recipe.draws)
+        self.recipe, self.options = prepared.recipe, prepared.options
+        self.stepper, self.counter = stepper, counter
+        self.draws = any(self.recipe.draws)
+        self.boundary = None
+        if self.recipe.boundary is not None:
+            self.boundary = torch.tensor(self.recipe.boundary, device=stepper.device)
         self.factors = None
         self.state: State | None = None
 
@@ -51,18 +55,25 @@ class CompiledRun:
             generator: for the noise.
             noise: normals [B, ...], or None.
         """
+        if self.recipe.deviations is not None:
+            raise ValueError("step: a learned variance is not traced, but everything else is")
         dtype = output.dtype
         if not self.recipe.wide and sample.dtype != dtype:
             dtype = torch.promote_types(dtype, sample.dtype)
         state = self._state(sample, row, generator)
-        if not self.draws or self.counter:
+        if noise is not None and self.counter:
+            raise ValueError("step: variance_noise is given, but noise is 'counter'")
+        if not self.draws:
             noise = None
-        elif noise is None:
+        elif noise is None and not self.counter:
             kind = self.recipe.noise_dtype or output.dtype
             noise = randn_tensor(
                 sample.shape, generator=generator, device=output.device, dtype=kind
             )
         x0 = self.stepper.estimate(state, output)
+        if self.boundary is not None:
+            of_sample, of_x0 = self.boundary[state.row[:1]].to(x0.dtype).unbind(1)
+            x0 = of_sample * sample + of_x0 * x0
         self.state, x, _ = self.stepper.step(state, output, noise)
         return x.to(dtype), x0.to(dtype)
 

@@ -101,13 +101,14 @@ def lcm(scheduler) -> Recipe:
     )
     plan = solvers.lcm(trig, grid)
     a, b = Prediction(trig, predicts(config)).affine(plan.times)
-    clamp, hook = clamp_of(config), hook_of(scheduler)
+    clamp, hook, boundary = clamp_of(config), hook_of(scheduler), None
     if clamp is None and hook is None:
         reads = Reading(skip + out * a, out * b)
     else:
         reads, plan = Reading(a, b), compat.with_boundary(plan, skip, out)
+        boundary = tuple(zip(skip.tolist(), out.tolist(), strict=True))
     draws = (True,) * (plan.stages - 1) + (False,)
-    return Recipe(plan, reads, clamp, hook, draws)
+    return Recipe(plan, reads, clamp, hook, draws, boundary=boundary)
 
 
 def pndm(scheduler, begin) -> Recipe:

@@ -32,6 +32,8 @@ class Recipe:
         begin: index into `timesteps` of the first stage.
         estimates: [S] weights (sample, output, noise) of the x0 estimate that is shown, where it
             is not the one that the plan is given.
+        boundary: [S] weights (sample, x0 estimate) of what is shown in the estimate's place, after
+            a clamp or hook.
         deviations: what a network's predicted variance needs, see `learned_deviation`.
     """
 
@@ -44,6 +46,7 @@ class Recipe:
     wide: bool = False
     begin: int = 0
     estimates: tuple | None = None
+    boundary: tuple | None = None
     deviations: tuple | None = None
 
 
@@ -104,9 +107,8 @@ class Run:
 
     def starts_at(self, i: int) -> bool:
         """Returns whether stage i needs nothing that an earlier one would have left."""
-        return not {AT_ANCHOR} & {*self.calls[i].columns} and max(self.calls[i].columns) < len(
-            FIXED
-        )
+        columns = self.calls[i].columns
+        return AT_ANCHOR not in columns and max(columns) < len(FIXED)
 
     def step(self, i: int, sample, output, noise, dtype: torch.dtype) -> torch.Tensor:
         """Returns the next sample [B, ...] after stage i.
@@ -133,7 +135,8 @@ class Run:
             outs.insert(0, self._slot(call.slot, x))
         with _below_autograd():
             if self.hook is not None:
-                x0 = self.hook(self._x0(call, tensors, torch.float32)).contiguous()
+                wide = torch.promote_types(x.dtype, torch.float32)
+                x0 = self.hook(self._x0(call, tensors, wide)).contiguous()
                 tensors = (*tensors[:AT_X0], x0, *tensors[AT_X0 + 1 :])
             xs = self.picks[i](tensors)
             try:
@@ -159,8 +162,7 @@ class Run:
         if self.hook is not None or self.limits:
             xs = [tensors[k] for k in call.x0_columns]
             (x0,) = ops.combine(xs, call.x0_weights)
-            x0 = self.hook(x0) if self.hook is not None else x0.clamp(*self.limits)
-            tensors[AT_X0] = x0.contiguous()
+            tensors[AT_X0] = self._changed(x0).contiguous()
         xs = [tensors[k] for k in call.columns]
         fresh = {"noise": call.noise, "ids": self.ids, "seed": _SEED} if call.noise else {}
         rows = list(ops.combine(xs, call.weights, stage=i, **fresh))
@@ -182,10 +184,8 @@ class Run:
         with _below_autograd():
             if self.recipe.estimates is not None:
                 return self._shown(i, sample, output, noise, dtype)
-            x0 = self._x0(self.calls[i], [self.anchor, sample, output, None, None, None], dtype)
-            if self.recipe.hook is not None:
-                return self.recipe.hook(x0)
-            return x0.clamp_(*self.limits) if self.limits else x0
+            tensors = (self.anchor, sample, output)
+            return self._finished(i, sample, self._x0(self.calls[i], tensors, dtype)).to(dtype)
 
     def _x0_with_gradient(self, i, sample, output, noise):
         if self.recipe.estimates is not None and noise is not None:
@@ -194,6 +194,16 @@ class Run:
         call = self.prepared.soft_calls()[i]
         tensors = (self.anchor, sample, output)
         (x0,) = ops.combine([tensors[k] for k in call.x0_columns], call.x0_weights)
+        return self._finished(i, sample, x0)
+
+    def _finished(self, i, sample, x0):
+        """Returns the estimate after what the step does to it, as it is shown."""
+        x0 = self._changed(x0)
+        if self.recipe.boundary is None:
+            return x0
+        return ops.combine([sample, x0.contiguous()], list(self.recipe.boundary[i]))[0]
+
+    def _changed(self, x0):
         if self.hook is not None:
             return self.hook(x0)
         return x0.clamp(*self.limits) if self.limits else x0
@@ -247,8 +257,7 @@ def _complaint(sample, output, noise, error) -> str:
 
 def _new(sample) -> torch.Tensor:
     """Returns a tensor for what is remembered: float32, whatever half type the network has."""
-    dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
-    return torch.empty(sample.shape, dtype=dtype, device=sample.device)
+    return torch.empty_like(sample, dtype=torch.promote_types(sample.dtype, torch.float32))
 
 
 def ids_of(generator, batch: int, device) -> torch.Tensor:

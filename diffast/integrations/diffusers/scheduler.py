@@ -112,8 +112,12 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
         if self._made:
             self._start(0, self._options)
 
-    def _start(self, begin: int, options: tuple) -> Run:
-        """Starts a run at that index, for eager steps and for traced ones."""
+    def _start(self, begin: int, options: tuple, traced: bool = False) -> Run:
+        """Starts a run at that index, for eager steps; for traced ones if so wished.
+
+        With the usual options traced ones are always made ready, as nothing can be while tracing.
+        """
+        traced = traced or options == self._options
         key = (
             tuple(self.host.times),
             self.host.sigmas.tobytes(),
@@ -121,6 +125,7 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
             self.num_inference_steps,
             begin,
             options,
+            traced,
         )
         if self._kept is None or self._kept[0] is not self._internal_dict:
             self._kept = (self._internal_dict, {})  # the config is another one: its plans too
@@ -129,13 +134,13 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
             if len(kept) == _KEPT:
                 kept.pop(next(iter(kept)))
             recipe, stepper = self._checked_recipe(begin, options), None
-            if options == self._options:  # others are not traced
+            if traced:
                 stepper = stepper_of(recipe, self._counter, self.timesteps.device)
             kept[key] = (Prepared(recipe, options, self._counter), stepper)
         prepared, stepper = kept[key]
         self._run = Run(prepared)
         if stepper is not None:
-            self._compiled = CompiledRun(prepared.recipe, stepper, self._counter)
+            self._compiled = CompiledRun(prepared, stepper, self._counter)
             if self._factors is not None:
                 self._compiled.factors = torch.tensor(self._factors, device=self.timesteps.device)
         return self._run
@@ -218,6 +223,8 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
     ):
         """Returns what `step` returns: a fused step from the sample by the network's output."""
         if _is_compiling():
+            if self._compiled is None or self._compiled.options != options:
+                self._trace_with(options)
             row = self._first_row(timestep)
             result, x0 = self._compiled.step(sample, output, row, generator, noise)
             return self._traced_output(return_dict, result, x0)
@@ -238,6 +245,12 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
         run.next = i + 1 if i + 1 < self._count else -1
         return self._output(return_dict, result, run, stage, sample, output, noise)
 
+    @torch.compiler.disable
+    def _trace_with(self, options: tuple) -> None:
+        """Makes the tables of other arguments of `step` than were traced last; breaks the graph."""
+        begin = getattr(self, "_begin_index", None) or 0
+        self._start(begin, options, traced=True)
+
     def _first_row(self, timestep):
         """Returns the stage at which a traced run is, a number or a tensor; None: the next one."""
         if self._searches:
@@ -255,6 +268,10 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
 
     def _noise(self, run, stage, output, sample, generator, noise):
         """Returns the network's output of x0 alone, and the normals of this stage or None."""
+        if self._counter and noise is not None:
+            raise ValueError(
+                f"{type(self).__name__}: variance_noise is given, but noise is 'counter'"
+            )
         recipe, deviation = run.recipe, None
         if recipe.deviations is not None:
             output, deviation = learned_deviation(recipe.deviations, stage, output, sample.shape[1])
@@ -262,7 +279,7 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
             run.ids = ids_of(generator, len(sample), sample.device)
         if not recipe.draws[stage]:
             return output, None
-        if self._counter and noise is None:
+        if self._counter:
             if deviation is None:
                 return output, None
             noise = torch.empty(sample.shape, dtype=torch.float32, device=sample.device)
