@@ -135,8 +135,7 @@ class Run:
             outs.insert(0, self._slot(call.slot, x))
         with _below_autograd():
             if self.hook is not None:
-                wide = torch.promote_types(x.dtype, torch.float32)
-                x0 = self.hook(self._x0(call, tensors, wide)).contiguous()
+                x0 = self.hook(self._x0(call, tensors, _wide(x.dtype))).contiguous()
                 tensors = (*tensors[:AT_X0], x0, *tensors[AT_X0 + 1 :])
             xs = self.picks[i](tensors)
             try:
@@ -257,7 +256,11 @@ def _complaint(sample, output, noise, error) -> str:
 
 def _new(sample) -> torch.Tensor:
     """Returns a tensor for what is remembered: float32, whatever half type the network has."""
-    return torch.empty_like(sample, dtype=torch.promote_types(sample.dtype, torch.float32))
+    return torch.empty_like(sample, dtype=_wide(sample.dtype))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def ids_of(generator, batch: int, device) -> torch.Tensor:
