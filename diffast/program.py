@@ -160,3 +160,29 @@ def _uses(plan: Plan) -> list[list[int]]:
         if back > 0:
             later[i - back].append(int(i))
     return later
+
+
+def flatten(
+    rows: list[Row], index: dict, given_noise: bool = False, clamp: bool = False
+) -> tuple[tuple, list[float], list[float]]:
+    """Returns (columns, weights, noise) of rows as a `combine` call wants them.
+
+    Args:
+        rows: what the call makes.
+        index: what stands for each name, in the order of the sums.
+        given_noise: the fresh normals are a column of their own, under the name NOISE.
+        clamp: row 0 is the x0 estimate, whose clamped self is the last column of all rows.
+    """
+    noise = [row.noise for row in rows]
+    if given_noise and any(noise):
+        rows = [Row(row.weights | {NOISE: row.noise}) for row in rows]
+    used = set().union(*(row.weights for row in rows))
+    if clamp:  # the clamped row is the last column, not a tensor
+        used.discard(X0)
+    names = [name for name in index if name in used]
+    weighed = [*names, X0] if clamp else names
+    return (
+        tuple(index[name] for name in names),
+        [row.weights.get(name, 0.0) for row in rows for name in weighed],
+        noise if any(noise) and not given_noise else [],
+    )

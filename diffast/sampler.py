@@ -12,7 +12,7 @@ import torch
 from diffast import ops, program
 from diffast.denoiser import Denoiser, time_dtype
 from diffast.plan import Plan
-from diffast.program import ANCHOR, COND, INPUT, NOISE, UNCOND, X0, Row, Stage
+from diffast.program import ANCHOR, COND, INPUT, NOISE, UNCOND, X0, Row, Stage, flatten
 
 
 @dataclass(frozen=True)
@@ -260,24 +260,12 @@ class _Run:
         return [self._call(preview + rows, columns, [])]
 
     def _call(self, rows: list[tuple[Row, Any]], columns: dict, clamp: list[float]) -> _Call:
-        noise = [row.noise for row, _ in rows]
-        draws = any(noise) and self.draw is not None
-        if draws:
-            rows = [(Row(row.weights | {NOISE: row.noise}), out) for row, out in rows]
-            columns, noise = columns | {NOISE: NOISE}, []
-        used = set().union(*(row.weights for row, _ in rows))
-        names = [name for name in columns if name in used]
-        # The clamped row 0 is the last column of the rows after it; its own weight there is 0.
-        weighed = [*names, X0] if clamp else names
-        weights = [row.weights.get(name, 0.0) for row, _ in rows for name in weighed]
-        return _Call(
-            [columns[name] for name in names],
-            weights,
-            noise if any(noise) else [],
-            clamp,
-            [out for _, out in rows if out is not None],
-            draws,
-        )
+        draws = self.draw is not None and any(row.noise for row, _ in rows)
+        columns = columns | {NOISE: NOISE} if draws else columns
+        made = [row for row, _ in rows]
+        tensors, weights, noise = flatten(made, columns, draws, bool(clamp))
+        outs = [out for _, out in rows if out is not None]
+        return _Call(list(tensors), weights, noise, clamp, outs, draws)
 
     def start(self, noise: torch.Tensor | None) -> None:
         """Puts the initial state where the network reads it."""

@@ -10,7 +10,7 @@ import torch
 
 from diffast import program
 from diffast.plan import Plan
-from diffast.program import ANCHOR, COND, INPUT, NOISE, UNCOND, X0, Row
+from diffast.program import ANCHOR, COND, INPUT, NOISE, UNCOND, X0, Row, flatten
 
 # Tensors that a call weighs, before the slots. X0 is the estimate after a hook.
 FIXED = (ANCHOR, INPUT, COND, UNCOND, NOISE, X0)
@@ -100,25 +100,6 @@ def calls_of(
 def _of_input(row: Row) -> Row:
     weights = {INPUT if name == ANCHOR else name: w for name, w in row.weights.items()}
     return Row(weights, row.noise)
-
-
-def flatten(
-    rows: list[Row], index: dict, given_noise: bool = False, clamp: bool = False
-) -> tuple[tuple[int, ...], list[float], list[float]]:
-    """Returns (columns, weights, noise) of rows as a `combine` call wants them; see `Call`."""
-    noise = [row.noise for row in rows]
-    if given_noise and any(noise):
-        rows = [Row(row.weights | {NOISE: row.noise}) for row in rows]
-    used = set().union(*(row.weights for row in rows))
-    if clamp:  # the clamped row is the last column, not a tensor
-        used.discard(X0)
-    names = [name for name in index if name in used]
-    weighed = [*names, X0] if clamp else names
-    return (
-        tuple(index[name] for name in names),
-        [row.weights.get(name, 0.0) for row in rows for name in weighed],
-        noise if any(noise) and not given_noise else [],
-    )
 
 
 class Table(NamedTuple):

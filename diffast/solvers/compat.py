@@ -12,7 +12,8 @@ import numpy as np
 
 from diffast.grids import check_grid
 from diffast.plan import Plan
-from diffast.solvers.split import ancestral, diffusive
+from diffast.solvers.adams import EVEN
+from diffast.solvers.split import ancestral, diffusive, fixed
 
 
 def ddim_strides(schedule, starts, ends, eta=0.0, raw_noise=False) -> Plan:
@@ -41,19 +42,12 @@ def ddim_strides(schedule, starts, ends, eta=0.0, raw_noise=False) -> Plan:
     if raw_noise:
         rows[:, 2] = alpha_t
         direct[:, :, 1] = -(alpha_s * keep)[:, None]
-    meets = np.array_equal(starts[1:], ends[:-1])
     return Plan(
         schedule=schedule,
-        times=starts,
-        end=ends[-1],
-        read=np.tile([0.0, 1.0], (steps, 1)),
-        point=rows,
-        anchor=rows,
-        anchor_at=np.arange(1, steps + 1),
-        steps=steps,
+        **fixed(np.append(starts, ends[-1]), rows),
         name=f"ddim(eta={eta:g})",
         direct=direct,
-        check="full" if meets else "finite",
+        check="full" if np.array_equal(starts[1:], ends[:-1]) else "finite",
     )
 
 
@@ -85,19 +79,7 @@ def late_churn(schedule, grid, gamma, s_noise, reads, churned) -> Plan:
     of_x = ratio + (1.0 - ratio) * a_hat  # of x'
     of_output = (1.0 - ratio) * b_hat / b  # of the output, as b output = d - a x
     rows = np.stack([of_x - of_output * a, of_x * fresh, of_output], axis=1)
-    steps = len(rows)
-    return Plan(
-        schedule=schedule,
-        times=grid[:-1],
-        end=grid[-1],
-        read=np.tile([0.0, 1.0], (steps, 1)),
-        point=rows,
-        anchor=rows,
-        anchor_at=np.arange(1, steps + 1),
-        steps=steps,
-        name="euler(late churn)",
-        check="finite",
-    )
+    return Plan(schedule=schedule, **fixed(grid, rows), name="euler(late churn)", check="finite")
 
 
 def with_boundary(plan: Plan, skip, out) -> Plan:
@@ -305,3 +287,35 @@ def _block_slopes(lam, begin, end, order, alpha_t, kind):
     curve = 2.0 * (last - first) / (r[1] - r[0])
     bend = alpha_t * (0.5 - (2.0 * h - whole) / (2.0 * h) ** 2)
     return line * slope + bend * curve
+
+
+def pndm_stages(times, stride, clean, warm) -> tuple[list, list, list]:
+    """Returns the (transfers, means, based) of `pndm` for the times that diffusers calls.
+
+    Args:
+        times: [S] training indices of the calls.
+        stride: N / S, how far a step goes.
+        clean: the index that stands for the clean end.
+        warm: for a run with the pseudo Runge-Kutta warm-up, where each of its calls steps from;
+            else empty, and the second call corrects the first step.
+    """
+    transfers, means, based, known = [], [], [], []
+    for i, t in enumerate(times):
+        if i < len(warm):
+            if i % 4 == 0:
+                known.append(i)
+            start, to, mean = warm[i], t - (0 if i % 2 else stride // 2), {i: 1.0}
+            if i % 4 == 3:
+                mean = {i - 3: 1 / 6, i - 2: 1 / 3, i - 1: 1 / 3, i: 1 / 6}
+            based.append(i % 4 != 0)
+        elif i == 1:
+            start, to, mean = t + stride, t, {0: 0.5, 1: 0.5}
+            based.append(True)
+        else:
+            known = [*known[-3:], i]
+            start, to = t, t - stride
+            mean = dict(zip(reversed(known), EVEN[len(known) - 1], strict=True))
+            based.append(False)
+        transfers.append((start, to if to >= 0 else clean))
+        means.append(mean)
+    return transfers, means, based

@@ -8,6 +8,7 @@ from diffast.grids import check_grid
 from diffast.plan import Plan
 from diffast.solvers.integrals import adams, moments
 from diffast.solvers.multistep import build, check_choice, check_orders
+from diffast.solvers.split import fixed
 
 FORMS, KINDS = ("exact", "compat"), ("midpoint", "heun")
 
@@ -48,18 +49,7 @@ def dpmpp_2m(schedule, grid, kind="midpoint", orders=None) -> Plan:
     gain = 0.5 * new * h if kind == "midpoint" else alpha[1:] * h - new
     w[line] = gain[line] / h[line - 1]
     rows = np.stack([keep, np.zeros_like(h), new + w, -w], axis=1)
-    steps = len(rows)
-    return Plan(
-        schedule=schedule,
-        times=grid[:-1],
-        end=grid[-1],
-        read=np.tile([0.0, 1.0], (steps, 1)),
-        point=rows,
-        anchor=rows,
-        anchor_at=np.arange(1, steps + 1),
-        steps=steps,
-        name=f"dpmpp_2m({kind})",
-    )
+    return Plan(schedule=schedule, **fixed(grid, rows), name=f"dpmpp_2m({kind})")
 
 
 def dpmpp_3m(schedule, grid, form="exact", kind="heun", orders=None, start="rise") -> Plan:

@@ -13,7 +13,6 @@ from diffast.integrations.diffusers.reading import Reading
 from diffast.integrations.diffusers.run import Recipe
 from diffast.integrations.diffusers.shared import clamp_of, hook_of, predicts
 from diffast.solvers import compat
-from diffast.solvers.adams import EVEN
 from diffast.variance import bounds, deviation
 
 
@@ -123,28 +122,9 @@ def pndm(scheduler, begin) -> Recipe:
     # by training index, since the warm-up calls the network in the middle of a step
     space = schedules.from_betas(scheduler.host.betas)
     clean = -1 if config.set_alpha_to_one else 0
-    warm = 0 if config.skip_prk_steps else len(scheduler.prk_timesteps)
-    transfers, means, based, known = [], [], [], []
-    for i, t in enumerate(times):
-        if i < warm:
-            if i % 4 == 0:
-                known.append(i)
-            start = int(scheduler.prk_timesteps[i // 4 * 4])
-            to, mean = t - (0 if i % 2 else stride // 2), {i: 1.0}
-            if i % 4 == 3:
-                mean = {i - 3: 1 / 6, i - 2: 1 / 3, i - 1: 1 / 3, i: 1 / 6}
-            based.append(i % 4 != 0)
-        elif i == 1:  # the second call corrects the first step
-            start, to, mean = t + stride, t, {0: 0.5, 1: 0.5}
-            based.append(True)
-        else:
-            known = [*known[-3:], i]
-            start, to = t, t - stride
-            share = EVEN[len(known) - 1]
-            mean = {j: share[k] for k, j in enumerate(reversed(known))}
-            based.append(False)
-        transfers.append((start, to if to >= 0 else clean))
-        means.append(mean)
+    warm = [] if config.skip_prk_steps else scheduler.prk_timesteps.tolist()
+    warm = [int(warm[i // 4 * 4]) for i in range(len(warm))]
+    transfers, means, based = compat.pndm_stages(times, stride, clean, warm)
     check_indices(scheduler, [start for start, _ in transfers])
     plan = compat.pndm(
         space, times, transfers, means, based, velocity=config.prediction_type == "v_prediction"
