@@ -40,16 +40,53 @@ class _WithEstimate(DiffastScheduler):
         return self._Output(sample, x0) if return_dict else (sample, x0)
 
 
-class _SigmaSpace(_WithEstimate):
-    """A drop-in whose network sees x / sqrt(sigma^2 + 1)."""
-
-    def _after_set_timesteps(self, device):
-        self._factors = scale(self)
-        super()._after_set_timesteps(device)
+class _Scaled(DiffastScheduler):
+    """A drop-in whose network sees the sample times a factor of its step."""
 
     def scale_model_input(self, sample, timestep):
-        """Returns x / sqrt(sigma^2 + 1), [B, ...]."""
-        return self._scaled(sample, timestep, self._factors)
+        """Returns the network's input [B, ...]: the sample times this step's factor."""
+        return self._scaled(sample, timestep)
+
+
+class _SigmaSpace(_Scaled):
+    """A drop-in whose network sees x / sqrt(sigma^2 + 1)."""
+
+    def _input_factors(self):
+        return scale(self.host.sigmas)
+
+
+class _Preconditioned(_Scaled):
+    """A drop-in whose network sees x / sqrt(sigma^2 + sigma_data^2)."""
+
+    def _input_factors(self):
+        return scale(self.host.sigmas, self.config.sigma_data)
+
+
+def _step(self, model_output, timestep, sample, return_dict=True):
+    """Returns the previous sample (and the x0 estimate); see diffusers."""
+    return self._advance(model_output, timestep, sample, return_dict)
+
+
+def _drawing_step(self, model_output, timestep, sample, generator=None, return_dict=True):
+    """Returns the previous sample (and the x0 estimate); see diffusers."""
+    return self._advance(model_output, timestep, sample, return_dict, generator)
+
+
+def _churning_step(
+    self,
+    model_output,
+    timestep,
+    sample,
+    s_churn=0.0,
+    s_tmin=0.0,
+    s_tmax=float("inf"),
+    s_noise=1.0,
+    generator=None,
+    return_dict=True,
+):
+    """Returns the previous sample (and the x0 estimate); see diffusers."""
+    options = (s_churn, s_tmin, s_tmax, s_noise) if s_churn else self._options
+    return self._advance(model_output, timestep, sample, return_dict, generator, options)
 
 
 @drop_in(originals.DDIMScheduler)
@@ -93,9 +130,7 @@ class DiffastDDPMScheduler(_WithEstimate, originals.DDPMScheduler):
     def _recipe(self, begin, options):
         return indexed.ddpm(self)
 
-    def step(self, model_output, timestep, sample, generator=None, return_dict=True):
-        """Returns the previous sample and the x0 estimate; see diffusers."""
-        return self._advance(model_output, timestep, sample, return_dict, generator)
+    step = _drawing_step
 
 
 @drop_in(originals.LCMScheduler)
@@ -107,9 +142,7 @@ class DiffastLCMScheduler(_WithEstimate, originals.LCMScheduler):
     def _recipe(self, begin, options):
         return indexed.lcm(self)
 
-    def step(self, model_output, timestep, sample, generator=None, return_dict=True):
-        """Returns the previous sample and the denoised one; see diffusers."""
-        return self._advance(model_output, timestep, sample, return_dict, generator)
+    step = _drawing_step
 
 
 @drop_in(originals.PNDMScheduler)
@@ -121,13 +154,11 @@ class DiffastPNDMScheduler(DiffastScheduler, originals.PNDMScheduler):
     def _recipe(self, begin, options):
         return indexed.pndm(self, begin)
 
-    def step(self, model_output, timestep, sample, return_dict=True):
-        """Returns the previous sample; see diffusers."""
-        return self._advance(model_output, timestep, sample, return_dict)
+    step = _step
 
 
 @drop_in(originals.EulerDiscreteScheduler)
-class DiffastEulerDiscreteScheduler(_SigmaSpace, originals.EulerDiscreteScheduler):
+class DiffastEulerDiscreteScheduler(_SigmaSpace, _WithEstimate, originals.EulerDiscreteScheduler):
     """Drop-in for EulerDiscreteScheduler."""
 
     _Output = scheduling_euler.EulerDiscreteSchedulerOutput
@@ -136,37 +167,15 @@ class DiffastEulerDiscreteScheduler(_SigmaSpace, originals.EulerDiscreteSchedule
     def _recipe(self, begin, options):
         return sigmas.euler(self, options)
 
-    def step(
-        self,
-        model_output,
-        timestep,
-        sample,
-        s_churn=0.0,
-        s_tmin=0.0,
-        s_tmax=float("inf"),
-        s_noise=1.0,
-        generator=None,
-        return_dict=True,
-    ):
-        """Returns the previous sample and the x0 estimate; see diffusers."""
-        options = (s_churn, s_tmin, s_tmax, s_noise) if s_churn else self._options
-        return self._advance(model_output, timestep, sample, return_dict, generator, options)
+    step = _churning_step
 
 
 @drop_in(originals.EDMEulerScheduler)
-class DiffastEDMEulerScheduler(_WithEstimate, originals.EDMEulerScheduler):
+class DiffastEDMEulerScheduler(_Preconditioned, _WithEstimate, originals.EDMEulerScheduler):
     """Drop-in for EDMEulerScheduler."""
 
     _Output = scheduling_edm_euler.EDMEulerSchedulerOutput
     _options = (0.0, 0.0, float("inf"), 1.0)
-
-    def _after_set_timesteps(self, device):
-        self._factors = scale(self, self.config.sigma_data)
-        super()._after_set_timesteps(device)
-
-    def scale_model_input(self, sample, timestep):
-        """Returns x / sqrt(sigma^2 + sigma_data^2), [B, ...]."""
-        return self._scaled(sample, timestep, self._factors)
 
     def _recipe(self, begin, options):
         return sigmas.edm_euler(self, options)
@@ -204,7 +213,7 @@ class DiffastEDMEulerScheduler(_WithEstimate, originals.EDMEulerScheduler):
 
 @drop_in(originals.EulerAncestralDiscreteScheduler)
 class DiffastEulerAncestralDiscreteScheduler(
-    _SigmaSpace, originals.EulerAncestralDiscreteScheduler
+    _SigmaSpace, _WithEstimate, originals.EulerAncestralDiscreteScheduler
 ):
     """Drop-in for EulerAncestralDiscreteScheduler."""
 
@@ -213,13 +222,11 @@ class DiffastEulerAncestralDiscreteScheduler(
     def _recipe(self, begin, options):
         return sigmas.euler_ancestral(self)
 
-    def step(self, model_output, timestep, sample, generator=None, return_dict=True):
-        """Returns the previous sample and the x0 estimate; see diffusers."""
-        return self._advance(model_output, timestep, sample, return_dict, generator)
+    step = _drawing_step
 
 
 @drop_in(originals.HeunDiscreteScheduler)
-class DiffastHeunDiscreteScheduler(_SigmaSpace, originals.HeunDiscreteScheduler):
+class DiffastHeunDiscreteScheduler(_SigmaSpace, _WithEstimate, originals.HeunDiscreteScheduler):
     """Drop-in for HeunDiscreteScheduler."""
 
     _Output = scheduling_heun.HeunDiscreteSchedulerOutput
@@ -229,36 +236,31 @@ class DiffastHeunDiscreteScheduler(_SigmaSpace, originals.HeunDiscreteScheduler)
     def _recipe(self, begin, options):
         return sigmas.heun(self)
 
-    def step(self, model_output, timestep, sample, return_dict=True):
-        """Returns the previous sample and the x0 estimate; see diffusers."""
-        return self._advance(model_output, timestep, sample, return_dict)
+    step = _step
 
 
 @drop_in(originals.KDPM2DiscreteScheduler)
-class DiffastKDPM2DiscreteScheduler(_SigmaSpace, originals.KDPM2DiscreteScheduler):
+class DiffastKDPM2DiscreteScheduler(_SigmaSpace, _WithEstimate, originals.KDPM2DiscreteScheduler):
     """Drop-in for KDPM2DiscreteScheduler."""
 
     _Output = scheduling_dpm_2.KDPM2DiscreteSchedulerOutput
     order = 2
 
-    def _after_set_timesteps(self, device):
+    def _input_factors(self):
         between = self.sigmas_interpol.tolist()
-        self._factors = [
-            1.0 / (s * s + 1.0) ** 0.5 if i % 2 == 0 else 1.0 / (between[i] ** 2 + 1.0) ** 0.5
-            for i, s in enumerate(self.sigmas.tolist())
+        return [
+            of_step if i % 2 == 0 else 1.0 / (between[i] ** 2 + 1.0) ** 0.5
+            for i, of_step in enumerate(scale(self.host.sigmas))
         ]
-        DiffastScheduler._after_set_timesteps(self, device)
 
     def _recipe(self, begin, options):
         return sigmas.dpm_2(self)
 
-    def step(self, model_output, timestep, sample, return_dict=True):
-        """Returns the previous sample and the x0 estimate; see diffusers."""
-        return self._advance(model_output, timestep, sample, return_dict)
+    step = _step
 
 
 @drop_in(originals.LMSDiscreteScheduler)
-class DiffastLMSDiscreteScheduler(_SigmaSpace, originals.LMSDiscreteScheduler):
+class DiffastLMSDiscreteScheduler(_SigmaSpace, _WithEstimate, originals.LMSDiscreteScheduler):
     """Drop-in for LMSDiscreteScheduler."""
 
     _Output = scheduling_lms_discrete.LMSDiscreteSchedulerOutput
@@ -291,26 +293,16 @@ class DiffastDPMSolverMultistepScheduler(DiffastScheduler, originals.DPMSolverMu
 
 @drop_in(originals.EDMDPMSolverMultistepScheduler)
 class DiffastEDMDPMSolverMultistepScheduler(
-    DiffastScheduler, originals.EDMDPMSolverMultistepScheduler
+    _Preconditioned, originals.EDMDPMSolverMultistepScheduler
 ):
     """Drop-in for EDMDPMSolverMultistepScheduler."""
 
     _Output = SchedulerOutput
 
-    def _after_set_timesteps(self, device):
-        self._factors = scale(self, self.config.sigma_data)
-        super()._after_set_timesteps(device)
-
-    def scale_model_input(self, sample, timestep):
-        """Returns x / sqrt(sigma^2 + sigma_data^2), [B, ...]."""
-        return self._scaled(sample, timestep, self._factors)
-
     def _recipe(self, begin, options):
         return dpm_family.dpm_multistep(self, begin)
 
-    def step(self, model_output, timestep, sample, generator=None, return_dict=True):
-        """Returns the previous sample; see diffusers."""
-        return self._advance(model_output, timestep, sample, return_dict, generator)
+    step = _drawing_step
 
 
 @drop_in(originals.DPMSolverSinglestepScheduler)
@@ -337,9 +329,7 @@ class DiffastUniPCMultistepScheduler(DiffastScheduler, originals.UniPCMultistepS
     def _recipe(self, begin, options):
         return dpm_family.unipc(self, begin)
 
-    def step(self, model_output, timestep, sample, return_dict=True):
-        """Returns the previous sample; see diffusers."""
-        return self._advance(model_output, timestep, sample, return_dict)
+    step = _step
 
 
 @drop_in(originals.DEISMultistepScheduler)
@@ -351,9 +341,7 @@ class DiffastDEISMultistepScheduler(DiffastScheduler, originals.DEISMultistepSch
     def _recipe(self, begin, options):
         return dpm_family.deis(self, begin)
 
-    def step(self, model_output, timestep, sample, return_dict=True):
-        """Returns the previous sample; see diffusers."""
-        return self._advance(model_output, timestep, sample, return_dict)
+    step = _step
 
 
 @drop_in(originals.SASolverScheduler)
@@ -427,18 +415,4 @@ class DiffastFlowMatchHeunDiscreteScheduler(
     def _recipe(self, begin, options):
         return sigmas.flow_heun(self, options)
 
-    def step(
-        self,
-        model_output,
-        timestep,
-        sample,
-        s_churn=0.0,
-        s_tmin=0.0,
-        s_tmax=float("inf"),
-        s_noise=1.0,
-        generator=None,
-        return_dict=True,
-    ):
-        """Returns the previous sample; see diffusers."""
-        options = (s_churn, s_tmin, s_tmax, s_noise) if s_churn else self._options
-        return self._advance(model_output, timestep, sample, return_dict, generator, options)
+    step = _churning_step

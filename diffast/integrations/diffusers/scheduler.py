@@ -50,7 +50,6 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
     config_name = "scheduler_config.json"
     order = 1
     _searches = False  # whether the original looks each timestep up, and so keeps no step index
-    _factors: list[float] | None = None  # of the network's input at each entry of timesteps
 
     @classmethod
     def from_scheduler(cls, scheduler, **kwargs):
@@ -94,11 +93,16 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
         """Returns the plan of the steps from index `begin` on, for those arguments of `step`."""
         raise NotImplementedError
 
+    def _input_factors(self) -> list[float] | None:
+        """Returns the factor of the network's input at each entry of timesteps, if it has one."""
+        return None
+
     _options: tuple = ()  # the arguments of `step` that a plan depends on, at their defaults
 
     def _after_set_timesteps(self, device) -> None:
         """Forgets the last run and checks the new timesteps by making their plan."""
         self.host = read(self, self.host)
+        self._factors = self._input_factors()
         times = self.host.times
         self._count = len(times)
         if not times:
@@ -299,7 +303,7 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
         """Returns the result in diffusers' form; those with an x0 estimate override it."""
         return self._Output(prev_sample=sample) if return_dict else (sample,)
 
-    def _scaled(self, sample, timestep, factors):
+    def _scaled(self, sample, timestep):
         """Returns the network's input: the sample times this step's factor."""
         if _is_compiling() or (self._compiled is not None and self._compiled.state is not None):
             self.is_scale_input_called = True
@@ -307,7 +311,7 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
         if self._step_index is None:
             self._init_step_index(timestep)
         self.is_scale_input_called = True
-        return sample * factors[self._step_index]
+        return sample * self._factors[self._step_index]
 
 
 def _kind_of(config) -> type:
@@ -364,6 +368,7 @@ def drop_in(original: type):
                 )
             self._counter = noise == "counter"
             self._run = self._compiled = self._positions = self._kept = self.host = None
+            self._factors = None
             self._made = False  # some originals set timesteps in their constructor
             original.__init__(self, *args, **kwargs)
             self.register_to_config(noise=noise)
@@ -419,6 +424,6 @@ def _check_count(name, arguments, config) -> None:
         raise ValueError(f"{name}: {count} steps, but the model was trained on {most} timesteps")
 
 
-def scale(scheduler, data: float = 1.0) -> list[float]:
-    """Returns 1 / sqrt(sigma^2 + data^2) for each entry of a scheduler's sigmas."""
-    return [1.0 / math.sqrt(s * s + data * data) for s in scheduler.sigmas.tolist()]
+def scale(sigmas, data: float = 1.0) -> list[float]:
+    """Returns 1 / sqrt(sigma^2 + data^2) for each noise level."""
+    return [1.0 / math.sqrt(s * s + data * data) for s in sigmas.tolist()]
