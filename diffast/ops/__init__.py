@@ -29,6 +29,9 @@ combine_host = torch.ops.diffast.combine.default
 combine_out = torch.ops.diffast.combine.out
 combine_table = torch.ops.diffast.combine.table
 combine_table_out = torch.ops.diffast.combine.table_out
+combine_error_out = torch.ops.diffast.combine_error.out
+accept = torch.ops.diffast.accept.default
+brownian_out = torch.ops.diffast.brownian.out
 normal_out = torch.ops.diffast.normal.out
 
 __all__ = [

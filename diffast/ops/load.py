@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from diffast.ops import reference
+from diffast.ops import reference, reference_accept, reference_brownian, reference_error
 from diffast.ops.schema import library
 
 BACKENDS = ("", "cuda", "triton", "reference")
@@ -61,14 +61,15 @@ def _load_cuda(wanted: str) -> None:
 
 def _register_triton(wanted: str, reason: str) -> None:
     try:
-        from diffast.ops import triton
+        from diffast.ops import triton, triton_accept, triton_brownian, triton_error
     except ModuleNotFoundError as error:
         if error.name != "triton" or wanted == "triton":
             raise
         _report["cuda"] = {"backend": "reference", "reason": f"{reason}, and so is triton"}
         return
-    for name, function in triton.IMPLEMENTATIONS.items():
-        library.impl(name, function, "CUDA")
+    for module in (triton, triton_error, triton_accept, triton_brownian):
+        for name, function in module.IMPLEMENTATIONS.items():
+            library.impl(name, function, "CUDA")
     _report["cuda"] = {"backend": "triton", "reason": reason}
 
 
@@ -83,6 +84,11 @@ def load() -> None:
         "combine.out": reference.combine_out,
         "combine.table": reference.combine_table,
         "combine.table_out": reference.combine_table_out,
+        "combine_error": reference_error.combine_error,
+        "combine_error.out": reference_error.combine_error_out,
+        "accept": reference_accept.accept,
+        "brownian": reference_brownian.brownian,
+        "brownian.out": reference_brownian.brownian_out,
         "normal.out": reference.normal_out,
     }.items():
         library.impl(name, function, "CompositeExplicitAutograd")

@@ -102,12 +102,14 @@ def draw(seed, ids: torch.Tensor, word, elements: int) -> torch.Tensor:
     return normals.reshape(shape[0], shape[1] * 4)[:, :elements].contiguous()
 
 
-def _arithmetic_dtype(tensors) -> torch.dtype:
+def arithmetic_dtype(tensors) -> torch.dtype:
+    """Returns float64 if any tensor is, else float32."""
     wide = any(t.dtype == torch.float64 for t in tensors)
     return torch.float64 if wide else torch.float32
 
 
-def _round_to(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def round_to(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Returns the value rounded once, to nearest even."""
     # A half result of float64 arithmetic goes by way of float32, as every converter here does.
     if value.dtype == torch.float64 and dtype in (torch.float16, torch.bfloat16):
         value = value.to(torch.float32)
@@ -165,7 +167,8 @@ def _host_rows(xs, weights, noise, seed, stage, ids, clamp, rows, arithmetic):
     return _rows(xs, row_weights, row_noise, noises, clamp, arithmetic)
 
 
-def _table_rows(xs, weights, noise, streams, clamp, rows, arithmetic):
+def table_rows(xs, weights, noise, streams, clamp, rows, arithmetic):
+    """Returns the rows of a table [B, R, K] in the arithmetic type, and the sums before a clamp."""
     first = xs[0]
 
     def spread(table, r, k):  # [B, 1, 1, ...]
@@ -183,14 +186,16 @@ def _table_rows(xs, weights, noise, streams, clamp, rows, arithmetic):
     return _rows(xs, row_weights, row_noise, noises, clamp, arithmetic)
 
 
-def _promoted(xs) -> torch.dtype:
+def promoted(xs) -> torch.dtype:
+    """Returns the dtype that torch would promote the inputs to."""
     dtype = xs[0].dtype
     for x in xs[1:]:
         dtype = torch.promote_types(dtype, x.dtype)
     return dtype
 
 
-def _note(status, sums, stage) -> None:
+def note(status, sums, stage) -> None:
+    """Writes the stage into the entries below 0 of samples with a sum that is not finite."""
     finite = torch.ones_like(status, dtype=torch.bool)
     for total in sums:
         elements = math.prod(total.shape[1:])
@@ -199,35 +204,36 @@ def _note(status, sums, stage) -> None:
     status.copy_(torch.where(~finite & (status < 0), stage, status))
 
 
-def _store(rows, outs) -> None:
+def store(rows, outs) -> None:
+    """Writes the last len(outs) rows, each rounded once to its output's type."""
     for row, out in zip(rows[len(rows) - len(outs) :], outs, strict=True):
-        out.copy_(_round_to(row, out.dtype))
+        out.copy_(round_to(row, out.dtype))
 
 
 def combine(xs, weights, noise, seed, stage, ids, clamp):
     """Returns the rows of `combine` with host weights, each of the inputs' promoted dtype."""
     rows = checks.check_host(xs, weights, noise, stage, ids, clamp)
-    arithmetic = _arithmetic_dtype(xs)
+    arithmetic = arithmetic_dtype(xs)
     values, _ = _host_rows(xs, weights, noise, seed, stage, ids, clamp, rows, arithmetic)
-    return [_round_to(value, _promoted(xs)) for value in values]
+    return [round_to(value, promoted(xs)) for value in values]
 
 
 def combine_out(xs, weights, outs, status=None, stage=0, noise=(), seed=0, ids=None, clamp=()):
     """Writes the rows of `combine` with host weights into `outs`."""
     rows = checks.check_host(xs, weights, noise, stage, ids, clamp)
     checks.check_outputs(xs, outs, rows, bool(clamp), status)
-    arithmetic = _arithmetic_dtype([*xs, *outs])
+    arithmetic = arithmetic_dtype([*xs, *outs])
     values, sums = _host_rows(xs, weights, noise, seed, stage, ids, clamp, rows, arithmetic)
     if status is not None:
-        _note(status, sums, stage)
-    _store(values, outs)
+        note(status, sums, stage)
+    store(values, outs)
 
 
 def combine_table(xs, weights, noise, streams, clamp):
     """Returns the rows of `combine` with a table of weights [B, R, K]."""
     rows = checks.check_table(xs, weights, noise, streams, clamp)
-    values, _ = _table_rows(xs, weights, noise, streams, clamp, rows, _arithmetic_dtype(xs))
-    return [_round_to(value, _promoted(xs)) for value in values]
+    values, _ = table_rows(xs, weights, noise, streams, clamp, rows, arithmetic_dtype(xs))
+    return [round_to(value, promoted(xs)) for value in values]
 
 
 def combine_table_out(xs, weights, noise, streams, clamp, outs, status):
@@ -235,11 +241,11 @@ def combine_table_out(xs, weights, noise, streams, clamp, outs, status):
     rows = checks.check_table(xs, weights, noise, streams, clamp)
     checks.check_outputs(xs, outs, rows, bool(clamp), status)
     checks.check_status_streams(status, streams)
-    arithmetic = _arithmetic_dtype([*xs, *outs])
-    values, sums = _table_rows(xs, weights, noise, streams, clamp, rows, arithmetic)
+    arithmetic = arithmetic_dtype([*xs, *outs])
+    values, sums = table_rows(xs, weights, noise, streams, clamp, rows, arithmetic)
     if status is not None:
-        _note(status, sums, streams[:, 2])
-    _store(values, outs)
+        note(status, sums, streams[:, 2])
+    store(values, outs)
 
 
 def normal_out(ids, seed, stage, scale, out):
@@ -251,4 +257,4 @@ def normal_out(ids, seed, stage, scale, out):
         z = z.to(torch.float64)
     if scale != 1.0:
         z = z * scale
-    out.copy_(_round_to(z, out.dtype))
+    out.copy_(round_to(z, out.dtype))

@@ -3,6 +3,9 @@
 import torch
 
 from diffast.ops import checks
+from diffast.ops.checks_accept import check_accept
+from diffast.ops.checks_brownian import check_brownian
+from diffast.ops.checks_error import check_error, check_error_outputs
 from diffast.ops.schema import MAX_ROWS, library
 
 _ops = torch.ops.diffast
@@ -52,6 +55,33 @@ def _fake_normal(ids, shape, seed, stage, scale, dtype):
 
 def _fake_normal_out(ids, seed, stage, scale, out):
     checks.check_normal(ids, stage, scale, out)
+
+
+def _fake_error(xs, weights, noise, streams, clamp, tolerance, form, norm, measure):
+    outputs = check_error(xs, weights, noise, streams, clamp, tolerance, form, norm, measure)
+    made = [xs[0].new_empty(xs[0].shape, dtype=_promoted(xs)) for _ in range(outputs)]
+    return [*made, torch.empty_like(tolerance)]
+
+
+def _fake_error_out(
+    xs, weights, noise, streams, clamp, tolerance, form, norm, measure, outs, norms, status
+):
+    outputs = check_error(xs, weights, noise, streams, clamp, tolerance, form, norm, measure)
+    check_error_outputs(xs, outs, outputs, norms, status, streams, pointers=False)
+
+
+def _fake_accept(*call):
+    check_accept(*call)
+
+
+def _fake_brownian(streams, nodes, weights, depth, last, shape, dtype):
+    increment = streams.new_empty([streams.shape[0], *shape], dtype=dtype)
+    check_brownian(streams, nodes, weights, depth, last, increment, None)
+    return [increment, torch.empty_like(increment)]
+
+
+def _fake_brownian_out(streams, nodes, weights, depth, last, increment, value=None):
+    check_brownian(streams, nodes, weights, depth, last, increment, value)
 
 
 def _no_clamp(clamp) -> None:
@@ -122,8 +152,8 @@ def _refuse_grad(overload):
     def call(*args):
         checks.check(
             not (torch.is_grad_enabled() and _requires_grad(args)),
-            f"{overload}: a tensor requires grad but the form with outputs given has no gradient: "
-            "use the returning form, or torch.no_grad()",
+            f"{overload}: a tensor requires grad but this form of the op has no gradient: use "
+            "the returning form of combine, or torch.no_grad()",
         )
         with torch._C._AutoDispatchBelowAutograd():
             return overload(*args)
@@ -139,6 +169,11 @@ def register() -> None:
         "combine.out": _fake_combine_out,
         "combine.table": _fake_table,
         "combine.table_out": _fake_table_out,
+        "combine_error": _fake_error,
+        "combine_error.out": _fake_error_out,
+        "accept": _fake_accept,
+        "brownian": _fake_brownian,
+        "brownian.out": _fake_brownian_out,
         "normal": _fake_normal,
         "normal.out": _fake_normal_out,
     }.items():
@@ -149,6 +184,14 @@ def register() -> None:
     torch.library.register_autograd(
         "diffast::combine.table", _backward_table, setup_context=_setup_table, lib=library
     )
-    for name in ("combine.out", "combine.table_out", "normal.out"):
-        packet, overload = name.split(".")
-        library.impl(name, _refuse_grad(getattr(getattr(_ops, packet), overload)), "Autograd")
+    for name in (
+        "combine.out",
+        "combine.table_out",
+        "combine_error",
+        "combine_error.out",
+        "accept",
+        "normal.out",
+    ):
+        packet, _, overload = name.partition(".")
+        kernel = getattr(getattr(_ops, packet), overload or "default")
+        library.impl(name, _refuse_grad(kernel), "Autograd")

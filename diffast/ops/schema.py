@@ -15,6 +15,20 @@ order, and one rounding to the output's type. With `clamp = [low, high]` row 0 i
 is one more column of the later rows. z_m are the normals of `normal`, slot m of the given stage.
 `outs` may leave the clamped row 0 out; `status` [B] keeps, for each sample, the first stage at
 which a sum was not finite (fill it with -1 beforehand).
+
+`combine_error` has a table of weights whose rows are, in order: the clamped row (with a clamp; never
+stored), the outputs, the error row e, the rows `before` and `after` (not for the form "scalar"),
+the measured row (with `measure`). Only the outputs are stored. `norms` [B, 2] are the error norm
+
+    q = e / delta, 0 where e = 0; the root of the mean of q^2 ("l2"), or max |q| ("linf")
+    delta = atol ("scalar"), max(atol, rtol m) ("max"), atol + rtol m ("sum"),
+    m = max(|before|, |after|), with tolerance[b] = (atol, rtol)
+
+and the root of the mean of the measured row's squares (0 without one). delta and q are rounded like
+the rows, sums are in float64, in an order that depends on the number of elements alone.
+
+`accept` and `brownian` are described where they are specified: reference_accept.py and
+reference_brownian.py.
 """
 
 import torch
@@ -22,6 +36,39 @@ import torch
 MAX_INPUTS = 16
 MAX_ROWS = 8
 MAX_NOISES = 2
+
+# What `form` and `norm` of `combine_error` stand for, by index.
+ERROR_FORMS = ("scalar", "max", "sum")
+ERROR_NORMS = ("l2", "linf")
+
+# What `accept` is told, by position: its rule (numbers), its flags (whole numbers), and what it
+# knows of each sample: control (float64; slots of remembered points follow) and counts (int64).
+RULE = (
+    "threshold",
+    "safety",
+    "error_power",
+    "before_power",
+    "before2_power",
+    "least",
+    "most",
+    "reject_safety",
+    "reject_power",
+    "reject_least",
+    "reject_most",
+    "error_floor",
+    "noise_floor",
+    "step_min",
+    "step_max",
+)
+FLAGS = ("last", "restart", "final", "always", "balance", "calm", "by_factor", "most_calls")
+CONTROLS = ("at", "to", "end", "error", "before", "before2")
+COUNTS = ("status", "stage", "calls", "accepted", "rejected", "after_reject", "forced")
+MAX_PLANES = 12
+MAX_DEPTH = 24
+MAX_MEMORY = 4
+
+# counts.status: running, or why not.
+RUNNING, FINISHED, FAILED_FINITE, FAILED_STEP, FAILED_CALLS = range(5)
 
 SCHEMAS = {
     "combine": "(Tensor[] xs, float[] weights, float[] noise, int seed, int stage, Tensor? ids, "
@@ -32,6 +79,18 @@ SCHEMAS = {
     "float[] clamp) -> Tensor[]",
     "combine.table_out": "(Tensor[] xs, Tensor weights, Tensor? noise, Tensor? streams, "
     "float[] clamp, Tensor(a!)[] outs, Tensor(b!)? status) -> ()",
+    "combine_error": "(Tensor[] xs, Tensor weights, Tensor? noise, Tensor? streams, "
+    "float[] clamp, Tensor tolerance, int form, int norm, bool measure) -> Tensor[]",
+    "combine_error.out": "(Tensor[] xs, Tensor weights, Tensor? noise, Tensor? streams, "
+    "float[] clamp, Tensor tolerance, int form, int norm, bool measure, Tensor(a!)[] outs, "
+    "Tensor(b!) norms, Tensor(c!)? status) -> ()",
+    "accept": "(Tensor norms, Tensor status, float[] rule, int[] flags, int[] moves, "
+    "int[] memory, Tensor[] sources, Tensor(a!) control, Tensor(b!) counts, Tensor(c!) streams, "
+    "Tensor(d!)[] targets) -> ()",
+    "brownian": "(Tensor streams, Tensor nodes, Tensor weights, int depth, Tensor? last, "
+    "int[] shape, ScalarType dtype) -> Tensor[]",
+    "brownian.out": "(Tensor streams, Tensor nodes, Tensor weights, int depth, Tensor? last, "
+    "Tensor(a!) increment, Tensor(b!)? value=None) -> ()",
     "normal": "(Tensor ids, int[] shape, int seed, int stage, float scale, ScalarType dtype) "
     "-> Tensor",
     "normal.out": "(Tensor ids, int seed, int stage, float scale, Tensor(a!) out) -> ()",

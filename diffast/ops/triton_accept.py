@@ -1,0 +1,3 @@
+"""`accept` in Triton."""
+
+IMPLEMENTATIONS = {}

@@ -1,0 +1,3 @@
+"""`brownian` in Triton."""
+
+IMPLEMENTATIONS = {}

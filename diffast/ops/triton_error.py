@@ -1,0 +1,3 @@
+"""`combine_error` in Triton."""
+
+IMPLEMENTATIONS = {}
