@@ -33,8 +33,17 @@ import math
 import torch
 
 from diffast.ops.checks_accept import check_accept
-from diffast.ops.schema import CONTROLS, COUNTS, FLAGS, RULE
-from diffast.ops.schema import FAILED_CALLS, FAILED_FINITE, FAILED_STEP, FINISHED, RUNNING
+from diffast.ops.schema import (
+    CONTROLS,
+    COUNTS,
+    FAILED_CALLS,
+    FAILED_FINITE,
+    FAILED_STEP,
+    FINISHED,
+    FLAGS,
+    RULE,
+    RUNNING,
+)
 
 
 def accept(norms, status, rule, flags, moves, memory, sources, control, counts, streams, targets):

@@ -1,8 +1,8 @@
 """The specification of `brownian`: one Brownian path a sample, by counter.
 
-The clock is lam = log(alpha / sigma). With W a Brownian motion in tau = exp(2 lam), the path is kept
-as V = W / sqrt(tau), a stationary Ornstein-Uhlenbeck process: V ~ N(0, 1) at every lam, correlation
-exp(-|lam - lam'|). It is a function of (seed, id, element, lam) alone, at the nodes
+The clock is lam = log(alpha / sigma). With W a Brownian motion in tau = exp(2 lam), the path is
+kept as V = W / sqrt(tau), a stationary Ornstein-Uhlenbeck process: V ~ N(0, 1) at every lam,
+correlation exp(-|lam - lam'|). It is a function of (seed, id, element, lam) alone, at the nodes
 
     lam = -8 + 16 n / 2^depth,    n = 0 .. 2^depth
 
@@ -13,9 +13,9 @@ nodes the middle one, h the half distance in lam, is
 
     V = (V_left + V_right) / (2 cosh h) + sqrt(tanh h) z_k
 
-k = 2^(level - 1) + p for the node n = (2 p + 1) 2^(depth - level) of that level. Numbers are float32
-(float64 for float64 tensors, from the same float32 normals), each product and sum rounded on its
-own; the constants are rounded once from float64.
+k = 2^(level - 1) + p for the node n = (2 p + 1) 2^(depth - level) of that level. Numbers are
+float32 (float64 for float64 tensors, from the same float32 normals), each product and sum rounded
+on its own; the constants are rounded once from float64.
 
 The op writes  increment = weights[:, 0] V(nodes[:, 1]) + weights[:, 1] V(nodes[:, 0]),  which with
 weights (1, -exp(-h)) / sqrt(1 - exp(-2 h)) is the N(0, 1) of the increment of W between two nodes h

@@ -1,4 +1,4 @@
-"""The specification of `combine_error`: rows as of `combine`, and the scaled norm of one of them."""
+"""The specification of `combine_error`: the rows of `combine`, and the scaled norm of one."""
 
 import math
 

@@ -16,9 +16,9 @@ is one more column of the later rows. z_m are the normals of `normal`, slot m of
 `outs` may leave the clamped row 0 out; `status` [B] keeps, for each sample, the first stage at
 which a sum was not finite (fill it with -1 beforehand).
 
-`combine_error` has a table of weights whose rows are, in order: the clamped row (with a clamp; never
-stored), the outputs, the error row e, the rows `before` and `after` (not for the form "scalar"),
-the measured row (with `measure`). Only the outputs are stored. `norms` [B, 2] are the error norm
+`combine_error` has a table of weights whose rows are, in order: the clamped row (with a clamp), the
+outputs, the error row e, the rows `before` and `after` (not for the form "scalar"), the measured
+row (with `measure`). Only the outputs are stored. `norms` [B, 2] are the error norm
 
     q = e / delta, 0 where e = 0; the root of the mean of q^2 ("l2"), or max |q| ("linf")
     delta = atol ("scalar"), max(atol, rtol m) ("max"), atol + rtol m ("sum"),
