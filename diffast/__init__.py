@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 # Where each public name lives. Loaded when first asked for: plans can be made without torch.
 _HOMES = {
+    "AdaptiveSamples": "diffast.adaptive",
     "Denoiser": "diffast.denoiser",
     "LearnedVariance": "diffast.variance",
     "Plan": "diffast.plan",
@@ -29,7 +30,9 @@ _HOMES = {
     "grids": "diffast.grids",
     "integrations": "diffast.integrations",
     "ops": "diffast.ops",
+    "pairs": "diffast.solvers.pairs",
     "sample": "diffast.sampler",
+    "sample_adaptive": "diffast.adaptive",
     "schedules": "diffast.schedule",
     "solvers": "diffast.solvers",
     "unroll": "diffast.plan",

@@ -70,8 +70,7 @@ class Prediction:
         times = np.asarray(times, dtype=np.float64)
         alpha, sigma = self.schedule.alpha(times), self.schedule.sigma(times)
         # Only a velocity needs the derivatives, which some schedules do not have everywhere.
-        sloped = self.predicts in ("flow", "reverse_flow")
-        slopes = self.schedule.derivatives(times) if sloped else (0.0, 0.0)
+        slopes = self.schedule.derivatives(times) if self.sloped else (0.0, 0.0)
         with np.errstate(divide="ignore", invalid="ignore"):
             a, b = _PREDICTIONS[self.predicts](alpha, sigma, *slopes)
         a, b = np.broadcast_to(a, times.shape), np.broadcast_to(b, times.shape)
@@ -83,6 +82,22 @@ class Prediction:
                 f"{alpha[i]:g} and sigma {sigma[i]:g}, where that does not determine x0"
             )
         return a, b
+
+    @property
+    def sloped(self) -> bool:
+        """Returns whether the prediction needs the derivatives of alpha and sigma."""
+        return self.predicts in ("flow", "reverse_flow")
+
+    def weights(self, alpha, sigma, dalpha=None, dsigma=None):
+        """Returns (a, b) with x0 = a x + b output, unchecked, for arrays of any array module.
+
+        Args:
+            alpha: of the schedule at the network's times.
+            sigma: of the schedule there.
+            dalpha: its derivative, only looked at if `sloped`.
+            dsigma: its derivative, only looked at if `sloped`.
+        """
+        return _PREDICTIONS[self.predicts](alpha, sigma, dalpha, dsigma)
 
     def scales(self, times: np.ndarray) -> np.ndarray:
         """Returns 1 at each time, [S]: whoever owns the loop has applied the guidance."""
@@ -194,7 +209,12 @@ class Denoiser:
         Raises:
             ValueError: where the prediction does not determine x0 (epsilon or score at alpha = 0).
         """
-        return Prediction(self.schedule, self.predicts).affine(times)
+        return self.prediction.affine(times)
+
+    @property
+    def prediction(self) -> Prediction:
+        """Returns what the network's output says of x0."""
+        return Prediction(self.schedule, self.predicts)
 
     def scales(self, times: np.ndarray) -> np.ndarray:
         """Returns the guidance scale at each model time, [S] float64.
@@ -272,6 +292,11 @@ class Denoiser:
             raise ValueError(
                 f"Denoiser: the network was given x of shape {list(x.shape)} but returned "
                 f"{list(output.shape)}"
+            )
+        if not output.is_floating_point():
+            raise ValueError(
+                f"Denoiser: the network was given {x.dtype} but returned {output.dtype}, which is "
+                "no floating-point type"
             )
         return output.contiguous()
 

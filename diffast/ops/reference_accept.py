@@ -21,8 +21,8 @@ next steps. E1 and E2 that are NaN stand for E itself.
 
 `memory` = (source, targets...) remembers rejected points: what a rejected attempt drew is copied
 into the first free target and its position `to` into the control's slot, +inf when free. A slot is
-freed when an attempt is accepted that reaches it. With no slot free a rejection is not possible,
-and the attempt is accepted, counted as `forced`.
+freed when an attempt is accepted that reaches it; a position that has one needs no second. With no
+slot free a rejection is not possible, and the attempt is accepted, counted as `forced`.
 
 `moves` = (stage, source, target, ...) are copied whole, of each sample that has done that stage:
 for the last stage only if it was accepted. A sample that is not running is left as it is.
@@ -125,8 +125,10 @@ def _judge(error, r, f, c, n, slots, remembers):
         good = factor >= r["threshold"]
     else:
         good = error <= r["threshold"]
+    known = c["to"] in slots  # rejected there before, and the same was drawn
     free = next((k for k, slot in enumerate(slots) if slot == math.inf), -1)
-    full = remembers and free < 0
+    free = -1 if known else free
+    full = remembers and free < 0 and not known
     accepted = bool(good or f["always"] or full)
     n["forced"] += int(not good and not f["always"] and full)
     if accepted:
@@ -142,7 +144,7 @@ def _judge(error, r, f, c, n, slots, remembers):
         if not f["by_factor"]:
             factor = r["reject_safety"] * _power(error, -r["reject_power"])
             factor = min(max(factor, r["reject_least"]), r["reject_most"])
-        if remembers:
+        if free >= 0:
             slots[free] = c["to"]
         n["rejected"] += 1
         n["stage"] = 1

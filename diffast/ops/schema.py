@@ -63,9 +63,9 @@ RULE = (
 FLAGS = ("last", "restart", "final", "always", "balance", "calm", "by_factor", "most_calls")
 CONTROLS = ("at", "to", "end", "error", "before", "before2")
 COUNTS = ("status", "stage", "calls", "accepted", "rejected", "after_reject", "forced")
-MAX_PLANES = 12
+MAX_PLANES = 16
 MAX_DEPTH = 24
-MAX_MEMORY = 4
+MAX_MEMORY = 8
 
 # counts.status: running, or why not.
 RUNNING, FINISHED, FAILED_FINITE, FAILED_STEP, FAILED_CALLS = range(5)

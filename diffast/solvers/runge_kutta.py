@@ -111,6 +111,10 @@ TSIT5 = Tableau(
 )
 
 
+# Those with an embedded error estimate, see diffast/solvers/pairs/runge_kutta.py.
+TABLEAUS = {"bosh3": BOSH3, "dopri5": DOPRI5, "tsit5": TSIT5}
+
+
 def midpoint(schedule, grid, r=0.5, clock=None) -> Plan:
     """Returns the two-stage method with its second call at q_s + r Delta. Order 2, 2 calls a step.
 
