@@ -178,13 +178,14 @@ def sample_adaptive(
     )
     evaluated = 0
     with torch.inference_mode(), _bar(shape[0], pair.name, progress) as bar:
-        if run.batch:
-            evaluated += run.batch
+        if run.batch.size:
+            evaluated += run.batch.size
             run.start(state)
-        while run.batch:
-            left, evaluated = run.batch, evaluated + run.batch
+        while run.batch.size:
+            left = run.batch.size
+            evaluated += left
             run.round()
-            bar.update(left - run.batch)
+            bar.update(left - run.batch.size)
     return _result(run, evaluated, pair)
 
 

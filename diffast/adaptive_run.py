@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from diffast import attempts, ops
+from diffast.adaptive_batch import Batch
 from diffast.attempts import COND, NOISE, UNCOND, X0, Estimate, Noise
 from diffast.clock import Clock, DeviceClock
 from diffast.denoiser import time_dtype
@@ -40,8 +41,8 @@ STATUSES = {
     FAILED_STEP: "step too small",
     FAILED_CALLS: "too many calls",
 }
-# On a device the statuses are copied to the host once in so many rounds.
-POLL = 4
+# The tree of a path has nodes 16 / 2^20 apart in log-SNR.
+PATH_DEPTH = 20
 
 
 class Run:
@@ -91,7 +92,7 @@ class Run:
         self.shape, self.device, self.dtype = shape, device, dtype
         self.ids, self.seed, self.limits, self.on_x0 = ids, seed, limits, on_x0
         self.prediction = denoiser.prediction
-        self.denoise, self.compact = denoise, compact
+        self.denoise = denoise
         self.on_host = device.type == "cpu"
         self.xp = np if self.on_host else torch
         self.scale, self.halves = self._guidance()
@@ -99,10 +100,9 @@ class Run:
         self.order = attempts.order_of(pair, noise.slots)
         self.slots = attempts.slot_names(noise.slots)
         self._prepare_rule(rejects, most_calls)
-        self._prepare_state(step)
-        self._prepare_tensors()
+        self._prepare_tensors(step, compact)
         self.trace = [] if traced else None
-        self.rounds, self.waiting = 0, None
+        self.rounds = 0
 
     # What is settled before the first call.
 
@@ -131,62 +131,50 @@ class Run:
         self.flags = [int(controller.get(name, 0)) for name in FLAGS]
         self.balance, self.step_max = controller.get("balance", 0), controller["step_max"]
 
-    def _prepare_state(self, step: float) -> None:
-        """Makes what `accept` keeps of each sample: all of them begin alike."""
+    def _begin(self, step: float) -> dict:
+        """Returns what `accept` keeps of each sample: all of them begin alike."""
         batch, clock = self.shape[0], self.clock
         step, rest = min(step, self.step_max), clock.end - clock.start
         if step >= rest:
             to = clock.end
         else:
             to = clock.start + (0.5 * rest if self.balance and rest < 2.0 * step else step)
-        control = [clock.start, to, clock.end, np.nan, 1.0, np.nan]
-        assert len(control) == len(CONTROLS)
-        control += [np.inf] * self.noise.slots
-        counts = [RUNNING, 1, 1] + [0] * (len(COUNTS) - 3)
+        start = {"at": clock.start, "to": to, "end": clock.end, "before": 1.0}
+        control = [start.get(name, np.nan) for name in CONTROLS] + [np.inf] * self.noise.slots
+        first = {"status": RUNNING, "stage": 1, "calls": 1}
+        counts = [first.get(name, 0) for name in COUNTS]
 
         def spread(numbers, dtype):
             row = torch.tensor(numbers, dtype=dtype, device=self.device)
             return row.expand(batch, -1).clone()
 
-        self.control = spread(control, torch.float64)
-        self.counts = spread(counts, torch.int64)
-        self.streams = spread([self.seed, 0, 0], torch.int64)
-        self.streams[:, 1] = self.ids
-        self.status = torch.full((batch,), -1, dtype=torch.int64, device=self.device)
-        self.norms = torch.zeros((batch, 2), dtype=torch.float64, device=self.device)
-        self.rows = np.arange(batch)  # which sample each row of the batch is
-        self.final = {
-            "control": torch.empty_like(self.control),
-            "counts": torch.empty_like(self.counts),
-        }
+        streams = spread([self.seed, 0, 0], torch.int64)
+        streams[:, 1] = self.ids
+        control, counts = spread(control, torch.float64), spread(counts, torch.int64)
+        self.final = {"control": torch.empty_like(control), "counts": torch.empty_like(counts)}
+        return {"control": control, "counts": counts, "streams": streams}
 
-    def _prepare_tensors(self) -> None:
+    def _prepare_tensors(self, step: float, compact: bool) -> None:
         at = self.clock.nodes(np.array([self.clock.start]))
         to = self.clock.nodes(np.array([0.5 * (self.clock.start + self.clock.end)]))
-        layout = attempts.layout_of(self.pair, Nodes(at, to, to))
+        with np.errstate(all="ignore"):
+            layout = attempts.layout_of(self.pair, Nodes(at, to, to))
         held = ["x", *self.pair.keeps, *self.pair.entries]
         held += [HELD, *self.slots] if self.noise.holds else []
-        passing = ["point", *(f"proposal{k}" for k in range(layout.proposals))]
-        passing += [NEW] if self.noise.holds else []
+        proposals = [f"proposal{k}" for k in range(layout.proposals)]
+        sources = [*proposals, "point"] + ([NEW] if self.noise.holds else [])
+        passing = list(sources)
         passing += [NOISE] if self.noise.kind == "path" else []
         passing += [X0] if self.on_x0 is not None else []
-        self.held, self.proposals = held, layout.proposals
-        self.tensors = {name: self._new() for name in held + passing}
-        for name in held:
-            self.tensors[name].zero_()
-        self.out = self._new()
-        sources = [f"proposal{k}" for k in range(layout.proposals)] + ["point"]
-        sources += [NEW] if self.noise.holds else []
-        targets = [name for name in held]
         moves = list(layout.moves)
         moves += [(self.pair.calls, NEW, HELD)] if self.noise.holds else []
-        self.sources, self.targets = sources, targets
+        self.proposals, self.sources, self.targets = proposals, sources, held
         self.moves = [
             number
             for stage, source, target in moves
-            for number in (stage, sources.index(source), targets.index(target))
+            for number in (stage, sources.index(source), held.index(target))
         ]
-        self.memory = [sources.index(NEW), *map(targets.index, self.slots)] if self.slots else []
+        self.memory = [sources.index(NEW), *map(held.index, self.slots)] if self.slots else []
         wanted = self.denoiser.dtype or self.dtype
         self.network_input = None
         if self.halves == "both" or wanted != self.dtype:
@@ -195,30 +183,32 @@ class Run:
                 (rows, *self.shape[1:]), dtype=wanted, device=self.device
             )
         self.every = self.denoiser.arguments(self.shape[0], self.device, self.halves)
-        self._look(self.shape[0])
+        self.out = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        self.batch = Batch(
+            self.shape,
+            self.dtype,
+            self.device,
+            held=held,
+            passing=passing,
+            **self._begin(step),
+            compact=compact,
+            leave=self._take,
+            moved=self._moved,
+        )
+        self._moved()
 
-    def _new(self) -> torch.Tensor:
-        return torch.empty(self.shape, dtype=self.dtype, device=self.device)
-
-    def _look(self, batch: int) -> None:
-        """Makes the views of the first rows that the rounds work on."""
-        self.batch = batch
-        self.view = {name: tensor[:batch] for name, tensor in self.tensors.items()}
-        names = ("control", "counts", "streams", "status", "norms")
-        self.now = {name: getattr(self, name)[:batch] for name in names}
-        if self.on_host:
-            self.arrays = {name: self.now[name].numpy() for name in ("control", "counts")}
-        else:
-            self.arrays = {name: self.now[name] for name in ("control", "counts")}
-        self.source_list = [self.view[name] for name in self.sources]
-        self.target_list = [self.view[name] for name in self.targets]
+    def _moved(self) -> None:
+        """Prepares what goes with the samples that are in the batch now."""
+        batch = self.batch
+        self.source_list = [batch.view[name] for name in self.sources]
+        self.target_list = [batch.view[name] for name in self.targets]
         self.arguments = self.every
-        if batch < self.shape[0]:
-            index = torch.from_numpy(self.rows[:batch]).to(self.device)
-            doubled = torch.cat([index, index + self.shape[0]])
-            which = doubled if self.halves == "both" else index
+        if batch.size < self.shape[0]:
+            rows = torch.from_numpy(batch.samples[: batch.size]).to(self.device)
+            both = self.halves == "both"
+            rows = torch.cat([rows, rows + self.shape[0]]) if both else rows
             self.arguments = {
-                name: value[which] if isinstance(value, torch.Tensor) and value.dim() else value
+                name: value[rows] if isinstance(value, torch.Tensor) and value.dim() else value
                 for name, value in self.every.items()
             }
 
@@ -226,72 +216,64 @@ class Run:
 
     def start(self, state: torch.Tensor | None) -> None:
         """Puts the initial state in place and makes the first call."""
-        schedule, x = self.denoiser.schedule, self.tensors["x"]
-        time = float(schedule.t_start)
-        sigma = float(schedule.sigma(time))
+        schedule, tensors, status = (
+            self.denoiser.schedule,
+            self.batch.view,
+            self.batch.now["status"],
+        )
+        x, d, times = tensors["x"], tensors["proposal0"], np.array([float(schedule.t_start)])
+        sigma = float(schedule.sigma(times)[0])
         if state is None:
             ops.normal_out(self.ids, self.seed, ops.INITIAL_NOISE, sigma, x)
         else:
             x.copy_(state)
-        node = self.clock.nodes(np.array([self.clock.start]))
-        times = np.array([time])
-        a, b = self.denoiser.affine(times)
+        for part in self._network_parts():
+            part.copy_(x)
+        tensors["point"].copy_(x)
+        outputs = self._ask(torch.from_numpy(times).to(self.device).expand(self.batch.size))
+        a, b = (float(w[0]) for w in self.denoiser.affine(times))
         scale = float(self.denoiser.scales(times)[0]) if self.scale is None else self.scale
-        outputs = self._call(x, torch.full((self.batch,), time, device=self.device))
-        columns = {"point": x} | outputs
-        estimate = Estimate(float(a[0]), float(b[0]), scale, False).rows()
-        d = self.tensors["proposal0"]
-        self._combine_first(columns, estimate, d, self.limits)
+        row, columns = Estimate(a, b, scale, False).rows(), tensors | outputs
+        xs, weights = [columns[name] for name in row], list(row.values())
+        if self.limits:
+            weights.append(0.0)
+        ops.combine_out(xs, weights, [d], status, 0, [], 0, None, self.limits)
         if self.on_x0 is not None:
-            d.copy_(self._hooked(d, times))
+            d.copy_(self._hooked(d, times.repeat(self.batch.size)))
+        node = self.clock.nodes(np.array([self.clock.start]))
         if self.clock.opens:  # from noise alone to the first position, see FIRST_LAM
             alpha, level = float(node.alpha[0]), float(node.sigma[0]) / sigma
-            ops.combine_out([x, d], [level, alpha], [x], self.now["status"])
-        entry = {n: float(np.asarray(w).flat[0]) for n, w in self.pair.entry(np, node).items()}
-        held = {"point": x, "d": d}
-        first = self.tensors["e0"]
-        ops.combine_out([held[n] for n in entry], list(entry.values()), [first], self.now["status"])
-        failed = self.now["status"] >= 0
-        self.now["counts"][:, 0] = torch.where(failed, FAILED_FINITE, RUNNING)
+            ops.combine_out([x, d], [level, alpha], [x], status)
+        entry, held = _alone(self.pair.entry(np, node)), {"point": x, "d": d}
+        xs = [held[name] for name in entry]
+        ops.combine_out(xs, list(entry.values()), [tensors["e0"]], status)
         if self.pair.keeps:
-            self.tensors["prev"].copy_(x)
-        if self.on_host:
-            self.leave()
-
-    def _combine_first(self, columns, row, out, limits) -> None:
-        names = list(row)
-        xs, weights = [columns[n] for n in names], [row[n] for n in names]
-        status = self.now["status"]
-        if limits:
-            ops.combine_out(xs, [*weights, 0.0], [out], status, 0, [], 0, None, limits)
-        else:
-            ops.combine_out(xs, weights, [out], status)
-
-    def _call(self, x: torch.Tensor, times: torch.Tensor) -> dict:
-        """Returns the network's answers for model inputs that are not in its input tensor yet."""
-        if self.network_input is not None:
-            for part in self._network_parts():
-                part.copy_(x)
-        return self._ask(times)
+            tensors["prev"].copy_(x)
+        if self.noise.kind == "path":
+            self._draw_path(None, self.looked_up.nodes(self.batch.control[:, 0]))
+        failed = self.batch.now["status"] >= 0
+        self.batch.now["counts"][:, 0] = torch.where(failed, FAILED_FINITE, RUNNING)
+        self.batch.poll(self.rounds)
 
     def _network_parts(self) -> tuple:
+        """Returns where the network reads the model input, if not from the state's tensor."""
         if self.network_input is None:
             return ()
+        size = self.batch.size
         if self.halves != "both":
-            return (self.network_input[: self.batch],)
-        return self.network_input[: 2 * self.batch].split(self.batch)
+            return (self.network_input[:size],)
+        return self.network_input[: 2 * size].split(size)
 
     def _ask(self, times: torch.Tensor) -> dict:
         """Returns the network's answers by name, for what lies in its input tensor."""
-        x = self.view["point"] if self.rounds else self.view["x"]
+        x, size = self.batch.view["point"], self.batch.size
         times = times.to(time_dtype(self.dtype))
+        both = self.halves == "both"
         if self.network_input is not None:
-            both = self.halves == "both"
-            x = self.network_input[: (1 + both) * self.batch]
-            times = torch.cat([times, times]) if both else times
-        output = self.denoiser.call(x, times, self.arguments)
-        if self.halves == "both":
-            return {COND: output[: self.batch], UNCOND: output[self.batch :]}
+            x = self.network_input[: (1 + both) * size]
+        output = self.denoiser.call(x, torch.cat([times, times]) if both else times, self.arguments)
+        if both:
+            return {COND: output[:size], UNCOND: output[size:]}
         return {COND if self.halves == "cond" else UNCOND: output}
 
     # One round.
@@ -299,43 +281,44 @@ class Run:
     def round(self) -> None:
         """Runs one network call of every sample in the batch, and what follows from it."""
         self.rounds += 1
+        now = self.batch.now
         with np.errstate(all="ignore"):
             nodes, scale, masks = self._nodes()
             self._point(nodes, masks)
             times = nodes.call.time
-            times = torch.from_numpy(times) if self.on_host else times
-            outputs = self._ask(times)
+            outputs = self._ask(torch.from_numpy(times) if self.on_host else times)
             self._settle(nodes, scale, masks, outputs)
         if self.trace is not None:
-            before = self._record()
+            rows = self.batch.samples[: self.batch.size].copy()
+            before = rows, now["control"].clone(), now["counts"].clone()
         ops.accept(
-            self.now["norms"],
-            self.now["status"],
+            now["norms"],
+            now["status"],
             self.rule,
             self.flags,
             self.moves,
             self.memory,
             self.source_list,
-            self.now["control"],
-            self.now["counts"],
-            self.now["streams"],
+            now["control"],
+            now["counts"],
+            now["streams"],
             self.target_list,
         )
         if self.trace is not None:
-            self.trace.append((*before, self.now["counts"].clone(), self.now["control"].clone()))
-        self._poll()
+            self.trace.append((*before, now["counts"].clone(), now["control"].clone()))
+        self.batch.poll(self.rounds)
 
     def _stages(self) -> list:
         """Returns (stage, mask or None) of the stages that samples may be at."""
         calls = self.pair.calls
         if self.pair.reuses:
             return [((self.rounds - 1) % calls + 1, None)]
-        stage = self.arrays["counts"][:, 1]
+        stage = self.batch.counts[:, 1]
         return [(k, stage == k) for k in range(calls + 1)]
 
     def _nodes(self):
         """Returns the nodes of every sample's attempt, the guidance scales there, the stages."""
-        xp, pair, control = self.xp, self.pair, self.arrays["control"]
+        xp, pair, control = self.xp, self.pair, self.batch.control
         at, to = control[:, 0], control[:, 1]
         masks = self._stages()
         reach = pair.reach(xp, at, to)
@@ -366,10 +349,10 @@ class Run:
 
     def _point(self, nodes, masks) -> None:
         """Writes every sample's next model input, and its path's next value."""
-        noise, view = self.noise, self.view
+        noise, view = self.noise, self.batch.view
         slots = self._slots()
         if noise.kind == "path":
-            self._draw_path(nodes)
+            self._draw_path(nodes.at, nodes.to)
         copies = self._network_parts()
         outs = [view["point"], *copies]
         parts = []
@@ -378,20 +361,44 @@ class Run:
             rows = [point] * len(outs)
             parts.append((mask, [*rows, value] if noise.kind == "bridge" else rows))
         outs += [view[NEW]] if noise.kind == "bridge" else []
-        table = attempts.assemble(self.xp, self.batch, parts, self.order, self.device)
+        table = attempts.assemble(self.xp, self.batch.size, parts, self.order, self.device)
         xs = [view[name] for name in table.columns]
-        streams = None if table.noise is None else self.now["streams"]
+        streams = None if table.noise is None else self.batch.now["streams"]
         ops.combine_table_out(xs, table.weights, table.noise, streams, [], outs, None)
 
     def _slots(self) -> dict:
         """Returns the positions of remembered points by name; on the host none if all are free."""
-        first, control = len(CONTROLS), self.arrays["control"]
+        first, control = len(CONTROLS), self.batch.control
         if self.on_host and self.slots and np.isinf(control[:, first:]).all():
             return {}
         return {name: control[:, first + k] for k, name in enumerate(self.slots)}
 
-    def _draw_path(self, nodes) -> None:
-        raise NotImplementedError
+    def _draw_path(self, at, to) -> None:
+        """Writes the path's values at the nodes nearest to `to` and the noise since `at`.
+
+        With `at` None only the values, as those where the samples stand.
+        """
+        xp, view = self.xp, self.batch.view
+        last, new = (None, view[HELD]) if at is None else (view[HELD], view[NEW])
+        end = self._tree_nodes(to.lam)
+        begin = 0.0 * end - 1.0 if at is None else self._tree_nodes(at.lam)
+        # An attempt has at least one cell; what ends in its own has no length and no noise.
+        end = xp.where(end > begin, end, begin + 1.0)
+        cell = 16.0 / 2**PATH_DEPTH
+        weights = attempts.path_weights(xp, begin * cell, end * cell, self.device)
+        nodes = attempts.numbers(
+            xp, self.batch.size, 1, 2, {(0, 0): begin, (0, 1): end}, self.device
+        )
+        nodes = nodes[:, 0].to(torch.int64)
+        streams = self.batch.now["streams"]
+        ops.brownian_out(streams, nodes, weights, PATH_DEPTH, last, view[NOISE], new)
+
+    def _tree_nodes(self, lam):
+        """Returns the numbers of the tree's nodes nearest to log-SNRs, as float64."""
+        xp, most = self.xp, 2.0**PATH_DEPTH - 1.0
+        number = xp.round((lam + 8.0) * (2.0**PATH_DEPTH / 16.0))
+        number = xp.where(number < 0.0, 0.0, number)
+        return xp.where(number > most, most, number)
 
     def _settle(self, nodes, scale, masks, outputs) -> None:
         """Writes what may be moved and the scaled errors."""
@@ -399,7 +406,7 @@ class Run:
         a, b = self.prediction.weights(call.alpha, call.sigma, call.dalpha, call.dsigma)
         hooked, clamped = self.on_x0 is not None, bool(self.limits)
         estimate = Estimate(a, b, scale, hooked or clamped)
-        columns = self.view | outputs
+        columns = self.batch.view | outputs
         if hooked:
             self._estimate(estimate, columns, call)
         clamp = self.limits if clamped and not hooked else []
@@ -407,7 +414,7 @@ class Run:
         parts, noises = [], []
         for stage, mask in masks:
             made, error, before, after, noise = attempts.settle_rows(
-                pair, xp, stage, nodes, estimate, self.proposals
+                pair, xp, stage, nodes, estimate, len(self.proposals)
             )
             rows = [*made, error, before, after] if form else [*made, error]
             parts.append((mask, [estimate.rows(), *rows] if clamp else rows))
@@ -416,32 +423,34 @@ class Run:
         if measured:
             parts = [(mask, [*rows, n]) for (mask, rows), n in zip(parts, noises, strict=True)]
         last = X0 if clamp else None
-        table = attempts.assemble(xp, self.batch, parts, self.order, self.device, last)
+        table = attempts.assemble(xp, self.batch.size, parts, self.order, self.device, last)
         ops.combine_error_out(
             [columns[name] for name in table.columns],
             table.weights,
             table.noise,
-            self.now["streams"],
+            self.batch.now["streams"],
             clamp,
             self._tolerance(nodes),
             form,
             ERROR_NORMS.index(pair.norm),
             measured,
-            [self.view[f"proposal{k}"] for k in range(self.proposals)],
-            self.now["norms"],
-            self.now["status"],
+            [self.batch.view[name] for name in self.proposals],
+            self.batch.now["norms"],
+            self.batch.now["status"],
         )
 
     def _tolerance(self, nodes) -> torch.Tensor:
         judged = self.pair.judge(self.xp, nodes)
         cells = {(0, 0): judged.atol, (0, 1): judged.rtol}
-        return attempts.numbers(self.xp, self.batch, 1, 2, cells, self.device)[:, 0]
+        return attempts.numbers(self.xp, self.batch.size, 1, 2, cells, self.device)[:, 0]
 
     def _estimate(self, estimate, columns, call) -> None:
         """Makes the x0 estimate and lets the hook see it."""
         row = estimate.rows()
-        table = attempts.assemble(self.xp, self.batch, [(None, [row])], self.order, self.device)
-        x0 = self.view[X0]
+        table = attempts.assemble(
+            self.xp, self.batch.size, [(None, [row])], self.order, self.device
+        )
+        x0 = self.batch.view[X0]
         xs = [columns[name] for name in table.columns]
         if self.limits:
             weights = torch.cat([table.weights, torch.zeros_like(table.weights[:, :, :1])], dim=2)
@@ -461,65 +470,24 @@ class Run:
             )
         return changed
 
-    def _record(self):
-        counts = self.now["counts"]
-        rows = self.rows[: self.batch].copy()
-        return rows, self.now["control"].clone(), counts.clone()
-
-    # Who leaves the batch.
-
-    def _poll(self) -> None:
-        if self.on_host:
-            if self.arrays["counts"][:, 0].any():
-                self.leave()
-            return
-        if self.waiting is not None:
-            statuses, event = self.waiting
-            if event.query():
-                self.waiting = None
-                self._retire(statuses.numpy())
-        elif self.rounds % POLL == 0:
-            statuses = torch.empty(self.batch, dtype=torch.int64, pin_memory=True)
-            statuses.copy_(self.now["counts"][:, 0], non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-            self.waiting = statuses, event
-
-    def leave(self) -> None:
-        """Lets all samples leave that are done, waiting for the device."""
-        self._retire(self.now["counts"][:, 0].cpu().numpy())
-
-    def _retire(self, statuses: np.ndarray) -> None:
-        """Takes out the results of samples that are done, and puts running ones in their rows."""
-        done = np.flatnonzero(statuses != RUNNING)
-        if done.size == 0 or (not self.compact and done.size < self.batch):
-            return
-        self._take(done, statuses[done])
-        left = self.batch - done.size
-        holes = done[done < left]
-        movers = np.setdiff1d(np.arange(left, self.batch), done)
-        if holes.size:
-            to, start = (torch.from_numpy(i).to(self.device) for i in (holes, movers))
-            tensors = [self.tensors[name] for name in self.held]
-            for tensor in (*tensors, self.control, self.counts, self.streams):
-                tensor[to] = tensor[start]
-            self.rows[holes] = self.rows[movers]
-        self.status.fill_(-1)
-        self._look(left)
-
     def _take(self, done: np.ndarray, statuses: np.ndarray) -> None:
-        """Writes the results of rows of the batch."""
-        to = torch.from_numpy(self.rows[done]).to(self.device)
+        """Writes the results of rows of the batch that leave it."""
+        batch = self.batch
+        to = torch.from_numpy(batch.samples[done]).to(self.device)
         start = torch.from_numpy(done).to(self.device)
-        self.final["control"][to] = self.control[start]
-        self.final["counts"][to] = self.counts[start]
-        good = torch.from_numpy(statuses == FINISHED).to(self.device)
-        x = self.view["x"][start]
+        for name, final in self.final.items():
+            final[to] = batch.now[name][start]
+        x = batch.view["x"][start]
         if self.denoise:
+            good = torch.from_numpy(statuses == FINISHED).to(self.device)
             node = self.clock.nodes(np.array([self.clock.end]))
-            row = self.pair.estimate(np, node)
-            row = {name: float(np.asarray(weight).flat[0]) for name, weight in row.items()}
-            xs = [x if name == "x" else self.view[name][start] for name in row]
+            row = _alone(self.pair.estimate(np, node))
+            xs = [x if name == "x" else batch.view[name][start] for name in row]
             (x0,) = ops.combine_host(xs, list(row.values()), [], 0, 0, None, [])
             x = torch.where(good.reshape(-1, *[1] * (x.dim() - 1)), x0, x)
         self.out[to] = x
+
+
+def _alone(row: dict) -> dict:
+    """Returns a row of one sample's weights as numbers."""
+    return {name: float(np.asarray(weight).flat[0]) for name, weight in row.items()}

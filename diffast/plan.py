@@ -43,7 +43,8 @@ class Plan:
         read: [S, 2] weights of (model input, x0 estimate) in the history entry.
         point: [S, 2+H] weights of (anchor, noise, history newest first) in the next model input.
         anchor: [S, 2+H] the same for the next anchor; (1, 0, 0, ...) keeps it.
-        anchor_at: [S] int, index into (times..., end) of the time at which the anchor then stands.
+        anchor_at: [S] int, index into (times..., end) of the time at which the anchor then stands;
+            -1 for an anchor that is an estimate of x0 itself.
         error: [S, 2+H] embedded error estimate, as the error itself; or None.
         steps: number of grid intervals.
         name: what people call it.

@@ -66,8 +66,8 @@ def check_numbers(plan) -> None:
                 f"Plan {plan.name}: {where}: t = {t}, but the schedule holds for {low} to {high}"
             )
     for i, at in enumerate(plan.anchor_at.tolist()):
-        if not 0 <= at <= stages:
-            raise ValueError(f"Plan {plan.name}: stage {i}: anchor_at = {at}, but 0 to {stages}")
+        if not -1 <= at <= stages:
+            raise ValueError(f"Plan {plan.name}: stage {i}: anchor_at = {at}, but -1 to {stages}")
     for field in ("read", "point", "anchor", "error", "direct", "opening", "spans"):
         array = getattr(plan, field)
         if array is None:
@@ -109,7 +109,7 @@ def check_consistent(plan) -> None:
 
 
 def _levels(plan):
-    """Returns alpha and sigma at times..., end, start; [S+2] each."""
+    """Returns alpha and sigma at times..., end, start, and of data themselves; [S+3] each."""
     times = np.append(plan.times, [plan.end, plan.start])
     alpha, sigma = (
         np.broadcast_to(np.asarray(level(times), np.float64), times.shape)
@@ -120,7 +120,7 @@ def _levels(plan):
         raise ValueError(
             f"Plan {plan.name}: stage {i}: alpha = {alpha[i]}, sigma = {sigma[i]} at t = {times[i]}"
         )
-    return alpha, sigma
+    return np.append(alpha, 1.0), np.append(sigma, 0.0)
 
 
 def _rows(plan):
@@ -153,7 +153,7 @@ def _check_x0(plan, alpha):
         wrong = ~(np.abs(x0 - want) <= TOLERANCE_X0 * scale)
         if wrong.any():
             _refuse(plan, field, int(np.argmax(wrong)), "x0 with weight", x0, "alpha", want)
-    has, want = float(plan.opening[0] * alpha[-1]), float(alpha[0])
+    has, want = float(plan.opening[0] * alpha[-2]), float(alpha[0])
     if not abs(has - want) <= TOLERANCE_X0 * max(abs(has), want):
         raise ValueError(
             f"Plan {plan.name}: opening holds x0 with weight {has!r}, but it must be "
@@ -182,7 +182,7 @@ def _check_noise(plan, sigma):
             i = int(np.argmax(wrong))
             least = LEAST_NOISE * scale
             _refuse(plan, field, i, "fresh noise of weight", fresh, "0 or at least", least)
-    has, want = float(np.hypot(plan.opening[0] * sigma[-1], plan.opening[1])), float(sigma[0])
+    has, want = float(np.hypot(plan.opening[0] * sigma[-2], plan.opening[1])), float(sigma[0])
     if not abs(has - want) <= TOLERANCE_NOISE * max(has, want):
         raise ValueError(
             f"Plan {plan.name}: opening holds noise of level {has!r}, but it must be "

@@ -12,6 +12,7 @@ from diffast.solvers.ancestral import (
 from diffast.solvers.churn import churn
 from diffast.solvers.er_sde import er_sde
 from diffast.solvers.few_step import lcm
+from diffast.solvers.pec import pec
 from diffast.solvers.sa_solver import sa_solver
 from diffast.solvers.sde import ddpm, dpmpp_2m_sde, dpmpp_3m_sde
 from diffast.solvers.seeds import seeds_1, seeds_2, seeds_3
@@ -36,6 +37,7 @@ CASES = (
     ("dpmpp_2m_sde_none", partial(dpmpp_2m_sde, eta=0.0), 2, "strong"),
     ("dpmpp_3m_sde", dpmpp_3m_sde, 2, "weak"),
     ("dpmpp_3m_sde_exact", partial(dpmpp_3m_sde, form="exact"), 2, "weak"),
+    ("pec", pec, 2, "weak"),
     ("dpmpp_sde", dpmpp_sde, 1, "weak"),
     ("dpmpp_sde_none", partial(dpmpp_sde, eta=0.0), 2, "strong"),
     ("dpm_2_ancestral", dpm_2_ancestral, 2, "weak"),

@@ -40,7 +40,9 @@ ALLOWED = {
     "noising": {"torch", "diffast.ops"},
     "clock": {"torch", "numpy", "diffast.solvers.pairs"},
     "attempts": {"torch", "numpy", "diffast.solvers.pairs"},
+    "adaptive_batch": {"torch", "numpy", "diffast.ops"},
     "adaptive_run": {
+        "diffast.adaptive_batch",
         "torch",
         "numpy",
         "diffast.ops",

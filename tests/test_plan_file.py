@@ -149,7 +149,7 @@ def test_the_body_of_these_tests_is_a_good_one(tmp_path):
         (edited("point", (1, 2), 0.5), "stage 1: point holds x0 with weight"),
         (edited("anchor", (2, 1), 0.5), "stage 2: anchor holds noise of level"),
         (edited("times", (1,), 0.5), "stage 0: point holds"),
-        (edited("anchor_at", (1,), 7), "stage 1: anchor_at = 7, but 0 to 3"),
+        (edited("anchor_at", (1,), 7), "stage 1: anchor_at = 7, but -1 to 3"),
         (edited("anchor_at", (1,), 1.5), "anchor_at holds float64, but it must be int"),
         (edited("point", (0, 0), float("nan")), r"stage 0: point\[0\] = nan"),
         (edited("read", (0,), [1.0]), "plan.json: .*inhomogeneous"),

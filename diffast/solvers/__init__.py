@@ -34,6 +34,7 @@ from diffast.solvers.exponential_adams import res_3m as res_3m
 from diffast.solvers.few_step import lcm as lcm
 from diffast.solvers.few_step import tcd as tcd
 from diffast.solvers.heun import heun as heun
+from diffast.solvers.pec import pec as pec
 from diffast.solvers.pndm import plms as plms
 from diffast.solvers.runge_kutta import bosh3 as bosh3
 from diffast.solvers.runge_kutta import dopri5 as dopri5
@@ -112,6 +113,7 @@ SOLVERS = {
         seeds_2,
         seeds_3,
         er_sde,
+        pec,
         churn,
         restart,
         lcm,

@@ -1,0 +1,118 @@
+"""The samples of an adaptive run that are still on their way, and how the others leave.
+
+Every tensor has room for all samples; the first `size` rows are in the batch. A sample that is done
+hands over its results, and the last running one takes its row. On the CPU that happens at once; on
+a device the statuses come by a copy that is not waited for, so a sample may stay for a few rounds
+more, unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from diffast.ops.schema import RUNNING
+
+# On a device the statuses are copied to the host once in so many rounds.
+POLL = 4
+
+
+class Batch:
+    """Tensors by name, and the control of each row.
+
+    Args:
+        shape: [B, ...] of a tensor.
+        dtype: of the tensors.
+        device: of everything.
+        held: names of the tensors that go with a sample from attempt to attempt, zero at first.
+        passing: names of those that are made anew in every round.
+        control: [B, C] float64, see `diffast.ops.schema.CONTROLS`.
+        counts: [B, N] int64, see `diffast.ops.schema.COUNTS`.
+        streams: [B, 3] int64.
+        compact: whether samples leave before all are done.
+        leave: called with (rows, statuses) of those that leave, before their rows are reused.
+        moved: called when the batch has become another.
+    """
+
+    def __init__(
+        self,
+        shape,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        held,
+        passing,
+        control: torch.Tensor,
+        counts: torch.Tensor,
+        streams: torch.Tensor,
+        compact: bool,
+        leave: Callable,
+        moved: Callable,
+    ):
+        """Makes the tensors; all samples are in the batch."""
+        self.device, self.on_host, self.compact = device, device.type == "cpu", compact
+        self.held, self.leave, self.moved = held, leave, moved
+        self.tensors = {
+            name: torch.empty(shape, dtype=dtype, device=device) for name in (*held, *passing)
+        }
+        for name in held:
+            self.tensors[name].zero_()
+        self.records = {
+            "control": control,
+            "counts": counts,
+            "streams": streams,
+            "norms": torch.zeros((shape[0], 2), dtype=torch.float64, device=device),
+            "status": torch.full((shape[0],), -1, dtype=torch.int64, device=device),
+        }
+        self.samples = np.arange(shape[0])  # which sample each row is
+        self.waiting = None
+        self.look(shape[0])
+
+    def look(self, size: int) -> None:
+        """Makes the views of the first rows that the rounds work on."""
+        self.size = size
+        self.view = {name: tensor[:size] for name, tensor in self.tensors.items()}
+        self.now = {name: record[:size] for name, record in self.records.items()}
+        # On the host numpy sees the same memory; its small operations cost half of torch's.
+        names = ("control", "counts")
+        self.control, self.counts = (
+            self.now[name].numpy() if self.on_host else self.now[name] for name in names
+        )
+
+    def poll(self, rounds: int) -> None:
+        """Lets samples leave that are known to be done."""
+        if self.on_host:
+            if self.counts[:, 0].any():
+                self.retire(self.counts[:, 0].copy())
+        elif self.waiting is not None:
+            statuses, event = self.waiting
+            if event.query():
+                self.waiting = None
+                self.retire(statuses.numpy())
+        elif rounds % POLL == 0:
+            statuses = torch.empty(self.size, dtype=torch.int64, pin_memory=True)
+            statuses.copy_(self.now["counts"][:, 0], non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            self.waiting = statuses, event
+
+    def retire(self, statuses: np.ndarray) -> None:
+        """Lets the rows leave whose status [size] is not "running"."""
+        done = np.flatnonzero(statuses != RUNNING)
+        if done.size == 0 or (not self.compact and done.size < self.size):
+            return
+        self.leave(done, statuses[done])
+        left = self.size - done.size
+        holes = done[done < left]
+        if holes.size:
+            movers = np.setdiff1d(np.arange(left, self.size), done)
+            to, start = (torch.from_numpy(rows).to(self.device) for rows in (holes, movers))
+            tensors = [self.tensors[name] for name in self.held]
+            for tensor in (*tensors, *(self.records[n] for n in ("control", "counts", "streams"))):
+                tensor[to] = tensor[start]
+            self.samples[holes] = self.samples[movers]
+        self.records["status"].fill_(-1)
+        self.look(left)
+        self.moved()
