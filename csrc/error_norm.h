@@ -2,6 +2,8 @@
 // CPU's loops take whole vectors for V, where a comparison is a mask: hence | and no ||.
 #pragma once
 
+#include <cmath>
+
 #include "hd.h"
 
 namespace diffast {
@@ -21,6 +23,10 @@ DIFFAST_HD V larger(V a, V b) {
 template <typename V>
 DIFFAST_HD V scaled_error(V error, V delta) {
   return error == V{} ? error : error / delta;
+}
+
+DIFFAST_HD double root_mean(double squares, int64_t elements) {
+  return sqrt(squares / double(elements));
 }
 
 }  // namespace diffast

@@ -214,6 +214,8 @@ def test_opcheck(variant):
 
 
 @pytest.mark.parametrize("backend", ("aot_eager", "inductor"))
+# torch 2.13's own inductor imports torch.jit.script_method, which it deprecates itself.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_both_forms_compile_into_one_graph(backend):
     torch._dynamo.reset()
     counters.clear()

@@ -62,7 +62,6 @@ double one_nan(double value) {
 
 // A sample's pieces in order, whoever made them.
 void finish(const ErrorArgs& e, const double* partials, int64_t pieces) {
-  const double elements = double(e.rows.elements);
   for (int64_t sample = 0; sample < e.rows.samples; ++sample) {
     double error = 0, measured = 0;
     for (int64_t i = 0; i < pieces; ++i) {
@@ -70,9 +69,9 @@ void finish(const ErrorArgs& e, const double* partials, int64_t pieces) {
       error = e.norm == ErrorNorm::kLinf ? larger(partial[0], error) : error + partial[0];
       measured = measured + partial[1];
     }
-    if (e.norm == ErrorNorm::kL2) error = std::sqrt(error / elements);
+    if (e.norm == ErrorNorm::kL2) error = root_mean(error, e.rows.elements);
     e.norms[2 * sample] = one_nan(error);
-    e.norms[2 * sample + 1] = one_nan(std::sqrt(measured / elements));
+    e.norms[2 * sample + 1] = one_nan(root_mean(measured, e.rows.elements));
   }
 }
 
