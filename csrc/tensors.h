@@ -229,6 +229,11 @@ inline void set_status(CombineArgs* a, const OptionalTensor& status, const Tenso
   a->status = static_cast<int64_t*>(status->mutable_data_ptr());
 }
 
+inline void check_status_streams(const CombineArgs& a) {
+  STD_TORCH_CHECK(a.status == nullptr || a.streams != nullptr,
+                  "combine: status is given but no streams, which hold the stage to report");
+}
+
 // Rows of weights given as host numbers, [rows, inputs (+ 1 with a clamp)] flattened.
 inline int64_t rows_of(size_t inputs, size_t weights, bool clamp) {
   if (inputs == 0) return 1;  // refused later, in words
@@ -390,8 +395,7 @@ void combine_table_out(std::vector<Tensor> xs, Tensor weights, OptionalTensor no
   CombineArgs a = table_args(xs, weights, noise, streams, clamp);
   set_outputs(&a, outs, xs[0]);
   set_status(&a, status, xs[0]);
-  STD_TORCH_CHECK(a.status == nullptr || a.streams != nullptr,
-                  "combine: status is given but no streams, which hold the stage to report");
+  check_status_streams(a);
   Run(a, xs[0]);
 }
 

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "../combine_args.h"
+#include "../error_args.h"
 
 namespace diffast::cpu {
 
@@ -25,11 +25,28 @@ struct RowsCall {
   bool stream;  // non-temporal stores
 };
 
+// The norm of a row: of row / (what `form` makes of the rest) or, not scaled, of the row itself.
+template <typename T>
+struct NormCall {
+  const T* row;     // `count` elements
+  const T* before;  // likewise; read for the forms max and sum
+  const T* after;
+  T atol;
+  T rtol;
+  int64_t count;
+  ErrorForm form;
+  bool scaled;
+  bool largest;  // the largest magnitude instead of the sum of squares; only where scaled
+};
+
 struct Kernels {
   const char* name;
   // Both return whether every sum was finite.
   bool (*rows_float)(const RowsCall<float>&);
   bool (*rows_double)(const RowsCall<double>&);
+  // The sum of the squares in float64, or the largest magnitude; NaN if an element is.
+  double (*norm_float)(const NormCall<float>&);
+  double (*norm_double)(const NormCall<double>&);
   void (*normals)(float* out, int64_t count, uint32_t first_block, uint32_t word, uint64_t id,
                   uint64_t seed);
   void (*widen_half)(const uint16_t* in, float* out, int64_t count);

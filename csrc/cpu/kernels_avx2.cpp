@@ -13,6 +13,7 @@
 // not always inlined stands above. No FMA: contraction would change the bits.
 #pragma GCC push_options
 #pragma GCC target("avx2,f16c")
+#include "../error_norm.h"
 #include "../half.h"
 #include "../normal.h"
 #include "../row.h"

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "../error_norm.h"
 #include "../half.h"
 #include "../normal.h"
 #include "../row.h"

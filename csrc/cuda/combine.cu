@@ -4,142 +4,11 @@
 // The shared headers speak g++: nvcc knows no "GCC unroll" and unrolls those loops without it.
 #pragma nv_diag_suppress 1675
 
-#include "../normal.h"
-#include "../row.h"
-#include "lanes.cuh"
 #include "launch.h"
+#include "rows.cuh"
 
 namespace diffast::cuda {
 namespace {
-
-// Shared memory for the weights of a block: 16 KiB leave the L1 cache to the data.
-constexpr int64_t kSharedBytes = int64_t(16) << 10;
-
-// One row of weights in shared memory: the inputs, padded to the template's number of columns, the
-// clamped row, the noises; padded once more so that a row starts at 16 bytes.
-template <int Columns>
-struct Slots {
-  static constexpr int kClamped = Columns;
-  static constexpr int kNoise = Columns + 1;
-  static constexpr int kStride = (Columns + 1 + kMaxNoises + 3) / 4 * 4;
-};
-
-// The weights of samples [first, first + copies), rounded to the arithmetic type once a block.
-template <typename T, int Columns>
-__device__ __forceinline__ void fill_weights(const CombineArgs& a, int64_t first, int copies,
-                                             T* shared) {
-  using S = Slots<Columns>;
-  const int width = a.inputs + (a.clamp ? 1 : 0);
-  const double* weight = a.weight_table ? a.weight_table + first * a.rows * width : a.weight;
-  const double* noise = a.noise_table ? a.noise_table + first * a.rows * a.noises : a.noise;
-  const int step = int(blockDim.x * blockDim.y);
-#pragma unroll 1
-  for (int i = int(threadIdx.y * blockDim.x + threadIdx.x); i < copies * a.rows * S::kStride;
-       i += step) {
-    const int row = i / S::kStride;
-    const int slot = i % S::kStride;
-    // A padded column is -0 * +0, and adding -0 changes no number, not even the sign of a zero.
-    T value = T(-0.0);
-    if (slot < a.inputs)
-      value = T(weight[row * width + slot]);
-    else if (slot == S::kClamped && a.clamp)
-      value = T(weight[row * width + a.inputs]);
-    else if (slot >= S::kNoise && slot - S::kNoise < a.noises)
-      value = T(noise[row * a.noises + slot - S::kNoise]);
-    shared[i] = value;
-  }
-}
-
-struct Stream {
-  uint64_t seed, id;
-  uint32_t word;
-};
-
-__device__ __forceinline__ Stream stream_of(const CombineArgs& a, int64_t sample) {
-  if (a.streams) {
-    const int64_t* s = a.streams + 3 * sample;
-    return {uint64_t(s[0]), uint64_t(s[1]), uint32_t(s[2])};
-  }
-  return {a.seed, uint64_t(a.ids ? a.ids[sample] : sample), a.word};
-}
-
-__device__ __forceinline__ bool is_finite(float value) { return value - value == 0.0f; }
-__device__ __forceinline__ bool is_finite(double value) { return value - value == 0.0; }
-
-// The noises of one group. The loop stays a loop: two copies of Philox cost more than the choice.
-__device__ __forceinline__ void draw_noises(const Stream& stream, int noises, uint32_t block,
-                                            float (&z)[kMaxNoises][kLanes]) {
-#pragma unroll 1
-  for (int m = 0; m < noises; ++m) {
-    const uint32_t word = stream.word + (uint32_t(m) << kSlotShift);
-    // A seed that it knew the compiler would turn into twenty round keys, kept across groups.
-    const Normals4 normals = normals_of_block(block, word, stream.id, opaque(stream.seed));
-#pragma unroll
-    for (int i = 0; i < kLanes; ++i) {
-      z[0][i] = m == 0 ? normals.value[i] : z[0][i];
-      z[1][i] = normals.value[i];
-    }
-  }
-}
-
-template <typename T>
-struct Limits {
-  T low, high;
-};
-
-// Group `block` of one sample, which begins at element `offset` of the batch and has `count`
-// elements; returns whether every sum was finite.
-template <typename T, int Columns, bool Aligned, bool Noise>
-__device__ __forceinline__ bool combine_group(const CombineArgs& a, const T* weights,
-                                              const Stream& stream, const Limits<T>& limits,
-                                              int64_t offset, uint32_t block, int count) {
-  using S = Slots<Columns>;
-  Raw<T> raw[Columns];
-#pragma unroll
-  for (int k = 0; k < Columns; ++k)
-    raw[k] = k < a.inputs ? load4<T, Aligned>(a.x[k], a.x_type[k], offset, count) : Raw<T>{};
-  float z[kMaxNoises][kLanes] = {};
-  if constexpr (Noise) draw_noises(stream, a.noises, block, z);
-  T x[kLanes][Columns];
-#pragma unroll
-  for (int k = 0; k < Columns; ++k) {
-    T value[kLanes] = {};
-    if (k < a.inputs) widen4(raw[k], a.x_type[k], value);
-#pragma unroll
-    for (int i = 0; i < kLanes; ++i) x[i][k] = value[i];
-  }
-  T clamped[kLanes] = {};
-  bool finite = true;
-#pragma unroll 1
-  for (int r = 0; r < a.rows; ++r) {
-    const T* weight = weights + r * S::kStride;
-    T y[kLanes];
-#pragma unroll
-    for (int i = 0; i < kLanes; ++i) {
-      y[i] = row_dot<T, Columns>(weight, x[i]);
-      if (a.clamp && r > 0) y[i] = y[i] + weight[S::kClamped] * clamped[i];
-      if (Noise) y[i] = y[i] + weight[S::kNoise] * T(z[0][i]);
-      if (Noise && a.noises > 1) y[i] = y[i] + weight[S::kNoise + 1] * T(z[1][i]);
-      if (Aligned || i < count) finite = finite && is_finite(y[i]);
-    }
-    if (a.clamp && r == 0) {
-#pragma unroll
-      for (int i = 0; i < kLanes; ++i) clamped[i] = y[i] = clamp_to(y[i], limits.low, limits.high);
-    }
-    if (a.y[r]) store4<T, Aligned>(a.y[r], a.y_type[r], offset, count, y);
-  }
-  return finite;
-}
-
-// Every thread that finds fault with a sample writes the same stage, and a stage once written
-// stays.
-__device__ __forceinline__ void report(const CombineArgs& a, int64_t sample) {
-  using Word = unsigned long long;
-  const int64_t stage = a.streams ? a.streams[3 * sample + 2] : int64_t(a.word);
-  Word* status = reinterpret_cast<Word*>(a.status + sample);
-  const Word before = *const_cast<volatile Word*>(status);
-  if (int64_t(before) < 0) atomicCAS(status, before, Word(stage & (kStageLimit - 1)));
-}
 
 // Blocks that a multiprocessor must have registers for. Left to itself ptxas squeezes two of the
 // instances below what they need, and they spill.
@@ -180,7 +49,7 @@ __global__ void __launch_bounds__(kThreads, (kResident<T, Columns, Noise>))
       const int64_t begin = group * kLanes;
       const int count = Aligned ? kLanes : int(min(int64_t(kLanes), a.elements - begin));
       finite &= combine_group<T, Columns, Aligned, Noise>(
-          a, mine, stream, limits, sample * a.elements + begin, uint32_t(group), count);
+          a, mine, stream, limits, sample * a.elements + begin, uint32_t(group), count, KeepNone{});
     }
     if (a.status && !finite) report(a, sample);
   }
@@ -196,15 +65,6 @@ cudaError_t launch_columns(const CombineArgs& a, cudaStream_t stream) {
   const auto kernel = a.noises > 0 ? combine_kernel<T, Columns, Aligned, true>
                                    : combine_kernel<T, Columns, Aligned, false>;
   return launch(kernel, layout, size_t(copies * copy), stream, a);
-}
-
-bool all_aligned(const CombineArgs& a) {
-  if (a.elements % kLanes != 0) return false;
-  for (int k = 0; k < a.inputs; ++k)
-    if (!is_aligned(a.x[k], a.x_type[k])) return false;
-  for (int r = 0; r < a.rows; ++r)
-    if (!is_aligned(a.y[r], a.y_type[r])) return false;
-  return true;
 }
 
 // Of the rarer kinds, float64 and unaligned tensors, there are fewer instances: a column that an

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
+#include "../error_tensors.h"
 #include "../tensors.h"
 #include "launch.h"
 
@@ -33,6 +34,16 @@ void run_combine(const CombineArgs& args, const Tensor& first) {
   run("combine", launch_combine, args, first);
 }
 
+// The partial sums live as long as the call: the allocator gives them away in the stream's order.
+void run_combine_error(const ErrorArgs& args, const Tensor& first) {
+  ErrorArgs e = args;
+  const int64_t chunks = error_chunks(e.rows);
+  Tensor partials = torch::stable::new_empty(first, {e.rows.samples, chunks > 1 ? chunks : 0, 2},
+                                             ScalarType::Double);
+  e.partials = static_cast<double*>(partials.mutable_data_ptr());
+  run("combine_error", launch_combine_error, e, first);
+}
+
 void run_normal(const NormalArgs& args, const Tensor& first) {
   run("normal", launch_normal, args, first);
 }
@@ -44,6 +55,8 @@ STABLE_TORCH_LIBRARY_IMPL(diffast, CUDA, m) {
   m.impl("combine.out", TORCH_BOX(&combine_out<run_combine>));
   m.impl("combine.table", TORCH_BOX(&combine_table<run_combine>));
   m.impl("combine.table_out", TORCH_BOX(&combine_table_out<run_combine>));
+  m.impl("combine_error", TORCH_BOX(&combine_error<run_combine_error>));
+  m.impl("combine_error.out", TORCH_BOX(&combine_error_out<run_combine_error>));
   m.impl("normal.out", TORCH_BOX(&normal_out<run_normal>));
 }
 
