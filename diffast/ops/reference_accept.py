@@ -5,7 +5,7 @@ attempt takes the network calls of stages 1 .. last (stage 0 comes before, where
 be asked about the state itself), and after the last of them it is accepted or rejected, by its
 scaled error
 
-    E = norms[:, 0] / max(rule.noise_floor, norms[:, 1])
+    E = norms[:, 0] / max(rule.noise_floor, norms[:, 1]) + error_eps
 
 With the step h = to - at just tried, and E1, E2 those of the two accepted attempts before,
 
@@ -13,24 +13,35 @@ With the step h = to - at just tried, and E1, E2 those of the two accepted attem
                (at most 1 right after a rejection, with flags.calm); E1 <- max(E, error_floor)
     rejected:  h <- h clip(reject_safety E^-reject_power, reject_least, reject_most)
 
-then h <- min(h, step_max), at least step_min after an accepted attempt, and the attempt leads to
-the end if that is no further than h, with flags.balance half way there if it is nearer than 2 h. An
-attempt is accepted if E <= threshold, always with flags.always; with flags.by_factor if its factor,
-limited to 1 + atan(factor - 1), reaches the threshold instead, and the accepted rule gives both
-next steps. E1 and E2 that are NaN stand for E itself.
+then h <- min(h, step_max), at least step_min: a rejected attempt that would come below it fails
+the sample. The attempt leads to the end if that is no further than h, with flags.balance half way
+there if it is nearer than 2 h. One that leads nowhere, because h is below the spacing of numbers,
+fails the sample, too. The end is reached exactly: `to` is then `end` itself.
+
+An attempt is accepted if E <= threshold, always with flags.always. An E1 that is NaN stands for E,
+an E2 for E1; 0^0 is 1. flags.by_factor is k-diffusion's PID controller: the factor, limited to
+1 + atan(factor - 1), has to reach the threshold instead, gives (clipped) both next steps, and E1
+and E2 that are NaN become the first attempt's E even if that was rejected.
 
 `memory` = (source, targets...) remembers rejected points: what a rejected attempt drew is copied
 into the first free target and its position `to` into the control's slot, +inf when free. A slot is
 freed when an attempt is accepted that reaches it; a position that has one needs no second. With no
 slot free a rejection is not possible, and the attempt is accepted, counted as `forced`.
 
+A sample fails (`schema.FAILED_*`) for a sum of its stage that was not finite or an E that is not a
+number >= 0, for a step as above, or when it is still running after most_calls calls.
+
 `moves` = (stage, source, target, ...) are copied whole, of each sample that has done that stage:
-for the last stage only if it was accepted. A sample that is not running is left as it is.
+for the last stage only if it was accepted. A sample that is not running is left as it is. Moves are
+made in their order, so that (s, state, previous, s, new, state) shifts; all sources are read as
+they were before the call, since what one move has written no later one of its stage may read. A
+source is a target itself or does not overlap it; targets do not overlap each other.
+
+Decisions and copies are exact. The numbers of `control` come from pow and atan, of which a GPU's
+differ from a CPU's in the last bits.
 """
 
 import math
-
-import torch
 
 from diffast.ops.checks_accept import check_accept
 from diffast.ops.schema import (
@@ -65,31 +76,39 @@ def accept(norms, status, rule, flags, moves, memory, sources, control, counts, 
     check_accept(
         norms, status, rule, flags, moves, memory, sources, control, counts, streams, targets
     )
-    steps = list(zip(moves[::3], moves[1::3], moves[2::3], strict=True))
     r = dict(zip(RULE, rule, strict=True))
     f = dict(zip(FLAGS, flags, strict=True))
-    for b in range(norms.shape[0]):
-        c = dict(zip(CONTROLS, control[b].tolist(), strict=False))
-        slots = control[b, len(CONTROLS) :].tolist()
-        n = dict(zip(COUNTS, counts[b].tolist(), strict=True))
+    rows, copied, attempts = {}, {}, []  # by sample, by what is copied, of whom
+    inputs = zip(norms.tolist(), status.tolist(), control.tolist(), counts.tolist(), strict=True)
+    for b, (measured, bad, numbers, whole) in enumerate(inputs):
+        c = dict(zip(CONTROLS, numbers, strict=False))
+        slots = numbers[len(CONTROLS) :]
+        n = dict(zip(COUNTS, whole, strict=True))
         if n["status"] != RUNNING:
             continue
-        stage = n["stage"]
-        error, noise = norms[b].tolist()
-        done, free = _decide(error, noise, int(status[b]), r, f, c, n, slots, bool(memory))
-        if done:
-            for at, source, target in steps:
-                if at == stage:
-                    targets[target][b] = sources[source][b]
-        elif free >= 0:
-            targets[memory[1 + free]][b] = sources[memory[0]][b]
-        if stage == f["last"] and n["status"] != FAILED_FINITE:
-            streams[b, 2] += 1
-        control[b] = torch.tensor([*c.values(), *slots], dtype=torch.float64)
-        counts[b] = torch.tensor(list(n.values()), dtype=torch.int64)
+        stage, judged = n["stage"], n["accepted"] + n["rejected"]
+        done, free = _decide(*measured, bad, r, f, c, n, slots)
+        if done or free >= 0:
+            copied.setdefault((stage, free), []).append(b)
+        if n["accepted"] + n["rejected"] != judged:
+            attempts.append(b)
+        rows[b] = [*c.values(), *slots], list(n.values())
+    for (stage, free), samples in copied.items():
+        pairs = zip(moves[1::3], moves[2::3], moves[::3], strict=True)
+        pairs = [(source, target) for source, target, at in pairs if at == stage]
+        if free >= 0:
+            pairs = [(memory[0], memory[1 + free])]
+        for source, target in pairs:
+            targets[target][samples] = sources[source][samples]
+    if rows:
+        which = list(rows)
+        control[which] = control.new_tensor([numbers for numbers, _ in rows.values()])
+        counts[which] = counts.new_tensor([whole for _, whole in rows.values()])
+    if attempts:
+        streams[attempts, 2] += 1
 
 
-def _decide(error, noise, bad, r, f, c, n, slots, remembers):
+def _decide(error, noise, bad, r, f, c, n, slots):
     """Returns whether the stage's moves are made, and the slot that remembers (-1: none)."""
     stage = n["stage"]
     n["calls"] += 1
@@ -102,21 +121,21 @@ def _decide(error, noise, bad, r, f, c, n, slots, remembers):
         if stage == 0 and c["at"] == c["end"]:
             n["status"] = FINISHED
     else:
-        error = error / max(r["noise_floor"], noise)
-        if not error < math.inf:  # NaN, or beyond any step
+        error = error / max(r["noise_floor"], noise) + r["error_eps"]
+        if not (0.0 <= error < math.inf and noise < math.inf):
             n["status"] = FAILED_FINITE
             return False, -1
-        done, free = _judge(error, r, f, c, n, slots, remembers)
+        done, free = _judge(error, r, f, c, n, slots)
     if n["status"] == RUNNING and n["calls"] >= f["most_calls"]:
         n["status"] = FAILED_CALLS
     return done, free
 
 
-def _judge(error, r, f, c, n, slots, remembers):
+def _judge(error, r, f, c, n, slots):
+    """Returns whether the attempt is accepted, and the slot that remembers it (-1: none)."""
     step = c["to"] - c["at"]
-    c["error"] = error
-    before = error if math.isnan(c["before"]) else c["before"]
-    before2 = before if math.isnan(c["before2"]) else c["before2"]
+    before = c["before"] if c["before"] >= 0.0 else error
+    before2 = c["before2"] if c["before2"] >= 0.0 else before
     factor = r["safety"] * _power(error, -r["error_power"])
     factor *= _power(before, r["before_power"]) * _power(before2, -r["before2_power"])
     factor = math.inf if math.isnan(factor) else factor  # an error of 0 after one of 0
@@ -128,36 +147,40 @@ def _judge(error, r, f, c, n, slots, remembers):
     known = c["to"] in slots  # rejected there before, and the same was drawn
     free = next((k for k, slot in enumerate(slots) if slot == math.inf), -1)
     free = -1 if known else free
-    full = remembers and free < 0 and not known
+    full = bool(slots) and free < 0 and not known
     accepted = bool(good or f["always"] or full)
-    n["forced"] += int(not good and not f["always"] and full)
-    if accepted:
+    n["forced"] += int(accepted and not good and not f["always"])
+    c["error"] = error
+    if accepted or f["by_factor"]:
         factor = min(max(factor, r["least"]), r["most"])
-        if f["calm"] and n["after_reject"]:
-            factor = min(factor, 1.0)
-        c["before2"], c["before"] = before, max(error, r["error_floor"])
-        c["at"] = c["to"]
-        slots[:] = [math.inf if slot <= c["at"] else slot for slot in slots]
-        n["accepted"] += 1
-        n["stage"] = f["restart"]
-    else:
-        if not f["by_factor"]:
+    if not accepted:
+        if f["by_factor"]:
+            c["before"], c["before2"] = before, before2
+        else:
             factor = r["reject_safety"] * _power(error, -r["reject_power"])
             factor = min(max(factor, r["reject_least"]), r["reject_most"])
         if free >= 0:
             slots[free] = c["to"]
         n["rejected"] += 1
-        n["stage"] = 1
-    n["after_reject"] = int(not accepted)
-    if accepted and c["at"] == c["end"]:
-        if f["restart"] != 0 or not f["final"]:
-            n["status"] = FINISHED
-        return True, -1
-    _aim(min(step * factor, r["step_max"]), accepted, r, f, c, n)
-    return accepted, -1 if accepted else free
+        n["stage"] = n["after_reject"] = 1
+        _aim(step * factor, False, r, f, c, n)
+        return False, free
+    if f["calm"] and n["after_reject"]:
+        factor = min(factor, 1.0)
+    c["before2"], c["before"] = before, max(error, r["error_floor"])
+    c["at"] = c["to"]
+    slots[:] = [math.inf if slot <= c["at"] else slot for slot in slots]
+    n["accepted"] += 1
+    n["stage"], n["after_reject"] = f["restart"], 0
+    if c["at"] != c["end"]:
+        _aim(step * factor, True, r, f, c, n)
+    elif f["restart"] != 0 or not f["final"]:
+        n["status"] = FINISHED
+    return True, -1
 
 
 def _aim(step, accepted, r, f, c, n):
+    step = min(step, r["step_max"])
     if step < r["step_min"]:
         step = r["step_min"]
         if not accepted:
@@ -169,13 +192,17 @@ def _aim(step, accepted, r, f, c, n):
         if f["balance"] and rest < 2.0 * step:
             step = 0.5 * rest
         c["to"] = c["at"] + step
-        if c["to"] <= c["at"]:
-            n["status"] = FAILED_STEP
+    if not c["at"] < c["to"] <= c["end"]:
+        n["status"] = FAILED_STEP
 
 
 def _power(base, exponent):
-    if exponent == 0.0:
-        return 1.0
-    if base == 0.0:
-        return math.inf if exponent < 0.0 else 0.0
-    return math.pow(base, exponent)
+    """Returns what C's pow does, where Python's raises."""
+    if base == 0.0 and exponent < 0.0:
+        return math.inf
+    try:
+        return math.pow(base, exponent)
+    except OverflowError:
+        return math.inf
+    except ValueError:  # of a number below 0
+        return math.nan

@@ -59,6 +59,7 @@ RULE = (
     "noise_floor",
     "step_min",
     "step_max",
+    "error_eps",
 )
 FLAGS = ("last", "restart", "final", "always", "balance", "calm", "by_factor", "most_calls")
 CONTROLS = ("at", "to", "end", "error", "before", "before2")
@@ -66,6 +67,7 @@ COUNTS = ("status", "stage", "calls", "accepted", "rejected", "after_reject", "f
 MAX_PLANES = 16
 MAX_DEPTH = 24
 MAX_MEMORY = 8
+MAX_MOVES = 48
 
 # counts.status: running, or why not.
 RUNNING, FINISHED, FAILED_FINITE, FAILED_STEP, FAILED_CALLS = range(5)
