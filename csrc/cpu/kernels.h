@@ -25,6 +25,17 @@ struct RowsCall {
   bool stream;  // non-temporal stores
 };
 
+// A level of a Brownian path: to = (left + right) * keep + z * fresh; `to` may be left or right.
+template <typename T>
+struct BridgeCall {
+  const T* left;
+  const T* right;
+  const float* z;
+  T* to;
+  T keep, fresh;
+  int64_t count;
+};
+
 struct Kernels {
   const char* name;
   // Both return whether every sum was finite.
@@ -36,6 +47,8 @@ struct Kernels {
   void (*widen_bfloat)(const uint16_t* in, float* out, int64_t count);
   void (*narrow_half)(const float* in, uint16_t* out, int64_t count);
   void (*narrow_bfloat)(const float* in, uint16_t* out, int64_t count);
+  void (*bridge_float)(const BridgeCall<float>&);
+  void (*bridge_double)(const BridgeCall<double>&);
 };
 
 const Kernels& kernels_base();
