@@ -39,6 +39,17 @@ struct NormCall {
   bool largest;  // the largest magnitude instead of the sum of squares; only where scaled
 };
 
+// A level of a Brownian path: to = (left + right) * keep + z * fresh; `to` may be left or right.
+template <typename T>
+struct BridgeCall {
+  const T* left;
+  const T* right;
+  const float* z;
+  T* to;
+  T keep, fresh;
+  int64_t count;
+};
+
 struct Kernels {
   const char* name;
   // Both return whether every sum was finite.
@@ -53,6 +64,8 @@ struct Kernels {
   void (*widen_bfloat)(const uint16_t* in, float* out, int64_t count);
   void (*narrow_half)(const float* in, uint16_t* out, int64_t count);
   void (*narrow_bfloat)(const float* in, uint16_t* out, int64_t count);
+  void (*bridge_float)(const BridgeCall<float>&);
+  void (*bridge_double)(const BridgeCall<double>&);
 };
 
 const Kernels& kernels_base();

@@ -203,7 +203,8 @@ def check_table(xs, weights, noise, streams, clamp) -> int:
     return rows
 
 
-def _span(t: torch.Tensor) -> tuple[int, int]:
+def memory_span(t: torch.Tensor) -> tuple[int, int]:
+    """Returns the addresses of a contiguous tensor's first byte and of the one behind its last."""
     begin = t.data_ptr()
     return begin, begin + t.numel() * t.element_size()
 
@@ -223,9 +224,9 @@ def check_outputs(xs, outs, rows: int, clamp: bool, status, pointers: bool = Tru
 
 def _check_overlap(xs, outs, hidden: int) -> None:
     for r, out in enumerate(outs):
-        begin, end = _span(out)
+        begin, end = memory_span(out)
         for k, x in enumerate(xs):
-            start, stop = _span(x)
+            start, stop = memory_span(x)
             same = start == begin and x.dtype == out.dtype
             check(
                 same or stop <= begin or end <= start,
@@ -233,7 +234,7 @@ def _check_overlap(xs, outs, hidden: int) -> None:
                 "tensor",
             )
         for s in range(r):
-            start, stop = _span(outs[s])
+            start, stop = memory_span(outs[s])
             check(
                 stop <= begin or end <= start,
                 f"combine: the output of row {r + hidden} overlaps the output of row {s + hidden}",

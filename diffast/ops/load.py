@@ -87,7 +87,6 @@ def load() -> None:
         "combine_error": reference_error.combine_error,
         "combine_error.out": reference_error.combine_error_out,
         "accept": reference_accept.accept,
-        "brownian": reference_brownian.brownian,
         "brownian.out": reference_brownian.brownian_out,
         "normal.out": reference.normal_out,
     }.items():

@@ -19,8 +19,9 @@ on its own; the constants are rounded once from float64.
 
 The op writes  increment = weights[:, 0] V(nodes[:, 1]) + weights[:, 1] V(nodes[:, 0]),  which with
 weights (1, -exp(-h)) / sqrt(1 - exp(-2 h)) is the N(0, 1) of the increment of W between two nodes h
-apart. A node below 0 stands for lam = -inf, where V counts as 0. `last` is V(nodes[:, 0]) if it is
-known; `value` receives V(nodes[:, 1]).
+apart. A node below 0 stands for lam = -inf, where V counts as 0; one above 2^depth counts as it.
+`last` is V(nodes[:, 0]) if it is known, and may be an output itself. `value` receives
+V(nodes[:, 1]).
 """
 
 import math
@@ -31,73 +32,84 @@ from diffast.ops.checks_brownian import check_brownian
 from diffast.ops.noise import BROWNIAN_NOISE
 from diffast.ops.reference import draw
 
-HALF_RANGE = 8.0
 LAST_WORD = (1 << 26) - 1
 
+# To an end: exp(-8), sqrt(1 - exp(-16)).
+END = (0.00033546262790251185, 0.9999999437324111)
+# Of levels 2, 3 ...: 1 / (2 cosh h), sqrt(tanh h), h = 16 / 2^level. Written out, since no two
+# libraries agree on the last bit of tanh; csrc/brownian.h has the same.
+LEVELS = (
+    (0.018309496736843265, 0.999664593620814),
+    (0.13290111441703983, 0.9818490617583829),
+    (0.3240271368319427, 0.8726936208978296),
+    (0.44340944198503696, 0.6797919955839505),
+    (0.4847718145701073, 0.49489257663023106),
+    (0.49611902073756287, 0.35263720985113894),
+    (0.4990250244362676, 0.24983744064393654),
+    (0.49975595867663836, 0.17674793194272814),
+    (0.4999389710519508, 0.12499491413017118),
+    (0.49998474159897893, 0.0883874485329281),
+    (0.4999961853269874, 0.06249984105504861),
+    (0.49999904632719944, 0.044194145726294154),
+    (0.49999976158151566, 0.03124999503294777),
+    (0.49999994039536116, 0.022097086034020334),
+    (0.4999999850988392, 0.015624999844779573),
+    (0.4999999962747097, 0.011048543428600451),
+    (0.4999999990686774, 0.007812499995149362),
+    (0.49999999976716936, 0.005524271727162423),
+    (0.49999999994179234, 0.0039062499998484177),
+    (0.4999999999854481, 0.002762135863983155),
+    (0.499999999996362, 0.0019531249999952631),
+    (0.4999999999990905, 0.0013810679320041383),
+    (0.4999999999997726, 0.000976562499999852),
+)
 
-def constants(depth: int) -> list[float]:
-    """Returns the 2 + 2 depth numbers of a tree: to an end (keep, fresh), then of each level.
 
-    Level 1 is the middle node and has none of its own (zeros); level l >= 2 has 1 / (2 cosh h) and
-    sqrt(tanh h) with h = 16 / 2^l.
-    """
-    numbers = [math.exp(-HALF_RANGE), math.sqrt(-math.expm1(-2.0 * HALF_RANGE)), 0.0, 0.0]
-    for level in range(2, depth + 1):
-        h = 2.0 * HALF_RANGE / 2.0**level
-        numbers += [0.5 / math.cosh(h), math.sqrt(math.tanh(h))]
-    return numbers
-
-
-def brownian(streams, nodes, weights, depth, last, shape, dtype):
-    """Returns [increment, V(nodes[:, 1])], each [B, *shape]."""
-    increment = torch.empty([streams.shape[0], *shape], dtype=dtype, device=streams.device)
-    value = torch.empty_like(increment)
-    brownian_out(streams, nodes, weights, depth, last, increment, value)
-    return [increment, value]
-
-
-def brownian_out(streams, nodes, weights, depth, last, increment, value):
+def brownian_out(streams, nodes, weights, depth, last, increment, value=None):
     """Writes the increments, and V(nodes[:, 1]) into `value` if it is given."""
     check_brownian(streams, nodes, weights, depth, last, increment, value)
     samples, elements = increment.shape[0], math.prod(increment.shape[1:])
     for b in range(samples):
-        stream, pair = streams[b : b + 1], nodes[b].tolist()
-        here = _value(stream, pair[1], depth, elements, increment)
-        before = last[b].reshape(1, elements) if last is not None and pair[0] >= 0 else None
-        if before is None:
-            before = _value(stream, pair[0], depth, elements, increment)
-        to, start = weights[b].to(increment.dtype)
-        increment[b] = (here * to + before * start).reshape(increment.shape[1:])
+        stream, (start, end) = streams[b : b + 1], nodes[b].tolist()
+        here = _value(stream, end, depth, elements, increment)
+        if last is not None and start >= 0:
+            before = last[b].reshape(1, elements)
+        else:
+            before = _value(stream, start, depth, elements, increment)
+        to, of_start = weights[b].to(increment.dtype)
+        increment[b] = (here * to + before * of_start).reshape(increment.shape[1:])
         if value is not None:
             value[b] = here.reshape(increment.shape[1:])
 
 
-def _value(stream, n, depth, elements, like):
-    """Returns V [1, elements] at node n."""
-    numbers = torch.tensor(constants(depth), dtype=torch.float64).to(like.dtype).tolist()
+def _value(stream, node, depth, elements, like):
+    """Returns V [1, elements] at a node."""
+    last = 1 << depth
+    node = min(node, last)
 
     def z(k):
         word = stream[:, 1] * 0 + BROWNIAN_NOISE + k
         return draw(stream[:, 0], stream[:, 1], word, elements).to(like.dtype)
 
-    if n < 0:
+    def rounded(numbers):
+        return torch.tensor(numbers, dtype=torch.float64).to(like.dtype).tolist()
+
+    if node < 0:
         return torch.zeros([1, elements], dtype=like.dtype, device=like.device)
-    low, high = 0, 1 << depth
-    middle = high // 2
     value = z(1)
-    if n == middle:
+    if node == last // 2:
         return value
-    end = value * numbers[0] + z(0 if n < middle else LAST_WORD) * numbers[1]
-    left, right = (end, value) if n < middle else (value, end)
-    low, high = (low, middle) if n < middle else (middle, high)
-    level = 1
-    while n not in (low, high):
-        level += 1
-        middle = (low + high) // 2
-        k = (1 << (level - 1)) + (middle >> (depth - level + 1))
-        value = (left + right) * numbers[2 * level] + z(k) * numbers[2 * level + 1]
-        if n < middle:
-            high, right = middle, value
-        else:
-            low, left = middle, value
-    return left if n == low else right
+    above = node > last // 2
+    keep, fresh = rounded(END)
+    end = value * keep + z(LAST_WORD if above else 0) * fresh
+    if node in (0, last):
+        return end
+    left, right = (value, end) if above else (end, value)
+    for level in range(2, depth + 1):
+        half = depth - level  # nodes from the middle to either side, as a power of two
+        keep, fresh = rounded(LEVELS[level - 2])
+        value = (left + right) * keep + z((1 << (level - 1)) + (node >> (half + 1))) * fresh
+        if node % (1 << (half + 1)) == 1 << half:
+            break
+        left, right = (value, right) if node >> half & 1 else (left, value)
+    return value

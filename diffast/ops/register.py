@@ -17,6 +17,14 @@ def _normal(ids, shape, seed, stage, scale, dtype):
     return out
 
 
+def _brownian(streams, nodes, weights, depth, last, shape, dtype):
+    """Returns [increment, V(nodes[:, 1])], each [B, *shape]."""
+    increment = streams.new_empty([streams.shape[0], *shape], dtype=dtype)
+    value = torch.empty_like(increment)
+    _ops.brownian.out(streams, nodes, weights, depth, last, increment, value)
+    return [increment, value]
+
+
 def _promoted(xs) -> torch.dtype:
     dtype = xs[0].dtype
     for x in xs[1:]:
@@ -76,12 +84,12 @@ def _fake_accept(*call):
 
 def _fake_brownian(streams, nodes, weights, depth, last, shape, dtype):
     increment = streams.new_empty([streams.shape[0], *shape], dtype=dtype)
-    check_brownian(streams, nodes, weights, depth, last, increment, None)
+    check_brownian(streams, nodes, weights, depth, last, increment, None, pointers=False)
     return [increment, torch.empty_like(increment)]
 
 
 def _fake_brownian_out(streams, nodes, weights, depth, last, increment, value=None):
-    check_brownian(streams, nodes, weights, depth, last, increment, value)
+    check_brownian(streams, nodes, weights, depth, last, increment, value, pointers=False)
 
 
 def _no_clamp(clamp) -> None:
@@ -164,6 +172,7 @@ def _refuse_grad(overload):
 def register() -> None:
     """Registers everything about the ops that is not a kernel."""
     library.impl("normal", _normal, "CompositeExplicitAutograd")
+    library.impl("brownian", _brownian, "CompositeExplicitAutograd")
     for name, fake in {
         "combine": _fake_combine,
         "combine.out": _fake_combine_out,
@@ -190,6 +199,8 @@ def register() -> None:
         "combine_error",
         "combine_error.out",
         "accept",
+        "brownian",
+        "brownian.out",
         "normal.out",
     ):
         packet, _, overload = name.partition(".")
