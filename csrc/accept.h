@@ -35,7 +35,7 @@ struct AcceptControl {
 static_assert(sizeof(AcceptControl) == kControls * sizeof(double));
 
 struct AcceptCounts {
-  int64_t status, stage, calls, accepted, rejected, after_reject, forced;
+  int64_t status, stage, calls, accepted, rejected, after_reject, forgotten;
 };
 static_assert(sizeof(AcceptCounts) == kCounts * sizeof(int64_t));
 
@@ -103,9 +103,15 @@ DIFFAST_HD int32_t accept_judge(double error, const AcceptRule& r, const AcceptF
   for (int k = 0; k < s.slots; ++k) known = known || s.slot[k] == c->to;
   int free = 0;
   while (free < s.slots && s.slot[free] != kInfinity) ++free;
-  const bool full = s.slots > 0 && free == s.slots && !known;
-  const bool accepted = good || f.always || full;
-  if (accepted && !good && !f.always) n->forced += 1;
+  const bool accepted = good || f.always;
+  if (!accepted && s.slots > 0 && free == s.slots && !known) {
+    // Full: the farthest point is forgotten, this one itself if it is that.
+    free = 0;
+    for (int k = 1; k < s.slots; ++k)
+      if (s.slot[k] > s.slot[free]) free = k;
+    known = s.slot[free] < c->to;
+    n->forgotten += 1;
+  }
   c->error = error;
   if (accepted || f.by_factor) factor = accept_min(accept_max(factor, r.least), r.most);
   if (!accepted) {

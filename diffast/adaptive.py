@@ -20,7 +20,6 @@ from diffast.sampler import _ids, _limits, _state_like
 from diffast.solvers import pairs
 
 NOISES = ("bridge", "path", "redraw")
-SLOTS = 8
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class AdaptiveSamples:
         x: the samples [B, ...]; of a sample that failed, its last accepted state.
         nfe: network calls of each sample, [B] int64. A guided call of both halves counts once.
         accepted, rejected: attempts of each sample, [B] int64.
-        forced: attempts that were accepted since no rejected point more could be remembered, [B].
+        forgotten: rejected points that there was no room to remember, [B].
         status: [B] int64, see `STATUSES`; 1 is finished.
         rounds: network calls of the run: those of its slowest sample.
         wasted: network evaluations of samples that had finished before.
@@ -63,7 +62,7 @@ class AdaptiveSamples:
     nfe: torch.Tensor
     accepted: torch.Tensor
     rejected: torch.Tensor
-    forced: torch.Tensor
+    forgotten: torch.Tensor
     status: torch.Tensor
     rounds: int
     wasted: int
@@ -208,7 +207,7 @@ def _result(run: Run, evaluated: int, pair) -> AdaptiveSamples:
         nfe=column["calls"],
         accepted=column["accepted"],
         rejected=column["rejected"],
-        forced=column["forced"],
+        forgotten=column["forgotten"],
         status=column["status"],
         rounds=run.rounds + 1,
         wasted=evaluated - int(column["calls"].sum()),
@@ -304,7 +303,7 @@ def _noise(pair, noise, reject) -> Noise:
         return Noise("path", 0)
     if noise == "redraw" or not reject:
         return Noise("fresh", 0)
-    return Noise("bridge", SLOTS)
+    return Noise("bridge", pair.slots)
 
 
 class _NoBar:
