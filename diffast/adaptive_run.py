@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from diffast import attempts, ops
-from diffast.adaptive_batch import Batch
+from diffast.adaptive_batch import Batch, on_host
 from diffast.attempts import COND, NOISE, UNCOND, X0, Estimate, Noise
 from diffast.clock import Clock, DeviceClock
 from diffast.denoiser import time_dtype
@@ -93,7 +93,7 @@ class Run:
         self.ids, self.seed, self.limits, self.on_x0 = ids, seed, limits, on_x0
         self.prediction = denoiser.prediction
         self.denoise = denoise
-        self.on_host = device.type == "cpu"
+        self.on_host = on_host(device)
         self.xp = np if self.on_host else torch
         self.scale, self.halves = self._guidance()
         self.looked_up = clock if self.on_host else self._device_clock()

@@ -134,7 +134,7 @@ class DeviceClock:
 
     def _look_up(self, positions):
         last = self.grid.shape[0]
-        first = torch.searchsorted(self.grid, positions) - 2
+        first = torch.searchsorted(self.grid, positions.contiguous()) - 2
         first = first.clamp(0, last - 4)
         index = first[..., None] + torch.arange(4, device=positions.device)  # [..., 4]
         knots = self.grid[index]

@@ -225,9 +225,8 @@ def test_a_call_is_refused_in_the_words_of_the_other_backends(ops):
 
 
 def test_implementations_are_those_that_the_loader_registers(ops):
-    from diffast.ops.schema import SCHEMAS
-
     from diffast.ops import triton_accept, triton_brownian, triton_error
+    from diffast.ops.schema import SCHEMAS
 
     modules = (ops, triton_error, triton_accept, triton_brownian)
     names = [name for module in modules for name in module.IMPLEMENTATIONS]
