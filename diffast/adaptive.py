@@ -253,7 +253,10 @@ def _pair(method, options, schedule) -> pairs.Pair:
     if method in ("bosh3", "dopri5", "tsit5") and "clock" not in options:
         alone = float(schedule.alpha(schedule.t_start)) == 0.0
         options = options | {"clock": "flow" if alone else "rho"}
-    return pairs.get(method)(**options)
+    try:
+        return pairs.get(method)(**options)
+    except TypeError as error:
+        raise ValueError(f"sample_adaptive: options {sorted(options)} but {error}") from None
 
 
 def _change_rule(pair, controller, h_min, h_max) -> None:
