@@ -147,6 +147,67 @@ def sample_adaptive(
     Warns:
         RuntimeWarning: if samples failed; their status says why.
     """
+    run = prepare(
+        denoiser,
+        method,
+        shape,
+        seed=seed,
+        ids=ids,
+        state=state,
+        device=device,
+        noise=noise,
+        reject=reject,
+        controller=controller,
+        denoise=denoise,
+        until=until,
+        h_init=h_init,
+        h_min=h_min,
+        h_max=h_max,
+        max_calls=max_calls,
+        clamp=clamp,
+        on_x0=on_x0,
+        compact=compact,
+        trace=trace,
+        **options,
+    )
+    evaluated = 0
+    with torch.inference_mode(), _bar(run.shape[0], run.pair.name, progress) as bar:
+        if run.batch.size:
+            evaluated += run.batch.size
+            run.start(state)
+        while run.batch.size:
+            left = run.batch.size
+            evaluated += left
+            run.round()
+            bar.update(left - run.batch.size)
+    return _result(run, evaluated)
+
+
+def prepare(
+    denoiser,
+    method="pec",
+    shape=None,
+    *,
+    seed=0,
+    ids=None,
+    state=None,
+    device=None,
+    noise=None,
+    reject=True,
+    controller=None,
+    denoise=True,
+    until=None,
+    h_init=None,
+    h_min=None,
+    h_max=None,
+    max_calls=10_000,
+    clamp=None,
+    on_x0=None,
+    compact=True,
+    trace=False,
+    **options,
+) -> Run:
+    """Returns the run of `sample_adaptive` before its first network call; the same arguments."""
     pair = copy.copy(_pair(method, options, denoiser.schedule))
     shape, device, dtype = _state_like(denoiser, shape, state, device)
     until = denoiser.schedule.t_min if until is None else until
@@ -156,7 +217,7 @@ def sample_adaptive(
     for name, value in (("h_init", step), ("max_calls", max_calls)):
         if not value > 0:
             raise ValueError(f"sample_adaptive: {name} is {value} but must be above 0")
-    run = Run(
+    return Run(
         denoiser,
         pair,
         clock,
@@ -175,20 +236,9 @@ def sample_adaptive(
         compact=compact,
         traced=trace,
     )
-    evaluated = 0
-    with torch.inference_mode(), _bar(shape[0], pair.name, progress) as bar:
-        if run.batch.size:
-            evaluated += run.batch.size
-            run.start(state)
-        while run.batch.size:
-            left = run.batch.size
-            evaluated += left
-            run.round()
-            bar.update(left - run.batch.size)
-    return _result(run, evaluated, pair)
 
 
-def _result(run: Run, evaluated: int, pair) -> AdaptiveSamples:
+def _result(run: Run, evaluated: int) -> AdaptiveSamples:
     counts = run.final["counts"]
     column = {name: counts[:, k].clone() for k, name in enumerate(COUNTS)}
     status = column["status"].tolist()
