@@ -37,7 +37,7 @@ CUDA = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
 VARIANTS = list(itertools.product(range(1, 9), range(3), CLAMPS))
 
 
-def build(folder):
+def build(folder, source=HERE / "emulate_cuda.cpp"):
     """Compiles the emulator; alignment is checked at every access, as the GPU would."""
     if shutil.which("g++") is None or not (CUDA / "include" / "cuda_runtime_api.h").exists():
         pytest.skip("the emulator needs g++ and CUDA's headers")
@@ -47,7 +47,7 @@ def build(folder):
     command += ["-fsanitize=alignment", "-fno-sanitize-recover=alignment"]
     command += ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
     command += ["-isystem", str(home / "include"), "-isystem", str(CUDA / "include")]
-    command += [str(HERE / "emulate_cuda.cpp"), f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10"]
+    command += [str(source), f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10"]
     subprocess.run([*command, "-o", str(library)], check=True)
     return library
 

@@ -3,11 +3,13 @@
 
 #include <cuda_runtime_api.h>
 
+#include "../accept.h"
 #include "../combine_args.h"
 
 namespace diffast {
 
 cudaError_t launch_combine(const CombineArgs& args, cudaStream_t stream);
 cudaError_t launch_normal(const NormalArgs& args, cudaStream_t stream);
+cudaError_t launch_accept(const AcceptArgs& args, cudaStream_t stream);  // sets and reads `route`
 
 }  // namespace diffast
