@@ -60,7 +60,7 @@ def _switch(p_flag, o_none):
     return (o_none + tl.load(p_flag).to(tl.int32)) != 0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["samples"])
 def decide_kernel(
     p_norms,  # [samples, 2]
     p_status,  # [samples]
