@@ -330,3 +330,17 @@ def test_zero_errors_and_powers_of_nothing(op):
     sample = Sample(op, rule(error_power=0, most=3, safety=2))
     assert sample.judge(0.0)[1] == pytest.approx(0.3)
     assert named(sample.control[0])["before2"] == 0
+
+
+@each_backend
+def test_ties_and_an_end_that_is_no_number(op):
+    # A factor of exactly the threshold is accepted.
+    sample = Sample(op, rule(safety=1), by_factor=1)
+    assert sample.judge(1.0)[0] == 0.1
+    assert Sample(op, rule(safety=1, threshold=1.0001), by_factor=1).judge(1.0)[0] == 0.0
+    same = rule(safety=1, error_power=0)
+    # Nothing leads to an end that is NaN, and nothing beyond the end.
+    for end in (NAN, -1.0):
+        sample = Sample(op, same, to=0.25, end=end)
+        sample.judge(1.0)
+        assert sample.status == FAILED_STEP

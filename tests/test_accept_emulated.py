@@ -2,7 +2,6 @@
 
 import ctypes
 import itertools
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,14 +14,11 @@ from test_accept import plain_call
 
 from diffast.ops.schema import SCHEMAS
 
-HERE = Path(__file__).resolve().parent
-
 
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory):
     """The op, and `reset(seed)`: launches and bytes a copy moved at a time, another order."""
-    source = HERE / "emulate_accept.cpp"
-    library = test_cuda_emulated.build(tmp_path_factory.mktemp("emulated"), source)
+    library = test_cuda_emulated.build(tmp_path_factory.mktemp("emulated"), "emulate_accept.cpp")
     definitions = torch.library.Library("diffast_emulated_accept", "DEF")
     definitions.define("accept" + SCHEMAS["accept"])
     torch.ops.load_library(str(library))

@@ -37,8 +37,8 @@ CUDA = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
 VARIANTS = list(itertools.product(range(1, 9), range(3), CLAMPS))
 
 
-def build(folder, source=HERE / "emulate_cuda.cpp"):
-    """Compiles the emulator; alignment is checked at every access, as the GPU would."""
+def build(folder, source="emulate_cuda.cpp"):
+    """Compiles the emulator with some kernels; it checks the alignment of every access."""
     if shutil.which("g++") is None or not (CUDA / "include" / "cuda_runtime_api.h").exists():
         pytest.skip("the emulator needs g++ and CUDA's headers")
     home = Path(torch.__file__).parent
@@ -47,7 +47,7 @@ def build(folder, source=HERE / "emulate_cuda.cpp"):
     command += ["-fsanitize=alignment", "-fno-sanitize-recover=alignment"]
     command += ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
     command += ["-isystem", str(home / "include"), "-isystem", str(CUDA / "include")]
-    command += [str(source), f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10"]
+    command += [str(HERE / source), f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10"]
     subprocess.run([*command, "-o", str(library)], check=True)
     return library
 
