@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 TESTS = ("test_combine.py", "test_combine_exact.py", "test_normal.py", "test_op_errors.py")
 TESTS += ("test_combine_error.py",)
+TESTS += ("test_accept.py", "test_accept_errors.py", "test_accept_controllers.py")
 LARGE = ("8 MiB", "32 MiB", "16x16x256x256")
 SECONDS = 0.4  # of turns a case; at least ROUNDS of them
 ROUNDS = 15
@@ -79,7 +80,7 @@ def _build_key() -> str:
     package = ROOT / "diffast"
     for path in sorted([*package.glob("_*.so"), *package.glob("ops/*.py")]):
         digest.update(path.read_bytes())
-    for name in ("conftest.py", "op_cases.py", "output_hashes.py", *TESTS):
+    for name in ("conftest.py", "op_cases.py", "accept_cases.py", "output_hashes.py", *TESTS):
         digest.update((ROOT / "tests" / name).read_bytes())
     return digest.hexdigest()
 

@@ -90,60 +90,64 @@ DIFFAST_HD int32_t accept_judge(double error, const AcceptRule& r, const AcceptF
                                 const AcceptSample& s) {
   AcceptControl* c = s.control;
   AcceptCounts* n = s.counts;
-  const double step = c->to - c->at;
-  const double before = c->before >= 0.0 ? c->before : error;
-  const double before2 = c->before2 >= 0.0 ? c->before2 : before;
-  double factor = r.safety * accept_power(error, -r.error_power);
-  factor =
-      factor * (accept_power(before, r.before_power) * accept_power(before2, -r.before2_power));
-  if (!(factor == factor)) factor = kInfinity;  // an error of 0 after one of 0
-  if (f.by_factor) factor = 1.0 + atan(factor - 1.0);
-  const bool good = f.by_factor ? factor >= r.threshold : error <= r.threshold;
   bool known = false;  // rejected there before, and the same was drawn
   for (int k = 0; k < s.slots; ++k) known = known || s.slot[k] == c->to;
   int free = 0;
   while (free < s.slots && s.slot[free] != kInfinity) ++free;
-  const bool accepted = good || f.always;
-  if (!accepted && s.slots > 0 && free == s.slots && !known) {
-    // Full: the farthest point is forgotten, this one itself if it is that.
-    free = 0;
-    for (int k = 1; k < s.slots; ++k)
-      if (s.slot[k] > s.slot[free]) free = k;
-    known = s.slot[free] < c->to;
-    n->forgotten += 1;
+  const double before = c->before >= 0.0 ? c->before : error;
+  const double before2 = c->before2 >= 0.0 ? c->before2 : before;
+  bool good = error <= r.threshold;
+  double factor;
+  if (f.by_factor || good || f.always) {
+    factor = accept_power(error, -r.error_power) * r.safety;
+    factor =
+        factor * (accept_power(before, r.before_power) * accept_power(before2, -r.before2_power));
+    if (!(factor == factor)) factor = kInfinity;  // an error of 0 after one of 0
+    if (f.by_factor) {
+      factor = 1.0 + atan(factor - 1.0);
+      good = factor >= r.threshold;
+    }
+    factor = accept_min(accept_max(factor, r.least), r.most);
+  } else {
+    factor = accept_power(error, -r.reject_power) * r.reject_safety;
+    factor = accept_min(accept_max(factor, r.reject_least), r.reject_most);
   }
+  const bool accepted = good || f.always;
+  bool remembered = false;
+  const double step = c->to - c->at;
   c->error = error;
-  if (accepted || f.by_factor) factor = accept_min(accept_max(factor, r.least), r.most);
-  if (!accepted) {
+  if (accepted) {
+    if (f.calm && n->after_reject) factor = accept_min(factor, 1.0);
+    c->before2 = before;
+    c->before = accept_max(error, r.error_floor);
+    c->at = c->to;
+    for (int k = 0; k < s.slots; ++k)
+      if (s.slot[k] <= c->at) s.slot[k] = kInfinity;
+    n->accepted += 1;
+  } else {
     if (f.by_factor) {
       c->before = before;
       c->before2 = before2;
-    } else {
-      factor = r.reject_safety * accept_power(error, -r.reject_power);
-      factor = accept_min(accept_max(factor, r.reject_least), r.reject_most);
     }
-    const bool remembered = s.slots > 0 && !known;
+    if (s.slots > 0 && free == s.slots && !known) {
+      // Full: the farthest point is forgotten, this one itself if it is that.
+      free = 0;
+      for (int k = 1; k < s.slots; ++k)
+        if (s.slot[k] > s.slot[free]) free = k;
+      known = s.slot[free] < c->to;
+      n->forgotten += 1;
+    }
+    remembered = s.slots > 0 && !known;
     if (remembered) s.slot[free] = c->to;
     n->rejected += 1;
-    n->stage = 1;
-    n->after_reject = 1;
-    accept_aim(step * factor, false, r, f, c, n);
-    return remembered ? free : kMaxMemory;
   }
-  if (f.calm && n->after_reject) factor = accept_min(factor, 1.0);
-  c->before2 = before;
-  c->before = accept_max(error, r.error_floor);
-  c->at = c->to;
-  for (int k = 0; k < s.slots; ++k)
-    if (s.slot[k] <= c->at) s.slot[k] = kInfinity;
-  n->accepted += 1;
-  n->stage = f.restart;
-  n->after_reject = 0;
-  if (c->at != c->end)
-    accept_aim(step * factor, true, r, f, c, n);
+  n->stage = accepted ? f.restart : 1;
+  n->after_reject = !accepted;
+  if (!accepted || c->at != c->end)
+    accept_aim(step * factor, accepted, r, f, c, n);
   else if (f.restart != 0 || !f.final)
     n->status = kFinished;
-  return -1;
+  return accepted ? -1 : remembered ? free : kMaxMemory;
 }
 
 // What becomes of one sample after one network call; returns what is copied.

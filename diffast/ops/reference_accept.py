@@ -38,8 +38,8 @@ made in their order, so that (s, state, previous, s, new, state) shifts; all sou
 they were before the call, since what one move has written no later one of its stage may read. A
 source is a target itself or does not overlap it; targets do not overlap each other.
 
-Decisions and copies are exact. The numbers of `control` come from pow and atan, of which a GPU's
-differ from a CPU's in the last bits.
+Decisions by E and copies are exact. The numbers of `control`, and what hangs on their last bits,
+come from pow and atan, of which a GPU's differ from a CPU's by a few ulp, Triton's by up to 1e-12.
 """
 
 import math
