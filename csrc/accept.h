@@ -84,16 +84,28 @@ DIFFAST_HD void accept_aim(double step, bool accepted, const AcceptRule& r, cons
   if (!(c->to > c->at && c->to <= c->end)) n->status = kFailedStep;
 }
 
+// Remembers a rejected point; returns its slot, kMaxMemory if it gets none. A free slot looks like
+// the farthest point, so where all are taken, the farthest is forgotten.
+DIFFAST_HD int32_t accept_remember(double position, const AcceptSample& s) {
+  int far = 0;
+  for (int k = 0; k < s.slots; ++k) {
+    if (s.slot[k] == position) return kMaxMemory;  // rejected there before, and the same was drawn
+    if (s.slot[k] > s.slot[far]) far = k;
+  }
+  if (s.slots == 0) return kMaxMemory;
+  const bool full = s.slot[far] != kInfinity;
+  if (full) s.counts->forgotten += 1;
+  if (full && s.slot[far] < position) return kMaxMemory;  // this one is the farthest
+  s.slot[far] = position;
+  return far;
+}
+
 // Accepts or rejects an attempt whose scaled error is known to be finite; returns the slot that is
 // to remember it, -1 if it was accepted, kMaxMemory if nothing is remembered.
 DIFFAST_HD int32_t accept_judge(double error, const AcceptRule& r, const AcceptFlags& f,
                                 const AcceptSample& s) {
   AcceptControl* c = s.control;
   AcceptCounts* n = s.counts;
-  bool known = false;  // rejected there before, and the same was drawn
-  for (int k = 0; k < s.slots; ++k) known = known || s.slot[k] == c->to;
-  int free = 0;
-  while (free < s.slots && s.slot[free] != kInfinity) ++free;
   const double before = c->before >= 0.0 ? c->before : error;
   const double before2 = c->before2 >= 0.0 ? c->before2 : before;
   bool good = error <= r.threshold;
@@ -113,7 +125,7 @@ DIFFAST_HD int32_t accept_judge(double error, const AcceptRule& r, const AcceptF
     factor = accept_min(accept_max(factor, r.reject_least), r.reject_most);
   }
   const bool accepted = good || f.always;
-  bool remembered = false;
+  int32_t slot = -1;
   const double step = c->to - c->at;
   c->error = error;
   if (accepted) {
@@ -129,16 +141,7 @@ DIFFAST_HD int32_t accept_judge(double error, const AcceptRule& r, const AcceptF
       c->before = before;
       c->before2 = before2;
     }
-    if (s.slots > 0 && free == s.slots && !known) {
-      // Full: the farthest point is forgotten, this one itself if it is that.
-      free = 0;
-      for (int k = 1; k < s.slots; ++k)
-        if (s.slot[k] > s.slot[free]) free = k;
-      known = s.slot[free] < c->to;
-      n->forgotten += 1;
-    }
-    remembered = s.slots > 0 && !known;
-    if (remembered) s.slot[free] = c->to;
+    slot = accept_remember(c->to, s);
     n->rejected += 1;
   }
   n->stage = accepted ? f.restart : 1;
@@ -147,7 +150,7 @@ DIFFAST_HD int32_t accept_judge(double error, const AcceptRule& r, const AcceptF
     accept_aim(step * factor, accepted, r, f, c, n);
   else if (f.restart != 0 || !f.final)
     n->status = kFinished;
-  return accepted ? -1 : remembered ? free : kMaxMemory;
+  return slot;
 }
 
 // What becomes of one sample after one network call; returns what is copied.

@@ -95,8 +95,8 @@ REFUSED = [
         "accept: moves has 2 numbers but (stage, source, target) are three each",
     ),
     (call(moves=[1, 0, 0] * 49), "accept: 49 moves but at most 48 are supported"),
-    (call(memory=[0]), "accept: memory names 0 targets but 1 to 4 are supported"),
-    (call(memory=[0] * 6), "accept: memory names 5 targets but 1 to 4 are supported"),
+    (call(memory=[0]), "accept: memory names 0 targets but 1 to 8 are supported"),
+    (call(memory=[0] * 10), "accept: memory names 9 targets but 1 to 8 are supported"),
     (
         call(2, control=doubles(3, 7)),
         "accept: control is float64 [3, 7] but float64 [3, 8] is needed",
@@ -109,10 +109,10 @@ REFUSED = [
     (call(status=longs(3, 1)), "accept: status is int64 [3, 1] but int64 [3] is needed"),
     (call(status=longs(6)[::2]), f"accept: status of shape [3] {LAYOUT}"),
     (call(status=longs(3, device="meta")), "accept: status is on device:-1 but norms is on cpu"),
-    (call(sources=[plane()] * 13), "accept: 13 sources but at most 12 are supported"),
+    (call(sources=[plane()] * 17), "accept: 17 sources but at most 16 are supported"),
     (
-        call(targets=[plane() for _ in range(13)]),
-        "accept: 13 targets but at most 12 are supported",
+        call(targets=[plane() for _ in range(17)]),
+        "accept: 17 targets but at most 16 are supported",
     ),
     (call(sources=[longs(3, 4)]), f"accept: sources[0] has dtype int64 {DTYPES}"),
     (
@@ -248,5 +248,5 @@ def test_what_is_not_refused(op):
     op(*reordered([1, 0, 0, 1, 0, 2]))
     op(*call(moves=[], sources=[], targets=[]))
     op(*call(sources=[plane(3, 0)] * 2, targets=[plane(3, 0)] * 2, moves=[1, 0, 0, 1, 1, 1]))
-    op(*call(4, targets=[plane() for _ in range(12)], sources=[plane()] * 12))
+    op(*call(4, targets=[plane() for _ in range(16)], sources=[plane()] * 16))
     op(*call(moves=[1, 0, 0] * 48))
