@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
+#include "../brownian_tensors.h"
 #include "../error_tensors.h"
 #include "../accept_tensors.h"
 #include "../tensors.h"
@@ -29,6 +30,10 @@ void run(const char* op, cudaError_t (*launch)(const Args&, cudaStream_t), const
   STD_TORCH_CHECK(error == cudaSuccess, op, ": the CUDA kernel was not launched on ",
                   device_text(first), ": ", cudaGetErrorString(error), " (",
                   cudaGetErrorName(error), ")");
+}
+
+void run_brownian(const BrownianArgs& args, const Tensor& first) {
+  run("brownian", launch_brownian, args, first);
 }
 
 void run_combine(const CombineArgs& args, const Tensor& first) {
@@ -59,6 +64,7 @@ void run_accept(AcceptArgs* args, const Tensor& norms) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(diffast, CUDA, m) {
+  m.impl("brownian.out", TORCH_BOX(&brownian_out<run_brownian>));
   m.impl("combine", TORCH_BOX(&combine<run_combine>));
   m.impl("combine.out", TORCH_BOX(&combine_out<run_combine>));
   m.impl("combine.table", TORCH_BOX(&combine_table<run_combine>));
