@@ -13,7 +13,10 @@ from diffast.solvers.pairs import Node
 
 # Where a path that starts from noise alone (lam = -inf) is entered: there data are 1/150 of it.
 FIRST_LAM = -5.0
-_TABLE = 8192
+_PIECES = 8192
+# Where in a piece its knots are (Chebyshev's), and 1 / prod_{j != i} (knot_i - knot_j).
+_KNOTS = 0.5 - 0.5 * np.cos(np.pi * (np.arange(4) + 0.5) / 4)
+_SCALES = 1.0 / (_KNOTS[:, None] - _KNOTS + np.eye(4)).prod(axis=1)
 
 
 class Clock:
@@ -87,7 +90,8 @@ class Clock:
             if self.kind == "rho":
                 lam = -np.log(-positions)
             elif self.kind == "flow":
-                lam = np.log1p(positions) - np.log(-positions)
+                with np.errstate(divide="ignore"):  # -1 is the start from noise alone
+                    lam = np.log1p(positions) - np.log(-positions)
             time = schedule.time(lam)
         slopes = schedule.derivatives(time) if self.slopes else (None, None)
         alpha, sigma = schedule.alpha(time), schedule.sigma(time)
@@ -95,7 +99,10 @@ class Clock:
 
 
 class DeviceClock:
-    """A clock's nodes on a device, by interpolation of order 4 in a table of 8,192 of them.
+    """A clock's nodes on a device, from a table of 8,192 pieces and more: a cubic in each.
+
+    No piece has a time inside at which the schedule's derivatives jump (`schedule.kinks`), and the
+    knots, four a piece, are inside it, so each side of such a time has its own derivative.
 
     Args:
         clock: what to tabulate.
@@ -105,10 +112,9 @@ class DeviceClock:
 
     def __init__(self, clock: Clock, device, scales=None):
         """Tabulates the nodes."""
-        lam = np.linspace(max(clock.first_lam, -12.0), clock.last_lam, _TABLE)
-        positions = clock.positions(lam)
-        positions = np.concatenate([[clock.start], positions[positions > clock.start]])
-        positions[-1] = clock.end
+        edges = clock.positions(_edges(clock))
+        edges[0], edges[-1] = clock.start, clock.end
+        positions = edges[:-1, None] + np.diff(edges)[:, None] * _KNOTS  # [pieces, 4]
         with np.errstate(all="ignore"):
             nodes = clock.nodes(positions)
         self.fields = [
@@ -116,12 +122,12 @@ class DeviceClock:
             for name, value in zip(Node._fields, nodes, strict=True)
             if name != "position" and value is not None
         ]
-        rows = [np.nan_to_num(getattr(nodes, name), neginf=-40.0) for name in self.fields]
+        rows = [getattr(nodes, name) for name in self.fields]
         self.guided = scales is not None
-        rows += [scales(nodes.time)] if self.guided else []
+        rows += [scales(nodes.time.ravel()).reshape(positions.shape)] if self.guided else []
         self.start, self.end, self.kind = clock.start, clock.end, clock.kind
-        self.table = torch.from_numpy(np.stack(rows)).to(device)  # [fields, N]
-        self.grid = torch.from_numpy(positions).to(device)
+        self.table = torch.from_numpy(np.stack(rows)).to(device)  # [fields, pieces, 4]
+        self.edges = torch.from_numpy(edges).to(device)
 
     def nodes(self, positions: torch.Tensor) -> Node:
         """Returns the nodes of positions, float64 tensors of the same shape."""
@@ -132,19 +138,30 @@ class DeviceClock:
         return self._look_up(positions)
 
     def _look_up(self, positions):
-        last = self.grid.shape[0]
-        first = torch.searchsorted(self.grid, positions) - 2
-        first = first.clamp(0, last - 4)
-        index = first[..., None] + torch.arange(4, device=positions.device)  # [..., 4]
-        knots = self.grid[index]
-        gaps = positions[..., None] - knots
+        pieces = self.edges.shape[0] - 1
+        piece = (torch.searchsorted(self.edges, positions.contiguous()) - 1).clamp(0, pieces - 1)
+        low, high = self.edges[piece], self.edges[piece + 1]
+        part = (positions - low) / (high - low)
+        gaps = [part - knot for knot in _KNOTS.tolist()]
         weights = []
-        for i in range(4):
-            others = [j for j in range(4) if j != i]
-            weight = torch.ones_like(positions)
-            for j in others:
-                weight = weight * (gaps[..., j] / (knots[..., i] - knots[..., j]))
-            weights.append(weight)
-        values = (self.table[:, index] * torch.stack(weights, dim=-1)).sum(dim=-1)
+        for i, scale in enumerate(_SCALES.tolist()):
+            a, b, c = (gap for j, gap in enumerate(gaps) if j != i)
+            weights.append(scale * a * b * c)
+        values = (self.table[:, piece] * torch.stack(weights, dim=-1)).sum(dim=-1)
         found = dict(zip(self.fields, values, strict=False))
         return Node(positions, **found), values[-1] if self.guided else None
+
+
+def _edges(clock: Clock) -> np.ndarray:
+    """Returns the log-SNRs at which pieces meet: even, but for the schedule's kinks among them."""
+    schedule = clock.schedule
+    first, last = max(clock.first_lam, -12.0), clock.last_lam
+    kinks = np.asarray(getattr(schedule, "kinks", ()), dtype=np.float64)
+    kinks = np.sort(schedule.lam(kinks)) if kinks.size else kinks
+    ends = np.concatenate([[first], kinks[(kinks > first) & (kinks < last)], [last]])
+    counts = np.ceil(np.diff(ends) * (_PIECES / (last - first))).astype(int)
+    parts = [
+        np.linspace(a, b, n, endpoint=False)
+        for a, b, n in zip(ends[:-1], ends[1:], counts, strict=True)
+    ]
+    return np.concatenate([*parts, [last]])

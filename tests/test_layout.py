@@ -73,6 +73,7 @@ ALLOWED = {
         "diffast.denoiser",
         "diffast.plan",
     },
+    "profiling": {"numpy", "matplotlib"},
     "digits": {"torch", "numpy", "safetensors", "diffast.digits"},
     "output": {"torch", "numpy", "PIL", "safetensors"},
 }

@@ -7,6 +7,7 @@
 
 #include "../brownian_tensors.h"
 #include "../error_tensors.h"
+#include "../accept_tensors.h"
 #include "../tensors.h"
 #include "launch.h"
 
@@ -53,6 +54,13 @@ void run_normal(const NormalArgs& args, const Tensor& first) {
   run("normal", launch_normal, args, first);
 }
 
+void run_accept(AcceptArgs* args, const Tensor& norms) {
+  const int64_t samples[] = {args->samples};
+  const Tensor route = torch::stable::new_empty(norms, {samples, 1}, ScalarType::Int);
+  args->route = static_cast<int32_t*>(route.mutable_data_ptr());
+  run("accept", launch_accept, *args, norms);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(diffast, CUDA, m) {
@@ -64,6 +72,7 @@ STABLE_TORCH_LIBRARY_IMPL(diffast, CUDA, m) {
   m.impl("combine_error", TORCH_BOX(&combine_error<run_combine_error>));
   m.impl("combine_error.out", TORCH_BOX(&combine_error_out<run_combine_error>));
   m.impl("normal.out", TORCH_BOX(&normal_out<run_normal>));
+  m.impl("accept", TORCH_BOX(&accept<run_accept>));
 }
 
 }  // namespace diffast::cuda

@@ -10,6 +10,7 @@ Every schedule answers, for a float64 scalar or array of its model time t:
     t_start                 the noisiest time, where sampling starts
     t_end                   the clean end: alpha = 1 and sigma = 0 in every schedule of this package
     t_min                   the least noisy time at which grids in log-SNR call the network
+    kinks                   times at which a derivative jumps, where there are any
     to_dict()               its name and numbers; `from_dict` gives the equal schedule back
 
 A time outside `domain`, or a lam no time of the domain has, raises ValueError.

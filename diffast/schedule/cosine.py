@@ -45,6 +45,11 @@ class VPCosine:
     t_start, t_end, domain = 1.0, 0.0, (0.0, 1.0)
 
     @property
+    def kinks(self):
+        """Returns the time from which on the slope of log(alpha) is held, alone."""
+        return (float(self._t_clip),)
+
+    @property
     def _w(self):
         return 0.5 * np.pi / (1.0 + self.s)
 

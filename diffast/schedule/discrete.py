@@ -81,6 +81,11 @@ class FromBetas:
         """Returns (-1, N - 1)."""
         return (-1.0, self.timesteps - 1.0)
 
+    @property
+    def kinks(self):
+        """Returns the indices, at each of which the slope of lam changes."""
+        return tuple(np.arange(self.timesteps - 1.0))
+
     def alpha(self, t):
         """Returns sqrt(1 / (1 + exp(-2 lam)))."""
         return np.exp(-0.5 * np.logaddexp(0.0, -2.0 * self.lam(t)))

@@ -29,6 +29,7 @@ class DPM(Pair):
         eta: 0: the ODE. Above 0 an attempt leads to less noise, sigma_down, and ancestral noise is
             added after the decision, which it does not influence.
         lam_end: log-SNR that sigma_down may not pass; None: no bound.
+        s_noise: factor on that noise.
 
     Raises:
         ValueError: another order, or a number out of its range.
@@ -45,6 +46,7 @@ class DPM(Pair):
         norm="l2",
         eta=0.0,
         lam_end=None,
+        s_noise=1.0,
         **changes,
     ):
         """Checks the options and settles the step-size rule."""
@@ -55,7 +57,7 @@ class DPM(Pair):
         check_tolerances("dpm", rtol, atol)
         check_positive("dpm", step=step)
         self.order, self.rtol, self.atol, self.step, self.norm = order, rtol, atol, step, norm
-        self.eta, self.lam_end = eta, lam_end
+        self.eta, self.lam_end, self.s_noise = eta, lam_end, s_noise
         self.noise = "state" if eta else "none"
         self.name = f"dpm_{order - 1}{order}"
         self.fractions = (0.5,) if order == 2 else (1.0 / 3.0, 2.0 / 3.0)
@@ -120,7 +122,8 @@ class DPM(Pair):
         lam = self.reach(xp, nodes.at.lam, nodes.to.lam)
         left = xp.exp(nodes.to.lam - lam)
         to = nodes.to._replace(lam=lam, sigma=nodes.to.sigma * left)
-        return nodes._replace(to=to), nodes.to.sigma * xp.sqrt((1.0 - left) * (1.0 + left))
+        up = nodes.to.sigma * xp.sqrt(-xp.expm1(2.0 * (nodes.to.lam - lam)))
+        return nodes._replace(to=to), self.s_noise * up
 
 
 def _first(xp, at, to):
