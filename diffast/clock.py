@@ -90,7 +90,8 @@ class Clock:
             if self.kind == "rho":
                 lam = -np.log(-positions)
             elif self.kind == "flow":
-                lam = np.log1p(positions) - np.log(-positions)
+                with np.errstate(divide="ignore"):  # -1 is the start from noise alone
+                    lam = np.log1p(positions) - np.log(-positions)
             time = schedule.time(lam)
         slopes = schedule.derivatives(time) if self.slopes else (None, None)
         alpha, sigma = schedule.alpha(time), schedule.sigma(time)
