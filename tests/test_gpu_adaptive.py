@@ -1,4 +1,4 @@
-"""The adaptive executor on a GPU: laws, faults, no host synchronisation in a round, late leaving."""
+"""The adaptive executor on a GPU: samples, laws, faults; no host synchronisation in a round."""
 
 import pytest
 import torch
@@ -7,7 +7,10 @@ from adaptive_cases import METHODS, Gaussian, spectrum
 import diffast as df
 from diffast import adaptive
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
 VP = df.schedules.vp_linear()
 
 
