@@ -35,7 +35,7 @@ struct AcceptControl {
 static_assert(sizeof(AcceptControl) == kControls * sizeof(double));
 
 struct AcceptCounts {
-  int64_t status, stage, calls, accepted, rejected, after_reject, forced;
+  int64_t status, stage, calls, accepted, rejected, after_reject, forgotten;
 };
 static_assert(sizeof(AcceptCounts) == kCounts * sizeof(int64_t));
 
@@ -84,60 +84,73 @@ DIFFAST_HD void accept_aim(double step, bool accepted, const AcceptRule& r, cons
   if (!(c->to > c->at && c->to <= c->end)) n->status = kFailedStep;
 }
 
+// Remembers a rejected point; returns its slot, kMaxMemory if it gets none. A free slot looks like
+// the farthest point, so where all are taken, the farthest is forgotten.
+DIFFAST_HD int32_t accept_remember(double position, const AcceptSample& s) {
+  int far = 0;
+  for (int k = 0; k < s.slots; ++k) {
+    if (s.slot[k] == position) return kMaxMemory;  // rejected there before, and the same was drawn
+    if (s.slot[k] > s.slot[far]) far = k;
+  }
+  if (s.slots == 0) return kMaxMemory;
+  const bool full = s.slot[far] != kInfinity;
+  if (full) s.counts->forgotten += 1;
+  if (full && s.slot[far] < position) return kMaxMemory;  // this one is the farthest
+  s.slot[far] = position;
+  return far;
+}
+
 // Accepts or rejects an attempt whose scaled error is known to be finite; returns the slot that is
 // to remember it, -1 if it was accepted, kMaxMemory if nothing is remembered.
 DIFFAST_HD int32_t accept_judge(double error, const AcceptRule& r, const AcceptFlags& f,
                                 const AcceptSample& s) {
   AcceptControl* c = s.control;
   AcceptCounts* n = s.counts;
-  const double step = c->to - c->at;
   const double before = c->before >= 0.0 ? c->before : error;
   const double before2 = c->before2 >= 0.0 ? c->before2 : before;
-  double factor = r.safety * accept_power(error, -r.error_power);
-  factor =
-      factor * (accept_power(before, r.before_power) * accept_power(before2, -r.before2_power));
-  if (!(factor == factor)) factor = kInfinity;  // an error of 0 after one of 0
-  if (f.by_factor) factor = 1.0 + atan(factor - 1.0);
-  const bool good = f.by_factor ? factor >= r.threshold : error <= r.threshold;
-  bool known = false;  // rejected there before, and the same was drawn
-  for (int k = 0; k < s.slots; ++k) known = known || s.slot[k] == c->to;
-  int free = 0;
-  while (free < s.slots && s.slot[free] != kInfinity) ++free;
-  const bool full = s.slots > 0 && free == s.slots && !known;
-  const bool accepted = good || f.always || full;
-  if (accepted && !good && !f.always) n->forced += 1;
+  bool good = error <= r.threshold;
+  double factor;
+  if (f.by_factor || good || f.always) {
+    factor = accept_power(error, -r.error_power) * r.safety;
+    factor =
+        factor * (accept_power(before, r.before_power) * accept_power(before2, -r.before2_power));
+    if (!(factor == factor)) factor = kInfinity;  // an error of 0 after one of 0
+    if (f.by_factor) {
+      factor = 1.0 + atan(factor - 1.0);
+      good = factor >= r.threshold;
+    }
+    factor = accept_min(accept_max(factor, r.least), r.most);
+  } else {
+    factor = accept_power(error, -r.reject_power) * r.reject_safety;
+    factor = accept_min(accept_max(factor, r.reject_least), r.reject_most);
+  }
+  const bool accepted = good || f.always;
+  int32_t slot = -1;
+  const double step = c->to - c->at;
   c->error = error;
-  if (accepted || f.by_factor) factor = accept_min(accept_max(factor, r.least), r.most);
-  if (!accepted) {
+  if (accepted) {
+    if (f.calm && n->after_reject) factor = accept_min(factor, 1.0);
+    c->before2 = before;
+    c->before = accept_max(error, r.error_floor);
+    c->at = c->to;
+    for (int k = 0; k < s.slots; ++k)
+      if (s.slot[k] <= c->at) s.slot[k] = kInfinity;
+    n->accepted += 1;
+  } else {
     if (f.by_factor) {
       c->before = before;
       c->before2 = before2;
-    } else {
-      factor = r.reject_safety * accept_power(error, -r.reject_power);
-      factor = accept_min(accept_max(factor, r.reject_least), r.reject_most);
     }
-    const bool remembered = s.slots > 0 && !known;
-    if (remembered) s.slot[free] = c->to;
+    slot = accept_remember(c->to, s);
     n->rejected += 1;
-    n->stage = 1;
-    n->after_reject = 1;
-    accept_aim(step * factor, false, r, f, c, n);
-    return remembered ? free : kMaxMemory;
   }
-  if (f.calm && n->after_reject) factor = accept_min(factor, 1.0);
-  c->before2 = before;
-  c->before = accept_max(error, r.error_floor);
-  c->at = c->to;
-  for (int k = 0; k < s.slots; ++k)
-    if (s.slot[k] <= c->at) s.slot[k] = kInfinity;
-  n->accepted += 1;
-  n->stage = f.restart;
-  n->after_reject = 0;
-  if (c->at != c->end)
-    accept_aim(step * factor, true, r, f, c, n);
+  n->stage = accepted ? f.restart : 1;
+  n->after_reject = !accepted;
+  if (!accepted || c->at != c->end)
+    accept_aim(step * factor, accepted, r, f, c, n);
   else if (f.restart != 0 || !f.final)
     n->status = kFinished;
-  return -1;
+  return slot;
 }
 
 // What becomes of one sample after one network call; returns what is copied.

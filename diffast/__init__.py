@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 # Where each public name lives. Loaded when first asked for: plans can be made without torch.
 _HOMES = {
     "AdaptiveSamples": "diffast.adaptive",
+    "BrownianPath": "diffast.brownian",
     "Denoiser": "diffast.denoiser",
     "LearnedVariance": "diffast.variance",
     "Plan": "diffast.plan",

@@ -16,11 +16,10 @@ from diffast.attempts import Noise
 from diffast.clock import Clock
 from diffast.denoiser import Denoiser
 from diffast.ops.schema import COUNTS, FINISHED
-from diffast.sampler import _ids, _limits, _state_like
+from diffast.sampler import ids_of, limits_of, state_like
 from diffast.solvers import pairs
 
 NOISES = ("bridge", "path", "redraw")
-SLOTS = 8
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class AdaptiveSamples:
         x: the samples [B, ...]; of a sample that failed, its last accepted state.
         nfe: network calls of each sample, [B] int64. A guided call of both halves counts once.
         accepted, rejected: attempts of each sample, [B] int64.
-        forced: attempts that were accepted since no rejected point more could be remembered, [B].
+        forgotten: rejected points that there was no room to remember, [B].
         status: [B] int64, see `STATUSES`; 1 is finished.
         rounds: network calls of the run: those of its slowest sample.
         wasted: network evaluations of samples that had finished before.
@@ -63,7 +62,7 @@ class AdaptiveSamples:
     nfe: torch.Tensor
     accepted: torch.Tensor
     rejected: torch.Tensor
-    forced: torch.Tensor
+    forgotten: torch.Tensor
     status: torch.Tensor
     rounds: int
     wasted: int
@@ -148,36 +147,31 @@ def sample_adaptive(
     Warns:
         RuntimeWarning: if samples failed; their status says why.
     """
-    pair = copy.copy(_pair(method, options, denoiser.schedule))
-    shape, device, dtype = _state_like(denoiser, shape, state, device)
-    until = denoiser.schedule.t_min if until is None else until
-    clock = Clock(denoiser.schedule, pair.clock, until, pair.slopes or denoiser.prediction.sloped)
-    _change_rule(pair, controller, h_min, h_max)
-    step = pair.step if h_init is None else h_init
-    for name, value in (("h_init", step), ("max_calls", max_calls)):
-        if not value > 0:
-            raise ValueError(f"sample_adaptive: {name} is {value} but must be above 0")
-    run = Run(
+    run = prepare(
         denoiser,
-        pair,
-        clock,
-        _noise(pair, noise, reject),
-        shape=shape,
+        method,
+        shape,
+        seed=seed,
+        ids=ids,
+        state=state,
         device=device,
-        dtype=dtype,
-        ids=_ids(ids, shape[0], device),
-        seed=ops.fold_seed(seed),
-        limits=_limits(clamp),
-        on_x0=on_x0,
-        rejects=reject,
+        noise=noise,
+        reject=reject,
+        controller=controller,
         denoise=denoise,
-        step=step,
-        most_calls=int(max_calls),
+        until=until,
+        h_init=h_init,
+        h_min=h_min,
+        h_max=h_max,
+        max_calls=max_calls,
+        clamp=clamp,
+        on_x0=on_x0,
         compact=compact,
-        traced=trace,
+        trace=trace,
+        **options,
     )
     evaluated = 0
-    with torch.inference_mode(), _bar(shape[0], pair.name, progress) as bar:
+    with torch.inference_mode(), _bar(run.shape[0], run.pair.name, progress) as bar:
         if run.batch.size:
             evaluated += run.batch.size
             run.start(state)
@@ -186,10 +180,65 @@ def sample_adaptive(
             evaluated += left
             run.round()
             bar.update(left - run.batch.size)
-    return _result(run, evaluated, pair)
+    return _result(run, evaluated)
 
 
-def _result(run: Run, evaluated: int, pair) -> AdaptiveSamples:
+def prepare(
+    denoiser,
+    method="pec",
+    shape=None,
+    *,
+    seed=0,
+    ids=None,
+    state=None,
+    device=None,
+    noise=None,
+    reject=True,
+    controller=None,
+    denoise=True,
+    until=None,
+    h_init=None,
+    h_min=None,
+    h_max=None,
+    max_calls=10_000,
+    clamp=None,
+    on_x0=None,
+    compact=True,
+    trace=False,
+    **options,
+) -> Run:
+    """Returns the run of `sample_adaptive` before its first network call; the same arguments."""
+    pair = copy.copy(_pair(method, options, denoiser.schedule))
+    shape, device, dtype = state_like(denoiser, shape, state, device)
+    until = denoiser.schedule.t_min if until is None else until
+    clock = Clock(denoiser.schedule, pair.clock, until, pair.slopes or denoiser.prediction.sloped)
+    _change_rule(pair, controller, h_min, h_max)
+    step = pair.step if h_init is None else h_init
+    for name, value in (("h_init", step), ("max_calls", max_calls)):
+        if not value > 0:
+            raise ValueError(f"sample_adaptive: {name} is {value} but must be above 0")
+    return Run(
+        denoiser,
+        pair,
+        clock,
+        _noise(pair, noise, reject),
+        shape=shape,
+        device=device,
+        dtype=dtype,
+        ids=ids_of(ids, shape[0], device),
+        seed=ops.fold_seed(seed),
+        limits=limits_of(clamp),
+        on_x0=on_x0,
+        rejects=reject,
+        denoise=denoise,
+        step=step,
+        most_calls=int(max_calls),
+        compact=compact,
+        traced=trace,
+    )
+
+
+def _result(run: Run, evaluated: int) -> AdaptiveSamples:
     counts = run.final["counts"]
     column = {name: counts[:, k].clone() for k, name in enumerate(COUNTS)}
     status = column["status"].tolist()
@@ -208,7 +257,7 @@ def _result(run: Run, evaluated: int, pair) -> AdaptiveSamples:
         nfe=column["calls"],
         accepted=column["accepted"],
         rejected=column["rejected"],
-        forced=column["forced"],
+        forgotten=column["forgotten"],
         status=column["status"],
         rounds=run.rounds + 1,
         wasted=evaluated - int(column["calls"].sum()),
@@ -254,7 +303,10 @@ def _pair(method, options, schedule) -> pairs.Pair:
     if method in ("bosh3", "dopri5", "tsit5") and "clock" not in options:
         alone = float(schedule.alpha(schedule.t_start)) == 0.0
         options = options | {"clock": "flow" if alone else "rho"}
-    return pairs.get(method)(**options)
+    try:
+        return pairs.get(method)(**options)
+    except TypeError as error:
+        raise ValueError(f"sample_adaptive: options {sorted(options)} but {error}") from None
 
 
 def _change_rule(pair, controller, h_min, h_max) -> None:
@@ -304,7 +356,7 @@ def _noise(pair, noise, reject) -> Noise:
         return Noise("path", 0)
     if noise == "redraw" or not reject:
         return Noise("fresh", 0)
-    return Noise("bridge", SLOTS)
+    return Noise("bridge", pair.slots)
 
 
 class _NoBar:

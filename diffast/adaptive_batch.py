@@ -19,6 +19,11 @@ from diffast.ops.schema import RUNNING
 POLL = 4
 
 
+def on_host(device: torch.device) -> bool:
+    """Returns whether numpy sees the device's memory, so that small numbers need no torch."""
+    return device.type == "cpu"
+
+
 class Batch:
     """Tensors by name, and the control of each row.
 
@@ -52,7 +57,7 @@ class Batch:
         moved: Callable,
     ):
         """Makes the tensors; all samples are in the batch."""
-        self.device, self.on_host, self.compact = device, device.type == "cpu", compact
+        self.device, self.on_host, self.compact = device, on_host(device), compact
         self.held, self.leave, self.moved = held, leave, moved
         self.tensors = {
             name: torch.empty(shape, dtype=dtype, device=device) for name in (*held, *passing)

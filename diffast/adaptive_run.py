@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from diffast import attempts, ops
-from diffast.adaptive_batch import Batch
+from diffast.adaptive_batch import Batch, on_host
 from diffast.attempts import COND, NOISE, UNCOND, X0, Estimate, Noise
 from diffast.clock import Clock, DeviceClock
 from diffast.denoiser import time_dtype
@@ -93,7 +93,7 @@ class Run:
         self.ids, self.seed, self.limits, self.on_x0 = ids, seed, limits, on_x0
         self.prediction = denoiser.prediction
         self.denoise = denoise
-        self.on_host = device.type == "cpu"
+        self.on_host = on_host(device)
         self.xp = np if self.on_host else torch
         self.scale, self.halves = self._guidance()
         self.looked_up = clock if self.on_host else self._device_clock()
@@ -413,10 +413,11 @@ class Run:
         form = ERROR_FORMS.index(pair.form)
         parts, noises = [], []
         for stage, mask in masks:
-            made, error, before, after, noise = attempts.settle_rows(
+            made, rows, judged = attempts.settle_rows(
                 pair, xp, stage, nodes, estimate, len(self.proposals)
             )
-            rows = [*made, error, before, after] if form else [*made, error]
+            *rows, noise = rows
+            rows = [*made, *(rows if form else rows[:1])]
             parts.append((mask, [estimate.rows(), *rows] if clamp else rows))
             noises.append(noise)
         measured = any(noises)
@@ -430,7 +431,7 @@ class Run:
             table.noise,
             self.batch.now["streams"],
             clamp,
-            self._tolerance(nodes),
+            self._tolerance(judged),
             form,
             ERROR_NORMS.index(pair.norm),
             measured,
@@ -439,9 +440,9 @@ class Run:
             self.batch.now["status"],
         )
 
-    def _tolerance(self, nodes) -> torch.Tensor:
-        judged = self.pair.judge(self.xp, nodes)
-        cells = {(0, 0): judged.atol, (0, 1): judged.rtol}
+    def _tolerance(self, judged) -> torch.Tensor:
+        """Returns [B, 2] of (atol, rtol); where nothing is judged yet any will do."""
+        cells = {(0, 0): judged.atol, (0, 1): judged.rtol} if judged else {(0, 0): 1.0}
         return attempts.numbers(self.xp, self.batch.size, 1, 2, cells, self.device)[:, 0]
 
     def _estimate(self, estimate, columns, call) -> None:

@@ -45,16 +45,14 @@ def slot_names(slots: int) -> tuple[str, ...]:
     return tuple(f"{SLOT}{k}" for k in range(slots))
 
 
-def move_rows(pair: Pair, xp, nodes: Nodes) -> dict[int, dict]:
-    """Returns, by stage, the rows of what is changed there: {stage: {name: row}}.
+def move_rows(pair: Pair, xp, stage: int, nodes: Nodes) -> dict[str, dict]:
+    """Returns the rows of what is changed after a stage's call, by name.
 
     Stage 0 is the call at the state itself, the last one the one that the decision follows.
     """
-    rows = {0: {"e0": pair.entry(xp, nodes.call)}}
-    for stage in range(1, pair.calls):
-        rows[stage] = {f"e{stage}": pair.entry(xp, nodes.call)}
-    rows[pair.calls] = pair.states(xp, nodes)
-    return rows
+    if stage == pair.calls:
+        return pair.states(xp, nodes)
+    return {f"e{stage}": pair.entry(xp, nodes.call)}
 
 
 def is_copy(row: dict) -> bool:
@@ -77,9 +75,9 @@ class Layout(NamedTuple):
 def layout_of(pair: Pair, nodes: Nodes) -> Layout:
     """Returns the layout of a pair; the nodes are an example."""
     moves, most = [], 0
-    for stage, rows in move_rows(pair, np, nodes).items():
+    for stage in range(pair.calls + 1):
         used = 0
-        for name, row in rows.items():
+        for name, row in move_rows(pair, np, stage, nodes).items():
             if is_copy(row):
                 moves.append((stage, "point", name))
                 continue
@@ -140,15 +138,18 @@ class Noise(NamedTuple):
 
 
 def settle_rows(pair: Pair, xp, stage: int, nodes: Nodes, estimate: Estimate, proposals: int):
-    """Returns the rows of one stage: (outputs, error, before, after, noise), {} where none is."""
-    made = [row for row in move_rows(pair, xp, nodes)[stage].values() if not is_copy(row)]
+    """Returns (rows of the outputs, [error, before, after, noise] rows, judgement) of one stage.
+
+    Rows are {} where there is none, the judgement None but for the last stage.
+    """
+    made = [row for row in move_rows(pair, xp, stage, nodes).values() if not is_copy(row)]
     made = [estimate.written_out(row) for row in made]
     made += [{}] * (proposals - len(made))
     if stage < pair.calls:
-        return made, {}, {}, {}, {}
+        return made, [{}] * 4, None
     judged = pair.judge(xp, nodes)
     rows = [judged.error, judged.before or {}, judged.after or {}, judged.noise or {}]
-    return made, *(estimate.written_out(row) for row in rows)
+    return made, [estimate.written_out(row) for row in rows], judged
 
 
 def point_rows(
@@ -219,7 +220,7 @@ def numbers(xp, batch: int, height: int, width: int, cells: dict, device) -> tor
     zero = torch.zeros((), dtype=torch.float64, device=device).expand(batch)
     columns = [zero] * (height * width)
     for (r, c), value in cells.items():
-        if isinstance(value, float):
+        if not isinstance(value, torch.Tensor):
             value = zero + value
         columns[r * width + c] = value
     return torch.stack(columns, dim=1).reshape(batch, height, width)

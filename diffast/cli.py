@@ -1,4 +1,4 @@
-"""The command line: `diffast demo | sample | doctor`."""
+"""The command line: `diffast demo | sample | profile | doctor`."""
 
 from __future__ import annotations
 
@@ -52,6 +52,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     sample.set_defaults(run=_sample)
 
+    profile = commands.add_parser("profile", help="draw how a run goes, step by step")
+    _add_profile_options(profile)
+    profile.set_defaults(run=_profile)
+
     doctor = commands.add_parser("doctor", help="say which backend serves which device, and why")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -76,6 +80,32 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--device", default=None, help="cpu or cuda (default: cuda where there is one)")
     add("--out", default="digits.png", help=".png, .npz or .safetensors (%(default)s)")
+    add("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_profile_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--adaptive",
+        nargs="?",
+        const="pec",
+        required=True,
+        metavar="METHOD",
+        help="step sizes against log-SNR of an adaptive method (pec)",
+    )
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the method, such as rtol=0.05, or noise=redraw, reject=false",
+    )
+    add("--count", type=int, default=16, help="how many digits (%(default)s)")
+    add("--seed", type=int, default=0, help="any integer of 64 bits (%(default)s)")
+    add("--classes", default="0-9", help="digits such as 7 or 0-4,9, in turn (%(default)s)")
+    add("--guidance", type=float, default=1.0, help="classifier-free scale; 1 is none")
+    add("--device", default=None, help="cpu or cuda (default: cuda where there is one)")
+    add("--out", default="profile.png", help=".png, .svg, .pdf or .json (%(default)s)")
     add("--quiet", action="store_true", help="no progress bar")
 
 
@@ -168,35 +198,52 @@ def _device(name: str | None):
     return device
 
 
-def _sample(arguments: argparse.Namespace) -> int:
-    from diffast import output
-
-    # Everything that can be refused is refused before the work.
-    path = output.check_path(arguments.out)
-    digits = _classes(arguments.classes)
+def _check_digits(arguments: argparse.Namespace) -> list[int]:
+    """Returns the classes asked for."""
     if arguments.count < 1:
         raise ValueError(f"--count {arguments.count} but at least 1 is needed")
-    if arguments.columns < 1:
-        raise ValueError(f"--columns {arguments.columns} but at least 1 is needed")
+    return _classes(arguments.classes)
+
+
+def _digit_denoiser(arguments: argparse.Namespace):
+    """Returns the embedded network as a denoiser, the labels asked for, and the device."""
+    digits = _check_digits(arguments)
 
     import torch
 
-    from diffast import Denoiser, backends, sample, schedules
+    from diffast import Denoiser, schedules
     from diffast.digits import NULL_LABEL, load_unet
 
-    schedule = schedules.edm()
-    plan = _make_plan(arguments, schedule)
     device = _device(arguments.device)
     labels = torch.tensor([digits[i % len(digits)] for i in range(arguments.count)])
     guided = arguments.guidance != 1.0
     denoiser = Denoiser(
         load_unet().to(device),
-        schedule,
+        schedules.edm(),
         predicts="x0",
         conditions={"labels": labels},
         unconditional={"labels": torch.tensor([NULL_LABEL])} if guided else None,
         guidance=arguments.guidance,
     )
+    return denoiser, labels, device
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from diffast import output
+
+    # Everything that can be refused is refused before the work.
+    path = output.check_path(arguments.out)
+    _check_digits(arguments)
+    if arguments.columns < 1:
+        raise ValueError(f"--columns {arguments.columns} but at least 1 is needed")
+
+    import torch
+
+    from diffast import backends, sample, schedules
+
+    plan = _make_plan(arguments, schedules.edm())
+    denoiser, labels, device = _digit_denoiser(arguments)
+    guided = arguments.guidance != 1.0
     shape = (arguments.count, 1, 28, 28)
     begin = time.perf_counter()
     out = sample(
@@ -223,6 +270,64 @@ def _sample(arguments: argparse.Namespace) -> int:
     print(f"backend        {backends()[device.type]['backend']} on {device}")
     print(f"wrote          {path}")
     return 0
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    import json
+    from pathlib import Path
+
+    from diffast import backends, profiling, sample_adaptive
+
+    path = Path(arguments.out)
+    if path.suffix not in (".png", ".svg", ".pdf", ".json"):
+        raise ValueError(f"--out {path} but its ending must be .png, .svg, .pdf or .json")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"--out {path} but there is no folder {path.absolute().parent}")
+    options = _adaptive_options(arguments.set)
+    denoiser, _, device = _digit_denoiser(arguments)
+    begin = time.perf_counter()
+    out = sample_adaptive(
+        denoiser,
+        arguments.adaptive,
+        (arguments.count, 1, 28, 28),
+        seed=arguments.seed,
+        device=device,
+        trace=True,
+        progress=not arguments.quiet,
+        **options,
+    )
+    seconds = time.perf_counter() - begin
+    facts = profiling.adaptive_facts(out)
+    if path.suffix == ".json":
+        path.write_text(json.dumps({"method": arguments.adaptive, "options": options} | facts))
+    else:
+        try:
+            profiling.draw_steps(out, path, f"{arguments.adaptive}, {arguments.count} digits")
+        except ImportError as error:
+            raise ValueError(
+                f"--out {path} needs matplotlib, which is not installed ({error}): "
+                "pip install diffast[plot], or write .json"
+            ) from None
+    statuses = ", ".join(f"{count} {reason}" for reason, count in facts["statuses"].items())
+    print(f"method         {arguments.adaptive}")
+    print(f"network calls  {facts['calls_mean']:.1f} a digit, {facts['calls_most']} the slowest")
+    print(f"attempts       {facts['accepted']} accepted, {facts['rejected']} rejected")
+    print(f"digits         {statuses}")
+    print(f"seconds        {seconds:.2f}")
+    print(f"backend        {backends()[device.type]['backend']} on {device}")
+    print(f"wrote          {path}")
+    return 0
+
+
+def _adaptive_options(given: list[str]) -> dict:
+    options = {}
+    for pair in given:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--set {pair!r} but NAME=VALUE is needed")
+        value = {"true": True, "false": False}.get(text.lower())
+        options[name] = _value(text, None) if value is None else value
+    return options
 
 
 def _doctor(_: argparse.Namespace) -> int:

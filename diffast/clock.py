@@ -139,7 +139,7 @@ class DeviceClock:
 
     def _look_up(self, positions):
         pieces = self.edges.shape[0] - 1
-        piece = (torch.searchsorted(self.edges, positions) - 1).clamp(0, pieces - 1)
+        piece = (torch.searchsorted(self.edges, positions.contiguous()) - 1).clamp(0, pieces - 1)
         low, high = self.edges[piece], self.edges[piece + 1]
         part = (positions - low) / (high - low)
         gaps = [part - knot for knot in _KNOTS.tolist()]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from diffast import ops, program
+from diffast.brownian import path_noise
 from diffast.denoiser import Denoiser, time_dtype
 from diffast.plan import Plan
 from diffast.program import ANCHOR, COND, INPUT, NOISE, UNCOND, X0, Row, Stage, flatten
@@ -60,6 +61,7 @@ def sample(
     clamp: tuple[float, float] | None = None,
     on_x0: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
     draw: Callable[[int], torch.Tensor] | None = None,
+    path: bool = False,
     callback: Callable[[Progress], bool | None] | None = None,
     progress: bool = False,
 ) -> Samples:
@@ -83,16 +85,21 @@ def sample(
         draw: called as `draw(stage)` at every stage that uses fresh noise (-1: the plan's opening);
             the [B, ...] it returns is used in place of the package's own normals. For noise that
             has to equal another program's; slower, and whatever its batches make of it.
+        path: takes fresh noise from one Brownian path a sample, in the log-SNR clock: pictures
+            change little with the number of steps. Up to 12 normals for one.
         callback: called after every stage with a `Progress`; a true answer stops the run.
         progress: whether to show a progress bar on stderr.
 
     Raises:
-        ValueError: for arguments that disagree; the message names the two facts.
+        ValueError: for arguments that disagree; the message names the two facts. With `path` also
+            for plans that put noise back (churn, restart).
         FloatingPointError: if the network's output or a state is not finite; the message names the
             stage and the samples.
     """
     preview = callback is not None
-    run = _Run(denoiser, plan, shape, noise, device, seed, ids, clamp, on_x0, draw, preview)
+    if path and draw is not None:
+        raise ValueError("sample: draw is given and path is true, but noise comes from one of them")
+    run = _Run(denoiser, plan, shape, noise, device, seed, ids, clamp, on_x0, draw, path, preview)
     calls = 0
     with torch.inference_mode(), _bar(plan, progress) as bar:
         run.start(noise)
@@ -145,18 +152,20 @@ class _Run:
     """
 
     def __init__(
-        self, denoiser, plan, shape, noise, device, seed, ids, clamp, on_x0, draw, preview
+        self, denoiser, plan, shape, noise, device, seed, ids, clamp, on_x0, draw, path, preview
     ):
         if plan.schedule != denoiser.schedule:
             raise ValueError(
                 f"sample: the plan is for {plan.schedule} but the denoiser for {denoiser.schedule}"
             )
         self.denoiser, self.plan, self.on_x0, self.draw = denoiser, plan, on_x0, draw
-        self.shape, self.device, self.dtype = _state_like(denoiser, shape, noise, device)
+        self.shape, self.device, self.dtype = state_like(denoiser, shape, noise, device)
         self.batch = self.shape[0]
         self.seed = ops.fold_seed(seed)
-        self.ids = _ids(ids, self.batch, self.device)
-        self.limits = _limits(clamp)
+        self.ids = ids_of(ids, self.batch, self.device)
+        if path:
+            self.draw = path_noise(plan, self.shape, self.seed, self.ids, self.dtype)
+        self.limits = limits_of(clamp)
         self.stages = program.build(plan, denoiser, fold=clamp is None and on_x0 is None)
         self.x0 = self._new() if preview or on_x0 is not None else None
         self.status = torch.full((self.batch,), -1, dtype=torch.int64, device=self.device)
@@ -366,7 +375,12 @@ class _Run:
         )
 
 
-def _state_like(denoiser, shape, noise, device) -> tuple[tuple[int, ...], torch.device, Any]:
+def state_like(denoiser, shape, noise, device) -> tuple[tuple[int, ...], torch.device, Any]:
+    """Returns shape, device and dtype of the state, from what a run was given.
+
+    Raises:
+        ValueError: what disagrees.
+    """
     if noise is None:
         if shape is None:
             raise ValueError("sample: neither shape nor noise is given, but one is needed")
@@ -388,7 +402,12 @@ def _state_like(denoiser, shape, noise, device) -> tuple[tuple[int, ...], torch.
     return tuple(noise.shape), place, noise.dtype
 
 
-def _ids(ids, batch: int, device: torch.device) -> torch.Tensor:
+def ids_of(ids, batch: int, device: torch.device) -> torch.Tensor:
+    """Returns the ids as int64 [B] on the device.
+
+    Raises:
+        ValueError: what disagrees.
+    """
     if ids is None:
         return torch.arange(batch, dtype=torch.int64, device=device)
     try:
@@ -403,7 +422,12 @@ def _ids(ids, batch: int, device: torch.device) -> torch.Tensor:
     return given.to(device=device, dtype=torch.int64).contiguous()
 
 
-def _limits(clamp) -> list[float]:
+def limits_of(clamp) -> list[float]:
+    """Returns the clamp as the ops take it.
+
+    Raises:
+        ValueError: what disagrees.
+    """
     if clamp is None:
         return []
     low, high = (float(limit) for limit in clamp)

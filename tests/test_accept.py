@@ -39,21 +39,21 @@ def test_the_compiled_kernels_are_what_is_tested():
 def test_random_problems(slots):
     """3,200 samples a number of slots; every outcome has to occur often."""
     rng = np.random.default_rng(slots)
-    outcomes, forced, slotted, moved = collections.Counter(), 0, 0, 0
+    outcomes, forgotten, slotted, moved = collections.Counter(), 0, 0, 0
     for i in range(80):
         problem = Problem(rng, 40, slots=slots)
         before = problem.copy()
         wanted = problem.check(ops.accept, (slots, i))
         started = before.counts[:, 0] == RUNNING
         outcomes.update(wanted.counts[started, 0].tolist())
-        forced += int((wanted.counts - before.counts)[:, 6].sum())
+        forgotten += int((wanted.counts - before.counts)[:, 6].sum())
         drawn = (wanted.control[:, 6:] != before.control[:, 6:]).any(dim=1)
         slotted += int((drawn & (wanted.counts[:, 4] > before.counts[:, 4])).sum())
         moved += sum(int(t.isfinite().all(dim=1).sum()) for t in wanted.targets)
     for status in (RUNNING, FINISHED, FAILED_FINITE, FAILED_STEP, FAILED_CALLS):
         assert outcomes[status] > 50, outcomes
     assert moved > 500
-    assert (forced > 20) == (slots > 0)
+    assert (forgotten > 20) == (slots > 0)
     assert (slotted > 20) == (slots > 0)
 
 

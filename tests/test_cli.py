@@ -205,3 +205,41 @@ def test_no_command_and_module_form():
     run = subprocess.run([sys.executable, "-m", "diffast"], capture_output=True, text=True)
     assert run.returncode == 2
     assert "COMMAND" in run.stderr
+
+
+def test_profile_draws_the_steps_of_an_adaptive_method(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "steps.png"
+    args = ["profile", "--adaptive", "--count", "2", "--quiet", "--set", "rtol=0.5"]
+    assert main([*args, "--set", "h_max=1.5", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    for line in ("method         pec", "network calls", "accepted", "2 finished", "wrote"):
+        assert line in said
+    with Image.open(out) as picture:
+        assert np.asarray(picture.convert("L")).std() > 10
+
+
+def test_profile_writes_numbers(tmp_path, capsys):
+    out = tmp_path / "steps.json"
+    args = ["profile", "--adaptive", "dpm_12", "--count", "2", "--quiet", "--out", str(out)]
+    assert main([*args, "--set", "rtol=1", "--set", "denoise=false"]) == 0
+    facts = json.loads(out.read_text())
+    assert facts["statuses"] == {"finished": 2}
+    assert len(facts["attempts"]["lam"]) == facts["accepted"] + facts["rejected"]
+    assert facts["options"] == {"rtol": 1, "denoise": False}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--adaptive", "nothing"], "pair 'nothing' is not known"),
+        (["--adaptive", "--set", "rtol"], "'rtol' but NAME=VALUE is needed"),
+        (["--adaptive", "--set", "rtol=0"], "rtol = 0, but it must be above 0"),
+        (["--adaptive", "--set", "colour=3"], "unexpected keyword argument 'colour'"),
+        (["--adaptive", "--out", "steps.txt"], "its ending must be .png, .svg, .pdf or .json"),
+        (["--adaptive", "--count", "0"], "--count 0 but at least 1 is needed"),
+    ],
+)
+def test_profile_refuses(args, message, capsys):
+    assert main(["profile", "--quiet", *args]) == 2
+    assert message in capsys.readouterr().err

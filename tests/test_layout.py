@@ -26,12 +26,14 @@ ALLOWED = {
     "solvers": {"numpy", "diffast.schedule", "diffast.grids", "diffast.plan", "diffast.solvers"},
     "ops": {"torch", "triton", "diffast.ops"},
     "denoiser": {"torch", "numpy", "diffast.schedule"},
+    "brownian": {"torch", "numpy", "diffast.ops"},
     "program": {"numpy", "diffast.plan"},
     "sampler": {
         "torch",
         "numpy",
         "tqdm",
         "diffast.ops",
+        "diffast.brownian",
         "diffast.program",
         "diffast.denoiser",
         "diffast.plan",
@@ -71,6 +73,7 @@ ALLOWED = {
         "diffast.denoiser",
         "diffast.plan",
     },
+    "profiling": {"numpy", "matplotlib"},
     "digits": {"torch", "numpy", "safetensors", "diffast.digits"},
     "output": {"torch", "numpy", "PIL", "safetensors"},
 }

@@ -170,7 +170,7 @@ def test_what_has_no_gradient_is_refused_and_allowed_without_gradients():
         "diffast.normal.out": lambda: ops.normal_out(IDS, 0, 0, 1.0, x),
     }
     for name, call in calls.items():
-        with pytest.raises(RuntimeError, match=f"{name}: a tensor requires grad but the form"):
+        with pytest.raises(RuntimeError, match=f"{name}: a tensor requires grad but this form"):
             call()
         assert out.isnan().all()
         with torch.no_grad():
@@ -189,7 +189,7 @@ def test_what_has_no_gradient_is_refused_and_allowed_without_gradients():
 
 def test_outputs_that_require_grad_are_refused():
     out = torch.zeros(2, 5, requires_grad=True)
-    with pytest.raises(RuntimeError, match="a tensor requires grad but the form with outputs"):
+    with pytest.raises(RuntimeError, match="a tensor requires grad but this form of the op"):
         ops.combine(inputs(1), [1.0], outs=[out])
 
 

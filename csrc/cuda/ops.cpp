@@ -5,7 +5,9 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
+#include "../brownian_tensors.h"
 #include "../error_tensors.h"
+#include "../accept_tensors.h"
 #include "../tensors.h"
 #include "launch.h"
 
@@ -30,6 +32,10 @@ void run(const char* op, cudaError_t (*launch)(const Args&, cudaStream_t), const
                   cudaGetErrorName(error), ")");
 }
 
+void run_brownian(const BrownianArgs& args, const Tensor& first) {
+  run("brownian", launch_brownian, args, first);
+}
+
 void run_combine(const CombineArgs& args, const Tensor& first) {
   run("combine", launch_combine, args, first);
 }
@@ -48,9 +54,17 @@ void run_normal(const NormalArgs& args, const Tensor& first) {
   run("normal", launch_normal, args, first);
 }
 
+void run_accept(AcceptArgs* args, const Tensor& norms) {
+  const int64_t samples[] = {args->samples};
+  const Tensor route = torch::stable::new_empty(norms, {samples, 1}, ScalarType::Int);
+  args->route = static_cast<int32_t*>(route.mutable_data_ptr());
+  run("accept", launch_accept, *args, norms);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(diffast, CUDA, m) {
+  m.impl("brownian.out", TORCH_BOX(&brownian_out<run_brownian>));
   m.impl("combine", TORCH_BOX(&combine<run_combine>));
   m.impl("combine.out", TORCH_BOX(&combine_out<run_combine>));
   m.impl("combine.table", TORCH_BOX(&combine_table<run_combine>));
@@ -58,6 +72,7 @@ STABLE_TORCH_LIBRARY_IMPL(diffast, CUDA, m) {
   m.impl("combine_error", TORCH_BOX(&combine_error<run_combine_error>));
   m.impl("combine_error.out", TORCH_BOX(&combine_error_out<run_combine_error>));
   m.impl("normal.out", TORCH_BOX(&normal_out<run_normal>));
+  m.impl("accept", TORCH_BOX(&accept<run_accept>));
 }
 
 }  // namespace diffast::cuda

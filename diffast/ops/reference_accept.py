@@ -26,7 +26,8 @@ and E2 that are NaN become the first attempt's E even if that was rejected.
 `memory` = (source, targets...) remembers rejected points: what a rejected attempt drew is copied
 into the first free target and its position `to` into the control's slot, +inf when free. A slot is
 freed when an attempt is accepted that reaches it; a position that has one needs no second. With no
-slot free a rejection is not possible, and the attempt is accepted, counted as `forced`.
+slot free the farthest point is forgotten, this one itself if it is that, and counted as
+`forgotten`: so long a step is rejected whatever it draws, and what it drew says next to nothing.
 
 A sample fails (`schema.FAILED_*`) for a sum of its stage that was not finite or an E that is not a
 number >= 0, for a step as above, or when it is still running after most_calls calls.
@@ -37,8 +38,8 @@ made in their order, so that (s, state, previous, s, new, state) shifts; all sou
 they were before the call, since what one move has written no later one of its stage may read. A
 source is a target itself or does not overlap it; targets do not overlap each other.
 
-Decisions and copies are exact. The numbers of `control` come from pow and atan, of which a GPU's
-differ from a CPU's in the last bits.
+Decisions by E and copies are exact. The numbers of `control`, and what hangs on their last bits,
+come from pow and atan, of which a GPU's differ from a CPU's by a few ulp, Triton's by up to 1e-12.
 """
 
 import math
@@ -146,10 +147,12 @@ def _judge(error, r, f, c, n, slots):
         good = error <= r["threshold"]
     known = c["to"] in slots  # rejected there before, and the same was drawn
     free = next((k for k, slot in enumerate(slots) if slot == math.inf), -1)
+    accepted = bool(good or f["always"])
+    if not accepted and slots and free < 0 and not known:
+        free = max(range(len(slots)), key=lambda k: slots[k])
+        known = slots[free] < c["to"]
+        n["forgotten"] += 1
     free = -1 if known else free
-    full = bool(slots) and free < 0 and not known
-    accepted = bool(good or f["always"] or full)
-    n["forced"] += int(accepted and not good and not f["always"])
     c["error"] = error
     if accepted or f["by_factor"]:
         factor = min(max(factor, r["least"]), r["most"])

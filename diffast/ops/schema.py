@@ -63,7 +63,7 @@ RULE = (
 )
 FLAGS = ("last", "restart", "final", "always", "balance", "calm", "by_factor", "most_calls")
 CONTROLS = ("at", "to", "end", "error", "before", "before2")
-COUNTS = ("status", "stage", "calls", "accepted", "rejected", "after_reject", "forced")
+COUNTS = ("status", "stage", "calls", "accepted", "rejected", "after_reject", "forgotten")
 MAX_PLANES = 16
 MAX_DEPTH = 24
 MAX_MEMORY = 8

@@ -40,6 +40,7 @@ class GGF(Pair):
 
     name, clock, fractions = "ggf", "time", (1.0,)
     form, slopes = "max", True
+    slots = 8  # the step may grow without bound, and many points far ahead be rejected
 
     def __init__(
         self,

@@ -82,6 +82,7 @@ class Pair:
         form, norm: of the error, see `diffast.ops` ("scalar", "max", "sum"; "l2", "linf").
         noise: "point" (in the model input), "state" (added after the decision) or "none".
         keeps: names of tensors held beside x and the entries.
+        slots: how many rejected points a sample remembers.
         slopes: whether nodes need derivatives.
         controller: numbers of the step-size rule by name, see `diffast.ops` (RULE and FLAGS).
         step: first step, in units of the clock.
@@ -94,6 +95,7 @@ class Pair:
     form, norm = "max", "l2"
     noise = "none"
     keeps: tuple[str, ...] = ()
+    slots = 2
     slopes = False
     controller: dict[str, float]
     step = 0.1

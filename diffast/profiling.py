@@ -1,0 +1,72 @@
+"""Pictures of how a run went: the step sizes that adaptive samples chose, against log-SNR."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+
+def adaptive_facts(out) -> dict:
+    """Returns numbers about a traced adaptive run, as JSON can hold them.
+
+    Args:
+        out: what `df.sample_adaptive(..., trace=True)` returned.
+
+    Raises:
+        ValueError: a run that was not traced.
+    """
+    steps = _steps_of(out)
+    calls = out.nfe.double()
+    return {
+        "samples": len(out.nfe),
+        "calls_mean": round(calls.mean().item(), 3) if len(out.nfe) else 0.0,
+        "calls_most": int(out.nfe.max()) if len(out.nfe) else 0,
+        "accepted": int(out.accepted.sum()),
+        "rejected": int(out.rejected.sum()),
+        "forgotten": int(out.forgotten.sum()),
+        "wasted": out.wasted,
+        "statuses": {reason: out.reasons().count(reason) for reason in sorted(set(out.reasons()))},
+        "attempts": {
+            name: np.asarray(getattr(steps, name)).tolist()
+            for name in ("sample", "lam", "lam_to", "error", "accepted")
+        },
+    }
+
+
+def draw_steps(out, path: str | Path, title: str = "") -> None:
+    """Draws every attempt's size and error against the log-SNR where it started.
+
+    Args:
+        out: what `df.sample_adaptive(..., trace=True)` returned.
+        path: picture to write, of any type that matplotlib knows by its ending.
+        title: above the picture.
+
+    Raises:
+        ValueError: a run that was not traced.
+        ImportError: matplotlib is not installed (`pip install diffast[plot]`).
+    """
+    steps = _steps_of(out)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    sizes, errors = figure.subplots(2, 1, sharex=True)
+    size, good = steps.lam_to - steps.lam, steps.accepted
+    for mask, color, label in ((good, "tab:blue", "accepted"), (~good, "tab:red", "rejected")):
+        if mask.any():
+            marks = {"s": 8, "alpha": 0.5, "color": color, "label": f"{label} ({mask.sum()})"}
+            sizes.scatter(steps.lam[mask], size[mask], **marks)
+            errors.scatter(steps.lam[mask], np.maximum(steps.error[mask], 1e-6), **marks)
+    sizes.set(ylabel="step in log-SNR", yscale="log", title=title)
+    errors.set(xlabel="log-SNR, log(alpha / sigma)", ylabel="scaled error", yscale="log")
+    for axes in (sizes, errors):
+        axes.grid(visible=True, which="both", alpha=0.3)
+    if len(size):
+        sizes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _steps_of(out):
+    if out.steps is None:
+        raise ValueError("profile: the run has no steps, but trace=True records them")
+    return out.steps

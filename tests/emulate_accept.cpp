@@ -1,0 +1,119 @@
+// `accept` on CUDA, compiled for the host and run there thread by thread, in an order that a seed
+// shuffles over the whole grid: its kernels have no barrier. Op: diffast_emulated_accept::accept.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <vector>
+
+namespace emulated {
+
+uint3 thread, block;
+dim3 block_dim, grid_dim;
+std::mt19937_64 shuffle{0};
+int64_t launches, units;  // units: bytes of what the last copy moves at a time
+
+void check(bool condition, const char* what) {
+  if (condition) return;
+  std::fprintf(stderr, "emulate_accept: %s\n", what);
+  std::abort();
+}
+
+template <typename To, typename From>
+To as(From from) {
+  To to;
+  static_assert(sizeof to == sizeof from);
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+inline double join(int high, int low) {
+  return as<double>(uint64_t(uint32_t(high)) << 32 | uint32_t(low));
+}
+
+}  // namespace emulated
+
+#define __launch_bounds__(...)
+#if !defined(__grid_constant__)
+#define __grid_constant__
+#endif
+#define threadIdx emulated::thread
+#define blockIdx emulated::block
+#define blockDim emulated::block_dim
+#define gridDim emulated::grid_dim
+#define __uint_as_float emulated::as<float, uint32_t>
+#define __float_as_uint emulated::as<uint32_t, float>
+#define __double_as_longlong emulated::as<long long, double>
+#define __hiloint2double emulated::join
+
+#include "../csrc/accept_tensors.h"
+#include "../csrc/cuda/accept.cu"
+
+namespace diffast::cuda {
+namespace {
+
+void run_accept(AcceptArgs* args, const Tensor&) {
+  std::vector<int32_t> route(size_t(args->samples), 0x7fffffff);
+  args->route = route.data();
+  STD_TORCH_CHECK(launch_accept(*args, nullptr) == cudaSuccess, "accept: not launched");
+}
+
+void run_thread(const void* kernel, void** args) {
+  const AcceptArgs& a = *static_cast<const AcceptArgs*>(args[0]);
+  if (kernel == reinterpret_cast<const void*>(decide_kernel)) return decide_kernel(a);
+  const int64_t units = *static_cast<const int64_t*>(args[1]);
+  const auto copy = [&]<typename Unit>(Unit) {
+    if (kernel != reinterpret_cast<const void*>(copy_kernel<Unit>)) return;
+    emulated::units = sizeof(Unit);
+    copy_kernel<Unit>(a, units);
+  };
+  copy(uint4{});
+  copy(uint32_t{});
+  copy(uint16_t{});
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(diffast_emulated_accept, CPU, m) {
+  m.impl("accept", TORCH_BOX(&accept<run_accept>));
+}
+
+}  // namespace diffast::cuda
+
+extern "C" cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3 threads, void** args,
+                                        size_t shared_bytes, cudaStream_t) {
+  using namespace emulated;
+  check(grid.x > 0 && grid.y > 0 && grid.y <= 65535 && grid.z == 1, "a bad grid");
+  check(threads.x > 0 && threads.y > 0 && threads.z == 1 &&
+            threads.x * threads.y <= diffast::cuda::kThreads && shared_bytes == 0,
+        "a bad block");
+  launches += 1;
+  grid_dim = grid;
+  block_dim = threads;
+  const uint64_t in_block = uint64_t(threads.x) * threads.y;
+  std::vector<uint64_t> order(uint64_t(grid.x) * grid.y * in_block);
+  for (uint64_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::shuffle(order.begin(), order.end(), shuffle);
+  for (const uint64_t i : order) {
+    const uint64_t lane = i % in_block, number = i / in_block;
+    thread = {unsigned(lane % threads.x), unsigned(lane / threads.x), 0};
+    block = {unsigned(number % grid.x), unsigned(number / grid.x), 0};
+    diffast::cuda::run_thread(kernel, args);
+  }
+  return cudaSuccess;
+}
+
+extern "C" cudaError_t cudaGetLastError() { return cudaSuccess; }
+
+// What ran since the last call, and a new order of threads.
+extern "C" void emulated_accept_reset(uint64_t seed, int64_t* counts) {
+  counts[0] = emulated::launches;
+  counts[1] = emulated::units;
+  emulated::launches = emulated::units = 0;
+  emulated::shuffle.seed(seed);
+}
