@@ -16,7 +16,7 @@ from diffast.attempts import Noise
 from diffast.clock import Clock
 from diffast.denoiser import Denoiser
 from diffast.ops.schema import COUNTS, FINISHED
-from diffast.sampler import _ids, _limits, _state_like
+from diffast.sampler import ids_of, limits_of, state_like
 from diffast.solvers import pairs
 
 NOISES = ("bridge", "path", "redraw")
@@ -209,7 +209,7 @@ def prepare(
 ) -> Run:
     """Returns the run of `sample_adaptive` before its first network call; the same arguments."""
     pair = copy.copy(_pair(method, options, denoiser.schedule))
-    shape, device, dtype = _state_like(denoiser, shape, state, device)
+    shape, device, dtype = state_like(denoiser, shape, state, device)
     until = denoiser.schedule.t_min if until is None else until
     clock = Clock(denoiser.schedule, pair.clock, until, pair.slopes or denoiser.prediction.sloped)
     _change_rule(pair, controller, h_min, h_max)
@@ -225,9 +225,9 @@ def prepare(
         shape=shape,
         device=device,
         dtype=dtype,
-        ids=_ids(ids, shape[0], device),
+        ids=ids_of(ids, shape[0], device),
         seed=ops.fold_seed(seed),
-        limits=_limits(clamp),
+        limits=limits_of(clamp),
         on_x0=on_x0,
         rejects=reject,
         denoise=denoise,

@@ -220,7 +220,7 @@ def numbers(xp, batch: int, height: int, width: int, cells: dict, device) -> tor
     zero = torch.zeros((), dtype=torch.float64, device=device).expand(batch)
     columns = [zero] * (height * width)
     for (r, c), value in cells.items():
-        if isinstance(value, float):
+        if not isinstance(value, torch.Tensor):
             value = zero + value
         columns[r * width + c] = value
     return torch.stack(columns, dim=1).reshape(batch, height, width)

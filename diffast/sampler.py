@@ -159,13 +159,13 @@ class _Run:
                 f"sample: the plan is for {plan.schedule} but the denoiser for {denoiser.schedule}"
             )
         self.denoiser, self.plan, self.on_x0, self.draw = denoiser, plan, on_x0, draw
-        self.shape, self.device, self.dtype = _state_like(denoiser, shape, noise, device)
+        self.shape, self.device, self.dtype = state_like(denoiser, shape, noise, device)
         self.batch = self.shape[0]
         self.seed = ops.fold_seed(seed)
-        self.ids = _ids(ids, self.batch, self.device)
+        self.ids = ids_of(ids, self.batch, self.device)
         if path:
             self.draw = path_noise(plan, self.shape, self.seed, self.ids, self.dtype)
-        self.limits = _limits(clamp)
+        self.limits = limits_of(clamp)
         self.stages = program.build(plan, denoiser, fold=clamp is None and on_x0 is None)
         self.x0 = self._new() if preview or on_x0 is not None else None
         self.status = torch.full((self.batch,), -1, dtype=torch.int64, device=self.device)
@@ -375,7 +375,12 @@ class _Run:
         )
 
 
-def _state_like(denoiser, shape, noise, device) -> tuple[tuple[int, ...], torch.device, Any]:
+def state_like(denoiser, shape, noise, device) -> tuple[tuple[int, ...], torch.device, Any]:
+    """Returns shape, device and dtype of the state, from what a run was given.
+
+    Raises:
+        ValueError: what disagrees.
+    """
     if noise is None:
         if shape is None:
             raise ValueError("sample: neither shape nor noise is given, but one is needed")
@@ -397,7 +402,12 @@ def _state_like(denoiser, shape, noise, device) -> tuple[tuple[int, ...], torch.
     return tuple(noise.shape), place, noise.dtype
 
 
-def _ids(ids, batch: int, device: torch.device) -> torch.Tensor:
+def ids_of(ids, batch: int, device: torch.device) -> torch.Tensor:
+    """Returns the ids as int64 [B] on the device.
+
+    Raises:
+        ValueError: what disagrees.
+    """
     if ids is None:
         return torch.arange(batch, dtype=torch.int64, device=device)
     try:
@@ -412,7 +422,12 @@ def _ids(ids, batch: int, device: torch.device) -> torch.Tensor:
     return given.to(device=device, dtype=torch.int64).contiguous()
 
 
-def _limits(clamp) -> list[float]:
+def limits_of(clamp) -> list[float]:
+    """Returns the clamp as the ops take it.
+
+    Raises:
+        ValueError: what disagrees.
+    """
     if clamp is None:
         return []
     low, high = (float(limit) for limit in clamp)
