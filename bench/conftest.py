@@ -228,7 +228,7 @@ def pytest_terminal_summary(terminalreporter, config):
     known = ("threads", "us", "GB/s", "of copy", "of eager", "of randn", "ns/number", "spread")
     more = ("diffusers us", "of diffusers", "copy us", "over floor", "scaled of diffusers")
     more += ("torch noise of diffusers", "of one more")
-    more += ("torchsde us", "times torchsde", "normals")
+    more += ("torchsde us", "times torchsde", "of 12 normals")
     more += ("sampler's share", "df.sample's share", "diffusers' share")
     columns = [c for c in (*known, *more) if any(c in record for record in config.records)]
     terminalreporter.section("diffast" if config.verified else "diffast (UNVERIFIED)")
