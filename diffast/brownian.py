@@ -6,6 +6,7 @@ step is the increment between its two times, so finer steps see more of the same
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -42,7 +43,7 @@ class BrownianPath:
         ids: [B] integers of 64 bits, tensor or sequence; default 0 .. B-1, with B seeds all 0.
         device: where the increments are made.
         dtype: float32, or float64 (the same normals, sums in float64).
-        depth: of the tree; None: 11, and more where two times would share a node.
+        depth: of the tree; None: 11, and more where an interval would have less than 16 nodes.
         spans: [N, 2] model times of increments to come, from noise to data: the depth is chosen
             for all of them, and what they need is put on the device now.
 
@@ -69,13 +70,15 @@ class BrownianPath:
         self.device, self.dtype = torch.device(device), dtype
         self._fixed, self.depth = depth is not None, LEAST_DEPTH if depth is None else depth
         self._streams = _streams(seed, ids, self.shape[0]).to(self.device)
-        # The values at the ends of the last increments, [B, ...], and the times [B] of those ends.
+        # The values [B, ...] at two ends that were asked for last, the times of those ends and the
+        # nodes where they were put: one number for all samples, or B.
         self._values = [torch.empty(self.shape, dtype=dtype, device=self.device) for _ in range(2)]
-        self._times: list[np.ndarray | None] = [None, None]
-        self._nodes = [np.zeros(self.shape[0], np.int64)] * 2
+        self._times: list[tuple[float, ...]] = [(), ()]
+        self._nodes: list[tuple[int, ...]] = [(), ()]
+        self._lams: dict[float, float] = {}
         self._tables: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
-        if spans is not None and len(spans):
-            self._prepare(np.asarray(spans, dtype=np.float64))
+        if spans is not None:
+            self._prepare([tuple(span) for span in np.asarray(spans, np.float64).tolist()])
 
     def increment(self, times_from, times_to, out: torch.Tensor | None = None) -> torch.Tensor:
         """Returns the N(0, 1) numbers [B, ...] of the path between two times.
@@ -89,112 +92,118 @@ class BrownianPath:
             ValueError: a time without a log-SNR or with sigma = 0, where no noise falls; times
                 that go towards more noise, or that even the deepest tree does not tell apart.
         """
-        start, end = (self._batched(times) for times in (times_from, times_to))
-        lams = self._lam(start), self._lam(end)
-        self._check(start, end, *lams)
-        nodes = self._find(start, lams[0]), self._find(end, lams[1])
+        start, end = self._numbers(times_from), self._numbers(times_to)
+        count = max(len(start), len(end))
+        for t, to in zip(_repeated(start, count), _repeated(end, count), strict=True):
+            self._check(t, to)
+        first = self._find(start)
         # A start that was put onto a coarser node before the tree grew may have passed the end.
-        nodes = nodes[0], np.maximum(nodes[1], nodes[0] + 1)
+        pairs = zip(_repeated(first, count), _repeated(self._find(end), count), strict=True)
+        last = tuple(max(to, node + 1) for node, to in pairs)
         out = torch.empty_like(self._values[0]) if out is None else out
-        held = next((k for k in (0, 1) if self._holds(k, nodes[0])), None)
-        last, new = (None, 0) if held is None else (self._values[held], 1 - held)
-        call = (self._streams, *self._table(*nodes), self.depth, last, out, self._values[new])
-        ops.brownian_out(*call)
-        self._times[new], self._nodes[new] = end, nodes[1]
+        held = self._nodes.index(first) if first in self._nodes else None
+        known, new = (None, 0) if held is None else (self._values[held], 1 - held)
+        tables = self._table(_repeated(first, count), last)
+        ops.brownian_out(self._streams, *tables, self.depth, known, out, self._values[new])
+        self._times[new], self._nodes[new] = _repeated(end, count), last
         return out
 
-    def _batched(self, times) -> np.ndarray:
-        if isinstance(times, torch.Tensor):
-            times = times.detach().double().cpu().numpy()
-        return np.broadcast_to(np.asarray(times, dtype=np.float64), self.shape[:1])
+    def _numbers(self, times) -> tuple[float, ...]:
+        """Returns model times as floats: one for all samples, or B."""
+        if np.ndim(times) == 0:
+            return (float(times),)
+        numbers = tuple(float(t) for t in (times.tolist() if hasattr(times, "tolist") else times))
+        if len(numbers) != self.shape[0]:
+            raise ValueError(
+                f"BrownianPath: {len(numbers)} times, but there are {self.shape[0]} samples"
+            )
+        return numbers
 
-    def _lam(self, times: np.ndarray) -> np.ndarray:
-        """Returns log-SNRs of model times, in [-8, 8] or -inf."""
-        lam = np.asarray(self.schedule.lam(times), dtype=np.float64)
-        bad = ~(lam < np.inf)
-        if bad.any():
-            t = np.broadcast_to(times, lam.shape)[bad][0]
-            raise ValueError(f"BrownianPath: sigma = 0 at t = {t:g}, and no noise falls there")
-        return np.where(np.isneginf(lam), lam, np.clip(lam, -_HALF_RANGE, _HALF_RANGE))
+    def _lam(self, t: float) -> float:
+        """Returns the log-SNR of a model time, in [-8, 8] or -inf."""
+        if t not in self._lams:
+            lam = float(self.schedule.lam(t))
+            if not lam < math.inf:
+                raise ValueError(f"BrownianPath: sigma = 0 at t = {t:g}, and no noise falls there")
+            clamped = min(max(lam, -_HALF_RANGE), _HALF_RANGE)
+            self._lams[t] = lam if lam == -math.inf else clamped
+        return self._lams[t]
 
-    def _near(self, lam: np.ndarray) -> np.ndarray:
-        """Returns the nearest nodes, -1 for lam = -inf."""
-        known = np.maximum(lam, -_HALF_RANGE)
-        nodes = np.rint((known + _HALF_RANGE) * (2.0**self.depth / (2 * _HALF_RANGE)))
-        return np.where(np.isneginf(lam), -1, nodes).astype(np.int64)
+    def _near(self, t: float) -> int:
+        """Returns the nearest node, -1 for lam = -inf."""
+        lam = self._lam(t)
+        return -1 if lam == -math.inf else round((lam + _HALF_RANGE) / self._cell)
 
-    def _find(self, times: np.ndarray, lam: np.ndarray) -> np.ndarray:
+    @property
+    def _cell(self) -> float:
+        return 2 * _HALF_RANGE / 2.0**self.depth
+
+    def _find(self, times: tuple[float, ...]) -> tuple[int, ...]:
         """Returns the nodes where these times were put before, else the nearest."""
-        for k in (0, 1):
-            if self._times[k] is not None and np.array_equal(times, self._times[k]):
-                return self._nodes[k]
-        return self._near(lam)
+        if times in self._times:
+            return self._nodes[self._times.index(times)]
+        return tuple(self._near(t) for t in times)
 
-    def _holds(self, k: int, nodes: np.ndarray) -> bool:
-        return self._times[k] is not None and np.array_equal(nodes, self._nodes[k])
-
-    def _check(self, start, end, lam_start, lam_end) -> None:
-        """Refuses intervals that do not go towards data, and grows the tree for short ones."""
-        back = lam_start > lam_end
-        if back.any():
-            t, to = start[back][0], end[back][0]
+    def _check(self, t: float, to: float) -> None:
+        """Refuses an interval that does not go towards data, and grows the tree for a short one."""
+        start, end = self._lam(t), self._lam(to)
+        if start > end:
             raise ValueError(
                 f"BrownianPath: from t = {t:g} to t = {to:g} noise is put back, but a path goes "
                 "from noise to data"
             )
-        gaps = lam_end - np.maximum(lam_start, -_HALF_RANGE - 1.0)
-        self._grow(gaps, _CELLS)
-        same = self._near(lam_start) == self._near(lam_end)
-        if same.any():
-            t, to = start[same][0], end[same][0]
+        self._grow(end - start, _CELLS)
+        if self._near(t) == self._near(to):
             raise ValueError(
                 f"BrownianPath: t = {t:.9g} and t = {to:.9g} are one node of the tree of depth "
                 f"{self.depth} over log-SNRs from -8 to 8"
             )
 
-    def _grow(self, gaps: np.ndarray, cells: int) -> None:
-        """Doubles the nodes until gaps in lam have so many, or there are as many as can be."""
-        least = gaps.min(initial=np.inf)
-        while (
-            not self._fixed
-            and self.depth < MAX_DEPTH
-            and _SAME < least < cells * 2 * _HALF_RANGE / 2.0**self.depth
-        ):
+    def _grow(self, gap: float, cells: int) -> None:
+        """Doubles the nodes until a gap in lam has so many, or there are as many as can be."""
+        while not self._fixed and self.depth < MAX_DEPTH and _SAME < gap < cells * self._cell:
             self.depth += 1
-            self._nodes = [np.where(nodes > 0, 2 * nodes, nodes) for nodes in self._nodes]
+            for k, nodes in enumerate(self._nodes):
+                self._nodes[k] = tuple(max(n, 2 * n) for n in nodes)
+                if 2**self.depth in self._nodes[k]:  # no node is left above it
+                    self._times[k] = self._nodes[k] = ()
             self._tables.clear()
 
-    def _table(self, start: np.ndarray, end: np.ndarray):
+    def _table(self, start: tuple[int, ...], end: tuple[int, ...]):
         """Returns nodes [B, 2] and weights [B, 2] on the device."""
-        nodes = np.stack([start, end], axis=1)
-        if not (nodes == nodes[:1]).all():
-            return self._on_device(nodes)
-        pair = tuple(nodes[0].tolist()) if len(nodes) else (-1, 0)
+        if len(start) != 1:
+            return self._on_device(list(zip(start, end, strict=True)))
+        pair = start[0], end[0]
         if pair not in self._tables:
-            self._tables[pair] = self._on_device(np.array([pair]))
-        return tuple(t.expand(len(nodes), 2).contiguous() for t in self._tables[pair])
+            self._tables[pair] = self._on_device([pair])
+        return tuple(t.expand(self.shape[0], 2).contiguous() for t in self._tables[pair])
 
-    def _on_device(self, nodes: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns pairs of nodes [N, 2] and their weights [N, 2]."""
-        tables = nodes, self._weights(nodes)
-        return tuple(torch.from_numpy(table).to(self.device) for table in tables)
+    def _on_device(self, pairs: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns pairs of nodes [N, 2], and the weights [N, 2] that make increments N(0, 1)."""
+        weights = []
+        for start, end in pairs:
+            h = math.inf if start < 0 else (end - start) * self._cell
+            size = math.sqrt(-math.expm1(-2.0 * h))
+            weights.append((1.0 / size, -math.exp(-h) / size))
+        return (
+            torch.tensor(pairs, dtype=torch.int64, device=self.device).reshape(-1, 2),
+            torch.tensor(weights, dtype=torch.float64, device=self.device).reshape(-1, 2),
+        )
 
-    def _weights(self, nodes: np.ndarray) -> np.ndarray:
-        """Returns the weights (of the end, of the start) that make increments N(0, 1)."""
-        h = (nodes[:, 1] - nodes[:, 0]) * (2 * _HALF_RANGE / 2.0**self.depth)
-        h = np.where(nodes[:, 0] < 0, np.inf, h)
-        size = np.sqrt(-np.expm1(-2.0 * h))
-        return np.stack([1.0 / size, -np.exp(-h) / size], axis=-1)
-
-    def _prepare(self, spans: np.ndarray) -> None:
+    def _prepare(self, spans: list[tuple[float, float]]) -> None:
         """Chooses the depth for all spans and puts their tables on the device at once."""
-        lams = self._lam(spans)
-        self._check(*spans.T, *lams.T)
-        gaps = np.diff(np.unique(lams[np.isfinite(lams)]))
-        self._grow(gaps[gaps > _SAME], 1)
-        nodes = self._near(lams)
-        tables = zip(*(table.split(1) for table in self._on_device(nodes)), strict=True)
-        self._tables = dict(zip(map(tuple, nodes.tolist()), tables, strict=True))
+        for span in spans:
+            self._check(*span)
+        lams = sorted(lam for lam in self._lams.values() if lam > -math.inf)
+        for lam, following in zip(lams, lams[1:], strict=False):
+            self._grow(following - lam, 1)
+        pairs = [(self._near(t), self._near(to)) for t, to in spans]
+        tables = zip(*(table.split(1) for table in self._on_device(pairs)), strict=True)
+        self._tables = dict(zip(pairs, tables, strict=True)) if pairs else {}
+
+
+def _repeated(numbers: tuple, count: int) -> tuple:
+    return numbers * count if len(numbers) == 1 else numbers
 
 
 def path_noise(

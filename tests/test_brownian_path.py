@@ -130,6 +130,14 @@ def test_the_tree_grows_with_short_intervals():
     assert errors.abs().max() < 5, errors
 
 
+def test_the_end_of_the_domain():
+    """A start at the last node, from before the tree grew, would leave no node for the end."""
+    path = BrownianPath(EDM, (1, 2**14), 3)
+    levels = [float(np.exp(-lam)) for lam in (7.5, 7.997, 7.9985)]
+    for z in chain(path, levels):
+        assert abs(z.square().mean() - 1) < 5 * (2 / 2**14) ** 0.5
+
+
 def test_a_deeper_tree_is_the_same_path():
     """Ends are rounded to other nodes, half a cell away at most: variance 2 h for a distance h."""
     spans = [(80.0, 9.0), (9.0, 8.9)]
@@ -149,6 +157,8 @@ def test_empty_and_flat_shapes(shape):
     path = BrownianPath(EDM, shape, spans=[(9.0, 1.0)])
     assert path.increment(9.0, 1.0).shape == shape
     assert path.increment(1.0, 0.5).shape == shape
+    each = [0.5] * shape[0], [0.2] * shape[0]
+    assert path.increment(*each).shape == shape
 
 
 @pytest.mark.parametrize(
@@ -157,6 +167,7 @@ def test_empty_and_flat_shapes(shape):
         (lambda: BrownianPath(EDM, SHAPE, depth=25), "depth is 25 but 1 to 24"),
         (lambda: BrownianPath(EDM, SHAPE, [1, 2]), "2 seeds and 3 ids for 3 samples"),
         (lambda: BrownianPath(EDM, SHAPE, 1, [1]), "3 seeds and 1 ids for 3 samples"),
+        (lambda: BrownianPath(EDM, SHAPE).increment([1.0, 1.0], 0.5), "2 times, but there are 3"),
         (lambda: BrownianPath(EDM, SHAPE, 2**64), "does not fit into 64 bits"),
         (lambda: BrownianPath(EDM, SHAPE).increment(1.0, 2.0), "from t = 1 to t = 2 noise is put"),
         (lambda: BrownianPath(EDM, SHAPE).increment(1.0, 0.0), "sigma = 0 at t = 0"),
