@@ -12,6 +12,7 @@ seed. Deliberately different:
   (no Brownian tree), keyed by extra_args["seed"] if it is there, else by a number from torch's
   generator. Give `noise_sampler` for another.
 - Churn draws nothing where s_churn is 0.
+- `sample_dpm_adaptive` gives each sample of a batch steps of its own.
 - sigmas must fall strictly; eta lies in [0, 1].
 - x in float16 or bfloat16 is float32 between the steps.
 - A value that is not finite raises FloatingPointError instead of spreading.
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 
 from diffast import grids, schedule
+from diffast.integrations.k_diffusion_adaptive import sample_dpm_adaptive as sample_dpm_adaptive
 from diffast.integrations.sigma_model import (
     drawn_by,
     drawn_each_step,
