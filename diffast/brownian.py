@@ -247,7 +247,7 @@ def path_noise(
 
 def _streams(seed, ids, batch: int) -> torch.Tensor:
     """Returns (seed, id, 0) of every sample, int64 [B, 3]."""
-    if hasattr(seed, "__index__"):
+    if np.ndim(seed) == 0:
         seeds = [ops.fold_seed(seed)] * batch
         ids = range(batch) if ids is None else ids
     else:

@@ -31,6 +31,7 @@ RUNS = (
     ("ggf", {"rtol": 0.1, "atol": 0.0078}),
     ("ggf", {"rtol": 0.3, "atol": 0.0078}),
     ("ggf", {"rtol": 0.5, "atol": 0.05}),
+    ("ggf", {"rtol": 1.0, "atol": 0.1}),
     ("dpmpp_2m_sde", {"steps": 20}),
     ("dpmpp_2m_sde", {"steps": 28}),
     ("pec", {"steps": 20}),

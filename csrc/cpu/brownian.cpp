@@ -1,5 +1,5 @@
-// `brownian` on the CPU: a descent through the tree for each piece of a sample. The two values that
-// bracket the node stay in the L1 cache, and each level writes over one of them.
+// `brownian` on the CPU: a piece of a sample goes down the tree, 256 elements at a time, with the
+// two values that bracket the node in the L1 cache.
 #include <algorithm>
 
 #include "../brownian_tensors.h"
@@ -8,71 +8,49 @@
 namespace diffast::cpu {
 namespace {
 
-// Elements [begin, begin + count) of one sample.
-struct Piece {
-  uint64_t seed, id;
-  int64_t begin, count;
-};
+static_assert(kMaxPathSteps == kMaxDepth + 1);
 
-// The path between the two nodes nearest to the wanted one, as far as a descent has come.
+// The way to a node of one sample's path; no steps to a node below 0.
 template <typename T>
-struct Bracket {
-  alignas(64) T left[kPiece];
-  alignas(64) T right[kPiece];
-};
+DescentCall<T> way_to(int64_t node, const BrownianArgs& a, int64_t sample) {
+  DescentCall<T> call = {};
+  call.seed = uint64_t(a.streams[3 * sample]);
+  call.id = uint64_t(a.streams[3 * sample + 1]);
+  node = node_within(node, a.depth);
+  if (node < 0) return call;
+  const int64_t last = int64_t(1) << a.depth;
+  const bool above = node > last / 2;
+  call.steps = node == 0 || node == last ? 2
+               : node == last / 2        ? 1
+                                         : level_of_node(node, a.depth) + 1;
+  for (int step = 0; step < call.steps; ++step) {
+    const BrownianLevel& level = kBrownianLevels[step == 1 ? 0 : step];
+    call.word[step] = step > 1    ? word_of_level(node, a.depth, step)
+                      : step == 0 ? kMiddleWord
+                      : above     ? kHighEndWord
+                                  : kLowEndWord;
+    call.up[step] = step > 1 ? lies_above(node, a.depth, step) : (step == 0) == above;
+    call.keep[step] = T(level.keep);
+    call.fresh[step] = T(level.fresh);
+  }
+  return call;
+}
 
+// V for elements [begin, begin + count) of the sample.
 template <typename T>
-class Descent {
- public:
-  Descent(const Kernels& kernel, const BrownianArgs& args, const Piece& piece)
-      : kernel_(kernel), depth_(args.depth), piece_(piece) {}
-
-  // V at a node, which lies in the bracket until the next call with the same one.
-  const T* value(int64_t node, Bracket<T>* at) {
-    node = node_within(node, depth_);
-    if (node < 0) return std::fill_n(at->left, piece_.count, T(0)), at->left;
-    const int64_t last = int64_t(1) << depth_;
-    const bool above = node > last / 2;
-    T* middle = above ? at->left : at->right;
-    T* end = above ? at->right : at->left;
-    draw(kMiddleWord);
-    for (int64_t i = 0; i < piece_.count; ++i) middle[i] = T(z_[i]);
-    if (node == last / 2) return middle;
-    draw(above ? kHighEndWord : kLowEndWord);
-    const T keep = T(kBrownianLevels[0].keep), fresh = T(kBrownianLevels[0].fresh);
-    for (int64_t i = 0; i < piece_.count; ++i) end[i] = middle[i] * keep + T(z_[i]) * fresh;
-    return node == 0 || node == last ? end : descend(node, at);
+void path_values(const Kernels& kernel, DescentCall<T>* way, int64_t begin, int64_t count, T* out) {
+  if (way->steps == 0) {
+    std::fill_n(out, count, T(0));
+    return;
   }
-
- private:
-  void draw(uint32_t word) {
-    kernel_.normals(z_, piece_.count, uint32_t(piece_.begin / 4), word, piece_.id, piece_.seed);
-  }
-
-  void bridge(const Bracket<T>& at, const BrownianLevel& level, T* to) const {
-    if constexpr (sizeof(T) == sizeof(double))
-      kernel_.bridge_double({at.left, at.right, z_, to, level.keep, level.fresh, piece_.count});
-    else
-      kernel_.bridge_float(
-          {at.left, at.right, z_, to, float(level.keep), float(level.fresh), piece_.count});
-  }
-
-  const T* descend(int64_t node, Bracket<T>* at) {
-    const int last = level_of_node(node, depth_);
-    T* middle = nullptr;
-    for (int level = 2; level <= last; ++level) {
-      draw(word_of_level(node, depth_, level));
-      middle = lies_above(node, depth_, level) ? at->left : at->right;
-      bridge(*at, kBrownianLevels[level], middle);
-    }
-    return middle;
-  }
-
-  const Kernels& kernel_;
-  int depth_;
-  Piece piece_;
-  alignas(64) float z_[kPiece];
-};
+  way->out = out;
+  way->count = count;
+  way->first_block = uint32_t(begin / 4);
+  if constexpr (sizeof(T) == sizeof(double))
+    kernel.descend_double(*way);
+  else
+    kernel.descend_float(*way);
+}
 
 // increment = weights[0] V(to) + weights[1] V(from), as one row of two columns.
 template <typename T>
@@ -94,20 +72,24 @@ void mix(const Kernels& kernel, const double* weights, const T* to, const T* fro
 }
 
 template <typename T>
-void run_piece(const Kernels& kernel, const BrownianArgs& a, int64_t sample, const Piece& piece) {
-  Bracket<T> here, before;
-  Descent<T> descent(kernel, a, piece);
+void run_piece(const Kernels& kernel, const BrownianArgs& a, int64_t sample, int64_t begin) {
+  alignas(64) T here[kPiece], before[kPiece];
+  const int64_t count = std::min(kPiece, a.elements - begin);
   const int64_t from = a.nodes[2 * sample], to = a.nodes[2 * sample + 1];
-  const int64_t offset = sample * a.elements + piece.begin;
-  const T* v = descent.value(to, &here);
-  const T* start = v;
-  if (a.last && from >= 0)
+  const int64_t offset = sample * a.elements + begin;
+  DescentCall<T> way = way_to<T>(to, a, sample);
+  path_values(kernel, &way, begin, count, here);
+  const T* start = here;
+  if (a.last && from >= 0) {
     start = static_cast<const T*>(a.last) + offset;
-  else if (from != to)
-    start = descent.value(from, &before);
+  } else if (from != to) {
+    way = way_to<T>(from, a, sample);
+    path_values(kernel, &way, begin, count, before);
+    start = before;
+  }
   T* increment = static_cast<T*>(a.increment) + offset;
-  mix(kernel, a.weights + 2 * sample, v, start, increment, piece.count);
-  if (a.value) memcpy(static_cast<T*>(a.value) + offset, v, piece.count * sizeof(T));
+  mix(kernel, a.weights + 2 * sample, here, start, increment, count);
+  if (a.value) memcpy(static_cast<T*>(a.value) + offset, here, count * sizeof(T));
 }
 
 void run(const BrownianArgs& a, const Tensor&) {
@@ -117,15 +99,11 @@ void run(const BrownianArgs& a, const Tensor&) {
   const int64_t average = std::max<int64_t>(1, a.elements / pieces) * a.depth;
   const auto work = [&](int64_t first, int64_t end) {
     for (int64_t item = first; item < end; ++item) {
-      const int64_t sample = item / pieces;
-      const int64_t begin = item % pieces * kPiece;
-      const int64_t* stream = a.streams + 3 * sample;
-      const Piece piece = {uint64_t(stream[0]), uint64_t(stream[1]), begin,
-                           std::min(kPiece, a.elements - begin)};
+      const int64_t sample = item / pieces, begin = item % pieces * kPiece;
       if (a.wide)
-        run_piece<double>(kernel, a, sample, piece);
+        run_piece<double>(kernel, a, sample, begin);
       else
-        run_piece<float>(kernel, a, sample, piece);
+        run_piece<float>(kernel, a, sample, begin);
     }
   };
   share_out(a.samples * pieces, std::max<int64_t>(1, kNoiseGrain / average), work);

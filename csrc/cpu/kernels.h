@@ -39,15 +39,19 @@ struct NormCall {
   bool largest;  // the largest magnitude instead of the sum of squares; only where scaled
 };
 
-// A level of a Brownian path: to = (left + right) * keep + z * fresh; `to` may be left or right.
+constexpr int kMaxPathSteps = 25;  // the middle, an end, and 23 levels
+
+// The way to a node of a Brownian path, one normal a step: the middle, an end, then between.
 template <typename T>
-struct BridgeCall {
-  const T* left;
-  const T* right;
-  const float* z;
-  T* to;
-  T keep, fresh;
+struct DescentCall {
+  T* out;  // `count` values
   int64_t count;
+  uint64_t seed, id;
+  uint32_t first_block;
+  int steps;  // 1 or more
+  uint32_t word[kMaxPathSteps];
+  T keep[kMaxPathSteps], fresh[kMaxPathSteps];
+  bool up[kMaxPathSteps];  // whether the step's value is the lower end of the bracket from then on
 };
 
 struct Kernels {
@@ -64,8 +68,8 @@ struct Kernels {
   void (*widen_bfloat)(const uint16_t* in, float* out, int64_t count);
   void (*narrow_half)(const float* in, uint16_t* out, int64_t count);
   void (*narrow_bfloat)(const float* in, uint16_t* out, int64_t count);
-  void (*bridge_float)(const BridgeCall<float>&);
-  void (*bridge_double)(const BridgeCall<double>&);
+  void (*descend_float)(const DescentCall<float>&);
+  void (*descend_double)(const DescentCall<double>&);
 };
 
 const Kernels& kernels_base();

@@ -5,9 +5,9 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
+#include "../accept_tensors.h"
 #include "../brownian_tensors.h"
 #include "../error_tensors.h"
-#include "../accept_tensors.h"
 #include "../tensors.h"
 #include "launch.h"
 

@@ -8,9 +8,9 @@ Example, in place of k_diffusion.sampling:
 and where it draws torch.randn_like so do these, in the same order: the same picture for the same
 seed. Deliberately different:
 
-- The noise of `sample_dpmpp_sde`, `_2m_sde` and `_3m_sde` is by default the package's counter noise
-  (no Brownian tree), keyed by extra_args["seed"] if it is there, else by a number from torch's
-  generator. Give `noise_sampler` for another.
+- `sample_dpmpp_sde`, `_2m_sde`, `_3m_sde` have by default the package's Brownian path in place of
+  torchsde's: another picture, and as stable in the number of steps. Its seed is extra_args["seed"]
+  if that is there, else a number from torch's generator.
 - Churn draws nothing where s_churn is 0.
 - `sample_dpm_adaptive` gives each sample of a batch steps of its own.
 - sigmas must fall strictly; eta lies in [0, 1].
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from diffast import grids, schedule
+from diffast.integrations.brownian_tree import BrownianTreeNoiseSampler as BrownianTreeNoiseSampler
 from diffast.integrations.k_diffusion_adaptive import sample_dpm_adaptive as sample_dpm_adaptive
 from diffast.integrations.sigma_model import (
     drawn_by,
@@ -240,7 +241,7 @@ def sample_dpmpp_sde(
 ):
     """Returns samples of DPM-Solver++ (stochastic), two calls a step."""
     options = {"eta": eta, "s_noise": s_noise, "r": r}
-    return _counted(
+    return _on_path(
         "dpmpp_sde", options, noise_sampler, model, x, sigmas, extra_args, callback, disable
     )
 
@@ -259,7 +260,7 @@ def sample_dpmpp_2m_sde(
 ):
     """Returns samples of DPM-Solver++(2M) SDE."""
     options = {"eta": eta, "s_noise": s_noise, "kind": solver_type}
-    return _counted(
+    return _on_path(
         "dpmpp_2m_sde", options, noise_sampler, model, x, sigmas, extra_args, callback, disable
     )
 
@@ -277,18 +278,18 @@ def sample_dpmpp_3m_sde(
 ):
     """Returns samples of DPM-Solver++(3M) SDE."""
     options = {"eta": eta, "s_noise": s_noise}
-    return _counted(
+    return _on_path(
         "dpmpp_3m_sde", options, noise_sampler, model, x, sigmas, extra_args, callback, disable
     )
 
 
-def _plain(solver, options, model, x, sigmas, extra_args, callback, disable, seed=0):
-    """Returns the samples of a plan with counter noise, if any; x where there is no step."""
+def _plain(solver, options, model, x, sigmas, extra_args, callback, disable, **noise):
+    """Returns the samples of a plan; x where there is no step."""
     levels = levels_of(f"sample_{solver}", sigmas)
     if len(levels) < 2:
         return x
     plan = sigma_plan(solver, levels, **options)
-    return run(model, x, plan, levels, sigmas, extra_args, callback, disable, None, seed)
+    return run(model, x, plan, levels, sigmas, extra_args, callback, disable, **noise)
 
 
 def _noised(solver, options, noise_sampler, model, x, sigmas, extra_args, callback, disable):
@@ -302,15 +303,14 @@ def _noised(solver, options, noise_sampler, model, x, sigmas, extra_args, callba
     return run(model, x, plan, levels, sigmas, extra_args, callback, disable, draw)
 
 
-def _counted(solver, options, noise_sampler, model, x, sigmas, extra_args, callback, disable):
-    """Returns the samples of a plan with `noise_sampler`, by default the package's noise."""
+def _on_path(solver, options, noise_sampler, model, x, sigmas, extra_args, callback, disable):
+    """Returns the samples of a plan with `noise_sampler`, by default on the package's paths."""
     rest = (model, x, sigmas, extra_args, callback, disable)
     if noise_sampler is not None:
         return _noised(solver, options, noise_sampler, *rest)
     seed = (extra_args or {}).get("seed")
-    return _plain(
-        solver, options, *rest, int(torch.randint(2**63 - 1, ())) if seed is None else seed
-    )
+    seed = int(torch.randint(2**63 - 1, ())) if seed is None else seed
+    return _plain(solver, options, *rest, seed=seed, path=True)
 
 
 def _churned(base, churn, model, x, sigmas, extra_args, callback, disable):

@@ -95,6 +95,7 @@ def run(
     disable: bool | None = None,
     draw: Callable[[int], torch.Tensor] | None = None,
     seed: int = 0,
+    path: bool = False,
 ) -> torch.Tensor:
     """Returns the plan's samples [B, ...], of x's dtype.
 
@@ -112,15 +113,16 @@ def run(
         callback: called once a step, after its first model call, with {'x', 'i', 'sigma',
             'sigma_hat', 'denoised'}. 'x' is a copy; what the callback writes into it has no effect.
         disable: True for no progress bar; None: none where stderr is no terminal.
-        draw: the normals of a stage, as `df.sample` wants them; None: counter noise.
-        seed: of the counter noise.
+        draw: the normals of a stage, as `df.sample` wants them; None: the package's noise.
+        seed: of the package's noise.
+        path: whether that is one Brownian path a sample.
     """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     with tqdm(total=plan.steps, disable=disable) as bar:
         network = _Steps(model, plan, levels, sigmas, x.dtype, extra_args or {}, callback, bar)
         low = None if x.dtype == dtype else x.dtype
         denoiser = Denoiser(network, plan.schedule, dtype=low)
-        noise = {} if draw is None else {"draw": lambda stage: draw(stage).to(dtype)}
+        noise = {"path": path} if draw is None else {"draw": lambda stage: draw(stage).to(dtype)}
         with torch.no_grad():
             out = sample(denoiser, plan, noise=x.detach().to(dtype), seed=seed, **noise)
         bar.update()
