@@ -100,8 +100,8 @@ def sample_dpm_adaptive(
         eta=eta,
         s_noise=s_noise,
         lam_end=float(space.lam(space.sigma_min)),
-        **rule,
     )
+    pair.controller = rule
     extra_args = extra_args or {}
     seed = extra_args.get("seed") if eta else 0
     seed = int(torch.randint(2**63 - 1, ())) if seed is None else seed
