@@ -20,6 +20,7 @@ from diffast.sampler import ids_of, limits_of, state_like
 from diffast.solvers import pairs
 
 NOISES = ("bridge", "path", "redraw")
+_OF_THE_METHOD = ("step_min", "step_max", "balance", "noise_floor", "error_eps")
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ def sample_adaptive(
             times the work; "redraw" (only "ggf"): fresh noise after a rejection, as published:
             its samples have the wrong law in low dimension.
         reject: False: every attempt is accepted, the error only chooses the next step.
-        controller: numbers of the step-size rule to change, by name; or "pi" or "ggf".
+        controller: numbers of the step-size rule to change, by name; or "pi" or "ggf", which leave
+            the method its bounds on steps.
         denoise: whether a sample ends as the x0 estimate at the last time (else as the state).
         until: model time of the last state; default: the schedule's t_min.
         h_init: first step, in the units of the method's clock.
@@ -208,7 +210,7 @@ def prepare(
     **options,
 ) -> Run:
     """Returns the run of `sample_adaptive` before its first network call; the same arguments."""
-    pair = copy.copy(_pair(method, options, denoiser.schedule))
+    pair = copy.copy(_pair(method, options))
     shape, device, dtype = state_like(denoiser, shape, state, device)
     until = denoiser.schedule.t_min if until is None else until
     clock = Clock(denoiser.schedule, pair.clock, until, pair.slopes or denoiser.prediction.sloped)
@@ -292,7 +294,7 @@ def _steps(run: Run) -> Steps:
     )
 
 
-def _pair(method, options, schedule) -> pairs.Pair:
+def _pair(method, options) -> pairs.Pair:
     if isinstance(method, pairs.Pair):
         if options:
             raise ValueError(
@@ -300,9 +302,6 @@ def _pair(method, options, schedule) -> pairs.Pair:
                 f"{sorted(options)} are for making one"
             )
         return method
-    if method in ("bosh3", "dopri5", "tsit5") and "clock" not in options:
-        alone = float(schedule.alpha(schedule.t_start)) == 0.0
-        options = options | {"clock": "flow" if alone else "rho"}
     try:
         return pairs.get(method)(**options)
     except TypeError as error:
@@ -316,7 +315,8 @@ def _change_rule(pair, controller, h_min, h_max) -> None:
             raise ValueError(
                 f"sample_adaptive: controller {controller!r} is not known, but pi and ggf are"
             )
-        controller = rules[controller]
+        # What bounds a step belongs to the method, not to how errors choose it.
+        controller = {k: v for k, v in rules[controller].items() if k not in _OF_THE_METHOD}
     rule = pair.controller | (controller or {})
     unknown = set(rule) - set(pair.controller)
     if unknown:

@@ -139,7 +139,9 @@ class Run:
             to = clock.end
         else:
             to = clock.start + (0.5 * rest if self.balance and rest < 2.0 * step else step)
-        start = {"at": clock.start, "to": to, "end": clock.end, "before": 1.0}
+        # Before the first attempt the error counts as 1; a PID rule takes the first one for it.
+        before = np.nan if self.pair.controller["by_factor"] else 1.0
+        start = {"at": clock.start, "to": to, "end": clock.end, "before": before}
         control = [start.get(name, np.nan) for name in CONTROLS] + [np.inf] * self.noise.slots
         first = {"status": RUNNING, "stage": 1, "calls": 1}
         counts = [first.get(name, 0) for name in COUNTS]

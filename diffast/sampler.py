@@ -56,7 +56,7 @@ def sample(
     *,
     seed: int = 0,
     ids: Sequence[int] | torch.Tensor | None = None,
-    noise: torch.Tensor | None = None,
+    noise: torch.Tensor | str | None = None,
     device: torch.device | str | None = None,
     clamp: tuple[float, float] | None = None,
     on_x0: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
@@ -77,7 +77,7 @@ def sample(
         seed: any integer of 64 bits.
         ids: B integers of 64 bits; default 0 .. B-1.
         noise: the initial state itself, alpha x0 + sigma eps at the plan's first time, in place of
-            the package's noise (scaled by sigma). Not written to.
+            the package's noise (scaled by sigma). Not written to. Or "path", for `path=True`.
         device: where to run; default: `noise`'s, else the network's.
         clamp: (low, high) for the x0 estimate, fused into the kernel.
         on_x0: called as `on_x0(x0, stage)` with the estimate [B, ...] (clamped, if so wished);
@@ -97,6 +97,10 @@ def sample(
             stage and the samples.
     """
     preview = callback is not None
+    if isinstance(noise, str):
+        if noise != "path":
+            raise ValueError(f"sample: noise is {noise!r} but must be a tensor or 'path'")
+        noise, path = None, True
     if path and draw is not None:
         raise ValueError("sample: draw is given and path is true, but noise comes from one of them")
     run = _Run(denoiser, plan, shape, noise, device, seed, ids, clamp, on_x0, draw, path, preview)

@@ -8,18 +8,26 @@ import numpy as np
 import pytest
 from solver_cases import ALL_SOLVERS
 from test_layout import ALLOWED, PACKAGE
+from test_pairs import BUILDS
 
 from diffast import grids, schedule, solvers
+from diffast.solvers import pairs
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TEXT = (DOCS / "solvers.md").read_text()
-# name -> (options, order, calls) of the family tables
-ROWS = {
-    name: (options, order, calls)
-    for name, options, order, calls in re.findall(
-        r"^\| `(\w+)\(([^`]*)\)` \| ([^|]+) \| ([^|]+) \|", TEXT, re.M
-    )
-}
+AT_PAIRS, AFTER_PAIRS = TEXT.index("\n## Pairs"), TEXT.index("\n## One map")
+# name -> (options, columns ...)
+ROW = re.compile(r"^\| `(\w+)\(([^`]*)\)` \| (.*) \|$", re.M)
+
+
+def rows_of(text):
+    return {name: (options, *rest.split(" | ")) for name, options, rest in ROW.findall(text)}
+
+
+# name -> (options, order, calls, words) of the family tables; of the pairs (options, clock, order,
+# the error's order, calls, words)
+ROWS = rows_of(TEXT[:AT_PAIRS] + TEXT[AFTER_PAIRS:])
+PAIR_ROWS = rows_of(TEXT[AT_PAIRS:AFTER_PAIRS])
 FRACTIONS = {"1/3": 1 / 3, "2/3": 2 / 3, "inf": np.inf}
 each_solver = pytest.mark.parametrize("name", solvers.SOLVERS)
 
@@ -30,8 +38,11 @@ def test_solvers_are_all_there_and_no_others():
 
 @each_solver
 def test_options(name):
-    parameters = list(inspect.signature(solvers.get(name)).parameters.values())[2:]
-    written = [option for option in ROWS[name][0].split(", ") if option]
+    check_options(ROWS[name][0], list(inspect.signature(solvers.get(name)).parameters.values())[2:])
+
+
+def check_options(text, parameters):
+    written = [option for option in text.split(", ") if option]
     assert [option.partition("=")[0] for option in written] == [p.name for p in parameters]
     for option, parameter in zip(written, parameters, strict=True):
         _, given, text = option.partition("=")
@@ -49,6 +60,33 @@ def test_orders_are_those_of_the_tests(case):
         wanted = str(case.order) if case.order else "none"
         weak = " weak" if case.sense == "weak" and case.order else ""
         assert order == wanted + weak
+
+
+each_pair = pytest.mark.parametrize("name", pairs.PAIRS)
+
+
+def test_pairs_are_all_there_and_no_others():
+    assert set(PAIR_ROWS) == set(pairs.PAIRS)
+
+
+@each_pair
+def test_options_of_pairs(name):
+    *parameters, changes = inspect.signature(pairs.get(name)).parameters.values()
+    assert changes.kind is inspect.Parameter.VAR_KEYWORD
+    check_options(PAIR_ROWS[name][0], parameters)
+
+
+@each_pair
+def test_columns_of_pairs(name):
+    _, clock, order, error, calls, _ = PAIR_ROWS[name]
+    pair = pairs.get(name)()
+    runge_kutta = name in solvers.runge_kutta.TABLEAUS
+    assert clock == ("rho, flow" if runge_kutta else pair.clock)
+    _, solution, of_error = BUILDS[f"{name}_{pair.clock}" if runge_kutta else name]
+    weak = {case.name: f"{case.order} weak" for case in ALL_SOLVERS if case.sense == "weak"}
+    assert order == (str(solution) if solution else weak[name])
+    assert error == ("1.5" if pair.noise == "point" else str(of_error))
+    assert float(calls) == pair.calls + (not pair.reuses)
 
 
 @each_solver

@@ -12,6 +12,7 @@ seed. Deliberately different:
   torchsde's: another picture, and as stable in the number of steps. Its seed is extra_args["seed"]
   if that is there, else a number from torch's generator.
 - Churn draws nothing where s_churn is 0.
+- `sample_dpm_adaptive` gives each sample of a batch steps of its own.
 - sigmas must fall strictly; eta lies in [0, 1].
 - x in float16 or bfloat16 is float32 between the steps.
 - A value that is not finite raises FloatingPointError instead of spreading.
@@ -24,6 +25,7 @@ import torch
 
 from diffast import grids, schedule
 from diffast.integrations.brownian_tree import BrownianTreeNoiseSampler as BrownianTreeNoiseSampler
+from diffast.integrations.k_diffusion_adaptive import sample_dpm_adaptive as sample_dpm_adaptive
 from diffast.integrations.sigma_model import (
     drawn_by,
     drawn_each_step,

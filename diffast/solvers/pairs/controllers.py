@@ -18,6 +18,7 @@ PLAIN = {
     "reject_least": 0.2,
     "reject_most": 0.9,
     "error_floor": 0.0,
+    "error_eps": 0.0,
     "noise_floor": 1.0,
     "step_min": 0.0,
     "step_max": math.inf,
@@ -73,6 +74,7 @@ def pid(order, pcoeff=0.0, icoeff=1.0, dcoeff=0.0, accept_safety=0.81, **changes
             "before2_power": dcoeff / order,
             "least": 0.0,
             "most": math.inf,
+            "error_eps": 1e-8,
             "by_factor": 1,
         }
         | changes

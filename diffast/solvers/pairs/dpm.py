@@ -47,7 +47,6 @@ class DPM(Pair):
         eta=0.0,
         lam_end=None,
         s_noise=1.0,
-        **changes,
     ):
         """Checks the options and settles the step-size rule."""
         if order not in (2, 3):
@@ -61,7 +60,7 @@ class DPM(Pair):
         self.noise = "state" if eta else "none"
         self.name = f"dpm_{order - 1}{order}"
         self.fractions = (0.5,) if order == 2 else (1.0 / 3.0, 2.0 / 3.0)
-        self.controller = proportional_integral(order) | changes
+        self.controller = proportional_integral(order)
 
     def entry(self, xp, node):
         """Returns the row of the noise estimate (x - alpha d) / sigma."""

@@ -53,7 +53,6 @@ class GGF(Pair):
         previous=True,
         lamba=False,
         step=0.01,
-        **changes,
     ):
         """Checks the options and settles the step-size rule."""
         check_tolerances(self.name, rtol, atol)
@@ -63,7 +62,7 @@ class GGF(Pair):
         self.noise = "state" if lamba else "point"
         self.keeps = ("prev",) if previous else ()
         free = {"least": 0.0, "most": math.inf, "reject_least": 0.0, "reject_most": math.inf}
-        self.controller = plain(r, theta, **free) | changes
+        self.controller = plain(r, theta, **free)
 
     def point(self, xp, call, nodes):
         """Returns the row of x', without its noise for Lamba's error."""
@@ -123,11 +122,11 @@ class EulerHeun(GGF):
 
     name = "euler_heun"
 
-    def __init__(self, rtol=0.05, atol=0.0078, step=0.01, norm="l2", **changes):
+    def __init__(self, rtol=0.05, atol=0.0078, step=0.01, norm="l2"):
         """Checks the options and settles the step-size rule."""
         super().__init__(rtol, atol, norm=norm, previous=False, lamba=True, step=step)
         power = {"error_power": 0.35, "before_power": 0.2, "reject_power": 0.5}
-        self.controller = PLAIN | power | {"error_floor": 1e-4, "calm": 1} | changes
+        self.controller = PLAIN | power | {"error_floor": 1e-4, "calm": 1}
 
 
 def _diffusion(node):

@@ -38,26 +38,22 @@ class PEC(Pair):
     name, clock, fractions, reuses = "pec", "lam", (1.0,), True
     form, noise = "scalar", "point"
 
-    def __init__(self, rtol=0.1, detail=0.05, step_max=0.35, step=0.5, norm="l2", **changes):
+    def __init__(self, rtol=0.1, detail=0.05, step_max=0.35, step=0.5, norm="l2"):
         """Checks the options and settles the step-size rule."""
         check_positive("pec", rtol=rtol, detail=detail, step_max=step_max, step=step)
         self.rtol, self.detail, self.step, self.norm = rtol, detail, step, norm
-        self.controller = (
-            PLAIN
-            | {
-                "threshold": 2.0,
-                "error_power": 0.7 / 1.5,
-                "before_power": 0.4 / 1.5,
-                "most": 2.0,
-                "reject_power": 1.0 / 1.5,
-                "error_floor": 0.01,
-                "noise_floor": 0.5,
-                "step_max": step_max,
-                "balance": 1,
-                "calm": 1,
-            }
-            | changes
-        )
+        self.controller = PLAIN | {
+            "threshold": 2.0,
+            "error_power": 0.7 / 1.5,
+            "before_power": 0.4 / 1.5,
+            "most": 2.0,
+            "reject_power": 1.0 / 1.5,
+            "error_floor": 0.01,
+            "noise_floor": 0.5,
+            "step_max": step_max,
+            "balance": 1,
+            "calm": 1,
+        }
 
     def point(self, xp, call, nodes):
         """Returns the row of xp."""

@@ -51,7 +51,7 @@ class RungeKutta(Pair):
 
     form, reuses = "sum", True
 
-    def __init__(self, name, rtol=1e-3, atol=1e-3, clock="flow", step=0.01, norm="l2", **changes):
+    def __init__(self, name, rtol=1e-3, atol=1e-3, clock="flow", step=0.01, norm="l2"):
         """Checks the options and settles the step-size rule."""
         if name not in ERRORS:
             raise ValueError(f"runge_kutta: name = {name!r}, but these are known: {[*ERRORS]}")
@@ -64,7 +64,7 @@ class RungeKutta(Pair):
         self.rtol, self.atol = rtol, atol
         self.fractions = (*tableau.nodes, 1.0)
         self.rows = (*tableau.rows, tableau.weights)
-        self.controller = proportional_integral(ORDERS[name]) | changes
+        self.controller = proportional_integral(ORDERS[name])
 
     def entry(self, xp, node):
         """Returns the row of the slope (y - d) / q."""
