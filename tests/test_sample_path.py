@@ -211,3 +211,13 @@ def test_plans_that_put_noise_back_are_refused_before_anything_runs(name, option
     assert not late.opening[1]
     with pytest.raises(ValueError, match=r"puts noise back at stage \d+, from t = .* to t = "):
         df.sample(denoiser, late, (2, 2), path=True)
+
+
+def test_path_by_the_name_of_its_noise():
+    plan = plan_of("euler_ancestral", {}, df.grids.karras(EDM, 4))
+    denoiser = df.Denoiser(Network(Mixture(EDM, [[0.5, -0.5]])), EDM, predicts="x0")
+    named = df.sample(denoiser, plan, shape=(3, 2), noise="path", seed=2)
+    assert torch.equal(named.x, df.sample(denoiser, plan, shape=(3, 2), path=True, seed=2).x)
+    assert not torch.equal(named.x, df.sample(denoiser, plan, shape=(3, 2), seed=2).x)
+    with pytest.raises(ValueError, match="noise is 'tree' but must be a tensor or 'path'"):
+        df.sample(denoiser, plan, shape=(3, 2), noise="tree")
