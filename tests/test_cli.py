@@ -240,6 +240,7 @@ def test_profile_writes_numbers(tmp_path, capsys):
         (["--adaptive", "--count", "0"], "--count 0 but at least 1 is needed"),
     ],
 )
-def test_profile_refuses(args, message, capsys):
+def test_profile_refuses(args, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert main(["profile", "--quiet", *args]) == 2
     assert message in capsys.readouterr().err
