@@ -16,7 +16,7 @@ from diffast.attempts import Noise
 from diffast.clock import Clock
 from diffast.denoiser import Denoiser
 from diffast.ops.schema import COUNTS, FINISHED
-from diffast.sampler import ids_of, limits_of, state_like
+from diffast.sampler import ids_of, limits_of, progress_bar, state_like
 from diffast.solvers import pairs
 
 NOISES = ("bridge", "path", "redraw")
@@ -173,7 +173,10 @@ def sample_adaptive(
         **options,
     )
     evaluated = 0
-    with torch.inference_mode(), _bar(run.shape[0], run.pair.name, progress) as bar:
+    with (
+        torch.inference_mode(),
+        progress_bar(run.shape[0], run.pair.name, "sample", progress) as bar,
+    ):
         if run.batch.size:
             evaluated += run.batch.size
             run.start(state)
@@ -357,22 +360,3 @@ def _noise(pair, noise, reject) -> Noise:
     if noise == "redraw" or not reject:
         return Noise("fresh", 0)
     return Noise("bridge", pair.slots)
-
-
-class _NoBar:
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    def update(self, _):
-        return None
-
-
-def _bar(batch: int, name: str, wanted: bool):
-    if not wanted:
-        return _NoBar()
-    from tqdm import tqdm
-
-    return tqdm(total=batch, desc=name, unit="sample")

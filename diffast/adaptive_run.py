@@ -28,6 +28,7 @@ from diffast.ops.schema import (
     FAILED_STEP,
     FINISHED,
     FLAGS,
+    PATH_RANGE,
     RULE,
     RUNNING,
 )
@@ -41,8 +42,8 @@ STATUSES = {
     FAILED_STEP: "step too small",
     FAILED_CALLS: "too many calls",
 }
-# The tree of a path has nodes 16 / 2^20 apart in log-SNR.
 PATH_DEPTH = 20
+PATH_CELL = 2.0 * PATH_RANGE / 2.0**PATH_DEPTH  # between two nodes of a path, in log-SNR
 
 
 class Run:
@@ -386,8 +387,7 @@ class Run:
         begin = 0.0 * end - 1.0 if at is None else self._tree_nodes(at.lam)
         # An attempt has at least one cell; what ends in its own has no length and no noise.
         end = xp.where(end > begin, end, begin + 1.0)
-        cell = 16.0 / 2**PATH_DEPTH
-        weights = attempts.path_weights(xp, begin * cell, end * cell, self.device)
+        weights = attempts.path_weights(xp, begin * PATH_CELL, end * PATH_CELL, self.device)
         nodes = attempts.numbers(
             xp, self.batch.size, 1, 2, {(0, 0): begin, (0, 1): end}, self.device
         )
@@ -398,7 +398,7 @@ class Run:
     def _tree_nodes(self, lam):
         """Returns the numbers of the tree's nodes nearest to log-SNRs, as float64."""
         xp, most = self.xp, 2.0**PATH_DEPTH - 1.0
-        number = xp.round((lam + 8.0) * (2.0**PATH_DEPTH / 16.0))
+        number = xp.round((lam + PATH_RANGE) / PATH_CELL)
         number = xp.where(number < 0.0, 0.0, number)
         return xp.where(number > most, most, number)
 

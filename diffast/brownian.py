@@ -13,11 +13,10 @@ import numpy as np
 import torch
 
 from diffast import ops
-from diffast.ops.schema import MAX_DEPTH
+from diffast.ops.schema import MAX_DEPTH, PATH_RANGE
 
 # Nodes lie 16 / 2^depth apart in log-SNR: at depth 11, 0.008.
 LEAST_DEPTH = 11
-_HALF_RANGE = 8.0
 # An interval has so many nodes at least: rounding its ends then changes its length by 1/16 at most,
 # and the path's share of the noise by 1/32. At 5 nodes a step runs of more steps stop converging.
 _CELLS = 16
@@ -125,18 +124,18 @@ class BrownianPath:
             lam = float(self.schedule.lam(t))
             if not lam < math.inf:
                 raise ValueError(f"BrownianPath: sigma = 0 at t = {t:g}, and no noise falls there")
-            clamped = min(max(lam, -_HALF_RANGE), _HALF_RANGE)
+            clamped = min(max(lam, -PATH_RANGE), PATH_RANGE)
             self._lams[t] = lam if lam == -math.inf else clamped
         return self._lams[t]
 
     def _near(self, t: float) -> int:
         """Returns the nearest node, -1 for lam = -inf."""
         lam = self._lam(t)
-        return -1 if lam == -math.inf else round((lam + _HALF_RANGE) / self._cell)
+        return -1 if lam == -math.inf else round((lam + PATH_RANGE) / self._cell)
 
     @property
     def _cell(self) -> float:
-        return 2 * _HALF_RANGE / 2.0**self.depth
+        return 2 * PATH_RANGE / 2.0**self.depth
 
     def _find(self, times: tuple[float, ...]) -> tuple[int, ...]:
         """Returns the nodes where these times were put before, else the nearest."""

@@ -105,7 +105,7 @@ def sample(
         raise ValueError("sample: draw is given and path is true, but noise comes from one of them")
     run = _Run(denoiser, plan, shape, noise, device, seed, ids, clamp, on_x0, draw, path, preview)
     calls = 0
-    with torch.inference_mode(), _bar(plan, progress) as bar:
+    with torch.inference_mode(), progress_bar(plan.stages, plan.name, "call", progress) as bar:
         run.start(noise)
         while calls < plan.stages and run.batch:
             run.stage(calls)
@@ -126,16 +126,17 @@ class _NoBar:
     def __exit__(self, *_):
         return None
 
-    def update(self):
+    def update(self, count=1):
         return None
 
 
-def _bar(plan: Plan, wanted: bool):
+def progress_bar(total: int, name: str, unit: str, wanted: bool):
+    """Returns tqdm's bar on stderr, or something with its `update` that shows nothing."""
     if not wanted:
         return _NoBar()
     from tqdm import tqdm
 
-    return tqdm(total=plan.stages, desc=plan.name, unit="call")
+    return tqdm(total=total, desc=name, unit=unit)
 
 
 class _Call(NamedTuple):

@@ -66,6 +66,7 @@ CONTROLS = ("at", "to", "end", "error", "before", "before2")
 COUNTS = ("status", "stage", "calls", "accepted", "rejected", "after_reject", "forgotten")
 MAX_PLANES = 16
 MAX_DEPTH = 24
+PATH_RANGE = 8.0  # the tree of `brownian` spans the log-SNRs from minus this to this
 MAX_MEMORY = 8
 MAX_MOVES = 48
 
