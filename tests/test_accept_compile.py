@@ -1,16 +1,16 @@
 """What the compilers make of the GPU kernels of `accept`, on a machine without a GPU."""
 
-import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from test_compile import ARCHITECTURES, ROOT, check_no_spills, compile_cuda, instructions
+from test_compile import (
+    ARCHITECTURES,
+    check_no_spills,
+    compile_cuda,
+    instructions,
+    what_triton_makes,
+)
 
-HERE = Path(__file__).resolve().parent
 UNITS = {"5uint4": "STG.E.128", "j": "STG.E", "t": "STG.E.U16"}
 
 
@@ -35,18 +35,7 @@ def test_cuda_kernels_have_wide_accesses_and_no_spills(arch, tmp_path):
 @pytest.fixture(scope="module")
 def triton_report(tmp_path_factory):
     """What compile_triton_accept.py found, from a process of its own."""
-    pytest.importorskip("triton")
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(HERE)])
-    done = subprocess.run(
-        [sys.executable, str(HERE / "compile_triton_accept.py")],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return what_triton_makes("compile_triton_accept", tmp_path_factory.mktemp("triton"))
 
 
 @pytest.mark.parametrize("arch", ("80", "90", "100"))

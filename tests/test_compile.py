@@ -33,21 +33,26 @@ def cuobjdump():
     return path
 
 
-@pytest.fixture(scope="module")
-def triton_report(tmp_path_factory):
-    """What compile_triton.py found, by architecture and case, from a process of its own."""
+def what_triton_makes(script, folder):
+    """Returns what a script of this folder found of Triton's kernels, in a process of its own."""
     pytest.importorskip("triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    environment["TRITON_CACHE_DIR"] = str(folder)
     environment["PYTHONPATH"] = str(ROOT)
     done = subprocess.run(
-        [sys.executable, str(HERE / "compile_triton.py")],
+        [sys.executable, str(HERE / f"{script}.py")],
         capture_output=True,
         text=True,
         env=environment,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def triton_report(tmp_path_factory):
+    """What compile_triton.py found, by architecture and case, from a process of its own."""
+    return what_triton_makes("compile_triton", tmp_path_factory.mktemp("triton"))
 
 
 @pytest.mark.parametrize("arch", ("80", "90", "100"))

@@ -1,21 +1,18 @@
 """What nvcc and Triton make of `combine_error`, on a machine without a GPU; see test_compile.py."""
 
-import json
-import os
 import re
 import subprocess
-import sys
 
 import pytest
 from test_compile import (
     ARCHITECTURES,
     FLAGS,
-    HERE,
     NVCC,
     ROOT,
     check_no_spills,
     compile_cuda,
     instructions,
+    what_triton_makes,
 )
 
 
@@ -57,18 +54,7 @@ def test_cuda_arithmetic_is_rounded_as_written(tmp_path):
 @pytest.fixture(scope="module")
 def triton_report(tmp_path_factory):
     """What compile_triton_error.py found, from a process of its own."""
-    pytest.importorskip("triton")
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    environment["PYTHONPATH"] = str(ROOT)
-    done = subprocess.run(
-        [sys.executable, str(HERE / "compile_triton_error.py")],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return what_triton_makes("compile_triton_error", tmp_path_factory.mktemp("triton"))
 
 
 @pytest.mark.parametrize("arch", ("80", "90", "100"))
