@@ -31,6 +31,8 @@ combine_table = torch.ops.diffast.combine.table
 combine_table_out = torch.ops.diffast.combine.table_out
 combine_error_out = torch.ops.diffast.combine_error.out
 accept = torch.ops.diffast.accept.default
+gram = torch.ops.diffast.gram.default
+sweep = torch.ops.diffast.sweep.default
 brownian_out = torch.ops.diffast.brownian.out
 normal_out = torch.ops.diffast.normal.out
 

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import torch
 
-from diffast.ops import reference, reference_accept, reference_brownian, reference_error
+from diffast.ops import (
+    reference,
+    reference_accept,
+    reference_brownian,
+    reference_error,
+    reference_gram,
+    reference_sweep,
+)
 from diffast.ops.schema import library
 
 BACKENDS = ("", "cuda", "triton", "reference")
@@ -87,6 +94,8 @@ def load() -> None:
         "combine_error": reference_error.combine_error,
         "combine_error.out": reference_error.combine_error_out,
         "accept": reference_accept.accept,
+        "gram": reference_gram.gram,
+        "sweep": reference_sweep.sweep,
         "brownian.out": reference_brownian.brownian_out,
         "normal.out": reference.normal_out,
     }.items():

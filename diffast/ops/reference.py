@@ -116,14 +116,16 @@ def round_to(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return value.to(dtype)
 
 
-def _sum_columns(weights: list, columns: list[torch.Tensor]) -> torch.Tensor:
+def sum_columns(weights: list, columns: list[torch.Tensor]) -> torch.Tensor:
+    """Returns sum_k weights[k] * columns[k], products and sums rounded one by one, in order."""
     total = columns[0] * weights[0]
     for weight, column in zip(weights[1:], columns[1:], strict=True):
         total = total + column * weight
     return total
 
 
-def _clamp_to(value: torch.Tensor, limits) -> torch.Tensor:
+def clamp_to(value: torch.Tensor, limits) -> torch.Tensor:
+    """Returns the value within (low, high); NaN stays NaN."""
     # Spelled out, as in csrc/row.h: torch.clamp refuses limits beyond float32, which round to
     # infinity here, and leaves open which zero max(-0, +0) is.
     limits = torch.tensor(limits, dtype=torch.float64, device=value.device).to(value.dtype)
@@ -141,10 +143,10 @@ def _rows(xs, row_weights, row_noise, noises, clamp, arithmetic):
         if clamp:
             weights = weights[: len(columns)] if r == 0 else weights
             inputs += [] if r == 0 else [rows[0]]
-        total = _sum_columns([*weights, *noise], [*inputs, *noises])
+        total = sum_columns([*weights, *noise], [*inputs, *noises])
         sums.append(total)
         if clamp and r == 0:
-            total = _clamp_to(total, clamp)
+            total = clamp_to(total, clamp)
         rows.append(total)
     return rows, sums
 

@@ -6,6 +6,8 @@ from diffast.ops import checks
 from diffast.ops.checks_accept import check_accept
 from diffast.ops.checks_brownian import check_brownian
 from diffast.ops.checks_error import check_error, check_error_outputs
+from diffast.ops.checks_gram import check_gram
+from diffast.ops.checks_sweep import check_sweep
 from diffast.ops.schema import MAX_ROWS, library
 
 _ops = torch.ops.diffast
@@ -80,6 +82,10 @@ def _fake_error_out(
 
 def _fake_accept(*call):
     check_accept(*call, pointers=False)
+
+
+def _fake_sweep(*call):
+    check_sweep(*call, pointers=False)
 
 
 def _fake_brownian(streams, nodes, weights, depth, last, shape, dtype):
@@ -181,6 +187,8 @@ def register() -> None:
         "combine_error": _fake_error,
         "combine_error.out": _fake_error_out,
         "accept": _fake_accept,
+        "gram": check_gram,
+        "sweep": _fake_sweep,
         "brownian": _fake_brownian,
         "brownian.out": _fake_brownian_out,
         "normal": _fake_normal,
@@ -199,6 +207,8 @@ def register() -> None:
         "combine_error",
         "combine_error.out",
         "accept",
+        "gram",
+        "sweep",
         "brownian",
         "brownian.out",
         "normal.out",

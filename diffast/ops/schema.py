@@ -27,8 +27,8 @@ row (with `measure`). Only the outputs are stored. `norms` [B, 2] are the error 
 and the root of the mean of the measured row's squares (0 without one). delta and q are rounded like
 the rows, sums are in float64, in an order that depends on the number of elements alone.
 
-`accept` and `brownian` are described where they are specified: reference_accept.py and
-reference_brownian.py.
+`accept`, `brownian`, `gram` and `sweep` are described where they are specified: reference_accept.py
+and the other files named so.
 """
 
 import torch
@@ -69,6 +69,15 @@ MAX_DEPTH = 24
 PATH_RANGE = 8.0  # the tree of `brownian` spans the log-SNRs from minus this to this
 MAX_MEMORY = 8
 MAX_MOVES = 48
+MAX_ENTRIES = 7  # remembered by a walk of `sweep`
+MAX_OUTPUTS = 2  # of the network: with guidance there are two
+MAX_GRAM_INPUTS = 8
+MAX_GRAM_ROWS = 4
+
+# What a job of `sweep` is, by position: whose noise, which row of x it begins at (-1: a state), the
+# states it begins at and ends in (-1: none), its first stage, how many stages with outputs and how
+# many without, whether points are written.
+JOB = ("sample", "from", "state_in", "state_out", "first", "real", "tail", "write")
 
 # counts.status: running, or why not.
 RUNNING, FINISHED, FAILED_FINITE, FAILED_STEP, FAILED_CALLS = range(5)
@@ -94,6 +103,11 @@ SCHEMAS = {
     "int[] shape, ScalarType dtype) -> Tensor[]",
     "brownian.out": "(Tensor streams, Tensor nodes, Tensor weights, int depth, Tensor? last, "
     "Tensor(a!) increment, Tensor(b!)? value=None) -> ()",
+    "gram": "(Tensor[] xs, Tensor weights, Tensor(a!) sums) -> ()",
+    "sweep": "(Tensor x, Tensor[] outputs, Tensor? slopes, Tensor weights, Tensor changes, "
+    "Tensor tails, Tensor line, Tensor jobs, Tensor walk, Tensor ids, int seed, int noises, "
+    "bool parts, float[] clamp, int chunk, Tensor(a!) points, Tensor(b!) states, "
+    "Tensor(c!)? norms) -> ()",
     "normal": "(Tensor ids, int[] shape, int seed, int stage, float scale, ScalarType dtype) "
     "-> Tensor",
     "normal.out": "(Tensor ids, int seed, int stage, float scale, Tensor(a!) out) -> ()",
