@@ -1,0 +1,119 @@
+"""Which stages of which samples share a network call: one window a sample, rows of a pool."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class Windows:
+    """Every sample's window of stages and the rows that hold them.
+
+    A row is one (sample, stage) pair of a network call. Sample b waits for the network at stages
+    start[b] .. start[b] + count[b] - 1, the k-th of them in row rows[b, k]. Rows that a sample
+    leaves behind go to whoever is furthest from a full window: nobody waits for the slowest.
+
+    Args:
+        samples: number of samples B.
+        stages: number of stages S of the plan.
+        window: stages of one sample at a time, at most.
+        size: rows of the pool.
+    """
+
+    def __init__(self, samples: int, stages: int, window: int, size: int):
+        self.stages, self.window, self.size = stages, window, size
+        self.start = np.zeros(samples, dtype=np.int64)
+        self.count = np.zeros(samples, dtype=np.int64)
+        self.rows = np.full((samples, window), -1, dtype=np.int32)
+        self.free = list(range(size))
+        # How many rounds a row has been at its pair: fresh rows have no earlier answer.
+        self.age = np.zeros(size, dtype=np.int64)
+
+    @property
+    def running(self) -> np.ndarray:
+        """Returns the samples that have stages left, in order."""
+        return np.flatnonzero(self.start < self.stages)
+
+    @property
+    def used(self) -> int:
+        """Returns how many rows hold a pair."""
+        return int(self.count.sum())
+
+    def ends(self) -> np.ndarray:
+        """Returns the stage behind each window, [B]."""
+        return self.start + self.count
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns (rows, their samples, their stages) of all pairs."""
+        sample = np.repeat(np.arange(len(self.count)), self.count)
+        before = np.repeat(np.cumsum(self.count) - self.count, self.count)
+        place = np.arange(len(sample)) - before
+        return self.rows[sample, place], sample, self.start[sample] + place
+
+    def advance(self, strides: np.ndarray) -> None:
+        """Leaves the first strides[b] stages of every window behind."""
+        for b in np.flatnonzero(strides):
+            stride, count = int(strides[b]), int(self.count[b])
+            self.free += self.rows[b, :stride].tolist()
+            self.rows[b, : count - stride] = self.rows[b, stride:count]
+            self.rows[b, count - stride : count] = -1
+            self.start[b] += stride
+            self.count[b] -= stride
+
+    def grow(self, limits: np.ndarray) -> np.ndarray:
+        """Gives free rows to windows; returns how many each got, [B].
+
+        Args:
+            limits: [B] stage that no window may go beyond.
+        """
+        room = np.minimum(self.window, limits - self.start) - self.count
+        room[self.start >= self.stages] = 0
+        room = np.maximum(room, 0)
+        got = np.zeros_like(self.count)
+        left = len(self.free)
+        while left and room.any():
+            # The shortest windows first, level by level, so that all come to be of one length.
+            wanting = np.flatnonzero(room)
+            wanting = wanting[np.argsort((self.count + got)[wanting], kind="stable")]
+            height = (self.count + got)[wanting]
+            lowest = wanting[height == height[0]]
+            higher = height[height > height[0]]
+            step = int(higher[0] - height[0]) if higher.size else self.window
+            step = min(step, int(room[lowest].min()), max(1, left // len(lowest)))
+            lowest = lowest[: left // step]
+            got[lowest] += step
+            room[lowest] -= step
+            left -= step * len(lowest)
+        self.free.sort()
+        for b in np.flatnonzero(got):
+            new, self.free = self.free[: got[b]], self.free[got[b] :]
+            self.rows[b, self.count[b] : self.count[b] + got[b]] = new
+            self.age[new] = 0
+            self.count[b] += got[b]
+        return got
+
+    def cut(self, size: int) -> None:
+        """Gives up the ends of windows until `size` rows are enough for the rest."""
+        running = self.running
+        level = int(self.count.max())
+        while np.minimum(self.count, level).sum() > size and level > 1:
+            level -= 1
+        kept = np.minimum(self.count, level)
+        over = int(kept.sum()) - size
+        if over > 0:  # not even one row each: the last samples wait
+            kept[running[-over:]] = 0
+        for b in np.flatnonzero(kept < self.count):
+            self.free += self.rows[b, kept[b] : self.count[b]].tolist()
+            self.rows[b, kept[b] :] = -1
+        self.count = kept
+
+    def compact(self, size: int) -> np.ndarray:
+        """Moves all pairs into a pool of `size` rows; returns where each came from, [size]."""
+        rows, sample, stage = self.pairs()
+        came = np.zeros(size, dtype=np.int64)
+        came[: len(rows)] = rows
+        age = np.zeros(size, dtype=np.int64)
+        age[: len(rows)] = self.age[rows]
+        self.rows[sample, stage - self.start[sample]] = np.arange(len(rows), dtype=np.int32)
+        self.free = list(range(len(rows), size))
+        self.size, self.age = size, age
+        return came
