@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../error_args.h"
+#include "../gram_args.h"
 #include "../sweep_args.h"
 
 namespace diffast::cpu {
@@ -55,6 +56,15 @@ struct DescentCall {
   bool up[kMaxPathSteps];  // whether the step's value is the lower end of the bracket from then on
 };
 
+// Inner products of rows, every pair (i, j) with i <= j in order.
+template <typename T>
+struct GramCall {
+  const T* row[kMaxGramRows];  // `count` elements each
+  double* sums;
+  int rows;
+  int64_t count;
+};
+
 constexpr int kWalkAhead = 2;
 
 // One stage of a walk: p goes to the point, the rows are columns summed and the change.
@@ -93,6 +103,8 @@ struct Kernels {
   // The sum of (p - x)^2 in float64.
   double (*walk_float)(const WalkCall<float>&);
   double (*walk_double)(const WalkCall<double>&);
+  void (*gram_float)(const GramCall<float>&);
+  void (*gram_double)(const GramCall<double>&);
 };
 
 const Kernels& kernels_base();
