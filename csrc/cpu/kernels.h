@@ -6,6 +6,8 @@
 #include <cstdint>
 
 #include "../error_args.h"
+#include "../gram_args.h"
+#include "../sweep_args.h"
 
 namespace diffast::cpu {
 
@@ -54,6 +56,34 @@ struct DescentCall {
   bool up[kMaxPathSteps];  // whether the step's value is the lower end of the bracket from then on
 };
 
+// Inner products of rows, every pair (i, j) with i <= j in order.
+template <typename T>
+struct GramCall {
+  const T* row[kMaxGramRows];  // `count` elements each
+  double* sums;
+  int rows;
+  int64_t count;
+};
+
+constexpr int kWalkAhead = 2;
+
+// One stage of a walk: p goes to the point, the rows are columns summed and the change.
+template <typename T>
+struct WalkCall {
+  const T* column[kMaxWalkColumns];  // `count` elements each
+  T* row[kMaxMade];                  // may be columns
+  const T* p;                        // one of the columns
+  const T* x;                        // where the network was called
+  T* point;                          // may be x
+  const T* weight;                   // [rows, columns]
+  T change[kMaxMade];                // what a row gains for each unit of p - x
+  const void* ahead[kWalkAhead];     // what will be read next, as long as x
+  int columns;
+  int rows;
+  int64_t count;
+  bool changes;  // otherwise no row gains anything
+};
+
 struct Kernels {
   const char* name;
   // Both return whether every sum was finite.
@@ -70,6 +100,11 @@ struct Kernels {
   void (*narrow_bfloat)(const float* in, uint16_t* out, int64_t count);
   void (*descend_float)(const DescentCall<float>&);
   void (*descend_double)(const DescentCall<double>&);
+  // The sum of (p - x)^2 in float64.
+  double (*walk_float)(const WalkCall<float>&);
+  double (*walk_double)(const WalkCall<double>&);
+  void (*gram_float)(const GramCall<float>&);
+  void (*gram_double)(const GramCall<double>&);
 };
 
 const Kernels& kernels_base();
