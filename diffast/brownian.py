@@ -221,8 +221,14 @@ def path_noise(
         The function, whose tensor is overwritten by its next call; None for a plan without noise.
 
     Raises:
-        ValueError: if the plan puts noise back, as churn and restarts do.
+        ValueError: if the plan puts noise back, as churn and restarts do, or draws two normals a
+            stage, as Langevin correctors do.
     """
+    if plan.second is not None:
+        i = int(np.flatnonzero(plan.second.any(1))[0])
+        raise ValueError(
+            f"sample: path: {plan.name} draws 2 normals at stage {i}, but 1 a stage can be given"
+        )
     if plan.opening[1]:
         raise ValueError(
             f"sample: {plan.name} puts noise back before its first call, but a path goes from "

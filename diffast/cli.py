@@ -13,7 +13,7 @@ import time
 GRIDS = (
     *("karras", "uniform_logsnr", "uniform_time", "exponential", "polyexponential", "lu"),
     *("laplace", "kl_optimal", "ays", "beta", "beta_sigmas", "simple", "normal"),
-    *("sgm_uniform", "ddim_uniform", "linear_quadratic"),
+    *("sgm_uniform", "ddim_uniform", "linear_quadratic", "ou_early"),
 )
 
 # Options of solvers that are functions.

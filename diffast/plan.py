@@ -9,8 +9,9 @@ Stage i
     anchor      <- anchor[i] . (anchor, z, history newest first)       stands at anchor_at[i]
 
 where both rows see the old anchor and one and the same fresh z ~ N(0, I). The last point is the
-sample. `direct[i]` adds weights of the stage's own (model input, d) to both rows. `error[i]`, if
-any, is one more row over the columns of `point`.
+sample. `direct[i]` adds weights of the stage's own (model input, d) to both rows, `second[i]` those
+of a second normal z2, independent of z. `error[i]`, if any, is one more row over the columns of
+`point`.
 
 Where something not linear is done to d (a clamp, a hook), the history holds the changed d and
 `direct` weighs the unchanged one.
@@ -44,7 +45,8 @@ class Plan:
         point: [S, 2+H] weights of (anchor, noise, history newest first) in the next model input.
         anchor: [S, 2+H] the same for the next anchor; (1, 0, 0, ...) keeps it.
         anchor_at: [S] int, index into (times..., end) of the time at which the anchor then stands;
-            -1 for an anchor that is an estimate of x0 itself.
+            -1 for an anchor that is an estimate of x0 itself; -2 for one that is a velocity, the
+            momentum of a unit mass: no x0 in it, and N(0, I) by itself.
         error: [S, 2+H] embedded error estimate, as the error itself; or None.
         steps: number of grid intervals.
         name: what people call it.
@@ -54,6 +56,10 @@ class Plan:
         start: model time at which the initial state stands; None: times[0].
         spans: [S, 2] model times (from, to) of the Brownian increment that a stage's fresh noise
             stands for; None: from the time of the old anchor to that of the new point.
+        second: [S, 2] weights of a second fresh normal, independent of the first, in the
+            (point, anchor) rows; None: none.
+        blocks: [B] int, the first stages of the blocks that a method with barriers takes together,
+            one after another; None: no barriers. Says nothing about the samples.
         check: "full": everything below; "x0": the noise level is left out, for methods that change
             it on purpose (S_noise); "finite": only shapes and finite numbers, for tables of
             others that contradict themselves.
@@ -81,21 +87,26 @@ class Plan:
     start: float | None = None
     spans: np.ndarray | None = None
     check: str = "full"
+    second: np.ndarray | None = None
+    blocks: np.ndarray | None = None
 
     def __post_init__(self):
         """Converts, freezes and checks every number."""
         fields = ("times", "read", "point", "anchor", "error", "direct", "opening", "spans")
-        for field in fields:
+        for field in (*fields, "second"):
             if getattr(self, field) is not None:
                 object.__setattr__(self, field, _frozen(getattr(self, field), np.float64))
         object.__setattr__(self, "end", float(self.end))
         if self.start is None and self.times.size:
             object.__setattr__(self, "start", float(self.times.flat[0]))
-        object.__setattr__(self, "anchor_at", _frozen(_whole(self, self.anchor_at), np.int64))
+        for field in ("anchor_at", "blocks"):
+            if getattr(self, field) is not None:
+                object.__setattr__(self, field, _frozen(_whole(self, field), np.int64))
         check_shapes(self)
         object.__setattr__(self, "start", float(self.start))
-        if self.direct is not None and not self.direct.any():
-            object.__setattr__(self, "direct", None)
+        for field in ("direct", "second"):
+            if getattr(self, field) is not None and not getattr(self, field).any():
+                object.__setattr__(self, field, None)
         if self.spans is None:
             object.__setattr__(self, "spans", _frozen(_default_spans(self), np.float64))
         check_numbers(self)
@@ -119,7 +130,8 @@ class Plan:
     @property
     def stochastic(self) -> bool:
         """Returns whether any row uses its noise."""
-        return bool(self.point[:, 1].any() or self.anchor[:, 1].any() or self.opening[1])
+        first = self.point[:, 1].any() or self.anchor[:, 1].any() or self.opening[1]
+        return bool(first or self.second is not None)
 
     @property
     def calls_per_step(self) -> float:
@@ -152,11 +164,12 @@ class Plan:
         entry = "d" if not self.read[i, 0] and self.read[i, 1] == 1.0 else "h"
         names = ["anchor", "z", f"{entry}[{i}]"]
         names += [f"{entry}[{i - back}]" for back in range(1, self.history)]
-        names += ["input", f"raw d[{i}]"]
+        names += ["input", f"raw d[{i}]", "z2"]
         beside = np.zeros((2, 2)) if self.direct is None else self.direct[i]
+        second = np.zeros(2) if self.second is None else self.second[i]
         point, anchor = (
-            np.append(table[i], more)
-            for table, more in ((self.point, beside[0]), (self.anchor, beside[1]))
+            np.append(table[i], [*beside[r], second[r]])
+            for r, table in enumerate((self.point, self.anchor))
         )
         head = f"  {i:>4}  t = {self.times[i]:<10.6g}"
         lines = []
@@ -208,8 +221,8 @@ def _frozen(array, dtype):
     return array
 
 
-def _whole(plan, indices):
-    indices = np.asarray(indices)
+def _whole(plan, field):
+    indices = np.asarray(getattr(plan, field))
     if indices.dtype.kind not in "iu":
-        raise ValueError(f"Plan {plan.name}: anchor_at holds {indices.dtype}, but it must be int")
+        raise ValueError(f"Plan {plan.name}: {field} holds {indices.dtype}, but it must be int")
     return indices

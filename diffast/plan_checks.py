@@ -46,11 +46,14 @@ def check_shapes(plan) -> None:
         "direct": (stages, 2, 2),
         "opening": (2,),
         "spans": (stages, 2),
+        "second": (stages, 2),
     }
     for field, want in wanted.items():
         array = getattr(plan, field)
         if array is not None and array.shape != want:
             refuse(field, array, list(want))
+    if plan.blocks is not None and plan.blocks.ndim != 1:
+        refuse("blocks", plan.blocks, "[B]")
     if not 1 <= plan.steps <= stages:
         raise ValueError(f"Plan {plan.name}: {plan.steps} steps, but {stages} network calls")
 
@@ -66,9 +69,11 @@ def check_numbers(plan) -> None:
                 f"Plan {plan.name}: {where}: t = {t}, but the schedule holds for {low} to {high}"
             )
     for i, at in enumerate(plan.anchor_at.tolist()):
-        if not -1 <= at <= stages:
-            raise ValueError(f"Plan {plan.name}: stage {i}: anchor_at = {at}, but -1 to {stages}")
-    for field in ("read", "point", "anchor", "error", "direct", "opening", "spans"):
+        if not -2 <= at <= stages:
+            raise ValueError(f"Plan {plan.name}: stage {i}: anchor_at = {at}, but -2 to {stages}")
+    if plan.blocks is not None:
+        _check_blocks(plan)
+    for field in ("read", "point", "anchor", "error", "direct", "opening", "spans", "second"):
         array = getattr(plan, field)
         if array is None:
             continue
@@ -81,6 +86,18 @@ def check_numbers(plan) -> None:
             raise ValueError(f"Plan {plan.name}: {where}{field}{[int(n) for n in k]} = {value}")
         if field in ("point", "anchor", "error"):
             _check_early(plan, field, array)
+
+
+def _check_blocks(plan):
+    blocks = plan.blocks
+    if not (blocks.size and blocks[0] == 0 and (np.diff(blocks) > 0).all()):
+        raise ValueError(
+            f"Plan {plan.name}: blocks = {blocks.tolist()}, but they must start with 0 and rise"
+        )
+    if blocks[-1] >= plan.stages:
+        raise ValueError(
+            f"Plan {plan.name}: a block begins at stage {blocks[-1]}, but there are {plan.stages}"
+        )
 
 
 def _check_early(plan, field, array):
@@ -109,7 +126,7 @@ def check_consistent(plan) -> None:
 
 
 def _levels(plan):
-    """Returns alpha and sigma at times..., end, start, and of data themselves; [S+3] each."""
+    """Returns alpha and sigma at times..., end, start, of a velocity, of data; [S+4] each."""
     times = np.append(plan.times, [plan.end, plan.start])
     alpha, sigma = (
         np.broadcast_to(np.asarray(level(times), np.float64), times.shape)
@@ -120,7 +137,7 @@ def _levels(plan):
         raise ValueError(
             f"Plan {plan.name}: stage {i}: alpha = {alpha[i]}, sigma = {sigma[i]} at t = {times[i]}"
         )
-    return np.append(alpha, 1.0), np.append(sigma, 0.0)
+    return np.append(alpha, [0.0, 1.0]), np.append(sigma, [1.0, 0.0])
 
 
 def _rows(plan):
@@ -138,6 +155,13 @@ def _direct(plan, field):
     return plan.direct[:, 0 if field == "point" else 1]
 
 
+def _second(plan, field):
+    """Returns [S] weights of the second normal in the rows of that field."""
+    if plan.second is None or field == "error":
+        return np.zeros(plan.stages)
+    return plan.second[:, 0 if field == "point" else 1]
+
+
 def _check_x0(plan, alpha):
     stages = plan.stages
     before = np.append(0, plan.anchor_at[:-1])
@@ -153,7 +177,7 @@ def _check_x0(plan, alpha):
         wrong = ~(np.abs(x0 - want) <= TOLERANCE_X0 * scale)
         if wrong.any():
             _refuse(plan, field, int(np.argmax(wrong)), "x0 with weight", x0, "alpha", want)
-    has, want = float(plan.opening[0] * alpha[-2]), float(alpha[0])
+    has, want = float(plan.opening[0] * alpha[-3]), float(alpha[0])
     if not abs(has - want) <= TOLERANCE_X0 * max(abs(has), want):
         raise ValueError(
             f"Plan {plan.name}: opening holds x0 with weight {has!r}, but it must be "
@@ -171,18 +195,20 @@ def _check_noise(plan, sigma):
     for field, stands in _rows(plan):
         row = getattr(plan, field)
         want = np.zeros(stages) if stands is None else sigma[stands]
-        scale = _dot(np.abs(row), size) + np.abs(_direct(plan, field)[:, 0]) * model_input
+        second = np.abs(_second(plan, field))
+        scale = _dot(np.abs(row), size) + second
+        scale += np.abs(_direct(plan, field)[:, 0]) * model_input
         wrong = ~(np.abs(noise[field] - want) <= TOLERANCE_NOISE * scale)
         if wrong.any():
             i = int(np.argmax(wrong))
             _refuse(plan, field, i, "noise of level", noise[field], "sigma", want)
-        fresh = np.abs(row[:, 1])
-        wrong = (fresh > 0) & (fresh < LEAST_NOISE * scale)
-        if wrong.any():
-            i = int(np.argmax(wrong))
-            least = LEAST_NOISE * scale
-            _refuse(plan, field, i, "fresh noise of weight", fresh, "0 or at least", least)
-    has, want = float(np.hypot(plan.opening[0] * sigma[-2], plan.opening[1])), float(sigma[0])
+        for fresh in (np.abs(row[:, 1]), second):
+            wrong = (fresh > 0) & (fresh < LEAST_NOISE * scale)
+            if wrong.any():
+                i = int(np.argmax(wrong))
+                least = LEAST_NOISE * scale
+                _refuse(plan, field, i, "fresh noise of weight", fresh, "0 or at least", least)
+    has, want = float(np.hypot(plan.opening[0] * sigma[-3], plan.opening[1])), float(sigma[0])
     if not abs(has - want) <= TOLERANCE_NOISE * max(has, want):
         raise ValueError(
             f"Plan {plan.name}: opening holds noise of level {has!r}, but it must be "

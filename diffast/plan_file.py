@@ -13,10 +13,13 @@ from diffast import schedule as schedules
 from diffast.plan import Plan
 
 FORMAT = "diffast plan"
-VERSION = 1
+# Version 2 is for plans with what version 1 has no room for: velocities, second normals, blocks.
+# Others are written as version 1, which every release reads.
+VERSIONS = (1, 2)
 _ARRAYS = ("times", "read", "point", "anchor", "anchor_at", "error", "direct", "opening", "spans")
+_ARRAYS_2 = (*_ARRAYS, "second", "blocks")
 _NUMBERS = ("end", "start", "steps", "name", "check")
-_OPTIONAL = ("error", "direct")
+_OPTIONAL = ("error", "direct", "second", "blocks")
 
 # What numpy, zipfile and zlib raise for a file that is no archive of arrays, or is cut or damaged.
 _BROKEN = (
@@ -35,9 +38,9 @@ def save(plan: Plan, path) -> None:
             f"plan {plan.name}: its schedule {plan.schedule} has no to_dict, but it is needed to "
             "save the plan"
         )
-    head = {"format": FORMAT, "version": VERSION, "schedule": to_dict()}
+    head = {"format": FORMAT, "version": _version(plan), "schedule": to_dict()}
     head |= {field: getattr(plan, field) for field in _NUMBERS}
-    arrays = {field: getattr(plan, field) for field in _ARRAYS}
+    arrays = {field: getattr(plan, field) for field in _ARRAYS_2}
     arrays = {field: array for field, array in arrays.items() if array is not None}
     if kind == ".json":
         body = head | {field: array.tolist() for field, array in arrays.items()}
@@ -52,26 +55,33 @@ def load(path) -> Plan:
     body = _read_json(path) if _kind(path) == ".json" else _read_npz(path)
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise ValueError(f"{path}: no {FORMAT}, but Plan.save writes one")
-    if body.get("version") != VERSION:
-        raise ValueError(f"{path}: version {body.get('version')}, but {VERSION} is known")
-    wanted = {"format", "version", "schedule", *_ARRAYS, *_NUMBERS}
+    version = body.get("version")
+    if type(version) is not int or version not in VERSIONS:
+        raise ValueError(f"{path}: version {version}, but 1 and 2 are known")
+    names = _ARRAYS if version == 1 else _ARRAYS_2
+    wanted = {"format", "version", "schedule", *names, *_NUMBERS}
     missing = sorted(wanted - {*body} - {*_OPTIONAL})
     unknown = sorted({*body} - wanted)
     if missing or unknown:
         raise ValueError(f"{path}: fields missing: {missing}, unknown: {unknown}")
-    fields = {field: body.get(field) for field in (*_ARRAYS, *_NUMBERS)}
+    fields = {field: body.get(field) for field in (*names, *_NUMBERS)}
     for field, kind, what in (("steps", int, "a whole number"), ("name", str, "text")):
         if type(fields[field]) is not kind:
             raise ValueError(f"{path}: {field} = {fields[field]!r}, but it must be {what}")
     schedule = schedules.from_dict(body["schedule"])
     try:
-        fields = {field: _numbers(fields[field]) for field in _ARRAYS} | {
+        fields = {field: _numbers(fields[field]) for field in names} | {
             field: fields[field] for field in _NUMBERS
         }
         fields["end"] = float(fields["end"])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: not the numbers of a plan: {error}") from None
     return Plan(schedule=schedule, **fields)
+
+
+def _version(plan: Plan) -> int:
+    more = plan.second is not None or plan.blocks is not None
+    return 2 if more or (plan.anchor_at == -2).any() else 1
 
 
 def _numbers(array):

@@ -26,10 +26,11 @@ POINT, ENTRY = "point", "entry"
 
 @dataclass(frozen=True)
 class Row:
-    """One linear combination: weights by tensor name, and the weight of the fresh noise."""
+    """One linear combination: weights by tensor name, and those of the two fresh normals."""
 
     weights: dict
     noise: float = 0.0
+    second: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def _build(plan: Plan, a: list, b: list, scales: list, fold: bool) -> tuple[Stag
     times, read = plan.times.tolist(), plan.read.tolist()
     point, anchor = plan.point.tolist(), plan.anchor.tolist()
     direct = None if plan.direct is None else plan.direct.tolist()
+    second = [[0.0, 0.0]] * plan.stages if plan.second is None else plan.second.tolist()
     uses = _uses(plan)
     keep = [1.0] + [0.0] * (plan.history + 1)
     stages = []
@@ -107,10 +109,10 @@ def _build(plan: Plan, a: list, b: list, scales: list, fold: bool) -> tuple[Stag
             for back, weight in enumerate(table[3:], 1):
                 if weight != 0.0:
                     weights[("history", i - back)] = weight
-            rows[name] = Row(_tidy(weights, together), table[1])
+            rows[name] = Row(_tidy(weights, together), table[1], second[i][r])
         beside = [[0.0, 0.0]] * 2 if direct is None else direct[i]
-        keeps = anchor[i] == keep and beside[1] == [0.0, 0.0]
-        joins = point[i] == anchor[i] and beside[0] == beside[1]
+        keeps = anchor[i] == keep and beside[1] == [0.0, 0.0] and second[i][1] == 0.0
+        joins = point[i] == anchor[i] and beside[0] == beside[1] and second[i][0] == second[i][1]
         stays = keeps and not (together and joins)
         stages.append(
             Stage(
@@ -162,20 +164,35 @@ def _uses(plan: Plan) -> list[list[int]]:
     return later
 
 
+def check_one_noise(plan: Plan, who: str) -> None:
+    """Raises ValueError if a stage draws two normals, where one can be given from outside."""
+    if plan.second is not None:
+        i = int(np.flatnonzero(plan.second.any(1))[0])
+        raise ValueError(
+            f"{who}: {plan.name} draws 2 normals at stage {i}, but 1 a stage can be given"
+        )
+
+
 def flatten(
     rows: list[Row], index: dict, given_noise: bool = False, clamp: bool = False
 ) -> tuple[tuple, list[float], list[float]]:
     """Returns (columns, weights, noise) of rows as a `combine` call wants them.
 
+    The noise is [rows, M] flattened: M = 2 if a row weighs the second normal, else 1; empty if none
+    weighs any.
+
     Args:
         rows: what the call makes.
         index: what stands for each name, in the order of the sums.
-        given_noise: the fresh normals are a column of their own, under the name NOISE.
+        given_noise: the fresh normals are a column of their own, under the name NOISE; for plans
+            that pass `check_one_noise`.
         clamp: row 0 is the x0 estimate, whose clamped self is the last column of all rows.
     """
     noise = [row.noise for row in rows]
     if given_noise and any(noise):
         rows = [Row(row.weights | {NOISE: row.noise}) for row in rows]
+    if any(row.second for row in rows):
+        noise = [weight for row in rows for weight in (row.noise, row.second)]
     used = set().union(*(row.weights for row in rows))
     if clamp:  # the clamped row is the last column, not a tensor
         used.discard(X0)

@@ -84,7 +84,8 @@ def sample(
             what it returns is used instead. Costs one more kernel a stage.
         draw: called as `draw(stage)` at every stage that uses fresh noise (-1: the plan's opening);
             the [B, ...] it returns is used in place of the package's own normals. For noise that
-            has to equal another program's; slower, and whatever its batches make of it.
+            has to equal another program's; slower, and whatever its batches make of it. Not for
+            plans that draw two normals a stage.
         path: takes fresh noise from one Brownian path a sample, in the log-SNR clock: pictures
             change little with the number of steps. Up to 12 normals for one.
         callback: called after every stage with a `Progress`; a true answer stops the run.
@@ -92,7 +93,8 @@ def sample(
 
     Raises:
         ValueError: for arguments that disagree; the message names the two facts. With `path` also
-            for plans that put noise back (churn, restart).
+            for plans that put noise back (churn, restart), with `path` and `draw` for those that
+            draw two normals a stage (Langevin correctors).
         FloatingPointError: if the network's output or a state is not finite; the message names the
             stage and the samples.
     """
@@ -163,6 +165,8 @@ class _Run:
             raise ValueError(
                 f"sample: the plan is for {plan.schedule} but the denoiser for {denoiser.schedule}"
             )
+        if draw is not None:
+            program.check_one_noise(plan, "sample: draw")
         self.denoiser, self.plan, self.on_x0, self.draw = denoiser, plan, on_x0, draw
         self.shape, self.device, self.dtype = state_like(denoiser, shape, noise, device)
         self.batch = self.shape[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -26,13 +26,14 @@ class Call:
         weights: [rows, columns] flattened: with a clamp the x0 estimate's row first (and one more
             column, the clamped row); the entry's row if there is one; the anchor's if it moves
             away from the point; the point's.
-        noise: [rows] weights of the fresh normals; empty if there are none.
+        noise: [rows, M] flattened, weights of the M fresh normals; empty if there are none.
         slot: where the entry goes; -1: there is none.
         held: the slots that hold entries when the stage begins, oldest entry first.
         parts: whether the anchor has a row of its own.
         keeps: whether the anchor stays what it was.
         x0_columns: as `columns`, for the x0 estimate alone.
         x0_weights: [columns] of the x0 estimate.
+        rows: how many rows the call makes.
     """
 
     columns: tuple[int, ...]
@@ -44,6 +45,7 @@ class Call:
     keeps: bool
     x0_columns: tuple[int, ...]
     x0_weights: list[float]
+    rows: int
 
 
 def calls_of(
@@ -59,8 +61,11 @@ def calls_of(
         hook: the x0 estimate comes as a tensor, after something was done to it.
 
     Raises:
-        ValueError: what `denoiser.affine` and `denoiser.scales` raise.
+        ValueError: given noise for a plan that draws two normals a stage; what `denoiser.affine`
+            and `denoiser.scales` raise.
     """
+    if given_noise:
+        program.check_one_noise(plan, "given noise")
     holds: dict[int, int] = {}  # stage -> slot of its entry, oldest first
     free: list[int] = []
     size = 0
@@ -91,15 +96,16 @@ def calls_of(
         columns, weights, noise = flatten(rows, index, given_noise, clamp)
         x0_columns, x0_weights, _ = flatten([x0], index)
         keeps = not joined and not parts
+        estimate = x0_columns, x0_weights
         calls.append(
-            Call(columns, weights, noise, slot, held, parts, keeps, x0_columns, x0_weights)
+            Call(columns, weights, noise, slot, held, parts, keeps, *estimate, rows=len(rows))
         )
     return tuple(calls), size
 
 
 def _of_input(row: Row) -> Row:
     weights = {INPUT if name == ANCHOR else name: w for name, w in row.weights.items()}
-    return Row(weights, row.noise)
+    return replace(row, weights=weights)
 
 
 class Table(NamedTuple):
@@ -109,7 +115,7 @@ class Table(NamedTuple):
         columns: indices of the tensors that any stage weighs.
         weights: [R, rows, columns] float64: the clamped estimate if any, slots, the anchor where
             any differs, the point; with a clamp one more column.
-        noise: [R, rows, 1] float64, or None.
+        noise: [R, rows, M] float64, the most that any stage draws; or None.
         x0_columns, x0: the same for the x0 estimate alone, [R, 1, columns].
         words: [R] int64, the stage in its plan: the noise's counter word.
         following: [R] int64, the next row; an end follows itself.
@@ -126,6 +132,11 @@ class Table(NamedTuple):
     following: torch.Tensor
     times: torch.Tensor
     ended: torch.Tensor
+
+
+def _noise_rows(call: Call) -> np.ndarray:
+    """Returns [rows, M] of a call's noise, zeros [rows, 1] where it has none."""
+    return np.reshape(call.noise or [0.0] * call.rows, (call.rows, -1))
 
 
 def make_table(calls, first, times, slots: int, parts: bool, clamp: bool, device) -> Table:
@@ -153,7 +164,8 @@ def make_table(calls, first, times, slots: int, parts: bool, clamp: bool, device
     at = {k: n for n, k in enumerate(columns)}
     count, rows = len(calls), hidden + slots + parts + 1
     weights = np.zeros((count, rows, len(columns) + hidden))
-    noise = np.zeros((count, rows, 1))
+    drawn = {id(call): _noise_rows(call) for call in real}
+    noise = np.zeros((count, rows, max((n.shape[1] for n in drawn.values()), default=1)))
     x0 = np.zeros((count, 1, len(x0_columns)))
     words, following = np.zeros(count, dtype=np.int64), np.arange(count)
     for row, call in enumerate(calls):
@@ -176,10 +188,11 @@ def make_table(calls, first, times, slots: int, parts: bool, clamp: bool, device
         targets = [0] * hidden + ([hidden + len(after) - 1] if call.slot >= 0 else [])
         targets += ([rows - 2] if call.parts else []) + [rows - 1]
         places = [at[ages.get(k, k)] for k in call.columns] + [len(columns)] * hidden
+        fresh = drawn[id(call)]
         for n, target in enumerate(targets):
             weights[row, target] = 0.0
             weights[row, target, places] = call.weights[n * len(places) : (n + 1) * len(places)]
-            noise[row, target] = call.noise[n] if call.noise else 0.0
+            noise[row, target, : fresh.shape[1]] = fresh[n]
         if parts and call.keeps:
             weights[row, -2, at[AT_ANCHOR]] = 1.0
         elif parts and not call.parts:

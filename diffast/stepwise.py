@@ -81,8 +81,8 @@ class Stepper:
             [B] int64); what it returns is used instead. Costs one more kernel a stage.
 
     Raises:
-        ValueError: no plans; a clamp out of order; a clamp and a hook together; what
-            `program.build` raises.
+        ValueError: no plans; a clamp out of order; a clamp and a hook together; given noise for a
+            plan that draws two normals a stage; what `program.build` raises.
     """
 
     def __init__(

@@ -8,7 +8,10 @@ import numpy as np
 
 
 class Unrolled(NamedTuple):
-    """Rows as weights of (state at times[0], x0 estimates d_0..d_{S-1}, noises z_0..z_{S-1})."""
+    """Rows as weights of (state at times[0], x0 estimates d_0..d_{S-1}, noises z_0..z_{S-1}).
+
+    Of a plan with `second` weights S second noises follow: [S, 1+3S].
+    """
 
     point: np.ndarray  # [S, 1+2S]
     anchor: np.ndarray  # [S, 1+2S]
@@ -19,8 +22,9 @@ def unroll(plan) -> Unrolled:
     """Returns every point, anchor and error row as weights of what a run starts from.
 
     Column 0 is the state before stage 0 (after the plan's opening), column 1+j the x0 estimate d_j
-    of stage j, column 1+S+j its noise z_j; row i is zero at every j > i. With it all points follow
-    from all x0 estimates by one matrix product, whatever the solver.
+    of stage j, column 1+S+j its noise z_j, column 1+2S+j its second noise if the plan has any; row
+    i is zero at every j > i. With it all points follow from all x0 estimates by one matrix product,
+    whatever the solver.
 
     Args:
         plan: any plan, S stages.
@@ -29,7 +33,7 @@ def unroll(plan) -> Unrolled:
 
 
 def unroll_noise(plan) -> Unrolled:
-    """Returns the same rows without the columns of the x0 estimates: [S, 1+S].
+    """Returns the same rows without the columns of the x0 estimates: [S, 1+S], or [S, 1+2S].
 
     Of a plan without fresh noise only the first one, [S, 1]: what the noise check needs, at a cost
     that grows with S and not with its square.
@@ -38,7 +42,8 @@ def unroll_noise(plan) -> Unrolled:
         plan: any plan, S stages.
     """
     tables = [plan.point, plan.anchor] + ([] if plan.error is None else [plan.error])
-    return _unrolled(plan, estimates=False, noises=any(table[:, 1].any() for table in tables))
+    fresh = plan.second is not None or any(table[:, 1].any() for table in tables)
+    return _unrolled(plan, estimates=False, noises=fresh)
 
 
 def _unrolled(plan, estimates: bool, noises: bool) -> Unrolled:
@@ -46,7 +51,9 @@ def _unrolled(plan, estimates: bool, noises: bool) -> Unrolled:
     tables = [plan.point, plan.anchor] + ([] if plan.error is None else [plan.error])
     weights = np.stack(tables, axis=1)  # [S, R, 2+H]
     first_noise = 1 + stages * estimates
-    width = first_noise + stages * noises
+    second = None if plan.second is None or not noises else plan.second
+    first_second = first_noise + stages * noises
+    width = first_second + stages * (second is not None)
     out = np.empty((stages, len(tables), width))
     inputs = np.zeros((columns, width))  # anchor, noise, history
     inputs[0, 0] = 1.0
@@ -60,6 +67,8 @@ def _unrolled(plan, estimates: bool, noises: bool) -> Unrolled:
             inputs[1, first_noise + i - 1] = 0.0
             inputs[1, first_noise + i] = 1.0
         np.matmul(weights[i], inputs, out=out[i])
+        if second is not None:
+            out[i, :2, first_second + i] = second[i]
         if plan.direct is not None:
             out[i, :2] += plan.direct[i, :, :1] * x
             if estimates:

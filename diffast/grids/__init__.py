@@ -5,7 +5,7 @@ the last (and there too by two-stage solvers, unless it is clean).
 
     uniform_time trailing leading linspace                     even in model time or indices
     karras uniform_logsnr exponential lu polyexponential
-      laplace kl_optimal beta_sigmas                           a function of sigma/alpha
+      laplace kl_optimal beta_sigmas ou_early                  a function of sigma/alpha
     simple normal sgm_uniform ddim_uniform beta                a table of training noise levels
     flow_sigmas flow_match linear_quadratic                    the time of a flow
     ays vp from_times from_sigmas                              numbers that are given
@@ -25,6 +25,7 @@ from diffast.grids.levels import (
     kl_optimal,
     laplace,
     lu,
+    ou_early,
     polyexponential,
     uniform_logsnr,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "linspace",
     "lu",
     "normal",
+    "ou_early",
     "part",
     "part_by_denoise",
     "part_by_strength",

@@ -195,6 +195,35 @@ def beta_sigmas(
     return _by_level("beta_sigmas", schedule, steps, sigma_min, sigma_max, to_zero, log_levels)
 
 
+def ou_early(schedule, steps, sigma_min=None, sigma_max=None, to_zero=False) -> np.ndarray:
+    """Returns times even in OU time t down to t = 1, then even in log(t); [steps+1] float64.
+
+    t = log(1 + (sigma/alpha)^2), which is -2 log(alpha) where alpha^2 + sigma^2 = 1: steps of at
+    most eps min(1, t), as PIADM asks for (Chen et al. 2024, "Accelerating diffusion models with
+    parallel sampling", section 3), even in the clock that is t above 1 and 1 + log(t) below. It
+    stops early, where there is noise left: at the schedule's t_min unless told otherwise.
+
+    Args:
+        schedule: any schedule.
+        steps: number of grid intervals.
+        sigma_min: least sigma/alpha above 0, by default that of schedule.t_min.
+        sigma_max: sigma/alpha at the start, by default that of schedule.t_start.
+        to_zero: True: steps levels, then the clean end. False: steps + 1 levels, no more.
+
+    Raises:
+        ValueError: steps < 1; levels out of order or outside the schedule.
+    """
+
+    def log_levels(ramp, high, low):
+        ends = np.logaddexp(0.0, 2.0 * np.array([high, low]))
+        start, end = np.where(ends > 1.0, ends, 1.0 + np.log(ends))
+        clock = (1.0 - ramp) * start + ramp * end
+        ou = np.where(clock > 1.0, clock, np.exp(np.minimum(clock, 1.0) - 1.0))
+        return 0.5 * (ou + np.log(-np.expm1(-ou)))
+
+    return _by_level("ou_early", schedule, steps, sigma_min, sigma_max, to_zero, log_levels)
+
+
 def _by_level(name, schedule, steps, sigma_min, sigma_max, to_zero, log_levels, pure=False):
     steps = check_steps(name, steps, None)
     highest, lowest = -schedule.lam(schedule.t_start), -schedule.lam(schedule.t_min)

@@ -35,6 +35,8 @@ from diffast.solvers.few_step import lcm as lcm
 from diffast.solvers.few_step import tcd as tcd
 from diffast.solvers.heun import heun as heun
 from diffast.solvers.pec import pec as pec
+from diffast.solvers.piadm import piadm_ode as piadm_ode
+from diffast.solvers.piadm import piadm_sde as piadm_sde
 from diffast.solvers.pndm import plms as plms
 from diffast.solvers.runge_kutta import bosh3 as bosh3
 from diffast.solvers.runge_kutta import dopri5 as dopri5
@@ -116,6 +118,8 @@ SOLVERS = {
         pec,
         churn,
         restart,
+        piadm_sde,
+        piadm_ode,
         lcm,
         tcd,
     )
