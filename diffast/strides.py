@@ -9,6 +9,9 @@ import numpy as np
 # How little of its last change a stage may be assumed to change by next.
 _LEAST_RATIO = 0.02
 
+# How much larger than estimated the error may be: measured, see docs/parallel.md.
+_SAFETY = 4.0
+
 
 @dataclass
 class FinalError:
@@ -16,9 +19,10 @@ class FinalError:
 
     After a sweep a stage's point moved by e. The network has not been asked at the new point, but
     the sweep followed the network's slope, so what is left is what the slope gets wrong: about e
-    times the ratio of this change to the one before it, as far as that is below 1. Times the gain
-    from that stage to the end it is an error of the sample. With tol = 0 only points that did not
-    move at all are settled: then the result is the sequential one.
+    times the ratio of this change to the one before it, as far as that is below 1. To the sample it
+    matters by the gain from that stage to the end: the prior's, or what the same sweep showed, the
+    change that arrived at the end; whichever is more. With tol = 0 only points that did not move at
+    all are settled: then the result is the sequential one.
 
     Args:
         tol: error of the sample relative to its root mean square.
@@ -38,19 +42,21 @@ class FinalError:
             before: [w] that of the round before; NaN for new stages.
             scale: root mean square of the sample.
         """
-        change = change[:-1]
-        error = self.errors(start, change, before, scale)
-        settled = change == 0.0 if self.tol == 0.0 else error <= self.tol
+        error = self.errors(start, change, before) / scale
+        settled = change[:-1] == 0.0 if self.tol == 0.0 else error * _SAFETY <= self.tol
         moved = np.flatnonzero(~settled[1:])
-        stride = int(moved[0]) + 1 if moved.size else len(change)
+        stride = int(moved[0]) + 1 if moved.size else len(error)
         return stride, float(error.max(initial=0.0))
 
-    def errors(self, start: int, change: np.ndarray, before: np.ndarray, scale: float):
-        """Returns the estimated relative errors of the sample by each stage of a window, [w]."""
+    def errors(self, start: int, change, before) -> np.ndarray:
+        """Returns the estimated errors of the sample by each stage of a window, [w]."""
+        count = len(change) - 1
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = change / before
+            ratio = change[:-1] / before
         ratio = np.where(np.isnan(ratio), 1.0, np.clip(ratio, _LEAST_RATIO, 1.0))
-        return self.gains[start : start + len(change)] * ratio * change / scale
+        behind = self.gains[start + count] * change[-1]
+        arrived = np.maximum(self.gains[start : start + count] * change[:-1], behind)
+        return np.where(np.isnan(arrived), np.inf, arrived * ratio)
 
     def together(self, strides: np.ndarray, running: np.ndarray) -> np.ndarray:
         """Returns the strides of all samples, [B]: each its own."""

@@ -70,7 +70,7 @@ def tables_of(plan: Plan, denoiser, clamp: bool = False) -> Tables:
     entries = max(ages, default=0)
     parts = any(stage.anchor != stage.point for stage in stages)
     noises = 0 if not plan.stochastic else 1
-    if any(getattr(row, "second", 0.0) for stage in stages for row in (stage.point, stage.anchor) if row):
+    if any(row.second for stage in stages for row in (stage.point, stage.anchor) if row):
         noises = 2
     follows, tails = _by_estimate(plan, entries, parts, noises)
     weights = _over_tensors(stages, outputs, entries, parts, noises, clamp)
@@ -122,7 +122,7 @@ def _over_tensors(stages, outputs, entries, parts, noises, clamp) -> np.ndarray:
                 # Without parts anchor and point are one.
                 name = ANCHOR if name == INPUT and not parts else name
                 weights[i, r, names.index(name)] += weight
-            fresh = (row.noise, getattr(row, "second", 0.0))[:noises]
+            fresh = (row.noise, row.second)[:noises]
             weights[i, r, len(names) : len(names) + noises] = fresh
     return weights
 
@@ -134,7 +134,7 @@ def _by_estimate(plan, entries, parts, noises) -> tuple[np.ndarray, np.ndarray]:
     x0 = 1 + parts + entries
     rows = np.zeros((stages, made - 1, x0 + 1 + noises))
     direct = np.zeros((stages, 2, 2)) if plan.direct is None else plan.direct
-    second = np.zeros((stages, 2)) if getattr(plan, "second", None) is None else plan.second
+    second = np.zeros((stages, 2)) if plan.second is None else plan.second
     together = True
     for i in range(stages):
         tables = [(plan.point[i], direct[i, 0], second[i, 0])]
