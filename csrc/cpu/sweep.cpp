@@ -107,8 +107,11 @@ class Walk {
       WalkCall<T> call = whole;
       for (int k = 0; k < call.columns; ++k) call.column[k] += first;
       for (int r = 0; r < call.rows; ++r) call.row[r] += first;
-      for (int k = 0; k < call.aheads; ++k)
-        call.ahead[k] = static_cast<const char*>(call.ahead[k]) + first * call.ahead_bytes[k];
+      // The next block of this stage, if there is one, or else the first of the next stage.
+      if (first + kPiece < count_) {
+        for (int k = 0; k < call.aheads; ++k)
+          call.ahead[k] = here_[k] + (first + kPiece) * call.ahead_bytes[k];
+      }
       call.p += first;
       call.x += first;
       call.point += first;
@@ -260,17 +263,18 @@ class Walk {
     turn_entries();
   }
 
-  // What stage k + 1 reads.
-  void look_ahead(WalkCall<T>* call, int k) const {
-    call->aheads = 0;
-    if (k + 1 >= job_.real) return;
-    const int64_t q = rows_[k + 1];
-    const auto add = [call](const void* row, int64_t bytes) {
-      call->ahead[call->aheads] = row;
-      call->ahead_bytes[call->aheads++] = bytes;
-    };
-    add(x_row(q), sizeof(T));
-    for (int i = 0; i < a_.outputs; ++i) add(output_row(i, q), dtype_bytes(a_.output_type[i]));
+  // What stage k reads, and the next one.
+  void look_ahead(WalkCall<T>* call, int k) {
+    const int64_t q = rows_[k], next = rows_[std::min(k + 1, job_.real - 1)];
+    call->aheads = 1 + a_.outputs;
+    here_[0] = reinterpret_cast<const char*>(x_row(q));
+    call->ahead[0] = x_row(next);
+    call->ahead_bytes[0] = sizeof(T);
+    for (int i = 0; i < a_.outputs; ++i) {
+      here_[1 + i] = static_cast<const char*>(output_row(i, q));
+      call->ahead[1 + i] = output_row(i, next);
+      call->ahead_bytes[1 + i] = dtype_bytes(a_.output_type[i]);
+    }
   }
 
   void tail(int k) {
@@ -371,7 +375,8 @@ class Walk {
   const int32_t* rows_;
   const int64_t begin_;
   const int64_t count_;
-  T* entry_[kMaxEntries];  // newest first
+  const char* here_[kMaxAhead];  // what the stage reads
+  T* entry_[kMaxEntries];        // newest first
 };
 
 // Blocks in order, whoever made them; 0 where nothing was measured.
