@@ -110,6 +110,20 @@ def test_a_bad_element_spoils_its_own_sample_only(value):
         assert not got[1].isfinite().any()
 
 
+@pytest.mark.parametrize("value", (math.nan, math.inf))
+def test_a_bad_weight_spoils_its_own_sample_only(value):
+    """Of elements that are not 0: zeros fill up the last vectors, and 0 times infinity is NaN."""
+    rng = np.random.default_rng(3)
+    for size, inputs in ((5, 2), (1031, 4), (9, 6)):
+        xs, weights = problem(rng, (3, size), FLOATS[:1] * inputs, 2)
+        weights[1, 0, 1] = value
+        xs[1] = xs[1].abs() + 1
+        got, wanted = made(xs, weights), made(xs, weights, reference_gram.gram)
+        assert (got[1].isnan() == wanted[1].isnan()).all(), (got, wanted)
+        assert got[1, 2].isfinite() and not got[1, :2].isfinite().any()
+        assert got[::2].isfinite().all()
+
+
 def test_opcheck():
     xs, weights = problem(np.random.default_rng(0), (2, 5), FLOATS[:2], 2)
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")

@@ -56,11 +56,17 @@ struct DescentCall {
   bool up[kMaxPathSteps];  // whether the step's value is the lower end of the bracket from then on
 };
 
+// One call takes as many columns and rows as this where it makes the rows itself.
+constexpr int kFusedColumns = 4;
+constexpr int kFusedRows = 2;
+
 // Inner products of rows, every pair (i, j) with i <= j in order.
 template <typename T>
 struct GramCall {
-  const T* row[kMaxGramRows];  // `count` elements each
+  const T* column[kMaxGramRows];  // `count` elements each
+  const T* weight;                // [rows, columns], finite
   double* sums;
+  int columns;  // 0: the columns are the rows themselves
   int rows;
   int64_t count;
 };
