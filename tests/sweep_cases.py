@@ -7,10 +7,9 @@ from op_cases import FLOATS, assert_guards, assert_same_bits, guarded, random_te
 from diffast import ops
 from diffast.ops import reference_sweep
 
-NAMES = (
-    "x outputs slopes weights changes tails line jobs walk ids seed noises parts clamp chunk "
-    "points states norms"
-).split()
+# The op's arguments, in order.
+NAMES = ("x", "outputs", "slopes", "weights", "changes", "tails", "line", "jobs", "walk", "ids")
+NAMES += ("seed", "noises", "parts", "clamp", "chunk", "points", "states", "norms")
 
 
 class SweepCase:
@@ -160,8 +159,7 @@ def random_options(rng):
     picks = rng.integers(0, len(kinds), size=rng.integers(0, 3))
     return {
         "counts": [
-            (int(rng.integers(0, 8)), int(rng.integers(0, 4)))
-            for _ in range(rng.integers(1, 6))
+            (int(rng.integers(0, 8)), int(rng.integers(0, 4))) for _ in range(rng.integers(1, 6))
         ],
         "outputs": [kinds[i] for i in picks],
         "entries": 0 if chunk else int(rng.choice([0, 1, 2, 3, 4, 7])),

@@ -1,5 +1,6 @@
-// `gram` on the CPU: the rows of `combine`, in the cache only, and their products right behind.
+// `gram` on the CPU: the rows of `combine`, in registers or the cache only, and their products.
 #include <algorithm>
+#include <cmath>
 #include <memory>
 
 #include "../gram_tensors.h"
@@ -24,6 +25,38 @@ void finish(const GramArgs& g, const double* partials, int64_t pieces) {
   }
 }
 
+// What of a call is the same for all pieces of a sample: few columns are made into rows and
+// products at once; otherwise the rows of a piece are made in the cache first.
+template <typename T>
+struct SampleCall {
+  T weight[kFusedRows * kFusedColumns];
+  GramCall<T> call = {};
+
+  SampleCall(const CombineArgs& a, const RowWeights<T>& weights, const Scratch<T>& scratch) {
+    call.rows = a.rows;
+    bool fused = a.inputs <= kFusedColumns && a.rows <= kFusedRows;
+    for (int r = 0; fused && r < a.rows; ++r) {
+      for (int k = 0; k < a.inputs; ++k) {
+        weight[r * a.inputs + k] = weights.value[r][k];
+        // The kernel fills its last vectors up with zeros.
+        if (!std::isfinite(weights.value[r][k])) fused = false;
+      }
+    }
+    call.columns = fused ? a.inputs : 0;
+    for (int r = 0; !fused && r < a.rows; ++r) call.column[r] = scratch.result[r];
+  }
+
+  void run(const CombineArgs& a, const Kernels& kernel, const RowWeights<T>& weights,
+           Piece<T>* piece, int64_t count, double* sums) {
+    for (int k = 0; k < call.columns; ++k) call.column[k] = piece->column(k);
+    if (call.columns == 0) piece->rows(weights, 0, a.rows);
+    call.weight = weight;
+    call.sums = sums;
+    call.count = count;
+    run_gram(kernel, call);
+  }
+};
+
 template <typename T>
 void run_typed(const GramArgs& g) {
   const CombineArgs& a = g.rows;
@@ -36,19 +69,18 @@ void run_typed(const GramArgs& g) {
     Piece<T> piece(a, kernel, &scratch, false);
     int64_t known = from / pieces;
     RowWeights<T> weights(a, known);
-    GramCall<T> call = {};
-    for (int r = 0; r < a.rows; ++r) call.row[r] = scratch.result[r];
-    call.rows = a.rows;
+    SampleCall<T> call(a, weights, scratch);
     for (int64_t item = from; item < to; ++item) {
       const int64_t sample = item / pieces;
       const int64_t begin = item % pieces * kPiece;
-      call.count = std::min(kPiece, a.elements - begin);
-      if (sample != known) weights = RowWeights<T>(a, sample);
+      const int64_t count = std::min(kPiece, a.elements - begin);
+      if (sample != known) {
+        weights = RowWeights<T>(a, sample);
+        call = SampleCall<T>(a, weights, scratch);
+      }
       known = sample;
-      piece.prepare(weights, sample, begin, call.count);
-      piece.rows(weights, 0, a.rows);
-      call.sums = &partials[item * sums];
-      run_gram(kernel, call);
+      piece.prepare(weights, sample, begin, count);
+      call.run(a, kernel, weights, &piece, count, &partials[item * sums]);
     }
   };
   const int64_t average = std::max<int64_t>(1, a.elements / pieces);

@@ -56,16 +56,22 @@ struct DescentCall {
   bool up[kMaxPathSteps];  // whether the step's value is the lower end of the bracket from then on
 };
 
+// One call takes as many columns and rows as this where it makes the rows itself.
+constexpr int kFusedColumns = 4;
+constexpr int kFusedRows = 2;
+
 // Inner products of rows, every pair (i, j) with i <= j in order.
 template <typename T>
 struct GramCall {
-  const T* row[kMaxGramRows];  // `count` elements each
+  const T* column[kMaxGramRows];  // `count` elements each
+  const T* weight;                // [rows, columns], finite
   double* sums;
+  int columns;  // 0: the columns are the rows themselves
   int rows;
   int64_t count;
 };
 
-constexpr int kWalkAhead = 2;
+constexpr int kMaxAhead = 1 + kMaxOutputs;
 
 // One stage of a walk: p goes to the point, the rows are columns summed and the change.
 template <typename T>
@@ -77,11 +83,14 @@ struct WalkCall {
   T* point;                          // may be x
   const T* weight;                   // [rows, columns]
   T change[kMaxMade];                // what a row gains for each unit of p - x
-  const void* ahead[kWalkAhead];     // what will be read next, as long as x
+  const void* ahead[kMaxAhead];      // what will be read next, `count` elements each,
+  int64_t ahead_bytes[kMaxAhead];    // of so many bytes
+  int aheads;
   int columns;
   int rows;
   int64_t count;
   bool changes;  // otherwise no row gains anything
+  bool stream;   // a non-temporal store of the point; the caller's fence
 };
 
 struct Kernels {

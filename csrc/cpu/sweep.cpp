@@ -1,4 +1,8 @@
-// `sweep` on the CPU: every piece of a job walks all of its stages with its state in the L1 cache.
+// `sweep` on the CPU: every piece of a job walks all of its stages with its state in the cache.
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 #include <algorithm>
 #include <memory>
 
@@ -10,6 +14,14 @@
 namespace diffast::cpu {
 namespace {
 
+// A piece is up to so many blocks of kPiece elements. A stage goes through rows that lie elsewhere
+// than the last one's: longer runs of them are faster, shorter ones give more threads something to
+// do. The norms are added up by blocks, so that no thread shows in their bits.
+constexpr int64_t kBlocks = 4;
+
+// From so many bytes in and out of one call on, points bypass the caches.
+constexpr int64_t kStreamPoints = int64_t(16) << 20;
+
 double run_walk(const Kernels& kernel, const WalkCall<float>& call) {
   return kernel.walk_float(call);
 }
@@ -20,7 +32,7 @@ double run_walk(const Kernels& kernel, const WalkCall<double>& call) {
 // A piece's state and columns, a cache line more each, or all would start in the same cache set.
 template <typename T>
 struct WalkScratch {
-  static constexpr int64_t kRun = kPiece + 64 / sizeof(T);
+  static constexpr int64_t kRun = kBlocks * kPiece + 64 / sizeof(T);
   alignas(64) T p[kRun];
   alignas(64) T anchor[kRun];
   alignas(64) T entry[kMaxEntries][kRun];
@@ -45,9 +57,11 @@ WalkScratch<T>& walk_scratch_of_thread() {
 template <typename T>
 class Walk {
  public:
-  Walk(const SweepArgs& args, const Kernels& kernel, int64_t job, int64_t begin, int64_t count)
+  Walk(const SweepArgs& args, const Kernels& kernel, int64_t job, int64_t begin, int64_t count,
+       bool stream)
       : a_(args),
         kernel_(kernel),
+        stream_(stream),
         s_(walk_scratch_of_thread<T>()),
         job_(args.jobs[job]),
         rows_(args.walk + job * args.length),
@@ -56,15 +70,16 @@ class Walk {
     for (int i = 0; i < a_.entries; ++i) entry_[i] = s_.entry[i];
   }
 
-  // `partial` gets the piece's share of norms[job].
-  void run(double* partial) {
+  // The piece's blocks have a row each in `partials`, [blocks, length + 1]: their share of the
+  // norms.
+  void run(double* partials) {
     start();
     if (a_.chunk > 0)
-      chunks(partial);
+      chunks(partials);
     else
-      for (int k = 0; k < job_.real; ++k) partial[k] = real(k, job_.write);
+      for (int k = 0; k < job_.real; ++k) real(k, job_.write, partials + k);
     for (int k = job_.real; k < job_.real + job_.tail; ++k) tail(k);
-    if (job_.state_out >= 0) end(partial + job_.real);
+    if (job_.state_out >= 0) end(partials + job_.real);
   }
 
  private:
@@ -75,7 +90,36 @@ class Walk {
     const int64_t row = state * sweep_planes(a_) + index;
     return static_cast<T*>(a_.states) + row * a_.elements + begin_;
   }
+  const void* output_row(int i, int64_t q) const {
+    return at(a_.output[i], a_.output_type[i], q * a_.elements + begin_);
+  }
   T* anchor() const { return a_.parts ? s_.anchor : s_.p; }
+
+  template <typename Work>
+  void each_block(const Work& work) const {
+    for (int64_t first = 0; first < count_; first += kPiece)
+      work(first, std::min(kPiece, count_ - first));
+  }
+
+  // The call over the whole piece, block by block; sums of squares go to `partials`, if any.
+  void walk(const WalkCall<T>& whole, double* partials) const {
+    each_block([&](int64_t first, int64_t count) {
+      WalkCall<T> call = whole;
+      for (int k = 0; k < call.columns; ++k) call.column[k] += first;
+      for (int r = 0; r < call.rows; ++r) call.row[r] += first;
+      // The next block of this stage, if there is one, or else the first of the next stage.
+      if (first + kPiece < count_) {
+        for (int k = 0; k < call.aheads; ++k)
+          call.ahead[k] = here_[k] + (first + kPiece) * call.ahead_bytes[k];
+      }
+      call.p += first;
+      call.x += first;
+      call.point += first;
+      call.count = count;
+      const double squares = run_walk(kernel_, call);
+      if (partials) partials[first / kPiece * (a_.length + 1)] = squares;
+    });
+  }
 
   void start() {
     const int line = 2 + a_.entries;
@@ -110,13 +154,16 @@ class Walk {
     for (int m = 0; m < a_.noises; ++m) {
       const uint32_t word = uint32_t(stage) + (uint32_t(m) << kSlotShift);
       const uint64_t id = uint64_t(a_.ids[job_.sample]);
-      if constexpr (sizeof(T) == sizeof(float)) {
-        kernel_.normals(s_.noise[m], count_, uint32_t(begin_ / 4), word, id, a_.seed);
-      } else {
-        float single[kPiece];
-        kernel_.normals(single, count_, uint32_t(begin_ / 4), word, id, a_.seed);
-        widen(kernel_, DType::kFloat32, single, s_.noise[m], count_);
-      }
+      each_block([&](int64_t at, int64_t count) {
+        const uint32_t block = uint32_t((begin_ + at) / 4);
+        if constexpr (sizeof(T) == sizeof(float)) {
+          kernel_.normals(s_.noise[m] + at, count, block, word, id, a_.seed);
+        } else {
+          float single[kPiece];
+          kernel_.normals(single, count, block, word, id, a_.seed);
+          widen(kernel_, DType::kFloat32, single, s_.noise[m] + at, count);
+        }
+      });
       column[n++] = s_.noise[m];
     }
     return n;
@@ -125,13 +172,16 @@ class Walk {
   int output_columns(const T** column, int n, int64_t q) {
     constexpr DType native = sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32;
     for (int i = 0; i < a_.outputs; ++i) {
-      const void* from = at(a_.output[i], a_.output_type[i], q * a_.elements + begin_);
-      if (a_.output_type[i] == native) {
+      const DType type = a_.output_type[i];
+      const void* from = output_row(i, q);
+      if (type == native) {
         column[n++] = static_cast<const T*>(from);
-      } else {
-        widen(kernel_, a_.output_type[i], from, s_.output[i], count_);
-        column[n++] = s_.output[i];
+        continue;
       }
+      each_block([&](int64_t first, int64_t count) {
+        widen(kernel_, type, at(from, type, first), s_.output[i] + first, count);
+      });
+      column[n++] = s_.output[i];
     }
     return n;
   }
@@ -164,7 +214,9 @@ class Walk {
     call.change[0] = change(stage, 0, q);
     call.columns = n;
     call.rows = 1;
-    run_walk(kernel_, call);
+    call.aheads = 0;
+    call.stream = false;
+    walk(call, nullptr);
     if (a_.clamp) clamp(s_.x0);
   }
 
@@ -180,8 +232,8 @@ class Walk {
     for (int64_t i = 0; i < count_; ++i) s_.line_noise[i] = (s_.p[i] - alpha * s_.x0[i]) * inverse;
   }
 
-  // Walks stage k of the job; returns the squares of p - x. Points are written `write` or not.
-  double real(int k, bool write) {
+  // Walks stage k of the job; points are written, or not, and the squares of p - x.
+  void real(int k, bool write, double* partials) {
     const int64_t stage = int64_t(job_.first) + k, q = rows_[k];
     const int made = sweep_made(a_);
     WalkCall<T> call;
@@ -190,9 +242,9 @@ class Walk {
     n = entry_columns(call.column, n);
     call.p = s_.p;
     call.x = x_row(q);
-    call.count = count_;
+    call.stream = stream_ && write;
     call.changes = a_.slopes != nullptr;
-    look_ahead(&call, k + 1 < job_.real ? rows_[k + 1] : q);
+    look_ahead(&call, k);
     const bool last = k == job_.real - 1;
     if (last || a_.clamp) estimate(call, stage, q, n);
     if (last) set_line(a_.line[stage]);
@@ -207,15 +259,22 @@ class Walk {
     call.columns = n;
     call.rows = made;
     set_rows(call.row);
-    const double squares = run_walk(kernel_, call);
+    walk(call, partials);
     turn_entries();
-    return squares;
   }
 
-  void look_ahead(WalkCall<T>* call, int64_t q) const {
-    call->ahead[0] = call->ahead[1] = x_row(q);
-    if (a_.outputs > 0)
-      call->ahead[1] = at(a_.output[0], a_.output_type[0], q * a_.elements + begin_);
+  // What stage k reads, and the next one.
+  void look_ahead(WalkCall<T>* call, int k) {
+    const int64_t q = rows_[k], next = rows_[std::min(k + 1, job_.real - 1)];
+    call->aheads = 1 + a_.outputs;
+    here_[0] = reinterpret_cast<const char*>(x_row(q));
+    call->ahead[0] = x_row(next);
+    call->ahead_bytes[0] = sizeof(T);
+    for (int i = 0; i < a_.outputs; ++i) {
+      here_[1 + i] = static_cast<const char*>(output_row(i, q));
+      call->ahead[1 + i] = output_row(i, next);
+      call->ahead_bytes[1 + i] = dtype_bytes(a_.output_type[i]);
+    }
   }
 
   void tail(int k) {
@@ -251,7 +310,7 @@ class Walk {
 
   // Each chunk but the last is walked from where it was called, too: its end there says where the
   // next one starts. For the first chunk the two walks are one.
-  void chunks(double* partial) {
+  void chunks(double* partials) {
     for (int64_t low = 0; low < job_.real; low += a_.chunk) {
       const int high = int(std::min<int64_t>(job_.real, low + a_.chunk));
       const bool more = high < job_.real;
@@ -259,11 +318,11 @@ class Walk {
       if (more && low > 0) {
         memcpy(s_.p, x_row(rows_[low]), bytes());
         memcpy(s_.called, s_.p, bytes());
-        for (int k = int(low); k < high; ++k) real(k, false);
+        for (int k = int(low); k < high; ++k) real(k, false, nullptr);
         next_start(s_.called, int(low), high);
         memcpy(s_.p, s_.start, bytes());
       }
-      for (int k = int(low); k < high; ++k) partial[k] = real(k, job_.write);
+      for (int k = int(low); k < high; ++k) real(k, job_.write, partials + k);
       if (more && low == 0) next_start(s_.start, 0, high);
       if (more) memcpy(s_.p, s_.next, bytes());
     }
@@ -286,9 +345,9 @@ class Walk {
     }
   }
 
-  void end(double* partial) {
+  void end(double* partials) {
     const int64_t out = job_.state_out;
-    if (job_.tail == 0) *partial = squares(plane(out, 0));
+    if (job_.tail == 0) measure(plane(out, 0), partials);
     memcpy(plane(out, 0), s_.p, bytes());
     memcpy(plane(out, 1), anchor(), bytes());
     for (int i = 0; i < a_.entries; ++i) memcpy(plane(out, 2 + i), entry_[i], bytes());
@@ -296,64 +355,86 @@ class Walk {
     memcpy(plane(out, 3 + a_.entries), s_.line_noise, bytes());
   }
 
-  // Of p - x: a stage whose only row is thrown away.
-  double squares(const T* x) {
+  // The squares of p - x: a stage whose only row is thrown away.
+  void measure(const T* x, double* partials) const {
     WalkCall<T> call = {};
     const T weight = T(0);
     call.column[0] = call.p = s_.p;
     call.x = x;
     call.row[0] = call.point = s_.unused;
     call.weight = &weight;
-    call.ahead[0] = call.ahead[1] = x;
     call.columns = call.rows = 1;
-    call.count = count_;
-    return run_walk(kernel_, call);
+    walk(call, partials);
   }
 
   const SweepArgs& a_;
   const Kernels& kernel_;
+  const bool stream_;
   WalkScratch<T>& s_;
   const SweepJob& job_;
   const int32_t* rows_;
   const int64_t begin_;
   const int64_t count_;
-  T* entry_[kMaxEntries];  // newest first
+  const char* here_[kMaxAhead];  // what the stage reads
+  T* entry_[kMaxEntries];        // newest first
 };
 
-// Pieces in order, whoever made them; 0 where nothing was measured.
-void finish(const SweepArgs& a, const double* partials, int64_t pieces) {
+// Blocks in order, whoever made them; 0 where nothing was measured.
+void finish(const SweepArgs& a, const double* partials, int64_t blocks) {
   const int64_t width = a.length + 1;
   for (int64_t j = 0; j < a.job_count; ++j) {
     const SweepJob& job = a.jobs[j];
     const int64_t measured = job.real + (job.state_out >= 0 && job.tail == 0 ? 1 : 0);
-    for (int64_t k = 0; k < width; ++k) {
-      double sum = 0;
-      for (int64_t i = 0; k < measured && i < pieces; ++i)
-        sum = sum + partials[(j * pieces + i) * width + k];
-      a.norms[j * width + k] = one_nan(sum);
-    }
+    double* norms = a.norms + j * width;
+    std::fill_n(norms, width, 0.0);
+    for (int64_t i = 0; i < blocks; ++i, partials += width)
+      for (int64_t k = 0; k < measured; ++k) norms[k] = norms[k] + partials[k];
+    for (int64_t k = 0; k < measured; ++k) norms[k] = one_nan(norms[k]);
   }
+}
+
+int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Blocks of a piece: as many as leave every thread a few.
+int64_t blocks_of_piece(int64_t all, int64_t jobs) {
+  const int64_t wanted = 4 * int64_t(torch::stable::get_num_threads());
+  int64_t blocks = std::min(kBlocks, all);
+  while (blocks > 1 && jobs * divided_up(all, blocks) < wanted) --blocks;
+  return blocks;
+}
+
+bool bypasses_caches(const SweepArgs& a, int64_t stages) {
+  int64_t bytes = 2 * (a.wide ? 8 : 4);
+  for (int i = 0; i < a.outputs; ++i) bytes += dtype_bytes(a.output_type[i]);
+  return a.points != a.x && bytes * stages * a.elements >= kStreamPoints;
 }
 
 template <typename T>
 void run_typed(const SweepArgs& a) {
   const Kernels& kernel = kernels();
-  const int64_t width = a.length + 1, pieces = (a.elements + kPiece - 1) / kPiece;
-  const auto partials = std::make_unique_for_overwrite<double[]>(a.job_count * pieces * width);
-  int64_t stages = 1;
+  const int64_t width = a.length + 1, blocks = divided_up(a.elements, kPiece);
+  const auto partials = std::make_unique_for_overwrite<double[]>(a.job_count * blocks * width);
+  int64_t stages = 0;
   for (int64_t j = 0; j < a.job_count; ++j) stages += a.jobs[j].real + a.jobs[j].tail;
+  const bool stream = bypasses_caches(a, stages);
+  const int64_t together = blocks_of_piece(blocks, a.job_count);
+  const int64_t pieces = divided_up(blocks, together), piece = together * kPiece;
   const auto work = [&](int64_t from, int64_t to) {
     for (int64_t item = from; item < to; ++item) {
-      const int64_t job = item / pieces, begin = item % pieces * kPiece;
-      const int64_t count = std::min(kPiece, a.elements - begin);
-      Walk<T>(a, kernel, job, begin, count).run(&partials[item * width]);
+      const int64_t job = item / pieces, begin = item % pieces * piece;
+      const int64_t count = std::min(piece, a.elements - begin);
+      const int64_t block = job * blocks + begin / kPiece;
+      Walk<T>(a, kernel, job, begin, count, stream).run(&partials[block * width]);
     }
+#if defined(__SSE2__)
+    if (stream) _mm_sfence();
+#endif
   };
   const int64_t items = a.job_count * pieces;
   const int64_t average = std::max<int64_t>(1, stages * a.elements / items);
   const int64_t grain = a.noises > 0 ? kNoiseGrain : kGrain;
   share_out(items, std::max<int64_t>(1, grain / average), work);
-  if (a.norms) finish(a, partials.get(), pieces);
+  if (a.norms) finish(a, partials.get(), blocks);
 }
 
 void run(const SweepArgs& a, const Tensor&) {
