@@ -53,7 +53,23 @@ def velocity():
     )
 
 
-PLANS = {"corrected": corrected(), "split": split_noise(), "velocity": velocity()}
+def parted():
+    """Rows that part by their second normal alone, and an anchor that is kept but for it."""
+    plan = solvers.euler_ancestral(EDM, grids.karras(EDM, 5, to_zero=False))
+    anchor, second = np.array(plan.point), np.zeros((5, 2))
+    anchor[2] = 1.0, 0.0, 0.0
+    second[[0, 2, 3]] = [[0.3, -0.4], [0.0, 0.5], [0.2, 0.2]]
+    read = np.tile([0.2, 0.8], (5, 1))  # so that input and anchor are told apart
+    fields = {"read": read, "anchor": anchor, "second": second, "check": "finite"}
+    return dataclasses.replace(plan, **fields, name="parted")
+
+
+PLANS = {
+    "corrected": corrected(),
+    "split": split_noise(),
+    "velocity": velocity(),
+    "parted": parted(),
+}
 each_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 
 
@@ -206,6 +222,10 @@ def test_the_version_says_what_a_reader_has_to_know(tmp_path):
         return json.loads(path.read_text())
 
     assert {written(plan)["version"] for plan in PLANS.values()} == {2}
+    pushed = np.array(velocity().anchor)
+    pushed[0, 1] = 1.0  # a velocity that is the first normal
+    alone = dataclasses.replace(velocity(), anchor=pushed, second=None, blocks=None)
+    assert written(alone)["version"] == 2
     plain = solvers.pec(EDM, [8.0, 2.0, 1.0])
     assert -1 in plain.anchor_at
     body = written(plain)
@@ -250,10 +270,10 @@ def test_sample_is_the_run_in_numpy(plan, how):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("inner", [1, 3])
-def test_stepper_gives_the_bits_of_sample(inner, dtype):
-    plan, noise = corrected(inner=inner), noise_of(dtype=dtype)
-    denoiser = df.Denoiser(network, VP, predicts="v")
+@pytest.mark.parametrize("plan", [*PLANS.values(), corrected(inner=1)], ids=[*PLANS, "one"])
+def test_stepper_gives_the_bits_of_sample(plan, dtype):
+    noise = noise_of(dtype=dtype)
+    denoiser = df.Denoiser(network, plan.schedule, predicts="v" if plan.schedule == VP else "x0")
     wanted = df.sample(denoiser, plan, noise=noise, seed=7, ids=IDS).x
     stepper = Stepper(plan, denoiser)
     together = run(stepper, *stepper.start(noise, seed=7, ids=IDS))
