@@ -92,13 +92,13 @@ def test_columns_of_pairs(name):
 def test_calls(name):
     # of a step in the middle: what one more makes
     options = {"restart": {"intervals": ()}}.get(name, {})
-    edm = schedule.edm()
+    space = schedule.vp_linear() if name.startswith("piadm") else schedule.edm()
     if name == "dpm_fast":
         calls = 3
-        assert solvers.dpm_fast(edm, grids.karras(edm, 3, to_zero=False)).stages == 3 + 2 + 1
+        assert solvers.dpm_fast(space, grids.karras(space, 3, to_zero=False)).stages == 3 + 2 + 1
     else:
         few, more = (
-            solvers.get(name)(edm, grids.karras(edm, n, to_zero=False), **options).stages
+            solvers.get(name)(space, grids.karras(space, n, to_zero=False), **options).stages
             for n in (12, 14)
         )
         calls = (more - few) / 2

@@ -23,6 +23,7 @@ BY_LEVEL = {
     "laplace": grids.laplace,
     "kl_optimal": grids.kl_optimal,
     "beta_sigmas": grids.beta_sigmas,
+    "ou_early": partial(grids.ou_early, to_zero=True),
 }
 BY_TABLE = {
     "simple": grids.simple,

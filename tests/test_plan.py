@@ -182,7 +182,7 @@ def poisoned(array, index, value):
         ("error", lambda a: np.zeros((3, 3)), r"error has shape \[3, 3\]"),
         ("anchor_at", lambda a: a[:2], r"anchor_at has shape \[2\]"),
         ("anchor_at", lambda a: a + 0.5, "anchor_at holds float64"),
-        ("anchor_at", lambda a: a + 1, "stage 2: anchor_at = 4, but -1 to 3"),
+        ("anchor_at", lambda a: a + 1, "stage 2: anchor_at = 4, but -2 to 3"),
         ("anchor_at", lambda a: a - 1, "stage 0: anchor holds noise of level|x0 with weight"),
         ("times", lambda a: poisoned(a, 1, np.nan), "stage 1: t = nan"),
         ("times", lambda a: poisoned(a, 1, -1.0), "stage 1: t = -1.0, but .* 0.0 to inf"),

@@ -92,19 +92,19 @@ def piadm_ode(schedule, grid, *, block=1.0, corrector=None, friction=2.0) -> Pla
     """
     inner, length = _check_corrector(corrector)
     grid, rows, starts = _predictor("piadm_ode", schedule, grid, block, 1.0)
-    ends = {*starts[1:].tolist(), len(rows)}
+    starts = {*starts.tolist(), len(rows)}
     table = _Table()
     for n, row in enumerate(rows):
-        corrected = inner and n + 1 in ends and schedule.sigma(grid[n + 1]) > 0.0
         if n in starts:
             table.begin_block()
-        if not corrected:
+        t = grid[n + 1]
+        if not (inner and n + 1 in starts and schedule.sigma(t) > 0.0):
             table.add(grid[n], row, row, joined=True)
             continue
         table.add(grid[n], row, np.zeros(3), second=(0.0, 1.0))
-        t = grid[n + 1]
         table.begin_block()
-        table.walk(schedule, t, _at(length, t, "length") / inner, _at(friction, t, "friction"), inner)
+        e = langevin.step(_at(friction, t, "friction"), _at(length, t, "length") / inner)
+        table.walk(schedule, t, e, inner)
     return table.plan(schedule, grid, _name(corrector))
 
 
@@ -128,9 +128,8 @@ class _Table:
         self.direct.append([[input, 0.0], [input if joined else 0.0, 0.0]])
         self.second.append(second)
 
-    def walk(self, schedule, t, length, friction, inner):
-        """Adds the stages of a corrector at time t: the point is u, the anchor v, an entry score."""
-        e = langevin.step(friction, length)
+    def walk(self, schedule, t, e, inner):
+        """Adds a corrector at time t, whose points are u, anchors v, and entries the score."""
         share = 1.0 / schedule.sigma(t) ** 2
         score = -share, schedule.alpha(t) * share
         state = e.drift, e.state_noise, e.push
@@ -184,7 +183,7 @@ def _predictor(name, schedule, grid, block, pull):
             "start the grid later"
         )
     # near data alpha has lost what sigma still knows
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         ou = np.where(sigma < alpha, -np.log1p(-(sigma**2)), -2.0 * np.log(alpha))
     e = ou[:-1] - ou[1:]
     gain = pull * np.expm1(0.5 * e) / sigma[:-1] ** 2
@@ -201,11 +200,9 @@ def _blocks(passed, block):
         passed: [N+1] OU time since the start.
         block: in OU time.
     """
-    steps = len(passed) - 1
-    wanted = block * np.arange(min(np.floor(passed[-1] / block), 1e6) + 1)
-    after = np.clip(np.searchsorted(passed, wanted), 1, steps)
-    nearest = after - (wanted - passed[after - 1] < passed[after] - wanted)
-    return np.unique(nearest[nearest < steps])
+    # a point is one if a multiple lies between the middles of the steps before and after it
+    below = np.floor(0.5 * (passed[:-1] + passed[1:]) / block)
+    return np.flatnonzero(np.diff(below, prepend=-1.0) > 0.0)
 
 
 def _check_corrector(corrector):
