@@ -9,8 +9,7 @@ import re
 
 import numpy as np
 import torch
-import triton
-from compile_triton import ARCHITECTURES, source
+from compile_triton import ARCHITECTURES
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
@@ -35,17 +34,15 @@ class Driver:
         return GPUTarget("cuda", self.arch, 32)
 
 
+# Elements, then what differs from a plain call.
 WALKS = {
-    "plain": {},
-    "no outputs": {"outputs": ()},
-    "an entry": {"entries": 1, "outputs": (torch.bfloat16,)},
-    "parts": {"parts": True, "noises": 1, "outputs": (torch.float32, torch.float16)},
-    "most": {"entries": 7, "parts": True, "clamp": True, "noises": 2},
-    "in place": {"in_place": True, "slopes": False},
-    "no norms": {"norms": False},
-    "chunks": {"chunk": 2, "noises": 1},
-    "float64": {"dtype": torch.float64, "clamp": True, "noises": 1},
-    "float64 chunks": {"dtype": torch.float64, "chunk": 2},
+    "plain": (1024, {}),
+    "large": (1 << 17, {"norms": False}),
+    "an entry": (1024, {"entries": 1, "outputs": (torch.bfloat16,)}),
+    "most": (1024, {"entries": 7, "parts": True, "clamp": True, "noises": 2}),
+    "in place": (1024, {"in_place": True, "slopes": False, "outputs": ()}),
+    "chunks": (1024, {"chunk": 2, "noises": 1}),
+    "float64": (1024, {"dtype": torch.float64, "chunk": 2, "outputs": (torch.float16,) * 2}),
 }
 
 
@@ -72,7 +69,6 @@ def look(compiled):
         "spills": ptx.count(".local "),
         "wide loads": ptx.count("ld.global.v4.b32"),
         "wide stores": ptx.count("st.global.v4.b32"),
-        "registers": compiled.n_regs if hasattr(compiled, "n_regs") else None,
     }
 
 
@@ -91,12 +87,11 @@ def main():
         for function in (triton_sweep.sweep_kernel, triton_sweep.ends_kernel):
             function.device_caches.clear()
         found[arch] = {}
-        for name, options in WALKS.items():
-            for size in (1024, 1 << 17):
-                kernels.clear()
-                run_walk(rng, size, jobs=2, length=5, **options)
-                for kernel, compiled in kernels:
-                    found[arch][f"{name}, {size}: {kernel}"] = look(compiled)
+        for name, (size, options) in WALKS.items():
+            kernels.clear()
+            run_walk(rng, size, jobs=2, length=5, **options)
+            for kernel, compiled in kernels:
+                found[arch][f"{name}: {kernel}"] = look(compiled)
         kernels.clear()
         for dtypes in ((torch.float32, torch.bfloat16) * 4, (torch.float64,) * 3):
             xs, weights = gram_case(rng, dtypes, (2, 1024), 4)

@@ -55,7 +55,8 @@ class Walks:
         columns = 1 + parts + len(outputs) + entries + clamp + noises
         width = 2 + parts + entries + noises
         self.weights = self.table(rng, stages, made + 1, columns)
-        self.changes, self.tails = self.table(rng, stages, made + 1), self.table(rng, stages, made, width)
+        self.changes = self.table(rng, stages, made + 1)
+        self.tails = self.table(rng, stages, made, width)
         self.line = self.table(rng, stages, 4)
         self.slopes = self.table(rng, rows) if slopes else None
         self.states = random_tensor(rng, (states, 4 + entries, *shape), dtype)
@@ -69,7 +70,7 @@ class Walks:
             if j == 0 and not full:
                 real, tail = length - length // 3, length // 3
             start = walk[j, 0] if j % 3 == 0 and real else jobs * length + j
-            begin, state_in = (start, UNUSED) if j % 2 == 0 else (-1, j)
+            begin, state_in = (start, -1) if j % 2 == 0 else (-1, j)
             state_out = (j, jobs + j, -1)[j % 3]
             first = int(rng.integers(0, 6))
             sample = int(rng.integers(0, jobs + 2))
@@ -77,10 +78,8 @@ class Walks:
             if slopes and j == 0 and real:
                 self.slopes[walk[j, 0]] = np.inf  # no distance: no change
             walk[j, real + tail :] = UNUSED
-        # The reference slices with state_in where it is used only.
         self.walk = torch.from_numpy(walk.astype(np.int32))
         self.jobs = torch.from_numpy(self.jobs)
-        self.jobs[:, 2] = torch.where(self.jobs[:, 1] >= 0, -1, self.jobs[:, 2])
         self.norms = norms
 
     @staticmethod
@@ -88,13 +87,12 @@ class Walks:
         return torch.from_numpy(rng.standard_normal(shape) * 0.6)
 
     def call(self, x, points, states, norms, device="cpu"):
-        tensors = [x, self.outputs, self.slopes, self.weights, self.changes, self.tails, self.line]
-        tensors += [self.jobs, self.walk, self.ids]
-        moved = [
-            [o.to(device) for o in t] if isinstance(t, list) else t if t is None else t.to(device)
-            for t in tensors
-        ]
-        return (*moved, self.seed, self.noises, self.parts, self.clamp, self.chunk, points, states, norms)
+        outputs = [o.to(device) for o in self.outputs]
+        slopes = None if self.slopes is None else self.slopes.to(device)
+        tables = [self.weights, self.changes, self.tails, self.line, self.jobs, self.walk, self.ids]
+        tables = [t.to(device) for t in tables]
+        options = (self.seed, self.noises, self.parts, self.clamp, self.chunk)
+        return (x, outputs, slopes, *tables, *options, points, states, norms)
 
     def fresh(self, device="cpu"):
         """Returns (x, points, states, norms), outputs poisoned, and the buffers around them."""
@@ -135,13 +133,11 @@ class Walks:
         return got
 
     def settled(self):
-        """Makes x what a walk along it finds: every distance is 0 afterwards."""
+        """Returns this case with x at the points of its walks, where every distance is 0."""
         for _ in range(self.walk.shape[1] + 1):
-            self.x = torch.where(self.run(reference_sweep.sweep)[0].isnan(), self.x, self.points())
+            points = self.run(reference_sweep.sweep)[0]
+            self.x = torch.where(points.isnan(), self.x, points)
         return self
-
-    def points(self):
-        return self.run(reference_sweep.sweep)[0]
 
     def job(self, j):
         """Returns the case of one job alone."""
@@ -172,9 +168,7 @@ def check_gram(op, xs, weights, label, device="cpu"):
     got, buffer = guarded(shape, torch.float64)
     wanted, sizes = torch.full((2, *shape), torch.nan, dtype=torch.float64)
     reference_gram.gram(xs, weights, wanted)
-    flat = [x.double().reshape(samples, -1).abs() for x in xs]
-    table = weights.abs()
-    reference_gram.gram([f.reshape(x.shape) for f, x in zip(flat, xs, strict=True)], table, sizes)
+    reference_gram.gram([x.double().abs() for x in xs], weights.abs(), sizes)
     if device == "cpu":
         with np.errstate(all="ignore"):
             op(xs, weights, got)
