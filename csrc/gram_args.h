@@ -12,8 +12,15 @@ constexpr int kMaxGramSums = kMaxGramRows * (kMaxGramRows + 1) / 2;
 struct GramArgs {
   CombineArgs rows;  // every y is null: no row is stored
   double* sums;      // [samples, rows (rows + 1) / 2]: (0, 0), (0, 1), ..., (1, 1), ...
-  double* partials;  // a GPU launch's partial sums; null elsewhere
+  double* partials;  // a GPU launch's partial sums [samples, pieces, sums]; null elsewhere
 };
+
+// A GPU's launch makes partial sums of every so many elements of a sample.
+constexpr int64_t kGramPiece = 128;
+
+constexpr int64_t gram_pieces(const CombineArgs& a) {
+  return (a.elements + kGramPiece - 1) / kGramPiece;
+}
 
 constexpr int gram_sums(const GramArgs& g) { return g.rows.rows * (g.rows.rows + 1) / 2; }
 

@@ -49,6 +49,9 @@ struct SweepArgs {
   void* states;                     // [state_count, planes, elements]
   double* norms;                    // [job_count, length + 1], or null
   double* partials;                 // a GPU launch's partial sums of the norms; null elsewhere
+  void* ends;                       // and of chunks, [job_count, chunks - 1, 2, elements]: where
+                                    // each began and ended
+  void* gains;                      // [job_count, chunks - 1]: how its end follows its beginning
   uint64_t seed;
   int64_t rows;
   int64_t elements;  // of one row
@@ -88,5 +91,30 @@ constexpr int sweep_tail_columns(const SweepArgs& a) {
 }
 
 constexpr int sweep_planes(const SweepArgs& a) { return kPlanesBesideEntries + a.entries; }
+
+constexpr int64_t sweep_chunks(const SweepArgs& a) {
+  return a.chunk > 0 && a.length > a.chunk ? (a.length + a.chunk - 1) / a.chunk : 1;
+}
+
+// A GPU's launch: threads a block, by the number of elements alone, which fixes the sums' order.
+// Walks are long: small blocks spread a small row over more multiprocessors.
+constexpr int kSweepThreads = 128;
+constexpr int kSweepWarp = 32;
+
+constexpr int64_t sweep_groups(int64_t elements) { return (elements + 3) / 4; }
+
+constexpr int64_t sweep_threads(int64_t elements) {
+  const int64_t groups = sweep_groups(elements);
+  return groups <= kSweepWarp ? kSweepWarp : groups <= int64_t(1) << 14 ? 64 : kSweepThreads;
+}
+
+constexpr int64_t sweep_blocks(int64_t elements) {
+  return (sweep_groups(elements) + sweep_threads(elements) - 1) / sweep_threads(elements);
+}
+
+// Partial sums of one norm: one a warp.
+constexpr int64_t sweep_sums(int64_t elements) {
+  return sweep_blocks(elements) * (sweep_threads(elements) / kSweepWarp);
+}
 
 }  // namespace diffast

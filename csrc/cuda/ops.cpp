@@ -8,6 +8,8 @@
 #include "../accept_tensors.h"
 #include "../brownian_tensors.h"
 #include "../error_tensors.h"
+#include "../gram_tensors.h"
+#include "../sweep_tensors.h"
 #include "../tensors.h"
 #include "launch.h"
 
@@ -50,6 +52,30 @@ void run_combine_error(const ErrorArgs& args, const Tensor& first) {
   run("combine_error", launch_combine_error, e, first);
 }
 
+// Partial sums, as for `combine_error`.
+void run_gram(const GramArgs& args, const Tensor& first) {
+  GramArgs g = args;
+  const int64_t pieces = gram_pieces(g.rows);
+  Tensor partials = torch::stable::new_empty(
+      first, {g.rows.samples, pieces > 1 ? pieces : 0, gram_sums(g)}, ScalarType::Double);
+  g.partials = static_cast<double*>(partials.mutable_data_ptr());
+  run("gram", launch_gram, g, first);
+}
+
+// And the notes of chunks.
+void run_sweep(const SweepArgs& args, const Tensor& x) {
+  SweepArgs a = args;
+  const int64_t noted = a.job_count * (sweep_chunks(a) - 1);
+  Tensor partials = torch::stable::new_empty(
+      x, {a.norms ? a.job_count * (a.length + 1) : 0, sweep_sums(a.elements)}, ScalarType::Double);
+  Tensor ends = torch::stable::new_empty(x, {noted, 2, a.elements});
+  Tensor gains = torch::stable::new_empty(x, {noted});
+  if (a.norms) a.partials = static_cast<double*>(partials.mutable_data_ptr());
+  a.ends = ends.mutable_data_ptr();
+  a.gains = gains.mutable_data_ptr();
+  run("sweep", launch_sweep, a, x);
+}
+
 void run_normal(const NormalArgs& args, const Tensor& first) {
   run("normal", launch_normal, args, first);
 }
@@ -71,6 +97,8 @@ STABLE_TORCH_LIBRARY_IMPL(diffast, CUDA, m) {
   m.impl("combine.table_out", TORCH_BOX(&combine_table_out<run_combine>));
   m.impl("combine_error", TORCH_BOX(&combine_error<run_combine_error>));
   m.impl("combine_error.out", TORCH_BOX(&combine_error_out<run_combine_error>));
+  m.impl("gram", TORCH_BOX(&gram<run_gram>));
+  m.impl("sweep", TORCH_BOX(&sweep<run_sweep>));
   m.impl("normal.out", TORCH_BOX(&normal_out<run_normal>));
   m.impl("accept", TORCH_BOX(&accept<run_accept>));
 }

@@ -68,13 +68,21 @@ def _load_cuda(wanted: str) -> None:
 
 def _register_triton(wanted: str, reason: str) -> None:
     try:
-        from diffast.ops import triton, triton_accept, triton_brownian, triton_error
+        from diffast.ops import (
+            triton,
+            triton_accept,
+            triton_brownian,
+            triton_error,
+            triton_gram,
+            triton_sweep,
+        )
     except ModuleNotFoundError as error:
         if error.name != "triton" or wanted == "triton":
             raise
         _report["cuda"] = {"backend": "reference", "reason": f"{reason}, and so is triton"}
         return
-    for module in (triton, triton_error, triton_accept, triton_brownian):
+    modules = (triton, triton_error, triton_accept, triton_brownian, triton_gram, triton_sweep)
+    for module in modules:
         for name, function in module.IMPLEMENTATIONS.items():
             library.impl(name, function, "CUDA")
     _report["cuda"] = {"backend": "triton", "reason": reason}
