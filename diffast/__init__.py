@@ -34,6 +34,7 @@ _HOMES = {
     "pairs": "diffast.solvers.pairs",
     "sample": "diffast.sampler",
     "sample_adaptive": "diffast.adaptive",
+    "sample_parallel": "diffast.parallel",
     "schedules": "diffast.schedule",
     "solvers": "diffast.solvers",
     "unroll": "diffast.plan",

@@ -63,7 +63,10 @@ def sample_parallel(
     window = plan.stages if window is None else window
     run = Run(METHODS[method], plan, tables, network, ids, seed, shape, dtype, device, limits)
     run.static = static
-    with torch.inference_mode(), progress_bar(shape[0] * plan.stages, plan.name, "stage", progress) as bar:
+    with (
+        torch.inference_mode(),
+        progress_bar(shape[0] * plan.stages, plan.name, "stage", progress) as bar,
+    ):
         _start(run, plan, noise)
         windows = Windows(shape[0], plan.stages, window, window * shape[0])
         rule = _rule(method, plan, tables, tol, sweeps)
@@ -74,7 +77,12 @@ def sample_parallel(
             bar.update(int(run.round(rule).sum()))
     x = run.states[shape[0] :, 0].clone()
     return ParallelSamples(
-        x, torch.from_numpy(run.calls), len(run.rounds), tuple(run.rounds), network.rows_called, run.batch_difference
+        x,
+        torch.from_numpy(run.calls),
+        len(run.rounds),
+        tuple(run.rounds),
+        network.rows_called,
+        run.batch_difference,
     )
 
 
@@ -103,7 +111,14 @@ def _start(run, plan, noise) -> None:
     keep, fresh = plan.opening.tolist()
     if (keep, fresh) != (1.0, 0.0):
         ops.combine_out(
-            [state], [keep], [state], None, ops.OPENING_NOISE, [fresh] if fresh else [], run.seed, run.ids
+            [state],
+            [keep],
+            [state],
+            None,
+            ops.OPENING_NOISE,
+            [fresh] if fresh else [],
+            run.seed,
+            run.ids,
         )
     run.states[: run.samples, 0] = state
     run.states[: run.samples, 1] = state

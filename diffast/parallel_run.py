@@ -40,6 +40,7 @@ class Run:
     """
 
     def __init__(self, method, plan, tables, network, ids, seed, shape, dtype, device, clamp):
+        """Makes the states and puts the plan's tables where the rows are."""
         self.method, self.plan, self.tables, self.network = method, plan, tables, network
         self.ids, self.seed, self.device, self.dtype = ids, seed, device, dtype
         self.samples, self.elements = shape[0], shape[1:]
@@ -253,7 +254,9 @@ class Run:
             sums = torch.empty((len(self.x), 3), dtype=torch.float64, device=self.device)
             ops.gram(xs, self.secant_weights.index_select(0, stage), sums)
             bounds = self.secant_bounds.index_select(0, stage)
-            slope = torch.minimum(torch.maximum(sums[:, 1] / sums[:, 0], bounds[:, 0]), bounds[:, 1])
+            slope = torch.minimum(
+                torch.maximum(sums[:, 1] / sums[:, 0], bounds[:, 0]), bounds[:, 1]
+            )
             known = ~fresh & (sums[:, 0] > bounds[:, 2])
             self.slopes = torch.where(known, slope, self.slopes)
         return self.slopes
@@ -300,7 +303,9 @@ class Run:
         self.last = outputs
         self.fill(rule.limits(windows.start), strides, rows_before)
         self.x, self.other = self.other, self.x
-        self.rounds.append(Round(windows.start.copy(), int(len(walks) and sum(map(len, walks))), error))
+        self.rounds.append(
+            Round(windows.start.copy(), int(len(walks) and sum(map(len, walks))), error)
+        )
         self.shrink()
         return strides
 

@@ -1,8 +1,8 @@
 """The methods of `sample_parallel`: what a sweep takes for the network's slope, and its rules.
 
-All of them are one walk, x'_{n+1} = F_n(x_n) + A_n (x'_n - x_n), and differ in A_n, that is in the
-slope G of the x0 estimate that `sweep` is told: A = w + k G, where a stage's row weighs its point by
-w and its x0 estimate by k.
+All of them are one walk, x'_{n+1} = F_n(x_n) + A_n (x'_n - x_n), and differ in A_n, which means in
+the slope G of the x0 estimate that `sweep` is told: A = w + k G, where a stage's row weighs its
+point by w and its x0 estimate by k.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ METHODS = {
 def slopes(kind: str, tables: Tables, name: str) -> np.ndarray:
     """Returns how the x0 estimate follows the point, beyond what it does by itself, [S].
 
-    "prior" is the slope for N(0, 1) data, alpha / (alpha^2 + sigma^2). "frozen" keeps the noise (and
-    so the score) that the network saw, 1 / alpha: the iteration of PIADM. "unit" makes a step's
+    "prior" is the slope for N(0, 1) data, alpha / (alpha^2 + sigma^2). "frozen" keeps the noise,
+    and so the score, that the network saw, 1 / alpha: the iteration of PIADM. "unit" makes a step's
     point follow its own point one to one: ParaDiGMS adds up differences.
 
     Args:

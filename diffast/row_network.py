@@ -25,6 +25,7 @@ class RowNetwork:
     """
 
     def __init__(self, denoiser: Denoiser, times, outputs, batch, device, dtype, batch_size, share):
+        """Fetches the conditions and the times."""
         kinds = {(COND,): "cond", (UNCOND,): "uncond", (COND, UNCOND): "both"}
         self.denoiser, self.kind, self.batch = denoiser, kinds[outputs], batch
         self.device, self.batch_size, self.share = device, batch_size, share

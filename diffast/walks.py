@@ -179,7 +179,7 @@ def _gains(tails, gain, entries, parts, noises) -> np.ndarray:
         rows[:, at_point] += rows[:, x0] * gain[i]
         before = np.zeros_like(after)
 
-        def add(weight, row, before=before):
+        def add(weight, row, before=before, at_point=at_point):
             before[0] += weight * row[at_point]
             if parts:
                 before[1] += weight * row[0]

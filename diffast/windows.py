@@ -20,6 +20,7 @@ class Windows:
     """
 
     def __init__(self, samples: int, stages: int, window: int, size: int):
+        """Begins with empty windows and all rows free."""
         self.stages, self.window, self.size = stages, window, size
         self.start = np.zeros(samples, dtype=np.int64)
         self.count = np.zeros(samples, dtype=np.int64)
