@@ -48,7 +48,7 @@ class Run:
         self.clamp = clamp
         self.rounds: list[Round] = []
         self.calls = np.zeros(shape[0], dtype=np.int64)
-        self.batch_difference = 0.0
+        self.batch_difference: float | None = None
         self.static = False
         self.chunk = 0
         planes = 4 + tables.entries
@@ -81,7 +81,15 @@ class Run:
     @property
     def doubled(self) -> bool:
         """Returns whether new points need a buffer of their own."""
-        return self.method.secant or self.method.memory > 0 or not self.tables.simple
+        return self.method.secant or not self.tables.simple
+
+    @property
+    def planes(self) -> int:
+        """Returns how many tensors of all rows a run holds at its most, outputs included."""
+        halves = len(self.tables.outputs)
+        cast = self.network.denoiser.dtype not in (None, self.dtype)
+        given = 2 if halves == 2 else int(cast)
+        return (1 + self.doubled) + halves * (1 + self.method.secant) + given
 
     def open(self, windows: Windows) -> None:
         """Makes the rows and fills every window; the initial states stand in `states`."""
@@ -94,6 +102,16 @@ class Run:
         self.slopes = torch.zeros(windows.size, dtype=torch.float64, device=self.device)
         self.changed = np.full(windows.size, np.nan)
         self.stale = np.ones(self.samples, dtype=bool)  # whether there is no state at the end
+
+    def begin(self, rule) -> None:
+        """Fills every window with guesses.
+
+        Args:
+            rule: says how far windows may go.
+        """
+        if self.numel:
+            self.fill(rule.limits(self.windows.start), None, None)
+            self.x, self.other = self.other, self.x
 
     def _rows(self, size: int) -> torch.Tensor:
         # Rows that hold no pair are given to the network all the same: not with garbage.
