@@ -17,6 +17,9 @@ from diffast.windows import Windows
 # the network would be what it sees. The slope of the round before stays.
 _SHORTEST = 3e-5
 
+# Relative difference between two places of a batch that kernels chosen by size may make.
+_ROUNDING = 1e-3
+
 
 @dataclass
 class Round:
@@ -215,6 +218,14 @@ class Run:
         size = max(float(output[one].abs().max()) for output in outputs)
         apart = max(float((output[one] - output[two]).abs().max()) for output in outputs)
         self.batch_difference = apart / size if size > 0 else apart
+        if self.batch_difference > _ROUNDING:
+            warnings.warn(
+                f"sample_parallel: the network's answer to one input differs by "
+                f"{self.batch_difference:.1e} between two places of its batch, which is more than "
+                f"rounding: a sample then depends on what it is batched with",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def _halve(self, error) -> None:
         size = max(1, self.windows.size // 2)
@@ -248,11 +259,11 @@ class Run:
 
     def shrink(self) -> None:
         """Halves the pool while half of it is enough for all pairs."""
-        size, used = self.windows.size, self.windows.used
-        if self.static or not used:
+        size, wanted = self.windows.size, self.windows.wanted
+        if self.static or not wanted:
             return
         step = self.network.batch_size or 1
-        while (size // 2) >= used and size // 2 >= step and (size // 2) % step == 0:
+        while (size // 2) >= wanted and size // 2 >= step and (size // 2) % step == 0:
             size //= 2
         if size < self.windows.size:
             self._compact(size)

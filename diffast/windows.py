@@ -39,9 +39,10 @@ class Windows:
         """Returns how many rows hold a pair."""
         return int(self.count.sum())
 
-    def ends(self) -> np.ndarray:
-        """Returns the stage behind each window, [B]."""
-        return self.start + self.count
+    @property
+    def wanted(self) -> int:
+        """Returns how many rows all windows could take at once from here on."""
+        return int(np.minimum(self.window, self.stages - self.start).sum())
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns (rows, their samples, their stages) of all pairs."""
@@ -94,14 +95,13 @@ class Windows:
 
     def cut(self, size: int) -> None:
         """Gives up the ends of windows until `size` rows are enough for the rest."""
-        running = self.running
         level = int(self.count.max())
         while np.minimum(self.count, level).sum() > size and level > 1:
             level -= 1
         kept = np.minimum(self.count, level)
         over = int(kept.sum()) - size
         if over > 0:  # not even one row each: the last samples wait
-            kept[running[-over:]] = 0
+            kept[np.flatnonzero(kept)[-over:]] = 0
         for b in np.flatnonzero(kept < self.count):
             self.free += self.rows[b, kept[b] : self.count[b]].tolist()
             self.rows[b, kept[b] :] = -1
