@@ -27,6 +27,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 TESTS = ("test_combine.py", "test_combine_exact.py", "test_normal.py", "test_op_errors.py")
 TESTS += ("test_brownian.py",)
 TESTS += ("test_combine_error.py",)
+TESTS += ("test_sweep.py", "test_sweep_errors.py", "test_gram.py")
 TESTS += ("test_accept.py", "test_accept_errors.py", "test_accept_controllers.py")
 LARGE = ("8 MiB", "32 MiB", "16x16x256x256")
 SECONDS = 0.4  # of turns a case; at least ROUNDS of them
@@ -82,6 +83,7 @@ def _build_key() -> str:
     for path in sorted([*package.glob("_*.so"), *package.glob("ops/*.py")]):
         digest.update(path.read_bytes())
     shared = ("conftest.py", "op_cases.py", "accept_cases.py", "brownian_cases.py")
+    shared += ("sweep_cases.py",)
     for name in (*shared, "output_hashes.py", *TESTS):
         digest.update((ROOT / "tests" / name).read_bytes())
     return digest.hexdigest()
@@ -229,6 +231,7 @@ def pytest_terminal_summary(terminalreporter, config):
     more = ("diffusers us", "of diffusers", "copy us", "over floor", "scaled of diffusers")
     more += ("torch noise of diffusers", "of one more")
     more += ("torchsde us", "times torchsde", "of 12 normals")
+    more += ("over copy", "times eager", "over read")
     more += ("sampler's share", "df.sample's share", "diffusers' share")
     columns = [c for c in (*known, *more) if any(c in record for record in config.records)]
     terminalreporter.section("diffast" if config.verified else "diffast (UNVERIFIED)")

@@ -135,6 +135,7 @@ void sweep(Tensor x, std::vector<Tensor> outputs, OptionalTensor slopes, Tensor 
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, "sweep: x has dtype ",
                   dtype_text(x), " but float32 or float64 is needed");
   STD_TORCH_CHECK(x.dim() > 0, "sweep: x has no dimension of rows but [rows, ...] is needed");
+  sweep_check_place("x", x, x);
   STD_TORCH_CHECK(outputs.size() <= kMaxOutputs, "sweep: ", outputs.size(), " outputs but at most ",
                   kMaxOutputs, " are supported");
   STD_TORCH_CHECK(noises >= 0 && noises <= kMaxNoises, "sweep: ", noises, " noises but at most ",

@@ -1,13 +1,12 @@
 // `combine_error` on the CPU: the rows of `combine`, those that are not stored in the cache only,
 // and the norms of each piece right behind them.
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <memory>
 
 #include "../error_norm.h"
 #include "../error_tensors.h"
 #include "row_pieces.h"
+#include "sums.h"
 
 namespace diffast::cpu {
 namespace {
@@ -53,11 +52,6 @@ void piece_norms(const ErrorArgs& e, const Kernels& kernel, const Scratch<T>& sc
   call.row = call.before = call.after = scratch.result[e.rows.rows - 1];
   call.scaled = false;
   partial[1] = run_norm(kernel, call);
-}
-
-// The sign and payload of a NaN would depend on the order of its operands.
-double one_nan(double value) {
-  return std::isnan(value) ? std::numeric_limits<double>::quiet_NaN() : value;
 }
 
 // A sample's pieces in order, whoever made them.

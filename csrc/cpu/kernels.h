@@ -6,6 +6,8 @@
 #include <cstdint>
 
 #include "../error_args.h"
+#include "../gram_args.h"
+#include "../sweep_args.h"
 
 namespace diffast::cpu {
 
@@ -54,6 +56,43 @@ struct DescentCall {
   bool up[kMaxPathSteps];  // whether the step's value is the lower end of the bracket from then on
 };
 
+// One call takes as many columns and rows as this where it makes the rows itself.
+constexpr int kFusedColumns = 4;
+constexpr int kFusedRows = 2;
+
+// Inner products of rows, every pair (i, j) with i <= j in order.
+template <typename T>
+struct GramCall {
+  const T* column[kMaxGramRows];  // `count` elements each
+  const T* weight;                // [rows, columns], finite
+  double* sums;
+  int columns;  // 0: the columns are the rows themselves
+  int rows;
+  int64_t count;
+};
+
+constexpr int kMaxAhead = 1 + kMaxOutputs;
+
+// One stage of a walk: p goes to the point, the rows are columns summed and the change.
+template <typename T>
+struct WalkCall {
+  const T* column[kMaxWalkColumns];  // `count` elements each
+  T* row[kMaxMade];                  // may be columns
+  const T* p;                        // one of the columns
+  const T* x;                        // where the network was called
+  T* point;                          // may be x
+  const T* weight;                   // [rows, columns]
+  T change[kMaxMade];                // what a row gains for each unit of p - x
+  const void* ahead[kMaxAhead];      // what will be read next, `count` elements each,
+  int64_t ahead_bytes[kMaxAhead];    // of so many bytes
+  int aheads;
+  int columns;
+  int rows;
+  int64_t count;
+  bool changes;  // otherwise no row gains anything
+  bool stream;   // a non-temporal store of the point; the caller's fence
+};
+
 struct Kernels {
   const char* name;
   // Both return whether every sum was finite.
@@ -70,6 +109,11 @@ struct Kernels {
   void (*narrow_bfloat)(const float* in, uint16_t* out, int64_t count);
   void (*descend_float)(const DescentCall<float>&);
   void (*descend_double)(const DescentCall<double>&);
+  // The sum of (p - x)^2 in float64.
+  double (*walk_float)(const WalkCall<float>&);
+  double (*walk_double)(const WalkCall<double>&);
+  void (*gram_float)(const GramCall<float>&);
+  void (*gram_double)(const GramCall<double>&);
 };
 
 const Kernels& kernels_base();

@@ -95,6 +95,9 @@ class Piece {
     return finite;
   }
 
+  // Column k of the piece, as it was prepared.
+  const T* column(int k) const { return column_[k]; }
+
   // Rows [from, to), none of them the clamped one; those without an output stay in `result`.
   bool rows(const RowWeights<T>& weights, int from, int to) {
     bool finite = true;

@@ -40,6 +40,7 @@ def check_sweep(
         f"sweep: x has dtype {dtype_text(x)} but float32 or float64 is needed",
     )
     check(x.dim() > 0, "sweep: x has no dimension of rows but [rows, ...] is needed")
+    _check_place("x", x, x)
     check(
         len(outputs) <= MAX_OUTPUTS,
         f"sweep: {len(outputs)} outputs but at most {MAX_OUTPUTS} are supported",

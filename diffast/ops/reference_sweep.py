@@ -23,7 +23,8 @@ e = (p - alpha d) / sigma that belongs to it, and follows the walk's distance fr
 with line[stage] = (alpha, sigma, 1 / sigma or 0, gain). Before every stage p goes to points[q]
 (with `write`), and at real ones the sum of (p - x[q])^2 to norms[job, k]. After the last one p, a,
 h_1 .. h_E, d and e become states[state_out]; without a tail norms[job, real] is first set to the
-sum of (p - the point that stood there)^2. All other norms are 0.
+sum of (p - the point that stood there)^2. All other norms are 0. Jobs are walked in any order: none
+reads a row or a state that another writes, and no walk has a row twice.
 
 With chunk > 0 (E = 0, no parts, no clamp) the real stages are walked in chunks of so many, all at
 once: first each from its x[q], the first from p, to an end f; let A be the product over a chunk of
