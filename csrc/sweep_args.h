@@ -103,18 +103,21 @@ constexpr int kSweepWarp = 32;
 
 constexpr int64_t sweep_groups(int64_t elements) { return (elements + 3) / 4; }
 
-constexpr int64_t sweep_threads(int64_t elements) {
+// Their logarithm: nothing has to be divided.
+constexpr int sweep_shift(int64_t elements) {
   const int64_t groups = sweep_groups(elements);
-  return groups <= kSweepWarp ? kSweepWarp : groups <= int64_t(1) << 14 ? 64 : kSweepThreads;
+  return groups <= kSweepWarp ? 5 : groups <= int64_t(1) << 14 ? 6 : 7;
 }
 
+constexpr int sweep_threads(int64_t elements) { return 1 << sweep_shift(elements); }
+
 constexpr int64_t sweep_blocks(int64_t elements) {
-  return (sweep_groups(elements) + sweep_threads(elements) - 1) / sweep_threads(elements);
+  return (sweep_groups(elements) + sweep_threads(elements) - 1) >> sweep_shift(elements);
 }
 
 // Partial sums of one norm: one a warp.
 constexpr int64_t sweep_sums(int64_t elements) {
-  return sweep_blocks(elements) * (sweep_threads(elements) / kSweepWarp);
+  return sweep_blocks(elements) << (sweep_shift(elements) - 5);
 }
 
 }  // namespace diffast

@@ -52,20 +52,14 @@ __device__ __forceinline__ void walk_tail(Walk<T, K, Aligned>& walk, T* weights)
   }
 }
 
-// The place of a chunk's notes in `gains`; in `ends` it has two rows.
-__device__ __forceinline__ int64_t note_of(const SweepArgs& a, int64_t job, int64_t chunk) {
-  return job * (sweep_chunks(a) - 1) + chunk;
-}
-
-// Where a chunk starts, from where those before it began and ended. Neither x nor a state is read:
-// another chunk may have written there.
+// Where a chunk starts, from where those before it began and ended; `note` is its job's first one.
+// Neither x nor a state is read: another chunk may have written there.
 template <typename T, typename K, bool Aligned>
-__device__ __forceinline__ void start_chunk(Walk<T, K, Aligned>& walk, int64_t job, int chunk) {
+__device__ __forceinline__ void start_chunk(Walk<T, K, Aligned>& walk, int64_t note, int chunk) {
   const SweepArgs& a = walk.a;
-  walk.load(a.ends, 2 * note_of(a, job, 0), walk.p);
+  walk.load(a.ends, 2 * note, walk.p);
 #pragma unroll 1
-  for (int n = 0; n < chunk; ++n) {
-    const int64_t note = note_of(a, job, n);
+  for (int n = 0; n < chunk; ++n, ++note) {
     const T gain = static_cast<const T*>(a.gains)[note];
     T began[kLanes], ended[kLanes];
     walk.load(a.ends, 2 * note, began);
@@ -87,11 +81,11 @@ __global__ void __launch_bounds__(kSweepThreads, (kSweepResident<T, K>))
     sweep_kernel(const __grid_constant__ SweepArgs a) {
   extern __shared__ __align__(16) unsigned char shared[];
   T* weights = reinterpret_cast<T*>(shared);
-  const int64_t blocks = sweep_blocks(a.elements);
+  const unsigned blocks = unsigned(sweep_blocks(a.elements));
   const int chunks = int(sweep_chunks(a));
   const int chunk = int(blockIdx.x / blocks);
   for (int64_t j = blockIdx.y; j < a.job_count; j += gridDim.y) {
-    Walk<T, K, Aligned> walk(a, a.jobs[j], blockIdx.x % blocks);
+    Walk<T, K, Aligned> walk(a, j, blockIdx.x % blocks);
     const int real = walk.job.real;
     int low = 0, high = real;
     if (chunks > 1) {
@@ -101,7 +95,7 @@ __global__ void __launch_bounds__(kSweepThreads, (kSweepResident<T, K>))
     }
     walk.request_first(low, high);
     walk.start();
-    if (chunks > 1) start_chunk(walk, j, chunk);
+    if (chunks > 1) start_chunk(walk, j * (chunks - 1), chunk);
     walk_real<false>(walk, low, high, weights, [](const T*) {});
     if (high < real) continue;
     walk_tail(walk, weights);
@@ -116,10 +110,11 @@ __global__ void __launch_bounds__(kSweepThreads, (kSweepResident<T, K>))
     ends_kernel(const __grid_constant__ SweepArgs a) {
   extern __shared__ __align__(16) unsigned char shared[];
   T* weights = reinterpret_cast<T*>(shared);
-  const int64_t blocks = sweep_blocks(a.elements);
+  const unsigned blocks = unsigned(sweep_blocks(a.elements));
   const int chunk = int(blockIdx.x / blocks);
+  const int64_t noted = sweep_chunks(a) - 1;
   for (int64_t j = blockIdx.y; j < a.job_count; j += gridDim.y) {
-    Walk<T, K, Aligned> walk(a, a.jobs[j], blockIdx.x % blocks);
+    Walk<T, K, Aligned> walk(a, j, blockIdx.x % blocks);
     const int64_t low = chunk * a.chunk;
     // Without a chunk after it, the first one's beginning is all that is asked for.
     const bool followed = low + a.chunk < walk.job.real;
@@ -133,7 +128,7 @@ __global__ void __launch_bounds__(kSweepThreads, (kSweepResident<T, K>))
 #pragma unroll
       for (int i = 0; i < kLanes; ++i) walk.anchor[i] = walk.p[i];
     }
-    const int64_t note = note_of(a, j, chunk);
+    const int64_t note = j * noted + chunk;
     walk.store(a.ends, 2 * note, walk.p);
     T gain = T(1);
     walk_real<true>(walk, int(low), high, weights, [&](const T* mine) {

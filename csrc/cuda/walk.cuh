@@ -100,8 +100,9 @@ struct Walk {
   static constexpr int kRead = K::kOutputs > 0 ? K::kOutputs : 1;
 
   const SweepArgs& a;
-  const SweepJob& job;
+  const SweepJob job;   // a copy: what is stored might be the jobs, for all the compiler knows
   const int32_t* rows;  // the job's walk
+  const int64_t norms;  // the job's first partial sum that this thread's warp writes
   const Limits<T> limits;
   int64_t begin;   // first element
   uint32_t group;  // of four elements
@@ -110,11 +111,16 @@ struct Walk {
   T x0[kLanes], noise[kLanes];  // the line
   // What stages ahead read, by stage modulo kAhead.
   Raw<T> x[K::kAhead], output[K::kAhead][kRead];
-  int next;  // row of x that is requested next
+  int row[K::kAhead];  // of x
+  int next;            // the row that is requested next
 
-  __device__ __forceinline__ Walk(const SweepArgs& args, const SweepJob& mine, int64_t block)
-      : a(args), job(mine), limits{T(args.low), T(args.high)} {
-    rows = a.walk + (&job - a.jobs) * a.length;
+  __device__ __forceinline__ Walk(const SweepArgs& args, int64_t j, int64_t block)
+      : a(args),
+        job(args.jobs[j]),
+        rows(args.walk + j * args.length),
+        norms(j * (args.length + 1) * sweep_sums(args.elements) +
+              (block * blockDim.x + threadIdx.x) / kWarp),
+        limits{T(args.low), T(args.high)} {
     const int64_t at = block * blockDim.x + threadIdx.x;
     begin = at * kLanes;
     group = uint32_t(at);
@@ -160,11 +166,12 @@ struct Walk {
     }
   }
 
-  __device__ __forceinline__ void request(int slot, int row) {
-    x[slot] = load_raw(a.x, kType, row);
+  __device__ __forceinline__ void request(int slot, int of) {
+    row[slot] = of;
+    x[slot] = load_raw(a.x, kType, of);
 #pragma unroll
     for (int o = 0; o < K::kOutputs; ++o)
-      output[slot][o] = o < a.outputs ? load_raw(a.output[o], a.output_type[o], row) : Raw<T>{};
+      output[slot][o] = o < a.outputs ? load_raw(a.output[o], a.output_type[o], of) : Raw<T>{};
   }
 
   // Requests what the first stages of [low, high) read.
@@ -237,9 +244,7 @@ struct Walk {
     for (int i = 0; i < kLanes; ++i)
       if (i < count) sum = sum + double(distance[i]) * double(distance[i]);
     sum = warp_sum(sum);
-    const int64_t warp = (int64_t(group) - threadIdx.x % kWarp) / kWarp;
-    const int64_t norm = (&job - a.jobs) * (a.length + 1) + k;
-    if (threadIdx.x % kWarp == 0) a.partials[norm * sweep_sums(a.elements) + warp] = sum;
+    if (threadIdx.x % kWarp == 0) a.partials[norms + k * sweep_sums(a.elements)] = sum;
   }
 
   // Stage k of those with outputs; its reads are in `slot`, which then serves stage k + kAhead. To
@@ -256,13 +261,14 @@ struct Walk {
       for (int i = 0; i < kLanes; ++i) read[o][i] = T(0);
       if (o < a.outputs) widen4(output[slot][o], a.output_type[o], read[o]);
     }
+    const int here = row[slot];
     if (k + K::kAhead < high) request(slot, next);
     if (k + K::kAhead + 1 < high) next = rows[k + K::kAhead + 1];
     float z[kMaxNoises][kLanes] = {};
     draw(int64_t(job.first) + k, z);
     if constexpr (!OnlyPoint) {
       if (a.partials) add_squares(distance, k);
-      if (job.write) store(a.points, rows[k], p);
+      if (job.write) store(a.points, here, p);
       if (a.clamp || k + 1 == job.real) {
         known_columns(weights, read, x0);
 #pragma unroll
