@@ -14,6 +14,7 @@ from diffast.denoiser import Denoiser
 from diffast.parallel_run import Round, Run
 from diffast.picard import METHODS
 from diffast.plan import Plan
+from diffast.ranks import Ranks
 from diffast.row_network import RowNetwork
 from diffast.sampler import ids_of, limits_of, progress_bar, state_like
 from diffast.strides import Barriers, FinalError, PerStep
@@ -59,6 +60,7 @@ def sample_parallel(
     static: bool = False,
     sweeps: int | None = None,
     chunk: int = 0,
+    ranks: bool | object = False,
     seed: int = 0,
     ids: Sequence[int] | torch.Tensor | None = None,
     noise: torch.Tensor | None = None,
@@ -90,6 +92,9 @@ def sample_parallel(
         sweeps: rounds that a block gets at most ("piadm").
         chunk: stages that a thread of a GPU walks in one go, other threads the others ("sweep").
             0: all. For few and small samples; changes the last bits.
+        ranks: True or a process group of torch.distributed: every rank makes the same call, the
+            network runs on its share of the rows and all get all samples. With a `batch_size` the
+            network's calls have the shapes they have in one process, and the samples its bits.
         seed: any integer of 64 bits.
         ids: B integers of 64 bits; default 0 .. B-1.
         noise: the initial state, as for `sample`.
@@ -100,6 +105,7 @@ def sample_parallel(
     Raises:
         ValueError: for arguments that disagree; the message names the two facts.
         FloatingPointError: if what follows from settled points alone is not finite.
+        RuntimeError: if a rank dies, on every other one, within its group's timeout.
     """
     if plan.schedule != denoiser.schedule:
         raise ValueError(
@@ -111,8 +117,9 @@ def sample_parallel(
     ids = ids_of(ids, shape[0], device)
     limits = limits_of(clamp)
     tables = tables_of(plan, denoiser, bool(limits))
+    share = None if ranks is False else Ranks(None if ranks is True else ranks)
     network = RowNetwork(
-        denoiser, plan.times, tables.outputs, shape[0], device, dtype, batch_size, None
+        denoiser, plan.times, tables.outputs, shape[0], device, dtype, batch_size, share
     )
     chosen = METHODS[method]
     seed = ops.fold_seed(seed)

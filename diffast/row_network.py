@@ -20,8 +20,8 @@ class RowNetwork:
         device: where the rows are.
         dtype: of the rows.
         batch_size: rows of one network call; None: all of a round's.
-        share: called as `share(pieces, run)`: runs its part of the pieces of a round and returns
-            the outputs of all; None: runs them all here.
+        share: called as `share(pieces, rows, run)`: runs its part of a round's pieces and returns
+            the outputs of all; None: all are run here.
     """
 
     def __init__(self, denoiser: Denoiser, times, outputs, batch, device, dtype, batch_size, share):

@@ -70,6 +70,7 @@ ALLOWED = {
     "strides": {"numpy"},
     "picard": {"numpy", "diffast.walks"},
     "row_network": {"torch", "numpy", "diffast.denoiser", "diffast.program"},
+    "ranks": {"torch", "diffast.row_network"},
     "parallel_run": {
         "torch",
         "numpy",
@@ -86,6 +87,7 @@ ALLOWED = {
         "diffast.parallel_run",
         "diffast.picard",
         "diffast.plan",
+        "diffast.ranks",
         "diffast.row_network",
         "diffast.sampler",
         "diffast.strides",
