@@ -85,20 +85,30 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_profile_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument(
         "--adaptive",
         nargs="?",
         const="pec",
-        required=True,
         metavar="METHOD",
         help="step sizes against log-SNR of an adaptive method (pec)",
     )
+    kind.add_argument(
+        "--parallel",
+        nargs="?",
+        const="secant",
+        metavar="METHOD",
+        help="rounds against stages of a parallel method (secant)",
+    )
+    add("--solver", default="dpmpp_2m", help="with --parallel: a solver's name (%(default)s)")
+    add("--grid", default="karras", help="with --parallel: its grid (%(default)s)")
+    add("--steps", type=int, default=18, help="with --parallel: grid intervals (%(default)s)")
     add(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="an option of the method, such as rtol=0.05, or noise=redraw, reject=false",
+        help="an option of the method, such as rtol=0.05, noise=redraw, reject=false, window=10",
     )
     add("--count", type=int, default=16, help="how many digits (%(default)s)")
     add("--seed", type=int, default=0, help="any integer of 64 bits (%(default)s)")
@@ -276,50 +286,82 @@ def _profile(arguments: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
-    from diffast import backends, profiling, sample_adaptive
+    from diffast import backends
 
     path = Path(arguments.out)
     if path.suffix not in (".png", ".svg", ".pdf", ".json"):
         raise ValueError(f"--out {path} but its ending must be .png, .svg, .pdf or .json")
     if not path.absolute().parent.is_dir():
         raise ValueError(f"--out {path} but there is no folder {path.absolute().parent}")
-    options = _adaptive_options(arguments.set)
+    options = _method_options(arguments.set)
     denoiser, _, device = _digit_denoiser(arguments)
+    given = options | {
+        "shape": (arguments.count, 1, 28, 28),
+        "seed": arguments.seed,
+        "device": device,
+        "progress": not arguments.quiet,
+    }
     begin = time.perf_counter()
-    out = sample_adaptive(
-        denoiser,
-        arguments.adaptive,
-        (arguments.count, 1, 28, 28),
-        seed=arguments.seed,
-        device=device,
-        trace=True,
-        progress=not arguments.quiet,
-        **options,
-    )
+    run = _profile_parallel if arguments.parallel else _profile_adaptive
+    method, facts, lines, draw = run(arguments, denoiser, given)
     seconds = time.perf_counter() - begin
-    facts = profiling.adaptive_facts(out)
     if path.suffix == ".json":
-        path.write_text(json.dumps({"method": arguments.adaptive, "options": options} | facts))
+        path.write_text(json.dumps({"method": method, "options": options} | facts))
     else:
         try:
-            profiling.draw_steps(out, path, f"{arguments.adaptive}, {arguments.count} digits")
+            draw(path, f"{method}, {arguments.count} digits")
         except ImportError as error:
             raise ValueError(
                 f"--out {path} needs matplotlib, which is not installed ({error}): "
                 "pip install diffast[plot], or write .json"
             ) from None
-    statuses = ", ".join(f"{count} {reason}" for reason, count in facts["statuses"].items())
-    print(f"method         {arguments.adaptive}")
-    print(f"network calls  {facts['calls_mean']:.1f} a digit, {facts['calls_most']} the slowest")
-    print(f"attempts       {facts['accepted']} accepted, {facts['rejected']} rejected")
-    print(f"digits         {statuses}")
+    print(f"method         {method}")
+    for line in lines:
+        print(line)
     print(f"seconds        {seconds:.2f}")
     print(f"backend        {backends()[device.type]['backend']} on {device}")
     print(f"wrote          {path}")
     return 0
 
 
-def _adaptive_options(given: list[str]) -> dict:
+def _profile_adaptive(arguments: argparse.Namespace, denoiser, given: dict):
+    from functools import partial
+
+    from diffast import profiling, sample_adaptive
+
+    out = sample_adaptive(denoiser, arguments.adaptive, trace=True, **given)
+    facts = profiling.adaptive_facts(out)
+    statuses = ", ".join(f"{count} {reason}" for reason, count in facts["statuses"].items())
+    lines = (
+        f"network calls  {facts['calls_mean']:.1f} a digit, {facts['calls_most']} the slowest",
+        f"attempts       {facts['accepted']} accepted, {facts['rejected']} rejected",
+        f"digits         {statuses}",
+    )
+    return arguments.adaptive, facts, lines, partial(profiling.draw_steps, out)
+
+
+def _profile_parallel(arguments: argparse.Namespace, denoiser, given: dict):
+    from functools import partial
+
+    from diffast import grids, profiling, sample_parallel, schedules, solvers
+
+    if arguments.grid not in GRIDS:
+        raise ValueError(f"--grid {arguments.grid!r} but the grids are {', '.join(GRIDS)}")
+    schedule = schedules.edm()
+    times = getattr(grids, arguments.grid)(schedule, arguments.steps)
+    plan = solvers.get(arguments.solver)(schedule, times)
+    out = sample_parallel(denoiser, plan, method=arguments.parallel, **given)
+    facts = {"plan": plan.name, "stages": plan.stages} | profiling.parallel_facts(out)
+    lines = (
+        f"plan           {plan.name}, {plan.stages} stages",
+        f"rounds         {out.rounds}",
+        f"evaluations    {facts['evaluations_mean']:.1f} a digit",
+    )
+    draw = partial(profiling.draw_rounds, out, plan.stages)
+    return arguments.parallel, facts, lines, draw
+
+
+def _method_options(given: list[str]) -> dict:
     options = {}
     for pair in given:
         name, equals, text = pair.partition("=")

@@ -1,4 +1,8 @@
-"""Pictures of how a run went: the step sizes that adaptive samples chose, against log-SNR."""
+"""Pictures of how a run went.
+
+The step sizes that adaptive samples chose, against log-SNR; the rounds that parallel samples took,
+against the stages of the plan.
+"""
 
 from __future__ import annotations
 
@@ -63,6 +67,62 @@ def draw_steps(out, path: str | Path, title: str = "") -> None:
         axes.grid(visible=True, which="both", alpha=0.3)
     if len(size):
         sizes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def parallel_facts(out) -> dict:
+    """Returns numbers about a parallel run, as JSON can hold them.
+
+    Args:
+        out: what `df.sample_parallel` returned.
+    """
+    calls = out.nfe.double()
+    return {
+        "samples": len(out.nfe),
+        "rounds": out.rounds,
+        "evaluations_mean": round(calls.mean().item(), 3) if len(out.nfe) else 0.0,
+        "rows": out.rows,
+        "settled": [step.start.tolist() for step in out.history],
+        "error": [
+            [value if np.isfinite(value) else None for value in step.error.tolist()]
+            for step in out.history
+        ],
+    }
+
+
+def draw_rounds(out, stages: int, path: str | Path, title: str = "") -> None:
+    """Draws in which round each stage was settled, and the error that was estimated by round.
+
+    Args:
+        out: what `df.sample_parallel` returned.
+        stages: how many the plan has.
+        path: picture to write, of any type that matplotlib knows by its ending.
+        title: above the picture.
+
+    Raises:
+        ImportError: matplotlib is not installed (`pip install diffast[plot]`).
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    settled, errors = figure.subplots(2, 1)
+    count = len(out.nfe)
+    starts = np.array([np.zeros(count), *(step.start for step in out.history)])  # [rounds + 1, B]
+    rounds = np.arange(len(starts))
+    for b in range(count):
+        settled.step(starts[:, b], rounds, where="pre", color="tab:blue", alpha=0.3)
+    if count:
+        settled.plot(np.median(starts, axis=1), rounds, color="black", label="median")
+        settled.legend()
+    settled.plot([0, stages], [0, stages], color="tab:gray", linestyle=":")
+    settled.set(xlabel="stage of the plan", ylabel="rounds until it is settled", title=title)
+    settled.set(xlim=(0, stages), ylim=(0, max(1, out.rounds)))
+    error = np.array([step.error for step in out.history]).reshape(len(out.history), count)
+    error = np.where(np.isfinite(error) & (error > 0), error, np.nan)
+    errors.plot(rounds[1:], error, color="tab:red", alpha=0.3, marker=".")
+    errors.set(xlabel="round", ylabel="estimated relative error", yscale="log")
+    for axes in (settled, errors):
+        axes.grid(visible=True, which="both", alpha=0.3)
     figure.savefig(path, dpi=120)
 
 
