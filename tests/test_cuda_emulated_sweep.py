@@ -10,7 +10,7 @@ import torch
 from op_cases import FLOATS, assert_same_bits
 from sweep_cases import SweepCase, check_sweep, random_options
 from test_cuda_emulated import build
-from walk_cases import Walks, check_gram, gram_case
+from walk_cases import Walks, check_gram, check_negative_zeros, gram_case
 
 from diffast.ops import reference_sweep
 from diffast.ops.schema import SCHEMAS
@@ -111,6 +111,10 @@ def test_chunks(emulated, chunk):
         emulated.reset()
         case.check(emulated.sweep, (chunk, "full"))
         assert emulated.reset()[0] == (3 if chunk < 7 else 2)
+
+
+def test_missing_columns_add_nothing(emulated):
+    check_negative_zeros(emulated.sweep)
 
 
 def test_limits_beyond_float32(emulated):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from op_cases import FLOATS, assert_same_bits
 from test_gpu import on_gpu
-from walk_cases import Walks, assert_close_sums, check_gram, gram_case
+from walk_cases import Walks, assert_close_sums, check_gram, check_negative_zeros, gram_case
 
 from diffast import ops
 from diffast.ops import reference_sweep
@@ -79,6 +79,10 @@ def test_chunks(backend, chunk):
 def test_many_jobs(backend):
     case = Walks(np.random.default_rng(3), 5, 5000, 2)
     case.check(backend["sweep"], "jobs", "cuda")
+
+
+def test_missing_columns_add_nothing(backend):
+    check_negative_zeros(backend["sweep"], "cuda")
 
 
 def test_limits_beyond_float32(backend):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from op_cases import FLOATS, assert_same_bits
 from sweep_cases import SweepCase, check_sweep, random_options
-from walk_cases import Walks, check_gram, gram_case
+from walk_cases import Walks, check_gram, check_negative_zeros, gram_case
 
 from diffast.ops import reference_sweep
 
@@ -83,6 +83,10 @@ def test_float64(sweep):
         case = Walks(rng, 67, dtype=torch.float64, outputs=outputs, **options)
         case.clamp = [-0.1 - 1e-12, 0.1 + 1e-12]  # no float32
         case.check(sweep, i)
+
+
+def test_missing_columns_add_nothing(sweep):
+    check_negative_zeros(sweep)
 
 
 def test_limits_beyond_float32(sweep):
