@@ -27,7 +27,7 @@ def test_cuda_walks_have_no_spills(arch, tmp_path):
         arguments = re.search(r"sweep_kernelI(.)NS1_4KindI\w+?EEELb(\d)", kernel)
         if arguments is None or arguments[2] == "0":
             continue
-        # The number of registers that the launch bounds promise: blocks a multiprocessor.
+        # x and an output, ahead of the walk and in it; a point, and the planes of a state.
         assert opcodes.count("LDG.E.128") >= 4, kernel
         assert opcodes.count("STG.E.128") >= 5, kernel
         wide += 1
@@ -78,9 +78,8 @@ def test_triton_kernels_are_exact_and_vectorised(triton_report, arch):
     for name, case in cases.items():
         for word in ("fused", "approximate", "atomic", "spills"):
             assert case[word] == 0, (name, word)
-    # The beginning (x, p, and d and e), x and an output before the walk and in it, and, for the
-    # norm, what stood where it ends. Then the point, before and behind the last outputs, and the
-    # planes of a state.
+    # Loads: where a job begins (x, or p, d and e), x and an output ahead of the walk and in it and,
+    # for the norm, what stood where it ends. Stores: points in two loops, four planes of a state.
     assert cases["plain: sweep_kernel"]["wide loads"] == 9
     assert cases["plain: sweep_kernel"]["wide stores"] == 6
     assert cases["most: sweep_kernel"]["wide loads"] == 9 + 8

@@ -147,6 +147,20 @@ class Walks:
         return case
 
 
+def check_negative_zeros(op, device="cpu"):
+    """Columns that a call does not have add nothing, not even to the sign of a zero."""
+    for entries in range(8):
+        case = Walks(np.random.default_rng(0), 5, 1, 4, outputs=(), entries=entries, slopes=False)
+        case.jobs[0] = torch.tensor([0, -1, 0, 0, 0, 4, 0, 1])
+        case.states[:] = -1.0  # times +0 is -0; times the -0 of a missing column it were +0
+        case.states[:, :2] = -0.0
+        case.weights[:] = 0.0
+        case.weights[:, :, 0] = 1.0
+        points, _, _ = case.check(op, entries, device)
+        written = points[case.walk[0].long()]
+        assert (written == 0).all() and written.signbit().all(), entries
+
+
 def assert_close_sums(got, wanted, label):
     """Sums of squares, which run in another order in the reference."""
     assert got.dtype == torch.float64 and got.shape == wanted.shape, label

@@ -387,25 +387,9 @@ def sweep(
     norms,
 ):
     """Runs all jobs; writes into `points`, `states` and `norms`. See reference_sweep.py."""
+    tables = (weights, changes, tails, line, jobs, walk, ids)
     check_sweep(
-        x,
-        outputs,
-        slopes,
-        weights,
-        changes,
-        tails,
-        line,
-        jobs,
-        walk,
-        ids,
-        seed,
-        noises,
-        parts,
-        clamp,
-        chunk,
-        points,
-        states,
-        norms,
+        x, outputs, slopes, *tables, seed, noises, parts, clamp, chunk, points, states, norms
     )
     count, length = walk.shape
     if x.numel() == 0 or count == 0:
@@ -450,13 +434,7 @@ def sweep(
             x,
             outputs,
             slopes,
-            weights,
-            changes,
-            tails,
-            line,
-            jobs,
-            walk,
-            ids,
+            *tables,
             points,
             states,
             partials,
