@@ -79,8 +79,9 @@ def sample_parallel(
         plan: any plan of `df.solvers`.
         shape: [B, ...] of the state; not needed with `noise`.
         method: "secant" (slopes of the network measured from the last two rounds), "prior" (those
-            it would have for N(0, 1) data), "paradigms" (ParaDiGMS: its slope, its stop rule, its
-            stride) or "piadm" (noise held; swept block by block, for plans with blocks).
+            it would have for N(0, 1) data), "anderson" (three rounds of "prior" mixed), "paradigms"
+            (ParaDiGMS: its slope, its stop rule, its stride) or "piadm" (noise held; swept block by
+            block, for plans with blocks).
         window: stages of a sample at a time, at most; None: all.
         tol: error of a sample, relative to its root mean square and to the sequential result. For
             "paradigms" its own: change per step relative to the noise DDPM adds there. 0: exactly

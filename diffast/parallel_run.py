@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from diffast import ops
+from diffast.anderson import Mixing
 from diffast.picard import copying, limits, slopes
 from diffast.walks import ALPHA, SIGMA
 from diffast.windows import Windows
@@ -67,6 +68,7 @@ class Run:
         self.base = torch.from_numpy(base).to(device)
         if method.secant:
             self._prepare_secant()
+        self.mixing = Mixing(method.memory) if method.memory else None
 
     def _prepare_secant(self) -> None:
         tables, device = self.tables, self.device
@@ -84,7 +86,7 @@ class Run:
     @property
     def doubled(self) -> bool:
         """Returns whether new points need a buffer of their own."""
-        return self.method.secant or not self.tables.simple
+        return self.method.secant or self.method.memory > 0 or not self.tables.simple
 
     @property
     def planes(self) -> int:
@@ -92,7 +94,8 @@ class Run:
         halves = len(self.tables.outputs)
         cast = self.network.denoiser.dtype not in (None, self.dtype)
         given = 2 if halves == 2 else int(cast)
-        return (1 + self.doubled) + halves * (1 + self.method.secant) + given
+        mixed = 2 * (self.method.memory + 1) if self.method.memory else 0
+        return (1 + self.doubled) + mixed + halves * (1 + self.method.secant) + given
 
     def open(self, windows: Windows) -> None:
         """Makes the rows and fills every window; the initial states stand in `states`."""
@@ -256,6 +259,8 @@ class Run:
         self.other = self.other.index_select(0, index) if self.doubled else self.x
         self.slopes = self.slopes.index_select(0, index)
         self.last = [output.index_select(0, index) for output in self.last]
+        if self.mixing is not None:
+            self.mixing.select(index)
 
     def shrink(self) -> None:
         """Halves the pool while half of it is enough for all pairs."""
@@ -313,7 +318,8 @@ class Run:
         length = int(windows.count.max())
         norms = torch.empty((len(jobs), length + 1), dtype=torch.float64, device=self.device)
         self._sweep(self.x, outputs, self.gains, jobs, walks, self.other, norms)
-        change, scale = self._read(norms)
+        sums = None if self.mixing is None else self.mixing.note(self.x, self.other)
+        change, scale, sums = self._read(norms, sums)
         strides = np.zeros(samples, dtype=np.int64)
         error = np.zeros(samples)
         windows.age[windows.pairs()[0]] += 1
@@ -326,30 +332,61 @@ class Run:
                 b, int(windows.start[b]), change[j, : count + 1], self.changed[rows], size
             )
             self.changed[rows] = change[j, :count]
+        gammas = None if sums is None else self._gammas(sums, running)
         strides = rule.together(strides, running)
         rows_before = windows.rows.copy() if not self.tables.simple else None
         windows.advance(strides)
         self.last = outputs
         self.fill(rule.limits(windows.start), strides, rows_before)
-        self.x, self.other = self.other, self.x
+        self._turn(gammas)
         self.rounds.append(
             Round(windows.start.copy(), int(len(walks) and sum(map(len, walks))), error)
         )
         self.shrink()
         return strides
 
-    def _read(self, norms) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the rms changes [jobs, length + 1] and the rms of the samples [B]; waits once."""
+    def _gammas(self, sums: np.ndarray, running: np.ndarray) -> np.ndarray:
+        """Returns how much of each earlier round every row takes, [size, rounds - 1]."""
+        gammas = np.zeros((self.windows.size, len(self.mixing.rounds) - 1))
+        for b in running:
+            rows = self.windows.rows[b, : self.windows.count[b]]
+            gammas[rows] = self.mixing.gammas(sums[rows], self.windows.age[rows])
+        return gammas
+
+    def _turn(self, gammas: np.ndarray | None) -> None:
+        """Makes the new points the points of the next round."""
+        if self.mixing is None:
+            self.x, self.other = self.other, self.x
+            return
+        if gammas is None:
+            self.x = self.other
+        else:
+            # Rows that are new have no earlier rounds, and a window starts at a settled point.
+            rows, _, _ = self.windows.pairs()
+            kept = np.zeros_like(gammas)
+            kept[rows] = gammas[rows] * (self.windows.age[rows] > 0)[:, None]
+            kept[self.windows.rows[self.windows.count > 0, 0]] = 0.0
+            self.x = self.mixing.mix(kept, self.other)
+        self.other = self.mixing.take(self.x)
+
+    def _read(self, norms, sums) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Returns the rms changes [jobs, length + 1], that of the samples [B] and the sums.
+
+        It is the one wait of a round.
+        """
         estimate = self.states[self.samples :, -2].contiguous()
         one = torch.ones((self.samples, 1, 1), dtype=torch.float64, device=self.device)
-        sums = torch.empty((self.samples, 1), dtype=torch.float64, device=self.device)
-        ops.gram([estimate], one, sums)
-        read = torch.cat([norms.reshape(-1), sums.reshape(-1)]).cpu().numpy() / max(self.numel, 1)
+        squares = torch.empty((self.samples, 1), dtype=torch.float64, device=self.device)
+        ops.gram([estimate], one, squares)
+        parts = [norms, squares] if sums is None else [norms, squares, sums]
+        read = torch.cat([part.reshape(-1) for part in parts]).cpu().numpy()
+        first, second = norms.numel(), norms.numel() + self.samples
         alpha = float(self.plan.schedule.alpha(np.array([self.plan.end]))[0])
         sigma = float(self.plan.schedule.sigma(np.array([self.plan.end]))[0])
-        mean = read[norms.numel() :]
-        change = np.sqrt(read[: norms.numel()]).reshape(norms.shape)
-        return change, np.sqrt(alpha**2 * mean + sigma**2)
+        mean = read[first:second] / self.numel
+        change = np.sqrt(read[:first] / self.numel).reshape(norms.shape)
+        rest = None if sums is None else read[second:].reshape(sums.shape)
+        return change, np.sqrt(alpha**2 * mean + sigma**2), rest
 
     def _complaint(self, b: int) -> str:
         stage = int(self.windows.start[b])

@@ -21,6 +21,7 @@ class Method:
     Args:
         slope: "prior", "frozen" or "unit", see `slopes`.
         secant: whether slopes are measured from the last two rounds instead.
+        memory: earlier rounds that are mixed in (Anderson); 0: none.
         copies: whether new points are copies of the last one instead of a continued line.
         barrier: whether a block of stages is left only as a whole.
         together: whether all samples move on by the stride of the slowest.
@@ -28,6 +29,7 @@ class Method:
 
     slope: str = "prior"
     secant: bool = False
+    memory: int = 0
     copies: bool = False
     barrier: bool = False
     together: bool = False
@@ -36,6 +38,7 @@ class Method:
 METHODS = {
     "secant": Method(secant=True),
     "prior": Method(),
+    "anderson": Method(memory=2),
     "paradigms": Method("unit", copies=True, together=True),
     "piadm": Method("frozen", copies=True, barrier=True),
 }

@@ -70,10 +70,12 @@ ALLOWED = {
     "strides": {"numpy"},
     "picard": {"numpy", "diffast.walks"},
     "row_network": {"torch", "numpy", "diffast.denoiser", "diffast.program"},
+    "anderson": {"torch", "numpy", "diffast.ops"},
     "ranks": {"torch", "diffast.row_network"},
     "parallel_run": {
         "torch",
         "numpy",
+        "diffast.anderson",
         "diffast.ops",
         "diffast.picard",
         "diffast.walks",
