@@ -10,7 +10,7 @@
 //     block : element / 4 within the sample; one Philox call serves four neighbouring elements
 //     word  : bits  0..25  stage of the plan (or attempt of an adaptive run)
 //             bits 26..27  slot: which of the independent noises of that stage (0 .. 3)
-//             bits 28..31  purpose: 0 step noise, 1 initial noise, 2 Brownian nodes, others free
+//             bits 28..31  purpose: 0 step noise, 1 initial noise, 2 Brownian nodes, 3 couplings
 //     id    : the sample's 64-bit id, as two's complement
 //
 // Nothing else enters: not the batch size, not the position in the batch, not the device.

@@ -17,6 +17,7 @@ from diffast.plan import Plan
 from diffast.ranks import Ranks
 from diffast.row_network import RowNetwork
 from diffast.sampler import ids_of, limits_of, progress_bar, state_like
+from diffast.speculative import SpeculativeRun, check_plan
 from diffast.strides import Barriers, FinalError, PerStep
 from diffast.walks import Tables, tables_of
 from diffast.windows import Windows
@@ -37,6 +38,7 @@ class ParallelSamples:
             between two places of its batch, relative to the largest number; None: not looked at,
             since no row was free. Where it is not 0, tol=0 is the sequential result no closer than
             that.
+        acceptance: of "speculative": share of the steps whose guess was taken as it was.
     """
 
     x: torch.Tensor
@@ -45,6 +47,7 @@ class ParallelSamples:
     rows: int
     history: tuple[Round, ...]
     batch_difference: float | None
+    acceptance: float | None = None
 
 
 def sample_parallel(
@@ -80,8 +83,10 @@ def sample_parallel(
         shape: [B, ...] of the state; not needed with `noise`.
         method: "secant" (slopes of the network measured from the last two rounds), "prior" (those
             it would have for N(0, 1) data), "anderson" (three rounds of "prior" mixed), "paradigms"
-            (ParaDiGMS: its slope, its stop rule, its stride) or "piadm" (noise held; swept block by
-            block, for plans with blocks).
+            (ParaDiGMS: its slope, its stop rule, its stride), "piadm" (noise held; swept block by
+            block, for plans with blocks) or "speculative" (for one-step stochastic plans: guesses
+            are taken or reflected so that samples have the plan's law exactly, though they are
+            other samples than the sequential ones; tol has no say).
         window: stages of a sample at a time, at most; None: all.
         tol: error of a sample, relative to its root mean square and to the sequential result. For
             "paradigms" its own: change per step relative to the noise DDPM adds there. 0: exactly
@@ -124,7 +129,10 @@ def sample_parallel(
     )
     chosen = METHODS[method]
     seed = ops.fold_seed(seed)
-    run = Run(chosen, plan, tables, network, ids, seed, shape, dtype, device, limits)
+    if chosen.exact:
+        check_plan(plan, tables, limits)
+    kind = SpeculativeRun if chosen.exact else Run
+    run = kind(chosen, plan, tables, network, ids, seed, shape, dtype, device, limits)
     run.static, run.chunk = static, chunk if tables.simple and not limits else 0
     rule = _rule(method, plan, tables, tol, sweeps)
     windows = _windows(run, window, memory_limit, batch_size)
@@ -143,6 +151,7 @@ def sample_parallel(
         network.rows_called,
         tuple(run.rounds),
         run.batch_difference,
+        run.accepted / max(run.tested, 1) if chosen.exact else None,
     )
 
 

@@ -25,6 +25,7 @@ class Method:
         copies: whether new points are copies of the last one instead of a continued line.
         barrier: whether a block of stages is left only as a whole.
         together: whether all samples move on by the stride of the slowest.
+        exact: whether guesses are taken or reflected so that samples have the plan's law.
     """
 
     slope: str = "prior"
@@ -33,12 +34,14 @@ class Method:
     copies: bool = False
     barrier: bool = False
     together: bool = False
+    exact: bool = False
 
 
 METHODS = {
     "secant": Method(secant=True),
     "prior": Method(),
     "anderson": Method(memory=2),
+    "speculative": Method(secant=True, exact=True),
     "paradigms": Method("unit", copies=True, together=True),
     "piadm": Method("frozen", copies=True, barrier=True),
 }

@@ -81,6 +81,7 @@ ALLOWED = {
         "diffast.walks",
         "diffast.windows",
     },
+    "speculative": {"torch", "numpy", "diffast.ops", "diffast.parallel_run"},
     "parallel": {
         "torch",
         "numpy",
@@ -92,6 +93,7 @@ ALLOWED = {
         "diffast.ranks",
         "diffast.row_network",
         "diffast.sampler",
+        "diffast.speculative",
         "diffast.strides",
         "diffast.walks",
         "diffast.windows",

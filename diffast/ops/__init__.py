@@ -14,6 +14,7 @@ from diffast.ops import register as _register
 from diffast.ops.load import backends, triton_version
 from diffast.ops.noise import (
     BROWNIAN_NOISE,
+    COUPLING_NOISE,
     INITIAL_NOISE,
     OPENING_NOISE,
     STAGE_LIMIT,
@@ -38,6 +39,7 @@ normal_out = torch.ops.diffast.normal.out
 
 __all__ = [
     "BROWNIAN_NOISE",
+    "COUPLING_NOISE",
     "INITIAL_NOISE",
     "MAX_INPUTS",
     "MAX_NOISES",

@@ -8,6 +8,7 @@ STEP_NOISE = 0 << PURPOSE_SHIFT
 INITIAL_NOISE = 1 << PURPOSE_SHIFT
 OPENING_NOISE = INITIAL_NOISE + 1  # added to the initial state before the first network call
 BROWNIAN_NOISE = 2 << PURPOSE_SHIFT
+COUPLING_NOISE = 3 << PURPOSE_SHIFT  # decides whether a guess is taken
 
 
 def fold_seed(seed: int) -> int:
