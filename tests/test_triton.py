@@ -225,9 +225,9 @@ def test_a_call_is_refused_in_the_words_of_the_other_backends(ops):
 
 
 def test_implementations_are_those_that_the_loader_registers(ops):
-    from diffast.ops import triton_accept, triton_brownian, triton_error
+    from diffast.ops import triton_accept, triton_brownian, triton_error, triton_gram, triton_sweep
     from diffast.ops.schema import SCHEMAS
 
-    modules = (ops, triton_error, triton_accept, triton_brownian)
+    modules = (ops, triton_error, triton_accept, triton_brownian, triton_gram, triton_sweep)
     names = [name for module in modules for name in module.IMPLEMENTATIONS]
     assert sorted(names) == sorted(set(SCHEMAS) - {"normal", "brownian"})

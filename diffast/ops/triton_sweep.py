@@ -25,6 +25,15 @@ _HOST = ["seed_lo", "seed_hi", "low_lo", "low_hi", "high_lo", "high_hi", "chunk"
 
 
 @triton.jit
+def _when(condition, o_element, elements):
+    """Returns the mask of a row's elements, all false unless the scalar condition holds.
+
+    The interpreter makes a number of a mask & a scalar, and then refuses it as a mask.
+    """
+    return o_element < tl.where(condition, elements, 0)
+
+
+@triton.jit
 def _double(lo, hi):
     """Returns the float64 of two words: floats of the host would arrive as float32."""
     bits = (hi.to(tl.int64) << 32) | (lo.to(tl.int64) & 0xFFFFFFFF)
@@ -123,16 +132,18 @@ def sweep_kernel(
     first = tl.load(p_job + 4).to(tl.int64)
     real = tl.load(p_job + 5)
     tail = tl.load(p_job + 6)
-    m_write = m_element & (tl.load(p_job + 7) != 0)
+    m_write = _when(tl.load(p_job + 7) != 0, o_element, elements)
 
     low, high = tl.full([], 0.0, TYPE), tl.full([], 0.0, TYPE)
     if CLAMP:
         low, high = _double(low_lo, low_hi).to(TYPE), _double(high_lo, high_hi).to(TYPE)
 
     # A job begins at a row of x, or at a state: [p, a, h_1 .. h_E, d, e].
-    m_state = m_element & (origin < 0)
+    m_state = _when(origin < 0, o_element, elements)
     p_state = p_states + tl.load(p_job + 2).to(tl.int64) * ((4 + ENTRIES) * elements) + o_element
-    b_p = tl.load(p_x + origin * elements + o_element, mask=m_element & (origin >= 0), other=0.0)
+    b_p = tl.load(
+        p_x + origin * elements + o_element, mask=_when(origin >= 0, o_element, elements), other=0.0
+    )
     b_p = tl.where(origin < 0, tl.load(p_state, mask=m_state, other=0.0), b_p)
     b_a = b_p
     if PARTS:
@@ -140,7 +151,7 @@ def sweep_kernel(
     b_hs = ()
     for h in tl.static_range(ENTRIES):
         b_hs = b_hs + (tl.load(p_state + (2 + h) * elements, mask=m_state, other=0.0),)
-    m_line = m_state & (real == 0)
+    m_line = m_state & _when(real == 0, o_element, elements)
     b_d = tl.load(p_state + (2 + ENTRIES) * elements, mask=m_line, other=0.0)
     b_e = tl.load(p_state + (3 + ENTRIES) * elements, mask=m_line, other=0.0)
 
@@ -167,14 +178,16 @@ def sweep_kernel(
     p_q = p_walk + i_job * length
     q = tl.load(p_q + begin, mask=begin < end, other=0).to(tl.int64)
     b_loaded = _request(
-        p_x, p_outputs, q * elements + o_element, m_element & (begin < end), OUTPUTS
+        p_x, p_outputs, q * elements + o_element, _when(begin < end, o_element, elements), OUTPUTS
     )
     b_before = b_p
     for k in range(begin, end):
         stage = first + k
         more = k + 1 < end
         next_q = tl.load(p_q + k + 1, mask=more, other=0).to(tl.int64)
-        b_next = _request(p_x, p_outputs, next_q * elements + o_element, m_element & more, OUTPUTS)
+        b_next = _request(
+            p_x, p_outputs, next_q * elements + o_element, _when(more, o_element, elements), OUTPUTS
+        )
         b_columns = (b_a,)
         if PARTS:
             b_columns = b_columns + (b_p,)
@@ -254,7 +267,7 @@ def sweep_kernel(
                 b_moved = b_moved + (b_hs[h],)
             b_hs = b_moved
 
-    m_out = m_element & (state_out >= 0)
+    m_out = _when(state_out >= 0, o_element, elements)
     p_state = p_states + state_out * ((4 + ENTRIES) * elements) + o_element
     if p_partials is not None:
         b_wide = tl.where(m_out, b_p - tl.load(p_state, mask=m_out, other=0.0), 0.0).to(tl.float64)
@@ -313,12 +326,16 @@ def ends_kernel(
 
     p_q = p_walk + i_job * length
     q = tl.load(p_q + begin, mask=begin < end, other=0).to(tl.int64)
-    m_first = m_element & (begin < end)
+    m_first = _when(begin < end, o_element, elements)
     b_loaded = _request(p_x, p_outputs, q * elements + o_element, m_first, OUTPUTS)
     p_state = p_states + tl.load(p_job + 2).to(tl.int64) * (4 * elements) + o_element
-    m_given = m_element & (i_chunk == 0)
-    b_p = tl.load(p_x + origin * elements + o_element, mask=m_given & (origin >= 0), other=0.0)
-    b_given = tl.load(p_state, mask=m_given & (origin < 0), other=0.0)
+    m_given = _when(i_chunk == 0, o_element, elements)
+    b_p = tl.load(
+        p_x + origin * elements + o_element,
+        mask=m_given & _when(origin >= 0, o_element, elements),
+        other=0.0,
+    )
+    b_given = tl.load(p_state, mask=m_given & _when(origin < 0, o_element, elements), other=0.0)
     b_p = tl.where(i_chunk > 0, b_loaded[0], tl.where(origin < 0, b_given, b_p))
 
     p_end = p_ends + (i_job * tl.num_programs(1) + i_chunk) * 2 * elements + o_element
@@ -328,7 +345,9 @@ def ends_kernel(
         stage = first + k
         more = k + 1 < end
         next_q = tl.load(p_q + k + 1, mask=more, other=0).to(tl.int64)
-        b_next = _request(p_x, p_outputs, next_q * elements + o_element, m_element & more, OUTPUTS)
+        b_next = _request(
+            p_x, p_outputs, next_q * elements + o_element, _when(more, o_element, elements), OUTPUTS
+        )
         b_columns = (b_p,)
         for i in tl.static_range(OUTPUTS):
             b_columns = b_columns + (b_loaded[1 + i].to(TYPE),)

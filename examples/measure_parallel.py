@@ -1,0 +1,216 @@
+"""Measures parallel sampling: rounds against window and tolerance, against dimension, and time.
+
+    python examples/measure_parallel.py window --out window.png
+    python examples/measure_parallel.py dimension --out dimension.png
+    python examples/measure_parallel.py time --out time.png
+    python examples/measure_parallel.py digits --count 8 --solver ddim --steps 50
+
+Each writes its numbers beside the picture, as JSON. Networks are closed forms, but for `digits`.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import diffast as df
+
+SCHEDULE = df.schedules.vp_linear()
+
+
+def coefficients(t, x):
+    """Returns alpha and sigma at the times t [B], shaped to go with x [B, D]."""
+    times = t.double().numpy()
+    return (
+        torch.from_numpy(f(times)).to(x.dtype)[:, None] for f in (SCHEDULE.alpha, SCHEDULE.sigma)
+    )
+
+
+def mixture(dimensions, components=16, spread=0.25, seed=0):
+    """Returns the exact x0 estimate for normals of one spread around random means."""
+    generator = torch.Generator().manual_seed(seed)
+    means = 0.7 * torch.randn(components, dimensions, generator=generator)
+
+    def network(x, t):
+        alpha, sigma = coefficients(t, x)
+        variance = (alpha * spread) ** 2 + sigma**2
+        square = (x * x).sum(1, keepdim=True) - 2 * alpha * (x @ means.T)
+        square = square + alpha**2 * (means * means).sum(1)
+        mean = torch.softmax(-square / (2 * variance), dim=1) @ means
+        return mean + alpha * spread**2 / variance * (x - alpha * mean)
+
+    return df.Denoiser(network, SCHEDULE)
+
+
+def normal(dimensions):
+    """Returns the exact x0 estimate for N(0, diag) with variances from 1/4 to 1."""
+    variances = torch.linspace(0.25, 1.0, dimensions)
+
+    def network(x, t):
+        alpha, sigma = coefficients(t, x)
+        return alpha * variances / (alpha**2 * variances + sigma**2) * x
+
+    return df.Denoiser(network, SCHEDULE)
+
+
+def relative(x, wanted):
+    """Returns each sample's relative error, [B] numpy."""
+    x, wanted = x.flatten(1), wanted.flatten(1)
+    return ((x - wanted).norm(dim=1) / wanted.norm(dim=1)).numpy()
+
+
+def own_rounds(out, stages):
+    """Returns the rounds of each sample, [B]."""
+    starts = np.array([step.start for step in out.history])
+    return (starts < stages).sum(0) + 1
+
+
+def facts_of(out, plan, wanted):
+    """Returns what one run came to."""
+    rounds, error = own_rounds(out, plan.stages), relative(out.x, wanted)
+    return {
+        "rounds": out.rounds,
+        "rounds_mean": float(rounds.mean()),
+        "evaluations": float(out.nfe.double().mean()),
+        "error_median": float(np.median(error)),
+        "error_most": float(error.max()),
+        "above_0.01": int((error > 0.01).sum()),
+    }
+
+
+def window(options):
+    """Rounds against the window, for three tolerances and ParaDiGMS."""
+    denoiser = mixture(256)
+    plan = df.solvers.ddim(SCHEDULE, df.grids.uniform_time(SCHEDULE, 100))
+    shape = (options.count, 256)
+    wanted = df.sample(denoiser, plan, shape, seed=1).x
+    rows = []
+    for method, tol in (("secant", 1e-1), ("secant", 1e-2), ("secant", 1e-3), ("paradigms", 1e-2)):
+        for size in (4, 8, 16, 32, 64, 100):
+            out = df.sample_parallel(
+                denoiser, plan, shape, seed=1, method=method, tol=tol, window=size
+            )
+            rows.append({"method": method, "tol": tol, "window": size})
+            rows[-1] |= facts_of(out, plan, wanted)
+            print(rows[-1], flush=True)
+    return rows, ("window", "rounds_mean", ("method", "tol"), "log")
+
+
+def dimension(options):
+    """Rounds of PIADM-ODE against the dimension, with the steps that its theory asks for."""
+    rows = []
+    for dimensions in (64, 256, 1024, 4096, 16384):
+        steps = round(4 * dimensions**0.5)
+        plan = df.solvers.piadm_ode(SCHEDULE, df.grids.ou_early(SCHEDULE, steps))
+        denoiser = normal(dimensions)
+        shape = (4, dimensions)
+        wanted = df.sample(denoiser, plan, shape, seed=1).x
+        # The error of the whole vector stays the same: theory's delta is one of the law.
+        tol = 0.1 / dimensions**0.5
+        for method in ("piadm", "secant"):
+            out = df.sample_parallel(denoiser, plan, shape, seed=1, method=method, tol=tol)
+            rows.append({"method": method, "dimensions": dimensions, "steps": plan.stages})
+            rows[-1] |= facts_of(out, plan, wanted)
+            rows[-1]["rounds_over_log2"] = rows[-1]["rounds"] / np.log2(dimensions) ** 2
+            print(rows[-1], flush=True)
+    return rows, ("dimensions", "rounds", ("method",), "log")
+
+
+def time_of(options):
+    """Seconds against sequential ones, for a network of matrix products."""
+    torch.set_num_threads(2)
+    width = 2048
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(64, width, generator=generator) / 8
+    middle = torch.randn(width, width, generator=generator) / width**0.5
+    last = torch.randn(width, 64, generator=generator) / width**0.5
+
+    def network(x, t):
+        # The matrices are read once a call, whatever its rows: what a GPU is for small batches.
+        return 0.5 * torch.tanh(torch.tanh(x @ first) @ middle) @ last
+
+    denoiser = df.Denoiser(network, SCHEDULE)
+    rows = []
+    for steps in (25, 50, 100, 200):
+        plan = df.solvers.ddim(SCHEDULE, df.grids.uniform_time(SCHEDULE, steps))
+        seconds = {"sequential": [], "parallel": []}
+        for _ in range(5):
+            begin = time.perf_counter()
+            wanted = df.sample(denoiser, plan, (1, 64), seed=1).x
+            middle_time = time.perf_counter()
+            out = df.sample_parallel(denoiser, plan, (1, 64), seed=1)
+            seconds["sequential"].append(middle_time - begin)
+            seconds["parallel"].append(time.perf_counter() - middle_time)
+        for kind, values in seconds.items():
+            rows.append({"kind": kind, "steps": steps, "milliseconds": 1e3 * np.median(values)})
+            rows[-1] |= facts_of(out, plan, wanted)
+            print(rows[-1], flush=True)
+    return rows, ("steps", "milliseconds", ("kind",), "linear")
+
+
+def digits(options):
+    """Rounds of the embedded network, by method."""
+    schedule = df.schedules.edm()
+    labels = torch.arange(options.count) % 10
+    denoiser = df.Denoiser(df.digits.load_unet(), schedule, conditions={"labels": labels})
+    grid = df.grids.karras(schedule, options.steps)
+    plan = df.solvers.get(options.solver)(schedule, grid)
+    shape = (options.count, 1, 28, 28)
+    wanted = df.sample(denoiser, plan, shape, seed=1).x
+    rows = []
+    for method, tol in (("secant", 1e-2), ("prior", 1e-2), ("anderson", 1e-2), ("paradigms", 1e-2)):
+        if plan.history > 1 and method == "paradigms":
+            continue
+        out = df.sample_parallel(
+            denoiser, plan, shape, seed=1, method=method, tol=tol, batch_size=64
+        )
+        rows.append({"method": method, "tol": tol, "stages": plan.stages})
+        rows[-1] |= facts_of(out, plan, wanted)
+        print(rows[-1], flush=True)
+    return rows, ("method", "rounds_mean", ("tol",), "linear")
+
+
+def draw(rows, axes_of, path):
+    """Draws one line for each value of the names in `axes_of[2]`."""
+    from matplotlib.figure import Figure
+
+    across, up, names, scale = axes_of
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for label in dict.fromkeys(tuple(row[name] for name in names) for row in rows):
+        line = [row for row in rows if tuple(row[name] for name in names) == label]
+        x, y = [row[across] for row in line], [row[up] for row in line]
+        axes.plot(x, y, marker="o", label=" ".join(str(part) for part in label))
+    if not isinstance(rows[0][across], str):
+        axes.set_xscale(scale)
+    axes.set(xlabel=across, ylabel=up)
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main():
+    """Runs one measurement."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("what", choices=("window", "dimension", "time", "digits"))
+    parser.add_argument(
+        "--out", type=Path, help="picture; its numbers go to the same name in .json"
+    )
+    parser.add_argument("--count", type=int, default=16, help="samples (%(default)s)")
+    parser.add_argument("--solver", default="ddim", help="of digits (%(default)s)")
+    parser.add_argument("--steps", type=int, default=50, help="of digits (%(default)s)")
+    options = parser.parse_args()
+    measure = {"window": window, "dimension": dimension, "time": time_of, "digits": digits}
+    rows, axes_of = measure[options.what](options)
+    if options.out is not None:
+        options.out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+        draw(rows, axes_of, options.out)
+
+
+if __name__ == "__main__":
+    main()
