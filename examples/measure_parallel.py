@@ -2,6 +2,7 @@
 
     python examples/measure_parallel.py window --out window.png
     python examples/measure_parallel.py dimension --out dimension.png
+    python examples/measure_parallel.py blocks --out blocks.png
     python examples/measure_parallel.py time --out time.png
     python examples/measure_parallel.py digits --count 8 --solver ddim --steps 50
 
@@ -29,10 +30,16 @@ def coefficients(t, x):
     )
 
 
-def mixture(dimensions, components=16, spread=0.25, seed=0):
-    """Returns the exact x0 estimate for normals of one spread around random means."""
+def mixture(dimensions, components=16, spread=0.25, seed=0, manifold=None):
+    """Returns the exact x0 estimate for normals of one spread around random means.
+
+    The means lie on a plane of `manifold` dimensions, if given.
+    """
     generator = torch.Generator().manual_seed(seed)
-    means = 0.7 * torch.randn(components, dimensions, generator=generator)
+    means = 0.7 * torch.randn(components, manifold or dimensions, generator=generator)
+    if manifold:
+        plane = torch.randn(dimensions, manifold, generator=generator)
+        means = means @ torch.linalg.qr(plane)[0].T * (dimensions / manifold) ** 0.5
 
     def network(x, t):
         alpha, sigma = coefficients(t, x)
@@ -119,6 +126,30 @@ def dimension(options):
     return rows, ("dimensions", "rounds", ("method",), "log")
 
 
+def blocks(options):
+    """Rounds of PIADM, block by block, on three mixtures; the same plans with measured slopes."""
+    problems = {
+        "256 dimensions, 16 normals": mixture(256),
+        "64 dimensions, 32 normals": mixture(64, 32),
+        "256 dimensions, 32 normals in a plane of 4": mixture(256, 32, manifold=4),
+    }
+    grid = df.grids.ou_early(SCHEDULE, 405)
+    rows = []
+    for number, (problem, denoiser) in enumerate(problems.items()):
+        shape = (4, 64 if problem.startswith("64") else 256)
+        for name in ("piadm_sde", "piadm_ode"):
+            for block in (1.0, 2.0):
+                plan = df.solvers.get(name)(SCHEDULE, grid, block=block)
+                wanted = df.sample(denoiser, plan, shape, seed=1).x
+                for method in ("piadm", "secant"):
+                    out = df.sample_parallel(denoiser, plan, shape, seed=1, method=method, tol=2e-3)
+                    rows.append({"problem": number, "of": problem, "plan": name, "block": block})
+                    rows[-1] |= {"blocks": len(plan.blocks), "method": method}
+                    rows[-1] |= facts_of(out, plan, wanted)
+                    print(rows[-1], flush=True)
+    return rows, ("problem", "rounds", ("plan", "block", "method"), "linear")
+
+
 def time_of(options):
     """Seconds against sequential ones, for a network of matrix products."""
     torch.set_num_threads(2)
@@ -197,7 +228,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=("window", "dimension", "time", "digits"))
+    parser.add_argument("what", choices=("window", "dimension", "blocks", "time", "digits"))
     parser.add_argument(
         "--out", type=Path, help="picture; its numbers go to the same name in .json"
     )
@@ -205,7 +236,8 @@ def main():
     parser.add_argument("--solver", default="ddim", help="of digits (%(default)s)")
     parser.add_argument("--steps", type=int, default=50, help="of digits (%(default)s)")
     options = parser.parse_args()
-    measure = {"window": window, "dimension": dimension, "time": time_of, "digits": digits}
+    measure = {"window": window, "dimension": dimension, "blocks": blocks}
+    measure |= {"time": time_of, "digits": digits}
     rows, axes_of = measure[options.what](options)
     if options.out is not None:
         options.out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")

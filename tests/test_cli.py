@@ -229,6 +229,22 @@ def test_profile_draws_the_steps_of_an_adaptive_method(tmp_path, capsys):
         assert np.asarray(picture.convert("L")).std() > 10
 
 
+def test_profile_draws_the_rounds_of_a_parallel_method(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "rounds.png"
+    args = ["profile", "--parallel", "--count", "2", "--quiet", "--steps", "6", "--set", "tol=0.1"]
+    assert main([*args, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    for line in ("method         secant", "6 stages", "rounds", "evaluations", "wrote"):
+        assert line in said
+    with Image.open(out) as picture:
+        assert np.asarray(picture.convert("L")).std() > 10
+    out = tmp_path / "rounds.json"
+    assert main([*args, "--set", "window=3", "--out", str(out)]) == 0
+    facts = json.loads(out.read_text())
+    assert facts["settled"][-1] == [6, 6] and len(facts["settled"]) == facts["rounds"]
+
+
 def test_profile_writes_numbers(tmp_path, capsys):
     out = tmp_path / "steps.json"
     args = ["profile", "--adaptive", "dpm_12", "--count", "2", "--quiet", "--out", str(out)]
@@ -247,6 +263,9 @@ def test_profile_writes_numbers(tmp_path, capsys):
         (["--adaptive", "--set", "rtol=0"], "rtol = 0, but it must be above 0"),
         (["--adaptive", "--set", "colour=3"], "unexpected keyword argument"),
         (["--adaptive", "--out", "steps.txt"], "its ending must be .png, .svg, .pdf or .json"),
+        (["--parallel", "newton"], "method is 'newton' but the known methods are"),
+        (["--parallel", "--set", "window=99"], "window is 99 but plan"),
+        (["--parallel", "--grid", "none"], "--grid 'none' but the grids are"),
         (["--adaptive", "--count", "0"], "--count 0 but at least 1 is needed"),
     ],
 )
