@@ -94,7 +94,8 @@ class Run:
         halves = len(self.tables.outputs)
         cast = self.network.denoiser.dtype not in (None, self.dtype)
         given = 2 if halves == 2 else int(cast)
-        mixed = 2 * (self.method.memory + 1) if self.method.memory else 0
+        mixed = 2 * self.method.memory + 1 if self.method.memory else 0
+        mixed += 3 if self.method.exact else 0  # points made and guessed, and their noise
         return (1 + self.doubled) + mixed + halves * (1 + self.method.secant) + given
 
     def open(self, windows: Windows) -> None:
@@ -245,10 +246,8 @@ class Run:
         if lost.size:  # they wait, and begin anew from where they are
             self.stale[lost] = True
             if self.tables.simple:
-                jobs = [
-                    (b, int(first[b]), -1, b, int(self.windows.start[b]), 0, 0, 0) for b in lost
-                ]
-                self._sweep(self.x, self.last, None, jobs, [[]] * len(jobs), self.x, None)
+                for b in lost:
+                    self.states[b, 0] = self.x[int(first[b])]
         self._compact(size)
 
     def _compact(self, size: int) -> None:
@@ -338,6 +337,8 @@ class Run:
         windows.advance(strides)
         self.last = outputs
         self.fill(rule.limits(windows.start), strides, rows_before)
+        if not self.method.secant:  # or they would live on beside the next ones
+            self.last = []
         self._turn(gammas)
         self.rounds.append(
             Round(windows.start.copy(), int(len(walks) and sum(map(len, walks))), error)

@@ -3,6 +3,7 @@
     python examples/measure_parallel.py window --out window.png
     python examples/measure_parallel.py dimension --out dimension.png
     python examples/measure_parallel.py blocks --out blocks.png
+    python examples/measure_parallel.py memory
     python examples/measure_parallel.py time --out time.png
     python examples/measure_parallel.py digits --count 8 --solver ddim --steps 50
 
@@ -11,6 +12,8 @@ Each writes its numbers beside the picture, as JSON. Networks are closed forms, 
 
 import argparse
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -150,6 +153,37 @@ def blocks(options):
     return rows, ("problem", "rounds", ("plan", "block", "method"), "linear")
 
 
+def memory(options):
+    """Peak memory of a run, in tensors of all rows; each method in a process of its own."""
+    rows = []
+    for method in ("secant", "prior", "anderson", "paradigms", "speculative"):
+        command = [sys.executable, __file__, "peak", "--solver", method]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        rows.append({"method": method, "tensors": float(said)})
+        print(rows[-1], flush=True)
+    return rows, ("method", "tensors", (), "linear")
+
+
+def peak(options):
+    """Prints the peak memory of one run (method: --solver) over that before it."""
+    stages, elements = 32, 1 << 20
+    denoiser = df.Denoiser(lambda x, t: x * 0.5, SCHEDULE)
+    name = "ddpm" if options.solver == "speculative" else "ddim"
+    plan = df.solvers.get(name)(SCHEDULE, df.grids.uniform_time(SCHEDULE, stages))
+    run = {"method": options.solver, "seed": 1}
+    df.sample_parallel(denoiser, plan, (1, 64), **run)  # loads what is loaded at first use
+
+    def resident(name):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+
+    before = resident("VmRSS")
+    out = df.sample_parallel(denoiser, plan, (1, elements), tol=0.5, **run)
+    states = 2 * 4 * elements * 4 + out.x.numel() * 4
+    print((resident("VmHWM") - before - states) / (stages * elements * 4))
+    raise SystemExit
+
+
 def time_of(options):
     """Seconds against sequential ones, for a network of matrix products."""
     torch.set_num_threads(2)
@@ -228,7 +262,9 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=("window", "dimension", "blocks", "time", "digits"))
+    parser.add_argument(
+        "what", choices=("window", "dimension", "blocks", "memory", "peak", "time", "digits")
+    )
     parser.add_argument(
         "--out", type=Path, help="picture; its numbers go to the same name in .json"
     )
@@ -237,7 +273,7 @@ def main():
     parser.add_argument("--steps", type=int, default=50, help="of digits (%(default)s)")
     options = parser.parse_args()
     measure = {"window": window, "dimension": dimension, "blocks": blocks}
-    measure |= {"time": time_of, "digits": digits}
+    measure |= {"memory": memory, "peak": peak, "time": time_of, "digits": digits}
     rows, axes_of = measure[options.what](options)
     if options.out is not None:
         options.out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")

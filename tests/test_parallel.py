@@ -143,7 +143,7 @@ def test_memory_limit_is_honoured(method):
     denoiser = df.Denoiser(watched, SCHEDULE, predicts="epsilon")
     limit = 40_000
     made = run(denoiser=denoiser, shape=(5, elements), method=method, tol=0.0, memory_limit=limit)
-    planes = {"secant": 4, "prior": 2, "anderson": 9}[method]
+    planes = {"secant": 4, "prior": 2, "anderson": 8}[method]
     states = 2 * 5 * 4 * elements * 4
     assert max(rows) == (limit - states) // (planes * elements * 4)
     wanted = df.sample(DENOISER, plan_of("ddim"), (5, elements), seed=4).x
