@@ -52,6 +52,7 @@ class SpeculativeRun(Run):
         # Of a normal number its distribution function is uniform.
         self.log_uniform = torch.special.log_ndtr(z.double()).numpy()
         self.tested = self.accepted = 0
+        self.host_ids = self.ids.cpu().numpy()
 
     def round(self, rule) -> np.ndarray:
         """Runs one round; returns how many stages each sample has left behind, [B].
@@ -84,9 +85,12 @@ class SpeculativeRun(Run):
         """Returns F(x) and the guesses of its points, [size, ...], and <r, r>, <r, z>, <z, z>."""
         size = self.windows.size
         stages, streams = np.zeros(size, dtype=np.int64), np.zeros((size, 3), dtype=np.int64)
-        ids = self.ids.cpu().numpy()
         stages[rows] = stage
-        streams[rows, 0], streams[rows, 1], streams[rows, 2] = self.seed, ids[sample], stage
+        streams[rows, 0], streams[rows, 1], streams[rows, 2] = (
+            self.seed,
+            self.host_ids[sample],
+            stage,
+        )
         table = self.on_device[0].index_select(0, self._put(stages))[:, -1:]
         streams = self._put(streams)
         xs = [self.x, *outputs]
@@ -146,13 +150,16 @@ class SpeculativeRun(Run):
     def _settle(self, made, guess, strides, reflected) -> None:
         """Puts the points that the samples have come to where their windows start."""
         windows, whose = self.windows, {b for b, _, _ in reflected}
-        moved = [b for b in np.flatnonzero(strides) if b not in whose]
-        for b in moved:
-            count = int(windows.count[b])
-            if strides[b] == count:
-                self.states[b, 0] = self.states[self.samples + b, 0]
-            else:
-                self.states[b, 0] = self.x[int(windows.rows[b, strides[b]])]
+        moved = np.array([b for b in np.flatnonzero(strides) if b not in whose], dtype=np.int64)
+        whole = strides[moved] == windows.count[moved]
+        ends, inside = moved[whole], moved[~whole]
+        starts = self.states[:, 0]
+        if ends.size:
+            points = starts.index_select(0, self._put(ends + self.samples))
+            starts.index_copy_(0, self._put(ends), points)
+        if inside.size:
+            rows = windows.rows[inside, strides[inside]].astype(np.int64)
+            starts.index_copy_(0, self._put(inside), self.x.index_select(0, self._put(rows)))
         if not reflected:
             return
         index = self._put(np.array([row for _, row, _ in reflected], dtype=np.int64))
@@ -161,9 +168,9 @@ class SpeculativeRun(Run):
         out = torch.empty_like(xs[0])
         ops.combine_table_out(xs, self._put(table), None, None, [], [out], None)
         into = self._put(np.array([b for b, _, _ in reflected], dtype=np.int64))
-        self.states[:, 0].index_copy_(0, into, out)
+        starts.index_copy_(0, into, out)
         # Where nothing follows, that is the sample.
-        self.states[:, 0].index_copy_(0, into + self.samples, out)
+        starts.index_copy_(0, into + self.samples, out)
 
     def _guess(self, rule, outputs) -> None:
         """Walks from the settled points through the answers at hand, and on into new rows."""

@@ -199,3 +199,12 @@ def test_piadm_sweeps_block_by_block(kind):
     lengths = [b - a for a, b in zip(plan.blocks, [*plan.blocks[1:], plan.stages], strict=True)]
     # The network's call at a block's first stage is on a settled point.
     assert few.rounds == sum(min(2, length) for length in lengths)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 16])
+@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+def test_walks_in_chunks_settle_on_the_same_result(chunk, name):
+    plan = plan_of(name)
+    wanted = df.sample(DENOISER, plan, (5, 7), seed=4).x
+    for method in ("secant", "prior"):
+        assert torch.equal(run(plan=plan, method=method, tol=0.0, chunk=chunk).x, wanted)
