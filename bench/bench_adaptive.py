@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import diffast as df
-from diffast import adaptive, ops
+from diffast import ops
+from diffast.executors.adaptive import sample as adaptive
 
 SHAPES = {
     "1x4x64x64": (1, 4, 64, 64),

@@ -7,7 +7,7 @@ import numpy as np
 from diffast.grids.checks import check_grid, check_positive, check_steps
 from diffast.grids.given import levels_to_grid
 from diffast.grids.shifts import shifted
-from diffast.schedule import Flow
+from diffast.schedules import Flow
 
 
 def flow_sigmas(schedule, steps, flow_shift=1.0, timesteps=1000) -> np.ndarray:

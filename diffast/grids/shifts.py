@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from diffast.grids.checks import check_grid, check_positive
-from diffast.schedule import Flow
+from diffast.schedules import Flow
 
 
 def shifted(schedule, grid, shift) -> np.ndarray:

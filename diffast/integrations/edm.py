@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from diffast import grids, schedule
-from diffast.denoiser import Denoiser
+from diffast import grids, schedules
+from diffast.executors.sequential import sample
 from diffast.integrations.sigma_model import drawn_each_step, sigma_plan
-from diffast.sampler import sample
+from diffast.model.denoiser import Denoiser
 
 
 def edm_sampler(
@@ -56,7 +56,7 @@ def edm_sampler(
             few, so that noise cannot be raised to where a step wants it.
     """
     low, high = max(sigma_min, float(net.sigma_min)), min(sigma_max, float(net.sigma_max))
-    levels = grids.karras(schedule.edm(low, high), num_steps, rho=rho)
+    levels = grids.karras(schedules.edm(low, high), num_steps, rho=rho)
     levels = (*_rounded(net, levels[:-1], latents.device).tolist(), 0.0)
     if S_churn:
         churn = {"s_churn": S_churn, "s_tmin": S_min, "s_tmax": S_max, "s_noise": S_noise}

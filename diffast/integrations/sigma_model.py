@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from diffast import schedule, solvers
-from diffast.denoiser import Denoiser
+from diffast import schedules, solvers
+from diffast.executors.sequential import sample
+from diffast.model.denoiser import Denoiser
 from diffast.plan import Plan
-from diffast.sampler import sample
 
 
 def levels_of(name: str, sigmas: torch.Tensor) -> tuple[float, ...]:
@@ -59,10 +59,10 @@ def flow_plan(solver: str, levels: tuple[float, ...], **options: Any) -> Plan:
 @lru_cache(maxsize=64)
 def _built(solver, levels, is_flow, options):
     if is_flow:
-        space = schedule.flow()
+        space = schedules.flow()
     else:
         above = [level for level in levels[1:] if level > 0.0]
-        space = schedule.edm(above[-1] if above else 0.5 * levels[0], levels[0])
+        space = schedules.edm(above[-1] if above else 0.5 * levels[0], levels[0])
     return solvers.get(solver)(space, np.array(levels), **dict(options))
 
 

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from diffast import grids, schedule
+from diffast import grids, schedules
 from diffast.integrations.comfyui.samplers import FLOW_START, is_flow
 
 
@@ -28,10 +28,10 @@ def sigmas(grid, model_sampling, steps: int) -> torch.Tensor:
     low, high = float(model_sampling.sigma_min), float(model_sampling.sigma_max)
     if is_flow(model_sampling):
         high = min(high, float(model_sampling.percent_to_sigma(FLOW_START)))
-        space = schedule.flow()
+        space = schedules.flow()
         ends = {"sigma_min": low / (1.0 - low), "sigma_max": high / (1.0 - high)}
     else:
-        space, ends = schedule.edm(low, high), {}
+        space, ends = schedules.edm(low, high), {}
     levels = np.asarray(grid(space, steps, **ends))
     return torch.tensor(levels, dtype=torch.float32)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
+from diffast.executors.stepwise import State, Stepper
 from diffast.integrations.diffusers.run import Prepared, Recipe, ids_of
-from diffast.stepwise import State, Stepper
 
 
 def stepper_of(recipe: Recipe, counter: bool, device) -> Stepper:

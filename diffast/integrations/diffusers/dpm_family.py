@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from diffast import schedule as schedules
-from diffast import solvers
-from diffast.denoiser import Prediction
+from diffast import schedules, solvers
 from diffast.integrations.diffusers.reading import edm_reading
 from diffast.integrations.diffusers.run import Recipe
 from diffast.integrations.diffusers.shared import falling, hook_of, levels, predicts, sigma_space
+from diffast.model.denoiser import Prediction
 from diffast.solvers import compat
 
 

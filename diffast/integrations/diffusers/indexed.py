@@ -6,14 +6,13 @@ import math
 
 import numpy as np
 
-from diffast import schedule as schedules
-from diffast import solvers
-from diffast.denoiser import Prediction
+from diffast import schedules, solvers
 from diffast.integrations.diffusers.reading import Reading
 from diffast.integrations.diffusers.run import Recipe
 from diffast.integrations.diffusers.shared import clamp_of, hook_of, predicts
+from diffast.model.denoiser import Prediction
+from diffast.model.learned_variance import bounds, deviation
 from diffast.solvers import compat
-from diffast.variance import bounds, deviation
 
 
 def check_indices(scheduler, indices) -> None:
@@ -135,7 +134,7 @@ def pndm(scheduler, begin) -> Recipe:
 def learned_deviation(deviations, stage, output, channels):
     """Returns (output without variance, deviation of the noise element by element) for DDPM.
 
-    "learned_range": see `diffast.variance.deviation`; "learned": the variance itself.
+    "learned_range": see `diffast.model.learned_variance.deviation`; "learned": the variance itself.
 
     Args:
         deviations: (variance_type, [S] log of the least deviation, [S] of the largest).

@@ -8,8 +8,8 @@ from operator import itemgetter
 import torch
 
 from diffast import ops
+from diffast.lowering.stages import AT_ANCHOR, AT_X0, FIXED, calls_of
 from diffast.plan import Plan
-from diffast.step_calls import AT_ANCHOR, AT_X0, FIXED, calls_of
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _combine, _empty_like = ops.combine_out, torch.empty_like

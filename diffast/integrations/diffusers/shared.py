@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from diffast import schedule as schedules
+from diffast import schedules
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,11 @@ import math
 import numpy as np
 import torch
 
-from diffast import schedule as schedules
-from diffast import solvers
-from diffast.denoiser import Prediction
+from diffast import schedules, solvers
 from diffast.integrations.diffusers.reading import Reading, edm_reading, sigma_reading
 from diffast.integrations.diffusers.run import Recipe
 from diffast.integrations.diffusers.shared import clamp_of, falling, levels, predicts, sigma_space
+from diffast.model.denoiser import Prediction
 from diffast.solvers import compat
 
 

@@ -1,0 +1,3 @@
+"""The command line: `diffast demo`, `sample`, `profile`, `doctor`."""
+
+from diffast.cli.command import main as main

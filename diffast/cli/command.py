@@ -1,0 +1,396 @@
+"""The command line: `diffast demo | sample | profile | doctor`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import inspect
+import platform
+import sys
+import time
+
+# Those of `df.grids` that need nothing but a schedule and a number of steps, and take any schedule.
+GRIDS = (
+    *("karras", "uniform_logsnr", "uniform_time", "exponential", "polyexponential", "lu"),
+    *("laplace", "kl_optimal", "ays", "beta", "beta_sigmas", "simple", "normal"),
+    *("sgm_uniform", "ddim_uniform", "linear_quadratic", "ou_early"),
+)
+
+# Options of solvers that are functions.
+FUNCTIONS = ("noise_scale",)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 after one line on stderr for bad input."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        print(f"diffast: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("diffast: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="diffast", description="Fast, exact sampling for diffusion and flow models."
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="sample 64 digits with the embedded network")
+    _add_run_options(demo)
+    # A little guidance: by the judge 99 of 100 digits are the one asked for, 96 without.
+    demo.set_defaults(run=_sample, count=64, columns=8, guidance=1.3)
+
+    sample = commands.add_parser("sample", help="the same, with every choice")
+    _add_run_options(sample)
+    sample.add_argument("--count", type=int, default=64, help="how many digits (%(default)s)")
+    sample.add_argument(
+        "--columns", type=int, default=8, help="digits a row of a PNG (%(default)s)"
+    )
+    sample.set_defaults(run=_sample)
+
+    profile = commands.add_parser("profile", help="draw how a run goes, step by step")
+    _add_profile_options(profile)
+    profile.set_defaults(run=_profile)
+
+    doctor = commands.add_parser("doctor", help="say which backend serves which device, and why")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--steps", type=int, default=18, help="grid intervals (%(default)s)")
+    add("--solver", default="dpmpp_2m", help="a solver's name (%(default)s)")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the solver, such as eta=0.5 or orders=1,2,2",
+    )
+    add("--grid", default="karras", help=f"one of {', '.join(GRIDS)} (%(default)s)")
+    add("--seed", type=int, default=0, help="any integer of 64 bits (%(default)s)")
+    add("--classes", default="0-9", help="digits such as 7 or 0-4,9, in turn (%(default)s)")
+    add(
+        "--guidance", type=float, default=1.0, help="classifier-free scale; 1 is none (%(default)s)"
+    )
+    add("--device", default=None, help="cpu or cuda (default: cuda where there is one)")
+    add("--out", default="digits.png", help=".png, .npz or .safetensors (%(default)s)")
+    add("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_profile_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument(
+        "--adaptive",
+        nargs="?",
+        const="pec",
+        metavar="METHOD",
+        help="step sizes against log-SNR of an adaptive method (pec)",
+    )
+    kind.add_argument(
+        "--parallel",
+        nargs="?",
+        const="secant",
+        metavar="METHOD",
+        help="rounds against stages of a parallel method (secant)",
+    )
+    add("--solver", default="dpmpp_2m", help="with --parallel: a solver's name (%(default)s)")
+    add("--grid", default="karras", help="with --parallel: its grid (%(default)s)")
+    add("--steps", type=int, default=18, help="with --parallel: grid intervals (%(default)s)")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the method, such as rtol=0.05, noise=redraw, reject=false, window=10",
+    )
+    add("--count", type=int, default=16, help="how many digits (%(default)s)")
+    add("--seed", type=int, default=0, help="any integer of 64 bits (%(default)s)")
+    add("--classes", default="0-9", help="digits such as 7 or 0-4,9, in turn (%(default)s)")
+    add("--guidance", type=float, default=1.0, help="classifier-free scale; 1 is none")
+    add("--device", default=None, help="cpu or cuda (default: cuda where there is one)")
+    add("--out", default="profile.png", help=".png, .svg, .pdf or .json (%(default)s)")
+    add("--quiet", action="store_true", help="no progress bar")
+
+
+def _classes(text: str) -> list[int]:
+    digits: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ValueError(
+                f"--classes {text!r}: {part!r} is neither a digit nor a range like 0-4"
+            )
+        run = range(int(first), int(last if dash else first) + 1)
+        if not run or run[-1] > 9:
+            raise ValueError(f"--classes {text!r}: {part!r} but classes are 0 to 9, ascending")
+        digits += run
+    return digits
+
+
+def _options(solver: str, build, pairs: list[str]) -> dict:
+    parameters = list(inspect.signature(build).parameters.values())[2:]
+    known = {p.name: p.default for p in parameters}
+    needed = [p.name for p in parameters if p.default is p.empty]
+    if needed:
+        raise ValueError(
+            f"solver {solver} needs {', '.join(needed)}, but the command line cannot give that: "
+            "use it from Python"
+        )
+    options = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or name not in known:
+            listed = ", ".join(known) or "none"
+            raise ValueError(f"--set {pair!r} but the options of {solver} are: {listed}")
+        if name in FUNCTIONS:
+            raise ValueError(f"--set {pair!r} but {name} is a function: use it from Python")
+        try:
+            options[name] = _value(value, known[name])
+        except ValueError:
+            kind = type(known[name]).__name__
+            raise ValueError(f"--set {pair!r} but {name} is a {kind}") from None
+    return options
+
+
+def _value(text: str, default):
+    """Returns what the text says: one a step if it has commas; else of the default's type.
+
+    Where the default is None: a number, or else a word.
+    """
+    if "," in text:
+        return [_value(part, default) for part in text.split(",")]
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
+    if default is not None:
+        return type(default)(text)
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def _make_plan(arguments: argparse.Namespace, schedule):
+    from diffast import grids, solvers
+
+    if arguments.grid not in GRIDS:
+        raise ValueError(f"grid {arguments.grid!r} is not known, but these are: {', '.join(GRIDS)}")
+    build = solvers.get(arguments.solver)
+    options = _options(arguments.solver, build, arguments.set)
+    times = getattr(grids, arguments.grid)(schedule, arguments.steps)
+    try:
+        return build(schedule, times, **options)
+    except TypeError as error:  # a list where one number belongs, or the other way round
+        if not options:
+            raise
+        raise ValueError(f"--set {' '.join(arguments.set)} but {error}") from None
+
+
+def _device(name: str | None):
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name!r} is no device, but cpu and cuda are") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name} but this torch sees no CUDA device")
+    return device
+
+
+def _check_digits(arguments: argparse.Namespace) -> list[int]:
+    """Returns the classes asked for."""
+    if arguments.count < 1:
+        raise ValueError(f"--count {arguments.count} but at least 1 is needed")
+    return _classes(arguments.classes)
+
+
+def _digit_denoiser(arguments: argparse.Namespace):
+    """Returns the embedded network as a denoiser, the labels asked for, and the device."""
+    digits = _check_digits(arguments)
+
+    import torch
+
+    from diffast import Denoiser, schedules
+    from diffast.digits import NULL_LABEL, load_unet
+
+    device = _device(arguments.device)
+    labels = torch.tensor([digits[i % len(digits)] for i in range(arguments.count)])
+    guided = arguments.guidance != 1.0
+    denoiser = Denoiser(
+        load_unet().to(device),
+        schedules.edm(),
+        predicts="x0",
+        conditions={"labels": labels},
+        unconditional={"labels": torch.tensor([NULL_LABEL])} if guided else None,
+        guidance=arguments.guidance,
+    )
+    return denoiser, labels, device
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from diffast.cli import output
+
+    # Everything that can be refused is refused before the work.
+    path = output.check_path(arguments.out)
+    _check_digits(arguments)
+    if arguments.columns < 1:
+        raise ValueError(f"--columns {arguments.columns} but at least 1 is needed")
+
+    import torch
+
+    from diffast import backends, sample, schedules
+
+    plan = _make_plan(arguments, schedules.edm())
+    denoiser, labels, device = _digit_denoiser(arguments)
+    guided = arguments.guidance != 1.0
+    shape = (arguments.count, 1, 28, 28)
+    begin = time.perf_counter()
+    out = sample(
+        denoiser, plan, shape, seed=arguments.seed, device=device, progress=not arguments.quiet
+    )
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - begin
+
+    facts = {
+        "solver": plan.name,
+        "grid": arguments.grid,
+        "steps": plan.steps,
+        "network_calls": plan.stages,
+        "seed": arguments.seed,
+        "guidance": arguments.guidance,
+    }
+    output.write(path, out.x, {"labels": labels.numpy()}, facts, arguments.columns)
+    print(f"digits         {arguments.count} (classes {arguments.classes})")
+    print(f"solver         {plan.name}, {arguments.grid} grid")
+    print(f"steps          {plan.steps}")
+    print(f"network calls  {plan.stages}{' (of twice the batch: guided)' if guided else ''}")
+    print(f"seconds        {seconds:.2f}")
+    print(f"backend        {backends()[device.type]['backend']} on {device}")
+    print(f"wrote          {path}")
+    return 0
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    import json
+    from pathlib import Path
+
+    from diffast import backends
+
+    path = Path(arguments.out)
+    if path.suffix not in (".png", ".svg", ".pdf", ".json"):
+        raise ValueError(f"--out {path} but its ending must be .png, .svg, .pdf or .json")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"--out {path} but there is no folder {path.absolute().parent}")
+    options = _method_options(arguments.set)
+    denoiser, _, device = _digit_denoiser(arguments)
+    given = options | {
+        "shape": (arguments.count, 1, 28, 28),
+        "seed": arguments.seed,
+        "device": device,
+        "progress": not arguments.quiet,
+    }
+    begin = time.perf_counter()
+    run = _profile_parallel if arguments.parallel else _profile_adaptive
+    method, facts, lines, draw = run(arguments, denoiser, given)
+    seconds = time.perf_counter() - begin
+    if path.suffix == ".json":
+        path.write_text(json.dumps({"method": method, "options": options} | facts))
+    else:
+        try:
+            draw(path, f"{method}, {arguments.count} digits")
+        except ImportError as error:
+            raise ValueError(
+                f"--out {path} needs matplotlib, which is not installed ({error}): "
+                "pip install diffast[plot], or write .json"
+            ) from None
+    print(f"method         {method}")
+    for line in lines:
+        print(line)
+    print(f"seconds        {seconds:.2f}")
+    print(f"backend        {backends()[device.type]['backend']} on {device}")
+    print(f"wrote          {path}")
+    return 0
+
+
+def _profile_adaptive(arguments: argparse.Namespace, denoiser, given: dict):
+    from functools import partial
+
+    from diffast import sample_adaptive
+    from diffast.cli import profiling
+
+    out = sample_adaptive(denoiser, arguments.adaptive, trace=True, **given)
+    facts = profiling.adaptive_facts(out)
+    statuses = ", ".join(f"{count} {reason}" for reason, count in facts["statuses"].items())
+    lines = (
+        f"network calls  {facts['calls_mean']:.1f} a digit, {facts['calls_most']} the slowest",
+        f"attempts       {facts['accepted']} accepted, {facts['rejected']} rejected",
+        f"digits         {statuses}",
+    )
+    return arguments.adaptive, facts, lines, partial(profiling.draw_steps, out)
+
+
+def _profile_parallel(arguments: argparse.Namespace, denoiser, given: dict):
+    from functools import partial
+
+    from diffast import grids, sample_parallel, schedules, solvers
+    from diffast.cli import profiling
+
+    if arguments.grid not in GRIDS:
+        raise ValueError(f"--grid {arguments.grid!r} but the grids are {', '.join(GRIDS)}")
+    schedule = schedules.edm()
+    times = getattr(grids, arguments.grid)(schedule, arguments.steps)
+    plan = solvers.get(arguments.solver)(schedule, times)
+    out = sample_parallel(denoiser, plan, method=arguments.parallel, **given)
+    facts = {"plan": plan.name, "stages": plan.stages} | profiling.parallel_facts(out)
+    lines = (
+        f"plan           {plan.name}, {plan.stages} stages",
+        f"rounds         {out.rounds}",
+        f"evaluations    {facts['evaluations_mean']:.1f} a digit",
+    )
+    draw = partial(profiling.draw_rounds, out, plan.stages)
+    return arguments.parallel, facts, lines, draw
+
+
+def _method_options(given: list[str]) -> dict:
+    options = {}
+    for pair in given:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--set {pair!r} but NAME=VALUE is needed")
+        value = {"true": True, "false": False}.get(text.lower())
+        options[name] = _value(text, None) if value is None else value
+    return options
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    import numpy
+    import torch
+
+    import diffast
+
+    print(f"diffast  {diffast.__version__}")
+    print(f"python   {platform.python_version()} on {platform.machine()}")
+    print(f"torch    {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"numpy    {numpy.__version__}")
+    print(f"triton   {diffast.ops.triton_version() or 'not installed'}")
+    for device, entry in diffast.backends().items():
+        print(f"{device:<8} {entry['backend']}: {entry['reason']}")
+    try:
+        from diffast import _host
+
+        print(f"host     built with {_host.build_info()['compiler']}")
+    except ImportError:
+        print("host     the _host extension is missing (only tests and tables need it)")
+    return 0

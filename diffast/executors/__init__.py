@@ -1,0 +1,1 @@
+"""Executors: they bind tensors to lowered plans and know no solver."""

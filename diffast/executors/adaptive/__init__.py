@@ -1,0 +1,1 @@
+"""The adaptive executor: every sample takes steps of its own size."""

@@ -1,0 +1,1 @@
+"""The parallel-in-time executor: all stages of a plan in a few rounds of network calls."""

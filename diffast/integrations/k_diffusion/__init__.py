@@ -1,0 +1,50 @@
+"""k-diffusion's samplers by their own names and signatures, each one a plan that `df.sample` runs.
+
+Example, in place of k_diffusion.sampling:
+    from diffast.integrations import k_diffusion as K
+    x = K.sample_dpmpp_2m(model, x, K.get_sigmas_karras(20, 0.03, 14.6), extra_args=...)
+
+`model(x, sigma, **extra_args)` returns the denoised x. The numbers are k-diffusion's to rounding,
+and where it draws torch.randn_like so do these, in the same order: the same picture for the same
+seed. Deliberately different:
+
+- `sample_dpmpp_sde`, `_2m_sde`, `_3m_sde` have by default the package's Brownian path in place of
+  torchsde's: another picture, and as stable in the number of steps. Its seed is extra_args["seed"]
+  if that is there, else a number from torch's generator.
+- Churn draws nothing where s_churn is 0.
+- `sample_dpm_adaptive` gives each sample of a batch steps of its own.
+- sigmas must fall strictly; eta lies in [0, 1].
+- x in float16 or bfloat16 is float32 between the steps.
+- A value that is not finite raises FloatingPointError instead of spreading.
+"""
+
+from diffast.integrations.k_diffusion.adaptive import sample_dpm_adaptive as sample_dpm_adaptive
+from diffast.integrations.k_diffusion.brownian_tree import (
+    BrownianTreeNoiseSampler as BrownianTreeNoiseSampler,
+)
+from diffast.integrations.k_diffusion.samplers import (
+    get_sigmas_exponential as get_sigmas_exponential,
+)
+from diffast.integrations.k_diffusion.samplers import get_sigmas_karras as get_sigmas_karras
+from diffast.integrations.k_diffusion.samplers import (
+    get_sigmas_polyexponential as get_sigmas_polyexponential,
+)
+from diffast.integrations.k_diffusion.samplers import get_sigmas_vp as get_sigmas_vp
+from diffast.integrations.k_diffusion.samplers import sample_dpm_2 as sample_dpm_2
+from diffast.integrations.k_diffusion.samplers import (
+    sample_dpm_2_ancestral as sample_dpm_2_ancestral,
+)
+from diffast.integrations.k_diffusion.samplers import sample_dpm_fast as sample_dpm_fast
+from diffast.integrations.k_diffusion.samplers import sample_dpmpp_2m as sample_dpmpp_2m
+from diffast.integrations.k_diffusion.samplers import sample_dpmpp_2m_sde as sample_dpmpp_2m_sde
+from diffast.integrations.k_diffusion.samplers import (
+    sample_dpmpp_2s_ancestral as sample_dpmpp_2s_ancestral,
+)
+from diffast.integrations.k_diffusion.samplers import sample_dpmpp_3m_sde as sample_dpmpp_3m_sde
+from diffast.integrations.k_diffusion.samplers import sample_dpmpp_sde as sample_dpmpp_sde
+from diffast.integrations.k_diffusion.samplers import sample_euler as sample_euler
+from diffast.integrations.k_diffusion.samplers import (
+    sample_euler_ancestral as sample_euler_ancestral,
+)
+from diffast.integrations.k_diffusion.samplers import sample_heun as sample_heun
+from diffast.integrations.k_diffusion.samplers import sample_lms as sample_lms

@@ -1,0 +1,242 @@
+"""k-diffusion's `sample_dpm_adaptive` over the adaptive executor: each sample has its own steps."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from diffast import schedules
+from diffast.executors.adaptive.rounds import STATUSES
+from diffast.executors.adaptive.sample import prepare
+from diffast.model.denoiser import Denoiser
+from diffast.ops.schema import CONTROLS, COUNTS, FAILED_FINITE, FINISHED
+from diffast.solvers import embedded as pairs
+
+# Nothing but a model that answers with ever new numbers needs so many.
+MOST_CALLS = 1_000_000
+AT, TO, END, ERROR, BEFORE, BEFORE2 = (
+    CONTROLS.index(name) for name in ("at", "to", "end", "error", "before", "before2")
+)
+STATUS, STAGE, ACCEPTED, REJECTED = (
+    COUNTS.index(name) for name in ("status", "stage", "accepted", "rejected")
+)
+
+
+def sample_dpm_adaptive(
+    model,
+    x,
+    sigma_min,
+    sigma_max,
+    extra_args=None,
+    callback=None,
+    disable=None,
+    order=3,
+    rtol=0.05,
+    atol=0.0078,
+    h_init=0.05,
+    pcoeff=0.0,
+    icoeff=1.0,
+    dcoeff=0.0,
+    accept_safety=0.81,
+    eta=0.0,
+    s_noise=1.0,
+    noise_sampler=None,
+    return_info=False,
+):
+    """Returns samples of DPM-Solver-12 or -23 with adaptive steps.
+
+    Every sample takes steps of its own, from its own error; k-diffusion takes one step for the
+    whole batch, from the error of all of it. The model is called on the whole batch until the
+    slowest sample is done, with another sigma for each sample.
+
+    A batch of one takes k-diffusion's steps. The model is not asked again about a state that a
+    rejected attempt has left as it was, so there are fewer calls.
+
+    Args:
+        model: called as model(x, sigma [B], **extra_args); returns the x0 estimate.
+        x: the initial state [B, ...] at sigma_max.
+        sigma_min: noise level of the returned state, above 0.
+        sigma_max: noise level of x.
+        extra_args: passed to the model.
+        callback: called after every attempt (those of several samples at once, as they come) with
+            k-diffusion's dictionary: 'x' (a copy) and 'denoised' are of all samples, the numbers
+            those of the sample that is furthest behind.
+        disable: True for no progress bar; None: none where stderr is no terminal.
+        order: 2 or 3.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        h_init: first step in log sigma.
+        pcoeff: proportional coefficient of the step-size controller.
+        icoeff: integral coefficient.
+        dcoeff: differential coefficient.
+        accept_safety: least factor on the step with which an attempt is accepted.
+        eta: strength of the noise, 0 to 1.
+        s_noise: factor on the noise.
+        noise_sampler: has to be None if eta > 0: the noise is the package's, of each sample and
+            attempt, keyed by extra_args["seed"] if it is there, else by a number from torch's
+            generator.
+        return_info: whether to return also the dictionary of 'steps', 'nfe', 'n_accept' and
+            'n_reject', of the sample with the most attempts, nfe as k-diffusion counts it: `order`
+            an attempt.
+
+    Raises:
+        ValueError: a number out of its range, or a noise_sampler.
+        FloatingPointError: a value that is not finite.
+        RuntimeError: a step that became too small, or a million calls.
+    """
+    if eta and noise_sampler is not None:
+        raise ValueError(
+            f"sample_dpm_adaptive: eta = {eta} and a noise_sampler is given, but samples have "
+            "steps of their own here, which only the package's noise follows"
+        )
+    space = schedules.edm(float(sigma_min), float(sigma_max))
+    rule = pairs.pid(1.5 if eta else order, pcoeff, icoeff, dcoeff, accept_safety)
+    pair = pairs.DPM(
+        order,
+        float(rtol),
+        float(atol),
+        step=abs(float(h_init)),
+        eta=eta,
+        s_noise=s_noise,
+        lam_end=float(space.lam(space.sigma_min)),
+    )
+    pair.controller = rule
+    extra_args = extra_args or {}
+    seed = extra_args.get("seed") if eta else 0
+    seed = int(torch.randint(2**63 - 1, ())) if seed is None else seed
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    with tqdm(disable=disable) as bar, torch.no_grad():
+        network = _Model(model, x.dtype, extra_args, callback is not None, bar)
+        low = None if x.dtype == dtype else x.dtype
+        denoiser, state = Denoiser(network, space, dtype=low), x.detach().to(dtype)
+        run = prepare(
+            denoiser,
+            pair,
+            state=state,
+            seed=seed,
+            denoise=False,
+            max_calls=MOST_CALLS,
+            compact=False,
+        )
+        _walk(run, state, network, callback, order)
+    _check(run)
+    out = run.out.to(x.dtype)
+    return (out, _info(run.final["counts"].cpu().numpy(), order)) if return_info else out
+
+
+def _walk(run, state, network, callback, order):
+    """Runs all rounds; with a callback, tells it of each in which an attempt was decided."""
+    if not run.batch.size:
+        return
+    steps, told = _Steps(run), 0
+    network.run = run
+    run.start(state)
+    while run.batch.size:
+        before = steps.record()
+        run.round()
+        decided = steps.follow(*before)
+        if callback is not None and decided.any():
+            callback(_report(run, steps, network.denoised, told, state.dtype, order))
+            told += 1
+
+
+class _Steps:
+    """Steps as k-diffusion counts them: the one that is cut short at the end goes on uncut.
+
+    If an attempt that was cut short is rejected, the next step is a part of the whole one, and
+    maybe the same attempt again. The executor's next step is a part of what was tried.
+    """
+
+    def __init__(self, run):
+        self.control, self.counts = (run.batch.records[name] for name in ("control", "counts"))
+        self.rule = run.pair.controller
+        self.control[:, BEFORE] = torch.nan  # errors before the first are those of the first
+        self.h = torch.full_like(self.control[:, TO], run.pair.step)
+
+    def record(self):
+        """Returns what `follow` has to know of the time before a round."""
+        return self.control[:, BEFORE : BEFORE2 + 1].clone(), self._attempts()
+
+    def follow(self, errors, attempts):
+        """Sets the next attempts after a round; returns whose attempt was decided, [B]."""
+        decided = self._attempts() > attempts
+        error = self.control[:, ERROR]
+        before = torch.where(errors[:, 0].isnan(), error, errors[:, 0])
+        before2 = torch.where(errors[:, 1].isnan(), before, errors[:, 1])
+        factor = error ** -self.rule["error_power"] * before ** self.rule["before_power"]
+        factor = factor * before2 ** -self.rule["before2_power"]
+        self.h = torch.where(decided, self.h * (1.0 + torch.atan(factor - 1.0)), self.h)
+        to = torch.minimum(self.control[:, AT] + self.h, self.control[:, END])
+        self.control[:, TO] = torch.where(decided, to, self.control[:, TO])
+        return decided
+
+    def _attempts(self):
+        return self.counts[:, ACCEPTED] + self.counts[:, REJECTED]
+
+
+def _report(run, steps, denoised, number, dtype, order):
+    """Returns what k-diffusion tells its callback."""
+    control, counts = (run.batch.records[name].cpu().numpy() for name in ("control", "counts"))
+    attempts = counts[:, ACCEPTED] + counts[:, REJECTED]
+    behind = np.lexsort((-attempts, control[:, AT]))[0]
+    at, error = (
+        torch.tensor(value, dtype=dtype, device=run.device)
+        for value in (control[behind, AT], control[behind, ERROR] - steps.rule["error_eps"])
+    )
+    return {
+        "sigma": at.neg().exp(),
+        "sigma_hat": at.neg().exp(),
+        "x": run.batch.tensors["x"].clone(),
+        "i": number,
+        "t": at,
+        "t_up": at,
+        "denoised": denoised,
+        "error": error,
+        "h": float(steps.h[behind]),
+        **_info(counts[behind : behind + 1], order),
+    }
+
+
+def _info(counts, order):
+    """Returns k-diffusion's counts, of the sample with the most attempts."""
+    if not len(counts):
+        return {"steps": 0, "nfe": 0, "n_accept": 0, "n_reject": 0}
+    accepted, rejected = (counts[:, column].astype(int) for column in (ACCEPTED, REJECTED))
+    most = int(np.argmax(accepted + rejected))
+    accepted, rejected = int(accepted[most]), int(rejected[most])
+    steps = accepted + rejected
+    return {"steps": steps, "nfe": order * steps, "n_accept": accepted, "n_reject": rejected}
+
+
+def _check(run):
+    """Raises for samples that failed."""
+    statuses = run.final["counts"][:, STATUS].cpu().numpy()
+    failed = np.flatnonzero(statuses != FINISHED)
+    if failed.size:
+        first = int(statuses[failed[0]])
+        error = FloatingPointError if first == FAILED_FINITE else RuntimeError
+        raise error(f"sample_dpm_adaptive: sample {failed[0]}: {STATUSES[first]}")
+
+
+class _Model:
+    """The model as a network that keeps, if it is wanted, the estimate for each sample's state."""
+
+    def __init__(self, model, dtype, extra_args, keeps, bar):
+        self.model, self.dtype, self.extra_args = model, dtype, extra_args
+        self.keeps, self.bar, self.run, self.denoised = keeps, bar, None, None
+
+    def __call__(self, x, sigma):
+        denoised = self.model(x, sigma.to(self.dtype), **self.extra_args)
+        self.bar.update()
+        if self.keeps:
+            self._keep(denoised)
+        return denoised
+
+    def _keep(self, denoised):
+        if self.denoised is None:
+            self.denoised = denoised.clone()
+            return
+        stage = self.run.batch.records["counts"][:, STAGE]
+        asked = (stage == 0).reshape(-1, *[1] * (denoised.dim() - 1))
+        self.denoised = torch.where(asked, denoised, self.denoised)

@@ -1,0 +1,1 @@
+"""What a network's output means: prediction types, guidance, learned variances."""

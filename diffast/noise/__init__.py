@@ -1,0 +1,1 @@
+"""Noise beside the kernels' own: Brownian paths and the forward process."""

@@ -1,0 +1,44 @@
+"""Noise schedules: x_t = alpha(t) x0 + sigma(t) eps, as frozen dataclasses of plain numbers.
+
+Every schedule answers, for a float64 scalar or array of its model time t:
+
+    alpha(t), sigma(t)      signal and noise level, sigma in the unit of the data
+    derivatives(t)          (dalpha/dt, dsigma/dt), analytic
+    lam(t)                  log(alpha / sigma), half the log-SNR: inf where sigma = 0
+    time(lam)               the inverse of lam, in closed form
+    domain                  (lowest t, highest t) at which the formulas hold
+    t_start                 the noisiest time, where sampling starts
+    t_end                   the clean end: alpha = 1 and sigma = 0 in every schedule of this package
+    t_min                   the least noisy time at which grids in log-SNR call the network
+    kinks                   times at which a derivative jumps, where there are any
+    to_dict()               its name and numbers; `from_dict` gives the equal schedule back
+
+A time outside `domain`, or a lam no time of the domain has, raises ValueError.
+"""
+
+from diffast.schedules.cosine import VPCosine, vp_cosine
+from diffast.schedules.discrete import FromBetas, from_betas, zero_terminal_snr
+from diffast.schedules.interpolants import Flow, Trig, flow, trig
+from diffast.schedules.saved import from_dict
+from diffast.schedules.sigma_space import SigmaSpace, edm, ve
+from diffast.schedules.vp import SubVP, VPLinear, sub_vp, vp_linear
+
+__all__ = [
+    "Flow",
+    "FromBetas",
+    "SigmaSpace",
+    "SubVP",
+    "Trig",
+    "VPCosine",
+    "VPLinear",
+    "edm",
+    "flow",
+    "from_betas",
+    "from_dict",
+    "sub_vp",
+    "trig",
+    "ve",
+    "vp_cosine",
+    "vp_linear",
+    "zero_terminal_snr",
+]

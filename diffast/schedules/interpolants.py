@@ -1,0 +1,113 @@
+"""Schedules that lead from data at t = 0 to noise alone, alpha = 0, at their start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffast.schedules.domain import check_t_min, check_times
+
+
+def flow(t_min: float = 1e-3) -> Flow:
+    """Returns the conditional optimal-transport schedule: alpha = 1 - t, sigma = t, t in [0, 1].
+
+    Lipman et al. 2023, Liu et al. 2023, with noise at t = 1; alpha(1) = 0 exactly.
+
+    Args:
+        t_min: least noisy time of a network call.
+
+    Raises:
+        ValueError: unless 0 < t_min < 1.
+    """
+    check_t_min("flow", t_min)
+    return Flow(float(t_min))
+
+
+def trig(t_min: float = 1e-3) -> Trig:
+    """Returns the trigonometric schedule: alpha = cos t, sigma = sin t, t in [0, pi/2].
+
+    The variance-preserving angle (Salimans & Ho 2022, appendix D; "TrigFlow", Lu & Song 2025, with
+    data of standard deviation 1). alpha(pi/2) = 0 exactly. Any list of variance-preserving noise
+    levels is a list of its times, arctan(sigma / alpha).
+
+    Args:
+        t_min: least noisy time of a network call.
+
+    Raises:
+        ValueError: unless 0 < t_min < 1.
+    """
+    check_t_min("trig", t_min)
+    return Trig(float(t_min))
+
+
+@dataclass(frozen=True)
+class Flow:
+    """See `flow`."""
+
+    t_min: float = 1e-3
+
+    t_start, t_end, domain = 1.0, 0.0, (0.0, 1.0)
+
+    def alpha(self, t):
+        """Returns 1 - t."""
+        return 1.0 - check_times(self, t)
+
+    def sigma(self, t):
+        """Returns t."""
+        return +check_times(self, t)
+
+    def derivatives(self, t):
+        """Returns (-1, 1)."""
+        t = check_times(self, t)
+        return -np.ones_like(t)[()], np.ones_like(t)[()]
+
+    def lam(self, t):
+        """Returns log(1 - t) - log(t)."""
+        t = check_times(self, t)
+        with np.errstate(divide="ignore"):
+            return np.log1p(-t) - np.log(t)
+
+    def time(self, lam):
+        """Returns 1 / (1 + exp(lam))."""
+        return np.exp(-np.logaddexp(0.0, np.asarray(lam, dtype=np.float64)))
+
+    def to_dict(self):
+        """Returns the schedule as a dict that JSON can hold; `from_dict` reads it."""
+        return {"name": "flow", "t_min": self.t_min}
+
+
+@dataclass(frozen=True)
+class Trig:
+    """See `trig`."""
+
+    t_min: float = 1e-3
+
+    t_start, t_end, domain = 0.5 * np.pi, 0.0, (0.0, 0.5 * np.pi)
+
+    def alpha(self, t):
+        """Returns cos(t), as the sine of the rest of the quarter turn: exactly 0 at its end."""
+        return np.sin(self.t_start - check_times(self, t))
+
+    def sigma(self, t):
+        """Returns sin(t)."""
+        return np.sin(check_times(self, t))
+
+    def derivatives(self, t):
+        """Returns (-sin(t), cos(t))."""
+        return -self.sigma(t), self.alpha(t)
+
+    def lam(self, t):
+        """Returns -log(tan(t)), as log(alpha) - log(sigma)."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.alpha(t)) - np.log(self.sigma(t))
+
+    def time(self, lam):
+        """Returns arctan(exp(-lam)), as the angle of (alpha, sigma): no lam is too large."""
+        lam = np.asarray(lam, dtype=np.float64)
+        alpha, sigma = np.logaddexp(0.0, -2.0 * lam), np.logaddexp(0.0, 2.0 * lam)
+        return np.arctan2(np.exp(-0.5 * sigma), np.exp(-0.5 * alpha))
+
+    def to_dict(self):
+        """Returns the schedule as a dict that JSON can hold; `from_dict` reads it."""
+        return {"name": "trig", "t_min": self.t_min}

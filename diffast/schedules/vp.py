@@ -1,0 +1,154 @@
+"""Schedules with beta(t) linear in t: variance preserving, and sub-VP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffast.schedules.domain import check_lams, check_t_min, check_times
+
+
+def vp_linear(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> VPLinear:
+    """Returns the variance-preserving schedule with beta(t) linear in t, t in [0, 1].
+
+    alpha = exp(-B/2), sigma = sqrt(1 - exp(-B)), B(t) = beta_min t + (beta_max - beta_min) t^2 / 2
+    (Song et al. 2021, "Score-based generative modeling through SDEs", appendix C).
+
+    Args:
+        beta_min: rate at t = 0, per unit of time.
+        beta_max: rate at t = 1, per unit of time.
+        t_min: least noisy time of a network call (1e-3 is what score_sde samples with).
+
+    Raises:
+        ValueError: unless 0 < beta_min <= beta_max and 0 < t_min < 1.
+    """
+    _check_betas("vp_linear", beta_min, beta_max, t_min)
+    return VPLinear(float(beta_min), float(beta_max), float(t_min))
+
+
+def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> SubVP:
+    """Returns the sub-VP schedule, t in [0, 1]: alpha as in `vp_linear`, sigma = 1 - alpha^2.
+
+    Song et al. 2021, appendix C: the standard deviation is the square of the VP one.
+
+    Args:
+        beta_min: rate at t = 0, per unit of time.
+        beta_max: rate at t = 1, per unit of time.
+        t_min: least noisy time of a network call.
+
+    Raises:
+        ValueError: unless 0 < beta_min <= beta_max and 0 < t_min < 1.
+    """
+    _check_betas("sub_vp", beta_min, beta_max, t_min)
+    return SubVP(float(beta_min), float(beta_max), float(t_min))
+
+
+@dataclass(frozen=True)
+class VPLinear:
+    """See `vp_linear`."""
+
+    beta_min: float
+    beta_max: float
+    t_min: float = 1e-3
+
+    t_start, t_end, domain = 1.0, 0.0, (0.0, 1.0)
+
+    def alpha(self, t):
+        """Returns exp(-B/2)."""
+        return np.exp(-0.5 * _integral(self, t))
+
+    def sigma(self, t):
+        """Returns sqrt(1 - exp(-B))."""
+        return np.sqrt(-np.expm1(-_integral(self, t)))
+
+    def derivatives(self, t):
+        """Returns (-beta alpha / 2, beta alpha^2 / (2 sigma)); the latter is inf at t = 0."""
+        alpha, beta = self.alpha(t), _rate(self, t)
+        with np.errstate(divide="ignore"):
+            return -0.5 * beta * alpha, 0.5 * beta * alpha**2 / self.sigma(t)
+
+    def lam(self, t):
+        """Returns -(B + log(1 - exp(-B))) / 2."""
+        b = _integral(self, t)
+        with np.errstate(divide="ignore"):
+            return -0.5 * (b + np.log(-np.expm1(-b)))
+
+    def time(self, lam):
+        """Returns t with B(t) = log(1 + exp(-2 lam))."""
+        return _integral_time(self, np.logaddexp(0.0, -2.0 * check_lams(self, lam)))
+
+    def to_dict(self):
+        """Returns the schedule as a dict that JSON can hold; `from_dict` reads it."""
+        return {
+            "name": "vp_linear",
+            "beta_min": self.beta_min,
+            "beta_max": self.beta_max,
+            "t_min": self.t_min,
+        }
+
+
+@dataclass(frozen=True)
+class SubVP:
+    """See `sub_vp`."""
+
+    beta_min: float
+    beta_max: float
+    t_min: float = 1e-3
+
+    t_start, t_end, domain = 1.0, 0.0, (0.0, 1.0)
+
+    def alpha(self, t):
+        """Returns exp(-B/2)."""
+        return np.exp(-0.5 * _integral(self, t))
+
+    def sigma(self, t):
+        """Returns 1 - exp(-B)."""
+        return -np.expm1(-_integral(self, t))
+
+    def derivatives(self, t):
+        """Returns (-beta alpha / 2, beta alpha^2)."""
+        alpha, beta = self.alpha(t), _rate(self, t)
+        return -0.5 * beta * alpha, beta * alpha**2
+
+    def lam(self, t):
+        """Returns -log(2 sinh(B/2)) = -B/2 - log(1 - exp(-B))."""
+        b = _integral(self, t)
+        with np.errstate(divide="ignore"):
+            return -0.5 * b - np.log(-np.expm1(-b))
+
+    def time(self, lam):
+        """Returns t with B(t) = 2 asinh(exp(-lam) / 2)."""
+        return _integral_time(self, 2.0 * np.arcsinh(0.5 * np.exp(-check_lams(self, lam))))
+
+    def to_dict(self):
+        """Returns the schedule as a dict that JSON can hold; `from_dict` reads it."""
+        return {
+            "name": "sub_vp",
+            "beta_min": self.beta_min,
+            "beta_max": self.beta_max,
+            "t_min": self.t_min,
+        }
+
+
+def _integral(schedule, t):
+    t = check_times(schedule, t)
+    return t * (schedule.beta_min + 0.5 * t * (schedule.beta_max - schedule.beta_min))
+
+
+def _rate(schedule, t):
+    return schedule.beta_min + check_times(schedule, t) * (schedule.beta_max - schedule.beta_min)
+
+
+def _integral_time(schedule, b):
+    """Returns the t with B(t) = b: the positive root, in the form that does not cancel."""
+    low, high = schedule.beta_min, schedule.beta_max
+    return np.minimum(2.0 * b / (low + np.sqrt(low**2 + 2.0 * (high - low) * b)), 1.0)
+
+
+def _check_betas(name, beta_min, beta_max, t_min):
+    if not 0 < beta_min <= beta_max < np.inf:
+        raise ValueError(
+            f"{name}: beta_min = {beta_min} and beta_max = {beta_max}, but 0 < beta_min <= beta_max"
+        )
+    check_t_min(name, t_min)

@@ -1,0 +1,321 @@
+"""Maps as another program writes them, where they are none of the published methods.
+
+They serve drop-ins that have to give the same pictures as that program. What departs from a method
+is said in each docstring; where it contradicts the noise level, the plan's check is lowered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from diffast.grids import check_grid
+from diffast.plan import Plan
+from diffast.solvers.core.noise_split import ancestral, diffusive, fixed
+from diffast.solvers.ode.adams import EVEN
+
+
+def ddim_strides(schedule, starts, ends, eta=0.0, raw_noise=False) -> Plan:
+    """Returns DDIM steps each with ends of its own, as diffusers' DDIMScheduler takes them.
+
+    Its step goes from t to t - N/S whatever the next t is (timestep_spacing "linspace", and
+    "trailing" where S does not divide N), so a step need not start where the last one ended; the
+    plan is then checked for finite numbers alone.
+
+    Args:
+        schedule: any schedule.
+        starts: [N] model times of the network calls.
+        ends: [N] model times that the steps aim at.
+        eta: 0 for none to 1 for ancestral noise, as in `ddim`.
+        raw_noise: True: the noise left in the state is the network's, not that of a clamped x0
+            estimate (diffusers without use_clipped_model_output).
+    """
+    starts, ends = np.asarray(starts, np.float64), np.asarray(ends, np.float64)
+    alpha_s, sigma_s = schedule.alpha(starts), schedule.sigma(starts)
+    alpha_t, sigma_t = schedule.alpha(ends), schedule.sigma(ends)
+    down, up = ancestral(alpha_s, alpha_t, sigma_s, sigma_t, eta)
+    keep = down / sigma_s
+    steps = len(starts)
+    rows = np.stack([keep, up, alpha_t - alpha_s * keep], axis=1)
+    direct = np.zeros((steps, 2, 2))
+    if raw_noise:
+        rows[:, 2] = alpha_t
+        direct[:, :, 1] = -(alpha_s * keep)[:, None]
+    return Plan(
+        schedule=schedule,
+        **fixed(np.append(starts, ends[-1]), rows),
+        name=f"ddim(eta={eta:g})",
+        direct=direct,
+        check="full" if np.array_equal(starts[1:], ends[:-1]) else "finite",
+    )
+
+
+def late_churn(schedule, grid, gamma, s_noise, reads, churned) -> Plan:
+    """Returns Euler steps whose noise is raised after the network was called, as in diffusers.
+
+    Karras et al. 2022, algorithm 2, raises the noise from sigma to s' = (1 + gamma) sigma and then
+    calls the network there. diffusers' EulerDiscreteScheduler and its kin are handed the output for
+    the state before: with x' = x + s_noise sqrt(s'^2 - sigma^2) z and d' the x0 estimate that they
+    read from (x', output),
+
+        x_t = (sigma_t / s') x' + (1 - sigma_t / s') d'
+
+    so the noise level is not sigma_t and the plan is checked for finite numbers alone.
+
+    Args:
+        schedule: with alpha = 1.
+        grid: [N+1] noise levels, falling.
+        gamma: [N] how much each step raises its level.
+        s_noise: factor on the noise.
+        reads: ([N] a, [N] b) of the x0 estimate a x + b output that the plan is given.
+        churned: ([N] a, [N] b) of d' = a x' + b output.
+    """
+    grid = np.asarray(grid, np.float64)
+    raised = (1.0 + np.asarray(gamma, np.float64)) * grid[:-1]
+    fresh = s_noise * np.sqrt(raised**2 - grid[:-1] ** 2)
+    (a, b), (a_hat, b_hat) = reads, churned
+    ratio = grid[1:] / raised
+    of_x = ratio + (1.0 - ratio) * a_hat  # of x'
+    of_output = (1.0 - ratio) * b_hat / b  # of the output, as b output = d - a x
+    rows = np.stack([of_x - of_output * a, of_x * fresh, of_output], axis=1)
+    return Plan(schedule=schedule, **fixed(grid, rows), name="euler(late churn)", check="finite")
+
+
+def with_boundary(plan: Plan, skip, out) -> Plan:
+    """Returns a first-order plan for estimates c_skip x + c_out d, with a clamp between them.
+
+    A consistency model's boundary scalings act after diffusers' LCMScheduler has clamped d. Where
+    nothing is clamped they belong to what the network predicts.
+
+    Args:
+        plan: one remembered estimate, as `lcm`.
+        skip: [S] weights of the model input.
+        out: [S] weights of the x0 estimate.
+    """
+    weight = plan.point[:, 2]
+    rows = plan.point.copy()
+    rows[:, 2] = weight * out
+    direct = np.zeros((plan.stages, 2, 2))
+    direct[:, :, 0] = (weight * skip)[:, None]
+    return replace(plan, point=rows, anchor=rows, direct=direct, check="finite")
+
+
+def with_noise_weights(plan: Plan, weights) -> Plan:
+    """Returns the plan with other weights of the fresh noise, [S], in both rows.
+
+    For noise that is scaled element by element before it comes (a network that predicts its
+    variance), and for a last step that some programs still add noise to. Checked for x0 alone.
+    """
+    point, anchor = plan.point.copy(), plan.anchor.copy()
+    point[:, 1] = anchor[:, 1] = weights
+    check = "finite" if plan.check == "finite" else "x0"
+    return replace(plan, point=point, anchor=anchor, check=check)
+
+
+def pndm(schedule, times, transfers, means, based, velocity=False) -> Plan:
+    """Returns diffusers' PNDMScheduler as a table over the network's outputs themselves.
+
+    Liu et al. 2022, eq. 9 and 11 (see `plms`), with what that program makes of it: a step goes from
+    t to t - N/S whatever the next t is; a run that starts part-way repeats a step; and a velocity's
+    outputs are averaged before they are read as noise, at the step's start. The plan's estimates
+    stand for the outputs, so it is checked for finite numbers alone.
+
+    Args:
+        schedule: any schedule.
+        times: [S] model times of the network calls.
+        transfers: [S] pairs of model times that each stage's step leads between.
+        means: [S] dicts: weights of the outputs, by the stage that they came from.
+        based: [S] bools: whether the stage steps from the anchor (the state at an earlier call)
+            and not from its own input.
+        velocity: whether the outputs are velocities v = alpha eps - sigma x0.
+    """
+    stages = len(times)
+    history = 1 + max(i - min(mean) for i, mean in enumerate(means))
+    point = np.zeros((stages, 2 + history))
+    anchor, direct = np.zeros_like(point), np.zeros((stages, 2, 2))
+    anchor_at, at = [], 0
+    for i, ((s, t), mean) in enumerate(zip(transfers, means, strict=True)):
+        alpha_s, alpha_t = schedule.alpha(s), schedule.alpha(t)
+        sigma_s, sigma_t = schedule.sigma(s), schedule.sigma(t)
+        keep, gain = alpha_t / alpha_s, sigma_t - alpha_t * sigma_s / alpha_s
+        if velocity:
+            keep, gain = keep + gain * sigma_s, gain * alpha_s
+        if based[i]:
+            point[i, 0] = keep
+        else:
+            direct[i, 0, 0] = keep
+            at = i
+        for j, weight in mean.items():
+            point[i, 2 + i - j] += gain * weight
+        if i + 1 < stages and based[i + 1]:  # what the next stage steps from is this one's start
+            anchor[i, 0], direct[i, 1, 0] = float(based[i]), float(not based[i])
+            anchor_at.append(at)
+        else:
+            anchor[i], direct[i, 1] = point[i], direct[i, 0]
+            anchor_at.append(i + 1)
+    return Plan(
+        schedule=schedule,
+        times=times,
+        end=transfers[-1][1],
+        read=np.tile([0.0, 1.0], (stages, 1)),
+        point=point,
+        anchor=anchor,
+        anchor_at=anchor_at,
+        direct=direct,
+        steps=stages,
+        name="pndm",
+        check="finite",
+    )
+
+
+def slope_pairs(schedule, grid, middles=None) -> Plan:
+    """Returns Heun's or the midpoint rule on the slope (x - x0) / sigma. Order 2, 2 calls a step.
+
+    The maps of `heun` and `dpm_2`, written with the slope for the state that the network was really
+    called on, as diffusers' Heun and KDPM2 schedulers are: a caller who rounds or changes the state
+    between the two calls gets the slope there. (With x0 estimates alone that change would count
+    sigma_s / sigma_t times.) For alpha = 1, or alpha = 1 - sigma, whose velocity the slope is.
+    Rounding grows with the steps' ratios of sigma, so the plan is checked for x0 alone.
+
+    Args:
+        schedule: with alpha = 1, or `flow`.
+        grid: [N+1] model times, which are noise levels.
+        middles: [N] times of the second calls (midpoint rule); None: the ends (Heun).
+    """
+    grid = np.asarray(grid, np.float64)
+    times, point, anchor, anchor_at = [], [], [], []
+    for n, (s, t) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+        times.append(s)
+        if t == 0.0:
+            point.append((1.0, 0.0, t - s, 0.0))
+            anchor.append(point[-1])
+            anchor_at.append(len(times))
+            continue
+        m = t if middles is None else middles[n]
+        point.append((1.0, 0.0, m - s, 0.0))
+        anchor.append((1.0, 0.0, 0.0, 0.0))
+        anchor_at.append(len(times) - 1)
+        times.append(m)
+        half = 0.5 if middles is None else 1.0
+        point.append((1.0, 0.0, half * (t - s), (1.0 - half) * (t - s)))
+        anchor.append(point[-1])
+        anchor_at.append(len(times))
+    level = np.array(times)
+    return Plan(
+        schedule=schedule,
+        times=times,
+        end=grid[-1],
+        read=np.stack([1.0 / level, -1.0 / level], axis=1),
+        point=point,
+        anchor=anchor,
+        anchor_at=anchor_at,
+        steps=len(grid) - 1,
+        name="heun(slopes)" if middles is None else "midpoint(slopes)",
+        check="x0",
+    )
+
+
+def singlestep_sde(schedule, grid, orders, kind="midpoint") -> Plan:
+    """Returns the single-step form of DPM-Solver++ SDE whose inner calls are grid points.
+
+    Blocks of 1, 2 or 3 intervals, each grid point from the block's start with all estimates since
+    then and noise of its own, as in diffusers' DPMSolverSinglestepScheduler with "sde-dpmsolver++".
+    With h from the block's start and H = 2h the formulas of `singlestep`, at H. But in third order
+    of kind "heun" that program has the wrong sign in the weight of the second difference; here it
+    is that of the parabola.
+
+    Args:
+        schedule: any schedule, with lam(t).
+        grid: [N+1] model times from noisy to clean.
+        orders: lengths of the blocks, adding up to N.
+        kind: "midpoint" or "heun".
+    """
+    grid = check_grid(schedule, grid)
+    alpha, sigma, lam = schedule.alpha(grid), schedule.sigma(grid), schedule.lam(grid)
+    steps = len(grid) - 1
+    point, anchor = np.zeros((steps, 5)), np.zeros((steps, 5))
+    anchor_at, begin = [], 0
+    for length in orders:
+        for order in range(1, length + 1):
+            i = begin + order - 1
+            ends = alpha[begin], alpha[i + 1], sigma[begin], sigma[i + 1]
+            down, up = diffusive(*ends, 1.0)
+            keep = down / sigma[begin]
+            weights = np.zeros(3)  # of the block's estimates, oldest first
+            weights[0] = alpha[i + 1] - alpha[begin] * keep
+            if order > 1 and sigma[i + 1] > 0.0 and alpha[begin] > 0.0:
+                weights += _block_slopes(lam, begin, i + 1, order, alpha[i + 1], kind)
+            row = point[i]
+            if sigma[i + 1] == 0.0:  # the last estimate, wherever in a block
+                row[2] = alpha[i + 1]
+            else:
+                row[:2] = keep, up
+                row[2 : 2 + order] = weights[:order][::-1]
+            if order == length:
+                anchor[i] = row
+            else:
+                anchor[i, 0] = 1.0
+            anchor_at.append(i + 1 if order == length else begin)
+        begin += length
+    return Plan(
+        schedule=schedule,
+        times=grid[:-1],
+        end=grid[-1],
+        read=np.tile([0.0, 1.0], (steps, 1)),
+        point=point,
+        anchor=anchor,
+        anchor_at=anchor_at,
+        steps=steps,
+        name=f"singlestep_sde({kind})",
+    )
+
+
+def _block_slopes(lam, begin, end, order, alpha_t, kind):
+    """Returns [3] weights of a block's estimates in the corrections to its first one."""
+    h = lam[end] - lam[begin]
+    r = (lam[begin + 1 : begin + 3] - lam[begin]) / h
+    whole = -np.expm1(-2.0 * h)
+    line = alpha_t * (1.0 - whole / (2.0 * h))  # integral of u, times H
+    first = np.array([-1.0, 1.0, 0.0]) / r[0]
+    if order == 2:
+        return (0.5 * alpha_t * whole if kind == "midpoint" else line) * first
+    last = np.array([-1.0, 0.0, 1.0]) / r[1]
+    if kind == "midpoint":
+        return line * last
+    slope = (r[1] * first - r[0] * last) / (r[1] - r[0])
+    curve = 2.0 * (last - first) / (r[1] - r[0])
+    bend = alpha_t * (0.5 - (2.0 * h - whole) / (2.0 * h) ** 2)
+    return line * slope + bend * curve
+
+
+def pndm_stages(times, stride, clean, warm) -> tuple[list, list, list]:
+    """Returns the (transfers, means, based) of `pndm` for the times that diffusers calls.
+
+    Args:
+        times: [S] training indices of the calls.
+        stride: N / S, how far a step goes.
+        clean: the index that stands for the clean end.
+        warm: for a run with the pseudo Runge-Kutta warm-up, where each of its calls steps from;
+            else empty, and the second call corrects the first step.
+    """
+    transfers, means, based, known = [], [], [], []
+    for i, t in enumerate(times):
+        if i < len(warm):
+            if i % 4 == 0:
+                known.append(i)
+            start, to, mean = warm[i], t - (0 if i % 2 else stride // 2), {i: 1.0}
+            if i % 4 == 3:
+                mean = {i - 3: 1 / 6, i - 2: 1 / 3, i - 1: 1 / 3, i: 1 / 6}
+            based.append(i % 4 != 0)
+        elif i == 1:
+            start, to, mean = t + stride, t, {0: 0.5, 1: 0.5}
+            based.append(True)
+        else:
+            known = [*known[-3:], i]
+            start, to = t, t - stride
+            mean = dict(zip(reversed(known), EVEN[len(known) - 1], strict=True))
+            based.append(False)
+        transfers.append((start, to if to >= 0 else clean))
+        means.append(mean)
+    return transfers, means, based

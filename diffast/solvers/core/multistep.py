@@ -1,0 +1,298 @@
+"""What all multistep methods share: remembered estimates, their orders, their start, a corrector.
+
+A step takes the state x_s to keep * x_s + weights of the estimates remembered. With which weights,
+a family says; here is which estimates a step may use, and the rows that follow.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import numpy as np
+
+from diffast.grids import check_grid
+from diffast.plan import Plan
+from diffast.solvers.core.integrals import adams, keep, levels_at, moments, time_at
+
+X = "x"  # the anchor's column; estimates go by the stage that made them
+
+# In noise form a slope that is found inside a step, and then weighed from its start, multiplies
+# rounding (and any other error): with q the ratio of rho over the step, by q (q - 1) / 2 where a
+# corrector does it (the parasitic root of PEC), up to (q - 1)^2 and ^3 with further calls. Above
+# this q no step does.
+WIDEST = 30.0
+
+# Above this product of such factors rounding shows in the noise level, which then goes unchecked.
+LARGEST_GROWTH = 1e2
+
+
+def build(
+    schedule,
+    grid,
+    name,
+    order,
+    form,
+    clock,
+    *,
+    predict=adams,
+    correct=None,
+    corrected=None,
+    orders=None,
+    start="rise",
+    opening=None,
+    check="full",
+) -> Plan:
+    """Returns the plan of a multistep method: 1 call a step, and what the start adds.
+
+    A step from s to t uses the newest orders[i] estimates, fewer where fewer are remembered or
+    where the clock of one is infinite. Into sigma_t = 0 it is the last x0 estimate (order 1),
+    unless `orders` asks for more and the form is "noise". Out of alpha_s = 0 it is Euler's step of
+    x0, and the noise form remembers nothing of it.
+
+    start="rise": the first steps have the orders 1, 2, 3 ... start="single": they are single steps
+    of 2 or 3 calls where that is needed for the full order; and from alpha = 0 the run keeps to x0
+    as a polynomial in alpha/sigma, which is smooth there, until alpha = sigma.
+
+    Args:
+        schedule: any schedule.
+        grid: [N+1] model times from noisy to clean.
+        name: the plan's name, and the builder's in errors.
+        order: most estimates a step uses, 1 to 4.
+        form: "data" (x0 is remembered) or "noise" (the slope of x/alpha in sigma/alpha).
+        clock: "lam" or "rho": in which an estimate is a polynomial.
+        predict: (form, clock, s, others, t) -> weights of the estimates at (s, *others).
+        correct: the same for a corrector, which has t as the last of others; None: there is none.
+        corrected: [N] bools, whether the point after each step is corrected.
+        orders: [N] orders of the steps; None: as many as are remembered.
+        start: "rise" or "single".
+        opening: (rows, schedule, n, grid, s, t) -> whether it has added the rows of step n itself,
+            after the call at s; asked for steps that could be of `form`, without corrector.
+        check: how the plan checks itself.
+
+    Raises:
+        ValueError: orders or start that do not fit; a grid that `check_grid` refuses.
+    """
+    grid = check_grid(schedule, grid)
+    steps = len(grid) - 1
+    short = name.partition("(")[0]
+    wanted = check_orders(short, orders, order, steps)
+    single = _check_start(short, start, orders) == "single"
+    levels = levels_at(schedule, grid)
+    ways = [_way(levels, n, form, clock, single) for n in range(steps)]
+    rows = Rows()
+    remembered = []  # (stage, level), newest first
+    growth = 1.0
+    pending = None  # the step whose end waits for its own estimate to be corrected
+    for n, (s, t) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+        kind, ticks = ways[n]
+        if n and kind != ways[n - 1][0]:
+            remembered = []
+        clean = t.sigma == 0.0 and (orders is None or wanted[n] == 1 or kind == "data")
+        by_x0 = kind == "data" or clean or s.alpha == 0.0
+        i = rows.call(grid[n], s, "data" if by_x0 else "noise")
+        state = {X: 1.0}
+        if pending is not None:
+            state = _corrected(pending, i, s, correct if pending[1] == clock else adams)
+        finite = np.isfinite(s.on(ticks))
+        fall = _fall(s, t) if kind == "noise" else 1.0
+        tame = fall <= WIDEST
+        used = [(j, node) for j, node in remembered if np.isfinite(node.on(ticks))]
+        remembered = [(i, s), *remembered[:2]] if kind == "data" or not by_x0 else []
+        pending = None
+        if single and finite and not clean and tame and len(used) + 1 < order - 1:
+            calls = order - 1 if correct is None else order
+            _single_step(rows, schedule, state, (kind, ticks, s, t), i, calls)
+            growth *= max(1.0, (fall - 1.0) ** 2)
+            continue
+        can_open = opening is not None and finite and not clean and tame
+        if can_open and opening(rows, schedule, n, grid, s, t):
+            growth *= max(1.0, (fall - 1.0) ** 3)
+            continue
+        if clean or s.alpha == 0.0 or not finite:
+            used, factor, weights = [], keep("data", s, t), moments("data", "snr", s, t, 0)
+        else:
+            used = used[: wanted[n] - 1]
+            factor = keep(kind, s, t)
+            rule = predict if ticks == clock else adams
+            weights = rule(kind, ticks, s, [node for _, node in used], t)
+        point = {key: factor * weight for key, weight in state.items()}
+        add_to(point, [i, *(j for j, _ in used)], weights)
+        waits = correct is not None and corrected[n] and n + 1 < steps
+        if waits and ways[n + 1][0] == kind and tame:
+            pending = (kind, ticks, s, [(i, s), *used])
+            growth *= max(1.0, 0.5 * fall * (fall - 1.0))
+            rows.add(point, state, i)
+        else:
+            rows.add(point, point, i + 1)
+    if check == "full" and growth > LARGEST_GROWTH:
+        check = "x0"
+    return rows.plan(schedule, grid, name, check)
+
+
+def check_orders(name, orders, most, steps) -> list:
+    """Returns the order of each step, [steps] ints.
+
+    Args:
+        name: the builder's, for errors.
+        orders: [steps] ints, or None for as many as are remembered.
+        most: the method's order.
+        steps: number of grid intervals.
+
+    Raises:
+        ValueError: another count, or an order that is not a whole number from 1 to the least of
+            `most` and the number of estimates remembered.
+    """
+    if orders is None:
+        return [min(most, n + 1) for n in range(steps)]
+    found = np.asarray(orders)
+    if found.shape != (steps,):
+        raise ValueError(
+            f"{name}: orders has shape {list(found.shape)}, but it must be [{steps}], one a step"
+        )
+    for n, asked in enumerate(found.tolist()):
+        if asked not in range(1, min(most, n + 1) + 1):
+            raise ValueError(
+                f"{name}: orders[{n}] = {asked!r}, but it must be 1 to {min(most, n + 1)}"
+            )
+    return [int(asked) for asked in found.tolist()]
+
+
+def check_order(name, order, most) -> int:
+    """Returns the order as an int.
+
+    Raises:
+        ValueError: unless it is a whole number from 1 to most.
+    """
+    try:
+        whole = operator.index(order)
+    except TypeError:
+        whole = 0
+    if isinstance(order, bool) or not 1 <= whole <= most:
+        raise ValueError(f"{name}: order = {order!r}, but it must be 1 to {most}")
+    return whole
+
+
+def check_choice(name, option, value, choices) -> str:
+    """Returns the value.
+
+    Raises:
+        ValueError: unless it is one of the choices.
+    """
+    if value not in choices:
+        known = " or ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name}: {option} = {value!r}, but it must be {known}")
+    return value
+
+
+def _check_start(name, start, orders):
+    if check_choice(name, "start", start, ("rise", "single")) == "single" and orders is not None:
+        raise ValueError(f"{name}: start = 'single', but it must be 'rise' where orders are given")
+    return start
+
+
+def _way(levels, n, form, clock, single):
+    """Returns form and clock of step n."""
+    early = n == 0 or levels[n + 1].alpha <= levels[n + 1].sigma
+    return ("data", "snr") if single and early and levels[0].alpha == 0.0 else (form, clock)
+
+
+def _fall(s, t):
+    """Returns rho_s / rho_t; infinite out of alpha_s = 0 and into sigma_t = 0."""
+    low = s.alpha * t.sigma
+    return s.sigma * t.alpha / low if low else np.inf
+
+
+def _corrected(pending, i, s, correct):
+    """Returns the state at s anew, with its own estimate, that of stage i, among the others."""
+    kind, ticks, before, used = pending
+    stages, nodes = zip(*used, strict=True)
+    state = {X: keep(kind, before, s)}
+    add_to(state, [*stages, i], correct(kind, ticks, before, [*nodes[1:], s], s))
+    return state
+
+
+def _single_step(rows, schedule, state, step, i, calls):
+    """Adds the rows of a step of 2 or 3 calls and as high an order, of this step's estimates only.
+
+    2: the estimate at the mean of the clock over the step. 3: Radau's two nodes (the start and one
+    more, exact for quadratics), after a line through the start and half way there.
+    """
+    form, clock, s, t = step
+    whole, *rest = moments(form, clock, s, t, 2)
+    zero = s.on(clock)
+    ahead = [rest[0] / whole] if calls == 2 else [0.5 * rest[1] / rest[0], rest[1] / rest[0]]
+    times = [time_at(schedule, clock, zero + gap) for gap in ahead]
+    inner = levels_at(schedule, times)
+
+    def ends(at, stages, weights):
+        row = {key: keep(form, s, at) * weight for key, weight in state.items()}
+        add_to(row, stages, weights)
+        return row
+
+    rows.add(ends(inner[0], [i], moments(form, clock, s, inner[0], 0)), state, i)
+    rows.call(times[0], inner[0], form)
+    # the anchor is the state from here on
+    state = {X: 1.0}
+    if calls == 2:
+        last = ends(t, [i + 1], [whole])
+    else:
+        line = adams(form, clock, s, [inner[0]], inner[1])
+        rows.add(ends(inner[1], [i, i + 1], line), state, i)
+        rows.call(times[1], inner[1], form)
+        last = ends(t, [i, i + 2], adams(form, clock, s, [inner[1]], t))
+    rows.add(last, last, i + calls)
+
+
+def add_to(row, keys, weights):
+    """Adds weights to a row, by stage."""
+    for key, weight in zip(keys, weights, strict=True):
+        row[key] = row.get(key, 0.0) + weight
+
+
+class Rows:
+    """Rows by the stages they weigh, until the plan is made of them."""
+
+    def __init__(self):
+        """Begins without a stage."""
+        self.times, self.reads, self.points, self.anchors, self.at = [], [], [], [], []
+
+    def call(self, time, at, form):
+        """Adds a network call there, remembered in that form; returns its stage."""
+        self.times.append(time)
+        eps = (1.0 / at.sigma, -at.alpha / at.sigma)
+        self.reads.append((0.0, 1.0) if form == "data" else eps)
+        return len(self.times) - 1
+
+    def add(self, point, anchor, at):
+        """Adds the two rows of the newest stage."""
+        self.points.append(point)
+        self.anchors.append(anchor)
+        self.at.append(at)
+
+    def plan(self, schedule, grid, name, check):
+        """Returns the plan."""
+        stages = len(self.times)
+        backs = [
+            i - key
+            for row in (self.points, self.anchors)
+            for i, weights in enumerate(row)
+            for key in weights
+            if key != X
+        ]
+        tables = np.zeros((2, stages, 3 + max(backs)))
+        for table, found in zip(tables, (self.points, self.anchors), strict=True):
+            for i, weights in enumerate(found):
+                for key, weight in weights.items():
+                    table[i, 0 if key == X else 2 + i - key] = weight
+        return Plan(
+            schedule=schedule,
+            times=self.times,
+            end=grid[-1],
+            read=self.reads,
+            point=tables[0],
+            anchor=tables[1],
+            anchor_at=self.at,
+            steps=len(grid) - 1,
+            name=name,
+            check=check,
+        )

@@ -1,0 +1,40 @@
+"""Pairs: adaptive methods for `df.sample_adaptive`, and the table of their names."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from diffast.solvers.embedded.controllers import pid as pid
+from diffast.solvers.embedded.controllers import plain as plain
+from diffast.solvers.embedded.controllers import proportional_integral as proportional_integral
+from diffast.solvers.embedded.dpm import DPM as DPM
+from diffast.solvers.embedded.ggf import GGF as GGF
+from diffast.solvers.embedded.ggf import EulerHeun as EulerHeun
+from diffast.solvers.embedded.pec import PEC as PEC
+from diffast.solvers.embedded.runge_kutta import RungeKutta as RungeKutta
+from diffast.solvers.embedded.solver import Judgement as Judgement
+from diffast.solvers.embedded.solver import Node as Node
+from diffast.solvers.embedded.solver import Nodes as Nodes
+from diffast.solvers.embedded.solver import Pair as Pair
+
+PAIRS = {
+    "pec": PEC,
+    "ggf": GGF,
+    "euler_heun": EulerHeun,
+    "dpm_12": partial(DPM, 2),
+    "dpm_23": partial(DPM, 3),
+    "bosh3": partial(RungeKutta, "bosh3"),
+    "dopri5": partial(RungeKutta, "dopri5"),
+    "tsit5": partial(RungeKutta, "tsit5"),
+}
+
+
+def get(name: str):
+    """Returns the builder of the pair of that name: options -> Pair.
+
+    Raises:
+        ValueError: an unknown name; the message lists the known ones.
+    """
+    if name not in PAIRS:
+        raise ValueError(f"pair {name!r} is not known, but these are: {', '.join(PAIRS)}")
+    return PAIRS[name]

@@ -1,0 +1,1 @@
+"""Solvers for networks that were trained to need few steps."""

@@ -1,0 +1,169 @@
+"""Adams-Bashforth on the slope of x/alpha in rho = sigma/alpha, one call a step.
+
+    x_t = (alpha_t / alpha_s) x_s + alpha_t (rho_t - rho_s) sum_j b_j eps_j
+
+is Euler's step (DDIM) with a mean of slopes, newest first, in place of the newest one. The methods
+differ in b. Into sigma_t = 0 a step is Euler's, the last x0 estimate, unless `orders` asks for
+more. Out of alpha_s = 0, where rho is infinite, it is Euler's of x0 and not remembered; the error
+then falls as N^-2 log N at best (on `flow` in even times) unless start="single".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffast.plan import Plan
+from diffast.solvers.core.integrals import adams, moments
+from diffast.solvers.core.multistep import build, check_choice, check_order
+
+# Adams-Bashforth for even steps; a row an order.
+EVEN = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+
+
+def lms(schedule, grid, order=4, orders=None, start="rise") -> Plan:
+    """Returns Adams-Bashforth with variable steps in rho. Orders 1 to 4, 1 call a step.
+
+    alpha_t (rho_t - rho_s) b_j is alpha_t times the integral over the step of Lagrange's polynomial
+    L_j in rho (Hairer, Norsett & Wanner I, section III.5), in closed form. With alpha = 1 "LMS" of
+    k-diffusion, which integrates the same by quadrature; `deis` with clock="sigma" is the same map.
+
+    start: "rise" takes orders 1, 2, 3 ... in the first steps, so that the error falls as N^-2 in
+    the limit. "single" has the full order with 1 more call (order 3) or 4 (order 4).
+
+    Args:
+        schedule: any schedule.
+        grid: [N+1] model times from noisy to clean.
+        order: 1 to 4.
+        orders: [N] orders of the steps, each at most `order` and what is remembered.
+        start: "rise" or "single".
+
+    Raises:
+        ValueError: an option outside of these; a grid that `check_grid` refuses.
+    """
+    order = check_order("lms", order, 4)
+    name = f"lms(order={order})"
+    return build(schedule, grid, name, order, "noise", "rho", orders=orders, start=start)
+
+
+def ipndm(schedule, grid, order=4, orders=None) -> Plan:
+    """Returns improved PNDM: the even-step coefficients on any grid. 1 call a step.
+
+    b = (3, -1)/2, (23, -16, 5)/12, (55, -59, 37, -9)/24 (Zhang & Chen 2023, "iPNDM" in appendix H;
+    Liu et al. 2022, eq. 9 and 12, without their warm-up). On a grid even in rho these are `lms`; on
+    any other smooth grid the first term missed is that of the second order, so whatever `order`,
+    2 and up, the error falls as N^-2.
+
+    Args:
+        schedule: any schedule.
+        grid: [N+1] model times from noisy to clean.
+        order: 1 to 4.
+        orders: [N] orders of the steps, each at most `order` and what is remembered.
+
+    Raises:
+        ValueError: an option outside of these; a grid that `check_grid` refuses.
+    """
+    order = check_order("ipndm", order, 4)
+    name, rule = f"ipndm(order={order})", mean_of_slopes()
+    return build(schedule, grid, name, order, "noise", "rho", predict=rule, orders=orders)
+
+
+def gradient_estimation(schedule, grid, gamma=2.0, orders=None) -> Plan:
+    """Returns gradient estimation: b = (gamma, 1 - gamma). Order 1, at 1.5 order 2; 1 call a step.
+
+    Permenter & Yuan 2023 ("Interpreting and improving diffusion models from an optimization
+    perspective", algorithm 2). gamma = 1 is Euler, 1.5 is `ipndm` of order 2; the authors' 2
+    overshoots on purpose, and so stays of order 1.
+
+    Args:
+        schedule: any schedule.
+        grid: [N+1] model times from noisy to clean.
+        gamma: weight of the newest slope, finite.
+        orders: [N] 1 or 2 (the first one 1): 1 is Euler's step.
+
+    Raises:
+        ValueError: gamma not finite; other orders; a grid that `check_grid` refuses.
+    """
+    if not np.isfinite(gamma):
+        raise ValueError(f"gradient_estimation: gamma = {gamma}, but it must be finite")
+    name = f"gradient_estimation(gamma={gamma:g})"
+    rule = mean_of_slopes(((1.0,), (float(gamma), 1.0 - gamma)))
+    return build(schedule, grid, name, 2, "noise", "rho", predict=rule, orders=orders)
+
+
+def ipndm_v(schedule, grid, order=4, form="exact", orders=None, start="rise") -> Plan:
+    """Returns iPNDM with variable steps: `lms` by another name, or as it is published.
+
+    With h, h1, h2 ... the newest steps in rho, backward differences with variable steps give
+
+        b = eps_s + h/(2 h1) (eps_s - eps_1) + c2 E2 + c3 E3
+        E2 = (eps_s - eps_1) - (h1/h2) (eps_1 - eps_2)
+        c2 = h (h + h1) / (h1 (h1 + h2)) (1 - h/(3 (h + h1))) / 2
+
+    and so on (Hairer, Norsett & Wanner I, section III.5). What diff-sampler and ComfyUI compute
+    (form="compat") is not this at orders 3 and 4. Their c2 is (1 - h^2 / (3 h1 (h1 + h2))) / 2, off
+    by O(h) unless steps are even, which leaves order 3 its order. Their E3 has h1/h2 where h2/h3
+    belongs, so that the weights of order 4 do not add up to the step; and c3 is 11/24 for even
+    steps, not 3/8. Order 4 then is not even exact where x0 is one point, its plan cannot be checked
+    for it (`check` is "finite"), and its error falls as N^-1.4 to N^-3, depending on the grid.
+
+    Args:
+        schedule: any schedule.
+        grid: [N+1] model times from noisy to clean.
+        order: 1 to 4.
+        form: "exact" or "compat".
+        orders: [N] orders of the steps, each at most `order` and what is remembered.
+        start: "rise" or "single", as for `lms`.
+
+    Raises:
+        ValueError: an option outside of these; a grid that `check_grid` refuses.
+    """
+    order = check_order("ipndm_v", order, 4)
+    compat = check_choice("ipndm_v", "form", form, ("exact", "compat")) == "compat"
+    return build(
+        schedule,
+        grid,
+        f"ipndm_v(order={order}, {form})",
+        order,
+        "noise",
+        "rho",
+        predict=_published if compat else adams,
+        orders=orders,
+        start=start,
+        check="finite" if compat and order == 4 else "full",
+    )
+
+
+def mean_of_slopes(rows=EVEN):
+    """Returns a rule for `build`: b by the number of slopes, whatever the steps."""
+
+    def predict(form, clock, s, others, t):
+        whole = moments(form, clock, s, t, 0)[0]
+        rest = [whole * b for b in rows[len(others)][1:]]
+        return [whole - sum(rest), *rest]
+
+    return predict
+
+
+def _published(form, clock, s, others, t):
+    """Returns the weights of `ipndm_v`, form="compat"."""
+    if len(others) < 2:
+        return adams(form, clock, s, others, t)
+    rho = [node.on(clock) for node in (t, s, *others)]
+    h, h1, h2, *more = (a - b for a, b in zip(rho[:-1], rho[1:], strict=True))
+    c1 = h / (2 * h1)
+    c2 = (1 - h * h / (3 * h1 * (h1 + h2))) / 2
+    b = np.zeros(1 + len(others))
+    b[:3] = [1 + c1 + c2, -c1 - (1 + h1 / h2) * c2, c2 * h1 / h2]
+    if more:
+        h3 = more[0]
+        q = h1 * (h1 + h2) / (h2 * (h2 + h3))
+        two, three = h + h1, h + h1 + h2
+        c3 = (1 - h / (3 * two)) / 2 + (1 - h / (2 * two)) * h / (6 * three)
+        c3 *= h * two * three / (h1 * (h1 + h2) * (h1 + h2 + h3))
+        b += c3 * np.array([1, -(1 + h1 / h2 + q), h1 / h2 + q * (1 + h2 / h3), -q * h1 / h2])
+    return (moments(form, clock, s, t, 0)[0] * b).tolist()

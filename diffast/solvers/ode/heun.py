@@ -1,0 +1,79 @@
+"""Heun's method: Euler predicts, the trapezoid corrects; two calls a step."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffast.grids import check_grid
+from diffast.plan import Plan
+from diffast.solvers.core.one_step import check_clock, from_slopes, one_step
+
+
+def heun(schedule, grid, clock="rho") -> Plan:
+    """Returns the trapezoid rule in rho = sigma/alpha. Order 2, 2 calls a step.
+
+    Karras et al. 2022, algorithm 1 (algorithm 2 without churn), for x/alpha and rho in place of x
+    and sigma: with the slope (x/alpha - x0) / rho at both ends of the step,
+
+        x_e = (sigma_t / sigma_s) x_s + (alpha_t - alpha_s sigma_t / sigma_s) d_s        (Euler)
+        x_t = x_e + w (d_t - d_s),      w = alpha_t (rho_s / rho_t - 1) / 2
+
+    where d_t is the x0 estimate for x_e. Where w has no value the step is Euler's, one call: into
+    sigma_t = 0 (2N-1 calls in all), and out of alpha_s = 0 (the first step of `flow` from t = 1; in
+    even times the error then falls as N^-2 log N). w grows with the ratio rho_s / rho_t of a step:
+    42 from 0.17 to 0.002, so much it multiplies the rounding of the estimates.
+
+    clock "flow" is the same rule for y = x / (alpha + sigma) in sigma / (alpha + sigma), so on
+    `flow` for a flow model's velocity in its own time; out of alpha_s = 0 it keeps its two calls.
+
+    Args:
+        schedule: any schedule.
+        grid: [N+1] model times from noisy to clean.
+        clock: "rho", "flow" or None ("flow" where alpha + sigma = 1 on the grid).
+
+    Raises:
+        ValueError: another clock; a grid that `check_grid` refuses.
+    """
+    if check_clock("heun", schedule, check_grid(schedule, grid), clock) == "flow":
+        return one_step("heun", schedule, grid, _trapezoid, "flow")
+    grid = check_grid(schedule, grid)
+    alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
+    times, point, anchor, anchor_at = [], [], [], []
+    for n in range(len(grid) - 1):
+        alpha_s, alpha_t, sigma_s, sigma_t = alpha[n], alpha[n + 1], sigma[n], sigma[n + 1]
+        keep = sigma_t / sigma_s
+        new = alpha_t - alpha_s * keep
+        predicted = (keep, 0.0, new, 0.0)
+        times.append(grid[n])
+        point.append(predicted)
+        if sigma_t == 0.0 or alpha_s == 0.0:
+            anchor.append(predicted)
+            anchor_at.append(len(times))
+            continue
+        # alpha_t (rho_s / rho_t - 1) = alpha_t new / (alpha_s keep), uncancelled
+        w = 0.5 * alpha_t * new / (alpha_s * keep)
+        corrected = (keep, 0.0, w, new - w)
+        anchor.append((1.0, 0.0, 0.0, 0.0))
+        anchor_at.append(len(times) - 1)
+        times.append(grid[n + 1])
+        point.append(corrected)
+        anchor.append(corrected)
+        anchor_at.append(len(times))
+    return Plan(
+        schedule=schedule,
+        times=times,
+        end=grid[-1],
+        read=np.tile([0.0, 1.0], (len(times), 1)),
+        point=point,
+        anchor=anchor,
+        anchor_at=anchor_at,
+        steps=len(grid) - 1,
+        name="heun",
+    )
+
+
+def _trapezoid(ratio):
+    nodes = ratio[:, None]
+    weights = np.zeros((len(ratio), 2, 1))
+    weights[:, 1, 0] = 0.5 * (ratio - 1.0)
+    return nodes, from_slopes(weights, nodes)

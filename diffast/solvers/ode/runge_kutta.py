@@ -1,0 +1,226 @@
+"""Runge-Kutta methods on the probability-flow ODE: checked Butcher tableaus and one engine.
+
+With q, y = x / s and the clocks of `one_step`, and Delta = q_t - q_s:
+
+    y_i = y_s + Delta sum_j a_ij f_j,    f_i = (y_i - x0(x_i)) / q_i    at q_i = q_s + c_i Delta
+    y_t = y_s + Delta sum_j b_j f_j
+
+The step into sigma_t = 0 is Euler's, one call: the sample is then the last x0 estimate. Its error
+goes like the square of the last sigma before, so the order is that of grids which end above 0.
+Large steps towards low noise (q_s / q_t of 10 and more) are beyond these methods, as they are stiff
+there: dy/dq has the rate 1/q. Exponential methods have no such bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffast.plan import Plan
+from diffast.solvers.core.one_step import check_ratio, from_slopes, one_step
+
+# Largest rounding of a row sum; the entries go up to 30.
+TOLERANCE = 2e-14
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """An explicit Runge-Kutta method.
+
+    Args:
+        nodes: c_i of the stages after the first.
+        rows: a_ij, one row a stage after the first, one number longer each.
+        weights: b_j.
+
+    Raises:
+        ValueError: wrong lengths; a row that does not add up to its node, or weights not to 1.
+    """
+
+    nodes: tuple[float, ...]
+    rows: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self):
+        """Checks lengths and sums."""
+        lengths = [len(row) for row in (*self.rows, self.weights)]
+        wanted = list(range(1, len(self.nodes) + 2))
+        if lengths != wanted:
+            raise ValueError(f"Tableau: rows have {lengths} numbers, but it must be {wanted}")
+        sums = zip((*self.rows, self.weights), (*self.nodes, 1.0), strict=True)
+        for i, (row, node) in enumerate(sums):
+            if not abs(sum(row) - node) <= TOLERANCE:
+                raise ValueError(
+                    f"Tableau: row {i} adds up to {sum(row)}, but it must be its node {node}"
+                )
+
+    def __call__(self, ratio):
+        """Returns (nodes, gain) of steps with q_t / q_s = ratio [N], see `one_step`."""
+        c = np.array(self.nodes)
+        weights = np.zeros((len(c) + 1, len(c)))
+        for i, row in enumerate((*self.rows, self.weights)):
+            weights[i, :i] = row[1:]
+        nodes = (1.0 - c) + c * ratio[:, None]
+        return nodes, from_slopes((ratio - 1.0)[:, None, None] * weights, nodes)
+
+
+RK4 = Tableau(
+    nodes=(1 / 2, 1 / 2, 1.0),
+    rows=((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)),
+    weights=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
+)
+BOSH3 = Tableau(
+    nodes=(1 / 2, 3 / 4),
+    rows=((1 / 2,), (0.0, 3 / 4)),
+    weights=(2 / 9, 1 / 3, 4 / 9),
+)
+DOPRI5 = Tableau(
+    nodes=(1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0),
+    rows=(
+        (1 / 5,),
+        (3 / 40, 9 / 40),
+        (44 / 45, -56 / 15, 32 / 9),
+        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    ),
+    weights=(35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+)
+TSIT5 = Tableau(
+    nodes=(0.161, 0.327, 0.9, 0.9800255409045097, 1.0),
+    rows=(
+        (0.161,),
+        (-0.008480655492356989, 0.335480655492357),
+        (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
+        (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
+        (
+            5.86145544294642,
+            -12.92096931784711,
+            8.159367898576159,
+            -0.071584973281401,
+            -0.028269050394068383,
+        ),
+    ),
+    weights=(
+        0.09646076681806523,
+        0.01,
+        0.4798896504144996,
+        1.379008574103742,
+        -3.290069515436081,
+        2.324710524099774,
+    ),
+)
+
+
+# Those with an embedded error estimate, see diffast/solvers/embedded/runge_kutta.py.
+TABLEAUS = {"bosh3": BOSH3, "dopri5": DOPRI5, "tsit5": TSIT5}
+
+
+def midpoint(schedule, grid, r=0.5, clock=None) -> Plan:
+    """Returns the two-stage method with its second call at q_s + r Delta. Order 2, 2 calls a step.
+
+    b = (1 - 1/(2r), 1/(2r)), all there are of order 2 with two stages: r = 1/2 is the midpoint
+    rule, 2/3 Ralston's, 1 Heun's. On Gaussian data the midpoint rule has order 3: the two terms of
+    its leading error cancel there. Which q and y: see `one_step`; out of alpha_s = 0 the step goes
+    by the clock "flow", into sigma_t = 0 it is Euler's, one call.
+
+    Args:
+        schedule: any schedule, with lam(t) and time(lam).
+        grid: [N+1] model times from noisy to clean.
+        r: place of the second call within the step, by the clock.
+        clock: "rho", "flow" or None: "flow" where alpha + sigma = 1 on the grid, else "rho".
+
+    Raises:
+        ValueError: r outside (0, 1]; another clock; a grid that `check_grid` refuses.
+    """
+    return one_step("midpoint", schedule, grid, _two_stages(check_ratio("midpoint", "r", r)), clock)
+
+
+def ralston(schedule, grid, clock=None) -> Plan:
+    """Returns Ralston's method: `midpoint` with r = 2/3. Order 2, 2 calls a step.
+
+    Ralston 1962, "Runge-Kutta methods with minimum error bounds": the least bound on the error of
+    all two-stage methods. Out of alpha_s = 0 and into sigma_t = 0: see `midpoint`.
+
+    Args:
+        schedule: any schedule, with lam(t) and time(lam).
+        grid: [N+1] model times from noisy to clean.
+        clock: "rho", "flow" or None, see `midpoint`.
+
+    Raises:
+        ValueError: another clock; a grid that `check_grid` refuses.
+    """
+    return one_step("ralston", schedule, grid, _two_stages(2 / 3), clock)
+
+
+def bosh3(schedule, grid, clock=None) -> Plan:
+    """Returns Bogacki and Shampine's method with fixed steps. Order 3, 3 calls a step.
+
+    Bogacki & Shampine 1989, "A 3(2) pair of Runge-Kutta formulas"; its fourth stage serves the
+    error estimate only and is not called. Out of alpha_s = 0 and into sigma_t = 0: see `midpoint`.
+
+    Args:
+        schedule: any schedule, with lam(t) and time(lam).
+        grid: [N+1] model times from noisy to clean.
+        clock: "rho", "flow" or None, see `midpoint`.
+
+    Raises:
+        ValueError: another clock; a grid that `check_grid` refuses.
+    """
+    return one_step("bosh3", schedule, grid, BOSH3, clock)
+
+
+def rk4(schedule, grid, clock=None) -> Plan:
+    """Returns the classical Runge-Kutta method. Order 4, 4 calls a step.
+
+    Kutta 1901. Two calls in the middle, one at the end of the step. Out of alpha_s = 0 and into
+    sigma_t = 0: see `midpoint`.
+
+    Args:
+        schedule: any schedule, with lam(t) and time(lam).
+        grid: [N+1] model times from noisy to clean.
+        clock: "rho", "flow" or None, see `midpoint`.
+
+    Raises:
+        ValueError: another clock; a grid that `check_grid` refuses.
+    """
+    return one_step("rk4", schedule, grid, RK4, clock)
+
+
+def dopri5(schedule, grid, clock=None) -> Plan:
+    """Returns Dormand and Prince's method with fixed steps. Order 5, 6 calls a step.
+
+    Dormand & Prince 1980, "A family of embedded Runge-Kutta formulae", RK5(4)7M; its seventh stage
+    serves the error estimate only and is not called. Out of alpha_s = 0 and into sigma_t = 0: see
+    `midpoint`.
+
+    Args:
+        schedule: any schedule, with lam(t) and time(lam).
+        grid: [N+1] model times from noisy to clean.
+        clock: "rho", "flow" or None, see `midpoint`.
+
+    Raises:
+        ValueError: another clock; a grid that `check_grid` refuses.
+    """
+    return one_step("dopri5", schedule, grid, DOPRI5, clock)
+
+
+def tsit5(schedule, grid, clock=None) -> Plan:
+    """Returns Tsitouras' method with fixed steps. Order 5, 6 calls a step.
+
+    Tsitouras 2011, "Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying
+    assumption", table 1; its seventh stage serves the error estimate only and is not called. Out of
+    alpha_s = 0 and into sigma_t = 0: see `midpoint`.
+
+    Args:
+        schedule: any schedule, with lam(t) and time(lam).
+        grid: [N+1] model times from noisy to clean.
+        clock: "rho", "flow" or None, see `midpoint`.
+
+    Raises:
+        ValueError: another clock; a grid that `check_grid` refuses.
+    """
+    return one_step("tsit5", schedule, grid, TSIT5, clock)
+
+
+def _two_stages(r):
+    return Tableau(nodes=(r,), rows=((r,),), weights=(1.0 - 0.5 / r, 0.5 / r))

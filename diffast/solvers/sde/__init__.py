@@ -1,0 +1,1 @@
+"""Solvers of the reverse SDE, and of the ODE with noise put back."""

@@ -1,0 +1,240 @@
+"""Ancestral solvers: a step of an ODE method to less noise than wanted, then fresh noise."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffast.grids import check_grid
+from diffast.plan import Plan
+from diffast.solvers.core.noise_split import (
+    ancestral,
+    check_bounded_eta,
+    check_eta,
+    check_s_noise,
+    diffusive,
+    fixed,
+)
+
+
+def dpm_2_ancestral(schedule, grid, eta=1.0, s_noise=1.0) -> Plan:
+    """Returns DPM-Solver-2 down, then fresh noise. Weak order 2 (strong 2 at eta = 0), 2 calls.
+
+    In rho = sigma/alpha, from rho_s to the rho_down of `euler_ancestral`, with the slope
+    (x/alpha - d) / rho taken at the midpoint in lam, rho_m = sqrt(rho_s rho_down), for the point
+    Euler predicts there (k-diffusion's sample_dpm_2_ancestral; Lu et al. 2022, DPM-Solver-2):
+
+        x_t = (down / sigma_s) x_s + new (1 - rho_s / rho_m) d_s + new (rho_s / rho_m) d_m + up z
+        new = alpha_t - alpha_s down / sigma_s
+
+    Where there is no midpoint the step is that of `euler_ancestral`, one call: into sigma_t = 0 and
+    out of alpha_s = 0.
+
+    Args:
+        schedule: any schedule, with lam(t) and time(lam).
+        grid: [N+1] model times from noisy to clean.
+        eta: 0 for DPM-Solver-2 to 1 for ancestral.
+        s_noise: factor on the fresh noise; other than 1, the plan is checked for x0 alone.
+
+    Raises:
+        ValueError: eta outside [0, 1]; s_noise negative or not finite; a grid that `check_grid`
+            refuses.
+    """
+    return _two_stages("dpm_2_ancestral", schedule, grid, eta, s_noise, lambda ratio: ratio)
+
+
+def dpmpp_2s_ancestral(schedule, grid, eta=1.0, s_noise=1.0) -> Plan:
+    """Returns DPM-Solver++(2S) down, then fresh noise. Weak order 2 (strong 2 at eta = 0), 2 calls.
+
+    As `dpm_2_ancestral`, with the whole weight new on the midpoint's estimate (k-diffusion's
+    sample_dpmpp_2s_ancestral; Lu et al. 2022, DPM-Solver++, algorithm 1 with r = 1/2):
+
+        x_t = (down / sigma_s) x_s + new d_m + up z
+
+    Args:
+        schedule: any schedule, with lam(t) and time(lam).
+        grid: [N+1] model times from noisy to clean.
+        eta: 0 for DPM-Solver++(2S) to 1 for ancestral.
+        s_noise: factor on the fresh noise; other than 1, the plan is checked for x0 alone.
+
+    Raises:
+        ValueError: eta outside [0, 1]; s_noise negative or not finite; a grid that `check_grid`
+            refuses.
+    """
+    return _two_stages("dpmpp_2s_ancestral", schedule, grid, eta, s_noise, lambda ratio: 1.0)
+
+
+def dpmpp_sde(schedule, grid, r=0.5, eta=1.0, s_noise=1.0) -> Plan:
+    """Returns DPM-Solver++ SDE. Weak order 1 (strong 2 at eta = 0), 2 calls a step.
+
+    An `euler_ancestral` step to the inner time m, lam_m = lam_s + r h, then one from s to t with
+    d_s + (d_m - d_s) / (2r) in place of d_s (k-diffusion's sample_dpmpp_sde). Both stages take a
+    normal of their own; on one Brownian path those are the increments over (s, m) and (s, t). Drawn
+    independently they cost the order 2 of the variance that `seeds_2` has. Where there is no inner
+    time the step is that of `euler_ancestral`, one call: into sigma_t = 0 and out of alpha_s = 0.
+
+    Args:
+        schedule: any schedule, with lam(t) and time(lam).
+        grid: [N+1] model times from noisy to clean.
+        r: where the inner stage stands, as a share of the step in lam; between 0 and 1.
+        eta: 0 for the ODE to 1 for ancestral.
+        s_noise: factor on the fresh noise; other than 1, the plan is checked for x0 alone.
+
+    Raises:
+        ValueError: r outside (0, 1); eta outside [0, 1]; s_noise negative or not finite; a grid
+            that `check_grid` refuses.
+    """
+    if not 0 < r < 1:
+        raise ValueError(f"dpmpp_sde: r = {r}, but it must lie between 0 and 1")
+    eta = check_bounded_eta("dpmpp_sde", eta)
+    s_noise, check = check_s_noise("dpmpp_sde", s_noise)
+    grid = check_grid(schedule, grid)
+
+    def step(s, t):
+        down, up, new = _levels(schedule, s, t, eta)
+        sigma_s = schedule.sigma(s)
+        if schedule.sigma(t) == 0.0 or schedule.alpha(s) == 0.0:
+            return None, None, (down / sigma_s, s_noise * up, new, 0.0)
+        before, after = schedule.lam(np.array([s, t]))
+        m = schedule.time(before + r * (after - before))
+        down_m, up_m, new_m = _levels(schedule, s, m, eta)
+        late = new / (2.0 * r)
+        return (
+            m,
+            (down_m / sigma_s, s_noise * up_m, new_m, 0.0),
+            (down / sigma_s, s_noise * up, late, new - late),
+        )
+
+    return _from_steps(schedule, grid, step, f"dpmpp_sde(eta={eta:g})", check)
+
+
+def flow_ancestral(schedule, grid, eta=1.0, s_noise=1.0) -> Plan:
+    """Returns a flow's Euler step down, then fresh noise. Weak order 1, 1 call a step.
+
+    In the flow's noise level f = sigma / (alpha + sigma), which is t on `flow`,
+
+        f_down = f_t (1 + (f_t / f_s - 1) eta),       rho_down = f_down / (1 - f_down)
+        x_t = (alpha_t rho_down / sigma_s) x_s + (alpha_t - alpha_s ...) d_s
+              + alpha_t sqrt(rho_t^2 - rho_down^2) z
+
+    the renoised Euler step that rectified-flow ports of `euler_ancestral` take (diffusers' LTX
+    ancestral scheduler). At eta = 1 f_down = f_t^2 / f_s, less noise than `euler_ancestral`'s
+    rho_t^2 / rho_s leaves.
+
+    Args:
+        schedule: any schedule.
+        grid: [N+1] model times from noisy to clean.
+        eta: 0 for Euler to 1.
+        s_noise: factor on the fresh noise; other than 1, the plan is checked for x0 alone.
+
+    Raises:
+        ValueError: eta outside [0, 1]; s_noise negative or not finite; a grid that `check_grid`
+            refuses.
+    """
+    eta = check_bounded_eta("flow_ancestral", eta)
+    s_noise, check = check_s_noise("flow_ancestral", s_noise)
+    grid = check_grid(schedule, grid)
+    alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
+    level = sigma / (alpha + sigma)
+    less = eta * (1.0 - level[1:] / level[:-1])  # 1 - f_down / f_t
+    # rho_down / rho_t = (1 - less) / (1 + less f_t / (1 - f_t)), f / (1 - f) = sigma / alpha
+    share = (1.0 - less) / (1.0 + less * sigma[1:] / alpha[1:])
+    keep = sigma[1:] * share / sigma[:-1]
+    up = sigma[1:] * np.sqrt((1.0 - share) * (1.0 + share))
+    rows = np.stack([keep, s_noise * up, alpha[1:] - alpha[:-1] * keep], axis=1)
+    name = f"flow_ancestral(eta={eta:g})"
+    return Plan(schedule=schedule, **fixed(grid, rows), name=name, check=check)
+
+
+def flow_sde(schedule, grid, strength=1.0) -> Plan:
+    """Returns the exact step, for a constant x0, of an SDE with a flow's marginals. Weak order 1.
+
+    The SDE dx = (v + g^2 e / (2t)) dt + g dW with g = strength sqrt(t / (1 - t)), v the velocity
+    and e the noise estimate, has the marginals of the flow's ODE at any strength (Liu et al. 2025,
+    "Flow-GRPO", eq. 8 and 12). In lam, dlam = -dt / (t (1 - t)), its noise fades at the rate
+    strength^2 / 2, and so on any schedule, h = lam_t - lam_s:
+
+        x_t = (sigma_t / sigma_s) exp(-a h) x_s + (alpha_t - ...) d_s
+              + sigma_t sqrt(1 - exp(-2 a h)) z,        a = strength^2 / 2
+
+    strength sqrt(2) is the reverse SDE, `ddim` with eta = 1. All noise anew in each step, whatever
+    its length, which is a flow's "stochastic sampling" in diffusers, is `lcm`.
+
+    Args:
+        schedule: any schedule.
+        grid: [N+1] model times from noisy to clean.
+        strength: 0 for the ODE and up.
+
+    Raises:
+        ValueError: strength negative or not finite; a grid that `check_grid` refuses.
+    """
+    strength = check_eta("flow_sde", strength, "strength")
+    grid = check_grid(schedule, grid)
+    alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
+    down, up = diffusive(alpha[:-1], alpha[1:], sigma[:-1], sigma[1:], 0.5 * strength**2)
+    keep = down / sigma[:-1]
+    rows = np.stack([keep, up, alpha[1:] - alpha[:-1] * keep], axis=1)
+    return Plan(schedule=schedule, **fixed(grid, rows), name=f"flow_sde({strength:g})")
+
+
+def _levels(schedule, s, t, eta):
+    """Returns (down, up, weight of the estimates) of an ancestral step from s to t."""
+    alpha_s, alpha_t, sigma_s, sigma_t = *_at(schedule.alpha, s, t), *_at(schedule.sigma, s, t)
+    down, up = ancestral(alpha_s, alpha_t, sigma_s, sigma_t, eta)
+    return down, up, alpha_t - alpha_s * down / sigma_s
+
+
+def _at(level, *times):
+    return level(np.array(times))
+
+
+def _two_stages(name, schedule, grid, eta, s_noise, share):
+    """Returns the plan whose midpoint estimate has weight new share(rho_s / rho_m)."""
+    eta = check_bounded_eta(name, eta)
+    s_noise, check = check_s_noise(name, s_noise)
+    grid = check_grid(schedule, grid)
+
+    def step(s, t):
+        down, up, new = _levels(schedule, s, t, eta)
+        alpha_s, sigma_s = schedule.alpha(s), schedule.sigma(s)
+        if down == 0.0 or alpha_s == 0.0:
+            return None, None, (down / sigma_s, s_noise * up, new, 0.0)
+        lam_down = np.log(schedule.alpha(t) / down)
+        m = schedule.time(0.5 * (schedule.lam(s) + lam_down))
+        alpha_m, sigma_m = schedule.alpha(m), schedule.sigma(m)
+        late = new * share(alpha_m * sigma_s / (alpha_s * sigma_m))
+        keep_m = sigma_m / sigma_s
+        return (
+            m,
+            (keep_m, 0.0, alpha_m - alpha_s * keep_m, 0.0),
+            (down / sigma_s, s_noise * up, late, new - late),
+        )
+
+    return _from_steps(schedule, grid, step, f"{name}(eta={eta:g})", check)
+
+
+def _from_steps(schedule, grid, step, name, check):
+    """Returns the plan of step(s, t) -> (inner time or None, row there, row at t), anchor at s."""
+    times, point, anchor, anchor_at = [], [], [], []
+    for s, t in zip(grid[:-1], grid[1:], strict=True):
+        m, inner, last = step(s, t)
+        times.append(s)
+        if m is not None:
+            point.append(inner)
+            anchor.append((1.0, 0.0, 0.0, 0.0))
+            anchor_at.append(len(times) - 1)
+            times.append(m)
+        point.append(last)
+        anchor.append(last)
+        anchor_at.append(len(times))
+    return Plan(
+        schedule=schedule,
+        times=times,
+        end=grid[-1],
+        read=np.tile([0.0, 1.0], (len(times), 1)),
+        point=point,
+        anchor=anchor,
+        anchor_at=anchor_at,
+        steps=len(grid) - 1,
+        name=name,
+        check=check,
+    )

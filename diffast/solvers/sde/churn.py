@@ -1,0 +1,216 @@
+"""ODE solvers with noise put back between steps: EDM's churn, and restarts.
+
+Both walk in rho = sigma/alpha. Putting noise back from rho to rho_hat at a later time t_hat is
+
+    x_hat = (alpha_hat / alpha) x + alpha_hat sqrt(rho_hat^2 - rho^2) z
+
+which follows a step without a network call, so it is multiplied into the row that ends the step: a
+stage's point then stands at the raised time, and its noise is what was put back.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import numpy as np
+
+from diffast.grids import check_grid, karras
+from diffast.plan import Plan
+from diffast.solvers.core.noise_split import check_s_noise
+
+BASES = ("heun", "euler", "dpm_2")
+KEEP = np.array([1.0, 0.0, 0.0, 0.0])
+
+
+def churn(schedule, grid, s_churn=0.0, s_tmin=0.0, s_tmax=np.inf, s_noise=1.0, base="heun") -> Plan:
+    """Returns the stochastic sampler of EDM, Karras et al. 2022, algorithm 2. 1 or 2 calls a step.
+
+    Before step n of N, where s_tmin <= rho_n <= s_tmax, noise is put back to
+
+        rho_hat = rho_n (1 + min(s_churn / N, sqrt(2) - 1))
+
+    and the base method steps from there to rho_{n+1}. The noise of the first step is the plan's
+    `opening`. Where rho_hat lies beyond the schedule's noisiest time it stands there; at alpha = 0
+    there is nothing to add. s_churn = 0 is the base method. With a fixed s_churn the variance
+    converges with the order of the base, 2 or 1 (euler); a fixed share a step, which is s_churn
+    of 0.41 N and more, does not converge to the data's.
+
+    Args:
+        schedule: any schedule, with lam(t), time(lam) and domain.
+        grid: [N+1] model times from noisy to clean.
+        s_churn: amount of noise over the whole run; 0 for none.
+        s_tmin: least sigma/alpha at which noise is put back.
+        s_tmax: largest one.
+        s_noise: factor on that noise; other than 1, the plan is checked for x0 alone.
+        base: "heun", "euler" or "dpm_2" (k-diffusion's sample_heun, sample_euler, sample_dpm_2).
+
+    Raises:
+        ValueError: an option out of range; a grid that `check_grid` refuses.
+    """
+    _check_base("churn", base)
+    s_noise, check = check_s_noise("churn", s_noise)
+    if not 0 <= s_churn < np.inf:
+        raise ValueError(f"churn: s_churn = {s_churn}, but it must be finite and not negative")
+    if not 0 <= s_tmin <= s_tmax:
+        raise ValueError(
+            f"churn: s_tmin = {s_tmin} and s_tmax = {s_tmax}, but 0 <= s_tmin <= s_tmax"
+        )
+    grid = check_grid(schedule, grid)
+    steps = len(grid) - 1
+    gamma = min(s_churn / steps, np.sqrt(2.0) - 1.0)
+    lam = schedule.lam(grid[:-1])
+    least = schedule.lam(schedule.domain[1])
+    # not exp(-lam), whose rounding could put a level beside a bound that it equals
+    with np.errstate(divide="ignore"):
+        rho = schedule.sigma(grid[:-1]) / schedule.alpha(grid[:-1])
+    raised = (gamma > 0.0) & np.isfinite(lam) & (s_tmin <= rho) & (rho <= s_tmax)
+    hats = grid.copy()
+    goal = np.maximum(lam[raised] - np.log1p(gamma), least)
+    hats[:-1][raised] = np.where(goal < lam[raised], schedule.time(goal), grid[:-1][raised])
+    legs = [(hats[n], grid[n + 1], hats[n + 1]) for n in range(steps)]
+    name = f"churn({base}, s_churn={s_churn:g})"
+    return _walk(schedule, base, grid, legs, s_noise, name, check)
+
+
+def restart(schedule, grid, intervals, base="heun", s_noise=1.0) -> Plan:
+    """Returns restart sampling, Xu et al. 2023 ("Restart sampling"), algorithm 1.
+
+    The base method walks the grid; where it has come to the grid time nearest to `low`, noise is
+    put back up to `high` and the base method walks down again, `repeats` times, over a grid of
+    Karras et al. 2022 (rho = 7). Times go up at each repeat, so they are not monotone, and the
+    increments of noise are new ones each time: a fixed Brownian path is not meant for it.
+
+    Args:
+        schedule: any schedule, with lam(t) and time(lam).
+        grid: [N+1] model times from noisy to clean.
+        intervals: (low, high, repeats, steps) for each: sigma/alpha from where and to where noise
+            is put back, how often, and in how many steps it is walked down.
+        base: "heun", "euler" or "dpm_2".
+        s_noise: factor on the noise put back; other than 1, the plan is checked for x0 alone.
+
+    Raises:
+        ValueError: another base; an interval that is not 0 < low < high, or whose high is not above
+            the grid time nearest to low or is beyond the schedule, with less than one step or
+            repeat, or that meets another at one grid time; a grid that `check_grid` refuses.
+    """
+    _check_base("restart", base)
+    s_noise, check = check_s_noise("restart", s_noise)
+    grid = check_grid(schedule, grid)
+    with np.errstate(divide="ignore"):
+        rho = np.exp(-schedule.lam(grid))
+    again = {}
+    for low, high, repeats, steps in intervals:
+        n, legs = _interval(schedule, grid, rho, low, high, repeats, steps)
+        if n in again:
+            raise ValueError(
+                f"restart: two intervals begin at grid time {grid[n]}, low = {low} the second"
+            )
+        again[n] = legs
+    legs = []
+    for n in range(len(grid) - 1):
+        here = again.get(n + 1, [])
+        legs.append((grid[n], grid[n + 1], here[0][0] if here else grid[n + 1]))
+        legs += here
+    return _walk(schedule, base, grid, legs, s_noise, f"restart({base})", check)
+
+
+def _interval(schedule, grid, rho, low, high, repeats, steps):
+    """Returns the grid index where an interval begins, and all legs walked from its `high`."""
+    if not 0 < low < high < np.inf:
+        raise ValueError(f"restart: low = {low} and high = {high}, but 0 < low < high")
+    for option, value in (("repeats", repeats), ("steps", steps)):
+        try:
+            positive = operator.index(value) >= 1
+        except TypeError:
+            positive = False
+        if not positive:
+            raise ValueError(f"restart: {option} = {value!r}, but it must be a whole number, 1 up")
+    inside = np.flatnonzero((rho > 0.0) & (np.arange(len(rho)) > 0))
+    if not inside.size:
+        raise ValueError(f"restart: low = {low}, but no step of the grid ends above sigma = 0")
+    n = int(inside[np.argmin(np.abs(rho[inside] - low))])
+    if not rho[n] < high:
+        raise ValueError(
+            f"restart: high = {high}, but it must be above sigma/alpha = {rho[n]:.6g} of the grid "
+            f"time nearest to low = {low}"
+        )
+    down = karras(schedule, steps, sigma_min=rho[n], sigma_max=high, to_zero=False)
+    down[-1] = grid[n]
+    once = [(s, t, t) for s, t in zip(down[:-1], down[1:], strict=True)]
+    back = [*once[:-1], (*once[-1][:2], down[0])]
+    return n, back * (repeats - 1) + once
+
+
+def _check_base(name, base):
+    if base not in BASES:
+        raise ValueError(f"{name}: base = {base!r}, but it must be one of {', '.join(BASES)}")
+
+
+def _walk(schedule, base, grid, legs, s_noise, name, check):
+    """Returns the plan of legs (from, to, to which noise is raised after)."""
+    times, point, anchor, anchor_at, spans = [], [], [], [], []
+    for s, t, hat in legs:
+        for stop, row, closes in _step(base, schedule, s, t):
+            times.append(stop)
+            if not closes:
+                point.append(row)
+                anchor.append(KEEP)
+                anchor_at.append(len(times) - 1)
+                spans.append((s, t))
+                continue
+            grow, up = _lift(schedule, t, hat)
+            row = grow * np.asarray(row)
+            row[1] = s_noise * up
+            point.append(row)
+            anchor.append(row)
+            anchor_at.append(len(times))
+            spans.append((t, hat) if up else (s, t))
+    grow, up = _lift(schedule, grid[0], legs[0][0])
+    return Plan(
+        schedule=schedule,
+        times=times,
+        end=grid[-1],
+        read=np.tile([0.0, 1.0], (len(times), 1)),
+        point=point,
+        anchor=anchor,
+        anchor_at=anchor_at,
+        steps=len(grid) - 1,
+        name=name,
+        opening=(grow, s_noise * up),
+        start=grid[0],
+        spans=spans,
+        check=check,
+    )
+
+
+def _lift(schedule, t, hat):
+    """Returns (factor on the state, noise) that raise a state from time t to time hat."""
+    if hat == t:
+        return 1.0, 0.0
+    alpha, alpha_hat = schedule.alpha(np.array([t, hat]))
+    sigma, sigma_hat = schedule.sigma(np.array([t, hat]))
+    grow = alpha_hat / alpha
+    part = grow * sigma / sigma_hat  # rho / rho_hat
+    return grow, sigma_hat * np.sqrt((1.0 - part) * (1.0 + part))
+
+
+def _step(base, schedule, s, t):
+    """Returns the stages (time, point row, whether the step ends there) of one step from s to t.
+
+    See `heun` and `dpm_2_ancestral` (eta = 0) for the rows; Euler's where they have no value.
+    """
+    alpha_s, alpha_t = schedule.alpha(np.array([s, t]))
+    sigma_s, sigma_t = schedule.sigma(np.array([s, t]))
+    keep = sigma_t / sigma_s
+    new = alpha_t - alpha_s * keep
+    if base == "euler" or sigma_t == 0.0 or alpha_s == 0.0:
+        return [(s, (keep, 0.0, new, 0.0), True)]
+    if base == "heun":
+        w = 0.5 * alpha_t * new / (alpha_s * keep)
+        return [(s, (keep, 0.0, new, 0.0), False), (t, (keep, 0.0, w, new - w), True)]
+    m = schedule.time(0.5 * schedule.lam(np.array([s, t])).sum())
+    alpha_m, sigma_m = schedule.alpha(m), schedule.sigma(m)
+    keep_m = sigma_m / sigma_s
+    late = new * alpha_m / (alpha_s * keep_m)  # new rho_s / rho_m
+    inner = keep_m, 0.0, alpha_m - alpha_s * keep_m, 0.0
+    return [(s, inner, False), (m, (keep, 0.0, late, new - late), True)]

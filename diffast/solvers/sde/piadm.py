@@ -1,0 +1,235 @@
+"""The methods of PIADM: exponential integrators that hold the score, in blocks of OU time.
+
+With t = -2 log alpha the forward process of a schedule with alpha^2 + sigma^2 = 1 is that of
+Ornstein-Uhlenbeck, dx = -x/2 dt + dw. Over a step from s to t = s - e of its reversals
+
+    SDE:  dx = (x/2 + score) dr + dW,          ODE:  dx = (x + score) / 2 dr
+
+the linear part is exact and the score is held, score = (alpha x0 - x) / sigma^2 at s:
+
+    SDE:  x_t = exp(e/2) x_s + 2 (exp(e/2) - 1) score + sqrt(exp(e) - 1) z
+    ODE:  x_t = exp(e/2) x_s + (exp(e/2) - 1) score
+
+(Chen, Ren, Ying and Rotskoff 2024, "Accelerating diffusion models with parallel sampling", sections
+3.1 and 3.2.) They are exact in x0 and not in the noise level, of which a step misses a part of
+order e^2, so the plans are checked for x0 alone. A step into sigma = 0 is the last x0 estimate.
+
+The plans' `blocks` are what PIADM takes together, with all network calls of a block at once; run
+one call after another these are plain solvers of weak order 1.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import numpy as np
+
+from diffast.grids import check_grid
+from diffast.plan import Plan
+from diffast.solvers.core import langevin
+
+# How far alpha^2 + sigma^2 may be from 1.
+TOLERANCE = 1e-9
+
+
+def piadm_sde(schedule, grid, *, block=1.0) -> Plan:
+    """Returns the reverse SDE with the score held over each step. Weak order 1, 1 call a step.
+
+    Chen et al. 2024, algorithm 1 in plan form: see the top of the file.
+
+    Args:
+        schedule: any schedule with alpha^2 + sigma^2 = 1.
+        grid: [N+1] model times from noisy to clean, alpha > 0; `df.grids.ou_early` is made for it.
+        block: length of a block in OU time; blocks begin at the grid points nearest to its
+            multiples, counted from the start.
+
+    Raises:
+        ValueError: another schedule; a grid that starts at alpha = 0, where the OU time is
+            infinite, or that `check_grid` refuses; a block that is not positive.
+    """
+    grid, rows, starts = _predictor("piadm_sde", schedule, grid, block, 2.0)
+    steps = len(rows)
+    return Plan(
+        schedule=schedule,
+        times=grid[:-1],
+        end=grid[-1],
+        read=np.tile([0.0, 1.0], (steps, 1)),
+        point=rows,
+        anchor=rows,
+        anchor_at=np.arange(1, steps + 1),
+        steps=steps,
+        name="piadm_sde",
+        check="x0",
+        blocks=starts,
+    )
+
+
+def piadm_ode(schedule, grid, *, block=1.0, corrector=None, friction=2.0) -> Plan:
+    """Returns the reverse ODE with the score held over each step. Weak order 1, 1 call a step.
+
+    After every block a corrector may walk underdamped Langevin dynamics at the fixed time of the
+    block's end (Chen et al. 2024, algorithm 2; the numbers: solvers/langevin.py). Its velocity is
+    drawn anew each time; it adds `inner` network calls a block, all at that time, and noise. The
+    law at that time is the one it leaves alone, up to an error of the order of its step, so it
+    undoes what the steps before have missed.
+
+    A corrector's stages are a block of their own. Where the grid ends at sigma = 0 the score has no
+    value, and the last block has no corrector.
+
+    Args:
+        schedule: any schedule with alpha^2 + sigma^2 = 1.
+        grid: [N+1] model times from noisy to clean, alpha > 0; `df.grids.ou_early` is made for it.
+        block: length of a block in OU time, as in `piadm_sde`.
+        corrector: (length, inner): how long the dynamics are walked, and in how many steps; None
+            for none. The length may be a function of the model time: it should stay below
+            1/sqrt(L), L the Lipschitz constant of the score there (1/sigma^2 at most), and a step
+            well below.
+        friction: g, positive, of the order of sqrt(L); or a function of the model time.
+
+    Raises:
+        ValueError: as `piadm_sde`; a corrector that is no such pair, or a length or a friction that
+            is not positive and finite.
+    """
+    inner, length = _check_corrector(corrector)
+    grid, rows, starts = _predictor("piadm_ode", schedule, grid, block, 1.0)
+    starts = {*starts.tolist(), len(rows)}
+    table = _Table()
+    for n, row in enumerate(rows):
+        if n in starts:
+            table.begin_block()
+        t = grid[n + 1]
+        if not (inner and n + 1 in starts and schedule.sigma(t) > 0.0):
+            table.add(grid[n], row, row, joined=True)
+            continue
+        table.add(grid[n], row, np.zeros(3), second=(0.0, 1.0))
+        table.begin_block()
+        e = langevin.step(_at(friction, t, "friction"), _at(length, t, "length") / inner)
+        table.walk(schedule, t, e, inner)
+    return table.plan(schedule, grid, _name(corrector))
+
+
+class _Table:
+    """A plan's rows as they are added, one stage after another."""
+
+    def __init__(self):
+        self.times, self.read, self.point, self.anchor, self.at = [], [], [], [], []
+        self.direct, self.second, self.blocks = [], [], []
+
+    def begin_block(self):
+        self.blocks.append(len(self.times))
+
+    def add(self, t, point, anchor, *, read=(0.0, 1.0), second=(0.0, 0.0), input=0.0, joined=False):
+        """Adds a stage whose point weighs the model input by `input`; joined: the anchor too."""
+        self.times.append(t)
+        self.read.append(read)
+        self.point.append(point)
+        self.anchor.append(anchor)
+        self.at.append(len(self.times) if joined else -2)
+        self.direct.append([[input, 0.0], [input if joined else 0.0, 0.0]])
+        self.second.append(second)
+
+    def walk(self, schedule, t, e, inner):
+        """Adds a corrector at time t, whose points are u, anchors v, and entries the score."""
+        share = 1.0 / schedule.sigma(t) ** 2
+        score = -share, schedule.alpha(t) * share
+        state = e.drift, e.state_noise, e.push
+        velocity = e.keep, e.shared_noise, e.drift
+        for _ in range(inner - 1):
+            self.add(t, state, velocity, read=score, second=(0.0, e.own_noise), input=1.0)
+        self.add(t, state, state, read=score, input=1.0, joined=True)
+
+    def plan(self, schedule, grid, name):
+        return Plan(
+            schedule=schedule,
+            times=self.times,
+            end=grid[-1],
+            read=self.read,
+            point=self.point,
+            anchor=self.anchor,
+            anchor_at=self.at,
+            steps=len(grid) - 1,
+            name=name,
+            direct=self.direct,
+            check="x0",
+            second=self.second,
+            blocks=self.blocks,
+        )
+
+
+def _predictor(name, schedule, grid, block, pull):
+    """Returns the grid, the rows [N, 3] of its steps, and the first steps of blocks.
+
+    Args:
+        name: of the builder.
+        schedule: any schedule.
+        grid: [N+1] model times.
+        block: length of a block.
+        pull: 2 for the SDE, 1 for the ODE.
+    """
+    if not 0 < block < np.inf:
+        raise ValueError(f"{name}: block = {block}, but it must be positive and finite")
+    grid = check_grid(schedule, grid)
+    alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
+    total = alpha**2 + sigma**2
+    if not (np.abs(total - 1.0) <= TOLERANCE).all():
+        i = int(np.argmax(np.abs(total - 1.0)))
+        raise ValueError(
+            f"{name}: alpha^2 + sigma^2 = {total[i]:.6g} at t = {grid[i]:g} on {schedule}, but it "
+            "must be 1 everywhere"
+        )
+    if alpha[0] == 0.0:
+        raise ValueError(
+            f"{name}: alpha = 0 at t = {grid[0]:g}, but the OU time -2 log(alpha) must be finite: "
+            "start the grid later"
+        )
+    # near data alpha has lost what sigma still knows
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ou = np.where(sigma < alpha, -np.log1p(-(sigma**2)), -2.0 * np.log(alpha))
+    e = ou[:-1] - ou[1:]
+    gain = pull * np.expm1(0.5 * e) / sigma[:-1] ** 2
+    fresh = np.sqrt(np.expm1(e)) if pull == 2.0 else np.zeros_like(e)
+    rows = np.stack([alpha[1:] / alpha[:-1] - gain, fresh, gain * alpha[:-1]], axis=1)
+    rows[sigma[1:] == 0.0] = 0.0, 0.0, 1.0
+    return grid, rows, _blocks(ou[0] - ou, block)
+
+
+def _blocks(passed, block):
+    """Returns the grid points nearest to the multiples of block, from 0; the end is none.
+
+    Args:
+        passed: [N+1] OU time since the start.
+        block: in OU time.
+    """
+    # a point is one if a multiple lies between the middles of the steps before and after it
+    below = np.floor(0.5 * (passed[:-1] + passed[1:]) / block)
+    return np.flatnonzero(np.diff(below, prepend=-1.0) > 0.0)
+
+
+def _check_corrector(corrector):
+    """Returns (inner, length) of a corrector; (0, None) for None."""
+    if corrector is None:
+        return 0, None
+    try:
+        length, inner = corrector
+        inner = operator.index(inner)
+    except (TypeError, ValueError):
+        inner = 0
+    if inner < 1:
+        raise ValueError(
+            f"piadm_ode: corrector = {corrector!r}, but it must be (length, number of steps)"
+        )
+    return inner, length
+
+
+def _at(value, t, what):
+    """Returns the number, or what the function says at t."""
+    number = float(value(t) if callable(value) else value)
+    if not 0.0 < number < np.inf:
+        raise ValueError(
+            f"piadm_ode: {what} = {number} at t = {t:g}, but it must be positive and finite"
+        )
+    return number
+
+
+def _name(corrector):
+    return "piadm_ode" if corrector is None else f"piadm_ode(corrector of {corrector[1]})"

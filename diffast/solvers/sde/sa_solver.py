@@ -1,0 +1,177 @@
+"""SA-Solver: stochastic Adams predictor and corrector, one call a step."""
+
+from __future__ import annotations
+
+from math import factorial
+
+import numpy as np
+
+from diffast.grids import check_grid
+from diffast.plan import Plan
+from diffast.solvers.core.noise_split import diffusive, fixed
+from diffast.solvers.core.phi import phi
+
+# Adams weights alternate in sign and grow with the order; diffusers and the paper stop at 3 and 4.
+MOST = 4
+
+
+def sa_solver(
+    schedule,
+    grid,
+    predictor_order=2,
+    corrector_order=2,
+    tau=1.0,
+    form="data",
+    kind="more_steps",
+) -> Plan:
+    """Returns SA-Solver, Xue et al. 2023 ("SA-Solver: Stochastic Adams Solver"). 1 call a step.
+
+    Between s and t, h = lam_t - lam_s, T = 1 + tau^2, the SDE has the solution (eq. 5 and 7)
+
+        data:   x_t = (sigma_t / sigma_s) exp(-tau^2 h) x_s + sigma_t sqrt(1 - exp(-2 tau^2 h)) z
+                      + alpha_t integral of T exp(-T (lam_t - lam)) d(lam) dlam
+        noise:  x_t = (alpha_t / alpha_s) x_s + tau sigma_t sqrt(exp(2h) - 1) z
+                      - sigma_t integral of T exp(lam_t - lam) e(lam) dlam
+
+    with e = (x - alpha d) / sigma. The predictor puts the polynomial through the last estimates in
+    place of d or e; the corrector of the same step, once the network was called at t, that through
+    the estimate at t too, with the same noise z (algorithm 1). It therefore only adds differences
+    of weights of estimates to the predicted state, so here the anchor is that state, and the next
+    predictor's row holds the correction. Weak order 2, or 1 with predictor order 1 and corrector
+    order 0 or 1; at tau = 0 strong order of the predictor or corrector, whichever is higher, the
+    corrector up to one above the predictor (beside what the first steps leave: one estimate, h^2).
+
+    With form="data", order-2 weights of kind "few_steps" have T h / 2 in place of the integral's
+    weight of the second difference, (T h - 1 + exp(-T h)) / (T h): equal up to O(h^2), as the
+    published code has them for few steps; "more_steps" are the integrals. The former grow without
+    bound with T h, and saturate pictures from about T h = 2 on.
+
+    First order are the steps into sigma_t = 0 and out of alpha = 0 (not corrected either), whatever
+    the form; lower orders where a node lies at alpha = 0. The plan of form="noise" is checked for
+    x0 alone: at tau > 0 a point holds noise of level sigma_t only up to O(h^2) even for a true e,
+    and at every tau weights of alpha_t / alpha_s, 1e4 and more at the noisy end, cancel.
+
+    Args:
+        schedule: any schedule, with lam(t).
+        grid: [N+1] model times from noisy to clean.
+        predictor_order: 1 to 4; step n has min(order, n + 1). Or [N] numbers, one a step.
+        corrector_order: 1 to 4, estimate at t included; step n has min(order, n + 2). 0: none. Or
+            [N] numbers; the last step has nothing to correct it.
+        tau: strength of the noise, 0 for the ODE, 1 for the reverse SDE; a number, or a function of
+            model time, called for the start of each step.
+        form: "data" or "noise": which prediction is interpolated.
+        kind: "few_steps" or "more_steps".
+
+    Raises:
+        ValueError: an option out of range; an order above the number of estimates there are; a
+            grid that `check_grid` refuses.
+    """
+    for option, value, allowed in (
+        ("form", form, ("data", "noise")),
+        ("kind", kind, ("few_steps", "more_steps")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"sa_solver: {option} = {value!r}, but it must be one of {allowed}")
+    grid = check_grid(schedule, grid)
+    steps = len(grid) - 1
+    predictor = _orders("predictor_order", predictor_order, 1, np.arange(1, steps + 1))
+    corrector = _orders("corrector_order", corrector_order, 0, np.arange(2, steps + 2))
+    tau = _taus(tau, grid)
+    alpha, sigma, lam = schedule.alpha(grid), schedule.sigma(grid), schedule.lam(grid)
+    h = np.diff(lam)
+    history = int(max(predictor.max() + 1, corrector.max(), 1))
+    rows, read = np.zeros((steps, 2 + history)), np.tile([0.0, 1.0], (steps, 1))
+    correction = np.zeros(history)  # of the state at s, by (d_s, d_r ...)
+    for n in range(steps):
+        ends = alpha[n], alpha[n + 1], sigma[n], sigma[n + 1]
+        weights, implicit = np.zeros(history), np.zeros(history)
+        linear = np.isfinite(h[n])
+        if form == "noise" and linear:
+            read[n] = 1.0 / sigma[n], -alpha[n] / sigma[n]
+            keep = alpha[n + 1] / alpha[n]
+            up = tau[n] * sigma[n + 1] * np.sqrt(np.expm1(2.0 * h[n]))
+        else:
+            down, up = diffusive(*ends, tau[n] ** 2)
+            keep = down / sigma[n]
+        if linear:
+            integrate = _data_weights if form == "data" else _noise_weights
+            nodes = lam[n::-1][: predictor[n]]
+            nodes = nodes[np.isfinite(nodes)]
+            short = kind == "few_steps"
+            explicit = integrate(h[n], (nodes - lam[n]) / h[n], tau[n], *ends, short)
+            weights[: len(nodes)] = explicit
+            if corrector[n]:
+                nodes = lam[n + 1 :: -1][: corrector[n]]
+                nodes = nodes[np.isfinite(nodes)]
+                found = integrate(h[n], (nodes - lam[n]) / h[n], tau[n], *ends, short)
+                implicit[: len(nodes)] = found
+                implicit[1 : 1 + len(explicit)] -= explicit
+        else:
+            weights[0] = alpha[n + 1] - alpha[n] * keep
+        rows[n, 0], rows[n, 1], rows[n, 2:] = keep, up, keep * correction + weights
+        correction = implicit
+    # a last step into sigma_t = 0 keeps nothing, and reads the x0 estimate itself
+    name = f"sa_solver({form}, {predictor.max()}, {corrector.max()})"
+    return Plan(
+        schedule=schedule,
+        **{**fixed(grid, rows), "read": read},
+        name=name,
+        check="full" if form == "data" else "x0",
+    )
+
+
+def _data_weights(h, nodes, tau, alpha_s, alpha_t, sigma_s, sigma_t, short):
+    """Returns the weights of x0 estimates at `nodes`, in steps of lam from s.
+
+    The integral of H exp(-H (1 - u)) u^k over u from 0 to 1, H = T h, is k! H phi_{k+1}(-H).
+    """
+    total = (1.0 + tau**2) * h
+    if short and len(nodes) == 2:
+        slope = 0.5 * total / (nodes[0] - nodes[1])
+        line = alpha_t * np.array([slope, -slope])
+        # the line stands at 1 for u = 0: all on the node at s
+        line[0 if nodes[0] == 0.0 else 1] -= alpha_t * np.expm1(-total)
+        return line
+    moments = [factorial(k) * total * phi(k + 1, total) for k in range(len(nodes))]
+    return alpha_t * _lagrange(nodes) @ moments
+
+
+def _noise_weights(h, nodes, tau, alpha_s, alpha_t, sigma_s, sigma_t, short):
+    """Returns the weights of noise estimates at `nodes`: as above with exp(h (1 - u)) instead."""
+    moments = [factorial(k) * h * phi(k + 1, -h) for k in range(len(nodes))]
+    return -sigma_t * (1.0 + tau**2) * (_lagrange(nodes) @ moments)
+
+
+def _lagrange(nodes):
+    """Returns [n, n]: coefficients (of 1, u, u^2 ...) of the polynomial that is 1 at one node."""
+    return np.linalg.inv(np.vander(nodes, increasing=True)).T
+
+
+def _orders(option, order, least, have):
+    steps = len(have)
+    order = np.asarray(order)
+    whole = order.dtype.kind in "iu" and order.shape in ((), (steps,))
+    if not whole or (order < least).any() or (order > MOST).any():
+        raise ValueError(
+            f"sa_solver: {option} = {order.tolist()}, but it must be a whole number from {least} "
+            f"to {MOST}, or one for each of {steps} steps"
+        )
+    if order.ndim == 0:
+        return np.minimum(order, have)
+    if (order > have).any():
+        n = int(np.argmax(order > have))
+        raise ValueError(
+            f"sa_solver: {option}[{n}] = {order[n]}, but only {have[n]} estimates are there"
+        )
+    return order
+
+
+def _taus(tau, grid):
+    values = [tau(t) if callable(tau) else tau for t in grid[:-1].tolist()]
+    values = np.array(values, dtype=np.float64)
+    wrong = ~((values >= 0.0) & (values < np.inf))
+    if wrong.any():
+        raise ValueError(
+            f"sa_solver: tau = {values[wrong][0]}, but it must be finite and not negative"
+        )
+    return values

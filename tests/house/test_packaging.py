@@ -1,0 +1,136 @@
+"""What is shipped: the binaries and their symbols, the one clear line, the loader's manners."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from places import ROOT
+
+import diffast as df
+
+
+def run_python(program, **environment):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd="/"
+    )
+
+
+def test_the_compiled_cpu_kernels_serve_the_cpu():
+    entry = df.backends()["cpu"]
+    assert entry["backend"].startswith("c++"), entry
+
+
+def test_host_module_is_there():
+    from diffast import _host
+
+    assert _host.build_info()["max_inputs"] == df.ops.MAX_INPUTS
+    assert _host.build_info()["max_rows"] == df.ops.MAX_ROWS
+    assert _host.build_info()["max_noises"] == df.ops.MAX_NOISES
+
+
+def test_the_cpu_library_uses_the_stable_abi_only():
+    if shutil.which("nm") is None:
+        pytest.skip("nm is not installed")
+    (library,) = (ROOT / "diffast").glob("_cpu.abi3.so")
+    listed = subprocess.run(
+        ["nm", "-D", "--undefined-only", "--demangle", str(library)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    names = [line.split(maxsplit=1)[1].removeprefix("U ").strip() for line in listed.splitlines()]
+    foreign = [name for name in names if re.match(r"(at|c10|torch|caffe2)::", name)]
+    assert not foreign
+    assert any(name.startswith(("aoti_torch_", "torch_")) for name in names)
+
+
+def test_backend_override_is_obeyed_and_checked():
+    program = "import diffast as df; print(df.backends()['cpu']['backend'])"
+    assert run_python(program, DIFFAST_BACKEND="reference").stdout == "reference\n"
+    assert run_python(program, DIFFAST_CPU_ISA="base").stdout == "c++ (base)\n"
+    wrong = run_python(program, DIFFAST_BACKEND="metal")
+    assert "DIFFAST_BACKEND is 'metal' but must be one of cuda, triton, reference" in wrong.stderr
+
+
+def copy_package(tmp_path):
+    package = tmp_path / "diffast"
+    skip = shutil.ignore_patterns("*.so", "weights", "__pycache__")
+    shutil.copytree(ROOT / "diffast", package, ignore=skip)
+    return package
+
+
+SAMPLE = """
+import torch, diffast as df
+s = df.schedules.edm()
+plan = df.solvers.euler_ancestral(s, df.grids.karras(s, 5))
+out = df.sample(df.Denoiser(lambda x, t: x * 0.1, s), plan, shape=(2, 3, 5))
+print(df.backends()['cpu']['backend'], '|', df.backends()['cpu']['reason'])
+print(out.x.view(torch.int32).flatten().tolist())
+"""
+
+
+def test_a_missing_binary_is_remembered_and_the_reference_gives_the_same_bits(tmp_path):
+    copy_package(tmp_path)
+    bare = run_python(SAMPLE, PYTHONPATH=str(tmp_path))
+    built = run_python(SAMPLE)
+    assert bare.returncode == built.returncode == 0, bare.stderr + built.stderr
+    assert bare.stdout.splitlines()[0].startswith("reference | the compiled _cpu is missing")
+    assert built.stdout.splitlines()[0].startswith("c++")
+    assert bare.stdout.splitlines()[1] == built.stdout.splitlines()[1]
+
+
+def test_a_broken_binary_is_loud(tmp_path):
+    package = copy_package(tmp_path)
+    (package / "_cpu.abi3.so").write_bytes(b"not a library")
+    broken = run_python("import diffast as df; df.backends()", PYTHONPATH=str(tmp_path))
+    assert broken.returncode != 0
+    assert "_cpu.abi3.so" in broken.stderr
+
+
+def setup(program_before, **environment):
+    program = (
+        f"{program_before}\nimport sys, os, runpy\nos.chdir({str(ROOT)!r})\n"
+        "sys.argv = ['setup.py', '--version']\nrunpy.run_path('setup.py', run_name='__main__')"
+    )
+    return run_python(program, **environment)
+
+
+def test_building_without_torch_says_so_in_one_line():
+    refused = setup("import sys; sys.modules['torch'] = None")
+    assert refused.returncode == 1
+    assert refused.stderr.strip().splitlines() == [
+        "diffast builds against the torch you already have: install torch, then "
+        "pip install --no-build-isolation ."
+    ]
+
+
+def test_the_cuda_switch_is_checked(tmp_path):
+    assert "DIFFAST_CUDA is 'yes' but must be 0 or 1" in setup("", DIFFAST_CUDA="yes").stderr
+    if torch.version.cuda is None:
+        refused = setup("", DIFFAST_CUDA="1", CUDA_HOME=str(tmp_path))
+        assert f"{tmp_path}/bin/nvcc does not exist: set CUDA_HOME" in refused.stderr
+
+
+def test_base_install_is_small():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.match(r"[a-z0-9_-]+", d).group() for d in project["dependencies"]}
+    assert names == {"torch", "numpy", "safetensors", "tqdm", "pillow"}
+
+
+def test_import_is_lean():
+    program = (
+        "import sys, torch; before = set(sys.modules)\nimport diffast as df; df.sample; df.ops\n"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        "print(sorted(new & {'tqdm', 'safetensors', 'PIL', 'scipy', 'triton', 'pybind11'}))"
+    )
+    if torch.version.cuda is not None:
+        pytest.skip("a CUDA torch may load triton for its kernels")
+    done = run_python(program)
+    assert done.stdout == "[]\n", done.stderr

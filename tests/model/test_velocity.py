@@ -1,0 +1,159 @@
+"""Velocity fields of flow_matching's and torchdiffeq's convention: s from 0 (noise) to 1 (data)."""
+
+import numpy as np
+import pytest
+import torch
+
+import diffast as df
+from diffast.solvers.core.one_step import one_step
+from diffast.solvers.ode.runge_kutta import Tableau, midpoint
+
+MEANS = torch.tensor([[0.8, -0.5, 0.1], [-0.9, 0.4, 0.3]], dtype=torch.float64)
+# torchdiffeq's "rk4" is Kutta's 3/8 rule
+KUTTA38 = Tableau(
+    (1 / 3, 2 / 3, 1.0), ((1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 3 / 8, 3 / 8, 1 / 8)
+)
+
+
+class Field(torch.nn.Module):
+    """The exact velocity E[x1 - x0 | x_s] of x_s = s x1 + (1 - s) x0, x1 one of two wide points."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = torch.nn.Parameter(torch.zeros(3))
+        self.times = []
+
+    def forward(self, x, t, shift=None):
+        assert t.shape in ((len(x),), ())
+        self.times.append(float(t.reshape(-1)[0]))
+        s = t.reshape(-1, 1).to(x.dtype)
+        width2 = 0.3**2
+        variance = s**2 * width2 + (1 - s) ** 2
+        gap = x[:, None, :] - s[:, :, None] * MEANS.to(x.dtype)
+        share = torch.softmax(-(gap**2).sum(-1) / (2 * variance), dim=1)
+        mean = share @ MEANS.to(x.dtype)
+        data = mean + s * width2 / variance * (x - s * mean)
+        noise_minus_data = (x - data) / (1 - s)
+        return -noise_minus_data if shift is None else -noise_minus_data + shift
+
+
+def noise(dtype=torch.float64, rows=4):
+    return torch.randn(rows, 3, dtype=dtype, generator=torch.Generator().manual_seed(2))
+
+
+def exact_below(t, x, velocity):
+    """x0 from the velocity by hand: x_s = s x1 + (1 - s) x0 and u = x1 - x0."""
+    s = 1.0 - t
+    return x + (1.0 - s) * velocity
+
+
+def test_the_estimate_is_the_data_end_of_the_straight_line():
+    field = Field()
+    denoiser = df.Denoiser.from_velocity(field)
+    assert denoiser.schedule == df.schedules.flow()
+    x = noise()
+    for t in (1.0, 0.7, 0.1):
+        velocity = field(x=x, t=torch.full((4,), 1.0 - t, dtype=torch.float64))
+        torch.testing.assert_close(
+            denoiser.x0(x, t), exact_below(t, x, velocity), rtol=0, atol=1e-15
+        )
+
+
+@pytest.mark.parametrize(
+    ("method", "build"),
+    [
+        ("euler", df.solvers.euler),
+        ("midpoint", midpoint),
+        ("rk4", lambda schedule, grid: one_step("rk38", schedule, grid, KUTTA38)),
+    ],
+)
+def test_equals_torchdiffeq_on_the_same_times(method, build):
+    odeint = pytest.importorskip("torchdiffeq").odeint
+    field, x = Field(), noise()
+    s = torch.linspace(0.0, 0.95, 12, dtype=torch.float64)
+    with torch.no_grad():
+        wanted = odeint(lambda t, y: field(x=y, t=t), x, s, method=method)[-1]
+    schedule = df.schedules.flow()
+    plan = build(schedule, 1.0 - s.numpy())
+    asked, field.times = field.times, []
+    got = df.sample(df.Denoiser.from_velocity(field), plan, noise=x).x
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(field.times, asked, rtol=0, atol=1e-12)
+
+
+def test_euler_goes_all_the_way_to_the_data():
+    odeint = pytest.importorskip("torchdiffeq").odeint
+    field, x = Field(), noise()
+    s = torch.linspace(0.0, 1.0, 11, dtype=torch.float64)
+    with torch.no_grad():
+        wanted = odeint(lambda t, y: field(x=y, t=t), x, s, method="euler")[-1]
+    schedule = df.schedules.flow()
+    plan = df.solvers.euler(schedule, df.grids.uniform_time(schedule, 10))
+    got = df.sample(df.Denoiser.from_velocity(field), plan, noise=x).x
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-13)
+
+
+def test_a_field_of_positional_arguments_and_other_paths():
+    """func(s, x) of torchdiffeq, on the variance-preserving path of flow_matching's VPScheduler."""
+    schedule = df.schedules.vp_linear()
+    clean = noise(rows=4) * 0.5
+
+    def func(s, x):
+        t = float(1.0 - s.reshape(-1)[0])
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        dalpha, dsigma = schedule.derivatives(t)
+        return -(dalpha * clean + dsigma * (x - alpha * clean) / sigma)
+
+    denoiser = df.Denoiser.from_velocity(lambda x, t: func(t, x), schedule)
+    plan = df.solvers.dpmpp_2m(schedule, df.grids.karras(schedule, 6))
+    got = df.sample(denoiser, plan, noise=noise()).x
+    torch.testing.assert_close(got, clean, rtol=0, atol=1e-12)
+
+
+def test_conditions_and_guidance_reach_the_field():
+    field, x = Field(), noise(torch.float32)
+    plan = df.solvers.euler(df.schedules.flow(), np.linspace(1.0, 0.0, 5))
+    shift = torch.tensor([[0.3, 0.0, -0.2]])
+
+    def run(**given):
+        return df.sample(df.Denoiser.from_velocity(field, **given), plan, noise=x).x
+
+    moved = run(conditions={"shift": shift})
+    assert float((moved - run()).abs().max()) > 0.1
+    both = {"conditions": {"shift": shift}, "unconditional": {"shift": torch.zeros(1, 3)}}
+    torch.testing.assert_close(
+        run(**both, guidance=2.0), run(conditions={"shift": 2.0 * shift}), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_the_field_is_called_by_keyword_with_one_time_a_sample():
+    calls = []
+
+    def field(*, x, t):
+        calls.append((t.dtype, t.tolist()))
+        return torch.zeros_like(x)
+
+    plan = df.solvers.euler(df.schedules.flow(), [1.0, 0.75, 0.0])
+    df.sample(df.Denoiser.from_velocity(field), plan, noise=noise(torch.float32, rows=2))
+    assert calls == [(torch.float32, [0.0, 0.0]), (torch.float32, [0.25, 0.25])]
+
+
+def test_the_device_is_that_of_the_field():
+    assert df.Denoiser.from_velocity(Field()).device() == torch.device("cpu")
+    assert df.Denoiser.from_velocity(Field().to("meta")).device() == torch.device("meta")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"velocity": 3}, "velocity is a int but must be callable"),
+        (
+            {"schedule": df.schedules.edm()},
+            "needs a schedule whose time runs from 1 to 0, but that of .* runs from 80 to 0",
+        ),
+        ({"conditions": {"a": 1}, "unconditional": {}}, "conditions are"),
+    ],
+)
+def test_what_cannot_be_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        df.Denoiser.from_velocity(**({"velocity": Field()} | given))
