@@ -19,6 +19,7 @@ test: $(VENV)/.installed-test
 lint: $(VENV)/.installed-lint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports --no-cache --no-logo
 	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc' | \
 	  xargs $(VENV)/bin/clang-format --dry-run --Werror
 

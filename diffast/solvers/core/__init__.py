@@ -1,1 +1,1 @@
-"""What solver families share: one-step and multistep rows, integrals, phi functions, noise splits."""
+"""What families share: one-step and multistep rows, integrals, phi functions, noise splits."""
