@@ -122,7 +122,9 @@ def run(
         network = _Steps(model, plan, levels, sigmas, x.dtype, extra_args or {}, callback, bar)
         low = None if x.dtype == dtype else x.dtype
         denoiser = Denoiser(network, plan.schedule, dtype=low)
-        noise = {"path": path} if draw is None else {"draw": lambda stage: draw(stage).to(dtype)}
+        noise: dict[str, Any] = (
+            {"path": path} if draw is None else {"draw": lambda stage: draw(stage).to(dtype)}
+        )
         with torch.no_grad():
             out = sample(denoiser, plan, noise=x.detach().to(dtype), seed=seed, **noise)
         bar.update()
@@ -136,7 +138,7 @@ class _Steps:
         self.model, self.extra_args, self.callback, self.bar = model, extra_args, callback, bar
         self.sigmas, self.dtype, self.calls = sigmas, dtype, 0
         self.starts = step_starts(plan, levels)
-        self.levels = None
+        self.levels: Any = None
         if callback is not None:
             self.levels = torch.tensor(plan.times, dtype=sigmas.dtype, device=sigmas.device)
 
@@ -174,7 +176,8 @@ def drawn_by(
         plan: its `spans` are the levels; those of its opening are (start, times[0]).
         sigmas: gives dtype and device.
     """
-    spans = np.vstack([plan.spans, [plan.start, plan.times[0]]])  # the opening's at -1
+    start = np.array([plan.start, plan.times[0]])
+    spans = np.vstack([np.asarray(plan.spans), start])  # the opening's at -1
     spans = torch.tensor(spans, dtype=sigmas.dtype, device=sigmas.device)
     return lambda stage: noise_sampler(spans[stage, 0], spans[stage, 1])
 
