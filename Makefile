@@ -11,6 +11,7 @@ NATIVE = $(shell find csrc -type f) setup.py pyproject.toml
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/.installed
+	$(PIP) install --quiet "pillow>=10"
 	$(VENV)/bin/diffast demo
 
 test: $(VENV)/.installed-test
