@@ -10,11 +10,21 @@ import numpy as np
 import torch
 
 from diffast import ops
-from diffast.lowering import program
-from diffast.lowering.program import ANCHOR, COND, INPUT, NOISE, UNCOND, X0, Row, Stage, flatten
+from diffast.lowering.program import (
+    COND,
+    NOISE,
+    UNCOND,
+    X0,
+    Call,
+    Constraints,
+    Stage,
+    branches_of,
+    lower,
+)
 from diffast.model.denoiser import Denoiser, time_dtype
 from diffast.noise.brownian import path_noise
 from diffast.plan import Plan
+from diffast.plan.registers import X, Y
 
 
 @dataclass(frozen=True)
@@ -108,16 +118,16 @@ def sample(
         raise ValueError("sample: draw is given and path is true, but noise comes from one of them")
     run = _Run(denoiser, plan, shape, noise, device, seed, ids, clamp, on_x0, draw, path, preview)
     calls = 0
-    with torch.inference_mode(), progress_bar(plan.stages, plan.name, "call", progress) as bar:
+    with torch.inference_mode(), progress_bar(plan.nfe, plan.name, "call", progress) as bar:
         run.start(noise)
-        while calls < plan.stages and run.batch:
+        while calls < plan.nfe and run.batch:
             run.stage(calls)
             calls += 1
             bar.update()
             if callback is not None and callback(run.progress(calls - 1)):
                 break
         run.check_end()
-    completed = calls == plan.stages or not run.batch
+    completed = calls == plan.nfe or not run.batch
     nfe = torch.full((run.batch,), calls, dtype=torch.int64, device=run.device)
     return Samples(run.points[-1] if completed else run.x0, nfe, completed)
 
@@ -143,7 +153,7 @@ def progress_bar(total: int, name: str, unit: str, wanted: bool):
 
 
 class _Call(NamedTuple):
-    """A prepared `combine_out`. COND, UNCOND, X0 and NOISE are filled in later."""
+    """A `combine_out` bound to tensors; a name among the columns is filled in when it is made."""
 
     columns: list
     weights: list[float]
@@ -166,8 +176,6 @@ class _Run:
             raise ValueError(
                 f"sample: the plan is for {plan.schedule} but the denoiser for {denoiser.schedule}"
             )
-        if draw is not None:
-            program.check_one_noise(plan, "sample: draw")
         self.denoiser, self.plan, self.on_x0, self.draw = denoiser, plan, on_x0, draw
         self.shape, self.device, self.dtype = state_like(denoiser, shape, noise, device)
         self.batch = self.shape[0]
@@ -176,36 +184,50 @@ class _Run:
         if path:
             self.draw = path_noise(plan, self.shape, self.seed, self.ids, self.dtype)
         self.limits = limits_of(clamp)
-        self.stages = program.build(plan, denoiser, fold=clamp is None and on_x0 is None)
+        guided = "both" in branches_of(plan, denoiser)
+        self._make_network_input(guided)
+        self.program = lower(plan, denoiser, self._constraints(guided, preview))
+        self.stages = self.program.stages
         self.x0 = self._new() if preview or on_x0 is not None else None
         self.status = torch.full((self.batch,), -1, dtype=torch.int64, device=self.device)
         # Looked at after every stage on the CPU, where that is free; on a device it would wait for
         # the queue, so there once, at the end.
         self.seen = self.status.numpy() if self.device.type == "cpu" else None
         self.unseen = b"\xff" * (8 * self.batch)  # the status as bytes while nothing is wrong
-        self._make_network_input()
         self._prepare_network()
-        self._prepare_calls()
+        self._bind()
 
     def _new(self, batch: int | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:
         rows = self.batch if batch is None else batch
         return torch.empty((rows, *self.shape[1:]), dtype=dtype or self.dtype, device=self.device)
 
-    def _make_network_input(self) -> None:
+    def _make_network_input(self, guided: bool) -> None:
         """Makes the tensor that the network reads where that is not the state itself."""
-        guided = any(stage.halves == "both" for stage in self.stages)
         dtype = self.denoiser.dtype or self.dtype
         self.network_input = None
         if guided or dtype != self.dtype:
             self.network_input = self._new((1 + guided) * self.batch, dtype)
-        # Of the state's dtype, its front half can be the point and save a copy.
+        # Of the state's dtype, its front half can be x and save a copy.
         shared = self.network_input is not None and dtype == self.dtype
         self.front = self.network_input[: self.batch] if shared else None
 
+    def _constraints(self, guided: bool, preview: bool) -> Constraints:
+        """Returns what this run asks of the lowered plan."""
+        apart, shared = self.network_input is not None, self.front is not None
+        copies = {"cond": 1 - shared, "uncond": 1 - shared, "both": 2 - shared} if apart else {}
+        return Constraints(
+            clamp=bool(self.limits),
+            hook=self.on_x0 is not None,
+            preview=preview,
+            given_noise=self.draw is not None,
+            copies=tuple(copies.items()),
+            x_stays=shared,
+        )
+
     def _prepare_network(self) -> None:
-        kinds = {stage.halves for stage in self.stages}
         self.arguments = {
-            kind: self.denoiser.arguments(self.batch, self.device, kind) for kind in kinds
+            kind: self.denoiser.arguments(self.batch, self.device, kind)
+            for kind in self.program.branches
         }
         times = torch.tensor(
             [stage.time for stage in self.stages],
@@ -215,76 +237,63 @@ class _Run:
         self.times = [times[i].expand(self._rows(s)) for i, s in enumerate(self.stages)]
 
     def _rows(self, stage: Stage) -> int:
-        return (2 if stage.halves == "both" else 1) * self.batch
+        return (2 if stage.branches == "both" else 1) * self.batch
 
-    def _prepare_calls(self) -> None:
-        """Settles which buffer holds what at every stage, and prepares the stage's calls.
+    def _bind(self) -> None:
+        """Gives every name of the program its tensor, stage by stage.
 
-        While anchor and point are one tensor it is `home`. When they part, the one that the
-        network reads has to be where the network reads it: with a front of its own that is the
-        point, and the anchor moves out; otherwise the point moves.
+        While x and y are one tensor it is `home`. When they part, one of them moves. The network
+        reads x from its input tensor: where `home` is the front of that one, y moves, else x does.
         """
-        history: dict[int, torch.Tensor] = {}
-        free: list[torch.Tensor] = []
-        home = anchor = point = self._new() if self.front is None else self.front
-        away = None
+        home = self._new() if self.front is None else self.front
+        spare: dict[str, torch.Tensor] = {}  # tensors beside `home`, made when first needed
+        at = {X: home, Y: home}
         self.state = home
         self.inputs, self.points, self.calls = [], [], []
         for i, stage in enumerate(self.stages):
             last = i + 1 == len(self.stages)
-            joined = last or stage.anchor == stage.point
-            self.inputs.append(self._network_reads(stage, point))
-            columns = {ANCHOR: anchor, INPUT: point, COND: COND, UNCOND: UNCOND}
-            columns |= {("history", j): tensor for j, tensor in history.items()}
-            rows: list[tuple[Row, torch.Tensor]] = []
-            # An entry that is read for the last time may be overwritten by the same call.
-            free += [history.pop(j) for j in stage.forget]
-            if stage.entry is not None:
-                history[i] = free.pop() if free else self._new()
-                rows.append((stage.entry, history[i]))
-            if joined:
-                anchor = point = self._new() if last and self.front is not None else home
+            self.inputs.append(self._network_reads(stage, at[X]))
+            to = dict(at)
+            if stage.joined:
+                to[X] = to[Y] = self._new() if last and self.front is not None else home
             else:
-                away = self._new() if away is None else away
-                if self.front is None:
-                    point, moved = away, stage.anchor
-                else:
-                    moved = stage.anchor or (Row({ANCHOR: 1.0}) if anchor is home else None)
-                    anchor = away
-                if moved is not None:
-                    rows.append((moved, anchor))
-            rows.append((stage.point, point))
-            if not last:
-                rows += [(stage.point, copy) for copy in self._copies(self.stages[i + 1])]
-            self.points.append(point)
-            self.calls.append(self._calls_of(stage, rows, columns))
+                moves = X if self.front is None else Y
+                to[X] = to[Y] = home
+                to[moves] = self._spare(spare, "away")
+            for call in stage.calls:
+                for name in call.targets:
+                    if name not in to and name != X0 and not name.startswith("copy"):
+                        to[name] = self._spare(spare, name)
+            to |= {f"copy{k}": copy for k, copy in enumerate(self._copies(i + 1))}
+            self.points.append(to[X])
+            self.calls.append([self._bound(call, at, to) for call in stage.calls])
+            at = {name: tensor for name, tensor in to.items() if not name.startswith("copy")}
 
-    def _network_reads(self, stage: Stage, point: torch.Tensor) -> torch.Tensor:
-        return point if self.network_input is None else self.network_input[: self._rows(stage)]
+    def _spare(self, spare: dict, name: str) -> torch.Tensor:
+        if name not in spare:
+            spare[name] = self._new()
+        return spare[name]
 
-    def _copies(self, following: Stage) -> list[torch.Tensor]:
-        """Returns where else the point has to be for the following network call."""
-        if self.network_input is None:
+    def _bound(self, call: Call, at: dict, to: dict) -> _Call:
+        outs = [self.x0 if name == X0 else to[name] for name in call.targets]
+        return _Call(
+            [at.get(name, name) for name in call.columns],
+            call.weights,
+            call.noise,
+            self.limits if call.clamped else [],
+            [out for out in outs if out is not None],
+            NOISE in call.columns,
+        )
+
+    def _network_reads(self, stage: Stage, x: torch.Tensor) -> torch.Tensor:
+        return x if self.network_input is None else self.network_input[: self._rows(stage)]
+
+    def _copies(self, i: int) -> list[torch.Tensor]:
+        """Returns where else x has to be for network call i."""
+        if self.network_input is None or i == len(self.stages):
             return []
-        halves = self.network_input[: self._rows(following)].split(self.batch)
-        return list(halves if self.front is None else halves[1:])
-
-    def _calls_of(self, stage: Stage, rows: list, columns: dict) -> list[_Call]:
-        if self.on_x0 is not None:
-            first = self._call([(stage.x0, self.x0)], columns, self.limits)
-            return [first, self._call(rows, columns | {X0: X0}, [])]
-        if self.limits:
-            return [self._call([(stage.x0, self.x0), *rows], columns, self.limits)]
-        preview = [] if self.x0 is None else [(stage.x0, self.x0)]
-        return [self._call(preview + rows, columns, [])]
-
-    def _call(self, rows: list[tuple[Row, Any]], columns: dict, clamp: list[float]) -> _Call:
-        draws = self.draw is not None and any(row.noise for row, _ in rows)
-        columns = columns | {NOISE: NOISE} if draws else columns
-        made = [row for row, _ in rows]
-        tensors, weights, noise = flatten(made, columns, draws, bool(clamp))
-        outs = [out for _, out in rows if out is not None]
-        return _Call(list(tensors), weights, noise, clamp, outs, draws)
+        parts = self.network_input[: self._rows(self.stages[i])].split(self.batch)
+        return list(parts if self.front is None else parts[1:])
 
     def start(self, noise: torch.Tensor | None) -> None:
         """Puts the initial state where the network reads it."""
@@ -294,14 +303,14 @@ class _Run:
         else:
             self.state.copy_(noise)
         self._open()
-        for copy in self._copies(self.stages[0]):
+        for copy in self._copies(0):
             copy.copy_(self.state)
 
     def _open(self) -> None:
         """Moves the initial state to where the first network call stands."""
-        keep, fresh = self.plan.opening.tolist()
-        if (keep, fresh) == (1.0, 0.0):
+        if self.program.opening is None:
             return
+        keep, fresh = self.program.opening
         if fresh and self.draw is not None:
             xs = [self.state, self._drawn(-1)]
             ops.combine_out(xs, [keep, fresh], [self.state])
@@ -324,7 +333,7 @@ class _Run:
     def stage(self, i: int) -> None:
         """Runs one stage: the network, then the prepared calls."""
         x = self.inputs[i]
-        halves = self.stages[i].halves
+        halves = self.stages[i].branches
         before = None if x.is_inference() else x._version
         output = self.denoiser.call(x, self.times[i], self.arguments[halves])
         if before is not None and x._version != before:

@@ -19,18 +19,20 @@ from typing import NamedTuple
 import torch
 
 from diffast import ops
-from diffast.lowering.stages import (
-    AT_ANCHOR,
+from diffast.lowering.program import Constraints, lower
+from diffast.lowering.step_table import (
     AT_NOISE,
     AT_UNCOND,
     AT_X0,
-    Call,
+    AT_Y,
+    StepCall,
     Table,
-    calls_of,
     make_table,
+    numbered,
 )
 from diffast.model.denoiser import time_dtype
 from diffast.plan import Plan
+from diffast.plan.registers import H, V, X, Y
 
 
 class State(NamedTuple):
@@ -39,8 +41,9 @@ class State(NamedTuple):
     Attributes:
         row: which row of the stepper's table is next: an int, all samples together; or [B] int64
             on the samples' device, each its own.
-        x: the points, [B, ...]: the next model inputs; where a sample has ended, the sample.
-        anchor: the anchors [B, ...]; None while they are the points.
+        x: the next model inputs [B, ...]; where a sample has ended, the sample.
+        y: the step's states [B, ...]; None while they are x.
+        v: the momenta [B, ...]; None while there are none.
         slots: remembered entries, each [B, ...] or None while empty; oldest first where samples
             stand each at its own stage.
         seed: of the noise: an int for all; or [B] int64, each sample's own.
@@ -50,7 +53,8 @@ class State(NamedTuple):
 
     row: int | torch.Tensor
     x: torch.Tensor
-    anchor: torch.Tensor | None
+    y: torch.Tensor | None
+    v: torch.Tensor | None
     slots: tuple[torch.Tensor | None, ...]
     seed: int | torch.Tensor
     ids: torch.Tensor
@@ -82,7 +86,7 @@ class Stepper:
 
     Raises:
         ValueError: no plans; a clamp out of order; a clamp and a hook together; given noise for a
-            plan that draws two normals a stage; what `program.build` raises.
+            plan that draws two normals a stage; what `lower` raises.
     """
 
     def __init__(
@@ -110,20 +114,22 @@ class Stepper:
                 f"Stepper: clamp is {tuple(self.limits)} but must be finite and in order"
             )
         self.on_x0 = on_x0
-        how = {"given_noise": given_noise, "clamp": bool(self.limits), "hook": on_x0 is not None}
-        made = [calls_of(plan, read, **how) for plan, read in pairs]
-        self.slots = max(size for _, size in made)
-        self.calls: list[Call | None] = []  # None: a plan's end
-        self.first = []  # each plan's first table row
-        for calls, _ in made:
+        how = Constraints(bool(self.limits), on_x0 is not None, given_noise=given_noise)
+        self.programs = [lower(plan, read, how) for plan, read in pairs]
+        self.slots = max(program.slots for program in self.programs)
+        self.calls: list[StepCall | None] = []  # None: a plan's end
+        self.first: list[int] = []  # each plan's first table row
+        for program in self.programs:
             self.first.append(len(self.calls))
-            self.calls += [*calls, None]
+            self.calls += [*numbered(program), None]
         used = [{*c.columns, *c.x0_columns} for c in self.calls if c is not None]
         self.guided = any(AT_UNCOND in columns for columns in used)
         self.draws = any(AT_NOISE in columns for columns in used)
-        self.parts = any(call is not None and (call.parts or call.keeps) for call in self.calls)
-        # A sample at its end repeats its last time, which the network is known to take.
-        self._times = [t for plan in self.plans for t in (*plan.times.tolist(), plan.times[-1])]
+        carried = {name for program in self.programs for name in program.carried}
+        self.carried = tuple(name for name in (Y, V) if name in carried)
+        self._times: list[float] = []
+        for plan in self.plans:  # a sample at its end repeats its last time, which is known
+            self._times += [*plan.call_times.tolist(), float(plan.call_times[-1])]
         self._table = None
 
     def start(
@@ -170,7 +176,7 @@ class Stepper:
         seed, ids = ops.fold_seed(seed), ids.to(self.device, torch.int64).contiguous()
         status = torch.full((batch,), -1, dtype=torch.int64, device=self.device)
         x = self._opened(x.contiguous(), chosen, numbers, seed, ids, noise)
-        state = State(0, x, None, (None,) * self.slots, seed, ids, status)
+        state = State(0, x, None, None, (None,) * self.slots, seed, ids, status)
         if each or numbers.dim():
             row = torch.tensor(self.first, dtype=torch.int64)[numbers].to(self.device)
             state = self.separate(state)._replace(row=row.expand(batch).contiguous())
@@ -179,8 +185,8 @@ class Stepper:
         return state, self._network_input(x), self.time(state)
 
     def _opened(self, x, chosen, numbers, seed, ids, noise):
-        openings = [plan.opening.tolist() for plan in self.plans]
-        if all(openings[p] == [1.0, 0.0] for p in chosen):
+        openings = [program.opening or (1.0, 0.0) for program in self.programs]
+        if all(openings[p] == (1.0, 0.0) for p in chosen):
             return x
         table = torch.tensor(openings, dtype=torch.float64)[numbers].to(self.device)
         table = table.expand(len(x), 2)
@@ -217,7 +223,8 @@ class Stepper:
         cond, uncond = output if isinstance(output, (tuple, list)) else (output, None)
         self._check(state, cond, uncond, noise)
         given = (t if t is None else t.contiguous() for t in (cond, uncond, noise))
-        fixed = [state.anchor, state.x, *given, None]
+        cond, uncond, noise = given
+        fixed = [state.y, state.v, state.x, cond, uncond, None, noise]
         if isinstance(state.row, int):
             state = self._step_together(state, fixed)
         else:
@@ -242,10 +249,10 @@ class Stepper:
         call = self.calls[state.row]
         if call is None:
             return state
-        if fixed[AT_ANCHOR] is None:
-            fixed[AT_ANCHOR] = state.x
+        if fixed[AT_Y] is None:
+            fixed[AT_Y] = state.x
         tensors = [*fixed, *state.slots]
-        outs = [torch.empty_like(state.x) for _ in range(1 + call.parts + (call.slot >= 0))]
+        outs = [torch.empty_like(state.x) for _ in call.writes]
         status = state.status.clone()
         stage = state.row - self.first[self._plan_of(state.row)]
         if self.on_x0 is not None:
@@ -257,14 +264,13 @@ class Stepper:
         ops.combine_out(
             [tensors[k] for k in call.columns], call.weights, outs, status, stage, *rest
         )
-        slots, anchor = state.slots, None
-        if call.slot >= 0:
-            slots = (*slots[: call.slot], outs[0], *slots[call.slot + 1 :])
-        if call.parts:
-            anchor = outs[-2]
-        elif call.keeps:
-            anchor = fixed[AT_ANCHOR]
-        return State(state.row + 1, outs[-1], anchor, slots, state.seed, state.ids, status)
+        made = dict(zip(call.writes, outs, strict=True))
+        slots = state.slots
+        if H in made:
+            slots = (*slots[: call.slot], made[H], *slots[call.slot + 1 :])
+        y = made.get(Y, fixed[AT_Y] if Y in call.keeps else None)
+        v = made.get(V, state.v if V in call.keeps else None)
+        return State(state.row + 1, made[X], y, v, slots, state.seed, state.ids, status)
 
     def _hooked(self, x0, stage):
         changed = self.on_x0(x0, stage)
@@ -305,9 +311,11 @@ class Stepper:
                 outs[first:last],
                 status,
             )
-        anchor = outs[self.slots] if self.parts else outs[-1]
-        slots = tuple(outs[: self.slots])
-        return State(table.following[row], outs[-1], anchor, slots, state.seed, state.ids, status)
+        *slots, x = outs
+        carried = {name: slots.pop() for name in reversed(self.carried)}
+        y, v = carried.get(Y, x), carried.get(V)
+        following = table.following[row]
+        return State(following, x, y, v, tuple(slots), state.seed, state.ids, status)
 
     def estimate(
         self, state: State, output: torch.Tensor | tuple[torch.Tensor, torch.Tensor]
@@ -318,7 +326,7 @@ class Stepper:
         """
         cond, uncond = output if isinstance(output, (tuple, list)) else (output, None)
         self._check(state, cond, uncond, None, stepping=False)
-        table, tensors = self.table(), (self.anchor(state), state.x, cond, uncond)
+        table, tensors = self.table(), (self.state(state), state.v, state.x, cond, uncond)
         weights = table.x0[state.row].to(state.x.dtype)  # [B, 1, columns], [1, columns] together
         shape = (-1, *([1] * (state.x.dim() - 1)))
         x0 = sum(
@@ -339,12 +347,12 @@ class Stepper:
             torch.full_like(state.ids, value) if isinstance(value, int) else value
             for value in (state.row, state.seed)
         )
-        anchor = self.anchor(state)
-        return state._replace(row=row, seed=seed, slots=(*slots, *blank), anchor=anchor)
+        v = torch.zeros_like(state.x) if V in self.carried and state.v is None else state.v
+        return state._replace(row=row, seed=seed, slots=(*slots, *blank), y=self.state(state), v=v)
 
-    def anchor(self, state: State) -> torch.Tensor:
-        """Returns the anchors [B, ...]."""
-        return state.x if state.anchor is None else state.anchor
+    def state(self, state: State) -> torch.Tensor:
+        """Returns the steps' states [B, ...], which the next rows weigh as y."""
+        return state.x if state.y is None else state.y
 
     def time(self, state: State) -> torch.Tensor:
         """Returns the model times of the next network calls, [B]; at the end those of the last."""
@@ -368,29 +376,25 @@ class Stepper:
 
     def select(self, state: State, samples: torch.Tensor) -> State:
         """Returns the state of some samples, by index [n] or mask [B] on the state's device."""
-        state = self.separate(state)
-        picked = (
-            tuple(t[samples] for t in part) if isinstance(part, tuple) else part[samples]
-            for part in state
-        )
-        return self._with_anchor(State(*picked))
+        return self._each([self.separate(state)], lambda parts: parts[0][samples])
 
     def join(self, *states: State) -> State:
         """Returns one state of all the samples, in order: how requests enter a running batch."""
         if not states:
             raise ValueError("Stepper: 0 states, but at least 1 is needed to join")
-        states = [self.separate(state) for state in states]
-        joined = (
-            tuple(map(torch.cat, zip(*parts, strict=True)))
-            if isinstance(parts[0], tuple)
-            else torch.cat(parts)
-            for parts in zip(*states, strict=True)
-        )
-        return self._with_anchor(State(*joined))
+        return self._each([self.separate(state) for state in states], torch.cat)
 
-    def _with_anchor(self, state: State) -> State:
+    def _each(self, states: list[State], joined: Callable) -> State:
+        """Returns one state, every tensor of it made of those of the states."""
+        fields = {}
+        for name, parts in zip(State._fields, zip(*states, strict=True), strict=True):
+            if isinstance(parts[0], tuple):
+                fields[name] = tuple(map(joined, zip(*parts, strict=True)))
+            else:
+                fields[name] = None if parts[0] is None else joined(parts)
+        state = State(**fields)
         # one tensor where a step would leave one: or a graph of the step would be made twice
-        return state if self.parts else state._replace(anchor=state.x)
+        return state if Y in self.carried else state._replace(y=state.x)
 
     def _network_input(self, x: torch.Tensor) -> torch.Tensor:
         return x if self.dtype is None else x.to(self.dtype)
@@ -403,7 +407,7 @@ class Stepper:
                 self.first,
                 self._times,
                 self.slots,
-                self.parts,
+                self.carried,
                 bool(self.limits),
                 self.device,
             )

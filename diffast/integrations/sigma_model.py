@@ -69,17 +69,16 @@ def _built(solver, levels, is_flow, options):
 def step_starts(plan: Plan, levels: tuple[float, ...]) -> dict[int, int]:
     """Returns {stage that begins a step: number of the step}.
 
-    A step begins after the anchor has moved on with the point. Where that does not give one stage a
-    step, as the anchor moves otherwise, it is the last call at the step's level.
+    A step begins where the step's state y has become x. Where that does not give one call a step,
+    it is the last call at the step's level.
 
     Args:
         plan: made for the levels.
         levels: [N+1], see `levels_of`.
     """
-    moved = np.flatnonzero(plan.anchor_at == np.arange(1, plan.stages + 1)) + 1
-    starts = [0, *moved[moved < plan.stages].tolist()]
+    starts = plan.step_starts().tolist()
     if len(starts) != plan.steps:
-        calls = {level: i for i, level in enumerate(plan.times.tolist())}
+        calls = {level: i for i, level in enumerate(plan.call_times.tolist())}
         starts = [calls[level] for level in levels[:-1]]
     return {i: step for step, i in enumerate(starts)}
 
@@ -138,7 +137,7 @@ class _Steps:
         self.starts = step_starts(plan, levels)
         self.levels = None
         if callback is not None:
-            self.levels = torch.tensor(plan.times, dtype=sigmas.dtype, device=sigmas.device)
+            self.levels = torch.tensor(plan.call_times, dtype=sigmas.dtype, device=sigmas.device)
 
     def __call__(self, x, sigma):
         with torch.inference_mode(False), torch.no_grad():
@@ -174,7 +173,8 @@ def drawn_by(
         plan: its `spans` are the levels; those of its opening are (start, times[0]).
         sigmas: gives dtype and device.
     """
-    spans = np.vstack([plan.spans, [plan.start, plan.times[0]]])  # the opening's at -1
+    opening = [plan.start, plan.call_times[0]]
+    spans = np.vstack([plan.spans[plan.calls], opening])  # the opening's at -1
     spans = torch.tensor(spans, dtype=sigmas.dtype, device=sigmas.device)
     return lambda stage: noise_sampler(spans[stage, 0], spans[stage, 1])
 

@@ -78,14 +78,14 @@ class LearnedVariance:
         """Prepares the plan; see the class."""
         if kind not in KINDS:
             raise ValueError(f"LearnedVariance: kind = {kind!r}, but it must be one of {KINDS}")
-        if plan.stages != plan.steps or not plan.stochastic:
+        if plan.nfe != plan.steps or not plan.stochastic:
             raise ValueError(
                 f"LearnedVariance: {plan!r}, but a plan of one call a step with noise is needed"
             )
         self.network, self.kind = network, kind
         ends = np.append(plan.times[1:], plan.end)
         self.low, self.high = bounds(schedule, plan.times, ends)
-        self.plan = with_noise_weights(plan, (plan.point[:, 1] != 0.0).astype(np.float64))
+        self.plan = with_noise_weights(plan, (plan.weights("x", "z1") != 0.0).astype(np.float64))
         self._predicted: torch.Tensor | None = None
 
     def parameters(self):

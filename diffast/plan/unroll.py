@@ -1,77 +1,78 @@
-"""Unrolling a plan: every row as weights of what a run starts from."""
+"""One propagation through a plan's matrices: every row as weights of what a run starts from."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diffast.plan.registers import D_RAW, NEW, Z1, Z2, D, H, V, X, Y
 
-class Unrolled(NamedTuple):
-    """Rows as weights of (state at times[0], x0 estimates d_0..d_{S-1}, noises z_0..z_{S-1}).
-
-    Of a plan with `second` weights S second noises follow: [S, 1+3S].
-    """
-
-    point: np.ndarray  # [S, 1+2S]
-    anchor: np.ndarray  # [S, 1+2S]
-    error: np.ndarray | None  # [S, 1+2S]
+if TYPE_CHECKING:
+    from diffast.plan.plan import Plan
 
 
-def unroll(plan) -> Unrolled:
-    """Returns every point, anchor and error row as weights of what a run starts from.
+def unroll(plan: Plan) -> dict[str, np.ndarray]:
+    """Returns every row of every stage as weights of what a run starts from, [S, 1+S+n S] each.
 
-    Column 0 is the state before stage 0 (after the plan's opening), column 1+j the x0 estimate d_j
-    of stage j, column 1+S+j its noise z_j, column 1+2S+j its second noise if the plan has any; row
-    i is zero at every j > i. With it all points follow from all x0 estimates by one matrix product,
-    whatever the solver.
+    Column 0 is the initial state, column 1+j the x0 estimate of stage j, column 1+S+j the normal z1
+    of stage j and, of a plan that draws two normals, column 1+2S+j its z2. Row i is zero at every
+    j > i. With it all points follow from all x0 estimates by one matrix product, whatever the
+    solver. Gradients of guidance terms count as 0.
 
     Args:
         plan: any plan, S stages.
     """
-    return _unrolled(plan, estimates=True, noises=True)
+    return propagate(plan, estimates=True)
 
 
-def unroll_noise(plan) -> Unrolled:
-    """Returns the same rows without the columns of the x0 estimates: [S, 1+S], or [S, 1+2S].
+def propagate(plan: Plan, estimates: bool) -> dict[str, np.ndarray]:
+    """Returns the rows of `unroll`, with or without the columns of the x0 estimates.
 
-    Of a plan without fresh noise only the first one, [S, 1]: what the noise check needs, at a cost
+    Without them a plan that draws no noise has one column: what the noise check needs, at a cost
     that grows with S and not with its square.
-
-    Args:
-        plan: any plan, S stages.
     """
-    tables = [plan.point, plan.anchor] + ([] if plan.error is None else [plan.error])
-    fresh = plan.second is not None or any(table[:, 1].any() for table in tables)
-    return _unrolled(plan, estimates=False, noises=fresh)
-
-
-def _unrolled(plan, estimates: bool, noises: bool) -> Unrolled:
-    stages, columns = plan.point.shape
-    tables = [plan.point, plan.anchor] + ([] if plan.error is None else [plan.error])
-    weights = np.stack(tables, axis=1)  # [S, R, 2+H]
-    first_noise = 1 + stages * estimates
-    second = None if plan.second is None or not noises else plan.second
-    first_second = first_noise + stages * noises
-    width = first_second + stages * (second is not None)
-    out = np.empty((stages, len(tables), width))
-    inputs = np.zeros((columns, width))  # anchor, noise, history
-    inputs[0, 0] = 1.0
-    x = inputs[0].copy()
+    stages = plan.stages
+    names = {name: k for k, name in enumerate(plan.columns)}
+    normals = [z for z in (Z1, Z2) if z in names and plan.matrix[:, :, names[z]].any()]
+    if normals:
+        normals = [Z1, Z2] if Z2 in normals else [Z1]
+    first = {z: 1 + stages * (estimates + n) for n, z in enumerate(normals)}
+    width = 1 + stages * (estimates + len(normals))
+    out = {name: np.zeros((stages, width)) for name in plan.rows}
+    held = np.zeros((len(names), width))  # what each column holds, as weights of the sources
+    for name in (X, Y):
+        if name in names:
+            held[names[name], 0] = 1.0
+    ages = sorted(int(name[1:]) for name in names if name[0] == "h" and name != NEW)
+    oldest = ages[-1] if ages else 0
+    entries = np.zeros((oldest + 1, width))  # [age - 1], the newest first
     for i in range(stages):
-        inputs[3:] = inputs[2:-1]
-        np.multiply(x, plan.read[i, 0], out=inputs[2])
         if estimates:
-            inputs[2, 1 + i] += plan.read[i, 1]
-        if noises:
-            inputs[1, first_noise + i - 1] = 0.0
-            inputs[1, first_noise + i] = 1.0
-        np.matmul(weights[i], inputs, out=out[i])
-        if second is not None:
-            out[i, :2, first_second + i] = second[i]
-        if plan.direct is not None:
-            out[i, :2] += plan.direct[i, :, :1] * x
-            if estimates:
-                out[i, :2, 1 + i] += plan.direct[i, :, 1]
-        x, inputs[0] = out[i, 0], out[i, 1]
-    return Unrolled(out[:, 0], out[:, 1], None if plan.error is None else out[:, 2])
+            for name in (D, D_RAW):
+                if name in names:
+                    held[names[name], 1 : i + 1] = 0.0
+                    held[names[name], 1 + i] = 1.0
+        for z in normals:
+            if z in names:
+                held[names[z]] = 0.0
+                held[names[z], first[z] + i] = 1.0
+        for age in ages:
+            held[names[f"h{age}"]] = entries[age - 1]
+        if H in plan.rows:
+            row = plan.matrix[i, 0]
+            entry = row @ held
+            out[H][i] = entry
+            if NEW in names:
+                held[names[NEW]] = entry
+            if row.any():
+                entries[1:] = entries[:-1]
+                entries[0] = entry
+        made = plan.matrix[i] @ held
+        for r, name in enumerate(plan.rows):
+            if name != H:
+                out[name][i] = made[r]
+        for name in (X, Y, V):
+            if name in plan.rows and name in names:
+                held[names[name]] = out[name][i]
+    return out

@@ -125,7 +125,7 @@ def sample_parallel(
     tables = tables_of(plan, denoiser, bool(limits))
     share = None if ranks is False else Ranks(None if ranks is True else ranks)
     network = RowNetwork(
-        denoiser, plan.times, tables.outputs, shape[0], device, dtype, batch_size, share
+        denoiser, plan.call_times, tables.outputs, shape[0], device, dtype, batch_size, share
     )
     chosen = METHODS[method]
     seed = ops.fold_seed(seed)
@@ -136,7 +136,7 @@ def sample_parallel(
     run.static, run.chunk = static, chunk if tables.simple and not limits else 0
     rule = _rule(method, plan, tables, tol, sweeps)
     windows = _windows(run, window, memory_limit, batch_size)
-    total = shape[0] * plan.stages
+    total = shape[0] * plan.nfe
     with torch.inference_mode(), progress_bar(total, plan.name, "stage", progress) as bar:
         _start(run, plan, noise)
         run.open(windows)
@@ -160,9 +160,9 @@ def _check_numbers(method, plan, window, tol, memory_limit, batch_size, sweeps) 
         raise ValueError(
             f"sample_parallel: method is {method!r} but the known methods are {', '.join(METHODS)}"
         )
-    if window is not None and not 1 <= window <= plan.stages:
+    if window is not None and not 1 <= window <= plan.nfe:
         raise ValueError(
-            f"sample_parallel: window is {window} but plan {plan.name} has {plan.stages} stages"
+            f"sample_parallel: window is {window} but plan {plan.name} has {plan.nfe} stages"
         )
     if not (math.isfinite(tol) and tol >= 0.0):
         raise ValueError(f"sample_parallel: tol is {tol} but must be finite and not negative")
@@ -179,7 +179,7 @@ def _check_numbers(method, plan, window, tol, memory_limit, batch_size, sweeps) 
                 f"sample_parallel: method {method!r} sweeps block by block, but plan {plan.name} "
                 "has no blocks"
             )
-        longest = int(np.diff([*plan.blocks, plan.stages]).max())
+        longest = int(np.diff([*plan.blocks, plan.nfe]).max())
         if window is not None and window < longest:
             raise ValueError(
                 f"sample_parallel: window is {window} but the longest block of plan {plan.name} "
@@ -192,7 +192,7 @@ def _check_numbers(method, plan, window, tol, memory_limit, batch_size, sweeps) 
 
 
 def _windows(run: Run, window, memory_limit, batch_size) -> Windows:
-    stages = run.plan.stages
+    stages = run.plan.nfe
     window = stages if window is None else window
     size = max(1, window * run.samples)
     if memory_limit is not None:
@@ -222,7 +222,7 @@ def _rule(method: str, plan: Plan, tables: Tables, tol: float, sweeps: int | Non
 
 def _step_noise(plan: Plan) -> np.ndarray:
     """Returns the deviation of DDPM's posterior at the step that begins at each point, [S + 1]."""
-    times = np.append(plan.times, plan.end)
+    times = np.append(plan.call_times, plan.end)
     alpha, sigma = plan.schedule.alpha(times), plan.schedule.sigma(times)
     with np.errstate(divide="ignore", invalid="ignore"):
         fresh = 1.0 - (alpha[:-1] * sigma[1:] / (alpha[1:] * sigma[:-1])) ** 2
@@ -238,8 +238,8 @@ def _start(run: Run, plan: Plan, noise: torch.Tensor | None) -> None:
         ops.normal_out(run.ids, run.seed, ops.INITIAL_NOISE, scale, state)
     else:
         state.copy_(noise)
-    keep, fresh = plan.opening.tolist()
-    if (keep, fresh) != (1.0, 0.0):
+    if run.tables.opening is not None:
+        keep, fresh = run.tables.opening
         word, fresh = ops.OPENING_NOISE, [fresh] if fresh else []
         ops.combine_out([state], [keep], [state], None, word, fresh, run.seed, run.ids)
     run.states[: run.samples, 0] = state

@@ -92,9 +92,8 @@ class CompiledRun:
             else:
                 ids = torch.arange(len(sample), device=sample.device)
             slots = (torch.zeros_like(wide),) * self.stepper.slots
-            state = State(
-                torch.zeros_like(ids), wide, wide, slots, torch.zeros_like(ids), ids, ids - ids - 1
-            )
+            row, seed, status = torch.zeros_like(ids), torch.zeros_like(ids), ids - ids - 1
+            state = State(row, wide, wide, None, slots, seed, ids, status)
         if row is not None:
             state = state._replace(row=torch.zeros_like(state.ids) + row)
         return state._replace(x=wide)
