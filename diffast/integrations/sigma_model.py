@@ -112,7 +112,7 @@ def run(
         callback: called once a step, after its first model call, with {'x', 'i', 'sigma',
             'sigma_hat', 'denoised'}. 'x' is a copy; what the callback writes into it has no effect.
         disable: True for no progress bar; None: none where stderr is no terminal.
-        draw: the normals of a stage, as `df.sample` wants them; None: the package's noise.
+        draw: the normals of a stage, as `df.sample` wants them as `noise`; None: the package's.
         seed: of the package's noise.
         path: whether that is one Brownian path a sample.
     """
@@ -121,11 +121,15 @@ def run(
         network = _Steps(model, plan, levels, sigmas, x.dtype, extra_args or {}, callback, bar)
         low = None if x.dtype == dtype else x.dtype
         denoiser = Denoiser(network, plan.schedule, dtype=low)
-        noise = {"path": path} if draw is None else {"draw": lambda stage: draw(stage).to(dtype)}
+        noise = ("path" if path else "counter") if draw is None else _cast(draw, dtype)
         with torch.no_grad():
-            out = sample(denoiser, plan, noise=x.detach().to(dtype), seed=seed, **noise)
+            out = sample(denoiser, plan, x=x.detach().to(dtype), seed=seed, noise=noise)
         bar.update()
     return out.x.to(x.dtype)
+
+
+def _cast(draw, dtype):
+    return lambda stage: draw(stage).to(dtype)
 
 
 class _Steps:
@@ -166,7 +170,7 @@ class _Steps:
 def drawn_by(
     noise_sampler: Callable[..., torch.Tensor], plan: Plan, sigmas: torch.Tensor
 ) -> Callable[[int], torch.Tensor]:
-    """Returns `draw` for `df.sample` that asks noise_sampler(sigma, sigma_next), as k-diffusion.
+    """Returns `noise` for `df.sample` that asks noise_sampler(sigma, sigma_next), as k-diffusion.
 
     Args:
         noise_sampler: returns N(0, 1) for two noise levels, given as tensors like sigmas[i].
@@ -182,7 +186,7 @@ def drawn_by(
 def drawn_each_step(
     normal: Callable[[], torch.Tensor], plan: Plan, levels: tuple[float, ...]
 ) -> Callable[[int], torch.Tensor]:
-    """Returns `draw` for a churned plan that takes one normal a step, needed or not.
+    """Returns `noise` for a churned plan that takes one normal a step, needed or not.
 
     So do k-diffusion and EDM: a step outside [s_tmin, s_tmax] draws and throws away, and the steps
     after it get the same numbers there and here.

@@ -13,7 +13,7 @@ import torch
 from diffast import ops
 from diffast.executors.adaptive.rounds import STATUSES, Run
 from diffast.executors.adaptive.time_variable import Clock
-from diffast.executors.sequential import ids_of, limits_of, progress_bar, state_like
+from diffast.executors.context import ids_of, limits_of, progress_bar, state_like
 from diffast.lowering.trial_steps import Noise
 from diffast.model.denoiser import Denoiser
 from diffast.ops.schema import COUNTS, FINISHED
@@ -214,7 +214,7 @@ def prepare(
 ) -> Run:
     """Returns the run of `sample_adaptive` before its first network call; the same arguments."""
     pair = copy.copy(_pair(method, options))
-    shape, device, dtype = state_like(denoiser, shape, state, device)
+    shape, device, dtype = state_like("sample_adaptive", denoiser, shape, state, device)
     until = denoiser.schedule.t_min if until is None else until
     clock = Clock(denoiser.schedule, pair.clock, until, pair.slopes or denoiser.prediction.sloped)
     _change_rule(pair, controller, h_min, h_max)
@@ -230,9 +230,9 @@ def prepare(
         shape=shape,
         device=device,
         dtype=dtype,
-        ids=ids_of(ids, shape[0], device),
+        ids=ids_of("sample_adaptive", ids, shape[0], device),
         seed=ops.fold_seed(seed),
-        limits=limits_of(clamp),
+        limits=limits_of("sample_adaptive", clamp),
         on_x0=on_x0,
         rejects=reject,
         denoise=denoise,
