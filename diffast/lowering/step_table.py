@@ -35,6 +35,7 @@ class StepCall:
         x0_columns: as `columns`, for the x0 estimate alone.
         x0_weights: [columns] of the x0 estimate.
         rows: how many rows the call makes.
+        clamped: whether row 0 is the x0 estimate, which is clamped.
     """
 
     columns: tuple[int, ...]
@@ -47,6 +48,7 @@ class StepCall:
     x0_columns: tuple[int, ...]
     x0_weights: list[float]
     rows: int
+    clamped: bool
 
     @property
     def parts(self) -> bool:
@@ -75,6 +77,7 @@ def _numbered(stage: Stage) -> StepCall:
         tuple(numbers[name] for name in estimate.columns),
         estimate.weights,
         len(main.targets),
+        main.clamped,
     )
 
 

@@ -19,16 +19,16 @@ def stepper_of(recipe: Recipe, counter: bool, device) -> Stepper:
         recipe.plan,
         recipe.reads,
         device=device,
-        given_noise=not counter,
+        noise="counter" if counter else "given",
         clamp=None if recipe.clamp is None else (-recipe.clamp, recipe.clamp),
-        on_x0=None if recipe.hook is None else _ignoring_stage(recipe.hook),
+        on_x0=None if recipe.hook is None else _ignoring_info(recipe.hook),
     )
     stepper.table()
     return stepper
 
 
-def _ignoring_stage(hook):
-    return lambda x0, stage: hook(x0)
+def _ignoring_info(hook):
+    return lambda x0, info: hook(x0)
 
 
 class CompiledRun:
