@@ -39,7 +39,9 @@ from diffast.lowering.program import (
     Program,
     Stage,
     branches_of,
+    estimate_name,
     lower,
+    output_names,
 )
 from diffast.model.denoiser import Denoiser, time_dtype
 from diffast.noise.brownian import path_noise
@@ -103,17 +105,18 @@ def sample(
             others.
     """
     run = _Run(denoiser, plan, shape, x, device, seed, ids, clamp, on_x0, noise, callback)
-    calls = 0
-    with torch.inference_mode(), progress_bar(plan.nfe, plan.name, "call", progress) as bar:
+    calls, total = 0, len(run.stages)
+    with torch.inference_mode(), progress_bar(total, plan.name, "call", progress) as bar:
         run.start(x)
-        while calls < plan.nfe and run.batch and not run.lost:
+        while calls < total and run.batch and not run.lost:
             run.stage(calls)
             calls += 1
             bar.update()
             if callback is not None and callback(run.progress(calls - 1)):
                 break
-    completed = calls == plan.nfe or not run.batch or run.lost
-    nfe = torch.full((run.batch,), calls, dtype=torch.int64, device=run.device)
+    completed = calls == total or not run.batch or run.lost
+    evaluations = sum(len(stage.times) for stage in run.stages[:calls])
+    nfe = torch.full((run.batch,), evaluations, dtype=torch.int64, device=run.device)
     x = run.points[calls - 1 if run.lost else -1] if completed else run.x0
     result = Samples(x, nfe, run.status, completed).with_blanks()
     if throw and not bool(result.fine.all()):
@@ -150,13 +153,16 @@ class _Run:
         if noise == "path":
             self.draw = path_noise(plan, self.shape, self.seed, self.ids, self.dtype)
         self.limits = limits_of("sample", clamp)
-        guided = "both" in branches_of(plan, denoiser)
-        self._make_network_input(guided)
+        guided, inputs = "both" in branches_of(plan, denoiser), plan.called.shape[1]
+        self._make_network_input(guided, inputs)
         preview = callback is not None
         self.program: Program = lower(plan, denoiser, self._constraints(guided, preview))
         self.gradients = self._gradients()
         self.stages = self.program.stages
-        self.x0 = self._new() if preview or on_x0 is not None else None
+        self.x0s: list[torch.Tensor | None] = [None] * inputs
+        if preview or on_x0 is not None or (self.limits and inputs > 1):
+            self.x0s = [self._new() for _ in range(inputs)]
+        self.x0 = self.x0s[0]
         self.status = torch.full((self.batch,), FINE, dtype=torch.int64, device=self.device)
         # Looked at after every stage on the CPU, where that is free; on a device it would wait for
         # the queue.
@@ -171,14 +177,14 @@ class _Run:
         rows = self.batch if batch is None else batch
         return torch.empty((rows, *self.shape[1:]), dtype=dtype or self.dtype, device=self.device)
 
-    def _make_network_input(self, guided: bool) -> None:
+    def _make_network_input(self, guided: bool, inputs: int) -> None:
         """Makes the tensor that the network reads where that is not the state itself."""
         dtype = self.denoiser.dtype or self.dtype
         self.network_input = None
-        if guided or dtype != self.dtype:
-            self.network_input = self._new((1 + guided) * self.batch, dtype)
-        # Of the state's dtype, its front half can be x and save a copy.
-        shared = self.network_input is not None and dtype == self.dtype
+        if guided or inputs > 1 or dtype != self.dtype:
+            self.network_input = self._new((1 + guided) * inputs * self.batch, dtype)
+        # Of the state's dtype, its front part can be x and save a copy.
+        shared = self.network_input is not None and dtype == self.dtype and inputs == 1
         self.front = self.network_input[: self.batch] if shared else None
 
     def _constraints(self, guided: bool, preview: bool) -> Constraints:
@@ -206,19 +212,30 @@ class _Run:
         return found
 
     def _prepare_network(self) -> None:
-        self.arguments = {
-            kind: self.denoiser.arguments(self.batch, self.device, kind)
-            for kind in self.program.branches
+        kinds = {(stage.branches, len(stage.times)) for stage in self.stages}
+        self.arguments = {kind: self._arguments(*kind) for kind in kinds}
+        told = [time for stage in self.stages for time in stage.times]
+        times = iter(torch.tensor(told, dtype=time_dtype(self.dtype), device=self.device))
+        self.times = []
+        for stage in self.stages:
+            rows = self._rows(stage) // len(stage.times)
+            parts = [next(times).expand(rows) for _ in stage.times]
+            self.times.append(parts[0] if len(parts) == 1 else torch.cat(parts))
+
+    def _arguments(self, branches: str, inputs: int) -> dict[str, Any]:
+        """Returns the conditions of a call on so many inputs at once."""
+        found = self.denoiser.arguments(self.batch, self.device, branches)
+        if inputs == 1:
+            return found
+        return {
+            name: torch.cat([value] * inputs)
+            if isinstance(value, torch.Tensor) and value.dim()
+            else value
+            for name, value in found.items()
         }
-        times = torch.tensor(
-            [stage.time for stage in self.stages],
-            dtype=time_dtype(self.dtype),
-            device=self.device,
-        )
-        self.times = [times[i].expand(self._rows(s)) for i, s in enumerate(self.stages)]
 
     def _rows(self, stage: Stage) -> int:
-        return (2 if stage.branches == "both" else 1) * self.batch
+        return (2 if stage.branches == "both" else 1) * len(stage.times) * self.batch
 
     def _bind(self) -> None:
         """Gives every name of the program its tensor, stage by stage.
@@ -240,7 +257,7 @@ class _Run:
             elif last and self.front is not None:
                 to[X] = to[Y] = self._new()
             for name in (name for call in stage.calls for name in call.targets):
-                if name not in to and name != X0 and not name.startswith("copy"):
+                if name not in to and not name.startswith((X0, "copy")):
                     to[name] = self._spare(spare, name)
             self.points.append(to[X])
             copies = {f"copy{k}": copy for k, copy in enumerate(self._copies(i + 1))}
@@ -253,7 +270,8 @@ class _Run:
         return spare[name]
 
     def _bound(self, call: Call, at: dict, to: dict) -> _Call:
-        outs = [self.x0 if name == X0 else to[name] for name in call.targets]
+        to = {estimate_name(e): x0 for e, x0 in enumerate(self.x0s)} | to
+        outs = [to[name] for name in call.targets]
         return _Call(
             [at.get(name, name) for name in call.columns],
             call.weights,
@@ -295,39 +313,59 @@ class _Run:
     def stage(self, i: int) -> None:
         """Runs one stage: the network, then the prepared calls."""
         x = self.inputs[i]
-        branches = self.stages[i].branches
+        branches, times = self.stages[i].branches, self.stages[i].times
         before = None if x.is_inference() else x._version
-        output = self.denoiser.call(x, self.times[i], self.arguments[branches])
+        output = self.denoiser.call(x, self.times[i], self.arguments[branches, len(times)])
         if before is not None and x._version != before:
             raise ValueError(
                 f"sample: the network wrote into its input at stage {i}, but the solver still "
                 "needs it: give it a copy"
             )
-        filled: dict[str, Any] = {COND: output, UNCOND: output, X0: self.x0}
-        if branches == "both":
-            filled |= {COND: output[: self.batch], UNCOND: output[self.batch :]}
+        filled = self._outputs(output, branches, len(times))
         if self.gradients is not None:
             made = self.gradients(x[: self.batch], self.times[i][: self.batch])
             filled |= {f"g{k}": g.contiguous() for k, g in enumerate(made, 1)}
-        for number, call in enumerate(self.calls[i]):
-            if number == 1:
-                filled[X0] = self._hooked(i)
-            if call.draws and NOISE not in filled:
-                filled[NOISE] = self._drawn(i)
-            xs = [filled[x] if isinstance(x, str) else x for x in call.columns]
-            # What a stage does not need is left out: every argument costs its way in.
-            rest = (call.noise, self.seed, self.ids, call.clamp)
-            rest = rest if call.noise or call.clamp else ()
-            ops.combine_out(xs, call.weights, call.outs, self.status, i, *rest)
+        *estimates, main = self.calls[i]
+        for number, call in enumerate(estimates):
+            self._make(i, call, filled)
+            filled[estimate_name(number)] = self._hooked(i, number)
+        if main.draws:
+            filled[NOISE] = self._drawn(i)
+        self._make(i, main, filled)
         if self.seen is not None and self.seen.tobytes() != self.known:
             self._note_failures(i, output)
 
-    def _hooked(self, i: int) -> torch.Tensor:
-        info = Info(i, self.times[i][: self.batch], self.ids)
-        x0 = hooked("sample", self.on_x0, self.x0, info)
-        if x0 is not self.x0:
-            self.x0.copy_(x0)
-        return self.x0
+    def _outputs(self, output: torch.Tensor, branches: str, inputs: int) -> dict[str, torch.Tensor]:
+        """Returns the network's outputs by name; those for one input stand together."""
+        if inputs == 1 and branches != "both":
+            return {COND: output, UNCOND: output}
+        each = 1 + (branches == "both")
+        parts = output.split(self.batch)
+        filled = {}
+        for e in range(inputs):
+            own = parts[e * each : (e + 1) * each]
+            cond, uncond = output_names(e)
+            filled[cond], filled[uncond] = own[0], own[-1]
+        return filled
+
+    def _make(self, i: int, call: _Call, filled: dict[str, torch.Tensor]) -> None:
+        xs = [filled[x] if isinstance(x, str) else x for x in call.columns]
+        # What a stage does not need is left out: every argument costs its way in.
+        rest = (call.noise, self.seed, self.ids, call.clamp)
+        rest = rest if call.noise or call.clamp else ()
+        ops.combine_out(xs, call.weights, call.outs, self.status, i, *rest)
+
+    def _hooked(self, i: int, number: int) -> torch.Tensor:
+        """Returns the x0 estimate for one input, after the hook if there is one."""
+        x0 = self.x0s[number]
+        if self.on_x0 is None:
+            return x0
+        rows = self._rows(self.stages[i]) // len(self.stages[i].times)
+        times = self.times[i][number * rows :][: self.batch]
+        changed = hooked("sample", self.on_x0, x0, Info(i, times, self.ids))
+        if changed is not x0:
+            x0.copy_(changed)
+        return x0
 
     def _note_failures(self, i: int, output: torch.Tensor) -> None:
         """Keeps why samples failed at stage i."""

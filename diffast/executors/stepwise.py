@@ -28,7 +28,7 @@ from diffast.executors.context import (
     refuse,
 )
 from diffast.executors.results import FINE, Info, NonFiniteError, Samples, describe
-from diffast.lowering.program import Constraints, lower
+from diffast.lowering.program import Constraints, check_one_input, lower
 from diffast.lowering.step_table import (
     AT_NOISE,
     AT_UNCOND,
@@ -134,6 +134,8 @@ class Stepper:
         self.device, self.dtype, self.given = torch.device(device), dtype, noise == "given"
         self.limits, self.on_x0 = limits_of("Stepper", clamp), on_x0
         how = Constraints(bool(self.limits), on_x0 is not None, given_noise=self.given)
+        for plan, _ in pairs:
+            check_one_input("Stepper", plan)
         self.programs = [lower(plan, read, how) for plan, read in pairs]
         self.slots = max(program.slots for program in self.programs)
         self.calls: list[StepCall | None] = []  # None: a plan's end

@@ -7,18 +7,20 @@ the same tensor as x, what a clamp or a hook changes. Executors bind tensors to 
 
     name            tensor
     y, v, x         the plan's registers
-    cond, uncond    outputs of the network for the two branches of classifier-free guidance
+    cond, uncond    outputs of the network for the two branches of classifier-free guidance;
+                    cond2, uncond2 .. for the further inputs x2 ..
     g1, g2 ..       gradients of guidance terms
     slot0 ..        remembered entries
-    x0              the x0 estimate after a clamp or a hook
+    x0              the x0 estimate after a clamp or a hook; x0_2 .. for x2 ..
     noise           a normal that the caller gives, in place of the kernel's own
-    copy0 ..        further places where x has to be written, for the next network call
+    copy0 ..        further places where x has to be written, for the next network call; those of
+                    x2 .. follow
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
@@ -26,13 +28,25 @@ import numpy as np
 
 from diffast.lowering.silent import without_silent_stages
 from diffast.plan import Plan
-from diffast.plan.registers import D_RAW, NEW, Z1, Z2, D, H, V, X, Y
+from diffast.plan.registers import (
+    NEW,
+    Z1,
+    Z2,
+    H,
+    V,
+    X,
+    Y,
+    input_number,
+    input_register,
+)
 
 COND, UNCOND, X0, NOISE = "cond", "uncond", "x0", "noise"
 
 # Names whose place in the order of the sums is fixed; slots stand between, the oldest entry first.
-_FIRST = (Y, V, X, COND, UNCOND)
-_LAST = (X0, NOISE)
+_INPUTS = tuple(input_register(e) for e in range(4))
+_FIRST = (Y, V, *_INPUTS)
+_OUTPUTS = tuple(f"{name}{e or ''}" for e in (0, 2, 3, 4) for name in (COND, UNCOND))
+_LAST = (X0, "x0_2", "x0_3", "x0_4", NOISE)
 
 
 class Outputs(Protocol):
@@ -101,18 +115,19 @@ class Stage:
     """One network call and what follows it.
 
     Args:
-        time: model time of the call.
+        times: model time of the call, one for each input that it is made on at once.
         branches: "cond", "uncond" or "both": what the network is called on.
-        x0: row of the x0 estimate.
-        rows: the written registers: h (the entry), y, v, x, in this order where present.
-        calls: the `combine` calls. With a hook two: the x0 estimate, then the others.
+        x0: row of the x0 estimate for x.
+        rows: the written registers: h (the entry), y, v, x2 .., x, in this order where present.
+        calls: the `combine` calls. The last one makes the rows. Before it come those that make an
+            x0 estimate each, where a hook or the clamp of several estimates needs that.
         slot: number of the slot that the entry goes to; -1: none is made that is read later.
         held: the slots that hold entries when the stage begins, the oldest entry first.
         joined: whether y is x after the stage.
         keeps: which of y and v stay as they are.
     """
 
-    time: float
+    times: tuple[float, ...]
     branches: str
     x0: Row
     rows: Mapping[str, Row]
@@ -121,6 +136,11 @@ class Stage:
     held: tuple[int, ...]
     joined: bool
     keeps: frozenset[str]
+
+    @property
+    def time(self) -> float:
+        """Returns the model time of the call on x."""
+        return self.times[0]
 
 
 @dataclass(frozen=True)
@@ -134,6 +154,8 @@ class Program:
         slots: how many slots the entries need.
         carried: which of y and v any stage holds beside x.
         gradients: how many guidance gradients rows weigh.
+        inputs: on how many inputs x, x2 .. the network is called at once, at most.
+        branches: what the network is called on in any stage.
     """
 
     stages: tuple[Stage, ...]
@@ -141,12 +163,13 @@ class Program:
     slots: int
     carried: tuple[str, ...]
     gradients: int
-    branches: frozenset[str] = field(default_factory=frozenset)
+    inputs: int
+    branches: frozenset[str]
 
     @property
     def buffers(self) -> int:
-        """Returns how many tensors of the state's size a run holds: x, y, v and the slots."""
-        return 1 + len(self.carried) + self.slots
+        """Returns how many tensors of the state's size a run holds: inputs, y, v and the slots."""
+        return self.inputs + len(self.carried) + self.slots
 
 
 # What was lowered, by the numbers that went in: users run a plan many times over.
@@ -171,54 +194,73 @@ def lower(plan: Plan, outputs: Outputs, constraints: Constraints = Constraints()
         ValueError: given noise for a plan that draws two normals a stage; a stage without a network
             call that cannot be joined to the call before it; what `outputs` raises.
     """
-    times = plan.call_times
-    a, b = outputs.affine(times)
-    scales = outputs.scales(times)
-    key = (a.tobytes(), b.tobytes(), scales.tobytes(), constraints)
+    inputs = _inputs_of(plan, outputs)
+    key = (constraints, *(numbers.tobytes() for numbers in inputs))
     kept = _lowered.setdefault(plan, {})
     if key not in kept:
         if len(kept) == _KEPT:
             kept.pop(next(iter(kept)))
-        numbers = a.tolist(), b.tolist(), scales.tolist()
-        kept[key] = _lower(plan, times.tolist(), *numbers, constraints)
+        kept[key] = _lower(plan, inputs, constraints)
     return kept[key]
+
+
+def _inputs_of(plan: Plan, outputs: Outputs) -> list[np.ndarray]:
+    """Returns for each input x, x2 .. [calls, 4] of (time, a, b, scale); NaN where not called."""
+    found = []
+    for times in plan.times.reshape(plan.stages, -1)[plan.calls].T:
+        numbers = np.full((len(times), 4), np.nan)
+        called = ~np.isnan(times)
+        a, b = outputs.affine(times[called])
+        numbers[called] = np.stack([times[called], a, b, outputs.scales(times[called])], axis=1)
+        found.append(numbers)
+    return found
 
 
 def branches_of(plan: Plan, outputs: Outputs) -> frozenset[str]:
     """Returns what the network is called on in any stage: "cond", "uncond", "both"."""
-    return frozenset(_branches(scale) for scale in outputs.scales(plan.call_times).tolist())
+    inputs = np.stack(_inputs_of(plan, outputs), axis=1)
+    return frozenset(_branches(stage[:, 3]) for stage in inputs)
 
 
-def _lower(plan: Plan, times, a, b, scales, constraints: Constraints) -> Program:
+def _lower(plan: Plan, inputs: list[np.ndarray], constraints: Constraints) -> Program:
     opening, stages = without_silent_stages(plan)
     if constraints.given_noise:
         _check_one_normal(plan, stages)
-    last_use = _last_uses(stages)
-    slots = _Slots(last_use)
-    branches = [_branches(scale) for scale in scales]
+    slots = _Slots(_last_uses(stages))
+    numbers = np.stack(inputs, axis=1)  # [calls, E, 4]
+    branches = [_branches(stage[:, 3]) for stage in numbers]
     together = True  # x and y are one tensor when the stage begins
     made: list[Stage] = []
     for i, rows in enumerate(stages):
-        x0 = {X: a[i], **_outputs(scales[i], b[i])}
-        lowered = _Lowered(rows, x0, constraints, slots.columns(i), together)
+        called = [tuple(n) for n in numbers[i].tolist() if n[0] == n[0]]
+        estimates = [_estimate(e, *n[1:], branches[i]) for e, n in enumerate(called)]
+        lowered = _Lowered(rows, estimates, constraints, slots.columns(), together)
         held = slots.held()
-        slot = slots.take(i) if H in rows else -1
+        slot = slots.take(i) if rows.get(H) else -1
         written, joined, keeps = _written(rows, lowered, slot, together, i + 1 == len(stages))
         if constraints.x_stays and Y in keeps and together:
-            written = _with_copied_state(written)
-            keeps -= {Y}
-        copies = dict(constraints.copies).get(branches[i + 1], 0) if i + 1 < len(stages) else 0
-        estimate = lowered.tidy(x0)
-        calls = _calls(estimate, written, slot, copies, held, constraints)
-        made.append(
-            Stage(times[i], branches[i], estimate, written, calls, slot, held, joined, keeps)
-        )
+            written, keeps = _with_copied_state(written), keeps - {Y}
+        copies: list[tuple[str, int]] = []
+        if i + 1 < len(stages):
+            count = dict(constraints.copies).get(branches[i + 1], 0)
+            inputs_called = np.flatnonzero(~np.isnan(numbers[i + 1, :, 0]))
+            copies = [(input_register(e), k) for e in inputs_called for k in range(count)]
+        calls = _calls(lowered.estimates, written, slot, copies, held, constraints)
+        times = tuple(n[0] for n in called)
+        estimate = lowered.estimates[0]
+        made.append(Stage(times, branches[i], estimate, written, calls, slot, held, joined, keeps))
         together = joined
-    carried = tuple(
-        name for name in (Y, V) if any(name in stage.rows or name in stage.keeps for stage in made)
-    )
+    beside = [n for n in (Y, V) if any(n in s.rows or n in s.keeps for s in made)]
     gradients = max((int(c[1:]) for c in plan.columns if c[0] == "g"), default=0)
-    return Program(tuple(made), opening, slots.count, carried, gradients, frozenset(branches))
+    return Program(
+        tuple(made),
+        opening,
+        slots.count,
+        tuple(beside),
+        gradients,
+        len(inputs),
+        frozenset(branches),
+    )
 
 
 class _Lowered:
@@ -227,22 +269,22 @@ class _Lowered:
     def __init__(self, rows, x0, constraints, slots, together):
         self.x0, self.slots, self.together = x0, slots, together
         self.kept = constraints.clamp or constraints.hook
-        self.estimate = {X0: 1.0} if self.kept else x0
-        self.entry = self.multiplied(rows.get(H, {}))
         self.rows = rows
+        self.estimates = [self.tidy(weights) for weights in x0]
+        self.entry = self.multiplied(rows.get(H, {}))
 
     def multiplied(self, row) -> dict[str, float]:
         """Returns the weights of a row with its estimates and the new entry written out."""
         weights: dict[str, float] = {}
         if NEW in row:
             _add(weights, row[NEW], self.entry)
-        if D in row:
-            _add(weights, row[D], self.estimate)
-        for name in (Y, V, X):
-            if name in row:
-                _add(weights, 1.0, {name: row[name]})
-        if D_RAW in row:
-            _add(weights, row[D_RAW], self.x0)
+        for name in (name for name in row if name[0] == "d" and not name.endswith("_raw")):
+            number = input_number(name)
+            _add(weights, row[name], {estimate_name(number): 1.0} if self.kept else self.x0[number])
+        for name in (name for name in row if name[0] in "yvx"):
+            _add(weights, 1.0, {name: row[name]})
+        for name in (name for name in row if name.endswith("_raw")):
+            _add(weights, row[name], self.x0[input_number(name)])
         for name, weight in row.items():
             if name[0] == "h" and name != NEW:
                 weights[self.slots[int(name[1:])]] = weight
@@ -269,16 +311,38 @@ def _add(weights: dict, factor: float, more: Mapping[str, float]) -> None:
         weights[name] = weights[name] + part if name in weights else part
 
 
-def _branches(scale: float) -> str:
-    return "cond" if scale == 1.0 else "uncond" if scale == 0.0 else "both"
+def _branches(scales: np.ndarray) -> str:
+    """Returns what a stage calls the network on, whose inputs have these scales or NaN."""
+    found = {"cond" if s == 1.0 else "uncond" if s == 0.0 else "both" for s in scales if s == s}
+    return found.pop() if len(found) == 1 else "both"
 
 
-def _outputs(scale: float, b: float) -> dict[str, float]:
-    if scale == 1.0:
-        return {COND: b}
-    if scale == 0.0:
-        return {UNCOND: b}
-    return {COND: b * scale, UNCOND: b * (1.0 - scale)}
+def _estimate(number: int, a: float, b: float, scale: float, branches: str) -> dict[str, float]:
+    """Returns the x0 estimate for an input over that input and the network's outputs for it."""
+    cond, uncond = output_names(number)
+    row = {input_register(number): a}
+    if branches != "both":
+        return row | {cond if branches == "cond" else uncond: b}
+    return row | {cond: b * scale, uncond: b * (1.0 - scale)}
+
+
+def estimate_name(number: int) -> str:
+    """Returns the name of the x0 estimate for an input, by its number from 0."""
+    return _LAST[number]
+
+
+def output_names(number: int) -> tuple[str, ...]:
+    """Returns the names of the network's outputs (cond, uncond) for an input."""
+    return _OUTPUTS[2 * number : 2 * number + 2]
+
+
+def check_one_input(who: str, plan: Plan) -> None:
+    """Raises ValueError if a stage calls the network on several inputs at once."""
+    if plan.called.shape[1] > 1:
+        raise ValueError(
+            f"{who}: {plan.name} calls the network on {plan.called.shape[1]} inputs at once, but "
+            "only df.sample runs such plans"
+        )
 
 
 def _written(rows, lowered: _Lowered, slot: int, together: bool, last: bool):
@@ -288,6 +352,7 @@ def _written(rows, lowered: _Lowered, slot: int, together: bool, last: bool):
     if slot >= 0:
         written[H] = lowered.row(H)
     joined = last or Y not in rows or rows[Y] == rows[X]
+    others = [] if last else [name for name in _INPUTS[1:] if rows.get(name)]
     if not joined:
         if rows[Y] == {Y: 1.0}:
             keeps.add(Y)
@@ -297,6 +362,7 @@ def _written(rows, lowered: _Lowered, slot: int, together: bool, last: bool):
         keeps.add(V)
     elif not last and rows.get(V):
         written[V] = lowered.row(V)
+    written |= {name: lowered.row(name) for name in others}
     written[X] = lowered.row(X)
     return written, joined, frozenset(keeps)
 
@@ -308,16 +374,18 @@ def _with_copied_state(written: dict[str, Row]) -> dict[str, Row]:
     return entry | copied | {name: row for name, row in written.items() if name != H}
 
 
-def _calls(estimate: Row, written, slot, copies, held, constraints: Constraints):
+def _calls(estimates: list[Row], written, slot, copies, held, constraints: Constraints):
     rows = [(slot_name(slot) if name == H else name, row) for name, row in written.items()]
-    rows += [(f"copy{k}", written[X]) for k in range(copies)]
-    order = (*_FIRST, *(f"g{k}" for k in range(1, 10)), *map(slot_name, held), *_LAST)
+    rows += [(f"copy{n}", written[name]) for n, (name, _) in enumerate(copies)]
+    gradients = tuple(f"g{k}" for k in range(1, 10))
+    order = (*_FIRST, *_OUTPUTS, *gradients, *map(slot_name, held), *_LAST)
     given, clamp = constraints.given_noise, constraints.clamp
-    if constraints.hook:
-        first = call_of([(X0, estimate)], order, given, clamp)
-        return first, call_of(rows, order, given, False)
-    if constraints.clamp or constraints.preview:
-        rows = [(X0, estimate), *rows]
+    shown = [(estimate_name(e), row) for e, row in enumerate(estimates)]
+    if constraints.hook or (clamp and len(estimates) > 1):
+        first = [call_of([row], order, given, clamp) for row in shown]
+        return *first, call_of(rows, order, given, False)
+    if clamp or constraints.preview:
+        rows = [shown[0], *rows]
     return (call_of(rows, order, given, clamp),)
 
 
@@ -363,7 +431,7 @@ class _Slots:
         self._free: list[int] = []
         self._made: list[int] = []  # stages that made entries, newest first
 
-    def columns(self, i: int) -> dict[int, str]:
+    def columns(self) -> dict[int, str]:
         """Returns the tensors' names by the age of their entry."""
         return {
             age: slot_name(self._holds[stage])

@@ -7,8 +7,6 @@ into its matrix, what comes before the first call is the opening.
 
 from __future__ import annotations
 
-import numpy as np
-
 from diffast.plan import Plan
 from diffast.plan.registers import ERROR, NEW, Z1, Z2, H, V, X, Y
 
@@ -22,7 +20,7 @@ def without_silent_stages(plan: Plan) -> tuple[tuple[float, float] | None, list[
         ValueError: a silent stage that cannot be joined to the call before it.
     """
     stages = _rows_of(plan)
-    silent = np.isnan(plan.times)
+    silent = ~plan.called.any(axis=1)
     first = int(plan.calls[0])
     opening = None
     if first:
@@ -76,7 +74,7 @@ def _product(plan: Plan, i: int, before: Rows, after: Rows) -> Rows:
     def multiplied(row: dict[str, float]) -> dict[str, float]:
         out: dict[str, float] = {}
         for column, weight in row.items():
-            if column in (X, Y, V):
+            if column in before and column != H:
                 parts = before[column]
             elif column in normals:
                 parts = {normals[column]: 1.0}

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffast.plan.registers import (
-    D_RAW,
     ERROR,
     NEW,
     ROWS,
     Z1,
     Z2,
-    D,
     H,
     V,
     X,
     Y,
     column_key,
+    input_number,
+    input_register,
     levels_of,
 )
 from diffast.plan.unroll import propagate
@@ -52,8 +52,8 @@ def check_shapes(plan: Plan) -> None:
         raise ValueError(
             f"Plan {plan.name}: check = {plan.check!r}, but it must be one of {', '.join(CHECKS)}"
         )
-    if plan.times.ndim != 1 or not plan.times.size:
-        refuse("times", plan.times, "[S], S >= 1")
+    if plan.times.ndim not in (1, 2) or not plan.times.size:
+        refuse("times", plan.times, "[S] or [S, E], S >= 1")
     if plan.rows != tuple(name for name in ROWS if name in plan.rows) or X not in plan.rows:
         raise ValueError(
             f"Plan {plan.name}: rows = {plan.rows}, but they must be x and others of {ROWS}, in "
@@ -62,11 +62,15 @@ def check_shapes(plan: Plan) -> None:
     keys = [column_key(name) for name in plan.columns]
     if keys != sorted(set(keys)):
         raise ValueError(f"Plan {plan.name}: columns = {plan.columns}, but they must be in order")
-    for name in (X, Y, V):
+    inputs = [input_register(e) for e in range(plan.called.shape[1])]
+    for name in (*inputs, Y, V):
         if (name in plan.rows) != (name in plan.columns):
             where = "a row" if name in plan.rows else "a column"
             raise ValueError(f"Plan {plan.name}: {name} is {where} alone, but it must be both")
-    stages, names = plan.times.size, len(plan.rows)
+    for name in inputs:
+        if name not in plan.rows:
+            raise ValueError(f"Plan {plan.name}: the network is called on {name}, but no row is")
+    stages, names = len(plan.times), len(plan.rows)
     wanted = {
         "matrix": (stages, names, len(plan.columns)),
         "levels": (stages, names, 2),
@@ -78,8 +82,11 @@ def check_shapes(plan: Plan) -> None:
             refuse(field, array, list(want))
     if plan.blocks is not None and plan.blocks.ndim != 1:
         refuse("blocks", plan.blocks, "[B]")
-    if not plan.nfe:
-        raise ValueError(f"Plan {plan.name}: no stage calls the network, but one must")
+    if not plan.nfe or (plan.called[:, 1:] > plan.called[:, :1]).any():
+        raise ValueError(
+            f"Plan {plan.name}: the stages call the network on {plan.called.sum(0).tolist()} of "
+            f"{inputs}, but one must call it, and on x before any other"
+        )
     if not 1 <= plan.steps <= plan.nfe:
         raise ValueError(f"Plan {plan.name}: {plan.steps} steps, but {plan.nfe} network calls")
 
@@ -88,10 +95,11 @@ def check_numbers(plan: Plan) -> None:
     """Raises ValueError for a number that is not finite, or a time or index out of bounds."""
     stages = plan.stages
     low, high = getattr(plan.schedule, "domain", (-np.inf, np.inf))
-    for i, t in enumerate((*plan.times.tolist(), plan.end, plan.start)):
-        calls_nothing = i < stages and np.isnan(t)
+    calls = enumerate(plan.times.reshape(stages, -1).tolist())
+    told = [(f"stage {i}", t) for i, times in calls for t in times]
+    for where, t in [*told, ("end", plan.end), ("start", plan.start)]:
+        calls_nothing = where.startswith("stage") and np.isnan(t)
         if not calls_nothing and not (np.isfinite(t) and low <= t <= high):
-            where = f"stage {i}" if i < stages else ("end", "start")[i - stages]
             raise ValueError(
                 f"Plan {plan.name}: {where}: t = {t}, but the schedule holds for {low} to {high}"
             )
@@ -111,9 +119,9 @@ def check_numbers(plan: Plan) -> None:
 
 def _check_levels(plan):
     for r, name in enumerate(plan.rows):
-        if name in (H, V):  # v may hold nothing
+        if name == H:
             continue
-        bad = ~np.isfinite(plan.levels[:, r]).all(1)
+        bad = ~np.isfinite(plan.levels[:, r]).all(1) & (plan.matrix[:, r].any(1) | (name == X))
         if bad.any():
             i = int(np.argmax(bad))
             alpha, sigma = plan.levels[i, r]
@@ -140,15 +148,24 @@ def _check_unwritten(plan):
     made = 0
     holds = {X, Y}
     for i in range(plan.stages):
-        calls = not np.isnan(plan.times[i])
+        calls = plan.called[i]
         entry = H in plan.rows and plan.matrix[i, 0].any()
+        for number in np.flatnonzero(calls).tolist():
+            if input_register(number) not in holds:
+                raise ValueError(
+                    f"Plan {plan.name}: stage {i}: the network is called on "
+                    f"{input_register(number)}, but it holds nothing"
+                )
         for c, column in enumerate(plan.columns):
             used = plan.matrix[i, :, c] != 0.0
             if not used.any():
                 continue
             reason = None
-            if column in (D, D_RAW) or column[0] == "g":
-                reason = None if calls else "but the stage calls no network"
+            if column[0] in "dg":
+                number = input_number(column) if column[0] == "d" else 0
+                if number >= len(calls) or not calls[number]:
+                    on = f" on {input_register(number)}" if number else ""
+                    reason = f"but the stage calls no network{on}"
             elif column == NEW:
                 if not entry:
                     reason = "but the stage makes no entry"
@@ -156,7 +173,7 @@ def _check_unwritten(plan):
                     reason = "but an entry is not made of itself"
             elif column[0] == "h" and int(column[1:]) > made:
                 reason = f"but {made} exist before it"
-            elif column in (X, Y, V) and column not in holds:
+            elif column[0] in "xyv" and column not in holds:
                 reason = "but it holds nothing"
             if reason:
                 r = int(np.argmax(used))
@@ -166,7 +183,7 @@ def _check_unwritten(plan):
                 )
         made += entry
         for r, name in enumerate(plan.rows):
-            if name in (Y, V):
+            if name not in (H, X, ERROR):
                 (holds.add if plan.matrix[i, r].any() else holds.discard)(name)
 
 
@@ -202,14 +219,13 @@ class _Held:
                 f"{plan.start}"
             )
         self.start = start
-        calls = ~np.isnan(plan.times)
         for c, name in enumerate(names):
-            if name in (X, Y, V):
+            if name[0] in "xyv":
                 before = np.vstack([start, plan.levels[:-1, plan.rows.index(name)]])
                 before = np.nan_to_num(before)
                 self.x0[:, c], self.noise[:, c] = before[:, 0], np.abs(before[:, 1])
-            elif name in (D, D_RAW):
-                self.x0[:, c] = calls
+            elif name[0] == "d":
+                self.x0[:, c] = plan.called[:, input_number(name)]
             elif name in (Z1, Z2):
                 self.noise[:, c] = 1.0
             self.size[:, c] = np.abs(self.x0[:, c])
@@ -242,7 +258,7 @@ def _checked_rows(plan):
             continue
         rows = plan.matrix[:, r]
         levels = plan.levels[:, r]
-        written = rows.any(1) if name in (Y, V, ERROR) else np.ones(plan.stages, dtype=bool)
+        written = rows.any(1) if name != X else np.ones(plan.stages, dtype=bool)
         yield name, rows, written, levels
 
 

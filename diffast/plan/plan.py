@@ -27,7 +27,8 @@ class Plan:
 
     Args:
         schedule: schedule, with alpha(t) and sigma(t).
-        times: [S] model time that the network is told; NaN: the stage calls no network.
+        times: [S] model time that the network is told; NaN: the stage calls no network. Or [S, E],
+            for stages that call it on x, x2 .. at once, as one batch; NaN: that one is not called.
         end: model time at which x stands at last.
         rows: R names of what a stage writes, in the order of `registers.ROWS`. A row of zeros
             writes nothing: the register then holds nothing, and no entry is remembered.
@@ -99,17 +100,22 @@ class Plan:
     @property
     def calls(self) -> np.ndarray:
         """Returns the stages that call the network, [nfe] int."""
-        return np.flatnonzero(~np.isnan(self.times))
+        return np.flatnonzero(self.called.any(axis=1))
+
+    @property
+    def called(self) -> np.ndarray:
+        """Returns which of its inputs x, x2 .. a stage calls the network on, [S, E] bool."""
+        return ~np.isnan(self.times.reshape(self.stages, -1))
 
     @property
     def call_times(self) -> np.ndarray:
-        """Returns the model times of the network calls, [nfe]."""
-        return self.times[~np.isnan(self.times)]
+        """Returns the model times of the network calls on x, one a stage that calls, [calls]."""
+        return self.times.reshape(self.stages, -1)[self.calls, 0]
 
     @property
     def nfe(self) -> int:
-        """Returns the number of network calls (function evaluations) of a run."""
-        return int((~np.isnan(self.times)).sum())
+        """Returns the number of network evaluations of a run; those of one batch count each."""
+        return int(self.called.sum())
 
     @property
     def history(self) -> int:
@@ -157,10 +163,11 @@ class Plan:
         if not np.isnan(given).any():
             return given
         # A stage's rows are made of what stood at its call; x stands where the next call does.
-        following = self.times.copy()
+        following = self.times.reshape(self.stages, -1)[:, 0].copy()
         last = self.end
         for i in range(self.stages - 1, -1, -1):
-            following[i], last = last, last if np.isnan(self.times[i]) else self.times[i]
+            told = following[i]
+            following[i], last = last, last if np.isnan(told) else told
         spans = np.array(given)
         base = self.start
         for i in range(self.stages):
@@ -197,7 +204,9 @@ class Plan:
         return "\n".join(lines)
 
     def _stage_lines(self, i: int) -> list[str]:
-        time = "no call" if np.isnan(self.times[i]) else f"t = {self.times[i]:.6g}"
+        told = self.times.reshape(self.stages, -1)[i]
+        told = ", ".join(f"{t:.6g}" for t in told if t == t)
+        time = f"t = {told}" if told else "no call"
         head = f"  {i:>4}  {time:<14}"
         lines = []
         plain = {H: {D: 1.0}, Y: {Y: 1.0}, V: {V: 1.0}}  # not worth a line

@@ -6,10 +6,12 @@ A stage is one matrix. Its columns are what a row may weigh, its rows are what t
     y           the step's state, where it is another tensor than x               y
     v           a momentum of unit mass                                           v
     x           what the network was called on                                    x
+    x2 ..       further inputs, for stages that call the network on several       x2 ..
     h0          the entry that this stage's own row h makes                       h
     h1 .. hH    entries of earlier stages, newest first                           -
     d           the x0 estimate for x, after a clamp or a hook                    -
     d_raw       the x0 estimate for x as the network gave it                      -
+    d2 ..       the estimates for x2 .., and d2_raw .. as the network gave them   -
     g1, g2 ..   gradients of guidance terms at x                                  -
     z1, z2      two independent fresh normals, N(0, I)                            -
 
@@ -29,17 +31,19 @@ if TYPE_CHECKING:
     from diffast.plan.plan import Plan
 
 X, Y, V, H, D, D_RAW, ERROR = "x", "y", "v", "h", "d", "d_raw", "error"
+X2 = "x2"
 Z1, Z2 = "z1", "z2"
 NEW = "h0"  # the entry that the stage itself makes
 
 # Rows in the order in which a plan holds them: an entry first, since the others may weigh it.
-ROWS = (H, Y, V, X, ERROR)
+ROWS = (H, Y, V, "x2", "x3", "x4", X, ERROR)
 
 # Levels that are no model time: (alpha, sigma) of an x0 estimate and of a momentum.
 X0_LEVEL, MOMENTUM_LEVEL, ERROR_LEVEL = (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)
 
-_COLUMN = re.compile(r"y|v|x|h\d+|d|d_raw|g[1-9]\d*|z1|z2")
-_FIXED = {"y": 0, "v": 1, "x": 2, "d": 4, "d_raw": 5, "z1": 7, "z2": 8}
+_COLUMN = re.compile(r"(y|v|x[2-4]?|h\d+|d[2-4]?|d[2-4]?_raw|g[1-9]\d*|z1|z2)")
+# Groups of columns in their order; numbers sort within a group.
+_GROUPS = {"y": 0, "v": 1, "x": 2, "h": 3, "d": 4, "d_raw": 5, "g": 6, "z": 7}
 
 Row = Mapping[str, Any]
 
@@ -52,12 +56,22 @@ def column_key(name: str) -> tuple[int, int]:
     """
     if not _COLUMN.fullmatch(name):
         raise ValueError(
-            f"plan: a row weighs {name!r}, but the columns are y, v, x, h0, h1 .., d, d_raw, "
-            "g1 .., z1 and z2"
+            f"plan: a row weighs {name!r}, but the columns are y, v, x, x2 .., h0, h1 .., d, d2 "
+            ".., d_raw, d2_raw .., g1 .., z1 and z2"
         )
-    if name in _FIXED:
-        return _FIXED[name], 0
-    return (3 if name[0] == "h" else 6), int(name[1:])
+    raw = "_raw" if name.endswith("_raw") else ""
+    number = name[1:].removesuffix("_raw")
+    return _GROUPS[name[0] + raw], int(number or 0)
+
+
+def input_register(number: int) -> str:
+    """Returns the register of a stage's input, by its number from 0: x, x2, x3 .."""
+    return X if not number else f"x{number + 1}"
+
+
+def input_number(register: str) -> int:
+    """Returns the number of the input that x, x2 .. or one of its estimates d, d2_raw .. is for."""
+    return int(register[1:].removesuffix("_raw") or 1) - 1
 
 
 def entry_column(age: int) -> str:
@@ -75,7 +89,7 @@ def pack(rows: Mapping[str, Row], stages: int) -> tuple[tuple, tuple, np.ndarray
     names = tuple(name for name in ROWS if name in rows)
     used = {column for row in rows.values() for column in row}
     # A register that is written can be read, and keeps its value by a weight of 1 on itself.
-    used |= {name for name in names if name in (X, Y, V)}
+    used |= {name for name in names if name not in (H, ERROR)}
     columns = tuple(sorted(used, key=column_key))
     matrix = np.zeros((stages, len(names), len(columns)))
     for r, name in enumerate(names):
@@ -141,7 +155,7 @@ class Stages:
     def __init__(self, schedule: Any, start: float):
         """Begins without a stage."""
         self.schedule, self.start = schedule, float(start)
-        self.times: list[float] = []
+        self.times: list[float | tuple[float, ...]] = []
         self.written: list[dict[str, Row]] = []
         self.stands: list[dict[str, Any]] = []  # register -> model time or (alpha, sigma)
         self.spans: list[tuple[float, float] | None] = []
@@ -153,7 +167,7 @@ class Stages:
 
     def add(
         self,
-        time: float | None,
+        time: float | tuple[float, ...] | None,
         to: float,
         x: Row,
         *,
@@ -161,19 +175,24 @@ class Stages:
         y_at: Any = None,
         h: Row | None = None,
         v: Row | str | None = None,
+        x2: Row | None = None,
+        x2_at: float | None = None,
         error: Row | None = None,
         span: tuple[float, float] | None = None,
     ) -> None:
         """Adds a stage.
 
         Args:
-            time: model time of the network call; None: the stage calls no network.
+            time: model time of the network call; None: the stage calls no network; (t, t2): it
+                calls the network on x and x2 at once.
             to: model time at which x stands after it.
             x: row of x.
             y: row of y; "x": y becomes the same tensor as x; "keep": y stays.
             y_at: where a row y stands: a model time, or (alpha, sigma).
             h: row of the new entry; None: {"d": 1} if any stage of the plan weighs entries.
             v: row of the momentum; "keep"; None: no momentum is held after the stage.
+            x2: row of a second input of the next call.
+            x2_at: model time at which x2 stands.
             error: row of the error estimate.
             span: model times (from, to) of the Brownian increment that z1 stands for.
         """
@@ -181,10 +200,11 @@ class Stages:
             at = self.stands[-1][Y] if self.stands else self.start
         else:
             at = to if y == X else y_at
-        written: dict[str, Any] = {X: x, Y: y, V: v, H: h, ERROR: error}
-        self.times.append(np.nan if time is None else float(time))
+        written: dict[str, Any] = {X: x, Y: y, V: v, H: h, X2: x2, ERROR: error}
+        self.times.append(np.nan if time is None else time)
         self.written.append(written)
-        self.stands.append({X: to, Y: at, V: MOMENTUM_LEVEL, ERROR: ERROR_LEVEL})
+        x2_at = to if x2_at is None else x2_at
+        self.stands.append({X: to, Y: at, V: MOMENTUM_LEVEL, X2: x2_at, ERROR: ERROR_LEVEL})
         self.spans.append(span)
         self.end = float(to)
 
@@ -215,7 +235,12 @@ class Stages:
         spans = None
         if any(span is not None for span in self.spans):
             spans = [(np.nan, np.nan) if span is None else span for span in self.spans]
-        fields = {"times": self.times, "end": self.end, "start": self.start, "spans": spans}
+        most = max(np.size(time) for time in self.times)
+        times = np.full((stages, most), np.nan)
+        for i, time in enumerate(self.times):
+            times[i, : np.size(time)] = time
+        times = times[:, 0] if most == 1 else times
+        fields = {"times": times, "end": self.end, "start": self.start, "spans": spans}
         return Plan(
             schedule=self.schedule,
             rows=names,
@@ -237,15 +262,16 @@ class Stages:
             rows[X] = [_without_y(row) for row in rows[X]]
         if any(stage[V] is not None for stage in self.written):
             rows[V] = [self._settled(stage, V) for stage in self.written]
-        if any(stage[ERROR] is not None for stage in self.written):
-            rows[ERROR] = [stage[ERROR] or {} for stage in self.written]
+        for name in (X2, ERROR):
+            if any(stage[name] is not None for stage in self.written):
+                rows[name] = [stage[name] or {} for stage in self.written]
         columns = {column for row in rows.values() for stage in row for column in stage}
         given = any(stage[H] is not None for stage in self.written)
         if not given and {c for c in columns if c[0] == "h"} == {NEW}:  # nothing is remembered
             rows = {name: [_renamed(stage, NEW, D) for stage in row] for name, row in rows.items()}
         elif given or any(column[0] == "h" for column in columns):
             rows[H] = [
-                {D: 1.0} if stage[H] is None and time == time else stage[H] or {}
+                {D: 1.0} if stage[H] is None and np.any(np.equal(time, time)) else stage[H] or {}
                 for stage, time in zip(self.written, self.times, strict=True)
             ]
             if not apart:

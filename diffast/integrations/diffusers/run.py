@@ -8,7 +8,7 @@ from operator import itemgetter
 import torch
 
 from diffast import ops
-from diffast.lowering.program import Constraints, lower
+from diffast.lowering.program import Constraints, check_one_input, lower
 from diffast.lowering.step_table import AT_X, AT_X0, AT_Y, FIXED, numbered
 from diffast.plan import Plan
 from diffast.plan.registers import V, Y
@@ -67,6 +67,7 @@ class Prepared:
         self.limits = [] if recipe.clamp is None else [-recipe.clamp, recipe.clamp]
         self.given = not counter or recipe.deviations is not None
         how = Constraints(bool(self.limits), recipe.hook is not None, given_noise=self.given)
+        check_one_input("step", recipe.plan)
         program = lower(recipe.plan, recipe.reads, how)
         if V in program.carried or program.opening:
             raise ValueError(
