@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from diffast.lowering.program import COND, NOISE, UNCOND, X0, Program, Stage, call_of, slot_name
+from diffast.lowering.program import COND, NOISE, UNCOND, X0, Program, Stage, call_of
+from diffast.lowering.slots import slot_name
 from diffast.plan.registers import H, V, X, Y
 
 # Registers by number; the slots come after them.

@@ -19,8 +19,8 @@ from diffast.lowering.program import (
     check_one_input,
     identity,
     lower,
-    slot_name,
 )
+from diffast.lowering.slots import slot_name
 from diffast.plan import Plan
 from diffast.plan.registers import H, V, X
 
