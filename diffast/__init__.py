@@ -21,7 +21,7 @@ _HOMES = {
     "Denoiser": "diffast.model.denoiser",
     "LearnedVariance": "diffast.model.learned_variance",
     "Plan": "diffast.plan",
-    "Prediction": "diffast.model.denoiser",
+    "Prediction": "diffast.model.prediction",
     "Progress": "diffast.executors.sequential",
     "Samples": "diffast.executors.sequential",
     "Stepper": "diffast.executors.stepwise",

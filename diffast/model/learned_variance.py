@@ -114,7 +114,7 @@ class LearnedVariance:
     def draw(self, batch: int, seed: int = 0, ids: torch.Tensor | None = None) -> Callable:
         """Returns the noise of `df.sample(..., draw=)`: the package's own, times the deviation.
 
-        With guidance the conditional half's variance counts.
+        With guidance the conditional branch's variance counts.
 
         Args:
             batch: number of samples B.

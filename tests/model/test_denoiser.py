@@ -69,7 +69,7 @@ def test_what_cannot_be_is_refused_when_made(change, message):
         df.Denoiser(**call)
 
 
-def test_guidance_without_an_unconditional_half_is_refused():
+def test_guidance_without_an_unconditional_branch_is_refused():
     denoiser = df.Denoiser(lambda x, t: x, SCHEDULES["edm"], guidance=2.0)
     with pytest.raises(ValueError, match="guidance is 2 but there are no unconditional"):
         denoiser.scales(np.array([1.0]))
@@ -78,7 +78,7 @@ def test_guidance_without_an_unconditional_half_is_refused():
         wrong.scales(np.array([1.0]))
 
 
-def test_conditions_are_rows_of_the_batch_and_repeated_for_both_halves():
+def test_conditions_are_rows_of_the_batch_and_repeated_for_both_branches():
     labels = torch.arange(3)
     denoiser = df.Denoiser(
         lambda x, t: x,
@@ -107,7 +107,7 @@ def test_conditions_that_cannot_be_stacked_are_refused():
         )
         return denoiser.arguments(2, torch.device("cpu"), "both")
 
-    with pytest.raises(ValueError, match="'mode' differs between the halves"):
+    with pytest.raises(ValueError, match="'mode' differs between the cfg branches"):
         both(mode=("fast", "slow"))
     with pytest.raises(ValueError, match=r"\[2, 4\] but \[2, 5\]"):
         both(context=(torch.zeros(2, 4), torch.zeros(1, 5)))
