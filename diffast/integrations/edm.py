@@ -73,7 +73,9 @@ def edm_sampler(
 
     noise = {"draw": draw} if S_churn else {}
     with torch.no_grad():
-        return sample(Denoiser(network, plan.schedule), plan, noise=start * levels[0], **noise).x
+        return sample(
+            Denoiser(network, plan.schedule, predicts="x0"), plan, noise=start * levels[0], **noise
+        ).x
 
 
 def _rounded(net, levels, device) -> np.ndarray:

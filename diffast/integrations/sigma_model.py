@@ -121,7 +121,7 @@ def run(
     with tqdm(total=plan.steps, disable=disable) as bar:
         network = _Steps(model, plan, levels, sigmas, x.dtype, extra_args or {}, callback, bar)
         low = None if x.dtype == dtype else x.dtype
-        denoiser = Denoiser(network, plan.schedule, dtype=low)
+        denoiser = Denoiser(network, plan.schedule, predicts="x0", dtype=low)
         noise = {"path": path} if draw is None else {"draw": lambda stage: draw(stage).to(dtype)}
         with torch.no_grad():
             out = sample(denoiser, plan, noise=x.detach().to(dtype), seed=seed, **noise)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from diffast.model.guidance import arguments_of, scales_at
+from diffast.model.prediction import MISSING, check_predicts
 from diffast.model.prediction import Prediction as Prediction
 from diffast.schedules import flow
 
@@ -38,12 +39,13 @@ class Denoiser:
         dtype: what dtype the network wants x in; None: the state's.
 
     Raises:
+        TypeError: if predicts is missing.
         ValueError: for an unknown prediction type, or conditions and guidance that disagree.
     """
 
     network: Callable[..., Any]
     schedule: Any
-    predicts: str = "x0"
+    predicts: str = MISSING
     conditions: Mapping[str, Any] = field(default_factory=dict)
     unconditional: Mapping[str, Any] | None = None
     guidance: float | Callable[[float], float] = 1.0
@@ -51,7 +53,7 @@ class Denoiser:
 
     def __post_init__(self):
         """Checks what can be checked before the first call."""
-        Prediction(self.schedule, self.predicts)
+        check_predicts("Denoiser", self.predicts)
         if not callable(self.network):
             raise ValueError(
                 f"Denoiser: network is a {type(self.network).__name__} but must be callable"

@@ -78,6 +78,32 @@ PREDICTIONS: dict[str, PredictionType] = {
     ),
 }
 
+# The default of a `predicts` that has to be given: a wrong guess would give wrong samples silently.
+MISSING = ""
+
+
+def check_predicts(who: str, predicts: str) -> None:
+    """Raises unless that is a prediction type.
+
+    Args:
+        who: the class that was given it, for the message.
+        predicts: what was given, or MISSING.
+
+    Raises:
+        TypeError: if it is missing.
+        ValueError: if it is unknown.
+    """
+    if not predicts:
+        known = ", ".join(f"{name!r} ({kind.known})" for name, kind in PREDICTIONS.items())
+        raise TypeError(
+            f"{who}: predicts is missing, but it must say what the network was trained to predict: "
+            f"{known}"
+        )
+    if predicts not in PREDICTIONS:
+        raise ValueError(
+            f"{who}: predicts {predicts!r} but the known predictions are {', '.join(PREDICTIONS)}"
+        )
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -88,19 +114,16 @@ class Prediction:
         predicts: "x0", "epsilon", "v", "flow", "score" or "reverse_flow".
 
     Raises:
+        TypeError: if predicts is missing.
         ValueError: for an unknown prediction type.
     """
 
     schedule: Any
-    predicts: str = "x0"
+    predicts: str = MISSING
 
     def __post_init__(self) -> None:
-        """Refuses an unknown prediction type."""
-        if self.predicts not in PREDICTIONS:
-            raise ValueError(
-                f"Denoiser: predicts {self.predicts!r} but the known predictions are "
-                f"{', '.join(PREDICTIONS)}"
-            )
+        """Refuses a missing or an unknown prediction type."""
+        check_predicts("Prediction", self.predicts)
 
     def affine(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns (a, b) with x0 = a x + b output at each model time, [S] float64 each.
