@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
+from diffast.model import network_errors
 from diffast.model.guidance import arguments_of, scales_at
+from diffast.model.outputs import tensor_of
 from diffast.model.prediction import MISSING, check_predicts
 from diffast.model.prediction import Prediction as Prediction
+from diffast.model.times import check_time_dtype, check_whole, given_times
+from diffast.model.times import time_dtype as time_dtype
 from diffast.schedules import flow
 
 
@@ -21,9 +25,9 @@ class Denoiser:
     """A network that answers for the clean data x0, whatever it was trained to predict.
 
     The network is called as `network(x, t, **conditions)` with x [B, ...] and t [B], the
-    schedule's model time, and returns one tensor shaped as x (or an object with `.sample`, or a
-    tuple whose first item it is). With guidance it is called once a stage on 2B rows, conditional
-    ones first.
+    schedule's model time. It returns one tensor shaped as x, or a tuple, a dict or an object that
+    holds one (see `diffast.model.outputs.tensor_of`). With guidance it is called once a stage on 2B
+    rows, conditional ones first.
 
     Args:
         network: the callable; a torch module should be in eval mode.
@@ -37,21 +41,31 @@ class Denoiser:
         guidance: scale w of x0 = x0_uncond + w (x0_cond - x0_uncond), or a function of the model
             time that returns it. Stages where it is 1 (or 0) call the network on B rows only.
         dtype: what dtype the network wants x in; None: the state's.
+        time_dtype: what dtype the network wants t in; None: float32, float64 if the state is. An
+            integer dtype (torch.long) is for networks that index a table with the time. Then every
+            time of the plan has to be a whole number, as the indices of
+            `df.schedules.from_betas` are.
+        round_times: whether fractional times are allowed with an integer time_dtype. The network is
+            then told the nearest whole number; the step is still made for the true time.
 
     Raises:
         TypeError: if predicts is missing.
-        ValueError: for an unknown prediction type, or conditions and guidance that disagree.
+        ValueError: for an unknown prediction type, a time_dtype that no network takes, or
+            conditions and guidance that disagree.
     """
 
     network: Callable[..., Any]
     schedule: Any
     predicts: str = MISSING
+    _: KW_ONLY
     conditions: Mapping[str, Any] = field(default_factory=dict)
     unconditional: Mapping[str, Any] | None = None
     guidance: float | Callable[[float], float] = 1.0
     dtype: torch.dtype | None = None
+    time_dtype: torch.dtype | None = None
+    round_times: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Checks what can be checked before the first call."""
         check_predicts("Denoiser", self.predicts)
         if not callable(self.network):
@@ -65,6 +79,7 @@ class Denoiser:
             )
         if not callable(self.guidance) and not math.isfinite(self.guidance):
             raise ValueError(f"Denoiser: guidance is {self.guidance} but must be finite")
+        check_time_dtype(self.time_dtype, self.round_times)
 
     @classmethod
     def from_velocity(
@@ -111,18 +126,22 @@ class Denoiser:
             _Velocity(velocity),
             schedule,
             "reverse_flow",
-            {} if conditions is None else conditions,
-            unconditional,
-            guidance,
-            dtype,
+            conditions={} if conditions is None else conditions,
+            unconditional=unconditional,
+            guidance=guidance,
+            dtype=dtype,
         )
 
     def affine(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns (a, b) with x0 = a x + b output at each model time, [S] float64 each.
 
         Raises:
-            ValueError: where the prediction does not determine x0 (epsilon or score at alpha = 0).
+            ValueError: where the prediction does not determine x0 (epsilon or score at alpha = 0);
+                for a fractional time where the network wants integers.
         """
+        wanted = self.time_dtype
+        if wanted is not None and not wanted.is_floating_point and not self.round_times:
+            check_whole(np.asarray(times, dtype=np.float64), wanted)
         return self.prediction.affine(times)
 
     @property
@@ -141,8 +160,7 @@ class Denoiser:
 
     def device(self) -> torch.device:
         """Returns where the network's parameters are; the CPU if it has none."""
-        parameters = getattr(self.network, "parameters", None)
-        first = next(iter(parameters()), None) if callable(parameters) else None
+        first = network_errors.first_parameter(self.network)
         return torch.device("cpu") if first is None else first.device
 
     def arguments(self, batch: int, device: torch.device, branch: str) -> dict[str, Any]:
@@ -163,17 +181,30 @@ class Denoiser:
     def call(self, x: torch.Tensor, t: torch.Tensor, arguments: Mapping[str, Any]) -> torch.Tensor:
         """Returns the network's raw output, contiguous, shaped as x [B, ...].
 
+        What the network raises passes through, unless an option of `Denoiser` would have kept it
+        from raising. Then a ValueError names the option, and the network's own error is its cause.
+
+        Args:
+            x: the network's input [B, ...].
+            t: model times [B].
+            arguments: from `arguments`.
+
         Raises:
-            ValueError: if the network returns something else.
+            ValueError: if the network returns something else; see above.
         """
-        output = self.network(x, t, **arguments)
+        if self.time_dtype is not None:
+            t = given_times(t, self.time_dtype, self.round_times)
+        try:
+            output = self.network(x, t, **arguments)
+        except network_errors.RAISED as error:
+            clearer = network_errors.explanation(error, self.network, x, t)
+            if clearer is None:
+                raise
+            raise ValueError(clearer) from error
         if not isinstance(output, torch.Tensor):
-            output = output[0] if isinstance(output, (tuple, list)) else output.sample
+            output = tensor_of(output, self.predicts)
         if output.shape != x.shape:
-            raise ValueError(
-                f"Denoiser: the network was given x of shape {list(x.shape)} but returned "
-                f"{list(output.shape)}"
-            )
+            raise ValueError(_shape_complaint(x, output))
         if not output.is_floating_point():
             raise ValueError(
                 f"Denoiser: the network was given {x.dtype} but returned {output.dtype}, which is "
@@ -203,14 +234,20 @@ class Denoiser:
 class _Velocity:
     """A velocity field of s = 1 - t, called by keyword, as a network."""
 
-    def __init__(self, velocity):
+    def __init__(self, velocity: Callable[..., Any]):
         self.velocity = velocity
         self.parameters = getattr(velocity, "parameters", None)
 
-    def __call__(self, x, t, **conditions):
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, **conditions: Any) -> Any:
         return self.velocity(x=x, t=1.0 - t, **conditions)
 
 
-def time_dtype(state: torch.dtype) -> torch.dtype:
-    """Returns the dtype of the time tensor that goes with a state of that dtype."""
-    return torch.float64 if state == torch.float64 else torch.float32
+def _shape_complaint(x: torch.Tensor, output: torch.Tensor) -> str:
+    given, made = list(x.shape), list(output.shape)
+    if len(given) > 1 and made == [given[0], 2 * given[1], *given[2:]]:
+        return (
+            f"Denoiser: the network was given x of shape {given} but returned twice the channels, "
+            f"{made}: if half of them are a learned variance, wrap the network in "
+            "df.LearnedVariance, or in a function that returns the prediction's channels alone"
+        )
+    return f"Denoiser: the network was given x of shape {given} but returned {made}"
