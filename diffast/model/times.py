@@ -68,6 +68,7 @@ def given_times(t: torch.Tensor, wanted: torch.dtype, round_times: bool) -> torc
     """
     if wanted.is_floating_point:
         return t.to(wanted)
-    if not round_times and t.device.type == "cpu":
+    whole = t.round()
+    if not round_times and t.device.type == "cpu" and not torch.equal(whole, t):
         check_whole(t.numpy().astype(np.float64), wanted)
-    return t.round().to(wanted)
+    return whole.to(wanted)
