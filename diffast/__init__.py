@@ -21,7 +21,7 @@ _HOMES = {
     "Denoiser": "diffast.model.denoiser",
     "LearnedVariance": "diffast.model.learned_variance",
     "Plan": "diffast.plan",
-    "Prediction": "diffast.model.denoiser",
+    "Prediction": "diffast.model.prediction",
     "FailedSamples": "diffast.executors.results",
     "Info": "diffast.executors.results",
     "NonFiniteError": "diffast.executors.results",

@@ -73,7 +73,8 @@ def edm_sampler(
 
     noise = {"noise": draw} if S_churn else {}
     with torch.no_grad():
-        return sample(Denoiser(network, plan.schedule), plan, x=start * levels[0], **noise).x
+        denoiser = Denoiser(network, plan.schedule, predicts="x0")
+        return sample(denoiser, plan, x=start * levels[0], **noise).x
 
 
 def _rounded(net, levels, device) -> np.ndarray:

@@ -120,7 +120,7 @@ def run(
     with tqdm(total=plan.steps, disable=disable) as bar:
         network = _Steps(model, plan, levels, sigmas, x.dtype, extra_args or {}, callback, bar)
         low = None if x.dtype == dtype else x.dtype
-        denoiser = Denoiser(network, plan.schedule, dtype=low)
+        denoiser = Denoiser(network, plan.schedule, predicts="x0", dtype=low)
         noise = ("path" if path else "counter") if draw is None else _cast(draw, dtype)
         with torch.no_grad():
             out = sample(denoiser, plan, x=x.detach().to(dtype), seed=seed, noise=noise)
