@@ -12,7 +12,8 @@ import torch
 from diffast.ops import load as _load
 from diffast.ops import register as _register
 from diffast.ops.load import backends, triton_version
-from diffast.ops.noise import (
+from diffast.ops.schema import MAX_INPUTS, MAX_NOISES, MAX_ROWS
+from diffast.ops.streams import (
     BROWNIAN_NOISE,
     COUPLING_NOISE,
     INITIAL_NOISE,
@@ -21,7 +22,6 @@ from diffast.ops.noise import (
     STEP_NOISE,
     fold_seed,
 )
-from diffast.ops.schema import MAX_INPUTS, MAX_NOISES, MAX_ROWS
 
 _load.load()
 _register.register()

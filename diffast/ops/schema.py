@@ -27,8 +27,7 @@ row (with `measure`). Only the outputs are stored. `norms` [B, 2] are the error 
 and the root of the mean of the measured row's squares (0 without one). delta and q are rounded like
 the rows, sums are in float64, in an order that depends on the number of elements alone.
 
-`accept`, `brownian`, `gram` and `sweep` are described where they are specified: reference_accept.py
-and the other files named so.
+`accept`, `brownian`, `gram` and `sweep` are specified in reference.py of their folders.
 """
 
 import torch

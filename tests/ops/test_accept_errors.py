@@ -9,7 +9,7 @@ from places import ROOT
 from test_op_errors import bytes_of
 
 from diffast import ops
-from diffast.ops import reference_accept
+from diffast.ops.accept import reference as reference_accept
 
 HEADER = ROOT / "csrc" / "accept_tensors.h"
 LAYOUT = "is not contiguous but the kernel reads it in row-major order"

@@ -28,7 +28,8 @@ from torch._dynamo.utils import counters
 from torch.library import opcheck
 
 from diffast import ops
-from diffast.ops import reference, reference_brownian
+from diffast.ops.brownian import reference as reference_brownian
+from diffast.ops.normal import reference as reference_normal
 from diffast.ops.schema import MAX_DEPTH
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
@@ -148,7 +149,7 @@ def test_the_tree_is_the_one_that_is_written_down():
 
     def z(k):
         word = ops.BROWNIAN_NOISE + k
-        return reference.draw(3, torch.tensor([4]), word, 5)[0]
+        return reference_normal.draw(3, torch.tensor([4]), word, 5)[0]
 
     path = {16: z(1)}
     keep, fresh = (np.float32(number).item() for number in reference_brownian.END)

@@ -21,7 +21,7 @@ from op_cases import (
 )
 
 from diffast import ops
-from diffast.ops import reference
+from diffast.ops.combine import reference
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 

@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 from torch.library import opcheck
 
 from diffast import ops
-from diffast.ops import reference_error
+from diffast.ops.combine_error import reference as reference_error
 
 HEADER = ROOT / "csrc" / "error_tensors.h"
 RETURNING = (torch.ops.diffast.combine_error.default, reference_error.combine_error)

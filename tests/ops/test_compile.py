@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 from places import HELPERS, ROOT
 
-ROOT = HELPERS.parent
 NVCC = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / "nvcc"
 # The others of setup.py are compiled by the CUDA build; each costs about 15 s here.
 ARCHITECTURES = ("8.0", "9.0", "10.0")

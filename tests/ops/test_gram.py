@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 from torch.library import opcheck
 
 from diffast import ops
-from diffast.ops import reference_gram
+from diffast.ops.gram import reference as reference_gram
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 

@@ -9,7 +9,8 @@ import torch
 from op_cases import assert_same_bits, random_weights
 
 from diffast import _host
-from diffast.ops import reference
+from diffast.ops.combine import reference
+from diffast.ops.normal import reference as reference_normal
 
 # Words at which halves, quadrants and the rounding to float32 change.
 EDGES = np.unique(
@@ -59,18 +60,18 @@ def test_philox():
     keys[:64:3] = 2**64 - 1
     got = _host.philox(counters, keys)
     low, high = as_torch(keys & np.uint64(2**32 - 1)), as_torch(keys >> np.uint64(32))
-    wanted = reference.philox([as_torch(counters[:, i]) for i in range(4)], low, high)
+    wanted = reference_normal.philox([as_torch(counters[:, i]) for i in range(4)], low, high)
     assert torch.equal(as_torch(got), torch.stack(wanted, dim=1))
 
 
 def test_uniforms_and_logarithms():
     bits = np.concatenate([EDGES, words(np.random.default_rng(1), 2**20)])
-    uniform = reference.to_uniform(as_torch(bits))
+    uniform = reference_normal.to_uniform(as_torch(bits))
     assert_same_bits(torch.from_numpy(_host.to_uniform(bits)), uniform)
     assert uniform.min() > 0
     assert uniform.max() <= 1
     logarithm = torch.from_numpy(_host.log_uniform(uniform.numpy()))
-    assert_same_bits(logarithm, reference.log_uniform(uniform))
+    assert_same_bits(logarithm, reference_normal.log_uniform(uniform))
 
 
 def test_normals_of_words():
@@ -78,7 +79,7 @@ def test_normals_of_words():
     grid = np.stack(np.meshgrid(EDGES, EDGES), axis=-1).reshape(-1, 2)
     pairs = np.concatenate([grid, words(rng, 2**19, 2)])
     got = torch.from_numpy(_host.to_normals(pairs[:, 0], pairs[:, 1]))
-    wanted = reference.to_normals(as_torch(pairs[:, 0]), as_torch(pairs[:, 1]))
+    wanted = reference_normal.to_normals(as_torch(pairs[:, 0]), as_torch(pairs[:, 1]))
     assert_same_bits(got, torch.stack(wanted, dim=1))
     assert got.isfinite().all()
 
@@ -87,7 +88,7 @@ def test_normals_of_words():
 def test_normals_of_a_stream(count):
     for seed, sample, word in ((0, 0, 0), (2**64 - 1, -1, 2**32 - 1), (2**63, -(2**63), 7)):
         signed = seed - 2**64 if seed >= 2**63 else seed
-        wanted = reference.draw(signed, torch.tensor([sample]), word, count)[0]
+        wanted = reference_normal.draw(signed, torch.tensor([sample]), word, count)[0]
         assert_same_bits(torch.from_numpy(_host.normals(seed, sample, word, count)), wanted)
 
 

@@ -8,11 +8,11 @@ from op_cases import FORMS, into
 from places import ROOT
 
 from diffast import ops
-from diffast.ops import reference
+from diffast.ops.normal import reference as reference_normal
 
 HEADER = ROOT / "csrc" / "tensors.h"
 INF, NAN = float("inf"), float("nan")
-NORMAL = (ops.normal_out, reference.normal_out)
+NORMAL = (ops.normal_out, reference_normal.normal_out)
 
 
 def state(*shape, dtype=torch.float32, device="cpu"):

@@ -7,7 +7,7 @@ import torch
 from places import ROOT
 
 from diffast import ops
-from diffast.ops import reference_sweep
+from diffast.ops.sweep import reference as reference_sweep
 
 HEADER = ROOT / "csrc" / "sweep_tensors.h"
 LAYOUT = "is not contiguous but the kernel walks it in row-major order"

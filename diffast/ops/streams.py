@@ -1,4 +1,4 @@
-"""Seeds and counter words of the package's noise (the layout is written down in csrc/normal.h)."""
+"""Seeds and counter words of the package's noise. csrc/core/normal.h has the words' layout."""
 
 SLOT_SHIFT = 26
 PURPOSE_SHIFT = 28

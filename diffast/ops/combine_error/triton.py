@@ -1,36 +1,28 @@
-"""`combine_error` in Triton: the rows of triton.py, and their norms.
+"""`combine_error` in Triton: the rows of `combine`, and their norms.
 
 One program a block of a sample writes the outputs and a partial sum; a second kernel adds a
 sample's partial sums up. The block's size depends on the number of elements alone, and so do the
 sums' order and bits. Float64 tensors are served by the reference.
 
-Prefixes as in triton.py.
+See launch.py for the prefixes.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from diffast.ops import reference_error
-from diffast.ops.checks_error import check_error, check_error_outputs, unstored
-from diffast.ops.triton import (
-    _SLOT,
-    _STAGE_MASK,
-    _blocks,
-    _draw,
-    _has_float64,
-    _new_outputs,
-    _samples,
-    _weight,
-    _word,
-)
+from diffast.ops.combine.triton import SLOT, STAGE_MASK, new_outputs, weight_at
+from diffast.ops.combine_error import reference
+from diffast.ops.combine_error.checks import check_error, check_error_out, unstored
+from diffast.ops.launch import grid_of, has_float64, split_batch, word_at
+from diffast.ops.normal.triton import draw
 
-_SUMS = 128  # partial sums that the second kernel takes at a time
+SUMS_AT_ONCE = 128  # partial sums that the second kernel takes at a time
 
 
 @triton.jit
 def _larger(b_a, b_b):
-    """Returns the larger one, NaN if either is; csrc/error_norm.h."""
+    """Returns the larger one, NaN if either is; csrc/ops/combine_error/norm.h."""
     return tl.where((b_a > b_b) | (b_a != b_a), b_a, b_b)
 
 
@@ -84,11 +76,11 @@ def error_kernel(
     if NOISES > 0:
         seed = tl.load(p_streams + i_sample * 3)
         sample_id = tl.load(p_streams + i_sample * 3 + 1)
-        word = _word(tl.load(p_streams + i_sample * 3 + 2), 0)
-        keys = (_word(sample_id, 0), _word(sample_id, 32), _word(seed, 0), _word(seed, 32))
+        word = word_at(tl.load(p_streams + i_sample * 3 + 2), 0)
+        keys = (word_at(sample_id, 0), word_at(sample_id, 32), word_at(seed, 0), word_at(seed, 32))
         for m in tl.static_range(NOISES):
-            slot_word = word + m * _SLOT
-            b_zs = b_zs + (_draw(start, slot_word, keys[0], keys[1], keys[2], keys[3], BLOCK),)
+            slot_word = word + m * SLOT
+            b_zs = b_zs + (draw(start, slot_word, keys[0], keys[1], keys[2], keys[3], BLOCK),)
 
     # An output may be an input, and more than one thread may hold an element.
     tl.debug_barrier()
@@ -99,13 +91,13 @@ def error_kernel(
     b_measured = b_xs[0]
     m_bad = o_element < 0
     for r in tl.static_range(ROWS):
-        b_y = b_xs[0] * _weight(None, p_table, o_table, r * COLUMNS)
+        b_y = b_xs[0] * weight_at(None, p_table, o_table, r * COLUMNS)
         for k in tl.static_range(1, INPUTS):
-            b_y = b_y + b_xs[k] * _weight(None, p_table, o_table, r * COLUMNS + k)
+            b_y = b_y + b_xs[k] * weight_at(None, p_table, o_table, r * COLUMNS + k)
         if CLAMP and r > 0:
-            b_y = b_y + b_clamped * _weight(None, p_table, o_table, r * COLUMNS + INPUTS)
+            b_y = b_y + b_clamped * weight_at(None, p_table, o_table, r * COLUMNS + INPUTS)
         for m in tl.static_range(NOISES):
-            b_y = b_y + b_zs[m] * _weight(None, p_noise_table, o_noise, r * NOISES + m)
+            b_y = b_y + b_zs[m] * weight_at(None, p_noise_table, o_noise, r * NOISES + m)
         m_bad = m_bad | (b_y - b_y != 0.0)
         if CLAMP and r == 0:
             b_low, b_high = tl.full([], low, tl.float32), tl.full([], high, tl.float32)
@@ -138,7 +130,7 @@ def error_kernel(
     if p_status is not None:
         bad = tl.max((m_bad & m_element).to(tl.int32), axis=0)
         before = tl.load(p_status + i_sample)
-        stage = (_word(tl.load(p_streams + i_sample * 3 + 2), 0) & _STAGE_MASK).to(tl.int64)
+        stage = (word_at(tl.load(p_streams + i_sample * 3 + 2), 0) & STAGE_MASK).to(tl.int64)
         tl.store(p_status + i_sample, stage, mask=(bad > 0) & (before < 0))
 
 
@@ -172,13 +164,13 @@ def norms_kernel(
 def _launch(
     xs, weights, noise, streams, clamp, tolerance, form, norm, measure, outs, norms, status
 ):
-    samples, elements = _samples(xs[0])
+    samples, elements = split_batch(xs[0])
     if samples * elements == 0:
         norms.zero_()
         return
     rows = weights.shape[1]
     low, high = clamp if clamp else (0.0, 0.0)
-    grid, options = _blocks(samples, elements)
+    grid, options = grid_of(samples, elements)
     blocks = grid[0] // samples
     flags = {"LARGEST": norm == 1, "MEASURE": bool(measure)}
     with torch.cuda.device_of(xs[0]):
@@ -205,7 +197,7 @@ def _launch(
             **options,
         )
         norms_kernel[(samples,)](
-            partials, norms, elements, blocks, SUMS=_SUMS, enable_fp_fusion=False, **flags
+            partials, norms, elements, blocks, SUMS=SUMS_AT_ONCE, enable_fp_fusion=False, **flags
         )
 
 
@@ -213,9 +205,9 @@ def combine_error(xs, weights, noise, streams, clamp, tolerance, form, norm, mea
     """Returns the output rows, each of the inputs' promoted dtype, and then the norms [B, 2]."""
     call = (xs, weights, noise, streams, clamp, tolerance, form, norm, measure)
     outputs = check_error(*call)
-    if _has_float64(xs):
-        return reference_error.combine_error(*call)
-    outs, norms = _new_outputs(xs, outputs), torch.empty_like(tolerance)
+    if has_float64(xs):
+        return reference.combine_error(*call)
+    outs, norms = new_outputs(xs, outputs), torch.empty_like(tolerance)
     _launch(*call, outs, norms, None)
     return [*outs, norms]
 
@@ -225,9 +217,9 @@ def combine_error_out(
 ):
     """Writes the output rows into `outs` and the norms into `norms` [B, 2]."""
     call = (xs, weights, noise, streams, clamp, tolerance, form, norm, measure)
-    check_error_outputs(xs, outs, check_error(*call), norms, status, streams)
-    if _has_float64([*xs, *outs]):
-        reference_error.combine_error_out(*call, outs, norms, status)
+    check_error_out(*call, outs, norms, status)
+    if has_float64([*xs, *outs]):
+        reference.combine_error_out(*call, outs, norms, status)
         return
     _launch(*call, outs, norms, status)
 

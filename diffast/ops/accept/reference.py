@@ -44,7 +44,7 @@ come from pow and atan, of which a GPU's differ from a CPU's by a few ulp, Trito
 
 import math
 
-from diffast.ops.checks_accept import check_accept
+from diffast.ops.accept.checks import check_accept
 from diffast.ops.schema import (
     CONTROLS,
     COUNTS,
@@ -209,3 +209,6 @@ def _power(base, exponent):
         return math.inf
     except ValueError:  # of a number below 0
         return math.nan
+
+
+IMPLEMENTATIONS = {"accept": accept}

@@ -4,14 +4,14 @@ import math
 
 import torch
 
-from diffast.ops import reference
-from diffast.ops.checks_error import check_error, check_error_outputs, unstored
+from diffast.ops.combine import reference
+from diffast.ops.combine_error.checks import check_error, check_error_out, unstored
 
 
 def combine_error(xs, weights, noise, streams, clamp, tolerance, form, norm, measure):
     """Returns the output rows, each of the inputs' promoted dtype, and then the norms [B, 2]."""
-    outputs = check_error(xs, weights, noise, streams, clamp, tolerance, form, norm, measure)
     call = (xs, weights, noise, streams, clamp, tolerance, form, norm, measure)
+    outputs = check_error(*call)
     values, _, norms = _run(*call, reference.arithmetic_dtype(xs), outputs)
     return [*(reference.round_to(v, reference.promoted(xs)) for v in values), norms]
 
@@ -20,9 +20,8 @@ def combine_error_out(
     xs, weights, noise, streams, clamp, tolerance, form, norm, measure, outs, norms, status
 ):
     """Writes the output rows into `outs` and the norms into `norms` [B, 2]."""
-    outputs = check_error(xs, weights, noise, streams, clamp, tolerance, form, norm, measure)
-    check_error_outputs(xs, outs, outputs, norms, status, streams)
     call = (xs, weights, noise, streams, clamp, tolerance, form, norm, measure)
+    outputs = check_error_out(*call, outs, norms, status)
     values, sums, found = _run(*call, reference.arithmetic_dtype([*xs, *outs]), outputs)
     norms.copy_(found)
     if status is not None:
@@ -66,3 +65,6 @@ def _norm(values, norm):
     if norm == 1:
         return flat.abs().amax(dim=1)  # NaN stays NaN
     return (flat * flat).mean(dim=1).sqrt()
+
+
+IMPLEMENTATIONS = {"combine_error": combine_error, "combine_error.out": combine_error_out}

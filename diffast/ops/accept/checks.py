@@ -1,8 +1,16 @@
-"""What `accept` refuses, in the words of csrc/accept_tensors.h."""
+"""What `accept` refuses."""
 
 import torch
 
-from diffast.ops.checks import STATE_DTYPES, check, device_text, dtype_text, shape_text
+from diffast.ops.checks import (
+    Beside,
+    check,
+    check_dtype,
+    dtype_text,
+    overlap,
+    same_tensor,
+    shape_text,
+)
 from diffast.ops.schema import (
     CONTROLS,
     COUNTS,
@@ -36,6 +44,7 @@ def check_accept(
     _check_rule(rule, flags)
     _check_lists(moves, memory)
     samples, slots = norms.shape[0], max(len(memory) - 1, 0)
+    beside = Beside("accept", "norms", norms)
     for name, t, dtype, shape in (
         ("norms", norms, torch.float64, [samples, 2]),
         ("control", control, torch.float64, [samples, len(CONTROLS) + slots]),
@@ -43,7 +52,7 @@ def check_accept(
         ("streams", streams, torch.int64, [samples, 3]),
         ("status", status, torch.int64, [samples]),
     ):
-        _check_numbers(name, t, dtype, shape, norms)
+        beside.numbers(name, t, dtype, shape)
     for name, planes in (("sources", sources), ("targets", targets)):
         check(
             len(planes) <= MAX_PLANES,
@@ -51,7 +60,7 @@ def check_accept(
         )
         first = [*sources, *targets][:1]
         for k, plane in enumerate(planes):
-            _check_plane(f"{name}[{k}]", plane, first[0], norms)
+            _check_plane(f"{name}[{k}]", plane, first[0], beside)
     for i in range(0, len(moves), 3):
         check(
             0 <= moves[i] <= flags[FLAGS.index("last")],
@@ -106,39 +115,15 @@ def _check_lists(moves, memory) -> None:
     )
 
 
-def _check_numbers(name, t, dtype, shape, norms) -> None:
+def _check_plane(name, plane, first, beside) -> None:
+    check_dtype("accept", name, plane)
+    samples = beside.first.shape[0]
     check(
-        t.dtype == dtype and list(t.shape) == shape,
-        f"accept: {name} is {dtype_text(t)} {shape_text(t)} but "
-        f"{str(dtype).removeprefix('torch.')} {shape} is needed",
-    )
-    _check_place(name, t, norms)
-
-
-def _check_place(name, t, norms) -> None:
-    check(
-        t.device == norms.device,
-        f"accept: {name} is on {device_text(t)} but norms is on {device_text(norms)}",
-    )
-    check(
-        t.is_contiguous(),
-        f"accept: {name} of shape {shape_text(t)} is not contiguous but the kernel reads it in "
-        "row-major order",
-    )
-
-
-def _check_plane(name, plane, first, norms) -> None:
-    check(
-        plane.dtype in STATE_DTYPES,
-        f"accept: {name} has dtype {dtype_text(plane)} but only float32, float16, bfloat16 and "
-        "float64 are supported",
-    )
-    check(
-        plane.dim() > 0 and plane.shape[0] == norms.shape[0] and plane.shape == first.shape,
+        plane.dim() > 0 and plane.shape[0] == samples and plane.shape == first.shape,
         f"accept: {name} has shape {shape_text(plane)} but the first plane has shape "
-        f"{shape_text(first)} and there are {norms.shape[0]} samples",
+        f"{shape_text(first)} and there are {samples} samples",
     )
-    _check_place(name, plane, norms)
+    beside.place(name, plane)
 
 
 def _check_pair(source, target, sources, targets) -> None:
@@ -154,25 +139,18 @@ def _check_pair(source, target, sources, targets) -> None:
     )
 
 
-def _same(a, b) -> bool:
-    return a.data_ptr() == b.data_ptr() and a.dtype == b.dtype
-
-
-def _span(t) -> tuple[int, int]:
-    return t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()
-
-
 def _check_overlap(sources, targets) -> None:
-    source_spans = [_span(t) for t in sources]
-    target_spans = [_span(t) for t in targets]
-    for t, (begin, end) in enumerate(target_spans):
-        for k, (start, stop) in enumerate(source_spans):
+    for t, target in enumerate(targets):
+        for k, source in enumerate(sources):
             check(
-                _same(sources[k], targets[t]) or stop <= begin or end <= start,
+                same_tensor(source, target) or not overlap(source, target),
                 f"accept: target {t} overlaps source {k} without being the same tensor",
             )
-        for k, (start, stop) in enumerate(target_spans[:t]):
-            check(stop <= begin or end <= start, f"accept: target {t} overlaps target {k}")
+        for k in range(t):
+            check(
+                not overlap(targets[k], target),
+                f"accept: target {t} overlaps target {k}",
+            )
 
 
 def _check_order(moves, sources, targets) -> None:
@@ -183,8 +161,11 @@ def _check_order(moves, sources, targets) -> None:
             # A move of a tensor onto itself writes nothing.
             check(
                 moves[k] != stage
-                or not _same(written, sources[source])
-                or _same(written, sources[moves[k + 1]]),
+                or not same_tensor(written, sources[source])
+                or same_tensor(written, sources[moves[k + 1]]),
                 f"accept: at stage {stage} source {source} is read after it was written as target "
                 f"{moves[k + 2]}",
             )
+
+
+CHECKS = {"accept": check_accept}

@@ -2,8 +2,8 @@
 
 import torch
 
-from diffast.ops import reference
-from diffast.ops.checks_gram import check_gram
+from diffast.ops.combine import reference
+from diffast.ops.gram.checks import check_gram
 
 
 def gram(xs, weights, sums):
@@ -29,3 +29,6 @@ def gram(xs, weights, sums):
     pairs = [(i, j) for i in range(count) for j in range(i, count)]
     for column, (i, j) in enumerate(pairs):
         sums[:, column] = (flat[i] * flat[j]).sum(dim=1)
+
+
+IMPLEMENTATIONS = {"gram": gram}

@@ -1,6 +1,6 @@
 """`accept` in Triton: one kernel decides every sample, a second copies the rows of those that move.
 
-Decisions and copies are the specification's (reference_accept.py). Powers are exp2(p log2 x) and
+Decisions and copies are the specification's (reference.py). Powers are exp2(p log2 x) and
 the arctangent is a series, in float64: control numbers agree to 1e-12. Numbers given by the host
 would arrive as float32, so the rule travels in a table on the device, which is kept: the first call
 with a rule copies it there, and belongs before the capture of a graph.
@@ -13,14 +13,14 @@ import torch
 import triton
 import triton.language as tl
 
-from diffast.ops.checks_accept import check_accept
+from diffast.ops.accept.checks import check_accept
 from diffast.ops.schema import CONTROLS, COUNTS, FLAGS, RULE
 
-_BLOCK, _SMALL_BLOCK, _SAMPLES = 1024, 128, 64
+LARGE_BLOCK, SMALL_BLOCK, _SAMPLES = 1024, 128, 64
 _INF = tl.constexpr(math.inf)
 _RULE, _FLAGS = tl.constexpr(len(RULE)), tl.constexpr(len(FLAGS))
 _CONTROLS, _COUNTS = tl.constexpr(len(CONTROLS)), tl.constexpr(len(COUNTS))
-_NO_ROUTE, _INTO_SLOT = tl.constexpr(-1), tl.constexpr(-2)  # csrc/accept.h
+_NO_ROUTE, _INTO_SLOT = tl.constexpr(-1), tl.constexpr(-2)  # csrc/ops/accept/decision.h
 
 
 @triton.jit
@@ -262,7 +262,7 @@ def accept(norms, status, rule, flags, moves, memory, sources, control, counts, 
         elements = targets[0].numel() // samples if targets else 0
         if not copies or elements == 0:
             return
-        block, warps = (_BLOCK, 4) if elements > _SMALL_BLOCK else (_SMALL_BLOCK, 1)
+        block, warps = (LARGE_BLOCK, 4) if elements > SMALL_BLOCK else (SMALL_BLOCK, 1)
         copy_kernel[(samples * triton.cdiv(elements, block),)](
             tuple(sources[source] for _, source, _ in copies),
             tuple(targets[target] for _, _, target in copies),

@@ -1,13 +1,13 @@
-"""What `brownian` refuses, in the words of csrc/brownian_tensors.h."""
+"""What `brownian` refuses."""
 
 import torch
 
-from diffast.ops.checks import check, device_text, dtype_text, memory_span, shape_text
+from diffast.ops.checks import Beside, check, dtype_text, overlap, shape_text
 from diffast.ops.schema import MAX_DEPTH
 
 
-def check_brownian(
-    streams, nodes, weights, depth, last, increment, value, pointers: bool = True
+def check_brownian_out(
+    streams, nodes, weights, depth, last, increment, value=None, pointers=True
 ) -> None:
     """Refuses a bad call of `brownian.out` (`pointers`: its tensors have real memory)."""
     check(
@@ -23,17 +23,10 @@ def check_brownian(
         "brownian: increment has no batch dimension but [samples, ...] is needed",
     )
     samples = increment.shape[0]
-    for name, t, dtype, width in (
-        ("streams", streams, torch.int64, 3),
-        ("nodes", nodes, torch.int64, 2),
-        ("weights", weights, torch.float64, 2),
-    ):
-        check(
-            t.dtype == dtype and list(t.shape) == [samples, width],
-            f"brownian: {name} is {dtype_text(t)} {shape_text(t)} but "
-            f"{str(dtype).removeprefix('torch.')} [{samples}, {width}] is needed",
-        )
-        _check_place(name, t, increment, "reads")
+    beside = Beside("brownian", "increment", increment)
+    beside.numbers("streams", streams, torch.int64, [samples, 3])
+    beside.numbers("nodes", nodes, torch.int64, [samples, 2])
+    beside.numbers("weights", weights, torch.float64, [samples, 2])
     for name, t in (("increment", increment), ("last", last), ("value", value)):
         if t is None:
             continue
@@ -42,31 +35,13 @@ def check_brownian(
             f"brownian: {name} is {dtype_text(t)} {shape_text(t)} but increment is "
             f"{dtype_text(increment)} {shape_text(increment)}",
         )
-        _check_place(name, t, increment, "walks")
+        beside._replace(does="walks").place(name, t)
     if pointers:
         _check_overlap(last, increment, value)
 
 
-def _check_place(name, t, increment, does: str) -> None:
-    check(
-        t.device == increment.device,
-        f"brownian: {name} is on {device_text(t)} but increment is on {device_text(increment)}",
-    )
-    check(
-        t.is_contiguous(),
-        f"brownian: {name} of shape {shape_text(t)} is not contiguous but the kernel {does} it in "
-        "row-major order",
-    )
-
-
 def _check_overlap(last, increment, value) -> None:
     """Refuses outputs that share memory; `last` may be an output itself."""
-
-    def overlap(a, b):
-        start, end = memory_span(a)
-        begin, stop = memory_span(b)
-        return begin < end and start < stop
-
     check(
         value is None or not overlap(value, increment),
         "brownian: value overlaps increment but both are written",
@@ -79,3 +54,6 @@ def _check_overlap(last, increment, value) -> None:
             same or not overlap(last, out),
             f"brownian: {name} overlaps last without being the same tensor",
         )
+
+
+CHECKS = {"brownian.out": check_brownian_out}

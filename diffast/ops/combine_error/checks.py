@@ -1,14 +1,9 @@
-"""What `combine_error` refuses, in the words of csrc/error_tensors.h."""
+"""What `combine_error` refuses beyond a bad table of weights."""
 
 import torch
 
-from diffast.ops.checks import (
-    check,
-    check_outputs,
-    check_per_sample,
-    check_status_streams,
-    check_table,
-)
+from diffast.ops.checks import Beside, check
+from diffast.ops.combine.checks import check_outputs, check_status_streams, check_table
 from diffast.ops.schema import ERROR_FORMS, ERROR_NORMS
 
 
@@ -35,18 +30,40 @@ def check_error(xs, weights, noise, streams, clamp, tolerance, form, norm, measu
         f"{', a measured row' if measure else ''}{', a clamped row' if clamp else ''} need "
         f"{rows - outputs}",
     )
-    check_per_sample(
-        "combine_error", "tolerance", tolerance, torch.float64, [xs[0].shape[0], 2], xs[0]
-    )
+    _check_pairs("tolerance", tolerance, xs[0])
     return outputs
 
 
-def check_error_outputs(xs, outs, outputs: int, norms, status, streams, pointers=True) -> None:
-    """Refuses outputs that do not match the rows, or that overlap (`pointers`: real memory)."""
+def check_error_out(
+    xs,
+    weights,
+    noise,
+    streams,
+    clamp,
+    tolerance,
+    form,
+    norm,
+    measure,
+    outs,
+    norms,
+    status,
+    pointers=True,
+) -> int:
+    """Refuses a bad call of `combine_error.out`; returns the number of its outputs."""
+    outputs = check_error(xs, weights, noise, streams, clamp, tolerance, form, norm, measure)
     check(
         len(outs) == outputs,
         f"combine_error: {outputs} rows to store but {len(outs)} outs",
     )
     check_outputs(xs, outs, outputs, False, status, pointers)
-    check_per_sample("combine_error", "norms", norms, torch.float64, [xs[0].shape[0], 2], xs[0])
+    _check_pairs("norms", norms, xs[0])
     check_status_streams(status, streams)
+    return outputs
+
+
+def _check_pairs(name: str, t: torch.Tensor, first: torch.Tensor) -> None:
+    beside = Beside("combine_error", "xs[0]", first)
+    beside.numbers(name, t, torch.float64, [first.shape[0], 2])
+
+
+CHECKS = {"combine_error": check_error, "combine_error.out": check_error_out}

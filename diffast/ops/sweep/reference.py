@@ -34,9 +34,10 @@ started) and is walked again.
 
 import torch
 
-from diffast.ops.checks_sweep import check_sweep
-from diffast.ops.noise import SLOT_SHIFT
-from diffast.ops.reference import clamp_to, draw, sum_columns
+from diffast.ops.combine.reference import clamp_to, sum_columns
+from diffast.ops.normal.reference import draw
+from diffast.ops.streams import SLOT_SHIFT
+from diffast.ops.sweep.checks import check_sweep
 
 SAMPLE, FROM, STATE_IN, STATE_OUT, FIRST, REAL, TAIL, WRITE = range(8)
 
@@ -231,3 +232,6 @@ class _Sweep:
 def _squares(value):
     wide = value.to(torch.float64)
     return (wide * wide).sum()
+
+
+IMPLEMENTATIONS = {"sweep": sweep}

@@ -5,7 +5,7 @@ every chunk that another follows, all at once, and notes where it began and ende
 again with a program a chunk, makes its own start of these and walks. Sums of squares come in two
 stages, in an order that depends on the number of elements alone.
 
-Prefixes as in triton.py. Jobs run in any order: none may read what another one writes.
+See launch.py for the prefixes. Jobs run in any order: none may read what another one writes.
 """
 
 import struct
@@ -14,11 +14,13 @@ import torch
 import triton
 import triton.language as tl
 
-from diffast.ops.checks_sweep import check_sweep
-from diffast.ops.triton import _SLOT, _draw, _int32, _word
-from diffast.ops.triton_gram import _SUMS, _add_up, _dot
+from diffast.ops.combine.triton import SLOT
+from diffast.ops.gram.triton import SUMS_AT_ONCE, add_up, dot
+from diffast.ops.launch import int32, word_at
+from diffast.ops.normal.triton import draw
+from diffast.ops.sweep.checks import check_sweep
 
-_BLOCK, _SMALL_BLOCK = 512, 128
+LARGE_BLOCK, SMALL_BLOCK = 512, 128
 # Below so many elements a sample, small blocks: walks are long, and few blocks leave a GPU idle.
 _MANY = 1 << 16
 _HOST = ["seed_lo", "seed_hi", "low_lo", "low_hi", "high_lo", "high_hi", "chunk", "length"]
@@ -60,10 +62,12 @@ def _noises(
     """Returns the columns and then the normals of (seed, id, word)."""
     if NOISES > 0:
         sample_id = tl.load(p_id)
-        id_lo, id_hi = _word(sample_id, 0), _word(sample_id, 32)
+        id_lo, id_hi = word_at(sample_id, 0), word_at(sample_id, 32)
         for m in tl.static_range(NOISES):
-            slot_word = _word(word, 0) + m * _SLOT
-            b_z = _draw(start, slot_word, id_lo, id_hi, _word(seed_lo, 0), _word(seed_hi, 0), BLOCK)
+            slot_word = word_at(word, 0) + m * SLOT
+            b_z = draw(
+                start, slot_word, id_lo, id_hi, word_at(seed_lo, 0), word_at(seed_hi, 0), BLOCK
+            )
             b_columns = b_columns + (b_z.to(b_columns[0].dtype),)
     return b_columns
 
@@ -205,7 +209,7 @@ def sweep_kernel(
             slope = tl.load(p_slopes + q)
         p_row = p_weights + stage * ((MADE + 1) * COLUMNS)
         p_change = p_changes + stage * (MADE + 1)
-        b_d = _dot(p_row, b_columns, KNOWN, TYPE)
+        b_d = dot(p_row, b_columns, KNOWN, TYPE)
         if p_slopes is not None:
             b_d = _gain(b_d, b_delta, (tl.load(p_change) * slope).to(TYPE))
         if CLAMP:
@@ -214,7 +218,7 @@ def sweep_kernel(
         b_columns = _noises(b_columns, start, stage, p_id, seed_lo, seed_hi, NOISES, BLOCK)
         b_rows = ()
         for r in tl.static_range(1, MADE + 1):
-            b_y = _dot(p_row + r * COLUMNS, b_columns, COLUMNS, TYPE)
+            b_y = dot(p_row + r * COLUMNS, b_columns, COLUMNS, TYPE)
             if p_slopes is not None:
                 b_y = _gain(b_y, b_delta, (tl.load(p_change + r) * slope).to(TYPE))
             b_rows = b_rows + (b_y,)
@@ -258,7 +262,7 @@ def sweep_kernel(
         p_row = p_tails + stage * (MADE * WIDTH)
         b_rows = ()
         for r in tl.static_range(MADE):
-            b_rows = b_rows + (_dot(p_row + r * WIDTH, b_columns, WIDTH, TYPE),)
+            b_rows = b_rows + (dot(p_row + r * WIDTH, b_columns, WIDTH, TYPE),)
         b_p = b_rows[MADE - 1]
         b_a = b_rows[MADE - 2] if PARTS else b_p
         if ENTRIES > 0:
@@ -353,7 +357,7 @@ def ends_kernel(
             b_columns = b_columns + (b_loaded[1 + i].to(TYPE),)
         b_columns = _noises(b_columns, start, stage, p_id, seed_lo, seed_hi, NOISES, BLOCK)
         p_row = p_weights + (stage * 2 + 1) * COLUMNS
-        b_y = _dot(p_row, b_columns, COLUMNS, TYPE)
+        b_y = dot(p_row, b_columns, COLUMNS, TYPE)
         factor = tl.load(p_row).to(TYPE)
         if p_slopes is not None:
             change = (tl.load(p_changes + stage * 2 + 1) * tl.load(p_slopes + q)).to(TYPE)
@@ -376,13 +380,13 @@ def norms_kernel(p_partials, p_norms, p_jobs, length, blocks, SUMS: tl.constexpr
     real = tl.load(p_job + 5)
     is_end = (k == real) & (tl.load(p_job + 3) >= 0) & (tl.load(p_job + 6) == 0)
     count = tl.where((k < real) | is_end, blocks, 0)
-    tl.store(p_norms + i_norm, _add_up(p_partials + i_norm * blocks, count, SUMS))
+    tl.store(p_norms + i_norm, add_up(p_partials + i_norm * blocks, count, SUMS))
 
 
 def _words(number: float) -> tuple[int, int]:
     """Returns the two halves of a float64, as Triton takes integers."""
     (bits,) = struct.unpack("<q", struct.pack("<d", number))
-    return _int32(bits), _int32(bits >> 32)
+    return int32(bits), int32(bits >> 32)
 
 
 def sweep(
@@ -405,7 +409,7 @@ def sweep(
     states,
     norms,
 ):
-    """Runs all jobs; writes into `points`, `states` and `norms`. See reference_sweep.py."""
+    """Runs all jobs; writes into `points`, `states` and `norms`. See reference.py."""
     tables = (weights, changes, tails, line, jobs, walk, ids)
     check_sweep(
         x, outputs, slopes, *tables, seed, noises, parts, clamp, chunk, points, states, norms
@@ -416,13 +420,13 @@ def sweep(
             norms.zero_()
         return
     elements = x.numel() // x.shape[0]
-    block, warps = (_BLOCK, 4) if elements > _MANY else (_SMALL_BLOCK, 1)
+    block, warps = (LARGE_BLOCK, 4) if elements > _MANY else (SMALL_BLOCK, 1)
     options = {"BLOCK": block, "num_warps": warps, "enable_fp_fusion": False}
     options |= {"OUTPUTS": len(outputs), "NOISES": noises}
     blocks = triton.cdiv(elements, block)
     chunks = triton.cdiv(length, chunk) if chunk else 1
     outputs = tuple(outputs) or (x,)  # never empty
-    words = (_int32(seed), _int32(seed >> 32))
+    words = (int32(seed), int32(seed >> 32))
     limits = (*_words(clamp[0]), *_words(clamp[1])) if clamp else (0,) * 4
     with torch.cuda.device_of(x):
         partials = ends = gains = None
@@ -472,7 +476,7 @@ def sweep(
         )
         if norms is not None:
             norms_kernel[(norms.numel(),)](
-                partials, norms, jobs, length, blocks, SUMS=_SUMS, enable_fp_fusion=False
+                partials, norms, jobs, length, blocks, SUMS=SUMS_AT_ONCE, enable_fp_fusion=False
             )
 
 

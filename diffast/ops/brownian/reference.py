@@ -28,16 +28,16 @@ import math
 
 import torch
 
-from diffast.ops.checks_brownian import check_brownian
-from diffast.ops.noise import BROWNIAN_NOISE
-from diffast.ops.reference import draw
+from diffast.ops.brownian.checks import check_brownian_out
+from diffast.ops.normal.reference import draw
+from diffast.ops.streams import BROWNIAN_NOISE
 
 LAST_WORD = (1 << 26) - 1
 
 # To an end: exp(-8), sqrt(1 - exp(-16)).
 END = (0.00033546262790251185, 0.9999999437324111)
 # Of levels 2, 3 ...: 1 / (2 cosh h), sqrt(tanh h), h = 16 / 2^level. Written out, since no two
-# libraries agree on the last bit of tanh; csrc/brownian.h has the same.
+# libraries agree on the last bit of tanh; csrc/ops/brownian/tree.h has the same.
 LEVELS = (
     (0.018309496736843265, 0.999664593620814),
     (0.13290111441703983, 0.9818490617583829),
@@ -67,7 +67,7 @@ LEVELS = (
 
 def brownian_out(streams, nodes, weights, depth, last, increment, value=None):
     """Writes the increments, and V(nodes[:, 1]) into `value` if it is given."""
-    check_brownian(streams, nodes, weights, depth, last, increment, value)
+    check_brownian_out(streams, nodes, weights, depth, last, increment, value)
     samples, elements = increment.shape[0], math.prod(increment.shape[1:])
     for b in range(samples):
         stream, (start, end) = streams[b : b + 1], nodes[b].tolist()
@@ -113,3 +113,6 @@ def _value(stream, node, depth, elements, like):
             break
         left, right = (value, right) if node >> half & 1 else (left, value)
     return value
+
+
+IMPLEMENTATIONS = {"brownian.out": brownian_out}

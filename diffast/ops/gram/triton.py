@@ -1,21 +1,21 @@
 """`gram` in Triton: rows in registers, the products of their pairs added up in float64.
 
 One program a block of a sample, then a second kernel over the blocks, in an order that depends on
-the number of elements alone. Prefixes as in triton.py.
+the number of elements alone. See launch.py for the prefixes.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from diffast.ops.checks_gram import check_gram
-from diffast.ops.triton import _blocks, _has_float64, _samples
+from diffast.ops.gram.checks import check_gram
+from diffast.ops.launch import grid_of, has_float64, split_batch
 
-_SUMS = 128  # partial sums that the second kernel takes at a time
+SUMS_AT_ONCE = 128  # partial sums that the second kernel takes at a time
 
 
 @triton.jit
-def _dot(p_weights, b_columns, COUNT: tl.constexpr, TYPE: tl.constexpr):
+def dot(p_weights, b_columns, COUNT: tl.constexpr, TYPE: tl.constexpr):
     """Returns sum_k weights[k] * columns[k], weights of a float64 table rounded to TYPE."""
     b_y = b_columns[0] * tl.load(p_weights).to(TYPE)
     for k in tl.static_range(1, COUNT):
@@ -24,7 +24,7 @@ def _dot(p_weights, b_columns, COUNT: tl.constexpr, TYPE: tl.constexpr):
 
 
 @triton.jit
-def _add_up(p_partials, blocks, SUMS: tl.constexpr):
+def add_up(p_partials, blocks, SUMS: tl.constexpr):
     """Returns the sum of `blocks` float64 numbers, SUMS at a time."""
     b_total = tl.zeros([SUMS], tl.float64)
     for first in range(0, blocks, SUMS):
@@ -61,7 +61,7 @@ def gram_kernel(
     b_rows = ()
     for r in tl.static_range(ROWS):
         p_row = p_weights + (i_sample * ROWS + r) * INPUTS
-        b_y = tl.where(m_element, _dot(p_row, b_xs, INPUTS, TYPE), 0.0)
+        b_y = tl.where(m_element, dot(p_row, b_xs, INPUTS, TYPE), 0.0)
         b_rows = b_rows + (b_y.to(tl.float64),)
     p_partial = p_partials + i_sample * PAIRS * programs + i_block
     for i in tl.static_range(ROWS):
@@ -74,17 +74,17 @@ def gram_kernel(
 def sums_kernel(p_partials, p_sums, blocks, SUMS: tl.constexpr):
     """Adds up the partial sums of one pair of one sample."""
     i_sum = tl.program_id(0).to(tl.int64)
-    tl.store(p_sums + i_sum, _add_up(p_partials + i_sum * blocks, blocks, SUMS))
+    tl.store(p_sums + i_sum, add_up(p_partials + i_sum * blocks, blocks, SUMS))
 
 
 def gram(xs, weights, sums):
     """Writes the inner products of the rows into `sums` [B, J (J + 1) / 2]."""
     check_gram(xs, weights, sums)
-    samples, elements = _samples(xs[0])
+    samples, elements = split_batch(xs[0])
     if samples * elements == 0:
         sums.zero_()
         return
-    grid, options = _blocks(samples, elements)
+    grid, options = grid_of(samples, elements)
     blocks = grid[0] // samples
     with torch.cuda.device_of(xs[0]):
         partials = sums.new_empty(samples, sums.shape[1], blocks)
@@ -95,10 +95,12 @@ def gram(xs, weights, sums):
             elements,
             INPUTS=len(xs),
             ROWS=weights.shape[1],
-            WIDE=_has_float64(xs),
+            WIDE=has_float64(xs),
             **options,
         )
-        sums_kernel[(sums.numel(),)](partials, sums, blocks, SUMS=_SUMS, enable_fp_fusion=False)
+        sums_kernel[(sums.numel(),)](
+            partials, sums, blocks, SUMS=SUMS_AT_ONCE, enable_fp_fusion=False
+        )
 
 
 IMPLEMENTATIONS = {"gram": gram}

@@ -1,4 +1,4 @@
-"""`brownian` in Triton; what it is stands in diffast/ops/reference_brownian.py."""
+"""`brownian` in Triton; what it is stands in reference.py."""
 
 from functools import lru_cache
 
@@ -6,11 +6,12 @@ import torch
 import triton
 import triton.language as tl
 
-from diffast.ops import reference_brownian
-from diffast.ops.checks_brownian import check_brownian
-from diffast.ops.noise import BROWNIAN_NOISE
-from diffast.ops.reference_brownian import END, LAST_WORD, LEVELS
-from diffast.ops.triton import _blocks, _draw, _samples, _word
+from diffast.ops.brownian import reference
+from diffast.ops.brownian.checks import check_brownian_out
+from diffast.ops.brownian.reference import END, LAST_WORD, LEVELS
+from diffast.ops.launch import grid_of, split_batch, word_at
+from diffast.ops.normal.triton import draw
+from diffast.ops.streams import BROWNIAN_NOISE
 
 _NOISE = tl.constexpr(BROWNIAN_NOISE)
 _LAST_WORD = tl.constexpr(LAST_WORD)
@@ -38,8 +39,8 @@ def _value(p_levels, node, depth, start, id_lo, id_hi, seed_lo, seed_hi, BLOCK: 
         number = tl.where(step == 1, tl.where(above, _LAST_WORD, 0), number)
         number = tl.where(step == 0, 1, number)
         up = tl.where(step == 1, node <= last // 2, ((node >> half) & 1) != 0)
-        word = _word(number, 0) + _NOISE
-        b_z = _draw(start, word, id_lo, id_hi, seed_lo, seed_hi, BLOCK)
+        word = word_at(number, 0) + _NOISE
+        b_z = draw(start, word, id_lo, id_hi, seed_lo, seed_hi, BLOCK)
         keep, fresh = tl.load(p_levels + 2 * step), tl.load(p_levels + 2 * step + 1)
         b_known = tl.where(step == 1, b_left, b_left + b_right)
         b_value = tl.where(step == 0, b_z, b_known * keep + b_z * fresh)
@@ -70,8 +71,8 @@ def brownian_kernel(
     m_element = o_element < elements
     o_batch = i_sample * elements + o_element
     seed, sample_id = tl.load(p_streams + i_sample * 3), tl.load(p_streams + i_sample * 3 + 1)
-    seed_lo, seed_hi = _word(seed, 0), _word(seed, 32)
-    id_lo, id_hi = _word(sample_id, 0), _word(sample_id, 32)
+    seed_lo, seed_hi = word_at(seed, 0), word_at(seed, 32)
+    id_lo, id_hi = word_at(sample_id, 0), word_at(sample_id, 32)
 
     node = tl.load(p_nodes + i_sample * 2)
     begin = node
@@ -100,14 +101,14 @@ def _levels(device: torch.device) -> torch.Tensor:
 
 def brownian_out(streams, nodes, weights, depth, last, increment, value=None):
     """Writes the increments, and V(nodes[:, 1]) into `value` if it is given."""
-    check_brownian(streams, nodes, weights, depth, last, increment, value)
+    check_brownian_out(streams, nodes, weights, depth, last, increment, value)
     if increment.dtype == torch.float64:
-        reference_brownian.brownian_out(streams, nodes, weights, depth, last, increment, value)
+        reference.brownian_out(streams, nodes, weights, depth, last, increment, value)
         return
-    samples, elements = _samples(increment)
+    samples, elements = split_batch(increment)
     if samples * elements == 0:
         return
-    grid, options = _blocks(samples, elements)
+    grid, options = grid_of(samples, elements)
     with torch.cuda.device_of(increment):
         levels = _levels(increment.device)
         tensors = (streams, nodes, weights, levels, last, increment, value)

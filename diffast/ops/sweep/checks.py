@@ -1,13 +1,14 @@
-"""What `sweep` refuses, in the words of csrc/sweep_tensors.h."""
+"""What `sweep` refuses."""
 
 import torch
 
 from diffast.ops.checks import (
     STATE_DTYPES,
+    Beside,
     check,
-    device_text,
+    check_limits,
     dtype_text,
-    memory_span,
+    overlap,
     shape_text,
 )
 from diffast.ops.schema import JOB, MAX_ENTRIES, MAX_NOISES, MAX_OUTPUTS
@@ -40,7 +41,8 @@ def check_sweep(
         f"sweep: x has dtype {dtype_text(x)} but float32 or float64 is needed",
     )
     check(x.dim() > 0, "sweep: x has no dimension of rows but [rows, ...] is needed")
-    _check_place("x", x, x)
+    beside = Beside("sweep", "x", x, "walks")
+    beside.place("x", x)
     check(
         len(outputs) <= MAX_OUTPUTS,
         f"sweep: {len(outputs)} outputs but at most {MAX_OUTPUTS} are supported",
@@ -55,8 +57,8 @@ def check_sweep(
             and (output.dtype != torch.float64 or x.dtype == torch.float64),
             f"sweep: outputs[{i}] has dtype {dtype_text(output)} but x has {dtype_text(x)}",
         )
-        _check_state(f"outputs[{i}]", output, list(x.shape), x)
-    _check_state("points", points, list(x.shape), x, x.dtype)
+        _check_state(f"outputs[{i}]", output, list(x.shape), beside)
+    _check_state("points", points, list(x.shape), beside, x.dtype)
     check(
         states.dim() == x.dim() + 1
         and states.shape[2:] == x.shape[1:]
@@ -64,7 +66,7 @@ def check_sweep(
         f"sweep: states has shape {shape_text(states)} but [states, 4 to {4 + MAX_ENTRIES}, ...] "
         f"with the elements of x, {shape_text(x)}, is needed",
     )
-    _check_state("states", states, list(states.shape), x, x.dtype)
+    _check_state("states", states, list(states.shape), beside, x.dtype)
     entries = states.shape[1] - 4
     stages = weights.shape[0] if weights.dim() else 0
     made = 2 + (entries > 0) + bool(parts)
@@ -83,13 +85,13 @@ def check_sweep(
         ("norms", norms, torch.float64, [jobs_count, length + 1]),
     ):
         if t is not None:
-            _check_table(name, t, dtype, shape, x)
+            beside.numbers(name, t, dtype, shape)
     check(
         ids.dtype == torch.int64 and ids.dim() == 1,
         f"sweep: ids is {dtype_text(ids)} {shape_text(ids)} but int64 [samples] is needed",
     )
-    _check_place("ids", ids, x)
-    _check_clamp(clamp)
+    beside.place("ids", ids)
+    check_limits("sweep", clamp)
     check(chunk >= 0, f"sweep: chunk {chunk} but 0 (one walk) or more is needed")
     check(
         chunk == 0 or not (entries or parts or clamp),
@@ -102,14 +104,8 @@ def check_sweep(
         _check_jobs(x, jobs, walk, ids, states, stages)
 
 
-def _check_clamp(clamp) -> None:
-    if not clamp:
-        return
-    check(len(clamp) == 2, f"sweep: clamp has {len(clamp)} numbers but (low, high) is needed")
-    check(clamp[0] <= clamp[1], f"sweep: clamp low {clamp[0]:g} but high {clamp[1]:g}")
-
-
-def _check_state(name, t, shape, x, dtype=None) -> None:
+def _check_state(name, t, shape, beside, dtype=None) -> None:
+    x = beside.first
     if dtype is not None:
         check(
             t.dtype == dtype,
@@ -119,37 +115,11 @@ def _check_state(name, t, shape, x, dtype=None) -> None:
         list(t.shape) == shape,
         f"sweep: {name} has shape {shape_text(t)} but x has {shape_text(x)}",
     )
-    _check_place(name, t, x)
-
-
-def _check_table(name, t, dtype, shape, x) -> None:
-    check(
-        t.dtype == dtype and list(t.shape) == shape,
-        f"sweep: {name} is {dtype_text(t)} {shape_text(t)} but "
-        f"{str(dtype).removeprefix('torch.')} {shape} is needed",
-    )
-    _check_place(name, t, x)
-
-
-def _check_place(name, t, x) -> None:
-    check(
-        t.device == x.device, f"sweep: {name} is on {device_text(t)} but x is on {device_text(x)}"
-    )
-    check(
-        t.is_contiguous(),
-        f"sweep: {name} of shape {shape_text(t)} is not contiguous but the kernel walks it in "
-        "row-major order",
-    )
+    beside.place(name, t)
 
 
 def _check_overlap(x, outputs, points, states) -> None:
     """`points` may be x itself: every row is read before it is written."""
-
-    def overlap(a, b):
-        start, end = memory_span(a)
-        begin, stop = memory_span(b)
-        return begin < end and start < stop
-
     check(
         points.data_ptr() == x.data_ptr() or not overlap(points, x),
         "sweep: points overlaps x without being the same tensor",
@@ -184,3 +154,6 @@ def _check_jobs(x, jobs, walk, ids, states, stages) -> None:
                 0 <= q < rows,
                 f"sweep: walk[{j}, {k}] is row {q} but x has {rows} rows",
             )
+
+
+CHECKS = {"sweep": check_sweep}
