@@ -5,9 +5,9 @@
 
 #include <cstdint>
 
-#include "../error_args.h"
-#include "../gram_args.h"
-#include "../sweep_args.h"
+#include "../ops/combine_error/args.h"
+#include "../ops/gram/args.h"
+#include "../ops/sweep/args.h"
 
 namespace diffast::cpu {
 

@@ -13,10 +13,10 @@
 // not always inlined stands above. No FMA: contraction would change the bits.
 #pragma GCC push_options
 #pragma GCC target("avx2,f16c")
-#include "../error_norm.h"
-#include "../half.h"
-#include "../normal.h"
-#include "../row.h"
+#include "../core/half.h"
+#include "../core/normal.h"
+#include "../core/row.h"
+#include "../ops/combine_error/norm.h"
 
 namespace diffast::cpu::avx2 {
 namespace {

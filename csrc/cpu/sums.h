@@ -1,4 +1,4 @@
-// Sums over the pieces of a sample.
+// Sums over the chunks of a sample.
 #pragma once
 
 #include <cmath>

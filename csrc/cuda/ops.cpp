@@ -5,12 +5,12 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
-#include "../accept_tensors.h"
-#include "../brownian_tensors.h"
-#include "../error_tensors.h"
-#include "../gram_tensors.h"
-#include "../sweep_tensors.h"
-#include "../tensors.h"
+#include "../ops/accept/checks.h"
+#include "../ops/brownian/checks.h"
+#include "../ops/combine/checks.h"
+#include "../ops/combine_error/checks.h"
+#include "../ops/gram/checks.h"
+#include "../ops/sweep/checks.h"
 #include "launch.h"
 
 namespace diffast::cuda {
@@ -55,9 +55,9 @@ void run_combine_error(const ErrorArgs& args, const Tensor& first) {
 // Partial sums, as for `combine_error`.
 void run_gram(const GramArgs& args, const Tensor& first) {
   GramArgs g = args;
-  const int64_t pieces = gram_pieces(g.rows);
+  const int64_t chunks = gram_chunks(g.rows);
   Tensor partials = torch::stable::new_empty(
-      first, {g.rows.samples, pieces > 1 ? pieces : 0, gram_sums(g)}, ScalarType::Double);
+      first, {g.rows.samples, chunks > 1 ? chunks : 0, gram_sums(g)}, ScalarType::Double);
   g.partials = static_cast<double*>(partials.mutable_data_ptr());
   run("gram", launch_gram, g, first);
 }

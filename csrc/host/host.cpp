@@ -8,10 +8,10 @@
 #include <stdexcept>
 #include <string>
 
-#include "../combine_args.h"
-#include "../half.h"
-#include "../normal.h"
-#include "../row.h"
+#include "../core/half.h"
+#include "../core/normal.h"
+#include "../core/row.h"
+#include "../ops/combine/args.h"
 
 namespace py = pybind11;
 

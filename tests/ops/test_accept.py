@@ -292,8 +292,8 @@ def test_the_build_without_avx2_does_the_same():
 
 
 def test_names_of_numbers_are_those_of_the_header():
-    """The structs of csrc/accept.h are filled in the schema's order."""
-    header = (ROOT / "csrc" / "accept.h").read_text()
+    """The structs of csrc/ops/accept/args.h are filled in the schema's order."""
+    header = (ROOT / "csrc" / "ops" / "accept" / "args.h").read_text()
 
     def members(struct):
         body = header.split(f"struct {struct} {{")[1].split("};")[0]

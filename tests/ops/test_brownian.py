@@ -137,7 +137,7 @@ def test_the_constants_are_the_exact_ones_rounded_once():
             keep, square = 1 / (up + down), (up - down) / (up + down)
             wanted.append((float(keep), float(square.sqrt())))
     assert [reference_brownian.END, *reference_brownian.LEVELS] == wanted
-    header = (ROOT / "csrc" / "brownian.h").read_text()
+    header = (ROOT / "csrc" / "ops" / "brownian" / "tree.h").read_text()
     numbers = re.findall(r"\{([\d.e-]+), ([\d.e-]+)\},", header)
     pairs = [(float(a), float(b)) for a, b in numbers]
     assert pairs == [wanted[0], (0.0, 0.0), *wanted[1:]]

@@ -1,6 +1,6 @@
 """The CUDA kernels' own source, run on the host thread by thread, equals the reference.
 
-tests/emulate_cuda.cpp compiles csrc/cuda/*.cu with the host's compiler and a small stand-in for the
+emulate_cuda.cpp compiles csrc/ops/*/cuda.cu with the host's compiler and a small stand-in for the
 CUDA runtime. What nvcc makes of the same source is looked at in test_compile.py.
 """
 

@@ -51,7 +51,7 @@ def test_the_first_numbers_of_the_op_are_the_published_words_transformed():
 
 
 def test_the_counter_layout():
-    """Seed, id, stage, slot and purpose stand where csrc/normal.h says, in all their bits."""
+    """Seed, id, stage, slot and purpose stand where csrc/core/normal.h says, in all their bits."""
     seed, sample, stage, purpose = 0xFEDCBA9876543210, -0x123456789ABCDEF, 0x2ABCDEF, 0xB
     for slot in range(4):
         word = stage | slot << 26 | purpose << 28
