@@ -4,12 +4,14 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
+#include <torch/headeronly/util/Exception.h>
 
 #include "../ops/accept/checks.h"
 #include "../ops/brownian/checks.h"
 #include "../ops/combine/checks.h"
 #include "../ops/combine_error/checks.h"
 #include "../ops/gram/checks.h"
+#include "../ops/normal/checks.h"
 #include "../ops/sweep/checks.h"
 #include "launch.h"
 
@@ -29,9 +31,8 @@ void run(const char* op, cudaError_t (*launch)(const Args&, cudaStream_t), const
   const int32_t device = first.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const cudaError_t error = launch(args, current_stream(device));
-  STD_TORCH_CHECK(error == cudaSuccess, op, ": the CUDA kernel was not launched on ",
-                  device_text(first), ": ", cudaGetErrorString(error), " (",
-                  cudaGetErrorName(error), ")");
+  STD_TORCH_CHECK(error == cudaSuccess, op, ": the CUDA kernel was not launched on cuda:", device,
+                  ": ", cudaGetErrorString(error), " (", cudaGetErrorName(error), ")");
 }
 
 void run_brownian(const BrownianArgs& args, const Tensor& first) {

@@ -61,19 +61,20 @@ def _load_cuda(wanted: str) -> None:
         _register_triton(wanted, reason)
 
 
-def _modules(kind: str) -> list:
+def modules(kind: str) -> list:
+    """Returns the modules `reference`, `triton` or `checks` of all ops."""
     return [importlib.import_module(f"diffast.ops.{op}.{kind}") for op in OPS]
 
 
 def _register_triton(wanted: str, reason: str) -> None:
     try:
-        modules = _modules("triton")
+        found = modules("triton")
     except ModuleNotFoundError as error:
         if error.name != "triton" or wanted == "triton":
             raise
         _report["cuda"] = {"backend": "reference", "reason": f"{reason}, and so is triton"}
         return
-    for module in modules:
+    for module in found:
         for name, function in module.IMPLEMENTATIONS.items():
             library.impl(name, function, "CUDA")
     _report["cuda"] = {"backend": "triton", "reason": reason}
@@ -85,7 +86,7 @@ def load() -> None:
     A missing binary is remembered and reported; one that fails to load raises.
     """
     wanted = _wanted()
-    for module in _modules("reference"):
+    for module in modules("reference"):
         for name, function in module.IMPLEMENTATIONS.items():
             library.impl(name, function, "CompositeExplicitAutograd")
     _load_cpu(wanted)

@@ -14,7 +14,7 @@ from diffast.ops.combine.checks import (
 from diffast.ops.combine_error.checks import check_error, check_error_out
 from diffast.ops.gram.checks import check_gram
 from diffast.ops.normal.checks import check_normal_out
-from diffast.ops.schema import MAX_ROWS, library
+from diffast.ops.schema import MAX_ROWS, library, overload_of
 from diffast.ops.sweep.checks import check_sweep
 
 _ops = torch.ops.diffast
@@ -194,6 +194,4 @@ def register() -> None:
         "brownian.out",
         "normal.out",
     ):
-        packet, _, overload = name.partition(".")
-        kernel = getattr(getattr(_ops, packet), overload or "default")
-        library.impl(name, _refuse_grad(kernel), "Autograd")
+        library.impl(name, _refuse_grad(overload_of(name)), "Autograd")

@@ -112,6 +112,13 @@ SCHEMAS = {
     "normal.out": "(Tensor ids, int seed, int stage, float scale, Tensor(a!) out) -> ()",
 }
 
+
+def overload_of(name: str) -> torch._ops.OpOverload:
+    """Returns the op that SCHEMAS calls so: `combine` or `combine.out`."""
+    packet, _, overload = name.partition(".")
+    return getattr(getattr(torch.ops.diffast, packet), overload or "default")
+
+
 library = torch.library.Library("diffast", "DEF")
 for _name, _schema in SCHEMAS.items():
     library.define(_name + _schema)

@@ -1,5 +1,4 @@
-// From tensors to ErrorArgs, with every check `combine_error` makes beyond those of a table of
-// weights; ops/checks_error.py says them once more, and a test compares the two.
+// From tensors to ErrorArgs, and the forms of `combine_error`. Shared by the CPU and the CUDA glue.
 #pragma once
 
 #include "../combine/checks.h"
@@ -7,50 +6,39 @@
 
 namespace diffast {
 
-inline const char* form_text(ErrorForm form) {
-  return form == ErrorForm::kScalar ? "scalar" : form == ErrorForm::kMax ? "max" : "sum";
-}
-
 // Everything but the outputs and the norms.
-inline ErrorArgs error_args(const std::vector<Tensor>& xs, const Tensor& weights,
-                            const OptionalTensor& noise, const OptionalTensor& streams,
-                            const std::vector<double>& clamp, const Tensor& tolerance, int64_t form,
-                            int64_t norm, bool measure) {
-  ErrorArgs e;
-  STD_TORCH_CHECK(form >= 0 && form <= int(ErrorForm::kSum), "combine_error: form ", form,
-                  " but 0 (scalar), 1 (max) and 2 (sum) are known");
-  STD_TORCH_CHECK(norm >= 0 && norm <= int(ErrorNorm::kLinf), "combine_error: norm ", norm,
-                  " but 0 (l2) and 1 (linf) are known");
-  e.form = ErrorForm(form);
-  e.norm = ErrorNorm(norm);
-  e.measure = measure;
-  e.rows = table_args(xs, weights, noise, streams, clamp);
-  CombineArgs& a = e.rows;
-  const int behind = 1 + (e.form == ErrorForm::kScalar ? 0 : 2) + (measure ? 1 : 0);
-  const int unstored = behind + (a.clamp ? 1 : 0);
-  STD_TORCH_CHECK(a.rows >= unstored, "combine_error: ", int(a.rows), " rows but form ",
-                  form_text(e.form), measure ? ", a measured row" : "",
-                  a.clamp ? ", a clamped row" : "", " need ", unstored);
-  e.error = int8_t(a.rows - behind);
-  check_per_sample("combine_error", "tolerance", tolerance, ScalarType::Double, {a.samples, 2},
-                   xs[0]);
-  e.tolerance = static_cast<const double*>(tolerance.const_data_ptr());
-  e.partials = nullptr;
-  return e;
+inline bool set_error(ErrorArgs* e, const std::vector<Tensor>& xs, const First& first,
+                      const Tensor& weights, const OptionalTensor& noise,
+                      const OptionalTensor& streams, const std::vector<double>& clamp,
+                      const Tensor& tolerance, int64_t form, int64_t norm, bool measure) {
+  if (form < 0 || form > int(ErrorForm::kSum)) return false;
+  if (norm < 0 || norm > int(ErrorNorm::kLinf)) return false;
+  e->form = ErrorForm(form);
+  e->norm = ErrorNorm(norm);
+  e->measure = measure;
+  CombineArgs& a = e->rows;
+  if (!set_table(&a, xs, first, weights, noise, streams, clamp)) return false;
+  // The error row and those behind it.
+  const int behind = 1 + (e->form == ErrorForm::kScalar ? 0 : 2) + (measure ? 1 : 0);
+  if (a.rows < behind + (a.clamp ? 1 : 0)) return false;
+  e->error = int8_t(a.rows - behind);
+  if (!first.has_beside(tolerance, ScalarType::Double, {a.samples, 2})) return false;
+  e->tolerance = data_of<double>(tolerance);
+  e->partials = nullptr;
+  return true;
 }
 
 inline int stored_rows(const ErrorArgs& e) { return e.error - (e.rows.clamp ? 1 : 0); }
 
-// The outputs are counted by themselves, as rows 0, 1, ... of a call that has no others.
-inline void set_error_outputs(ErrorArgs* e, const std::vector<Tensor>& outs, const Tensor& first) {
+// The outputs are checked as rows 0, 1, ... of a call that has no others.
+inline bool set_error_outputs(ErrorArgs* e, const std::vector<Tensor>& outs, const Tensor& norms,
+                              const First& first) {
   const int stored = stored_rows(*e);
-  STD_TORCH_CHECK(int64_t(outs.size()) == stored, "combine_error: ", stored, " rows to store but ",
-                  outs.size(), " outs");
   CombineArgs& a = e->rows;
   CombineArgs only = a;
   only.rows = int8_t(stored);
   only.clamp = false;
-  set_outputs(&only, outs, first);
+  if (!set_outputs(&only, outs, first)) return false;
   a.wide = only.wide;
   for (int r = 0; r < a.rows; ++r) {
     const int out = r - (a.clamp ? 1 : 0);
@@ -58,26 +46,23 @@ inline void set_error_outputs(ErrorArgs* e, const std::vector<Tensor>& outs, con
     a.y[r] = is_stored ? only.y[out] : nullptr;
     a.y_type[r] = is_stored ? only.y_type[out] : DType::kFloat32;
   }
+  if (!first.has_beside(norms, ScalarType::Double, {a.samples, 2})) return false;
+  e->norms = mutable_data_of<double>(norms);
+  return true;
 }
 
-inline void set_norms(ErrorArgs* e, const Tensor& norms, const Tensor& first) {
-  check_per_sample("combine_error", "norms", norms, ScalarType::Double, {e->rows.samples, 2},
-                   first);
-  e->norms = static_cast<double*>(norms.mutable_data_ptr());
-}
-
-// The two forms of `combine_error`, over a backend's `Run(ErrorArgs&, const Tensor& first)`.
+// The two forms of `combine_error`, over a backend's `Run(const ErrorArgs&, const Tensor& first)`.
 template <auto Run>
 std::vector<Tensor> combine_error(std::vector<Tensor> xs, Tensor weights, OptionalTensor noise,
                                   OptionalTensor streams, std::vector<double> clamp,
                                   Tensor tolerance, int64_t form, int64_t norm, bool measure) {
-  ErrorArgs e = error_args(xs, weights, noise, streams, clamp, tolerance, form, norm, measure);
-  std::vector<Tensor> outs;
-  for (int r = 0; r < stored_rows(e); ++r)
-    outs.push_back(torch::stable::new_empty(xs[0], xs[0].sizes(), promoted(e.rows)));
-  set_error_outputs(&e, outs, xs[0]);
+  const First first = first_of(xs, "combine_error");
+  ErrorArgs e;
+  need(set_error(&e, xs, first, weights, noise, streams, clamp, tolerance, form, norm, measure),
+       "combine_error");
+  std::vector<Tensor> outs = new_outputs(e.rows, first, stored_rows(e));
   Tensor norms = torch::stable::new_empty(xs[0], tolerance.sizes(), ScalarType::Double);
-  set_norms(&e, norms, xs[0]);
+  need(set_error_outputs(&e, outs, norms, first), "combine_error");
   e.rows.status = nullptr;
   Run(e, xs[0]);
   outs.push_back(norms);
@@ -89,11 +74,13 @@ void combine_error_out(std::vector<Tensor> xs, Tensor weights, OptionalTensor no
                        OptionalTensor streams, std::vector<double> clamp, Tensor tolerance,
                        int64_t form, int64_t norm, bool measure, std::vector<Tensor> outs,
                        Tensor norms, OptionalTensor status) {
-  ErrorArgs e = error_args(xs, weights, noise, streams, clamp, tolerance, form, norm, measure);
-  set_error_outputs(&e, outs, xs[0]);
-  set_status(&e.rows, status, xs[0]);
-  set_norms(&e, norms, xs[0]);
-  check_status_streams(e.rows);
+  const First first = first_of(xs, "combine_error");
+  ErrorArgs e;
+  // A status needs streams, which hold the stage to report.
+  need(set_error(&e, xs, first, weights, noise, streams, clamp, tolerance, form, norm, measure) &&
+           set_error_outputs(&e, outs, norms, first) && set_status(&e.rows, status, first) &&
+           (!e.rows.status || e.rows.streams),
+       "combine_error");
   Run(e, xs[0]);
 }
 

@@ -1,5 +1,4 @@
-// From tensors to GramArgs, with the checks `gram` makes beyond those of a table of weights;
-// ops/checks_gram.py says them once more, and a test compares the two.
+// From tensors to GramArgs, and `gram`. Shared by the CPU and the CUDA glue.
 #pragma once
 
 #include "../combine/checks.h"
@@ -7,23 +6,28 @@
 
 namespace diffast {
 
-// `gram`, over a backend's `Run(const GramArgs&, const Tensor& first)`.
-template <auto Run>
-void gram(std::vector<Tensor> xs, Tensor weights, Tensor sums) {
-  GramArgs g;
-  g.rows = table_args(xs, weights, std::nullopt, std::nullopt, {});
-  CombineArgs& a = g.rows;
-  STD_TORCH_CHECK(a.inputs <= kMaxGramInputs && a.rows <= kMaxGramRows, "gram: ", int(a.inputs),
-                  " inputs and ", int(a.rows), " rows but at most ", kMaxGramInputs, " and ",
-                  kMaxGramRows, " are supported");
+inline bool set_gram(GramArgs* g, const std::vector<Tensor>& xs, const First& first,
+                     const Tensor& weights, const Tensor& sums) {
+  CombineArgs& a = g->rows;
+  if (!set_table(&a, xs, first, weights, std::nullopt, std::nullopt, {})) return false;
+  if (a.inputs > kMaxGramInputs || a.rows > kMaxGramRows) return false;
   for (int r = 0; r < kMaxRows; ++r) {
     a.y[r] = nullptr;
     a.y_type[r] = DType::kFloat32;
   }
   a.status = nullptr;
-  check_per_sample("gram", "sums", sums, ScalarType::Double, {a.samples, gram_sums(g)}, xs[0]);
-  g.sums = static_cast<double*>(sums.mutable_data_ptr());
-  g.partials = nullptr;
+  if (!first.has_beside(sums, ScalarType::Double, {a.samples, gram_sums(*g)})) return false;
+  g->sums = mutable_data_of<double>(sums);
+  g->partials = nullptr;
+  return true;
+}
+
+// `gram`, over a backend's `Run(const GramArgs&, const Tensor& first)`.
+template <auto Run>
+void gram(std::vector<Tensor> xs, Tensor weights, Tensor sums) {
+  const First first = first_of(xs, "gram");
+  GramArgs g;
+  need(set_gram(&g, xs, first, weights, sums), "gram");
   Run(g, xs[0]);
 }
 

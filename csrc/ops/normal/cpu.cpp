@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "../../cpu/chunks.h"
-#include "../combine/checks.h"
+#include "checks.h"
 
 namespace diffast::cpu {
 namespace {
