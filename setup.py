@@ -1,4 +1,4 @@
-"""Builds diffast's three extensions: `_cpu`, `_cuda` (where wanted) and `_host`."""
+"""Builds diffast's extensions: `_cpu`, and `_cuda` where it is wanted."""
 
 import os
 import sys
@@ -72,8 +72,6 @@ def cuda_extension() -> Extension:
 
 
 def extensions() -> list[Extension]:
-    import pybind11
-
     cpu = cpp_extension.CppExtension(
         "diffast._cpu",
         sources("cpu/*.cpp", "ops/*/cpu.cpp"),
@@ -81,15 +79,7 @@ def extensions() -> list[Extension]:
         depends=headers(),
         py_limited_api=True,
     )
-    host = Extension(
-        "diffast._host",
-        sources("host/*.cpp"),
-        depends=headers(),
-        include_dirs=[pybind11.get_include()],
-        extra_compile_args=HOST_FLAGS,
-        language="c++",
-    )
-    return [cpu, host] + ([cuda_extension()] if wants_cuda() else [])
+    return [cpu] + ([cuda_extension()] if wants_cuda() else [])
 
 
 setup(

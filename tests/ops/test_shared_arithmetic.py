@@ -1,14 +1,15 @@
-"""The scalar arithmetic that C++ and CUDA share, through `_host`, against the torch reference.
+"""The scalar arithmetic that C++ and CUDA share (csrc/core) equals the torch reference.
 
 The kernels inline these very lines, so what holds here holds in every compiled backend.
 """
 
 import numpy as np
 import pytest
+import shared_arithmetic as shared
 import torch
 from op_cases import assert_same_bits, random_weights
 
-from diffast import _host
+from diffast import ops
 from diffast.ops.combine import reference
 from diffast.ops.normal import reference as reference_normal
 
@@ -58,7 +59,7 @@ def test_philox():
     counters, keys = words(rng, 10000, 4), rng.integers(0, 2**64, size=10000, dtype=np.uint64)
     counters[:64] = np.where(rng.random((64, 4)) < 0.5, 0, 2**32 - 1)
     keys[:64:3] = 2**64 - 1
-    got = _host.philox(counters, keys)
+    got = shared.philox(counters, keys)
     low, high = as_torch(keys & np.uint64(2**32 - 1)), as_torch(keys >> np.uint64(32))
     wanted = reference_normal.philox([as_torch(counters[:, i]) for i in range(4)], low, high)
     assert torch.equal(as_torch(got), torch.stack(wanted, dim=1))
@@ -67,10 +68,10 @@ def test_philox():
 def test_uniforms_and_logarithms():
     bits = np.concatenate([EDGES, words(np.random.default_rng(1), 2**20)])
     uniform = reference_normal.to_uniform(as_torch(bits))
-    assert_same_bits(torch.from_numpy(_host.to_uniform(bits)), uniform)
+    assert_same_bits(torch.from_numpy(shared.to_uniform(bits)), uniform)
     assert uniform.min() > 0
     assert uniform.max() <= 1
-    logarithm = torch.from_numpy(_host.log_uniform(uniform.numpy()))
+    logarithm = torch.from_numpy(shared.log_uniform(uniform.numpy()))
     assert_same_bits(logarithm, reference_normal.log_uniform(uniform))
 
 
@@ -78,7 +79,7 @@ def test_normals_of_words():
     rng = np.random.default_rng(2)
     grid = np.stack(np.meshgrid(EDGES, EDGES), axis=-1).reshape(-1, 2)
     pairs = np.concatenate([grid, words(rng, 2**19, 2)])
-    got = torch.from_numpy(_host.to_normals(pairs[:, 0], pairs[:, 1]))
+    got = torch.from_numpy(shared.to_normals(pairs[:, 0], pairs[:, 1]))
     wanted = reference_normal.to_normals(as_torch(pairs[:, 0]), as_torch(pairs[:, 1]))
     assert_same_bits(got, torch.stack(wanted, dim=1))
     assert got.isfinite().all()
@@ -89,12 +90,13 @@ def test_normals_of_a_stream(count):
     for seed, sample, word in ((0, 0, 0), (2**64 - 1, -1, 2**32 - 1), (2**63, -(2**63), 7)):
         signed = seed - 2**64 if seed >= 2**63 else seed
         wanted = reference_normal.draw(signed, torch.tensor([sample]), word, count)[0]
-        assert_same_bits(torch.from_numpy(_host.normals(seed, sample, word, count)), wanted)
+        assert_same_bits(torch.from_numpy(shared.normals(seed, sample, word, count)), wanted)
 
 
 @pytest.mark.parametrize("columns", range(1, 20))
 @pytest.mark.parametrize(
-    ("function", "dtype"), ((_host.row_float, np.float32), (_host.row_double, np.float64))
+    ("function", "dtype"),
+    ((shared.row_float, np.float32), (shared.row_double, np.float64)),
 )
 def test_rows(columns, function, dtype):
     rng = np.random.default_rng(columns)
@@ -107,17 +109,12 @@ def test_rows(columns, function, dtype):
     assert_same_bits(torch.from_numpy(function(weights, x)), wanted)
 
 
-def test_row_refuses_more_columns_than_kernels_have():
-    with pytest.raises(ValueError, match="1 <= K <= 19"):
-        _host.row_float(np.ones(20), np.ones((20, 1), dtype=np.float32))
-
-
 def test_all_halves_widen_exactly_and_come_back():
     patterns = np.arange(65536, dtype=np.uint16)
     halves = torch.from_numpy(patterns.view(np.int16)).view(torch.float16)
-    wide = _host.float_of_half(patterns)
+    wide = shared.float_of_half(patterns)
     assert_same_bits(torch.from_numpy(wide), halves.float())
-    back = torch.from_numpy(_host.half_bits(wide).view(np.int16)).view(torch.float16)
+    back = torch.from_numpy(shared.half_bits(wide).view(np.int16)).view(torch.float16)
     assert_same_bits(back, halves)
     assert back.isnan().sum() == 2 * 1023
 
@@ -125,14 +122,14 @@ def test_all_halves_widen_exactly_and_come_back():
 def test_all_bfloats_come_back():
     patterns = np.arange(65536, dtype=np.uint16)
     wide = floats_of(patterns.astype(np.uint32) << 16)
-    back = torch.from_numpy(_host.bfloat_bits(wide).view(np.int16)).view(torch.bfloat16)
+    back = torch.from_numpy(shared.bfloat_bits(wide).view(np.int16)).view(torch.bfloat16)
     wanted = torch.from_numpy(patterns.view(np.int16)).view(torch.bfloat16)
     assert_same_bits(back, wanted)
 
 
 @pytest.mark.parametrize(
     ("function", "dtype"),
-    ((_host.half_bits, torch.float16), (_host.bfloat_bits, torch.bfloat16)),
+    ((shared.half_bits, torch.float16), (shared.bfloat_bits, torch.bfloat16)),
 )
 def test_floats_are_rounded_to_nearest_even(function, dtype):
     values = every_kind_of_float(np.random.default_rng(3))
@@ -145,6 +142,6 @@ def test_floats_are_rounded_to_nearest_even(function, dtype):
     assert np.array_equal(got.view(torch.int16).numpy()[nan] < 0, np.signbit(values[nan]))
 
 
-def test_build_info_names_the_limits():
-    info = _host.build_info()
-    assert (info["max_inputs"], info["max_rows"], info["max_noises"]) == (16, 8, 2)
+def test_limits_are_those_of_the_schemas():
+    wanted = (ops.MAX_INPUTS, ops.MAX_ROWS, ops.MAX_NOISES)
+    assert shared.limits()[:3] == wanted == (16, 8, 2)
