@@ -1,5 +1,5 @@
-// float16 and bfloat16 as bit patterns, to and from float32, rounding to nearest even. The vector
-// units and the GPU do the same in one instruction; these lines are for where they are missing.
+// float16 and bfloat16 as bit patterns, to and from float32, rounding to nearest even. Vector units
+// and GPUs have instructions with the same results; these functions serve where there are none.
 #pragma once
 
 #include "normal.h"
@@ -9,7 +9,7 @@ namespace diffast {
 DIFFAST_HD uint16_t bfloat_bits(float value) {
   const uint32_t bits = float_to_bits(value);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  // A NaN may carry into infinity when rounded: keep it quiet and keep its sign.
+  // Rounding could turn a NaN into infinity: a NaN becomes a quiet NaN of its sign.
   const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
   return uint16_t(nan ? (bits >> 16) | 0x40u : rounded);
 }

@@ -9,7 +9,7 @@
 #pragma nv_diag_suppress 1675
 #define DIFFAST_HD __host__ __device__ __forceinline__
 #else
-// always_inline: the CPU kernels are compiled once per instruction set, and a copy that was not
-// inlined would be compiled for one of them and linked into all.
+// The CPU kernels are compiled once for each instruction set. Without always_inline the linker
+// could keep one copy of a function, compiled for one instruction set, and use it in all of them.
 #define DIFFAST_HD inline __attribute__((always_inline))
 #endif

@@ -1,9 +1,9 @@
 // The package's normal numbers: Philox words to N(0, 1) by Box-Muller, made only of operations
 // whose result IEEE 754 fixes to the last bit (+ - * / sqrt, integer arithmetic, exact
-// conversions), each rounded separately. Every backend that follows these lines gives the same
+// conversions), each rounded separately. All backends make the same operations and give the same
 // bits.
 //
-// Counter layout, written down here and nowhere else:
+// Layout of the counter:
 //
 //   key     = the seed, 64 bits
 //   counter = (block, word, id low, id high)
@@ -73,7 +73,7 @@ DIFFAST_HD NormalPair to_normals(uint32_t radius_bits, uint32_t angle_bits) {
   const float sine = angle + angle * (((-0.00019517f * z + 0.00833218f) * z + -0.16666655f) * z);
   const float cosine = (1.0f - 0.5f * z) +
                        ((2.44384136e-05f * z + -1.38873672e-03f) * z + 4.16666469e-02f) * (z * z);
-  // Turn by the quadrant: swap on odd ones, then put the two signs into the sign bits.
+  // Rotate by the quadrant: an odd one swaps sine and cosine, and each sign is set by its bit.
   const bool swap = (quadrant & 1u) != 0;
   const uint32_t cos_bits = float_to_bits(swap ? sine : cosine);
   const uint32_t sin_bits = float_to_bits(swap ? cosine : sine);

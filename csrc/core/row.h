@@ -1,4 +1,4 @@
-// One element of one row: sum_k weight[k] * x[k], the only arithmetic `combine` has.
+// One element of one row: sum_k weight[k] * x[k]. `combine` has no other arithmetic, but a clamp.
 #pragma once
 
 #include "hd.h"
@@ -24,7 +24,7 @@ DIFFAST_HD T row_dot_n(const T* weight, const T* x, int columns) {
 
 template <typename T>
 DIFFAST_HD T clamp_to(T value, T low, T high) {
-  // Written so that NaN stays NaN.
+  // A NaN fails both comparisons and stays NaN.
   value = value < low ? low : value;
   return value > high ? high : value;
 }

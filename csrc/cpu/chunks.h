@@ -1,5 +1,5 @@
-// How the CPU ops walk a batch: in chunks small enough that whatever has to be prepared for a chunk
-// (half inputs widened, normals) stays in the L1 cache and never reaches memory.
+// The CPU ops go through a batch in chunks. A chunk is so small that what is prepared for it
+// (widened half inputs, normals) stays in the L1 cache.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -16,7 +16,7 @@ constexpr int64_t kLongChunk = 1 << 15;  // elements, where the rows run on the 
 constexpr int64_t kGrain = 1 << 15;      // elements a thread should have at least
 constexpr int64_t kNoiseGrain = kGrain / 4;  // normals take longer
 
-// Runs work(from, to) over [0, items) on torch's threads; a call too small to share stays here.
+// Runs work(from, to) over [0, items) on torch's threads; few items are done by the caller itself.
 template <typename Work>
 void share_out(int64_t items, int64_t grain, const Work& work) {
   if (items <= grain)

@@ -9,8 +9,8 @@
 #include "kernels.h"
 
 #if defined(DIFFAST_HAS_AVX2_BUILD)
-// Everything below is compiled for AVX2 and half conversions; every header with functions that are
-// not always inlined stands above. No FMA: contraction would change the bits.
+// Everything below is compiled for AVX2 and half conversions. Headers with functions that are not
+// always inlined are included above. FMA stays off: contraction would change the bits.
 #pragma GCC push_options
 #pragma GCC target("avx2,f16c")
 #include "../core/half.h"

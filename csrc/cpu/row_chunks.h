@@ -1,4 +1,4 @@
-// What `combine` and `combine_error` do with a chunk of a sample: weights, columns, rows.
+// The rows of a chunk of a sample, for `combine`, `combine_error` and `gram`.
 #pragma once
 
 #include <algorithm>
@@ -11,10 +11,10 @@
 
 namespace diffast::cpu {
 
-// Above this many bytes in and out of one call, outputs bypass the caches: they would be evicted
-// before anyone reads them, and a plain store first reads the line it overwrites (10 to 20 % of the
-// time at 160 MiB). Twice a large L3 on purpose: where the outputs still lie in the cache, two rows
-// of bypassing stores took five times as long, and the reader after us would have to fetch them.
+// From so many bytes in and out of one call on, outputs bypass the caches. They would be evicted
+// before they are read, and a plain store first reads the line that it overwrites, which takes 10
+// to 20 % of the time at 160 MiB. The limit is twice a large L3 cache: for outputs that still lie
+// in the cache, bypassing stores took five times as long.
 constexpr int64_t kStreamBytes = int64_t(64) << 20;
 
 template <typename T>
@@ -58,8 +58,8 @@ inline bool run_rows(const Kernels& kernel, const RowsCall<double>& call) {
   return kernel.rows_double(call);
 }
 
-// What a chunk needs in the cache: prepared columns and results on their way to another type. One
-// cache line more than a chunk each, or all of them would start in the same cache set.
+// Scratch memory of a chunk: prepared columns, and results before they are converted. Each array is
+// a cache line longer than a chunk, so that not all of them start in the same cache set.
 template <typename T>
 struct Scratch {
   static constexpr int64_t kLine = 64 / sizeof(T);
@@ -75,15 +75,15 @@ Scratch<T>& scratch_of_thread() {
   return scratch;
 }
 
-// Elements [begin, begin + count) of one sample (or of the whole batch, when nothing is per
-// sample): `prepare`, then `rows` in any order, `store_clamped` last.
+// Elements [begin, begin + count) of one sample, or of the whole batch if nothing differs between
+// samples. Call `prepare` first, then `rows` in any order, and `store_clamped` last.
 template <typename T>
 class Chunk {
  public:
   Chunk(const CombineArgs& args, const Kernels& kernel, Scratch<T>* scratch, bool stream)
       : a_(args), kernel_(kernel), scratch_(scratch), stream_(stream) {}
 
-  // Columns and the clamped row, row 0; returns whether its sums were finite.
+  // Prepares the columns and makes the clamped row; returns whether that row's sums were finite.
   bool prepare(const RowWeights<T>& weights, int64_t sample, int64_t begin, int64_t count) {
     offset_ = sample * a_.elements + begin;
     count_ = count;
@@ -98,7 +98,7 @@ class Chunk {
   // Column k of the chunk, as it was prepared.
   const T* column(int k) const { return column_[k]; }
 
-  // Rows [from, to), none of them the clamped one; those without an output stay in `result`.
+  // Makes rows [from, to), none of them the clamped one. Rows without an output stay in `result`.
   bool rows(const RowWeights<T>& weights, int from, int to) {
     bool finite = true;
     // With several groups, a finished row may overwrite an input that a later group reads.
@@ -113,7 +113,7 @@ class Chunk {
     return finite;
   }
 
-  // Row 0 of a clamped call is written last, when every other row has read its inputs.
+  // Writes row 0 of a call with a clamp, after all other rows have read their inputs.
   void store_clamped() {
     if (a_.clamp && a_.y[0])
       narrow(kernel_, a_.y_type[0], scratch_->result[0], at(a_.y[0], a_.y_type[0], offset_),
@@ -160,7 +160,7 @@ class Chunk {
     const T high = T(a_.high);
     for (int64_t i = 0; i < count; ++i)
       scratch_->clamped[i] = clamp_to(scratch_->clamped[i], low, high);
-    if (a_.y[0])  // rows > 0 still read the inputs: an aliased output waits in `result`
+    if (a_.y[0])  // its output may be an input, which later rows still read
       memcpy(scratch_->result[0], scratch_->clamped, count * sizeof(T));
     return finite;
   }
@@ -195,8 +195,8 @@ class Chunk {
   int64_t count_;
 };
 
-// Stages run in order and -1 means none yet, so the first bad one stays. Two threads can only
-// race to write the same number.
+// Writes the stage into a sample's status, unless an earlier stage stands there. Threads that do so
+// at once write the same number.
 inline void report(const CombineArgs& a, int64_t sample) {
   std::atomic_ref<int64_t> status(a.status[sample]);
   const int64_t stage = a.streams ? a.streams[3 * sample + 2] : int64_t(a.word);
@@ -204,7 +204,8 @@ inline void report(const CombineArgs& a, int64_t sample) {
     status.store(stage & (kStageLimit - 1), std::memory_order_relaxed);
 }
 
-// An output that is an input has its lines in the cache: bypassing it costs up to three times.
+// Whether an output is an input. Its lines are in the cache then, and stores that bypass the cache
+// take up to three times as long.
 inline bool writes_over_inputs(const CombineArgs& a) {
   for (int r = 0; r < a.rows; ++r)
     for (int k = 0; k < a.inputs; ++k)

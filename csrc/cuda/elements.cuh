@@ -1,6 +1,6 @@
-// Four neighbouring elements at a time: how a thread reads, widens, narrows and writes them, and
-// how threads are laid over a batch. One Philox block is four numbers, and four float32 fill the
-// widest load that every GPU has, so four is what a thread takes at a time everywhere.
+// How a thread reads, widens, narrows and writes four neighbouring elements, and how threads are
+// laid over a batch. A thread takes four elements at a time everywhere, because one Philox block is
+// four numbers and four float32 numbers fill the widest load that every GPU has.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -17,8 +17,8 @@ namespace diffast::cuda {
 
 constexpr int kPerThread = 4;
 constexpr int kThreads = 256;
-// Blocks of one launch at most, about 30 for each multiprocessor of the largest GPUs; what is left
-// is a grid-stride loop, so that the weights are fetched once for several groups.
+// Blocks of one launch at most: about 30 for each multiprocessor of the largest GPUs. Larger
+// batches are done in a grid-stride loop, so that a block fetches weights once for several groups.
 constexpr int64_t kBlocks = 4096;
 
 // Four elements in one register type, for loads and stores as wide as the hardware has them.
@@ -37,13 +37,14 @@ struct Wide<uint64_t> {
   uint4 part[2];
 };
 
-// Four elements as they came from memory: all columns are requested before the first is looked at.
+// Four elements as they are in memory. All columns are loaded before the first is converted.
 template <typename T>
 struct Raw {
   uint32_t word[kPerThread * sizeof(T) / sizeof(uint32_t)];
 };
 
-// Elements [offset, offset + count) of `base`. Aligned promises whole, aligned groups of four.
+// Loads elements [offset, offset + count) of `base`. With Aligned, count is 4 and the address is
+// aligned for one wide load.
 template <typename Bits, bool Aligned, typename T>
 __device__ __forceinline__ void load_bits(const void* base, int64_t offset, int count,
                                           Raw<T>* raw) {
@@ -147,7 +148,8 @@ inline bool is_aligned(const void* base, DType type) {
   return reinterpret_cast<uintptr_t>(base) % (half ? 8 : 16) == 0;
 }
 
-// Threads along x walk the groups of a sample, along y the samples: no index is ever divided.
+// Threads along x go through the groups of a sample, and threads along y through the samples. So no
+// index has to be divided.
 struct Layout {
   dim3 grid, block;
 };
@@ -162,14 +164,15 @@ inline Layout layout_of(int64_t samples, int64_t groups, int64_t samples_a_block
   return {dim3(unsigned(grid_x), unsigned(grid_y)), dim3(unsigned(x), unsigned(y))};
 }
 
-// The launch's own error, not one left behind by earlier work.
+// Returns the launch's own error, not one that earlier work left behind.
 template <typename Args>
 cudaError_t launch(void (*kernel)(Args), const Layout& layout, size_t shared, cudaStream_t stream,
                    const Args& args) {
   void* parameters[] = {const_cast<Args*>(&args)};
   const cudaError_t error = cudaLaunchKernel(reinterpret_cast<const void*>(kernel), layout.grid,
                                              layout.block, parameters, shared, stream);
-  if (error != cudaSuccess) cudaGetLastError();  // or the next unrelated check would report it
+  if (error != cudaSuccess)
+    cudaGetLastError();  // clears it: a later, unrelated check would report it
   return error;
 }
 

@@ -1,4 +1,4 @@
-// What the CUDA glue calls: one function an op, in plain structs, without any torch header.
+// The launchers that ops.cpp calls: one for each op, with plain structs and no torch header.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -1,5 +1,5 @@
-// The CUDA ops: the shared checks, the tensors' device and its current stream, then a launch. One
-// file for both, because an object file is named after its source and the kernels have the names.
+// Registers the CUDA ops. Each call goes through the op's checks, then the kernels are launched on
+// the tensors' device and its current stream.
 #include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -18,7 +18,7 @@
 namespace diffast::cuda {
 namespace {
 
-// The stable way to torch's current stream that torch 2.11 already has.
+// torch's current stream, by the function of the stable ABI that torch 2.11 has.
 cudaStream_t current_stream(int32_t device) {
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
@@ -43,7 +43,8 @@ void run_combine(const CombineArgs& args, const Tensor& first) {
   run("combine", launch_combine, args, first);
 }
 
-// The partial sums live as long as the call: the allocator gives them away in the stream's order.
+// The partial sums may be freed right after the launch: torch's allocator hands their memory out
+// again in the stream's order.
 void run_combine_error(const ErrorArgs& args, const Tensor& first) {
   ErrorArgs e = args;
   const int64_t chunks = error_chunks(e.rows);
@@ -53,7 +54,7 @@ void run_combine_error(const ErrorArgs& args, const Tensor& first) {
   run("combine_error", launch_combine_error, e, first);
 }
 
-// Partial sums, as for `combine_error`.
+// Allocates partial sums, as for `combine_error`.
 void run_gram(const GramArgs& args, const Tensor& first) {
   GramArgs g = args;
   const int64_t chunks = gram_chunks(g.rows);
@@ -63,7 +64,7 @@ void run_gram(const GramArgs& args, const Tensor& first) {
   run("gram", launch_gram, g, first);
 }
 
-// And the notes of chunks.
+// Allocates partial sums, and where chunks begin and end.
 void run_sweep(const SweepArgs& args, const Tensor& x) {
   SweepArgs a = args;
   const int64_t noted = a.job_count * (sweep_chunks(a) - 1);

@@ -1,5 +1,5 @@
-// What the kernels of `combine` and `combine_error` share: weights in shared memory, the rows of a
-// group of four elements, the report of a bad sum.
+// What the kernels of `combine`, `combine_error` and `gram` share: weights in shared memory, the
+// rows of a group of four elements, the report of a sum that is not finite.
 #pragma once
 
 #include "../core/normal.h"
@@ -35,7 +35,7 @@ __device__ __forceinline__ void fill_weights(const CombineArgs& a, int64_t first
        i += step) {
     const int row = i / S::kStride;
     const int slot = i % S::kStride;
-    // A padded column is -0 * +0, and adding -0 changes no number, not even the sign of a zero.
+    // A padded column is -0 * 0 = -0. Adding -0 changes no number, not even the sign of a zero.
     T value = T(-0.0);
     if (slot < a.inputs)
       value = T(weight[row * width + slot]);
@@ -63,13 +63,14 @@ __device__ __forceinline__ Stream stream_of(const CombineArgs& a, int64_t sample
 __device__ __forceinline__ bool is_finite(float value) { return value - value == 0.0f; }
 __device__ __forceinline__ bool is_finite(double value) { return value - value == 0.0; }
 
-// The noises of one group. The loop stays a loop: two copies of Philox cost more than the choice.
+// Draws the noises of one group. The loop is not unrolled: two copies of Philox cost more than the
+// selects below.
 __device__ __forceinline__ void draw_noises(const Stream& stream, int noises, uint32_t block,
                                             float (&z)[kMaxNoises][kPerThread]) {
 #pragma unroll 1
   for (int m = 0; m < noises; ++m) {
     const uint32_t word = stream.word + (uint32_t(m) << kSlotShift);
-    // A seed that it knew the compiler would turn into twenty round keys, kept across groups.
+    // With a known seed the compiler would keep twenty round keys in registers across groups.
     const Normals4 normals = normals_of_block(block, word, stream.id, opaque(stream.seed));
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
@@ -89,9 +90,9 @@ struct KeepNone {
   __device__ __forceinline__ void operator()(int, const T (&)[kPerThread]) const {}
 };
 
-// Group `block` of one sample, which begins at element `offset` of the batch and has `count`
-// elements; returns whether every sum was finite. `keep(row, values)` sees every row; lanes from
-// `count` on hold anything.
+// Makes all rows of group `block` of one sample; returns whether every sum was finite. The group
+// begins at element `offset` of the batch and has `count` elements. `keep(row, values)` is called
+// for every row; values from `count` on are undefined.
 template <typename T, int Columns, bool Aligned, bool Noise, typename Keep>
 __device__ __forceinline__ bool combine_group(const CombineArgs& a, const T* weights,
                                               const Stream& stream, const Limits<T>& limits,

@@ -83,7 +83,7 @@ def _register_triton(wanted: str, reason: str) -> None:
 def load() -> None:
     """Registers the reference for every device and the best kernels over it.
 
-    A missing binary is remembered and reported; one that fails to load raises.
+    A missing binary is reported by `backends`; a binary that fails to load raises.
     """
     wanted = _wanted()
     for module in modules("reference"):

@@ -1,4 +1,4 @@
-"""Fakes (shapes for torch.compile), autograd for the linear part, and the returning `normal`."""
+"""Fakes for torch.compile, autograd of `combine`, returning forms of `normal` and `brownian`."""
 
 import torch
 
@@ -88,7 +88,7 @@ def _no_clamp(clamp) -> None:
 
 
 def _no_gradient(argument):
-    # Under torch.compile the backward has to return [] where an empty list came in.
+    # Under torch.compile the backward has to return [] for an argument that was an empty list.
     return [] if isinstance(argument, (list, tuple)) and not argument else None
 
 
@@ -101,7 +101,7 @@ def _setup_host(ctx, inputs, output):
 
 
 def _backward_host(ctx, grads):
-    # The transpose of the table is a table: x_k's gradient is row k over the rows' gradients.
+    # x_k's gradient is a row of `combine` over the rows' gradients: column k of the weights.
     inputs = len(ctx.dtypes)
     grads = [grad.contiguous() for grad in grads]
     back = []

@@ -37,7 +37,7 @@ def what_triton_makes(script, folder):
     pytest.importorskip("triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(folder)
-    environment["PYTHONPATH"] = str(ROOT)
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "ops")])
     done = subprocess.run(
         [sys.executable, str(HELPERS / f"{script}.py")],
         capture_output=True,

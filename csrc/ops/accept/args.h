@@ -1,5 +1,5 @@
-// What one call of `accept` is, in plain numbers and pointers. No torch header here. The numbers
-// are named and ordered as in diffast/ops/schema.py.
+// One call of `accept`, in plain numbers and pointers. No torch header is included here. The
+// numbers are named and ordered as in diffast/ops/schema.py.
 #pragma once
 
 #include <cstdint>
@@ -24,12 +24,13 @@ struct AcceptFlags {
 };
 constexpr int kFlags = sizeof(AcceptFlags) / sizeof(int64_t);
 
-// A row of `control`, with `slots` numbers behind it, and one of `counts`.
+// The first numbers of a row of `control`; `slots` more numbers follow them.
 struct AcceptControl {
   double at, to, end, error, before, before2;
 };
 static_assert(sizeof(AcceptControl) == kControls * sizeof(double));
 
+// A row of `counts`.
 struct AcceptCounts {
   int64_t status, stage, calls, accepted, rejected, after_reject, forgotten;
 };
@@ -49,7 +50,7 @@ struct AcceptArgs {
   AcceptRule rule;
   AcceptFlags flags;
   AcceptMove move[kMaxMoves];
-  AcceptMove memory[kMaxMemory];  // one source, a target a slot
+  AcceptMove memory[kMaxMemory];  // one source, one target for each slot
   const double* norms;            // [samples, 2]
   const int64_t* status;          // [samples]
   double* control;                // [samples, kControls + slots]

@@ -1,4 +1,4 @@
-// `accept` on the CPU: every sample is decided, then the rows of those that move are copied.
+// `accept` on the CPU: all samples are decided first, then rows are copied.
 #include <algorithm>
 
 #include "../../cpu/chunks.h"
@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t kDecideGrain = 2048;   // samples a thread should have at least, 50 ns each
 constexpr int64_t kCopyChunk = 1 << 14;  // elements copied by a thread at a time
 
-// A chunk of a sample: of every move the same elements, so that moves stay in order.
+// Copies one chunk of a sample, for all moves in their order.
 void copy_chunk(const AcceptArgs& a, int64_t sample, int64_t begin, int64_t count) {
   const int32_t route = a.route[sample];
   const auto copy = [&](const AcceptMove& move) {
@@ -25,7 +25,7 @@ void copy_chunk(const AcceptArgs& a, int64_t sample, int64_t begin, int64_t coun
     if (route == kIntoSlot - k && a.memory[k].from != a.memory[k].to) copy(a.memory[k]);
 }
 
-// Whether some stage's moves, or a slot, copy anything: most calls of a run copy nothing.
+// Whether a route copies anything: most calls of a run copy nothing.
 bool copies(const AcceptArgs& a, int32_t route) {
   if (route <= kIntoSlot) return true;
   for (int i = 0; i < a.moves; ++i)
@@ -46,7 +46,8 @@ void run(AcceptArgs* args, const Tensor&) {
   moving.clear();
   for (int64_t b = 0; b < a.samples; ++b)
     if (a.route[b] != kNoRoute && copies(a, a.route[b])) moving.push_back(b);
-  const int64_t* samples = moving.data();  // of this thread, whoever copies
+  const int64_t* samples =
+      moving.data();  // this thread's list: `moving` would be another one in the threads that copy
   const int64_t chunks = (a.elements + kCopyChunk - 1) / kCopyChunk;
   const int64_t average = std::max<int64_t>(1, a.elements / chunks);
   const auto work = [&](int64_t from, int64_t to) {

@@ -1,4 +1,5 @@
-// `accept` on CUDA: one thread decides a sample and leaves a route, then rows are copied by it.
+// `accept` on CUDA. A first kernel decides: a thread takes a sample and writes its route. A second
+// kernel copies the rows that the routes ask for.
 
 #include "../../cuda/elements.cuh"
 #include "../../cuda/launch.h"
@@ -7,7 +8,7 @@
 namespace diffast::cuda {
 namespace {
 
-constexpr int kDecideThreads = 64;  // few samples and long arithmetic: over many multiprocessors
+constexpr int kDecideThreads = 64;  // small blocks spread few samples over many multiprocessors
 
 __global__ void __launch_bounds__(kDecideThreads)
     decide_kernel(const __grid_constant__ AcceptArgs a) {
@@ -15,8 +16,8 @@ __global__ void __launch_bounds__(kDecideThreads)
   if (b < a.samples) a.route[b] = accept_sample(a, b);
 }
 
-// Unit `unit` of a sample's row, if the row is so long. Every thread sees the same bytes of all
-// tensors of a type, so moves may follow one another without a barrier.
+// Copies unit `unit` of a sample's row, if the row has so many. A thread copies the same bytes of
+// all tensors of one type, so moves need no barrier between them.
 template <typename Unit>
 __device__ __forceinline__ void copy_unit(const AcceptMove& move, int64_t elements, int64_t sample,
                                           int64_t unit) {
@@ -45,7 +46,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The bytes that everything copied can be cut into: pointers and rows are multiples of them.
+// The largest number of bytes, 16 at most, that all pointers and row sizes are multiples of.
 int64_t common_bytes(const AcceptArgs& a) {
   uintptr_t bits = 16;
   const auto add = [&](const AcceptMove& move) {
@@ -67,7 +68,8 @@ int64_t longest_item(const AcceptArgs& a) {
 cudaError_t launch_grid(const void* kernel, dim3 grid, dim3 block, void** parameters,
                         cudaStream_t stream) {
   const cudaError_t error = cudaLaunchKernel(kernel, grid, block, parameters, 0, stream);
-  if (error != cudaSuccess) cudaGetLastError();  // or the next unrelated check would report it
+  if (error != cudaSuccess)
+    cudaGetLastError();  // clears it: a later, unrelated check would report it
   return error;
 }
 

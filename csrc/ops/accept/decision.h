@@ -10,14 +10,14 @@
 
 namespace diffast {
 
-// What is copied for one sample: the moves of a stage (0 and above), what a rejected attempt drew
-// into slot `kIntoSlot - route`, or nothing.
+// A sample's route says what is copied for it: the moves of a stage (the route is the stage, 0 or
+// more), a rejected attempt's normals into a slot (the route is kIntoSlot - slot), or nothing.
 constexpr int32_t kNoRoute = -1;
 constexpr int32_t kIntoSlot = -2;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// One sample's part of a call. Everything is read and written in place.
+// The numbers of one sample, read and written in place.
 struct AcceptSample {
   AcceptControl* control;
   double* slot;  // [slots]
@@ -26,16 +26,17 @@ struct AcceptSample {
   int slots;
 };
 
-// pow(x, 0) is 1 for every x, so leaving the call out changes nothing but the time.
+// pow(x, 0) is 1 for every x: leaving the call out saves time and changes no result.
 DIFFAST_HD double accept_power(double base, double exponent) {
   return exponent == 0.0 ? 1.0 : pow(base, exponent);
 }
 
-// These two keep a NaN in the first place, as Python's min and max do.
+// If either number is NaN these return the first, as Python's min and max do.
 DIFFAST_HD double accept_min(double a, double b) { return b < a ? b : a; }
 DIFFAST_HD double accept_max(double a, double b) { return b > a ? b : a; }
 
-// Where the next attempt leads, `step` long if nothing limits it.
+// Sets where the next attempt leads: a step of length `step`, unless a limit or the end shortens
+// it.
 DIFFAST_HD void accept_aim(double step, bool accepted, const AcceptRule& r, const AcceptFlags& f,
                            AcceptControl* c, AcceptCounts* n) {
   step = accept_min(step, r.step_max);
@@ -45,7 +46,7 @@ DIFFAST_HD void accept_aim(double step, bool accepted, const AcceptRule& r, cons
   }
   const double rest = c->end - c->at;
   if (step >= rest) {
-    c->to = c->end;  // itself, so that a sample that gets there compares equal
+    c->to = c->end;  // the very number: `at == end` is how a finished sample is found
   } else {
     if (f.balance && rest < 2.0 * step) step = 0.5 * rest;
     c->to = c->at + step;
@@ -53,12 +54,14 @@ DIFFAST_HD void accept_aim(double step, bool accepted, const AcceptRule& r, cons
   if (!(c->to > c->at && c->to <= c->end)) n->status = kFailedStep;
 }
 
-// Remembers a rejected point; returns its slot, kMaxMemory if it gets none. A free slot looks like
-// the farthest point, so where all are taken, the farthest is forgotten.
+// Remembers a rejected point. Returns its slot, or kMaxMemory if it gets none. A free slot holds
+// infinity, so the search for the farthest point finds a free slot if there is one. With no free
+// slot the farthest point is forgotten.
 DIFFAST_HD int32_t accept_remember(double position, const AcceptSample& s) {
   int far = 0;
   for (int k = 0; k < s.slots; ++k) {
-    if (s.slot[k] == position) return kMaxMemory;  // rejected there before, and the same was drawn
+    if (s.slot[k] == position)
+      return kMaxMemory;  // a rejected attempt that ended here is remembered already
     if (s.slot[k] > s.slot[far]) far = k;
   }
   if (s.slots == 0) return kMaxMemory;
@@ -69,8 +72,8 @@ DIFFAST_HD int32_t accept_remember(double position, const AcceptSample& s) {
   return far;
 }
 
-// Accepts or rejects an attempt whose scaled error is known to be finite; returns the slot that is
-// to remember it, -1 if it was accepted, kMaxMemory if nothing is remembered.
+// Accepts or rejects an attempt whose scaled error is finite. Returns -1 if it was accepted, else
+// the slot that remembers it, or kMaxMemory if none does.
 DIFFAST_HD int32_t accept_judge(double error, const AcceptRule& r, const AcceptFlags& f,
                                 const AcceptSample& s) {
   AcceptControl* c = s.control;
@@ -122,14 +125,14 @@ DIFFAST_HD int32_t accept_judge(double error, const AcceptRule& r, const AcceptF
   return slot;
 }
 
-// What becomes of one sample after one network call; returns what is copied.
+// Updates one sample after one network call; returns its route.
 DIFFAST_HD int32_t accept_decide(double error, double noise, int64_t bad, const AcceptRule& r,
                                  const AcceptFlags& f, const AcceptSample& s) {
   AcceptCounts* n = s.counts;
   if (n->status != kRunning) return kNoRoute;
   n->calls += 1;
   const int64_t stage = n->stage;
-  // A stage that no call leads to has no moves.
+  // A stage that is not one of the run's has no moves.
   int32_t route = stage >= 0 && stage <= f.last ? int32_t(stage) : kNoRoute;
   bool finite = bad < 0;
   if (finite && stage < f.last) {

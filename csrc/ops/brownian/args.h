@@ -1,4 +1,4 @@
-// What one call of `brownian` is, in plain numbers and pointers.
+// One call of `brownian`, in plain numbers and pointers. No torch header is included here.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@ struct BrownianArgs {
   const int64_t* streams;  // [samples, 3] of (seed, id, unused)
   const int64_t* nodes;    // [samples, 2]: from, to
   const double* weights;   // [samples, 2]: of V(to), of V(from)
-  const void* last;        // V(from) [samples, elements], or null: made anew
+  const void* last;        // V(from) [samples, elements], or null: it is computed
   void* increment;         // [samples, elements]
   void* value;             // V(to) [samples, elements], or null
   int64_t samples;

@@ -1,5 +1,5 @@
-// `brownian` on the CPU: a chunk of a sample goes down the tree, 256 elements at a time, with the
-// two values that bracket the node in the L1 cache.
+// `brownian` on the CPU: a chunk of a sample goes down the tree, 256 elements at a time. The values
+// at both ends of the current interval stay in the L1 cache.
 #include <algorithm>
 
 #include "../../cpu/chunks.h"
@@ -10,7 +10,7 @@ namespace {
 
 static_assert(kMaxPathSteps == kMaxDepth + 1);
 
-// The way to a node of one sample's path; no steps to a node below 0.
+// The steps from the tree's root to a node of one sample's path; none to a node below 0.
 template <typename T>
 DescentCall<T> way_to(int64_t node, const BrownianArgs& a, int64_t sample) {
   DescentCall<T> call = {};

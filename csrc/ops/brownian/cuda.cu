@@ -1,5 +1,5 @@
 // `brownian` on CUDA. A thread takes four neighbouring elements of one sample and goes down the
-// tree with the two values that bracket the node in registers.
+// tree. The values at both ends of the current interval stay in registers.
 
 #include "../../cuda/elements.cuh"
 #include "../../cuda/launch.h"
@@ -8,7 +8,7 @@
 namespace diffast::cuda {
 namespace {
 
-// A call with the numbers of every level, rounded once, on the host.
+// A call and the constants of all levels, which the host has rounded to T.
 template <typename T>
 struct BrownianCall {
   BrownianArgs args;
@@ -24,7 +24,7 @@ __device__ __forceinline__ void path_value(const BrownianCall<T>& call, uint64_t
   const int64_t last = int64_t(1) << depth;
   node = node_within(node, depth);
   const bool above = node > last / 2;
-  // Normals to make: the middle's, the end's, then one a level.
+  // How many normals are drawn: the middle's, an end's, then one for each level.
   const int count = node < 0                    ? 0
                     : node == 0 || node == last ? 2
                     : node == last / 2          ? 1
@@ -63,7 +63,7 @@ __device__ __forceinline__ void brownian_group(const BrownianCall<T>& call, int6
   const int64_t start = a.nodes[2 * sample];
   const bool known = a.last && start >= 0;
   T from[kPerThread] = {}, to[kPerThread] = {};
-  // A loop, not two copies of the descent.
+  // A loop keeps the compiler from making two copies of the descent.
 #pragma unroll 1
   for (int end = known ? 1 : 0; end < 2; ++end) {
 #pragma unroll

@@ -1,5 +1,5 @@
-// A Brownian path by counter: where its values hang in a dyadic tree, and the numbers that a level
-// needs. What `brownian` is, in full: diffast/ops/brownian/reference.py.
+// The binary tree of a Brownian path: the counter word of every node and the constants of every
+// level. diffast/ops/brownian/reference.py specifies the op.
 #pragma once
 
 #include "../../core/normal.h"
@@ -12,14 +12,16 @@ constexpr uint32_t kMiddleWord = kBrownianNoise + 1u;
 constexpr uint32_t kLowEndWord = kBrownianNoise;
 constexpr uint32_t kHighEndWord = kBrownianNoise + uint32_t(kStageLimit) - 1u;
 
-// V = (sum of the two known values, or one) * keep + z * fresh.
+// A new value is V = known * keep + z * fresh. `known` is the sum of the values at both ends of the
+// interval that the node halves; for the path's two ends it is the middle's value.
 struct BrownianLevel {
   double keep, fresh;
 };
 
-// By level: the ends (exp(-8), sqrt(1 - exp(-16))), the middle, which needs none, and from level 2
-// on 1 / (2 cosh h) and sqrt(tanh h) with h = 16 / 2^level. Written out, since no two libraries
-// agree on the last bit of tanh.
+// The constants by level. Level 0 serves the path's two ends: (exp(-8), sqrt(1 - exp(-16))). Level
+// 1 is the middle, whose value is z itself. From level 2 on they are 1 / (2 cosh h) and
+// sqrt(tanh h) with h = 16 / 2^level. They are written out because math libraries differ in the
+// last bit of tanh.
 constexpr BrownianLevel kBrownianLevels[kMaxDepth + 1] = {
     {0.00033546262790251185, 0.9999999437324111}, {0.0, 0.0},
     {0.018309496736843265, 0.999664593620814},    {0.13290111441703983, 0.9818490617583829},
@@ -36,7 +38,7 @@ constexpr BrownianLevel kBrownianLevels[kMaxDepth + 1] = {
     {0.4999999999997726, 0.000976562499999852},
 };
 
-// The level at which node 0 < n < 2^depth is a middle.
+// The level whose intervals have node n, 0 < n < 2^depth, as a middle.
 DIFFAST_HD int level_of_node(int64_t node, int depth) {
   while (!(node & 1)) {
     node >>= 1;
@@ -45,12 +47,12 @@ DIFFAST_HD int level_of_node(int64_t node, int depth) {
   return depth;
 }
 
-// The counter word of the middle at `level` on the way to a node.
+// The counter word of the middle of that interval of `level` which contains the node.
 DIFFAST_HD uint32_t word_of_level(int64_t node, int depth, int level) {
   return kBrownianNoise + (1u << (level - 1)) + uint32_t(node >> (depth - level + 1));
 }
 
-// Whether a node that is not this level's middle lies above it.
+// Whether the node lies above the middle of that interval.
 DIFFAST_HD bool lies_above(int64_t node, int depth, int level) {
   return (node >> (depth - level) & 1) != 0;
 }

@@ -1,5 +1,5 @@
-// What one call of `combine` is, in plain numbers and pointers. The glue fills it from
-// tensors and checks it; the CPU loops and the CUDA launchers read it. No torch header here.
+// One call of `combine`, in plain numbers and pointers. checks.h fills it from tensors; the CPU
+// loops and the CUDA launchers read it. No torch header is included here.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// `combine` on the CPU: chunks of samples handed to the row kernels of kernels.inc.
+// `combine` on the CPU: chunks of samples go through the loops of cpu.inc.
 #include <algorithm>
 
 #include "../../cpu/row_chunks.h"

@@ -7,8 +7,8 @@
 namespace diffast::cuda {
 namespace {
 
-// Blocks that a multiprocessor must have registers for. Left to itself ptxas squeezes two of the
-// instances below what they need, and they spill.
+// How many blocks a multiprocessor must have registers for. Without this number ptxas gives two of
+// the instances fewer registers than they need, and they spill.
 template <typename T, int Columns, bool Noise>
 constexpr int kResident = sizeof(T) == sizeof(double) ? 1
                           : Columns <= 2 && !Noise    ? 5
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kThreads, (kResident<T, Columns, Noise>))
   for (int64_t first = int64_t(blockIdx.y) * blockDim.y; first < a.samples; first += sample_step) {
     const T* mine = weights;
     if (a.weight_table) {
-      __syncthreads();  // the last samples' weights may still be in use
+      __syncthreads();  // other threads may still read the previous samples' weights
       fill_weights<T, Columns>(a, first, int(min(int64_t(blockDim.y), a.samples - first)), weights);
       __syncthreads();
       mine += threadIdx.y * a.rows * Slots<Columns>::kStride;
@@ -58,14 +58,14 @@ cudaError_t launch_columns(const CombineArgs& a, cudaStream_t stream) {
   const int64_t most = a.weight_table ? kSharedBytes / copy : kThreads;
   const Layout layout = layout_of(a.samples, (a.elements + kPerThread - 1) / kPerThread, most);
   const int64_t copies = a.weight_table ? layout.block.y : 1;
-  // Without Philox a kernel keeps a third less in registers.
+  // A kernel without noise needs a third fewer registers.
   const auto kernel = a.noises > 0 ? combine_kernel<T, Columns, Aligned, true>
                                    : combine_kernel<T, Columns, Aligned, false>;
   return launch(kernel, layout, size_t(copies * copy), stream, a);
 }
 
-// Of the rarer kinds, float64 and unaligned tensors, there are fewer instances: a column that an
-// instance has too many costs no memory traffic.
+// Float64 and unaligned tensors are rare and have fewer instances. A column that an instance has
+// beyond the call's inputs costs no memory traffic.
 template <typename T, bool Aligned>
 cudaError_t launch_rare(const CombineArgs& a, cudaStream_t stream) {
   if (a.inputs <= 2) return launch_columns<T, 2, Aligned>(a, stream);

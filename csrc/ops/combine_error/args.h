@@ -1,4 +1,4 @@
-// What one call of `combine_error` is, in plain numbers and pointers. No torch header here.
+// One call of `combine_error`, in plain numbers and pointers. No torch header is included here.
 #pragma once
 
 #include "../combine/args.h"
@@ -10,8 +10,8 @@ enum class ErrorNorm : int8_t { kL2, kLinf };
 
 constexpr int kMaxUnstored = 4;  // error, before, after, measured
 
-// A GPU's launch makes a partial sum of every so many elements of a sample: how they are put
-// together then depends on the number of elements alone.
+// On a GPU so many elements of a sample make one partial sum. Then the order in which sums are
+// added up depends on the number of elements alone.
 constexpr int64_t kErrorChunk = 1024;
 
 constexpr int64_t error_chunks(const CombineArgs& a) {

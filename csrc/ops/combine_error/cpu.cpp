@@ -1,5 +1,5 @@
-// `combine_error` on the CPU: the rows of `combine`, those that are not stored in the cache only,
-// and the norms of each chunk right behind them.
+// `combine_error` on the CPU. Each chunk's rows are made as in `combine`; rows that are not stored
+// stay in the cache. The chunk's norms are taken right after that.
 #include <algorithm>
 #include <memory>
 
@@ -18,13 +18,13 @@ double run_norm(const Kernels& kernel, const NormCall<double>& call) {
   return kernel.norm_double(call);
 }
 
-// All rows of a chunk: the rows that are not stored stay in the scratch.
+// Makes all rows of a chunk. The rows that are not stored stay in the scratch memory.
 template <typename T>
 bool run_chunk(const ErrorArgs& e, Chunk<T>* chunk, const RowWeights<T>& weights, bool stream) {
   const int first = e.rows.clamp ? 1 : 0;
   if (e.rows.rows - first <= kMaxGroup && !stream) return chunk->rows(weights, first, e.rows.rows);
-  // Apart, the stored rows can bypass the caches, and four of them need no copy. The others come
-  // first: a stored row may overwrite an input.
+  // Made in a call of their own, stored rows can bypass the caches, and up to four need no copy.
+  // The other rows come first, because a stored row may overwrite an input.
   const bool finite = chunk->rows(weights, e.error, e.rows.rows);
   return chunk->rows(weights, first, e.error) && finite;
 }
@@ -54,7 +54,7 @@ void chunk_norms(const ErrorArgs& e, const Kernels& kernel, const Scratch<T>& sc
   partial[1] = run_norm(kernel, call);
 }
 
-// A sample's chunks in order, whoever made them.
+// Adds up a sample's chunks in order, whichever threads made them.
 void finish(const ErrorArgs& e, const double* partials, int64_t chunks) {
   for (int64_t sample = 0; sample < e.rows.samples; ++sample) {
     double error = 0, measured = 0;

@@ -1,6 +1,7 @@
-// `combine_error` on CUDA: the rows of `combine`, those that are not stored in registers only. A
-// block sums up a chunk of 1,024 elements of one sample (or several samples that have fewer), in an
-// order that knows nothing of the launch; a second kernel puts a sample's chunks together.
+// `combine_error` on CUDA. Rows are made as in `combine`; rows that are not stored stay in
+// registers. A block adds up a chunk of 1,024 elements of one sample, or several samples with fewer
+// elements, in an order that does not depend on the launch. A second kernel adds up a sample's
+// chunks.
 
 #include "../../cuda/launch.h"
 #include "../../cuda/rows.cuh"
@@ -11,8 +12,8 @@ namespace {
 
 constexpr int kChunkGroups = int(kErrorChunk) / kPerThread;
 static_assert(kChunkGroups <= kThreads);
-// Numbers of a block are added up in two turns: each of so many threads adds every so manyth one,
-// then one thread adds theirs.
+// A block's numbers are added up in two turns: thread x adds elements x, x + 16, x + 32, ...; then
+// thread 0 adds the 16 partial sums.
 constexpr int kAdders = 16;
 constexpr int64_t kSumBytes = int64_t(2 * kThreads * sizeof(double));
 
@@ -24,7 +25,7 @@ __device__ __forceinline__ double fold(ErrorNorm norm, double total, double valu
   return norm == ErrorNorm::kLinf ? larger(value, total) : total + value;
 }
 
-// Keeps of a group's rows what the norms are made of.
+// Keeps, of the rows of four elements, what the norms are made of.
 template <typename T>
 struct KeepError {
   const ErrorArgs& e;
@@ -71,13 +72,14 @@ __device__ __forceinline__ void write_norms(const ErrorArgs& e, int64_t sample, 
   e.norms[2 * sample + 1] = elements > 0 ? root_mean(sum.measured, elements) : 0.0;
 }
 
-// The sums over the threads of one y; every thread of the block calls it, thread x = 0 gets them.
+// Sums over the threads with one y. Every thread of the block calls it; the thread with x = 0 gets
+// the sums.
 __device__ __forceinline__ Norms add_up(const ErrorArgs& e, Norms mine, double* sums) {
   double* error = sums + threadIdx.y * blockDim.x;
   double* measured = error + kThreads;
   const int x = int(threadIdx.x);
   const int threads = int(blockDim.x);
-  __syncthreads();  // the last chunk's sums may still be in use
+  __syncthreads();  // other threads may still read the previous chunk's sums
   error[x] = mine.error;
   measured[x] = mine.measured;
   __syncthreads();
@@ -102,7 +104,7 @@ __device__ __forceinline__ Norms add_up(const ErrorArgs& e, Norms mine, double* 
   return total;
 }
 
-// Registers for the sums besides those of `combine`: see kResident there.
+// As kResident of `combine`, with registers for the sums.
 template <typename T, int Columns, bool Noise>
 constexpr int kErrorResident = sizeof(T) == sizeof(double) || (Columns > 8 && Noise) ? 1
                                : Columns <= 4                                        ? 3
@@ -120,12 +122,12 @@ __global__ void __launch_bounds__(kThreads, (kErrorResident<T, Columns, Noise>))
   const int64_t chunks = error_chunks(a);
   const int64_t sample_step = int64_t(gridDim.y) * blockDim.y;
   for (int64_t first = int64_t(blockIdx.y) * blockDim.y; first < a.samples; first += sample_step) {
-    __syncthreads();  // the last samples' weights may still be in use
+    __syncthreads();  // other threads may still read the previous samples' weights
     fill_weights<T, Columns>(a, first, int(min(int64_t(blockDim.y), a.samples - first)), weights);
     __syncthreads();
     const T* mine = weights + threadIdx.y * a.rows * Slots<Columns>::kStride;
     const int64_t sample = first + threadIdx.y;
-    const bool active = sample < a.samples;  // the others wait at the barriers
+    const bool active = sample < a.samples;  // inactive threads take part in the barriers only
     const Stream stream = Noise && active ? stream_of(a, sample) : Stream{};
     const T atol = active ? T(e.tolerance[2 * sample]) : T(0);
     const T rtol = active ? T(e.tolerance[2 * sample + 1]) : T(0);
@@ -155,7 +157,7 @@ __global__ void __launch_bounds__(kThreads, (kErrorResident<T, Columns, Noise>))
   }
 }
 
-// Thirty-two threads of one y take every thirty-second chunk of a sample each.
+// The 32 threads with one y take one sample: thread x adds chunks x, x + 32, x + 64, ...
 __global__ void __launch_bounds__(kThreads) norms_kernel(const __grid_constant__ ErrorArgs e) {
   extern __shared__ __align__(16) unsigned char shared[];
   double* sums = reinterpret_cast<double*>(shared);
@@ -176,7 +178,7 @@ __global__ void __launch_bounds__(kThreads) norms_kernel(const __grid_constant__
   }
 }
 
-// Threads along x walk a chunk, along y samples of less than a chunk.
+// Threads along x go through a chunk. If samples are shorter than a chunk, y counts samples.
 inline Layout error_layout(const CombineArgs& a, int64_t samples_a_block) {
   const int64_t groups = (a.elements + kPerThread - 1) / kPerThread;
   int64_t x = std::min<int64_t>(groups, kChunkGroups);
@@ -196,7 +198,7 @@ cudaError_t launch_error_columns(const ErrorArgs& e, cudaStream_t stream) {
   return launch(kernel, layout, size_t(kSumBytes + layout.block.y * copy), stream, e);
 }
 
-// As for `combine`, but the common kinds have fewer instances too.
+// As for `combine`, with fewer instances for the common kinds as well.
 template <typename T, bool Aligned>
 cudaError_t launch_error_rows(const ErrorArgs& e, cudaStream_t stream) {
   const int inputs = e.rows.inputs;

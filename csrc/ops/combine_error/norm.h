@@ -1,5 +1,6 @@
-// One element of a scaled error, the arithmetic that `combine_error` adds to that of `combine`. The
-// CPU's loops take whole vectors for V, where a comparison is a mask: hence | and no ||.
+// The arithmetic that `combine_error` adds to `combine`: one element of a scaled error. V is a
+// number, or a vector in the CPU's loops. There a comparison gives a mask, so conditions are joined
+// by | and not by ||.
 #pragma once
 
 #include <cmath>
@@ -19,7 +20,7 @@ DIFFAST_HD V larger(V a, V b) {
   return ((a > b) | (a != a)) ? a : b;
 }
 
-// e / delta, and 0 where there is no error, even against a tolerance of 0.
+// e / delta; 0 where e is 0, even if delta is 0 too.
 template <typename V>
 DIFFAST_HD V scaled_error(V error, V delta) {
   return error == V{} ? error : error / delta;

@@ -1,4 +1,4 @@
-// What one call of `gram` is, in plain numbers and pointers. No torch header here.
+// One call of `gram`, in plain numbers and pointers. No torch header is included here.
 #pragma once
 
 #include "../combine/args.h"
@@ -15,7 +15,7 @@ struct GramArgs {
   double* partials;  // a GPU launch's partial sums [samples, chunks, sums]; null elsewhere
 };
 
-// A GPU's launch makes partial sums of every so many elements of a sample.
+// On a GPU so many elements of a sample make one partial sum of each pair of rows.
 constexpr int64_t kGramChunk = 128;
 
 constexpr int64_t gram_chunks(const CombineArgs& a) {

@@ -1,4 +1,4 @@
-// `gram` on the CPU: the rows of `combine`, in registers or the cache only, and their products.
+// `gram` on the CPU: rows are made in registers or in the cache, then multiplied and added up.
 #include <algorithm>
 #include <cmath>
 #include <memory>
@@ -13,7 +13,7 @@ namespace {
 void run_gram(const Kernels& kernel, const GramCall<float>& call) { kernel.gram_float(call); }
 void run_gram(const Kernels& kernel, const GramCall<double>& call) { kernel.gram_double(call); }
 
-// A sample's chunks in order, whoever made them.
+// Adds up a sample's chunks in order, whichever threads made them.
 void finish(const GramArgs& g, const double* partials, int64_t chunks) {
   const int sums = gram_sums(g);
   for (int64_t sample = 0; sample < g.rows.samples; ++sample) {
@@ -25,8 +25,8 @@ void finish(const GramArgs& g, const double* partials, int64_t chunks) {
   }
 }
 
-// What of a call is the same for all chunks of a sample: few columns are made into rows and
-// products at once; otherwise the rows of a chunk are made in the cache first.
+// The part of a call that is the same for all chunks of a sample. With few columns and rows, rows
+// and products are made in one loop; otherwise a chunk's rows are made in the cache first.
 template <typename T>
 struct SampleCall {
   T weight[kFusedRows * kFusedColumns];
@@ -38,7 +38,7 @@ struct SampleCall {
     for (int r = 0; fused && r < a.rows; ++r) {
       for (int k = 0; k < a.inputs; ++k) {
         weight[r * a.inputs + k] = weights.value[r][k];
-        // The kernel fills its last vectors up with zeros.
+        // The one loop fills its last vectors up with zeros, and 0 times infinity is NaN.
         if (!std::isfinite(weights.value[r][k])) fused = false;
       }
     }

@@ -1,5 +1,5 @@
-// `gram` on CUDA: rows in registers, the products of their pairs added up in double. A warp sums up
-// a chunk of 128 elements; a second kernel puts a sample's chunks together.
+// `gram` on CUDA: rows stay in registers, and the products of their pairs are added up in double. A
+// warp adds up a chunk of 128 elements; a second kernel adds up a sample's chunks.
 
 #include "../../cuda/launch.h"
 #include "../../cuda/rows.cuh"
@@ -11,7 +11,8 @@ namespace {
 
 static_assert(kGramChunk == kWarp * kPerThread);
 
-// All rows of a group. The row's number is known at run time only: selects keep them in registers.
+// All rows of four elements. The row's number is not known to the compiler: selecting instead of
+// indexing keeps the rows in registers.
 template <typename T>
 struct KeepRows {
   T row[kMaxGramRows][kPerThread];
@@ -35,12 +36,13 @@ __global__ void __launch_bounds__(kThreads) gram_kernel(const __grid_constant__ 
   const int count_sums = gram_sums(g);
   const int64_t sample_step = int64_t(gridDim.y) * blockDim.y;
   for (int64_t first = int64_t(blockIdx.y) * blockDim.y; first < a.samples; first += sample_step) {
-    __syncthreads();  // the last samples' weights may still be in use
+    __syncthreads();  // other threads may still read the previous samples' weights
     fill_weights<T, Columns>(a, first, int(min(int64_t(blockDim.y), a.samples - first)), weights);
     __syncthreads();
     const T* mine = weights + threadIdx.y * a.rows * Slots<Columns>::kStride;
     const int64_t sample = first + threadIdx.y;
-    // Whole blocks walk together: threads without a sample or a group take part in the sums.
+    // All threads of a block run this loop: those without a sample or elements take part in the
+    // sums.
     for (int64_t block = blockIdx.x; block * warps < chunks; block += gridDim.x) {
       const int64_t group = block * int64_t(blockDim.x) + threadIdx.x;
       KeepRows<T> keep = {};
@@ -91,7 +93,7 @@ __global__ void __launch_bounds__(kThreads) sums_kernel(const __grid_constant__ 
   }
 }
 
-// Threads along x walk a sample in whole warps, along y small samples.
+// Threads along x go through a sample in whole warps. If samples are short, y counts samples.
 inline Layout gram_layout(const CombineArgs& a, int64_t samples_a_block) {
   const int64_t x = std::min<int64_t>(gram_chunks(a) * kWarp, kThreads);
   const int64_t y = std::clamp<int64_t>(kThreads / x, 1, std::min(a.samples, samples_a_block));

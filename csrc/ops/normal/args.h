@@ -1,4 +1,4 @@
-// What one call of `normal` is, in plain numbers and pointers. No torch header here.
+// One call of `normal`, in plain numbers and pointers. No torch header is included here.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,8 @@
-// What one call of `sweep` is, in plain numbers and pointers. No torch header here. What the
-// numbers mean is written down in diffast/ops/sweep/reference.py.
+// One call of `sweep`, in plain numbers and pointers. No torch header is included here.
+//
+// diffast/ops/sweep/reference.py specifies the op. In short: a job walks through stages of a plan,
+// from a point p to the next. A state is all that it needs to go on: p, the anchor, the remembered
+// entries, and the line (an x0 estimate and its noise) that stages without network outputs follow.
 #pragma once
 
 #include "../combine/args.h"
@@ -8,7 +11,7 @@ namespace diffast {
 
 constexpr int kMaxOutputs = 2;
 constexpr int kMaxEntries = 7;
-constexpr int kMaxMade = 3;  // rows of a stage that stay: entry, anchor, next p
+constexpr int kMaxMade = 3;  // rows of a stage that are kept: entry, anchor, next p
 // Anchor, p, outputs, entries, clamped x0, noises; a tail stage has no outputs.
 constexpr int kMaxWalkColumns = 2 + kMaxOutputs + kMaxEntries + 1 + kMaxNoises;
 
@@ -17,13 +20,13 @@ constexpr int kPlanesBesideEntries = 4;
 
 // One row of `jobs`, as it lies in memory.
 struct SweepJob {
-  int32_t sample;     // whose noise
-  int32_t from;       // the row of x it begins at; -1: a state
-  int32_t state_in;   // the state it begins at; -1: none
-  int32_t state_out;  // where its end goes; -1: nowhere
+  int32_t sample;     // whose id the noise has
+  int32_t from;       // the row of x that it begins at; -1: it begins at a state
+  int32_t state_in;   // that state; -1: none
+  int32_t state_out;  // the state that it ends in; -1: its end is dropped
   int32_t first;      // stage
   int32_t real;       // stages with outputs
-  int32_t tail;       // stages without, behind them
+  int32_t tail;       // stages without outputs, after the others
   int32_t write;      // whether points are written
 };
 static_assert(sizeof(SweepJob) == 8 * sizeof(int32_t));
@@ -48,10 +51,10 @@ struct SweepArgs {
   void* points;                     // [rows, elements]; may be x itself
   void* states;                     // [state_count, planes, elements]
   double* norms;                    // [job_count, length + 1], or null
-  double* partials;                 // a GPU launch's partial sums of the norms; null elsewhere
-  void* ends;                       // and of chunks, [job_count, chunks - 1, 2, elements]: where
-                                    // each began and ended
-  void* gains;                      // [job_count, chunks - 1]: how its end follows its beginning
+  double* partials;                 // on a GPU: partial sums of the norms; otherwise null
+  void* ends;                       // on a GPU: where each chunk began and ended,
+                                    // [job_count, chunks - 1, 2, elements]
+  void* gains;  // [job_count, chunks - 1]: by how much a chunk's end moves with its beginning
   uint64_t seed;
   int64_t rows;
   int64_t elements;  // of one row
@@ -60,7 +63,7 @@ struct SweepArgs {
   int64_t length;
   int64_t samples;
   int64_t state_count;
-  int64_t chunk;  // 0: one walk
+  int64_t chunk;  // stages of a chunk; 0: a job is one chunk
   double low;
   double high;
   DType output_type[kMaxOutputs];
@@ -72,7 +75,7 @@ struct SweepArgs {
   bool wide;   // x, points and states are float64; otherwise float32
 };
 
-// Rows of a stage that stay.
+// Rows of a stage that are kept: all but the x0 estimate.
 constexpr int sweep_made(const SweepArgs& a) {
   return 1 + (a.parts ? 1 : 0) + (a.entries > 0 ? 1 : 0);
 }
@@ -96,14 +99,14 @@ constexpr int64_t sweep_chunks(const SweepArgs& a) {
   return a.chunk > 0 && a.length > a.chunk ? (a.length + a.chunk - 1) / a.chunk : 1;
 }
 
-// A GPU's launch: threads a block, by the number of elements alone, which fixes the sums' order.
-// Walks are long: small blocks spread a small row over more multiprocessors.
+// Threads of a block on a GPU. They depend on the number of elements alone, which fixes the order
+// of sums. A job takes long: small blocks spread a short row over more multiprocessors.
 constexpr int kSweepThreads = 128;
 constexpr int kSweepWarp = 32;
 
 constexpr int64_t sweep_groups(int64_t elements) { return (elements + 3) / 4; }
 
-// Their logarithm: nothing has to be divided.
+// Their logarithm, so that kernels shift and do not divide.
 constexpr int sweep_shift(int64_t elements) {
   const int64_t groups = sweep_groups(elements);
   return groups <= kSweepWarp ? 5 : groups <= int64_t(1) << 14 ? 6 : 7;
@@ -115,7 +118,7 @@ constexpr int64_t sweep_blocks(int64_t elements) {
   return (sweep_groups(elements) + sweep_threads(elements) - 1) >> sweep_shift(elements);
 }
 
-// Partial sums of one norm: one a warp.
+// How many partial sums a norm has: one for each warp.
 constexpr int64_t sweep_sums(int64_t elements) {
   return sweep_blocks(elements) << (sweep_shift(elements) - 5);
 }

@@ -1,4 +1,5 @@
-// `sweep` on the CPU: every span of a job walks all of its stages with its state in the cache.
+// `sweep` on the CPU. A span of a job's elements goes through all stages, with its state in the
+// cache.
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
@@ -14,9 +15,9 @@
 namespace diffast::cpu {
 namespace {
 
-// A span is up to so many blocks of kChunk elements. A stage goes through rows that lie elsewhere
-// than the last one's: longer runs of them are faster, shorter ones give more threads something to
-// do. The norms are added up by blocks, so that no thread shows in their bits.
+// A span has up to so many blocks of kChunk elements. Every stage reads other rows of memory, so
+// long spans are faster; short spans give more threads something to do. Norms are added up block by
+// block, so that the number of threads does not change their bits.
 constexpr int64_t kBlocks = 4;
 
 // From so many bytes in and out of one call on, points bypass the caches.
@@ -29,7 +30,8 @@ double run_walk(const Kernels& kernel, const WalkCall<double>& call) {
   return kernel.walk_double(call);
 }
 
-// A span's state and columns, a cache line more each, or all would start in the same cache set.
+// Scratch memory of a span: its state and columns. Each array is a cache line longer than needed,
+// so that not all of them start in the same cache set.
 template <typename T>
 struct WalkScratch {
   static constexpr int64_t kRun = kBlocks * kChunk + 64 / sizeof(T);
@@ -41,10 +43,10 @@ struct WalkScratch {
   alignas(64) T x0[kRun];
   alignas(64) T output[kMaxOutputs][kRun];
   alignas(64) T noise[kMaxNoises][kRun];
-  alignas(64) T start[kRun];   // where a chunk starts,
-  alignas(64) T called[kRun];  // where it was called
-  alignas(64) T next[kRun];    // and where the next one starts
-  alignas(64) T unused[kRun];  // points that are not written
+  alignas(64) T start[kRun];   // where a chunk of stages starts,
+  alignas(64) T called[kRun];  // where the network was called
+  alignas(64) T next[kRun];    // and where the next chunk starts
+  alignas(64) T unused[kRun];  // stands in for points that are not written
 };
 
 template <typename T>
@@ -70,8 +72,8 @@ class Walk {
     for (int i = 0; i < a_.entries; ++i) entry_[i] = s_.entry[i];
   }
 
-  // The span's blocks have a row each in `partials`, [blocks, length + 1]: their share of the
-  // norms.
+  // Runs the job for the span. Each block writes its share of the norms to a row of `partials`,
+  // [blocks, length + 1].
   void run(double* partials) {
     start();
     if (a_.chunk > 0)
@@ -101,13 +103,15 @@ class Walk {
       work(first, std::min(kChunk, count_ - first));
   }
 
-  // The call over the whole span, block by block; sums of squares go to `partials`, if any.
+  // Makes the call over the whole span, block by block. Sums of squares go to `partials`, if it is
+  // not null.
   void walk(const WalkCall<T>& whole, double* partials) const {
     each_block([&](int64_t first, int64_t count) {
       WalkCall<T> call = whole;
       for (int k = 0; k < call.columns; ++k) call.column[k] += first;
       for (int r = 0; r < call.rows; ++r) call.row[r] += first;
-      // The next block of this stage, if there is one, or else the first of the next stage.
+      // Prefetch this stage's next block, or after its last block the first block of the next
+      // stage.
       if (first + kChunk < count_) {
         for (int k = 0; k < call.aheads; ++k)
           call.ahead[k] = here_[k] + (first + kChunk) * call.ahead_bytes[k];
@@ -137,7 +141,7 @@ class Walk {
     begin_at(s_.line_noise, line + 1);
   }
 
-  // Anchor and p; returns how many columns there are.
+  // Writes the columns of the anchor and of p; returns how many columns there are then.
   int place_columns(const T** column) const {
     int n = 0;
     if (a_.parts) column[n++] = s_.anchor;
@@ -186,7 +190,7 @@ class Walk {
     return n;
   }
 
-  // The rows that stay, in their order: the oldest entry makes room for the new one.
+  // Where the kept rows go: the new entry replaces the oldest one.
   void set_rows(T** row) const {
     int n = 0;
     if (a_.entries > 0) row[n++] = entry_[a_.entries - 1];
@@ -198,12 +202,12 @@ class Walk {
     if (a_.entries > 1) std::rotate(entry_, entry_ + a_.entries - 1, entry_ + a_.entries);
   }
 
-  // What a row gains for each unit of p - x.
+  // What is added to a row for each unit of p - x.
   T change(int64_t stage, int r, int64_t q) const {
     return a_.slopes ? T(a_.changes[stage * (1 + sweep_made(a_)) + r] * a_.slopes[q]) : T(0);
   }
 
-  // The x0 estimate of n columns, into the scratch.
+  // Makes the x0 estimate of n columns, in the scratch memory.
   void estimate(WalkCall<T> call, int64_t stage, int64_t q, int n) {
     T weight[kMaxWalkColumns];
     const double* from = a_.weights + stage * (1 + sweep_made(a_)) * sweep_columns(a_);
@@ -225,14 +229,14 @@ class Walk {
     for (int64_t i = 0; i < count_; ++i) value[i] = clamp_to(value[i], low, high);
   }
 
-  // The line that a tail follows: the x0 estimate, and the noise in p that belongs to it.
+  // Sets the line that a tail follows: the x0 estimate, and the noise that p then holds.
   void set_line(const SweepLine& line) {
     const T alpha = T(line.alpha), inverse = T(line.inverse);
     memcpy(s_.line_x0, s_.x0, bytes());
     for (int64_t i = 0; i < count_; ++i) s_.line_noise[i] = (s_.p[i] - alpha * s_.x0[i]) * inverse;
   }
 
-  // Walks stage k of the job; points are written, or not, and the squares of p - x.
+  // Does stage k of the job. Writes the point if `write` says so, and the squares of p - x.
   void real(int k, bool write, double* partials) {
     const int64_t stage = int64_t(job_.first) + k, q = rows_[k];
     const int made = sweep_made(a_);
@@ -263,7 +267,7 @@ class Walk {
     turn_entries();
   }
 
-  // What stage k reads, and the next one.
+  // Notes what stage k reads and what the next stage will read.
   void look_ahead(WalkCall<T>* call, int k) {
     const int64_t q = rows_[k], next = rows_[std::min(k + 1, job_.real - 1)];
     call->aheads = 1 + a_.outputs;
@@ -308,8 +312,9 @@ class Walk {
     turn_entries();
   }
 
-  // Each chunk but the last is walked from where it was called, too: its end there says where the
-  // next one starts. For the first chunk the two walks are one.
+  // Does the stages in chunks. Each chunk but the last is first run from the row of x that it
+  // begins at: its end there says where the next chunk starts. For the first chunk the two runs are
+  // one.
   void chunks(double* partials) {
     for (int64_t low = 0; low < job_.real; low += a_.chunk) {
       const int high = int(std::min<int64_t>(job_.real, low + a_.chunk));
@@ -328,7 +333,7 @@ class Walk {
     }
   }
 
-  // f + A (start - begin), where p is f.
+  // Where the next chunk starts: p + gain (start - begin), with the chunk's gain.
   void next_start(const T* begin, int low, int high) {
     T gain = T(1);
     const int made = sweep_made(a_), columns = sweep_columns(a_);
@@ -355,7 +360,7 @@ class Walk {
     memcpy(plane(out, 3 + a_.entries), s_.line_noise, bytes());
   }
 
-  // The squares of p - x: a stage whose only row is thrown away.
+  // Adds up the squares of p - x, as a stage whose only row is dropped.
   void measure(const T* x, double* partials) const {
     WalkCall<T> call = {};
     const T weight = T(0);
@@ -375,11 +380,11 @@ class Walk {
   const int32_t* rows_;
   const int64_t begin_;
   const int64_t count_;
-  const char* here_[kMaxAhead];  // what the stage reads
+  const char* here_[kMaxAhead];  // what the current stage reads
   T* entry_[kMaxEntries];        // newest first
 };
 
-// Blocks in order, whoever made them; 0 where nothing was measured.
+// Adds up the blocks in order, whichever threads made them; 0 where nothing was measured.
 void finish(const SweepArgs& a, const double* partials, int64_t blocks) {
   const int64_t width = a.length + 1;
   for (int64_t j = 0; j < a.job_count; ++j) {
@@ -395,7 +400,7 @@ void finish(const SweepArgs& a, const double* partials, int64_t blocks) {
 
 int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Blocks of a span: as many as leave every thread a few.
+// Blocks of a span: as many as leave at least four spans for every thread.
 int64_t blocks_of_span(int64_t all, int64_t jobs) {
   const int64_t wanted = 4 * int64_t(torch::stable::get_num_threads());
   int64_t blocks = std::min(kBlocks, all);

@@ -1,7 +1,7 @@
-// `sweep` on CUDA. A block takes some elements of one job, or of one chunk of it, and walks; where
-// walks stand is in registers, and what the next stages read is requested ahead of them. Weights go
-// to shared memory, some stages at a time. Sums of squares are written by the warps and added up
-// by a second kernel, in an order that depends on the number of elements alone.
+// `sweep` on CUDA. A block takes some elements of one job, or of one chunk of its stages. The job's
+// state stays in registers, and what the next stages read is loaded ahead. Weights are put into
+// shared memory, 32 stages at a time. Each warp writes its sums of squares; a second kernel adds
+// them up, in an order that depends on the number of elements alone.
 
 #include "../../cuda/launch.h"
 #include "stages.cuh"
@@ -9,14 +9,14 @@
 namespace diffast::cuda {
 namespace {
 
-// Walks stages [low, high); `after(weights)` is called behind each.
+// Does stages [low, high); calls `after(weights)` after each.
 template <bool OnlyPoint, typename T, typename K, bool Aligned, typename After>
 __device__ __forceinline__ void walk_real(Walk<T, K, Aligned>& walk, int low, int high, T* weights,
                                           After&& after) {
 #pragma unroll 1
   for (int batch = low; batch < high; batch += kBatch) {
     const int count = min(kBatch, high - batch);
-    __syncthreads();  // the last stages' weights may still be in use
+    __syncthreads();  // other threads may still read the previous stages' weights
     fill_stages<T, K>(walk.a, int64_t(walk.job.first) + batch, count, walk.rows + batch, false,
                       weights);
     __syncthreads();
@@ -49,8 +49,8 @@ __device__ __forceinline__ void walk_tail(Walk<T, K, Aligned>& walk, T* weights)
   }
 }
 
-// Where a chunk starts, from where those before it began and ended; `note` is its job's first one.
-// Neither x nor a state is read: another chunk may have written there.
+// Sets where a chunk starts, from where the chunks before it began and ended. `note` is the index
+// of the job's first chunk. Neither x nor a state is read: another chunk may have written there.
 template <typename T, typename K, bool Aligned>
 __device__ __forceinline__ void start_chunk(Walk<T, K, Aligned>& walk, int64_t note, int chunk) {
   const SweepArgs& a = walk.a;
@@ -69,8 +69,8 @@ __device__ __forceinline__ void start_chunk(Walk<T, K, Aligned>& walk, int64_t n
   for (int i = 0; i < kPerThread; ++i) walk.anchor[i] = walk.p[i];
 }
 
-// Blocks that a multiprocessor has registers for: what is requested ahead hides the latency, not
-// many threads. Without the number the compiler aims higher, and spills.
+// How many blocks a multiprocessor must have registers for. Loads made ahead hide the latency, so
+// few threads suffice. Without this number the compiler aims at more blocks, and spills.
 template <typename T, typename K>
 constexpr int kSweepResident = (sizeof(T) == sizeof(double) ? 3 : 4) - (K::kEntries > 1 ? 1 : 0);
 
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kSweepThreads, (kSweepResident<T, K>))
     if (chunks > 1) {
       low = int(min(chunk * a.chunk, int64_t(real)));
       high = int(min(low + a.chunk, int64_t(real)));
-      if (low == real && chunk > 0) continue;  // there is no such chunk
+      if (low == real && chunk > 0) continue;  // the job has fewer chunks
     }
     walk.request_first(low, high);
     walk.start();
@@ -101,8 +101,8 @@ __global__ void __launch_bounds__(kSweepThreads, (kSweepResident<T, K>))
   }
 }
 
-// Walks the chunks that another one follows, each from its own row of x, and notes where it began
-// and ended and how its end changes with its beginning.
+// Runs the chunks that have a next one, each from its own row of x. Notes where a chunk began and
+// ended, and by how much its end moves with its beginning.
 template <typename T, typename K, bool Aligned>
 __global__ void __launch_bounds__(kSweepThreads, (kSweepResident<T, K>))
     ends_kernel(const __grid_constant__ SweepArgs a) {
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kSweepThreads, (kSweepResident<T, K>))
   for (int64_t j = blockIdx.y; j < a.job_count; j += gridDim.y) {
     Walk<T, K, Aligned> walk(a, j, blockIdx.x % blocks);
     const int64_t low = chunk * a.chunk;
-    // Without a chunk after it, the first one's beginning is all that is asked for.
+    // Of a first chunk without a next one, only the beginning is needed.
     const bool followed = low + a.chunk < walk.job.real;
     if (!followed && chunk > 0) continue;
     const int high = int(followed ? low + a.chunk : low);
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kSweepThreads, (kSweepResident<T, K>))
   }
 }
 
-// A warp takes one norm: the sums of a stage, or the 0 of one that has none.
+// A warp takes one norm: it adds up a stage's partial sums, or writes 0 where there are none.
 __global__ void __launch_bounds__(kThreads) norms_kernel(const __grid_constant__ SweepArgs a) {
   const int64_t total = a.job_count * (a.length + 1);
   const int64_t sums = a.rows > 0 ? sweep_sums(a.elements) : 0;
@@ -192,7 +192,7 @@ cudaError_t launch_ends(const SweepArgs& a, cudaStream_t stream) {
   return launch_walks<T, K>(kernel, sweep_chunks(a) - 1, a, stream);
 }
 
-// The common kinds have kernels of their own; the last one serves everything.
+// The common kinds have kernels of their own; the last kernel serves all others.
 template <typename T>
 cudaError_t launch_sweep_typed(const SweepArgs& a, cudaStream_t stream) {
   if (sweep_chunks(a) > 1) {

@@ -1,4 +1,4 @@
-// A job of `sweep` for four neighbouring elements: where a walk stands, and how it takes a stage.
+// A job of `sweep` for four neighbouring elements: its state, and how a stage changes it.
 #pragma once
 
 #include "../../cuda/rows.cuh"
@@ -11,9 +11,9 @@ namespace {
 // Stages whose weights are in shared memory at a time.
 constexpr int kBatch = 32;
 
-// What a kernel is made for: at most so many outputs and entries; whether there may be an anchor
-// and noise; how many stages ahead x and outputs are requested. One row of weights in shared
-// memory: the columns in their order, absent ones -0, and last the change with the distance.
+// What a kernel is compiled for: the most outputs and entries, whether there may be an anchor and
+// noise, and how many stages ahead x and outputs are loaded. A row of weights in shared memory has
+// the columns in their order (-0 for absent ones), and last the change with the distance p - x.
 template <int Outputs, int Entries, bool Parts, bool Noise, int Ahead>
 struct Kind {
   static constexpr int kOutputs = Outputs, kEntries = Entries, kAhead = Ahead;
@@ -25,15 +25,16 @@ struct Kind {
   static constexpr int kNormal = kClamped + 1;
   static constexpr int kChange = kNormal + (Noise ? kMaxNoises : 0);
   static constexpr int kStride = (kChange + 1 + 3) / 4 * 4;
-  // Rows: the x0 estimate (a tail has the four numbers of the line there), entry, anchor, next p.
+  // Rows of a stage: the x0 estimate (for a stage without outputs the four numbers of the line),
+  // entry, anchor, next p.
   static constexpr int kAnchorRow = 1 + (Entries > 0 ? 1 : 0);
   static constexpr int kPointRow = kAnchorRow + (Parts ? 1 : 0);
   static constexpr int kStage = (kPointRow + 1) * kStride;
   static_assert(kStride >= 4 && kBatch % Ahead == 0);
 };
 
-// The columns of one row of a table that a kernel's row has in slot `slot`; -1: none. The table's
-// clamped column of a tail is its x0 estimate.
+// Which column of a table's row goes to slot `slot` of a kernel's row; -1: none. In a tail, the
+// column of the clamped x0 is the x0 estimate.
 template <typename K>
 __device__ __forceinline__ int column_of(const SweepArgs& a, int slot, bool tail) {
   const int parts = a.parts ? 1 : 0;
@@ -64,7 +65,7 @@ __device__ __forceinline__ void fill_stages(const SweepArgs& a, int64_t first, i
     const int kind = i % K::kStage / K::kStride;
     const int slot = i % K::kStride;
     const bool later = kind > 0;
-    // The table's row: those of entry and anchor may be missing.
+    // The table's row. It may have none for the entry and the anchor.
     int row = kind == 0 ? 0 : kind == K::kPointRow ? made : -1;
     if (K::kEntries > 0 && kind == 1 && a.entries > 0) row = 1;
     if (K::kParts && kind == K::kAnchorRow && a.parts) row = made - 1;
@@ -86,7 +87,7 @@ __device__ __forceinline__ void fill_stages(const SweepArgs& a, int64_t first, i
   }
 }
 
-// y, and y + factor * distance where there is a distance: adding -0 would change no number.
+// y + factor * distance; y itself where the distance is 0, whatever the factor.
 template <typename T>
 __device__ __forceinline__ T with_change(T y, T factor, T distance) {
   const T moved = y + factor * distance;
@@ -100,19 +101,19 @@ struct Walk {
   static constexpr int kRead = K::kOutputs > 0 ? K::kOutputs : 1;
 
   const SweepArgs& a;
-  const SweepJob job;   // a copy: what is stored might be the jobs, for all the compiler knows
+  const SweepJob job;   // a copy: the compiler would assume that stores change it
   const int32_t* rows;  // the job's walk
-  const int64_t norms;  // the job's first partial sum that this thread's warp writes
+  const int64_t norms;  // index of the first partial sum that this thread's warp writes
   const Limits<T> limits;
   int64_t begin;   // first element
   uint32_t group;  // of four elements
-  int count;       // of them that exist
+  int count;       // how many of the four exist
   T p[kPerThread], anchor[kPerThread], entry[kHeld][kPerThread];
   T x0[kPerThread], noise[kPerThread];  // the line
-  // What stages ahead read, by stage modulo kAhead.
+  // What the next stages read, by stage modulo kAhead.
   Raw<T> x[K::kAhead], output[K::kAhead][kRead];
   int row[K::kAhead];  // of x
-  int next;            // the row that is requested next
+  int next;            // the row that is loaded next
 
   __device__ __forceinline__ Walk(const SweepArgs& args, int64_t j, int64_t block)
       : a(args),
@@ -143,7 +144,7 @@ struct Walk {
     if (count > 0) store4<T, Aligned>(base, kType, row * a.elements + begin, count, value);
   }
 
-  // Where the job begins: a row of x or a state.
+  // Sets the state in which the job begins: from a row of x, or a stored state.
   __device__ __forceinline__ void start() {
     const int64_t state = int64_t(job.state_in) * sweep_planes(a);
     const bool known = job.from < 0;
@@ -176,7 +177,7 @@ struct Walk {
       output[slot][o] = o < a.outputs ? load_raw(a.output[o], a.output_type[o], of) : Raw<T>{};
   }
 
-  // Requests what the first stages of [low, high) read.
+  // Loads what the first stages of [low, high) read.
   __device__ __forceinline__ void request_first(int low, int high) {
 #pragma unroll
     for (int s = 0; s < K::kAhead; ++s)
@@ -190,7 +191,7 @@ struct Walk {
     draw_noises(stream, a.noises, group, z);
   }
 
-  // The part of a row that has neither the x0 column nor noise.
+  // A row's sum over all columns but the clamped x0 and the noises.
   __device__ __forceinline__ void known_columns(const T* weight, const T (&read)[kRead][kPerThread],
                                                 T (&y)[kPerThread]) const {
 #pragma unroll
@@ -218,7 +219,7 @@ struct Walk {
     }
   }
 
-  // To where the rows lead, of which `row(number, y)` makes one.
+  // Moves on to the next stage. `row(number, y)` makes a row.
   template <typename Row>
   __device__ __forceinline__ void move(Row&& row) {
     T newest[kPerThread], point[kPerThread], held[kPerThread];
@@ -239,7 +240,7 @@ struct Walk {
     }
   }
 
-  // One sum of squares of (p - other), by warps; every thread of the block calls it.
+  // Writes the warp's sum of squares of a distance. Every thread of the block calls it.
   __device__ __forceinline__ void add_squares(const T (&distance)[kPerThread], int k) const {
     double sum = 0;
 #pragma unroll
@@ -249,8 +250,8 @@ struct Walk {
     if (threadIdx.x % kWarp == 0) a.partials[norms + k * sweep_sums(a.elements)] = sum;
   }
 
-  // Stage k of those with outputs; its reads are in `slot`, which then serves stage k + kAhead. To
-  // find a chunk's end only the next p is made.
+  // Does stage k, which has outputs. What it reads is in `slot`, which is then loaded for stage
+  // k + kAhead. With OnlyPoint just the next p is made, which is enough to find a chunk's end.
   template <bool OnlyPoint>
   __device__ __forceinline__ void take(const T* weights, int slot, int k, int high) {
     T distance[kPerThread], read[kRead][kPerThread];
@@ -298,7 +299,7 @@ struct Walk {
     });
   }
 
-  // Stage k, which has no outputs.
+  // Does stage k, which has no outputs.
   __device__ __forceinline__ void take_tail(const T* weights, int k) {
     if (job.write) store(a.points, rows[k], p);
     const T alpha = weights[0], sigma = weights[1], gain = weights[3];
@@ -321,7 +322,7 @@ struct Walk {
     for (int i = 0; i < kPerThread; ++i) x0[i] = line[i];
   }
 
-  // Where the walk ends.
+  // Stores the state in which the job ends.
   __device__ __forceinline__ void leave() const {
     if (job.state_out < 0) return;
     const int64_t state = int64_t(job.state_out) * sweep_planes(a);

@@ -1,45 +1,50 @@
 """The specification of `accept`: what becomes of every sample after one network call.
 
-Each sample walks positions from `at` to `end` (increasing), by attempts that lead to `to`. An
-attempt takes the network calls of stages 1 .. last (stage 0 comes before, where the network has to
-be asked about the state itself), and after the last of them it is accepted or rejected, by its
-scaled error
+Each sample goes from position `at` to position `end` (increasing), by attempts that lead to `to`.
+An attempt takes the network calls of stages 1 .. last. Stage 0 is a call before the attempts, for
+methods that need the network's output at the state itself. After stage `last` the attempt is
+accepted or rejected by its scaled error
 
     E = norms[:, 0] / max(rule.noise_floor, norms[:, 1]) + error_eps
 
-With the step h = to - at just tried, and E1, E2 those of the two accepted attempts before,
+Let h = to - at be the step just tried, and E1, E2 the errors of the two accepted attempts before
+it:
 
     accepted:  h <- h clip(safety E^-error_power E1^before_power E2^-before2_power, least, most)
                (at most 1 right after a rejection, with flags.calm); E1 <- max(E, error_floor)
     rejected:  h <- h clip(reject_safety E^-reject_power, reject_least, reject_most)
 
-then h <- min(h, step_max), at least step_min: a rejected attempt that would come below it fails
-the sample. The attempt leads to the end if that is no further than h, with flags.balance half way
-there if it is nearer than 2 h. One that leads nowhere, because h is below the spacing of numbers,
-fails the sample, too. The end is reached exactly: `to` is then `end` itself.
+then h <- min(h, step_max), but at least step_min. A sample fails if a rejected attempt would bring
+h below step_min. The next attempt leads to `end` if the end is no further than h away. With
+flags.balance it leads half way to the end if the end is nearer than 2 h. A sample also fails if the
+attempt leads nowhere because h is below the spacing of numbers. The end is reached exactly: `to` is
+then `end` itself.
 
-An attempt is accepted if E <= threshold, always with flags.always. An E1 that is NaN stands for E,
-an E2 for E1; 0^0 is 1. flags.by_factor is k-diffusion's PID controller: the factor, limited to
-1 + atan(factor - 1), has to reach the threshold instead, gives (clipped) both next steps, and E1
-and E2 that are NaN become the first attempt's E even if that was rejected.
+An attempt is accepted if E <= threshold; with flags.always, every attempt is. If E1 is NaN, E is
+used in its place; if E2 is NaN, E1 is. 0^0 is 1. flags.by_factor selects k-diffusion's PID
+controller. It limits the factor to 1 + atan(factor - 1), accepts if that reaches the threshold, and
+takes it (clipped) for the next step after accepted and rejected attempts alike. With it, an E1 or
+E2 that is NaN becomes the first attempt's E, even if that attempt is rejected.
 
-`memory` = (source, targets...) remembers rejected points: what a rejected attempt drew is copied
-into the first free target and its position `to` into the control's slot, +inf when free. A slot is
-freed when an attempt is accepted that reaches it; a position that has one needs no second. With no
-slot free the farthest point is forgotten, this one itself if it is that, and counted as
-`forgotten`: so long a step is rejected whatever it draws, and what it drew says next to nothing.
+`memory` = (source, targets...) remembers rejected points. What a rejected attempt drew is copied
+into the first free target, and its position `to` into the slot of `control`; a free slot holds
++inf. A slot is freed when an accepted attempt reaches its position. A position that has a slot
+already gets no second one. If no slot is free, the farthest point is forgotten (the new one, if it
+is the farthest) and counted in `forgotten`. The farthest point matters least: so long a step is
+rejected whatever it draws.
 
-A sample fails (`schema.FAILED_*`) for a sum of its stage that was not finite or an E that is not a
-number >= 0, for a step as above, or when it is still running after most_calls calls.
+A sample fails (`schema.FAILED_*`) if a sum of its stage was not finite, if E is not a number >= 0,
+if its step fails as above, or if it is still running after most_calls calls.
 
-`moves` = (stage, source, target, ...) are copied whole, of each sample that has done that stage:
-for the last stage only if it was accepted. A sample that is not running is left as it is. Moves are
-made in their order, so that (s, state, previous, s, new, state) shifts; all sources are read as
-they were before the call, since what one move has written no later one of its stage may read. A
-source is a target itself or does not overlap it; targets do not overlap each other.
+`moves` = (stage, source, target, ...): after a stage, each sample that has done it gets its row of
+`source` copied to its row of `target`; after the last stage only if the attempt was accepted. A
+sample that is not running is left as it is. Moves are made in their order, so that (s, state,
+previous, s, new, state) shifts. All sources are read as they were before the call: no move may read
+what an earlier move of its stage has written. A source is a target itself or does not overlap it;
+targets do not overlap each other.
 
-Decisions by E and copies are exact. The numbers of `control`, and what hangs on their last bits,
-come from pow and atan, of which a GPU's differ from a CPU's by a few ulp, Triton's by up to 1e-12.
+Decisions by E and copies are exact on every backend. The numbers of `control` come from pow and
+atan, where a GPU differs from a CPU by a few ulp and Triton by up to 1e-12 relative.
 """
 
 import math
@@ -79,7 +84,7 @@ def accept(norms, status, rule, flags, moves, memory, sources, control, counts, 
     )
     r = dict(zip(RULE, rule, strict=True))
     f = dict(zip(FLAGS, flags, strict=True))
-    rows, copied, attempts = {}, {}, []  # by sample, by what is copied, of whom
+    rows, copied, attempts = {}, {}, []  # by sample; samples by what is copied; samples judged
     inputs = zip(norms.tolist(), status.tolist(), control.tolist(), counts.tolist(), strict=True)
     for b, (measured, bad, numbers, whole) in enumerate(inputs):
         c = dict(zip(CONTROLS, numbers, strict=False))
@@ -145,7 +150,7 @@ def _judge(error, r, f, c, n, slots):
         good = factor >= r["threshold"]
     else:
         good = error <= r["threshold"]
-    known = c["to"] in slots  # rejected there before, and the same was drawn
+    known = c["to"] in slots  # a rejected attempt that ended here is remembered already
     free = next((k for k, slot in enumerate(slots) if slot == math.inf), -1)
     accepted = bool(good or f["always"])
     if not accepted and slots and free < 0 and not known:

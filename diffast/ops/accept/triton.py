@@ -1,9 +1,9 @@
 """`accept` in Triton: one kernel decides every sample, a second copies the rows of those that move.
 
-Decisions and copies are the specification's (reference.py). Powers are exp2(p log2 x) and
-the arctangent is a series, in float64: control numbers agree to 1e-12. Numbers given by the host
-would arrive as float32, so the rule travels in a table on the device, which is kept: the first call
-with a rule copies it there, and belongs before the capture of a graph.
+Decisions and copies equal those of reference.py. Powers are exp2(p log2 x) and the arctangent is a
+series, in float64, so control numbers agree to 1e-12. Numbers given by the host would arrive as
+float32; the rule is therefore read from a table on the device. The first call with a rule copies
+its table there and keeps it: make that call before a CUDA graph is captured.
 """
 
 import functools
@@ -205,7 +205,7 @@ def copy_kernel(
     p_to,  # as many
     p_route,  # [samples]
     elements,  # of one sample
-    ROUTES: tl.constexpr,  # whose copy it is: a stage or a slot, as the first kernel wrote it
+    ROUTES: tl.constexpr,  # for each copy, the route of the samples that make it
     COPIES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -220,7 +220,7 @@ def copy_kernel(
     for i in tl.static_range(COPIES):
         if route == ROUTES[i]:
             value = tl.load(p_from[i] + o_batch, mask=m_element)
-            # What is read here a later copy may write, and more than one thread may hold it.
+            # A later copy may write what is read here, and several threads may hold an element.
             tl.debug_barrier()
             tl.store(p_to[i] + o_batch, value, mask=m_element)
 

@@ -1,26 +1,27 @@
-"""The specification of `brownian`: one Brownian path a sample, by counter.
+"""The specification of `brownian`: one Brownian path for each sample.
 
-The clock is lam = log(alpha / sigma). With W a Brownian motion in tau = exp(2 lam), the path is
-kept as V = W / sqrt(tau), a stationary Ornstein-Uhlenbeck process: V ~ N(0, 1) at every lam,
-correlation exp(-|lam - lam'|). It is a function of (seed, id, element, lam) alone, at the nodes
+The path's time is lam = log(alpha / sigma). With W a Brownian motion in tau = exp(2 lam), the path
+is kept as V = W / sqrt(tau), a stationary Ornstein-Uhlenbeck process: V ~ N(0, 1) at every lam,
+correlation exp(-|lam - lam'|). V is a function of (seed, id, element, lam) alone. It has values at
+the nodes
 
     lam = -8 + 16 n / 2^depth,    n = 0 .. 2^depth
 
-a deeper tree has the same values at the nodes of a shallower one. With z_k the normals of the
-counter word BROWNIAN_NOISE + k, V at the middle node is z_1; at the end on n's side it is
-exp(-8) V_middle + sqrt(1 - exp(-16)) z_k, k = 0 below and 2^26 - 1 above; and between two known
-nodes the middle one, h the half distance in lam, is
+and a deeper tree has the same values at the nodes of a shallower one. Let z_k be the normals of the
+counter word BROWNIAN_NOISE + k. V at the middle node is z_1. V at an end is
+exp(-8) V_middle + sqrt(1 - exp(-16)) z_k, with k = 0 at the lower end and k = 2^26 - 1 at the upper
+one. V in the middle of two known nodes, 2 h apart in lam, is
 
     V = (V_left + V_right) / (2 cosh h) + sqrt(tanh h) z_k
 
-k = 2^(level - 1) + p for the node n = (2 p + 1) 2^(depth - level) of that level. Numbers are
+with k = 2^(level - 1) + p for the node n = (2 p + 1) 2^(depth - level) of a level. Numbers are
 float32 (float64 for float64 tensors, from the same float32 normals), each product and sum rounded
 on its own; the constants are rounded once from float64.
 
 The op writes  increment = weights[:, 0] V(nodes[:, 1]) + weights[:, 1] V(nodes[:, 0]),  which with
 weights (1, -exp(-h)) / sqrt(1 - exp(-2 h)) is the N(0, 1) of the increment of W between two nodes h
-apart. A node below 0 stands for lam = -inf, where V counts as 0; one above 2^depth counts as it.
-`last` is V(nodes[:, 0]) if it is known, and may be an output itself. `value` receives
+apart. A node below 0 stands for lam = -inf, where V is taken as 0. A node above 2^depth is taken as
+2^depth. `last` is V(nodes[:, 0]) if it is known; it may be an output itself. `value` receives
 V(nodes[:, 1]).
 """
 
@@ -36,8 +37,8 @@ LAST_WORD = (1 << 26) - 1
 
 # To an end: exp(-8), sqrt(1 - exp(-16)).
 END = (0.00033546262790251185, 0.9999999437324111)
-# Of levels 2, 3 ...: 1 / (2 cosh h), sqrt(tanh h), h = 16 / 2^level. Written out, since no two
-# libraries agree on the last bit of tanh; csrc/ops/brownian/tree.h has the same.
+# For levels 2, 3, ...: 1 / (2 cosh h), sqrt(tanh h), h = 16 / 2^level. They are written out because
+# math libraries differ in the last bit of tanh. csrc/ops/brownian/tree.h has the same numbers.
 LEVELS = (
     (0.018309496736843265, 0.999664593620814),
     (0.13290111441703983, 0.9818490617583829),

@@ -1,4 +1,4 @@
-"""`brownian` in Triton; what it is stands in reference.py."""
+"""`brownian` in Triton. reference.py specifies it; launch.py has the prefixes of names."""
 
 from functools import lru_cache
 
@@ -23,7 +23,7 @@ def _value(p_levels, node, depth, start, id_lo, id_hi, seed_lo, seed_hi, BLOCK: 
     last = tl.full([], 1, tl.int64) << depth
     node = tl.minimum(node, last)
     above = node > last // 2
-    # Normals to make: the middle's, the end's, then one a level down to the node's own.
+    # Normals that are drawn: the middle's, an end's, then one for each level down to the node's.
     count = depth + 1
     rest = tl.where(node > 0, node, 1)
     while (rest & 1) == 0:
@@ -78,7 +78,7 @@ def brownian_kernel(
     begin = node
     if p_last is not None:
         b_known = tl.load(p_last + o_batch, mask=m_element, other=0.0)
-        begin = tl.full([], -1, tl.int64)  # known: nothing to make
+        begin = tl.full([], -1, tl.int64)  # it is known, and not computed
     b_from = _value(p_levels, begin, depth, start, id_lo, id_hi, seed_lo, seed_hi, BLOCK)
     if p_last is not None:
         b_from = tl.where(node < 0, b_from, b_known)

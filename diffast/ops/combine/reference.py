@@ -1,6 +1,7 @@
 """The specification of `combine`, in plain torch: what the kernels must equal, bit for bit.
 
-It serves any device that has no kernel. Float32 arithmetic here means one torch call per rounding.
+It serves every device that has no kernel. Float32 arithmetic here means one torch call per
+rounding.
 """
 
 import math
@@ -25,7 +26,7 @@ def arithmetic_dtype(tensors) -> torch.dtype:
 
 def round_to(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Returns the value rounded once, to nearest even."""
-    # A half result of float64 arithmetic goes by way of float32, as every converter here does.
+    # Float64 is rounded to a half type by way of float32, as all backends do.
     if value.dtype == torch.float64 and dtype in (torch.float16, torch.bfloat16):
         value = value.to(torch.float32)
     return value.to(dtype)
@@ -41,8 +42,8 @@ def sum_columns(weights: list, columns: list[torch.Tensor]) -> torch.Tensor:
 
 def clamp_to(value: torch.Tensor, limits) -> torch.Tensor:
     """Returns the value within (low, high); NaN stays NaN."""
-    # Spelled out, as in csrc/core/row.h: torch.clamp refuses limits beyond float32, which round to
-    # infinity here, and leaves open which zero max(-0, +0) is.
+    # As in csrc/core/row.h. torch.clamp would refuse limits beyond float32, which round to infinity
+    # here, and it does not say which zero max(-0, +0) is.
     limits = torch.tensor(limits, dtype=torch.float64, device=value.device).to(value.dtype)
     value = torch.where(value < limits[0], limits[0], value)
     return torch.where(value > limits[1], limits[1], value)

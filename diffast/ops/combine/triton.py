@@ -139,7 +139,8 @@ def _launch(
     with torch.cuda.device_of(xs[0]):
         combine_kernel[grid](
             tuple(xs),
-            tuple(outs) or (xs[0],),  # never empty: a clamped row alone may go unstored
+            tuple(outs)
+            or (xs[0],),  # a tuple may not be empty, and a clamped row alone may be unstored
             tuple(weights) if weights else None,
             tuple(noise) if noise else None,
             table,

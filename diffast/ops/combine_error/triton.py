@@ -1,8 +1,8 @@
 """`combine_error` in Triton: the rows of `combine`, and their norms.
 
-One program a block of a sample writes the outputs and a partial sum; a second kernel adds a
-sample's partial sums up. The block's size depends on the number of elements alone, and so do the
-sums' order and bits. Float64 tensors are served by the reference.
+A program takes a block of one sample and writes the outputs and a partial sum; a second kernel adds
+up a sample's partial sums. The block's size depends on the number of elements alone, and so do the
+order and the bits of the sums. Float64 tensors are served by the reference.
 
 See launch.py for the prefixes.
 """
@@ -119,7 +119,7 @@ def error_kernel(
     if FORM > 0:
         b_scale = b_size * tl.load(p_tolerance + i_sample * 2 + 1).to(tl.float32)
         b_delta = _larger(b_delta, b_scale) if FORM == 1 else b_delta + b_scale
-    # Lanes behind the end may hold normals.
+    # Elements beyond the end may hold normals.
     m_none = (b_error == 0.0) | (o_element >= elements)
     b_q = tl.where(m_none, 0.0, tl.div_rn(b_error, tl.where(m_none, 1.0, b_delta))).to(tl.float64)
     p_partial = p_partials + (i_sample * programs + i_program % programs) * 2
@@ -177,7 +177,7 @@ def _launch(
         partials = torch.empty(samples, blocks, 2, dtype=torch.float64, device=xs[0].device)
         error_kernel[grid](
             tuple(xs),
-            tuple(outs) or (xs[0],),  # never empty
+            tuple(outs) or (xs[0],),  # a tuple may not be empty
             weights,
             noise,
             streams,

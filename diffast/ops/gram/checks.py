@@ -8,7 +8,7 @@ from diffast.ops.schema import MAX_GRAM_INPUTS, MAX_GRAM_ROWS
 
 
 def check_gram(xs, weights, sums, pointers=True) -> None:
-    """Refuses a bad call of `gram`, which does not compare its tensors by address."""
+    """Refuses a bad call of `gram`. Its tensors are not compared by address (`pointers`)."""
     rows = check_table(xs, weights, None, None, [])
     check(
         len(xs) <= MAX_GRAM_INPUTS and rows <= MAX_GRAM_ROWS,

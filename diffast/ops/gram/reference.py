@@ -9,8 +9,8 @@ from diffast.ops.gram.checks import check_gram
 def gram(xs, weights, sums):
     """Writes <y_i, y_j> of the rows y_j = sum_k weights[b, j, k] xs[k] of every sample b.
 
-    Rows are rounded as those of `combine.table`; products of two of them are made and added up in
-    float64, in an order that depends on the number of elements alone.
+    Rows are rounded as in `combine.table`. Products of two rows are made and added up in float64,
+    in an order that depends on the number of elements alone.
 
     Args:
         xs: 1 to 8 tensors [B, ...], float32, float16, bfloat16 or float64.

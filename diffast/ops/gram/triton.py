@@ -1,7 +1,7 @@
 """`gram` in Triton: rows in registers, the products of their pairs added up in float64.
 
-One program a block of a sample, then a second kernel over the blocks, in an order that depends on
-the number of elements alone. See launch.py for the prefixes.
+A program takes a block of one sample; a second kernel adds up the blocks, in an order that depends
+on the number of elements alone. See launch.py for the prefixes.
 """
 
 import torch

@@ -8,7 +8,7 @@ from diffast.ops.checks import Beside, check, check_dtype, check_word, dtype_tex
 
 
 def check_normal_out(ids, seed, stage: int, scale: float, out, pointers=True) -> None:
-    """Refuses a bad call of `normal.out`, whose tensors nobody compares by address."""
+    """Refuses a bad call of `normal.out`. Its tensors are not compared by address (`pointers`)."""
     check_dtype("normal", "out", out)
     check(
         ids.dtype == torch.int64 and ids.dim() == 1 and ids.is_contiguous(),

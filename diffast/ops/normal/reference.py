@@ -58,7 +58,7 @@ def log_uniform(u: torch.Tensor) -> torch.Tensor:
 
 def to_normals(radius_bits: torch.Tensor, angle_bits: torch.Tensor) -> tuple:
     """Returns two float32 normals per pair of words (Box-Muller), as csrc/core/normal.h does."""
-    # torch's float32 root on the CPU is off by an ulp now and then: root in float64, then round.
+    # torch's float32 root on the CPU is sometimes off by an ulp: take it in float64, then round.
     square = log_uniform(to_uniform(radius_bits)) * -2.0
     radius = square.to(torch.float64).sqrt().to(torch.float32)
     quadrant = ((angle_bits + 0x20000000) & _MASK) >> 30

@@ -1,35 +1,40 @@
-"""The specification of `sweep`: walks along a plan on network outputs that were made beforehand.
+"""The specification of `sweep`: stages of a plan on network outputs that were made beforehand.
 
-Everything is per element. A job walks `real` stages first, first + 1, ... and then `tail` more. Let
-p be the walk's model input, a its anchor (p itself unless `parts`), h_1 .. h_E what is remembered,
-newest first, q = walk[job, k] the stage's row and z the normals of (seed, ids[sample], stage):
+Everything is computed element by element. A job goes through `real` stages first, first + 1, ...,
+which have network outputs, and then through `tail` more, which have none. Let p be the job's
+current model input, a its anchor (p itself unless `parts`), h_1 .. h_E the remembered entries,
+newest first, q = walk[job, k] the row of x of its stage k, and z the normals of (seed, ids[sample],
+stage):
 
     columns = a, p (with `parts`), outputs[q], h_E .. h_1, the clamped x0 (with `clamp`), z
     row r   = sum over columns of weights[stage, r] * column + c (p - x[q])
     c       = changes[stage, r] slopes[q]
     rows      the x0 estimate, the entry (E > 0), the anchor (`parts`), the next p
 
-summed as `combine` does, the change last. x[q] is where the network was called and slopes[q] how
-its answer changes with p. Where p is x[q], the change is -0, which alters no number: such a walk
-has the bits of a sequential run. The x0 estimate has neither the x0 column nor noise; with `clamp`
-it is clamped, change and all, and then a column.
+Columns are summed as `combine` does, and the change is added last. x[q] is the point at which the
+network was called, and slopes[q] how its output changes with p. Where p equals x[q], the change is
+-0, which alters no number: the job then has the bits of a sequential run. The x0 estimate has
+neither the column of the clamped x0 nor noise. With `clamp` the x0 estimate is clamped, after the
+change was added, and is then a column of the other rows.
 
-A tail stage has no outputs. Its x0 estimate continues the line through the last one d and the noise
-e = (p - alpha d) / sigma that belongs to it, and follows the walk's distance from that line:
+A tail stage has no outputs. Its x0 estimate comes from the line alpha d + sigma e, where d is the
+last x0 estimate and e = (p - alpha d) / sigma the noise that p then held, and from p's distance to
+it:
 
     x0  = d + gain (p - (alpha d + sigma e)),      clamped with `clamp`
     row = sum over (a, p (with `parts`), h_E .. h_1, x0, z) of tails[stage, r] * column
 
-with line[stage] = (alpha, sigma, 1 / sigma or 0, gain). Before every stage p goes to points[q]
-(with `write`), and at real ones the sum of (p - x[q])^2 to norms[job, k]. After the last one p, a,
-h_1 .. h_E, d and e become states[state_out]; without a tail norms[job, real] is first set to the
-sum of (p - the point that stood there)^2. All other norms are 0. Jobs are walked in any order: none
-reads a row or a state that another writes, and no walk has a row twice.
+with line[stage] = (alpha, sigma, 1 / sigma or 0, gain). Before every stage p is written to
+points[q] (with `write`). Stages with outputs set norms[job, k] to the sum of (p - x[q])^2. After
+the last stage p, a, h_1 .. h_E, d and e are written to states[state_out]. Before that, without a
+tail, norms[job, real] is set to the sum of (p - p')^2, where p' is the point that states[state_out]
+held. All other norms are 0. Jobs run in any order: no job reads a row or a state that another job
+writes, and no job has a row twice.
 
-With chunk > 0 (E = 0, no parts, no clamp) the real stages are walked in chunks of so many, all at
-once: first each from its x[q], the first from p, to an end f; let A be the product over a chunk of
-(weights[stage, p's row, a] + c). Then chunk n + 1 starts at f_n + A_n (start_n - where it was first
-started) and is walked again.
+With chunk > 0 (E = 0, no parts, no clamp) the stages with outputs are done in chunks of so many,
+all chunks at once. First each chunk runs from x[q] of its first stage (the first chunk from p) to
+an end f. Let A be the product over a chunk of (weights[stage, p's row, a] + c). Then chunk n + 1
+runs again from start_(n+1) = f_n + A_n (start_n - the point from which chunk n ran first).
 """
 
 import torch
@@ -116,7 +121,7 @@ class _Sweep:
         ]
 
     def change(self, stage, r, q, delta):
-        """Returns what row r gains from the distance to where the network was called."""
+        """Returns what is added to row r for the distance from where the network was called."""
         product = delta * self.number(self.changes[stage, r] * self.slopes[q])
         return torch.where(delta == 0, torch.full_like(product, -0.0), product)
 
@@ -124,7 +129,7 @@ class _Sweep:
         return sum_columns([self.number(w) for w in weights], columns)
 
     def real(self, place, stage, q, sample):
-        """Walks one stage with outputs; returns the new place and the x0 estimate."""
+        """Does one stage with outputs; returns the new (p, a, entries) and the x0 estimate."""
         p, a, entries = place
         delta = p - self.x[q]
         column = [a, p] if self.parts else [p]
@@ -147,7 +152,7 @@ class _Sweep:
         return self.moved(rows, entries), x0
 
     def tail(self, place, stage, sample, along):
-        """Walks one stage without outputs; returns the new place."""
+        """Does one stage without outputs; returns the new (p, a, entries)."""
         p, a, entries = place
         d, e = along
         alpha, sigma, _, gain = (self.number(value) for value in self.line[stage])
@@ -205,7 +210,7 @@ class _Sweep:
         return (p, a if self.parts else p, planes[2 : 2 + entries]), tuple(planes[-2:])
 
     def chunk_starts(self, place, job, rows, chunk):
-        """Returns where the chunks after the first begin, by their first stage's number."""
+        """Returns where the chunks after the first begin, by the index of their first stage."""
         sample, first, real = job[SAMPLE], job[FIRST], job[REAL]
         start = begin = place[0]
         starts = {}

@@ -1,11 +1,12 @@
-"""`sweep` in Triton: a program walks one job over a block of elements, everything in registers.
+"""`sweep` in Triton: a program runs one job over a block of elements, with its state in registers.
 
-What the next stage reads is requested before a stage is computed. In chunks, a first kernel walks
-every chunk that another follows, all at once, and notes where it began and ended; a second one,
-again with a program a chunk, makes its own start of these and walks. Sums of squares come in two
-stages, in an order that depends on the number of elements alone.
+What the next stage reads is loaded before a stage is computed. In chunks, a first kernel runs every
+chunk that has a next one, all at once, and notes where each began and ended. A second kernel, with
+a program for each chunk, finds its chunk's start from these notes and runs the chunk. Sums of
+squares are made by blocks and then added up, in an order that depends on the number of elements
+alone.
 
-See launch.py for the prefixes. Jobs run in any order: none may read what another one writes.
+See launch.py for the prefixes. Jobs run in any order: no job may read what another one writes.
 """
 
 import struct
@@ -21,7 +22,7 @@ from diffast.ops.normal.triton import draw
 from diffast.ops.sweep.checks import check_sweep
 
 LARGE_BLOCK, SMALL_BLOCK = 512, 128
-# Below so many elements a sample, small blocks: walks are long, and few blocks leave a GPU idle.
+# Rows with fewer elements use small blocks: jobs take long, and few blocks would leave a GPU idle.
 _MANY = 1 << 16
 _HOST = ["seed_lo", "seed_hi", "low_lo", "low_hi", "high_lo", "high_hi", "chunk", "length"]
 
@@ -30,14 +31,14 @@ _HOST = ["seed_lo", "seed_hi", "low_lo", "low_hi", "high_lo", "high_hi", "chunk"
 def _when(condition, o_element, elements):
     """Returns the mask of a row's elements, all false unless the scalar condition holds.
 
-    The interpreter makes a number of a mask & a scalar, and then refuses it as a mask.
+    Triton's interpreter turns a mask & a scalar into a number, which it refuses as a mask.
     """
     return o_element < tl.where(condition, elements, 0)
 
 
 @triton.jit
 def _double(lo, hi):
-    """Returns the float64 of two words: floats of the host would arrive as float32."""
+    """Returns the float64 made of two words: a float given by the host would arrive as float32."""
     bits = (hi.to(tl.int64) << 32) | (lo.to(tl.int64) & 0xFFFFFFFF)
     return bits.to(tl.float64, bitcast=True)
 
@@ -115,7 +116,7 @@ def sweep_kernel(
     IN_PLACE: tl.constexpr,  # points are x
     BLOCK: tl.constexpr,
 ):
-    """Walks one job, or one chunk of it, for BLOCK elements."""
+    """Runs one job, or one chunk of it, for BLOCK elements."""
     TYPE: tl.constexpr = p_x.dtype.element_ty
     MADE: tl.constexpr = 1 + PARTS + (ENTRIES > 0)  # rows after the x0 estimate
     KNOWN: tl.constexpr = 1 + PARTS + OUTPUTS + ENTRIES  # columns of the x0 estimate
@@ -174,7 +175,7 @@ def sweep_kernel(
             b_p = _gain(b_end, b_distance, tl.load(p_gains + i_job * followed + n))
             p_end += 2 * elements
         b_a = b_p
-        # Behind the last chunk there is nothing to do.
+        # Only the job's last chunk has the tail and writes the state.
         is_last = (end == real) & ((begin < real) | (i_chunk == 0))
         tail = tl.where(is_last, tail, 0)
         state_out = tl.where(is_last, state_out, -1)
@@ -277,7 +278,7 @@ def sweep_kernel(
         b_wide = tl.where(m_out, b_p - tl.load(p_state, mask=m_out, other=0.0), 0.0).to(tl.float64)
         p_partial = p_partials + (i_job * (length + 1) + real) * blocks + i_block
         tl.store(p_partial, tl.sum(b_wide * b_wide, axis=0), mask=(state_out >= 0) & (tail == 0))
-    tl.debug_barrier()  # what stood there has been read
+    tl.debug_barrier()  # the state that is overwritten here has been read above
     tl.store(p_state, b_p, mask=m_out)
     tl.store(p_state + elements, b_a, mask=m_out)
     for h in tl.static_range(ENTRIES):
@@ -298,7 +299,7 @@ def ends_kernel(
     p_ids,
     p_states,  # [states, 4, elements]
     p_ends,  # [jobs, chunks - 1, 2, elements]: where each began and ended
-    p_gains,  # [jobs, chunks - 1]: how its end changes with its beginning
+    p_gains,  # [jobs, chunks - 1]: by how much a chunk's end moves with its beginning
     seed_lo,
     seed_hi,
     chunk,
@@ -308,7 +309,7 @@ def ends_kernel(
     NOISES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Walks one chunk of a job that another follows, from where x has it, for BLOCK elements."""
+    """Runs one chunk that has a next one, from its own row of x, for BLOCK elements."""
     TYPE: tl.constexpr = p_x.dtype.element_ty
     COLUMNS: tl.constexpr = 1 + OUTPUTS + NOISES
     i_program = tl.program_id(0)
@@ -325,7 +326,7 @@ def ends_kernel(
     origin = tl.load(p_job + 1).to(tl.int64)
     first = tl.load(p_job + 4).to(tl.int64)
     begin = i_chunk * chunk
-    # Without a chunk after it, the first one's beginning is all that is asked for.
+    # Of a first chunk without a next one, only the beginning is needed.
     end = tl.where(begin + chunk < tl.load(p_job + 5), begin + chunk, begin)
 
     p_q = p_walk + i_job * length
@@ -373,7 +374,7 @@ def ends_kernel(
 
 @triton.jit(do_not_specialize=["length"])
 def norms_kernel(p_partials, p_norms, p_jobs, length, blocks, SUMS: tl.constexpr):
-    """Adds up the partial sums of one stage of a job, or writes the 0 of one that has none."""
+    """Adds up the partial sums of one stage of a job, or writes 0 where there are none."""
     i_norm = tl.program_id(0).to(tl.int64)
     k = i_norm % (length + 1)
     p_job = p_jobs + i_norm // (length + 1) * 8
@@ -425,7 +426,7 @@ def sweep(
     options |= {"OUTPUTS": len(outputs), "NOISES": noises}
     blocks = triton.cdiv(elements, block)
     chunks = triton.cdiv(length, chunk) if chunk else 1
-    outputs = tuple(outputs) or (x,)  # never empty
+    outputs = tuple(outputs) or (x,)  # a tuple may not be empty
     words = (int32(seed), int32(seed >> 32))
     limits = (*_words(clamp[0]), *_words(clamp[1])) if clamp else (0,) * 4
     with torch.cuda.device_of(x):
