@@ -387,10 +387,4 @@ def _doctor(_: argparse.Namespace) -> int:
     print(f"triton   {diffast.ops.triton_version() or 'not installed'}")
     for device, entry in diffast.backends().items():
         print(f"{device:<8} {entry['backend']}: {entry['reason']}")
-    try:
-        from diffast import _host
-
-        print(f"host     built with {_host.build_info()['compiler']}")
-    except ImportError:
-        print("host     the _host extension is missing (only tests and tables need it)")
     return 0
