@@ -6,15 +6,13 @@ from glob import glob
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 try:
     import torch
     from torch.utils import cpp_extension
 except ImportError:
-    sys.exit(
-        "diffast builds against the torch you already have: install torch, then "
-        "pip install --no-build-isolation ."
-    )
+    torch = None
 
 # The oldest torch whose binaries these may meet; the stable ABI is frozen at that version.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
@@ -24,6 +22,17 @@ HOST_FLAGS += ["-fvisibility=hidden", "-Wno-psabi", "-Wno-unknown-pragmas"]
 NVCC_FLAGS = ["-O3", "-std=c++20", "-fmad=false", "-lineinfo", "--expt-relaxed-constexpr"]
 NVCC_FLAGS += ["-Xcompiler=-fvisibility=hidden"]
 DEFAULT_ARCHS = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+
+
+class TorchIsMissing(build_ext):
+    """Stands in for torch's build command, so that metadata and the sdist need no torch."""
+
+    def run(self):
+        """Ends with one line."""
+        sys.exit(
+            "diffast builds against the torch you already have: install torch, then "
+            "pip install --no-build-isolation ."
+        )
 
 
 def wants_cuda() -> bool:
@@ -83,7 +92,7 @@ def extensions() -> list[Extension]:
 
 
 setup(
-    ext_modules=extensions(),
-    cmdclass={"build_ext": cpp_extension.BuildExtension},
+    ext_modules=extensions() if torch else [Extension("diffast._cpu", [])],
+    cmdclass={"build_ext": cpp_extension.BuildExtension if torch else TorchIsMissing},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

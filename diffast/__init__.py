@@ -12,6 +12,8 @@ Example:
 from importlib import import_module
 from typing import Any
 
+from diffast._namespace import attributes
+
 __version__ = "0.1.0"
 
 # Where each public name lives. Loaded when first asked for: plans can be made without torch.
@@ -34,10 +36,11 @@ _HOMES = {
     "add_noise": "diffast.noise.forward_process",
     "backends": "diffast.ops",
     "digits": "diffast.digits",
+    "embedded": "diffast.solvers.embedded",
     "grids": "diffast.grids",
     "integrations": "diffast.integrations",
     "ops": "diffast.ops",
-    "pairs": "diffast.solvers.embedded",
+    "pairs": "diffast.solvers.embedded",  # the old name of `embedded`
     "sample": "diffast.executors.sequential",
     "sample_adaptive": "diffast.executors.adaptive.sample",
     "sample_parallel": "diffast.executors.parallel.sample",
@@ -46,19 +49,17 @@ _HOMES = {
     "unroll": "diffast.plan",
 }
 
-__all__ = list(_HOMES)
+__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]: __init__.pyi lists them
+
+
+_unknown, __dir__ = attributes(__name__, __all__)
 
 
 def __getattr__(name: str) -> Any:
     """Returns the public object of that name, or the module behind it."""
     if name not in _HOMES:
-        raise AttributeError(f"module 'diffast' has no attribute {name!r}")
+        return _unknown(name)
     module = import_module(_HOMES[name])
-    value = getattr(module, name, module)
+    value = vars(module).get(name, module)
     globals()[name] = value
     return value
-
-
-def __dir__() -> list[str]:
-    """Returns the public names."""
-    return sorted([*globals(), *__all__])

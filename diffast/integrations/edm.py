@@ -7,6 +7,8 @@ Example, in place of `edm_sampler` of EDM's generate.py:
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -71,7 +73,7 @@ def edm_sampler(
         with torch.inference_mode(False), torch.no_grad():
             return net(x, t[0], class_labels)
 
-    noise = {"noise": draw} if S_churn else {}
+    noise: dict[str, Any] = {"noise": draw} if S_churn else {}
     with torch.no_grad():
         denoiser = Denoiser(network, plan.schedule, predicts="x0")
         return sample(denoiser, plan, x=start * levels[0], **noise).x

@@ -139,7 +139,7 @@ class _Steps:
         self.model, self.extra_args, self.callback, self.bar = model, extra_args, callback, bar
         self.sigmas, self.dtype, self.calls = sigmas, dtype, 0
         self.starts = step_starts(plan, levels)
-        self.levels = None
+        self.levels: Any = None
         if callback is not None:
             self.levels = torch.tensor(plan.call_times, dtype=sigmas.dtype, device=sigmas.device)
 

@@ -5,12 +5,16 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import tomllib
 
 import pytest
 import torch
 from places import ROOT
 
 import diffast as df
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def run_python(program, **environment):
@@ -84,36 +88,89 @@ def test_a_broken_binary_is_loud(tmp_path):
     assert "_cpu.abi3.so" in broken.stderr
 
 
-def setup(program_before, **environment):
+def setup(program_before, *arguments, root=ROOT, **environment):
     program = (
-        f"{program_before}\nimport sys, os, runpy\nos.chdir({str(ROOT)!r})\n"
-        "sys.argv = ['setup.py', '--version']\nrunpy.run_path('setup.py', run_name='__main__')"
+        f"{program_before}\nimport sys, os, runpy\nos.chdir({str(root)!r})\n"
+        f"sys.argv = ['setup.py', *{arguments}]\nrunpy.run_path('setup.py', run_name='__main__')"
     )
     return run_python(program, **environment)
 
 
-def test_building_without_torch_says_so_in_one_line():
-    refused = setup("import sys; sys.modules['torch'] = None")
+NO_TORCH = "import sys; sys.modules['torch'] = None"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of what git holds: building leaves files behind."""
+    root = tmp_path_factory.mktemp("checkout") / "diffast"
+    skip = shutil.ignore_patterns(
+        *(".git", ".venv", ".*_cache", "build", "dist", "*.egg-info", "*.so", "__pycache__")
+    )
+    shutil.copytree(ROOT, root, ignore=skip)
+    return root
+
+
+def test_the_version_stands_in_one_place():
+    assert PROJECT["project"]["dynamic"] == ["version"]
+    assert setup(NO_TORCH, "--version").stdout.strip() == df.__version__
+
+
+@pytest.mark.parametrize("command", ["build_ext", "bdist_wheel"])
+def test_building_without_torch_says_so_in_one_line(command, checkout):
+    refused = setup(NO_TORCH, "-q", command, root=checkout)
     assert refused.returncode == 1
-    assert refused.stderr.strip().splitlines() == [
+    assert refused.stderr.strip().splitlines()[-1:] == [
         "diffast builds against the torch you already have: install torch, then "
         "pip install --no-build-isolation ."
     ]
+    assert "Traceback" not in refused.stderr
+
+
+def test_the_sdist_is_made_without_torch_and_holds_what_building_and_testing_need(checkout):
+    made = setup(NO_TORCH, "-q", "sdist", root=checkout)
+    assert made.returncode == 0, made.stderr
+    (archive,) = (checkout / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as held:
+        names = {name.partition("/")[2] for name in held.getnames()}
+        info = held.extractfile(f"diffast-{df.__version__}/PKG-INFO").read().decode()
+    for folder in ("bench", "csrc", "diffast", "docs", "examples", "tests"):
+        files = [p for p in (checkout / folder).rglob("*") if p.is_file()]
+        assert {str(p.relative_to(checkout)) for p in files} <= names, folder
+    assert {"Makefile", "pyproject.toml", "setup.py", ".ci/run", "CHANGELOG.md"} <= names
+    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+    for field in ("Author: ", "Keywords: ", "License-Expression: Apache-2.0", "Classifier: Typing"):
+        assert f"\n{field}" in info
 
 
 def test_the_cuda_switch_is_checked(tmp_path):
-    assert "DIFFAST_CUDA is 'yes' but must be 0 or 1" in setup("", DIFFAST_CUDA="yes").stderr
+    assert (
+        "DIFFAST_CUDA is 'yes' but must be 0 or 1"
+        in setup("", "--version", DIFFAST_CUDA="yes").stderr
+    )
     if torch.version.cuda is None:
-        refused = setup("", DIFFAST_CUDA="1", CUDA_HOME=str(tmp_path))
+        refused = setup("", "--version", DIFFAST_CUDA="1", CUDA_HOME=str(tmp_path))
         assert f"{tmp_path}/bin/nvcc does not exist: set CUDA_HOME" in refused.stderr
 
 
 def test_base_install_is_small():
-    import tomllib
+    names = {re.match(r"[a-z0-9_-]+", d).group() for d in PROJECT["project"]["dependencies"]}
+    assert names == {"torch", "numpy", "safetensors", "tqdm"}
 
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    names = {re.match(r"[a-z0-9_-]+", d).group() for d in project["dependencies"]}
-    assert names == {"torch", "numpy", "safetensors", "tqdm", "pillow"}
+
+def test_a_png_without_pillow_is_refused_before_the_work(tmp_path):
+    program = (
+        "import sys; sys.modules['PIL'] = None\n"
+        "import diffast.cli.output as output\n"
+        "output.find_spec = lambda name: None\n"
+        "from diffast.cli import main\n"
+        f"sys.exit(main(['sample', '--out', {str(tmp_path / 'a.png')!r}]))"
+    )
+    refused = run_python(program)
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        f"diffast: output {tmp_path}/a.png needs Pillow, which is not installed: "
+        "pip install 'diffast[pictures]', or write .npz or .safetensors\n"
+    )
 
 
 def test_import_is_lean():

@@ -19,8 +19,9 @@ from given_noise import (
 from numpy_executor import run
 
 from diffast import grids, schedules
+from diffast.solvers.aliases import euler_ancestral
 from diffast.solvers.few_step.consistency import lcm, tcd
-from diffast.solvers.ode.euler import ddim, euler, euler_ancestral
+from diffast.solvers.ode.euler import ddim, euler
 from diffast.solvers.ode.heun import heun
 from diffast.solvers.sde.ancestral import (
     dpm_2_ancestral,

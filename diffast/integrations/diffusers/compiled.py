@@ -6,6 +6,8 @@ constant of the graph: a run takes two graphs, for the first step and for the ot
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -42,8 +44,8 @@ class CompiledRun:
         self.boundary = None
         if self.recipe.boundary is not None:
             self.boundary = torch.tensor(self.recipe.boundary, device=stepper.device)
-        self.factors = None
-        self.state: State | None = None
+        self.factors: Any = None  # a tensor, where the network's input is scaled
+        self.state: Any = None  # State, after the first step
 
     def step(self, sample, output, row, generator, noise):
         """Returns (next sample, x0 estimate), [B, ...] each, of the sample's promoted dtype.
@@ -60,7 +62,7 @@ class CompiledRun:
         dtype = output.dtype
         if not self.recipe.wide and sample.dtype != dtype:
             dtype = torch.promote_types(dtype, sample.dtype)
-        state = self._state(sample, row, generator)
+        state: Any = self._state(sample, row, generator)
         if noise is not None and self.counter:
             raise ValueError("step: variance_noise is given, but noise is 'counter'")
         if not self.draws:

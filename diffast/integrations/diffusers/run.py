@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import itemgetter
+from typing import Any
 
 import torch
 
@@ -40,9 +42,9 @@ class Recipe:
     """
 
     plan: Plan
-    reads: object
+    reads: Any
     clamp: float | None = None
-    hook: object = None
+    hook: Callable[[torch.Tensor], torch.Tensor] | None = None
     draws: tuple[bool, ...] = ()
     noise_dtype: torch.dtype | None = None
     wide: bool = False
@@ -212,7 +214,8 @@ class Run:
 
     def _shown(self, i, sample, output, noise, dtype):
         x0 = torch.empty(sample.shape, dtype=dtype, device=sample.device)
-        of_sample, of_output, of_noise = map(float, self.recipe.estimates[i])
+        estimates: Any = self.recipe.estimates
+        of_sample, of_output, of_noise = map(float, estimates[i])
         if noise is not None:
             weights = [of_sample, of_output, of_noise]
             ops.combine_out([sample, output, noise], weights, [x0])
@@ -229,9 +232,10 @@ class Run:
         return x0
 
     def _slot(self, slot: int, sample) -> torch.Tensor:
-        if self.slots[slot] is None:
-            self.slots[slot] = _new(sample)
-        return self.slots[slot]
+        kept = self.slots[slot]
+        if kept is None:
+            kept = self.slots[slot] = _new(sample)
+        return kept
 
     def _away(self, sample) -> torch.Tensor:
         if self.away is None:

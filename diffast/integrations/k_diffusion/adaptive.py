@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from tqdm.auto import tqdm
@@ -112,7 +114,7 @@ def sample_dpm_adaptive(
         denoiser, state = Denoiser(network, space, predicts="x0", dtype=low), x.detach().to(dtype)
         run = prepare(
             denoiser,
-            pair,
+            pair,  # pyright: ignore[reportArgumentType]: a pair or its name
             state=state,
             seed=seed,
             denoise=False,
@@ -222,9 +224,11 @@ def _check(run):
 class _Model:
     """The model as a network that keeps, if it is wanted, the estimate for each sample's state."""
 
+    run: Any = None  # set when it is made: the run asks the network
+
     def __init__(self, model, dtype, extra_args, keeps, bar):
         self.model, self.dtype, self.extra_args = model, dtype, extra_args
-        self.keeps, self.bar, self.run, self.denoised = keeps, bar, None, None
+        self.keeps, self.bar, self.denoised = keeps, bar, None
 
     def __call__(self, x, sigma):
         denoised = self.model(x, sigma.to(self.dtype), **self.extra_args)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
+from diffast._namespace import attributes, listing, lookup
 from diffast.solvers.embedded.controllers import pid as pid
 from diffast.solvers.embedded.controllers import plain as plain
 from diffast.solvers.embedded.controllers import proportional_integral as proportional_integral
@@ -17,7 +20,23 @@ from diffast.solvers.embedded.solver import Node as Node
 from diffast.solvers.embedded.solver import Nodes as Nodes
 from diffast.solvers.embedded.solver import Pair as Pair
 
-PAIRS = {
+__all__ = [
+    "DPM",
+    "GGF",
+    "PEC",
+    "EulerHeun",
+    "Judgement",
+    "Node",
+    "Nodes",
+    "Pair",
+    "RungeKutta",
+    "get",
+    "pid",
+    "plain",
+    "proportional_integral",
+]
+
+PAIRS: dict[str, Callable[..., Pair]] = {
     "pec": PEC,
     "ggf": GGF,
     "euler_heun": EulerHeun,
@@ -29,12 +48,15 @@ PAIRS = {
 }
 
 
-def get(name: str):
+def get(name: str) -> Callable[..., Pair]:
     """Returns the builder of the pair of that name: options -> Pair.
 
     Raises:
-        ValueError: an unknown name; the message lists the known ones.
+        ValueError: an unknown name; the message gives the nearest ones, and all of them.
     """
-    if name not in PAIRS:
-        raise ValueError(f"pair {name!r} is not known, but these are: {', '.join(PAIRS)}")
-    return PAIRS[name]
+    return lookup("pair", PAIRS, name)
+
+
+__doc__ = f"{__doc__}{listing('df.embedded', PAIRS)}"
+if not TYPE_CHECKING:  # a checker is to tell misspelt names itself
+    __getattr__, __dir__ = attributes(__name__, __all__)

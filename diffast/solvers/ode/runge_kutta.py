@@ -14,10 +14,13 @@ there: dy/dq has the rate 1/q. Exponential methods have no such bound.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffast.plan import Plan
+from diffast.schedules import Schedule
 from diffast.solvers.core.one_step import check_ratio, from_slopes, one_step
 
 # Largest rounding of a row sum; the entries go up to 30.
@@ -115,7 +118,9 @@ TSIT5 = Tableau(
 TABLEAUS = {"bosh3": BOSH3, "dopri5": DOPRI5, "tsit5": TSIT5}
 
 
-def midpoint(schedule, grid, r=0.5, clock=None) -> Plan:
+def midpoint(
+    schedule: Schedule, grid: ArrayLike, r: float = 0.5, clock: Literal["rho", "flow"] | None = None
+) -> Plan:
     """Returns the two-stage method with its second call at q_s + r Delta. Order 2, 2 calls a step.
 
     b = (1 - 1/(2r), 1/(2r)), all there are of order 2 with two stages: r = 1/2 is the midpoint
@@ -135,24 +140,7 @@ def midpoint(schedule, grid, r=0.5, clock=None) -> Plan:
     return one_step("midpoint", schedule, grid, _two_stages(check_ratio("midpoint", "r", r)), clock)
 
 
-def ralston(schedule, grid, clock=None) -> Plan:
-    """Returns Ralston's method: `midpoint` with r = 2/3. Order 2, 2 calls a step.
-
-    Ralston 1962, "Runge-Kutta methods with minimum error bounds": the least bound on the error of
-    all two-stage methods. Out of alpha_s = 0 and into sigma_t = 0: see `midpoint`.
-
-    Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
-        clock: "rho", "flow" or None, see `midpoint`.
-
-    Raises:
-        ValueError: another clock; a grid that `check_grid` refuses.
-    """
-    return one_step("ralston", schedule, grid, _two_stages(2 / 3), clock)
-
-
-def bosh3(schedule, grid, clock=None) -> Plan:
+def bosh3(schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None) -> Plan:
     """Returns Bogacki and Shampine's method with fixed steps. Order 3, 3 calls a step.
 
     Bogacki & Shampine 1989, "A 3(2) pair of Runge-Kutta formulas"; its fourth stage serves the
@@ -169,7 +157,7 @@ def bosh3(schedule, grid, clock=None) -> Plan:
     return one_step("bosh3", schedule, grid, BOSH3, clock)
 
 
-def rk4(schedule, grid, clock=None) -> Plan:
+def rk4(schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None) -> Plan:
     """Returns the classical Runge-Kutta method. Order 4, 4 calls a step.
 
     Kutta 1901. Two calls in the middle, one at the end of the step. Out of alpha_s = 0 and into
@@ -186,7 +174,9 @@ def rk4(schedule, grid, clock=None) -> Plan:
     return one_step("rk4", schedule, grid, RK4, clock)
 
 
-def dopri5(schedule, grid, clock=None) -> Plan:
+def dopri5(
+    schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None
+) -> Plan:
     """Returns Dormand and Prince's method with fixed steps. Order 5, 6 calls a step.
 
     Dormand & Prince 1980, "A family of embedded Runge-Kutta formulae", RK5(4)7M; its seventh stage
@@ -204,7 +194,7 @@ def dopri5(schedule, grid, clock=None) -> Plan:
     return one_step("dopri5", schedule, grid, DOPRI5, clock)
 
 
-def tsit5(schedule, grid, clock=None) -> Plan:
+def tsit5(schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None) -> Plan:
     """Returns Tsitouras' method with fixed steps. Order 5, 6 calls a step.
 
     Tsitouras 2011, "Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
 from diffast.plan import Plan, one_call_plan
+from diffast.schedules import Schedule
 from diffast.solvers.core.noise_split import diffusive
 from diffast.solvers.embedded.pec import share
 
 
-def pec(schedule, grid) -> Plan:
+def pec(schedule: Schedule, grid: ArrayLike) -> Plan:
     """Returns predict-evaluate-correct for the reverse SDE. Weak order 2, 1 call a step.
 
     With h = lam_t - lam_s, d the estimate at the model input, m_0 = d_0 and kappa of the step that

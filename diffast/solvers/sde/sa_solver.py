@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import factorial
+from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
 from diffast.plan import Plan, one_call_plan
 from diffast.plan.registers import entries
+from diffast.schedules import Schedule
 from diffast.solvers.core.noise_split import diffusive
 from diffast.solvers.core.phi import phi
 
@@ -17,13 +21,13 @@ MOST = 4
 
 
 def sa_solver(
-    schedule,
-    grid,
-    predictor_order=2,
-    corrector_order=2,
-    tau=1.0,
-    form="data",
-    kind="more_steps",
+    schedule: Schedule,
+    grid: ArrayLike,
+    predictor_order: ArrayLike = 2,
+    corrector_order: ArrayLike = 2,
+    tau: float | Callable[[float], float] = 1.0,
+    form: Literal["data", "noise"] = "data",
+    kind: Literal["few_steps", "more_steps"] = "more_steps",
 ) -> Plan:
     """Returns SA-Solver, Xue et al. 2023 ("SA-Solver: Stochastic Adams Solver"). 1 call a step.
 
