@@ -11,7 +11,8 @@ from diffast.executors.adaptive.rounds import STATUSES
 from diffast.executors.adaptive.sample import prepare
 from diffast.model.denoiser import Denoiser
 from diffast.ops.schema import CONTROLS, COUNTS, FAILED_FINITE, FINISHED
-from diffast.solvers import embedded as pairs
+from diffast.solvers import embedded
+from diffast.solvers.embedded.controllers import factor
 
 # Nothing but a model that answers with ever new numbers needs so many.
 MOST_CALLS = 1_000_000
@@ -91,8 +92,7 @@ def sample_dpm_adaptive(
             "steps of their own here, which only the package's noise follows"
         )
     space = schedules.edm(float(sigma_min), float(sigma_max))
-    rule = pairs.pid(1.5 if eta else order, pcoeff, icoeff, dcoeff, accept_safety)
-    pair = pairs.DPM(
+    solver = embedded.DPM(
         order,
         float(rtol),
         float(atol),
@@ -101,7 +101,8 @@ def sample_dpm_adaptive(
         s_noise=s_noise,
         lam_end=float(space.lam(space.sigma_min)),
     )
-    pair.controller = rule
+    order_of_error = 1.5 if eta else order
+    solver.controller = embedded.pid(order_of_error, pcoeff, icoeff, dcoeff, accept_safety)
     extra_args = extra_args or {}
     seed = extra_args.get("seed") if eta else 0
     seed = int(torch.randint(2**63 - 1, ())) if seed is None else seed
@@ -112,7 +113,7 @@ def sample_dpm_adaptive(
         denoiser, state = Denoiser(network, space, dtype=low), x.detach().to(dtype)
         run = prepare(
             denoiser,
-            pair,
+            solver,
             state=state,
             seed=seed,
             denoise=False,
@@ -150,9 +151,9 @@ class _Steps:
 
     def __init__(self, run):
         self.control, self.counts = (run.batch.records[name] for name in ("control", "counts"))
-        self.rule = run.pair.controller
+        self.rule = run.solver.controller
         self.control[:, BEFORE] = torch.nan  # errors before the first are those of the first
-        self.h = torch.full_like(self.control[:, TO], run.pair.step)
+        self.h = torch.full_like(self.control[:, TO], run.solver.step)
 
     def record(self):
         """Returns what `follow` has to know of the time before a round."""
@@ -164,9 +165,8 @@ class _Steps:
         error = self.control[:, ERROR]
         before = torch.where(errors[:, 0].isnan(), error, errors[:, 0])
         before2 = torch.where(errors[:, 1].isnan(), before, errors[:, 1])
-        factor = error ** -self.rule["error_power"] * before ** self.rule["before_power"]
-        factor = factor * before2 ** -self.rule["before2_power"]
-        self.h = torch.where(decided, self.h * (1.0 + torch.atan(factor - 1.0)), self.h)
+        wanted = factor(self.rule, error, before, before2)
+        self.h = torch.where(decided, self.h * (1.0 + torch.atan(wanted - 1.0)), self.h)
         to = torch.minimum(self.control[:, AT] + self.h, self.control[:, END])
         self.control[:, TO] = torch.where(decided, to, self.control[:, TO])
         return decided
@@ -187,7 +187,7 @@ def _report(run, steps, denoised, number, dtype, order):
     return {
         "sigma": at.neg().exp(),
         "sigma_hat": at.neg().exp(),
-        "x": run.batch.tensors["x"].clone(),
+        "x": run.batch.tensors["y"].clone(),
         "i": number,
         "t": at,
         "t_up": at,

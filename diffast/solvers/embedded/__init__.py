@@ -1,4 +1,4 @@
-"""Pairs: adaptive methods for `df.sample_adaptive`, and the table of their names."""
+"""Embedded solvers: adaptive methods for `df.sample_adaptive`, and the table of their names."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from diffast.solvers.embedded.controllers import proportional_integral as propor
 from diffast.solvers.embedded.dpm import DPM as DPM
 from diffast.solvers.embedded.ggf import GGF as GGF
 from diffast.solvers.embedded.ggf import EulerHeun as EulerHeun
+from diffast.solvers.embedded.grid import GridCall as GridCall
+from diffast.solvers.embedded.grid import on_grid_rows as on_grid_rows
 from diffast.solvers.embedded.pec import PEC as PEC
 from diffast.solvers.embedded.runge_kutta import RungeKutta as RungeKutta
-from diffast.solvers.embedded.solver import Judgement as Judgement
+from diffast.solvers.embedded.solver import EmbeddedSolver as EmbeddedSolver
 from diffast.solvers.embedded.solver import Node as Node
-from diffast.solvers.embedded.solver import Nodes as Nodes
-from diffast.solvers.embedded.solver import Pair as Pair
+from diffast.solvers.embedded.solver import Step as Step
+from diffast.solvers.embedded.time_variable import TimeVariable as TimeVariable
 
-PAIRS = {
+EMBEDDED = {
     "pec": PEC,
     "ggf": GGF,
     "euler_heun": EulerHeun,
@@ -30,11 +32,12 @@ PAIRS = {
 
 
 def get(name: str):
-    """Returns the builder of the pair of that name: options -> Pair.
+    """Returns the builder of the embedded solver of that name: options -> EmbeddedSolver.
 
     Raises:
         ValueError: an unknown name; the message lists the known ones.
     """
-    if name not in PAIRS:
-        raise ValueError(f"pair {name!r} is not known, but these are: {', '.join(PAIRS)}")
-    return PAIRS[name]
+    if name not in EMBEDDED:
+        known = ", ".join(EMBEDDED)
+        raise ValueError(f"embedded solver {name!r} is not known, but these are: {known}")
+    return EMBEDDED[name]

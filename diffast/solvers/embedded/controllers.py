@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-# The integral controller that does nothing special; the others say where they differ.
+# All numbers of a rule, with the values of the plain integral controller. Other controllers are
+# made from it by the numbers that differ. `reference_accept.py` says what each one does.
 PLAIN = {
     "threshold": 1.0,
     "safety": 0.9,
@@ -27,9 +29,12 @@ PLAIN = {
     "by_factor": 0,
 }
 
+# Numbers that belong to the method. They stay when a controller is chosen by name.
+OF_THE_METHOD = ("step_min", "step_max", "balance", "noise_floor", "error_eps")
+
 
 def plain(power: float, safety: float = 0.9, **changes) -> dict:
-    """Returns h <- safety h E^-power after an attempt of error E, clipped to [1/5, 5].
+    """Returns h <- safety h E^-power after a step of error E, clipped to [1/5, 5].
 
     Args:
         power: the exponent, 1 over the order of the error in h.
@@ -38,6 +43,17 @@ def plain(power: float, safety: float = 0.9, **changes) -> dict:
     """
     rule = PLAIN | {"safety": safety, "error_power": power}
     return rule | {"reject_safety": safety, "reject_power": power} | changes
+
+
+def gotta_go_fast(r: float = 0.9, theta: float = 0.9) -> dict:
+    """Returns h <- theta h E^-r without bounds (Jolicoeur-Martineau et al. 2021, algorithm 1).
+
+    Args:
+        r: the exponent.
+        theta: factor on every step.
+    """
+    free = {"least": 0.0, "most": math.inf, "reject_least": 0.0, "reject_most": math.inf}
+    return plain(r, theta, **free)
 
 
 def proportional_integral(order: float, **changes) -> dict:
@@ -61,7 +77,7 @@ def pid(order, pcoeff=0.0, icoeff=1.0, dcoeff=0.0, accept_safety=0.81, **changes
         pcoeff: proportional coefficient.
         icoeff: integral coefficient.
         dcoeff: differential coefficient.
-        accept_safety: least factor of an accepted attempt.
+        accept_safety: least factor of an accepted step.
         changes: other numbers, by name.
     """
     return (
@@ -79,3 +95,23 @@ def pid(order, pcoeff=0.0, icoeff=1.0, dcoeff=0.0, accept_safety=0.81, **changes
         }
         | changes
     )
+
+
+# Controllers that a run may choose by name, whatever its method: without the method's numbers.
+NAMED = {
+    name: {key: value for key, value in rule.items() if key not in OF_THE_METHOD}
+    for name, rule in (("pi", proportional_integral(2.0)), ("ggf", gotta_go_fast()))
+}
+
+
+def factor(rule: dict, error: Any, before: Any, before2: Any) -> Any:
+    """Returns E^-error_power E1^before_power E2^-before2_power, of numbers or tensors.
+
+    Args:
+        rule: the numbers of a controller.
+        error: of the step just tried.
+        before: of the accepted step before.
+        before2: of the one before that.
+    """
+    found = error ** -rule["error_power"] * before ** rule["before_power"]
+    return found * before2 ** -rule["before2_power"]
