@@ -106,11 +106,6 @@ class TrialProgram:
     moves: list[int]
     memory: list[int]
 
-    @property
-    def calls(self) -> int:
-        """Returns the number of network calls of a trial step beside call 0."""
-        return self.solver.calls
-
     @cached_property
     def rejected(self) -> tuple[str, ...]:
         """Returns the names of the remembered points."""
@@ -134,12 +129,15 @@ class TrialProgram:
         """
         parts = []
         for call, mask in stages:
-            row, value = self._input_rows(step, call, rejected)
+            row, value = self.input_rows(step, call, rejected)
             parts.append((mask, [row] * copies + [value] * (self.noise.kind == "bridge")))
         return _assemble(step, parts, self.order)
 
-    def _input_rows(self, step: Step, call: int, rejected: dict) -> tuple[Row, Row]:
-        """Returns the rows of the network input and of the path's value at the step's end."""
+    def input_rows(self, step: Step, call: int, rejected: dict) -> tuple[Row, Row]:
+        """Returns the rows of the network input of a call and of the path's value at the end.
+
+        The column z1 in them is a fresh normal number.
+        """
         row = dict(self.solver.rows_before(step, call)[X])
         if not self.noise.holds or Z1 not in row:
             return row, {HELD: 1.0}
@@ -173,25 +171,37 @@ class TrialProgram:
             scale: guidance scale, a float or an array [B].
         """
         estimate = self._estimate(step, scale)
-        fused = self.clamp and not self.hook
-        kept = {X0: 1.0} if self.hook or self.clamp else estimate
-        first = [estimate] if fused else []
-        judged = [ERROR] if self.solver.error_form == "scalar" else [ERROR, SIZE, NEW_SIZE]
-        parts, drawn = [], []
-        for call, mask in stages:
-            rows = {n: written_out(r, kept) for n, r in self.solver.rows_after(step, call).items()}
-            made = [row for name, row in rows.items() if name not in JUDGED and not _is_copy(row)]
-            made += [{}] * (len(self.proposals) - len(made))
-            parts.append((mask, first + made + [rows.get(name, {}) for name in judged]))
-            drawn.append(rows.get(DRAWN, {}))
-        measured = any(drawn)
-        if measured:
-            parts = [(mask, [*rows, d]) for (mask, rows), d in zip(parts, drawn, strict=True)]
-        table = _assemble(step, parts, self.order, X0 if fused else None)
+        parts = [(mask, self.settle_rows(step, call, estimate)) for call, mask in stages]
+        measured = any(rows[-1] for _, rows in parts)
+        if not measured:
+            parts = [(mask, rows[:-1]) for mask, rows in parts]
+        table = _assemble(step, parts, self.order, X0 if self._fused else None)
         # Where no sample is judged in this round, any tolerance will do.
-        atol, rtol = self.solver.tolerance(step) if stages[-1][0] == self.calls else (1.0, 0.0)
+        judged = stages[-1][0] == self.solver.calls
+        atol, rtol = self.solver.tolerance(step) if judged else (1.0, 0.0)
         tolerance = numbers(step, 1, 2, {(0, 0): atol, (0, 1): rtol})[:, 0]
         return SettleTable(table, tolerance, measured)
+
+    def settle_rows(self, step: Step, call: int, estimate: Row) -> list[Row]:
+        """Returns the rows of one call, {} where there is none; the last one is the drawn noise.
+
+        Args:
+            step: the samples' trial steps.
+            call: which call.
+            estimate: the row of the x0 estimate.
+        """
+        kept = {X0: 1.0} if self.hook or self.clamp else estimate
+        rows = {n: written_out(r, kept) for n, r in self.solver.rows_after(step, call).items()}
+        made = [row for name, row in rows.items() if name not in JUDGED and not _is_copy(row)]
+        made += [{}] * (len(self.proposals) - len(made))
+        judged = (ERROR,) if self.solver.error_form == "scalar" else (ERROR, SIZE, NEW_SIZE)
+        judged = [rows.get(name, {}) for name in (*judged, DRAWN)]
+        return [estimate, *made, *judged] if self._fused else [*made, *judged]
+
+    @property
+    def _fused(self) -> bool:
+        """Returns whether the table makes and clamps the x0 estimate as its first row."""
+        return self.clamp and not self.hook
 
     def _estimate(self, step: Step, scale: Any) -> Row:
         call = step.call

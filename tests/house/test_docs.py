@@ -79,7 +79,7 @@ def test_options_of_embedded_solvers(name):
 def test_columns_of_embedded_solvers(name):
     _, variable, order, error, calls, _ = EMBEDDED_ROWS[name]
     solver = embedded.get(name)()
-    runge_kutta = name in solvers.runge_kutta.TABLEAUS
+    runge_kutta = isinstance(solver, embedded.RungeKutta)
     assert variable == ("rho, flow" if runge_kutta else solver.time_variable)
     _, solution, of_error = BUILDS[f"{name}_{solver.time_variable}" if runge_kutta else name]
     weak = {case.name: f"{case.order} weak" for case in ALL_SOLVERS if case.sense == "weak"}

@@ -8,7 +8,7 @@ more, unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -44,12 +44,12 @@ class Batch:
 
     def __init__(
         self,
-        shape,
+        shape: Sequence[int],
         dtype: torch.dtype,
         device: torch.device,
         *,
-        held,
-        passing,
+        held: Sequence[str],
+        passing: Sequence[str],
         control: torch.Tensor,
         counts: torch.Tensor,
         streams: torch.Tensor,

@@ -16,7 +16,9 @@ PATH_DEPTH = 20
 PATH_CELL = 2.0 * PATH_RANGE / 2.0**PATH_DEPTH  # between two nodes of a path, in log-SNR
 
 
-def draw_start(step: Step, streams, increment_out: torch.Tensor, value_out: torch.Tensor) -> None:
+def draw_start(
+    step: Step, streams: torch.Tensor, increment_out: torch.Tensor, value_out: torch.Tensor
+) -> None:
     """Writes the path's values where the samples stand.
 
     Args:

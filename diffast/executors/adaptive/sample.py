@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,10 +83,10 @@ class AdaptiveSamples:
 def sample_adaptive(
     denoiser: Denoiser,
     method: str | EmbeddedSolver = "pec",
-    shape: tuple[int, ...] | None = None,
+    shape: Sequence[int] | None = None,
     *,
     progress: bool = False,
-    **options,
+    **options: Any,
 ) -> AdaptiveSamples:
     """Returns samples of the denoiser's distribution, every one by steps of its own size.
 
@@ -143,8 +145,8 @@ sample_adaptive.__signature__ = _with_options(inspect.signature(sample_adaptive)
 def prepare(
     denoiser: Denoiser,
     method: str | EmbeddedSolver = "pec",
-    shape: tuple[int, ...] | None = None,
-    **options,
+    shape: Sequence[int] | None = None,
+    **options: Any,
 ) -> AdaptiveRun:
     """Returns the run of `sample_adaptive` before its first network call; the same arguments."""
     names = {field.name for field in fields(AdaptiveOptions)} & set(options)

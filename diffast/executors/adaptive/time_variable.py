@@ -7,6 +7,7 @@ device, so that no step has to wait for the host.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class TimeInterval(TimeVariable):
         ValueError: an unknown kind; an end that is no later than the start.
     """
 
-    def __init__(self, schedule, kind: str, until: float, slopes: bool = False):
+    def __init__(self, schedule: Any, kind: str, until: float, slopes: bool = False):
         """Finds the positions of both ends."""
         super().__init__(schedule, kind, slopes)
         first = float(schedule.lam(schedule.t_start))
@@ -70,7 +71,12 @@ class DeviceTimeVariable:
         scales: guidance scales as a function of model times [N], tabulated too.
     """
 
-    def __init__(self, interval: TimeInterval, device, scales: Callable | None = None):
+    def __init__(
+        self,
+        interval: TimeInterval,
+        device: torch.device | str,
+        scales: Callable[[np.ndarray], np.ndarray] | None = None,
+    ):
         """Tabulates the nodes."""
         edges = interval.positions(_edges(interval))
         edges[0], edges[-1] = interval.start, interval.end

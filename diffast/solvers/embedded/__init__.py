@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from diffast.solvers.embedded.controllers import pid as pid
@@ -19,7 +20,7 @@ from diffast.solvers.embedded.solver import Node as Node
 from diffast.solvers.embedded.solver import Step as Step
 from diffast.solvers.embedded.time_variable import TimeVariable as TimeVariable
 
-EMBEDDED = {
+EMBEDDED: dict[str, Callable[..., EmbeddedSolver]] = {
     "pec": PEC,
     "ggf": GGF,
     "euler_heun": EulerHeun,
@@ -31,7 +32,7 @@ EMBEDDED = {
 }
 
 
-def get(name: str):
+def get(name: str) -> Callable[..., EmbeddedSolver]:
     """Returns the builder of the embedded solver of that name: options -> EmbeddedSolver.
 
     Raises:

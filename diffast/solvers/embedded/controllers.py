@@ -7,7 +7,7 @@ from typing import Any
 
 # All numbers of a rule, with the values of the plain integral controller. Other controllers are
 # made from it by the numbers that differ. `reference_accept.py` says what each one does.
-PLAIN = {
+PLAIN: dict[str, float] = {
     "threshold": 1.0,
     "safety": 0.9,
     "error_power": 1.0,
@@ -33,7 +33,7 @@ PLAIN = {
 OF_THE_METHOD = ("step_min", "step_max", "balance", "noise_floor", "error_eps")
 
 
-def plain(power: float, safety: float = 0.9, **changes) -> dict:
+def plain(power: float, safety: float = 0.9, **changes: float) -> dict[str, float]:
     """Returns h <- safety h E^-power after a step of error E, clipped to [1/5, 5].
 
     Args:
@@ -45,7 +45,7 @@ def plain(power: float, safety: float = 0.9, **changes) -> dict:
     return rule | {"reject_safety": safety, "reject_power": power} | changes
 
 
-def gotta_go_fast(r: float = 0.9, theta: float = 0.9) -> dict:
+def gotta_go_fast(r: float = 0.9, theta: float = 0.9) -> dict[str, float]:
     """Returns h <- theta h E^-r without bounds (Jolicoeur-Martineau et al. 2021, algorithm 1).
 
     Args:
@@ -56,7 +56,7 @@ def gotta_go_fast(r: float = 0.9, theta: float = 0.9) -> dict:
     return plain(r, theta, **free)
 
 
-def proportional_integral(order: float, **changes) -> dict:
+def proportional_integral(order: float, **changes: float) -> dict[str, float]:
     """Returns the PI rule h <- 0.9 h E^(-0.7/k) E_before^(0.4/k), k = order.
 
     Gustafsson 1991; the exponents of Hairer, Norsett & Wanner, "Solving ODEs I", section IV.2.
@@ -69,7 +69,14 @@ def proportional_integral(order: float, **changes) -> dict:
     return PLAIN | power | {"error_floor": 1e-4, "calm": 1} | changes
 
 
-def pid(order, pcoeff=0.0, icoeff=1.0, dcoeff=0.0, accept_safety=0.81, **changes) -> dict:
+def pid(
+    order: float,
+    pcoeff: float = 0.0,
+    icoeff: float = 1.0,
+    dcoeff: float = 0.0,
+    accept_safety: float = 0.81,
+    **changes: float,
+) -> dict[str, float]:
     """Returns the PID rule of k-diffusion: limited factor 1 + atan(f - 1), accepted by its size.
 
     Args:

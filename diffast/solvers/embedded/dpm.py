@@ -53,14 +53,14 @@ class DPM(EmbeddedSolver):
 
     def __init__(
         self,
-        order=3,
-        rtol=0.05,
-        atol=0.0078,
-        step=0.05,
-        norm="l2",
-        eta=0.0,
-        lam_end=None,
-        s_noise=1.0,
+        order: int = 3,
+        rtol: float = 0.05,
+        atol: float = 0.0078,
+        step: float = 0.05,
+        norm: str = "l2",
+        eta: float = 0.0,
+        lam_end: float | None = None,
+        s_noise: float = 1.0,
     ):
         """Checks the options and settles the step-size rule."""
         if order not in (2, 3):

@@ -52,15 +52,15 @@ class GGF(EmbeddedSolver):
 
     def __init__(
         self,
-        rtol=0.05,
-        atol=0.0078,
-        r=0.9,
-        theta=0.9,
-        extrapolate=True,
-        norm="l2",
-        previous=True,
-        lamba=False,
-        step=0.01,
+        rtol: float = 0.05,
+        atol: float = 0.0078,
+        r: float = 0.9,
+        theta: float = 0.9,
+        extrapolate: bool = True,
+        norm: str = "l2",
+        previous: bool = True,
+        lamba: bool = False,
+        step: float = 0.01,
     ):
         """Checks the options and settles the step-size rule."""
         check_tolerances(self.name, rtol, atol)
@@ -122,7 +122,9 @@ class EulerHeun(GGF):
 
     name, allows_redraw = "euler_heun", False
 
-    def __init__(self, rtol=0.05, atol=0.0078, step=0.01, norm="l2"):
+    def __init__(
+        self, rtol: float = 0.05, atol: float = 0.0078, step: float = 0.01, norm: str = "l2"
+    ):
         """Checks the options and settles the step-size rule."""
         super().__init__(rtol, atol, norm=norm, previous=False, lamba=True, step=step)
         power = {"error_power": 0.35, "before_power": 0.2, "reject_power": 0.5}

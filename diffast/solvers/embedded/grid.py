@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,13 +17,13 @@ class GridStep(Step):
     """Steps of a grid, all at once: the numbers of `Step` from the levels of both ends."""
 
     @property
-    def h(self):
+    def h(self) -> Any:
         """Returns the steps in log-SNR; inf out of alpha = 0 and into sigma = 0."""
         start, end = self.start, self.end
         return np.log(end.alpha / start.alpha) - np.log(end.sigma / start.sigma)
 
     @property
-    def sde_split(self):
+    def sde_split(self) -> tuple[Any, Any, Any]:
         """Returns (keep, pull, fresh), finite on every grid."""
         start, end = self.start, self.end
         down, up = diffusive(start.alpha, end.alpha, start.sigma, end.sigma, 1.0)
@@ -49,7 +49,7 @@ class GridCall(NamedTuple):
     span: tuple[float, float] | None
 
 
-def on_grid_rows(solver: EmbeddedSolver, schedule, grid) -> Iterator[GridCall]:
+def on_grid_rows(solver: EmbeddedSolver, schedule: Any, grid: Any) -> Iterator[GridCall]:
     """Yields the network calls of a solver that accepts every step of a grid.
 
     The step into sigma = 0 ends at the last x0 estimate. The step out of alpha = 0 is Euler's where
@@ -85,7 +85,7 @@ def on_grid_rows(solver: EmbeddedSolver, schedule, grid) -> Iterator[GridCall]:
 class _GridWalk:
     """The calls (n, k) of a grid: call k of step n. Steps are regular, or have one call."""
 
-    def __init__(self, solver: EmbeddedSolver, schedule, grid: np.ndarray):
+    def __init__(self, solver: EmbeddedSolver, schedule: Any, grid: np.ndarray):
         self.solver, self.grid, self.steps = solver, grid, len(grid) - 1
         self.alpha, self.sigma = schedule.alpha(grid), schedule.sigma(grid)
         self.regular = self.sigma[1:] > 0.0

@@ -44,7 +44,14 @@ class PEC(EmbeddedSolver):
     reuses_last_call, starts_at_noise = True, True
     error_form, noise = "scalar", "input"
 
-    def __init__(self, rtol=0.1, detail=0.05, step_max=0.35, step=0.5, norm="l2"):
+    def __init__(
+        self,
+        rtol: float = 0.1,
+        detail: float = 0.05,
+        step_max: float = 0.35,
+        step: float = 0.5,
+        norm: str = "l2",
+    ):
         """Checks the options and settles the step-size rule."""
         check_positive("pec", rtol=rtol, detail=detail, step_max=step_max, step=step)
         self.rtol, self.detail, self.step, self.error_norm = rtol, detail, step, norm

@@ -41,7 +41,15 @@ class RungeKutta(EmbeddedSolver):
 
     error_form, reuses_last_call = "sum", True
 
-    def __init__(self, name, rtol=1e-3, atol=1e-3, clock="flow", step=0.01, norm="l2"):
+    def __init__(
+        self,
+        name: str,
+        rtol: float = 1e-3,
+        atol: float = 1e-3,
+        clock: str = "flow",
+        step: float = 0.01,
+        norm: str = "l2",
+    ):
         """Checks the options and settles the step-size rule."""
         if name not in TABLEAUS:
             raise ValueError(f"runge_kutta: name = {name!r}, but these are known: {[*TABLEAUS]}")

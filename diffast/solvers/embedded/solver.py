@@ -24,10 +24,10 @@ registers), and the rows that judge the step:
 
 Every row reads the registers as they were before any row of the same dict is written.
 
-Weights are Python floats or arrays in the array module `step.xp`. Rows use only arithmetic, the
-comparison <, and the functions in ARRAY_FUNCTIONS. They never branch on a value of an array, and
-they look nothing up beside the step. So one description serves every sample's own step in numpy
-or torch, a fixed grid, and an array module that records operations.
+Weights are Python floats or arrays in the array module `step.xp`. Rows use only arithmetic,
+ROW_COMPARISONS and ARRAY_FUNCTIONS. They never branch on a value of an array, and they look nothing
+up beside the step. So one description serves every sample's own step in numpy or torch, a fixed
+grid, and an array module that records operations.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ import math
 from functools import cached_property
 from typing import Any, NamedTuple
 
-# The functions of the array module that rows, `reach` and the bridge may call. The bridge also uses
-# the comparisons <=, >, == and the operator &.
+# The functions of the array module that rows, `reach` and the bridge may call, and the comparisons
+# of rows and `reach`. The bridge also uses <=, == and &.
 ARRAY_FUNCTIONS = ("exp", "expm1", "log1p", "sqrt", "where")
+ROW_COMPARISONS = ("lt", "gt")
 
 X, Y, D, Z1, ERROR = "x", "y", "d", "z1", "error"
 SIZE, NEW_SIZE, DRAWN = "size", "new_size", "drawn"

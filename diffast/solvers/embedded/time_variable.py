@@ -11,6 +11,8 @@ Positions increase from noise to data. They are of one of four kinds:
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from diffast.solvers.embedded.solver import Node
@@ -30,7 +32,7 @@ class TimeVariable:
         ValueError: an unknown kind.
     """
 
-    def __init__(self, schedule, kind: str, slopes: bool = False):
+    def __init__(self, schedule: Any, kind: str, slopes: bool = False):
         """Keeps the arguments."""
         if kind not in KINDS:
             raise ValueError(f"time variable {kind!r} is not known, but {', '.join(KINDS)} are")
