@@ -52,7 +52,7 @@ def mixture(dimensions, components=16, spread=0.25, seed=0, manifold=None):
         mean = torch.softmax(-square / (2 * variance), dim=1) @ means
         return mean + alpha * spread**2 / variance * (x - alpha * mean)
 
-    return df.Denoiser(network, SCHEDULE)
+    return df.Denoiser(network, SCHEDULE, predicts="x0")
 
 
 def normal(dimensions):
@@ -63,7 +63,7 @@ def normal(dimensions):
         alpha, sigma = coefficients(t, x)
         return alpha * variances / (alpha**2 * variances + sigma**2) * x
 
-    return df.Denoiser(network, SCHEDULE)
+    return df.Denoiser(network, SCHEDULE, predicts="x0")
 
 
 def relative(x, wanted):
@@ -167,7 +167,7 @@ def memory(options):
 def peak(options):
     """Prints the peak memory of one run (method: --solver) over that before it."""
     stages, elements = 32, 1 << 20
-    denoiser = df.Denoiser(lambda x, t: x * 0.5, SCHEDULE)
+    denoiser = df.Denoiser(lambda x, t: x * 0.5, SCHEDULE, predicts="x0")
     name = "ddpm" if options.solver == "speculative" else "ddim"
     plan = df.solvers.get(name)(SCHEDULE, df.grids.uniform_time(SCHEDULE, stages))
     run = {"method": options.solver, "seed": 1}
@@ -197,7 +197,7 @@ def time_of(options):
         # The matrices are read once a call, whatever its rows: what a GPU is for small batches.
         return 0.5 * torch.tanh(torch.tanh(x @ first) @ middle) @ last
 
-    denoiser = df.Denoiser(network, SCHEDULE)
+    denoiser = df.Denoiser(network, SCHEDULE, predicts="x0")
     rows = []
     for steps in (25, 50, 100, 200):
         plan = df.solvers.ddim(SCHEDULE, df.grids.uniform_time(SCHEDULE, steps))
@@ -220,7 +220,9 @@ def digits(options):
     """Rounds of the embedded network, by method."""
     schedule = df.schedules.edm()
     labels = torch.arange(options.count) % 10
-    denoiser = df.Denoiser(df.digits.load_unet(), schedule, conditions={"labels": labels})
+    denoiser = df.Denoiser(
+        df.digits.load_unet(), schedule, predicts="x0", conditions={"labels": labels}
+    )
     grid = df.grids.karras(schedule, options.steps)
     plan = df.solvers.get(options.solver)(schedule, grid)
     shape = (options.count, 1, 28, 28)

@@ -267,7 +267,7 @@ def _sample(arguments: argparse.Namespace) -> int:
         "solver": plan.name,
         "grid": arguments.grid,
         "steps": plan.steps,
-        "network_calls": plan.stages,
+        "network_calls": plan.nfe,
         "seed": arguments.seed,
         "guidance": arguments.guidance,
     }
@@ -275,7 +275,7 @@ def _sample(arguments: argparse.Namespace) -> int:
     print(f"digits         {arguments.count} (classes {arguments.classes})")
     print(f"solver         {plan.name}, {arguments.grid} grid")
     print(f"steps          {plan.steps}")
-    print(f"network calls  {plan.stages}{' (of twice the batch: guided)' if guided else ''}")
+    print(f"network calls  {plan.nfe}{' (of twice the batch: guided)' if guided else ''}")
     print(f"seconds        {seconds:.2f}")
     print(f"backend        {backends()[device.type]['backend']} on {device}")
     print(f"wrote          {path}")
@@ -353,13 +353,13 @@ def _profile_parallel(arguments: argparse.Namespace, denoiser, given: dict):
     times = getattr(grids, arguments.grid)(schedule, arguments.steps)
     plan = solvers.get(arguments.solver)(schedule, times)
     out = sample_parallel(denoiser, plan, method=arguments.parallel, **given)
-    facts = {"plan": plan.name, "stages": plan.stages} | profiling.parallel_facts(out)
+    facts = {"plan": plan.name, "stages": plan.nfe} | profiling.parallel_facts(out)
     lines = (
-        f"plan           {plan.name}, {plan.stages} stages",
+        f"plan           {plan.name}, {plan.nfe} stages",
         f"rounds         {out.rounds}",
         f"evaluations    {facts['evaluations_mean']:.1f} a digit",
     )
-    draw = partial(profiling.draw_rounds, out, plan.stages)
+    draw = partial(profiling.draw_rounds, out, plan.nfe)
     return arguments.parallel, facts, lines, draw
 
 

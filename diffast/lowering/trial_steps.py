@@ -20,9 +20,10 @@ import numpy as np
 import torch
 
 from diffast.lowering.estimate import COND, UNCOND, X0, estimate_row, written_out
+from diffast.plan.registers import ERROR, Z1, X, Y
 from diffast.solvers.embedded import EmbeddedSolver, Node, Step
 from diffast.solvers.embedded.bridge import HELD, NEW, bridge
-from diffast.solvers.embedded.solver import DRAWN, ERROR, JUDGED, NEW_SIZE, SIZE, Z1, Row, X, Y
+from diffast.solvers.embedded.solver import DRAWN, JUDGED, NEW_SIZE, SIZE, Row
 
 # The path's increment, where a caller draws it as a tensor.
 NOISE = "noise"

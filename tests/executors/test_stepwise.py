@@ -45,7 +45,7 @@ def test_every_solver_gives_the_bits_of_sample(name):
 def test_other_schedules_give_the_bits_of_sample(schedule, name):
     plan = BUILDERS[name](schedule, df.grids.uniform_time(schedule, 5))
     noise = noise_of() * float(schedule.sigma(plan.start))
-    denoiser = df.Denoiser(lambda x, t: network(x, t * 0.1), schedule)
+    denoiser = df.Denoiser(lambda x, t: network(x, t * 0.1), schedule, predicts="x0")
     wanted = df.sample(denoiser, plan, noise=noise, seed=7, ids=IDS).x
     stepper, call = Stepper(plan, denoiser), denoiser.network
     assert torch.equal(run(stepper, *stepper.start(noise, seed=7, ids=IDS), call=call).x, wanted)

@@ -68,7 +68,7 @@ SAMPLE = """
 import torch, diffast as df
 s = df.schedules.edm()
 plan = df.solvers.euler_ancestral(s, df.grids.karras(s, 5))
-out = df.sample(df.Denoiser(lambda x, t: x * 0.1, s), plan, shape=(2, 3, 5))
+out = df.sample(df.Denoiser(lambda x, t: x * 0.1, s, "x0"), plan, shape=(2, 3, 5))
 print(df.backends()['cpu']['backend'], '|', df.backends()['cpu']['reason'])
 print(out.x.view(torch.int32).flatten().tolist())
 """

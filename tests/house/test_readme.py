@@ -152,7 +152,9 @@ def same_as_alone(found, b):
     import diffast as df
 
     conditions = {"labels": found["labels"][b : b + 1]}
-    denoiser = df.Denoiser(found["network"], found["schedule"], conditions=conditions)
+    denoiser = df.Denoiser(
+        found["network"], found["schedule"], predicts="x0", conditions=conditions
+    )
     plan = found["two"] if b else found["one"]
     want = df.sample(denoiser, plan, noise=found["noise"][b : b + 1]).x[0]
     return torch.allclose(found["digits"][b], want, atol=1e-4)

@@ -175,7 +175,7 @@ def test_drawing_the_packages_own_noise_changes_no_sample(plan):
 
 def test_draw_is_not_asked_by_a_deterministic_plan():
     plan = solvers.heun(VP, GRID)
-    denoiser = df.Denoiser(Network(TRUTH), VP)
+    denoiser = df.Denoiser(Network(TRUTH), VP, predicts="x0")
     df.sample(denoiser, plan, (2, 3), draw=lambda i: pytest.fail("asked"))
 
 
@@ -214,7 +214,7 @@ def first_inputs(plan, batch=1, size=3, **options):
         seen.append(x.clone())
         return x * 0
 
-    df.sample(df.Denoiser(network, plan.schedule), plan, (batch, size), **options)
+    df.sample(df.Denoiser(network, plan.schedule, predicts="x0"), plan, (batch, size), **options)
     return seen[0]
 
 
@@ -252,7 +252,7 @@ def test_an_opening_without_noise_scales_the_state():
         seen.append(x.clone())
         return x * 0
 
-    df.sample(df.Denoiser(network, EDM), half, noise=noise)
+    df.sample(df.Denoiser(network, EDM, predicts="x0"), half, noise=noise)
     assert torch.equal(seen[0], noise * 0.5)
     assert torch.equal(noise, torch.full((2, 3), 8.0))
 
@@ -281,7 +281,7 @@ def test_raw_estimates_are_weighed_unclamped():
 
 def test_point_and_anchor_are_one_only_if_their_direct_weights_are():
     plan = solvers.euler(VP, GRID)
-    denoiser = df.Denoiser(Network(TRUTH), VP)
+    denoiser = df.Denoiser(Network(TRUTH), VP, predicts="x0")
     assert all(stage.anchor == stage.point for stage in program.build(plan, denoiser))
     direct = np.zeros((6, 2, 2))
     direct[2, 1] = [0.1, -0.1]

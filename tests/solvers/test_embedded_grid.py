@@ -24,7 +24,7 @@ def follow(calls, denoise, x, noise=None):
         held["z1"] = 0.0 if noise is None else noise(i)
         held |= {f"h{b}": entry for b, entry in enumerate(reversed(entries), 1)}
         made = {r: sum(w * held[c] for c, w in row.items()) for r, row in call.rows.items()}
-        entries.append(made.pop("h", np.nan))
+        entries += [made.pop("h")] if "h" in made else []
         held |= made
     return np.stack([*seen, held["x"]])
 

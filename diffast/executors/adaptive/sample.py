@@ -16,12 +16,15 @@ from diffast import ops
 from diffast.executors.adaptive.options import AdaptiveOptions
 from diffast.executors.adaptive.rounds import STATUSES, AdaptiveRun, Place
 from diffast.executors.adaptive.time_variable import TimeInterval
-from diffast.executors.sequential import ids_of, limits_of, progress_bar, state_like
+from diffast.executors.context import ids_of, limits_of, progress_bar, state_like
 from diffast.lowering.trial_steps import lower_trial
 from diffast.model.denoiser import Denoiser
 from diffast.ops.schema import COUNTS, FINISHED
 from diffast.solvers import embedded
 from diffast.solvers.embedded import EmbeddedSolver
+
+# The function that messages name.
+WHO = "sample_adaptive"
 
 
 @dataclass(frozen=True)
@@ -153,9 +156,9 @@ def prepare(
     given = AdaptiveOptions(**{name: options.pop(name) for name in names})
     solver = copy.copy(_solver(method, options))
     solver.controller = given.controller_for(solver)
-    shape, device, dtype = state_like(denoiser, shape, given.state, given.device)
-    ids, seed = ids_of(given.ids, shape[0], device), ops.fold_seed(given.seed)
-    place = Place(shape, dtype, device, ids, seed, limits_of(given.clamp))
+    shape, device, dtype = state_like(WHO, denoiser, shape, given.state, given.device)
+    ids, seed = ids_of(WHO, given.ids, shape[0], device), ops.fold_seed(given.seed)
+    place = Place(shape, dtype, device, ids, seed, limits_of(WHO, given.clamp))
     prediction = denoiser.prediction
     until = denoiser.schedule.t_min if given.until is None else given.until
     interval = TimeInterval(

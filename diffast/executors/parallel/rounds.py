@@ -393,7 +393,7 @@ class Run:
         stage = int(self.windows.start[b])
         return (
             f"sample_parallel: the network's output or the state made of it is not finite at stage "
-            f"{stage} (t = {self.plan.times[stage]:g}) for sample {b} (id {int(self.ids[b])})"
+            f"{stage} (t = {self.plan.call_times[stage]:g}) for sample {b} (id {int(self.ids[b])})"
         )
 
 

@@ -10,6 +10,15 @@ import numpy as np
 import torch
 
 from diffast import ops
+from diffast.executors.context import (
+    check_schedules,
+    ids_of,
+    limits_of,
+    progress_bar,
+    put_initial,
+    put_opening,
+    state_like,
+)
 from diffast.executors.parallel.batched_network import RowNetwork
 from diffast.executors.parallel.convergence import Barriers, FinalError, PerStep
 from diffast.executors.parallel.distributed import Ranks
@@ -17,7 +26,6 @@ from diffast.executors.parallel.methods import METHODS
 from diffast.executors.parallel.rounds import Round, Run
 from diffast.executors.parallel.speculative import SpeculativeRun, check_plan
 from diffast.executors.parallel.windows import Windows
-from diffast.executors.sequential import ids_of, limits_of, progress_bar, state_like
 from diffast.lowering.sweep_tables import Tables, tables_of
 from diffast.model.denoiser import Denoiser
 from diffast.plan import Plan
@@ -66,7 +74,7 @@ def sample_parallel(
     ranks: bool | object = False,
     seed: int = 0,
     ids: Sequence[int] | torch.Tensor | None = None,
-    noise: torch.Tensor | None = None,
+    x: torch.Tensor | None = None,
     device: torch.device | str | None = None,
     clamp: tuple[float, float] | None = None,
     progress: bool = False,
@@ -80,7 +88,7 @@ def sample_parallel(
     Args:
         denoiser: the network and what it predicts.
         plan: any plan of `df.solvers`.
-        shape: [B, ...] of the state; not needed with `noise`.
+        shape: [B, ...] of the state; not needed with `x`.
         method: "secant" (slopes of the network measured from the last two rounds), "prior" (those
             it would have for N(0, 1) data), "anderson" (three rounds of "prior" mixed), "paradigms"
             (ParaDiGMS: its slope, its stop rule, its stride), "piadm" (noise held; swept block by
@@ -103,8 +111,8 @@ def sample_parallel(
             network's calls have the shapes they have in one process, and the samples its bits.
         seed: any integer of 64 bits.
         ids: B integers of 64 bits; default 0 .. B-1.
-        noise: the initial state, as for `sample`.
-        device: where to run; default: `noise`'s, else the network's.
+        x: the initial state, as for `sample`.
+        device: where to run; default: that of `x`, else the network's.
         clamp: (low, high) for the x0 estimate.
         progress: whether to show a bar of settled stages on stderr.
 
@@ -113,19 +121,15 @@ def sample_parallel(
         FloatingPointError: if what follows from settled points alone is not finite.
         RuntimeError: if a rank dies, on every other one, within its group's timeout.
     """
-    if plan.schedule != denoiser.schedule:
-        raise ValueError(
-            f"sample_parallel: the plan is for {plan.schedule} but the denoiser for "
-            f"{denoiser.schedule}"
-        )
+    check_schedules("sample_parallel", plan, denoiser)
     _check_numbers(method, plan, window, tol, memory_limit, batch_size, sweeps)
-    shape, device, dtype = state_like(denoiser, shape, noise, device)
-    ids = ids_of(ids, shape[0], device)
-    limits = limits_of(clamp)
+    shape, device, dtype = state_like("sample_parallel", denoiser, shape, x, device)
+    ids = ids_of("sample_parallel", ids, shape[0], device)
+    limits = limits_of("sample_parallel", clamp)
     tables = tables_of(plan, denoiser, bool(limits))
     share = None if ranks is False else Ranks(None if ranks is True else ranks)
     network = RowNetwork(
-        denoiser, plan.times, tables.outputs, shape[0], device, dtype, batch_size, share
+        denoiser, plan.call_times, tables.outputs, shape[0], device, dtype, batch_size, share
     )
     chosen = METHODS[method]
     seed = ops.fold_seed(seed)
@@ -136,16 +140,16 @@ def sample_parallel(
     run.static, run.chunk = static, chunk if tables.simple and not limits else 0
     rule = _rule(method, plan, tables, tol, sweeps)
     windows = _windows(run, window, memory_limit, batch_size)
-    total = shape[0] * plan.stages
+    total = shape[0] * plan.nfe
     with torch.inference_mode(), progress_bar(total, plan.name, "stage", progress) as bar:
-        _start(run, plan, noise)
+        _start(run, plan, x)
         run.open(windows)
         run.begin(rule)
         while windows.running.size and run.numel:
             bar.update(int(run.round(rule).sum()))
-    x = run.states[: shape[0], 0] if not run.numel else run.states[shape[0] :, 0]
+    made = run.states[: shape[0], 0] if not run.numel else run.states[shape[0] :, 0]
     return ParallelSamples(
-        x.clone(),
+        made.clone(),
         torch.from_numpy(run.calls).to(device),
         len(run.rounds),
         network.rows_called,
@@ -160,9 +164,9 @@ def _check_numbers(method, plan, window, tol, memory_limit, batch_size, sweeps) 
         raise ValueError(
             f"sample_parallel: method is {method!r} but the known methods are {', '.join(METHODS)}"
         )
-    if window is not None and not 1 <= window <= plan.stages:
+    if window is not None and not 1 <= window <= plan.nfe:
         raise ValueError(
-            f"sample_parallel: window is {window} but plan {plan.name} has {plan.stages} stages"
+            f"sample_parallel: window is {window} but plan {plan.name} has {plan.nfe} stages"
         )
     if not (math.isfinite(tol) and tol >= 0.0):
         raise ValueError(f"sample_parallel: tol is {tol} but must be finite and not negative")
@@ -179,7 +183,7 @@ def _check_numbers(method, plan, window, tol, memory_limit, batch_size, sweeps) 
                 f"sample_parallel: method {method!r} sweeps block by block, but plan {plan.name} "
                 "has no blocks"
             )
-        longest = int(np.diff([*plan.blocks, plan.stages]).max())
+        longest = int(np.diff([*plan.blocks, plan.nfe]).max())
         if window is not None and window < longest:
             raise ValueError(
                 f"sample_parallel: window is {window} but the longest block of plan {plan.name} "
@@ -192,7 +196,7 @@ def _check_numbers(method, plan, window, tol, memory_limit, batch_size, sweeps) 
 
 
 def _windows(run: Run, window, memory_limit, batch_size) -> Windows:
-    stages = run.plan.stages
+    stages = run.plan.nfe
     window = stages if window is None else window
     size = max(1, window * run.samples)
     if memory_limit is not None:
@@ -222,7 +226,7 @@ def _rule(method: str, plan: Plan, tables: Tables, tol: float, sweeps: int | Non
 
 def _step_noise(plan: Plan) -> np.ndarray:
     """Returns the deviation of DDPM's posterior at the step that begins at each point, [S + 1]."""
-    times = np.append(plan.times, plan.end)
+    times = np.append(plan.call_times, plan.end)
     alpha, sigma = plan.schedule.alpha(times), plan.schedule.sigma(times)
     with np.errstate(divide="ignore", invalid="ignore"):
         fresh = 1.0 - (alpha[:-1] * sigma[1:] / (alpha[1:] * sigma[:-1])) ** 2
@@ -230,17 +234,10 @@ def _step_noise(plan: Plan) -> np.ndarray:
     return np.append(np.where(np.isfinite(fresh), fresh, 0.0), 0.0)
 
 
-def _start(run: Run, plan: Plan, noise: torch.Tensor | None) -> None:
+def _start(run: Run, plan: Plan, x: torch.Tensor | None) -> None:
     """Puts the initial states where the samples' windows start."""
     state = torch.empty((run.samples, *run.elements), dtype=run.dtype, device=run.device)
-    if noise is None:
-        scale = float(plan.schedule.sigma(plan.start))
-        ops.normal_out(run.ids, run.seed, ops.INITIAL_NOISE, scale, state)
-    else:
-        state.copy_(noise)
-    keep, fresh = plan.opening.tolist()
-    if (keep, fresh) != (1.0, 0.0):
-        word, fresh = ops.OPENING_NOISE, [fresh] if fresh else []
-        ops.combine_out([state], [keep], [state], None, word, fresh, run.seed, run.ids)
+    put_initial(state, x, float(plan.schedule.sigma(plan.start)), run.seed, run.ids)
+    put_opening(state, run.tables.opening, run.seed, run.ids)
     run.states[: run.samples, 0] = state
     run.states[: run.samples, 1] = state

@@ -46,7 +46,7 @@ class SpeculativeRun(Run):
     def __init__(self, *args):
         """Draws the uniform number of every step."""
         super().__init__(*args)
-        stages = self.plan.stages
+        stages = self.plan.nfe
         z = torch.empty((self.samples, stages), dtype=torch.float32)
         ops.normal_out(self.ids.cpu(), self.seed, ops.COUPLING_NOISE, 1.0, z)
         # Of a normal number its distribution function is uniform.

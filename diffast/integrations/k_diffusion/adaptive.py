@@ -112,7 +112,7 @@ def sample_dpm_adaptive(
     with tqdm(disable=disable) as bar, torch.no_grad():
         network = _Model(model, x.dtype, extra_args, callback is not None, bar)
         low = None if x.dtype == dtype else x.dtype
-        denoiser, state = Denoiser(network, space, dtype=low), x.detach().to(dtype)
+        denoiser, state = Denoiser(network, space, predicts="x0", dtype=low), x.detach().to(dtype)
         run = prepare(
             denoiser,
             solver,

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffast.grids import check_grid
+from diffast.plan.registers import Z1, D, H, X, Y, entry_column
 from diffast.solvers.core.noise_split import diffusive
-from diffast.solvers.embedded.solver import Z1, D, EmbeddedSolver, Row, Step, X, Y
+from diffast.solvers.embedded.solver import EmbeddedSolver, Row, Step
 from diffast.solvers.embedded.time_variable import TimeVariable
 
 
@@ -37,7 +38,7 @@ class GridCall(NamedTuple):
     Attributes:
         time: model time of the call.
         rows: {register: {column: weight}}, weights are floats. Columns: x (the network input), d,
-            y, z1, and h1, h2, ..., where h{b} is the entry made b calls ago. Registers: x (the next
+            y, z1, and h1, h2, ..., the earlier entries, newest first. Registers: x (the next
             network input; after the last call the sample), h (the call's entry), y (the state at
             the start of the step, where a later call of the step needs it beside x). A register
             without a row keeps what it holds.
@@ -65,8 +66,8 @@ def on_grid_rows(solver: EmbeddedSolver, schedule: Any, grid: Any) -> Iterator[G
         ValueError: a grid that `check_grid` refuses.
     """
     walk = _GridWalk(solver, schedule, check_grid(schedule, grid))
-    made: dict[str, int] = {}  # which call made each entry
-    for i, (n, call) in enumerate(walk.sequence()):
+    made: list[str] = []  # the entries by name, newest first
+    for n, call in walk.sequence():
         after = walk.after(n, call)
         following, source = walk.following(n, call)
         rows = {X: _composed(following, after)}
@@ -74,10 +75,10 @@ def on_grid_rows(solver: EmbeddedSolver, schedule: Any, grid: Any) -> Iterator[G
             rows[Y] = after[Y]
         entry = next((name for name in after if name.startswith("h")), None)
         if entry is not None:
-            rows["h"] = after[entry]
-        rows = {name: _by_age(row, i, made) for name, row in rows.items()}
+            rows[H] = after[entry]
+        rows = {name: _by_age(row, made) for name, row in rows.items()}
         if entry is not None:
-            made[entry] = i
+            made.insert(0, entry)
         span = tuple(walk.grid[source : source + 2].tolist()) if Z1 in rows[X] else None
         yield GridCall(walk.time(n, call), rows, span)
 
@@ -180,6 +181,6 @@ def _composed(row: Row, written: dict[str, Row]) -> Row:
     return total
 
 
-def _by_age(row: Row, call: int, made: dict[str, int]) -> Row:
-    """Returns the row with entries named by how many calls ago they were made."""
-    return {f"h{call - made[c]}" if c in made else c: w for c, w in row.items()}
+def _by_age(row: Row, made: list[str]) -> Row:
+    """Returns the row with entries named by their age: h1 is the newest."""
+    return {entry_column(made.index(c) + 1) if c in made else c: w for c, w in row.items()}

@@ -36,12 +36,13 @@ import math
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from diffast.plan.registers import ERROR, D, X, Y
+
 # The functions of the array module that rows, `reach` and the bridge may call, and the comparisons
 # of rows and `reach`. The bridge also uses <=, == and &.
 ARRAY_FUNCTIONS = ("exp", "expm1", "log1p", "sqrt", "where")
 ROW_COMPARISONS = ("lt", "gt")
 
-X, Y, D, Z1, ERROR = "x", "y", "d", "z1", "error"
 SIZE, NEW_SIZE, DRAWN = "size", "new_size", "drawn"
 JUDGED = (ERROR, SIZE, NEW_SIZE, DRAWN)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from diffast.grids import check_grid
-from diffast.plan import Plan
+from diffast.plan import Plan, one_call_plan
 from diffast.solvers.core.integrals import adams, moments
 from diffast.solvers.core.multistep import build, check_choice, check_orders
-from diffast.solvers.core.noise_split import fixed
 
 FORMS, KINDS = ("exact", "compat"), ("midpoint", "heun")
 
@@ -48,8 +47,8 @@ def dpmpp_2m(schedule, grid, kind="midpoint", orders=None) -> Plan:
     line = np.flatnonzero(np.isfinite(h[1:]) & (wanted[1:] == 2)) + 1
     gain = 0.5 * new * h if kind == "midpoint" else alpha[1:] * h - new
     w[line] = gain[line] / h[line - 1]
-    rows = np.stack([keep, np.zeros_like(h), new + w, -w], axis=1)
-    return Plan(schedule=schedule, **fixed(grid, rows), name=f"dpmpp_2m({kind})")
+    x = {"x": keep, "d": new + w, "h1": -w}
+    return one_call_plan(f"dpmpp_2m({kind})", schedule, grid, x)
 
 
 def dpmpp_3m(schedule, grid, form="exact", kind="heun", orders=None, start="rise") -> Plan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from diffast.grids import check_grid
-from diffast.plan import Plan
+from diffast.plan import Plan, one_call_plan
 from diffast.solvers.core.noise_split import diffusive
 from diffast.solvers.embedded.pec import share
 
@@ -31,7 +31,6 @@ def pec(schedule, grid) -> Plan:
         ValueError: a grid that `check_grid` refuses.
     """
     grid = check_grid(schedule, grid)
-    steps = len(grid) - 1
     alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
     down, up = diffusive(alpha[:-1], alpha[1:], sigma[:-1], sigma[1:], 1.0)
     keep = down / sigma[:-1]
@@ -41,25 +40,14 @@ def pec(schedule, grid) -> Plan:
         kappa = np.where(np.isfinite(h), share(np, h), 0.0)
     kappa = np.append(0.0, kappa[:-1])  # of the step that led here
     size = alpha[:-1] * kappa
-    # columns: anchor m, noise, d
-    point = np.stack(
-        [-(keep * size + pull * kappa), up, keep * size + pull * (1.0 + kappa)], axis=1
-    )
-    anchor = np.stack([-kappa, np.zeros(steps), 1.0 + kappa], axis=1)
-    point[sigma[1:] == 0.0] = (0.0, 0.0, 1.0)
-    point[0, 0] = anchor[0, 0] = 0.0
-    direct = np.zeros((steps, 2, 2))
-    direct[:, 0, 0] = keep  # 0 into sigma_t = 0
-    return Plan(
-        schedule=schedule,
-        times=grid[:-1],
-        end=grid[-1],
-        read=np.tile([0.0, 1.0], (steps, 1)),
-        point=point,
-        anchor=anchor,
-        anchor_at=np.full(steps, -1),
-        direct=direct,
-        steps=steps,
-        name="pec",
-        spans=np.stack([grid[:-1], grid[1:]], axis=1),
+    kappa[0] = 0.0
+    clean = sigma[1:] == 0.0  # ends at d
+    x = {
+        "y": np.where(clean, 0.0, -(keep * size + pull * kappa)),
+        "x": np.where(clean, 0.0, keep),
+        "d": np.where(clean, 1.0, keep * size + pull * (1.0 + kappa)),
+        "z1": np.where(clean, 0.0, up),
+    }
+    return one_call_plan(
+        "pec", schedule, grid, x, y={"y": -kappa, "d": 1.0 + kappa}, y_at=(1.0, 0.0)
     )

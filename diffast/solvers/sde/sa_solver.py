@@ -7,8 +7,9 @@ from math import factorial
 import numpy as np
 
 from diffast.grids import check_grid
-from diffast.plan import Plan
-from diffast.solvers.core.noise_split import diffusive, fixed
+from diffast.plan import Plan, one_call_plan
+from diffast.plan.registers import entries
+from diffast.solvers.core.noise_split import diffusive
 from diffast.solvers.core.phi import phi
 
 # Adams weights alternate in sign and grow with the order; diffusers and the paper stop at 3 and 4.
@@ -112,12 +113,10 @@ def sa_solver(
         correction = implicit
     # a last step into sigma_t = 0 keeps nothing, and reads the x0 estimate itself
     name = f"sa_solver({form}, {predictor.max()}, {corrector.max()})"
-    return Plan(
-        schedule=schedule,
-        **{**fixed(grid, rows), "read": read},
-        name=name,
-        check="full" if form == "data" else "x0",
-    )
+    x = {"x": rows[:, 0], "z1": rows[:, 1], **entries(rows[:, 2:])}
+    h = {"x": read[:, 0], "d": read[:, 1]}
+    check = "full" if form == "data" else "x0"
+    return one_call_plan(name, schedule, grid, x, h=h, check=check)
 
 
 def _data_weights(h, nodes, tau, alpha_s, alpha_t, sigma_s, sigma_t, short):

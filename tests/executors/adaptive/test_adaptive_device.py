@@ -68,6 +68,7 @@ def test_guidance_that_depends_on_the_time(request):
         given = df.Denoiser(
             lambda x, t, shift: network(x, t) + shift[:, None],
             network.schedule,
+            predicts="x0",
             conditions={"shift": torch.linspace(0, 1, 5)},
             unconditional={"shift": torch.zeros(1)},
             guidance=lambda t: 1.0 + t,

@@ -24,7 +24,7 @@ def network(x, t):
     return (share[..., None] * (MEANS + gain[..., None] * away)).sum(1).to(x.dtype)
 
 
-DENOISER = df.Denoiser(network, SCHEDULE)
+DENOISER = df.Denoiser(network, SCHEDULE, predicts="x0")
 COUNT = 6_000
 
 
