@@ -1,4 +1,7 @@
-"""What an embedded solver means, in plain numpy: its steps over given positions, all accepted."""
+"""What an embedded solver means, in plain numpy: its steps over given positions, all accepted.
+
+Beside it what the plans of the same methods mean, as far as these methods need it.
+"""
 
 from typing import NamedTuple
 
@@ -85,3 +88,30 @@ def walk(solver, schedule, positions, denoise, x, noise=None):
     if fresh:  # the call at the last state, which an adaptive run makes
         called(Step(np, node(positions[-1]), None, node(positions[-1])), 0, held)
     return Walk(np.stack(states), np.stack(errors), count)
+
+
+def run_plan(plan, denoise, x, noise=None):
+    """Returns x at every stage and at the end, [S+1, ...] float64, of a plan with one call a stage.
+
+    Args:
+        plan: any plan without a momentum.
+        denoise: (x, t) -> x0 estimate.
+        x: initial state.
+        noise: number of the stage -> N(0, 1) numbers shaped as x; None: no noise.
+    """
+    held, entries, points = dict.fromkeys("xy", np.asarray(x, np.float64)), [], []
+    for i, matrix in enumerate(plan.matrix):
+        points.append(held["x"])
+        d = denoise(held["x"], plan.times[i])
+        held |= {"d": d, "d_raw": d, "z1": 0.0 if noise is None else noise(i)}
+        held |= {f"h{age}": entry for age, entry in enumerate(reversed(entries), 1)}
+        written = {}
+        for name, row in zip(plan.rows, matrix, strict=True):
+            if row.any():
+                weights = zip(plan.columns, row, strict=True)
+                written[name] = sum(w * held[column] for column, w in weights if w)
+            if name == "h" and name in written:
+                held["h0"] = written["h"]
+                entries.append(written.pop("h"))
+        held |= written
+    return np.stack([*points, held["x"]])

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from embedded_walk import positions_of, walk
-from numpy_executor import run
+from embedded_walk import positions_of, run_plan, walk
 from test_embedded import BUILDS, EXACT, SCHEDULES, drift_reference, even, is_drift, levels
 from test_solvers import fitted_slope, mixture, reference
 
@@ -91,8 +90,8 @@ def compare(solver, build, schedule, **options):
         x = np.random.default_rng(9).normal(size=(5, 2)) * schedule.sigma(grid[0])
         calls = list(embedded.on_grid_rows(solver, schedule, grid))
         np.testing.assert_allclose([call.time for call in calls], plan.times, rtol=1e-12)
-        wanted = run(plan, denoise, x)
-        scale = np.abs(wanted).max() * max(1.0, np.abs(plan.point).max())
+        wanted = run_plan(plan, denoise, x)
+        scale = np.abs(wanted).max() * max(1.0, np.abs(plan.matrix).max())
         assert np.abs(follow(calls, denoise, x) - wanted).max() <= 1e-12 * scale
 
 

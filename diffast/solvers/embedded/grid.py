@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,13 +18,13 @@ from diffast.solvers.embedded.time_variable import TimeVariable
 class GridStep(Step):
     """Steps of a grid, all at once: the numbers of `Step` from the levels of both ends."""
 
-    @property
+    @cached_property
     def h(self) -> Any:
         """Returns the steps in log-SNR; inf out of alpha = 0 and into sigma = 0."""
         start, end = self.start, self.end
         return np.log(end.alpha / start.alpha) - np.log(end.sigma / start.sigma)
 
-    @property
+    @cached_property
     def sde_split(self) -> tuple[Any, Any, Any]:
         """Returns (keep, pull, fresh), finite on every grid."""
         start, end = self.start, self.end
@@ -52,6 +53,10 @@ class GridCall(NamedTuple):
 
 def on_grid_rows(solver: EmbeddedSolver, schedule: Any, grid: Any) -> Iterator[GridCall]:
     """Yields the network calls of a solver that accepts every step of a grid.
+
+    The rows after a call are composed with the row of the next network input, so each call has one
+    set of rows over what is held when it is made. Rows that judge a step, and registers that
+    nothing but a tolerance reads, are left out.
 
     The step into sigma = 0 ends at the last x0 estimate. The step out of alpha = 0 is Euler's where
     the solver does not start at noise alone. A solver with `reuses_last_call` makes no call at the
