@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 # Where each public name lives. Loaded when first asked for: plans can be made without torch.
 _HOMES = {
+    "AdaptiveOptions": "diffast.executors.adaptive.options",
     "AdaptiveSamples": "diffast.executors.adaptive.sample",
     "BrownianPath": "diffast.noise.brownian",
     "Denoiser": "diffast.model.denoiser",
@@ -40,7 +41,7 @@ _HOMES = {
     "grids": "diffast.grids",
     "integrations": "diffast.integrations",
     "ops": "diffast.ops",
-    "pairs": "diffast.solvers.embedded",  # the old name of `embedded`
+    "pairs": "diffast.solvers.embedded",  # the older name of `embedded`
     "sample": "diffast.executors.sequential",
     "sample_adaptive": "diffast.executors.adaptive.sample",
     "sample_parallel": "diffast.executors.parallel.sample",

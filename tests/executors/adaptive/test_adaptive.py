@@ -1,5 +1,7 @@
 """The adaptive executor: batches, faults, options. Laws are in test_adaptive_laws.py."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -176,7 +178,7 @@ def test_a_given_state_is_kept_and_float64_stays():
     assert out.x.dtype == torch.float64
 
 
-def test_the_trace_tells_every_attempt():
+def test_the_trace_tells_every_trial_step():
     out = run("pec, tight", (6, 2), trace=True)
     steps = out.steps
     for b in range(6):
@@ -294,7 +296,7 @@ def test_a_first_step_beyond_the_end():
         ({"noise": "redraw"}, "noise is 'redraw' but pec is never run"),
         ({"noise": "fresh"}, "noise is 'fresh' but must be one of bridge, path, redraw"),
         ({"method": "dpm_23", "noise": "bridge"}, "noise is 'bridge' but dpm_23 draws none"),
-        ({"method": "heun"}, "pair 'heun' is not known"),
+        ({"method": "heun"}, "embedded solver 'heun' is not known"),
         ({"h_init": 0.0}, "h_init is 0.0 but must be above 0"),
         ({"h_min": 0.5, "h_max": 0.1}, "h_min is 0.5 but h_max is 0.1"),
         ({"max_calls": 0}, "max_calls is 0 but must be above 0"),
@@ -313,12 +315,21 @@ def test_refusals(options, message):
         df.sample_adaptive(denoiser(VP), **call)
 
 
-def test_a_pair_is_not_changed_by_a_run():
-    pair = df.pairs.PEC(rtol=0.2)
-    rule = dict(pair.controller)
-    df.sample_adaptive(denoiser(VP), pair, (2, 2), h_max=0.1)
-    assert pair.controller == rule
-    with pytest.raises(
-        ValueError, match=r"the method is a pair made before, but options \['rtol'\]"
-    ):
-        df.sample_adaptive(denoiser(VP), pair, (2, 2), rtol=0.1)
+def test_a_solver_is_not_changed_by_a_run():
+    solver = df.embedded.PEC(rtol=0.2)
+    rule = dict(solver.controller)
+    df.sample_adaptive(denoiser(VP), solver, (2, 2), h_max=0.1)
+    assert solver.controller == rule
+    message = r"the method is an embedded solver made before, but options \['rtol'\]"
+    with pytest.raises(ValueError, match=message):
+        df.sample_adaptive(denoiser(VP), solver, (2, 2), rtol=0.1)
+
+
+def test_the_signature_names_all_options():
+    names = list(inspect.signature(df.sample_adaptive).parameters)
+    assert names[:5] == ["denoiser", "method", "shape", "progress", "seed"]
+    assert names[-2:] == ["trace", "options"]
+    described = inspect.getdoc(df.AdaptiveOptions)
+    for name in names[4:-1]:
+        assert f"\n    {name}: " in described
+        assert name in df.sample_adaptive.__doc__

@@ -118,7 +118,7 @@ class Watch(torch.utils._python_dispatch.TorchDispatchMode):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_round_asks_the_device_for_nothing(name, device_way, monkeypatch):
     """No number is read, no tensor copied, no shape depends on values in a round of the loop."""
-    watch, inner, rounds = Watch(), adaptive_run.Run.round, []
+    watch, inner, rounds = Watch(), adaptive_run.AdaptiveRun.round, []
     network = Gaussian(df.schedules.vp_linear(), spectrum(3))
 
     def watched(self):
@@ -135,7 +135,7 @@ def test_a_round_asks_the_device_for_nothing(name, device_way, monkeypatch):
         watch.on = before
         return out
 
-    monkeypatch.setattr(adaptive_run.Run, "round", watched)
+    monkeypatch.setattr(adaptive_run.AdaptiveRun, "round", watched)
     monkeypatch.setattr(adaptive_batch.Batch, "poll", lambda self, rounds: None)
     with watch, pytest.raises(Enough):
         run(name, (4, 3), network=unseen)
