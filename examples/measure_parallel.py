@@ -74,7 +74,7 @@ def relative(x, wanted):
 
 def own_rounds(out, stages):
     """Returns the rounds of each sample, [B]."""
-    starts = np.array([step.start for step in out.history])
+    starts = np.array([step.settled for step in out.history])
     return (starts < stages).sum(0) + 1
 
 

@@ -82,7 +82,7 @@ def parallel_facts(out) -> dict:
         "rounds": out.rounds,
         "evaluations_mean": round(calls.mean().item(), 3) if len(out.nfe) else 0.0,
         "rows": out.rows,
-        "settled": [step.start.tolist() for step in out.history],
+        "settled": [step.settled.tolist() for step in out.history],
         "error": [
             [value if np.isfinite(value) else None for value in step.error.tolist()]
             for step in out.history
@@ -107,7 +107,7 @@ def draw_rounds(out, stages: int, path: str | Path, title: str = "") -> None:
     figure = Figure(figsize=(8, 6), layout="constrained")
     settled, errors = figure.subplots(2, 1)
     count = len(out.nfe)
-    starts = np.array([np.zeros(count), *(step.start for step in out.history)])  # [rounds + 1, B]
+    starts = np.array([np.zeros(count), *(step.settled for step in out.history)])  # [rounds + 1, B]
     rounds = np.arange(len(starts))
     for b in range(count):
         settled.step(starts[:, b], rounds, where="pre", color="tab:blue", alpha=0.3)
