@@ -31,6 +31,7 @@ _HOMES = {
     "ParallelSamples": "diffast.executors.parallel.sample",
     "Progress": "diffast.executors.results",
     "Result": "diffast.executors.results",
+    "Round": "diffast.executors.parallel.rounds",
     "Samples": "diffast.executors.results",
     "StepLimitError": "diffast.executors.results",
     "Stepper": "diffast.executors.stepwise",

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import diffast as df
-from diffast.executors.parallel import speculative
+from diffast.executors.parallel import coupling
 
 SCHEDULE = df.schedules.vp_linear()
 MEANS = torch.tensor([[-1.0, 0.5], [1.0, 0.0]], dtype=torch.float64)
@@ -63,13 +63,13 @@ def test_the_law_is_the_plans(window):
 
 
 def test_taking_every_guess_is_another_law(monkeypatch):
-    decide = speculative.SpeculativeRun._decide
+    decide = coupling.ByCoupling._decide
 
-    def take_all(self, rows, sample, stage, sums):
+    def take_all(self, *given):
         self.log_uniform[:] = -np.inf
-        return decide(self, rows, sample, stage, sums)
+        return decide(self, *given)
 
-    monkeypatch.setattr(speculative.SpeculativeRun, "_decide", take_all)
+    monkeypatch.setattr(coupling.ByCoupling, "_decide", take_all)
     wanted = df.sample(DENOISER, plan_of(), (COUNT, 2), seed=2).x
     assert apart(speculate().x, wanted).max() > 10
 
