@@ -140,8 +140,12 @@ class Plan:
         """Returns the plan with other weights, {(row, column): [S]}, and other fields.
 
         Raises:
-            ValueError: what the plan's checks refuse.
+            ValueError: a row that the plan does not have; what the plan's checks refuse.
         """
+        for row, _ in weights:
+            if row not in self.rows:
+                known = ", ".join(self.rows)
+                raise ValueError(f"Plan {self.name}: no row {row}, but {known}")
         columns = tuple(dict.fromkeys((*self.columns, *(column for _, column in weights))))
         grown = np.zeros((self.stages, len(self.rows), len(columns)))
         grown[:, :, : len(self.columns)] = self.matrix
