@@ -43,8 +43,8 @@ class Plan:
             it on purpose (S_noise); "finite": only shapes and finite numbers, for tables of
             others that contradict themselves.
         spans: [S, 2] model times (from, to) of the Brownian increment that a stage's z1 stands for;
-            NaN or None: from the step's state before the stage to x after it. An annotation: it is
-            read by path noise alone.
+            NaN or None: to x after the stage, from x after the last stage before it that wrote y.
+            An annotation: it is read by path noise alone.
         blocks: [B] int, the first calls of the blocks that a method with barriers takes one after
             another; None: no barriers. An annotation: it is read by block-wise parallel runs alone.
 
@@ -156,7 +156,7 @@ class Plan:
         return replace(self, columns=columns, matrix=grown[:, :, order], **fields)
 
     def _spans(self) -> np.ndarray:
-        """Returns [S, 2]; by default from the time of the state before to that of x after."""
+        """Returns [S, 2]; by default to the time of x after, from where y was last written."""
         given = np.full((self.stages, 2), np.nan) if self.spans is None else self.spans
         if not np.isnan(given).any():
             return given

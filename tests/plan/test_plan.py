@@ -606,6 +606,26 @@ def test_spans_go_from_the_state_before_to_x_after():
     assert plain.spans.tolist() == plan.spans.tolist()
 
 
+@pytest.mark.parametrize("name", sorted(solvers.SOLVERS))
+def test_spans_that_nobody_gave_fit_the_levels(name):
+    """Ends stand where x does; beginnings where y does if it is a state that noise is added to."""
+    schedule = schedules.vp_linear()
+    grid = grids.ou_early(schedule, 6) if name.startswith("piadm") else grids.karras(schedule, 6)
+    options = {"churn": {"s_churn": 1.0}, "restart": {"intervals": [(0.2, 2.0, 2, 3)]}}
+    plan = solvers.get(name)(schedule, grid, **options.get(name, {}))
+    found = levels_of(schedule, dataclasses.replace(plan, spans=None).spans)
+    at = {name: plan.levels[:, plan.rows.index(name)] for name in plan.rows}
+    np.testing.assert_allclose(found[:, 1], at["x"], rtol=1e-12)
+    start = levels_of(schedule, plan.start)
+    before = np.concatenate([start[None], at["y" if "y" in at else "x"][:-1]])
+    state = ~(before == (1.0, 0.0)).all(axis=1)  # PEC's y is an x0 estimate
+    if name == "unipc":  # its y stands at the call before, which no noise of it begins at
+        assert not plan.stochastic
+        return
+    np.testing.assert_allclose(found[state, 0], before[state], rtol=1e-12)
+    assert state.all() == (name != "pec")
+
+
 def test_a_step_starts_where_y_is_x():
     schedule = schedules.edm()
     grid = [8.0, 4.0, 2.0, 1.0]
