@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from diffast.plan.registers import ROWS, levels_of
+
 
 def table(plan, register, *columns):
     """Returns the weights of some columns in one row, [S, columns]; zeros where it has none."""
@@ -51,3 +53,48 @@ def weighed(plan, register, column, stage, value):
     weights = np.array(plan.weights(register, column))
     weights[stage] = value
     return plan.with_weights({(register, column): weights})
+
+
+def with_y(plan):
+    """Returns a one-step plan with a row y that equals its row of x; both weigh y."""
+    names = tuple(name for name in ROWS if name in ("y", *plan.rows))
+    columns = ("y", *plan.columns)
+    like = [plan.rows.index("x" if name == "y" else name) for name in names]
+    matrix = np.concatenate([np.zeros((plan.stages, len(names), 1)), plan.matrix[:, like]], axis=2)
+    at = columns.index("x")
+    for r, name in enumerate(names):
+        if name in ("x", "y"):
+            matrix[:, r, [0, at]] = matrix[:, r, [at, 0]]
+    fields = {"matrix": matrix, "levels": plan.levels[:, like]}
+    return dataclasses.replace(plan, rows=names, columns=columns, **fields)
+
+
+def inserted(plan, stage, rows, to, **fields):
+    """Returns the plan with a stage more, which calls no network.
+
+    Args:
+        plan: any plan.
+        stage: where the new stage goes.
+        rows: its rows by register. Without one for y: y is x after it.
+        to: the model time at which x stands after it.
+        fields: other fields of the plan.
+    """
+    rows = {"y": rows["x"], "v": {"v": 1.0}} | rows
+    new = {c for name in plan.rows for c in rows.get(name, {})} - {*plan.columns}
+    check = {"check": fields.pop("check", plan.check)}
+    plan = plan.with_weights({("x", c): np.zeros(plan.stages) for c in new}, check="finite")
+    made = np.zeros(plan.matrix.shape[1:])
+    for r, name in enumerate(plan.rows):
+        for column, weight in rows.get(name, {}).items():
+            made[r, plan.columns.index(column)] = weight
+    level = np.array(plan.levels[max(stage - 1, 0)])
+    for name in ("x", "y") if rows["y"] == rows["x"] else ("x",):
+        if name in plan.rows:
+            level[plan.rows.index(name)] = levels_of(plan.schedule, to)
+    arrays = {
+        "times": np.insert(plan.times, stage, np.nan),
+        "matrix": np.insert(plan.matrix, stage, made, axis=0),
+        "levels": np.insert(plan.levels, stage, level, axis=0),
+        "spans": None,
+    }
+    return dataclasses.replace(plan, **(arrays | check | fields))

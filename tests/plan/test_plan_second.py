@@ -302,7 +302,10 @@ def test_rows_and_calls_carry_the_second_weight():
 @pytest.mark.parametrize(
     ("call", "facts"),
     [
-        (lambda d, p: df.sample(d, p, (2, 3), draw=lambda i: None), "given noise: piadm_ode.* at stage 1,"),
+        (
+            lambda d, p: df.sample(d, p, (2, 3), draw=lambda i: None),
+            "given noise: piadm_ode.* at stage 1,",
+        ),
         (lambda d, p: df.sample(d, p, (2, 3), path=True), "sample: path: .* at stage 1,"),
         (lambda d, p: df.sample(d, p, (2, 3), noise="path"), "but 1 a stage can be given"),
         (
