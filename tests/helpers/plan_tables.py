@@ -12,7 +12,7 @@ def table(plan, register, *columns):
     return np.stack([plan.weights(register, column) for column in columns], axis=1)
 
 
-def calls(plan):
+def rows_of_x(plan):
     """Returns the rows of x after each network call, [nfe, columns]: what it is made of.
 
     Columns are the step's state (and x where they are one), z1, the stage's own entry or estimate
@@ -26,12 +26,12 @@ def calls(plan):
     return np.stack(found, axis=1)[plan.calls]
 
 
-def apart(plan):
-    """Returns whether y is another tensor than x after each stage, [S]."""
-    if "y" not in plan.rows:
-        return np.zeros(plan.stages, dtype=bool)
-    x, y = (plan.matrix[:, plan.rows.index(name)] for name in "xy")
-    return (x != y).any(axis=1)
+def place_of_y(plan):
+    """Returns where y stands after each stage: the last of (call times, end) of its level, [S]."""
+    places = levels_of(plan.schedule, np.append(plan.call_times, plan.end))
+    same = np.isclose(standing(plan, "y")[:, None], places, rtol=1e-12, atol=0).all(axis=2)
+    assert same.any(axis=1).all()
+    return len(places) - 1 - np.argmax(same[:, ::-1], axis=1)
 
 
 def standing(plan, register):

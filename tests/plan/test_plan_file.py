@@ -8,7 +8,7 @@ import pytest
 import torch
 from older_plans import BUILDERS as OLDER
 from places import ROOT
-from plan_tables import calls
+from plan_tables import rows_of_x
 from solver_cases import ALL_SOLVERS
 
 import diffast as df
@@ -221,7 +221,7 @@ def older_parts(**change):
     body = {field: parts()[field] for field in fields}
     body |= {"format": "diffast plan", "version": 1, "schedule": plan.schedule.to_dict()}
     body |= {"read": [[0.0, 1.0]] * 3, "opening": [1.0, 0.0], "anchor_at": [1, 2, 3]}
-    body |= {field: calls(plan).tolist() for field in ("point", "anchor")}
+    body |= {field: rows_of_x(plan).tolist() for field in ("point", "anchor")}
     body |= change
     return {key: value for key, value in body.items() if value is not ...}
 
