@@ -34,8 +34,8 @@ TOLERANCE_X0 = 5e-14
 TOLERANCE_NOISE = 2e-12
 
 # A noise weight below this share of the row's noise shows in its variance only as 1e-10 and less:
-# no solver means that, so it is refused as a slip rather than drowned in the tolerance. An entry may
-# hold no other noise: there it is the share of all that its row weighs.
+# no solver means that, so it is refused as a slip rather than drowned in the tolerance. An entry
+# may hold no other noise: there it is the share of all that its row weighs.
 LEAST_NOISE = 1e-5
 
 CHECKS = ("full", "x0", "finite")
