@@ -34,7 +34,8 @@ TOLERANCE_X0 = 5e-14
 TOLERANCE_NOISE = 2e-12
 
 # A noise weight below this share of the row's noise shows in its variance only as 1e-10 and less:
-# no solver means that, so it is refused as a slip rather than drowned in the tolerance.
+# no solver means that, so it is refused as a slip rather than drowned in the tolerance. An entry
+# may hold no other noise: there it is the share of all that its row weighs.
 LEAST_NOISE = 1e-5
 
 CHECKS = ("full", "x0", "finite")
@@ -195,10 +196,23 @@ def check_consistent(plan: Plan) -> None:
     """
     if plan.check == "finite":
         return
+    _check_end(plan)
     holds = _Held(plan)
     _check_x0(plan, holds)
     if plan.check == "full":
         _check_noise(plan, holds)
+
+
+def _check_end(plan: Plan) -> None:
+    """Refuses a last x that stands elsewhere than at the plan's end."""
+    wanted, stands = levels_of(plan.schedule, plan.end), plan.levels[-1, plan.rows.index(X)]
+    wrong = ~(np.abs(stands - wanted) <= TOLERANCE_NOISE * np.abs(wanted))
+    for k, name in enumerate(("alpha", "sigma")[: 2 if plan.check == "full" else 1]):
+        if wrong[k]:
+            raise ValueError(
+                f"Plan {plan.name}: end: the last x has {name} = {float(stands[k])!r}, but at t = "
+                f"{plan.end} it is {float(wanted[k])!r}"
+            )
 
 
 class _Held:
@@ -273,7 +287,6 @@ def _check_x0(plan, holds):
 
 def _check_noise(plan, holds):
     unrolled = propagate(plan, estimates=False)
-    columns = {name: c for c, name in enumerate(plan.columns)}
     for name, rows, written, levels in _checked_rows(plan):
         made = unrolled[name]
         has = np.sqrt((holds.start[1] * made[:, 0]) ** 2 + _dot(made[:, 1:], made[:, 1:]))
@@ -281,12 +294,21 @@ def _check_noise(plan, holds):
         wrong = written & ~(np.abs(has - want) <= TOLERANCE_NOISE * scale)
         if wrong.any():
             _refuse(plan, name, wrong, "noise of level", has, "sigma", want)
-        for z in (Z1, Z2):
-            fresh = np.abs(rows[:, columns[z]]) if z in columns else np.zeros(plan.stages)
-            wrong = (fresh > 0) & (fresh < LEAST_NOISE * scale)
-            if wrong.any():
-                least = LEAST_NOISE * scale
-                _refuse(plan, name, wrong, "fresh noise of weight", fresh, "0 or at least", least)
+        _check_least(plan, name, rows, scale)
+    if H in plan.rows:
+        rows = np.abs(plan.matrix[:, 0])
+        _check_least(plan, H, rows, _dot(rows, holds.size + holds.noise))
+
+
+def _check_least(plan, name, rows, scale):
+    """Refuses fresh noise so small beside the scale [S] of its row that it must be a slip."""
+    for z in (Z1, Z2):
+        if z not in plan.columns:
+            continue
+        fresh, least = np.abs(rows[:, plan.columns.index(z)]), LEAST_NOISE * scale
+        wrong = (fresh > 0) & (fresh < least)
+        if wrong.any():
+            _refuse(plan, name, wrong, "fresh noise of weight", fresh, "0 or at least", least)
 
 
 def _refuse(plan: Plan, name: str, wrong: np.ndarray, what: str, has: Any, other: str, want: Any):

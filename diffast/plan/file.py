@@ -72,6 +72,10 @@ def load(path: str | PathLike) -> Plan:
     for field, kind, what in (("steps", int, "a whole number"), ("name", str, "text")):
         if type(fields[field]) is not kind:
             raise ValueError(f"{path}: {field} = {fields[field]!r}, but it must be {what}")
+    for field in ("rows", "columns"):
+        names = fields.get(field, [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{path}: {field} = {names!r}, but it must be a list of names")
     schedule = schedules.from_dict(body["schedule"])
     try:
         fields |= {field: _numbers(fields[field]) for field in arrays}

@@ -70,9 +70,17 @@ def convert(schedule: Any, old: dict[str, Any]) -> dict[str, Any]:
     for field, (array, want) in shapes.items():
         if array.shape != want:
             raise ValueError(f"{field} has shape {list(array.shape)}, but it must be {list(want)}")
-    if old["anchor_at"].dtype.kind != "i":
+    at = old["anchor_at"]
+    if at.dtype.kind != "i":
         raise ValueError("anchor_at must hold whole numbers")
-    joined = np.array_equal(point, anchor) and np.array_equal(direct[:, 0], direct[:, 1])
+    if ((at < -2) | (at > stages)).any():
+        i = int(np.argmax((at < -2) | (at > stages)))
+        raise ValueError(f"stage {i}: anchor_at = {at[i]}, but -2 to {stages}")
+    stands = levels_of(schedule, np.append(times, old["end"]))
+    # Behind them what -2 and -1 mean.
+    anchored = np.concatenate([stands, [MOMENTUM_LEVEL, X0_LEVEL]])[at]
+    joined = np.array_equal(anchored, stands[1:])
+    joined = joined and np.array_equal(point, anchor) and np.array_equal(direct[:, 0], direct[:, 1])
     joined = joined and np.array_equal(second[:, 0], second[:, 1])
     state = X if joined else Y
 
@@ -90,13 +98,10 @@ def convert(schedule: Any, old: dict[str, Any]) -> dict[str, Any]:
         rows[ERROR] = row(old["error"], np.zeros((stages, 2)), np.zeros(stages))
     rows[H] = {name: w for name, w in zip((X, D), read.T, strict=True) if np.any(w)}
     names, columns, matrix = pack(rows, stages)
-    stands = levels_of(schedule, np.append(times, old["end"]))
-    special = {-1: X0_LEVEL, -2: MOMENTUM_LEVEL}
     levels = np.full((stages, len(names), 2), np.nan)
     levels[:, names.index(X)] = stands[1:]
     if not joined:
-        at = old["anchor_at"].tolist()
-        levels[:, names.index(Y)] = [special[k] if k in special else stands[k] for k in at]
+        levels[:, names.index(Y)] = anchored
     if old["error"] is not None:
         levels[:, names.index(ERROR)] = ERROR_LEVEL
     kept = {name: old[name] for name in ("end", "steps", "name", "check")}

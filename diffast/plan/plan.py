@@ -44,8 +44,8 @@ class Plan:
             it on purpose (S_noise); "finite": only shapes and finite numbers, for tables of
             others that contradict themselves.
         spans: [S, 2] model times (from, to) of the Brownian increment that a stage's z1 stands for;
-            NaN or None: from the step's state before the stage to x after it. An annotation: it is
-            read by path noise alone.
+            NaN or None: to x after the stage, from x after the last stage before it that wrote y.
+            An annotation: it is read by path noise alone.
         blocks: [B] int, the first calls of the blocks that a method with barriers takes one after
             another; None: no barriers. An annotation: it is read by block-wise parallel runs alone.
 
@@ -146,8 +146,12 @@ class Plan:
         """Returns the plan with other weights, {(row, column): [S]}, and other fields.
 
         Raises:
-            ValueError: what the plan's checks refuse.
+            ValueError: a row that the plan does not have; what the plan's checks refuse.
         """
+        for row, _ in weights:
+            if row not in self.rows:
+                known = ", ".join(self.rows)
+                raise ValueError(f"Plan {self.name}: no row {row}, but {known}")
         columns = tuple(dict.fromkeys((*self.columns, *(column for _, column in weights))))
         grown = np.zeros((self.stages, len(self.rows), len(columns)))
         grown[:, :, : len(self.columns)] = self.matrix
@@ -158,7 +162,7 @@ class Plan:
         return replace(self, columns=columns, matrix=grown[:, :, order], **fields)
 
     def _spans(self) -> np.ndarray:
-        """Returns [S, 2]; by default from the time of the state before to that of x after."""
+        """Returns [S, 2]; by default to the time of x after, from where y was last written."""
         given = np.full((self.stages, 2), np.nan) if self.spans is None else self.spans
         if not np.isnan(given).any():
             return given

@@ -1,16 +1,15 @@
-"""Direct weights, openings and given noise: the rows made of them, and the runs that follow."""
-
-import dataclasses
+"""Unchanged estimates, openings and given noise: the rows made of them, and the runs."""
 
 import numpy as np
 import pytest
 import torch
 from closed_forms import Mixture, Network
 from numpy_executor import run as run_numpy
+from plan_tables import inserted, weighed, with_y
 
 import diffast as df
 from diffast import ops, solvers
-from diffast.lowering import program
+from diffast.lowering.program import COND, NOISE, UNCOND, X0, Constraints, lower
 
 VP, EDM = df.schedules.vp_linear(), df.schedules.edm()
 MEANS = np.array([[0.8, -0.5, 0.1], [-0.9, 0.4, 0.3]])
@@ -22,11 +21,14 @@ def churn(schedule, grid):
     return solvers.churn(schedule, grid, s_churn=3.0)
 
 
-def with_direct(plan):
-    """The plan with direct weights of its own in point and anchor at every stage."""
+def with_raw(plan):
+    """The plan with weights of x and of the unchanged estimate besides, others for x and for y."""
     random = np.random.default_rng(1)
-    direct = random.normal(size=(plan.stages, 2, 2)) * 0.2
-    return dataclasses.replace(plan, direct=direct, check="finite", name=plan.name + "+direct")
+    plan = plan if "y" in plan.rows else with_y(plan)
+    places = [(row, column) for row in ("x", "y") for column in ("x", "d_raw")]
+    more = random.normal(size=(len(places), plan.stages)) * 0.2
+    weights = {p: plan.weights(*p) + w for p, w in zip(places, more, strict=True)}
+    return plan.with_weights(weights, check="finite", name=plan.name + "+raw")
 
 
 def with_opening(plan):
@@ -34,8 +36,8 @@ def with_opening(plan):
     start = 0.9 * float(plan.times[0])
     alpha, sigma = (f(np.array([plan.times[0], start])) for f in (VP.alpha, VP.sigma))
     keep = alpha[0] / alpha[1]
-    opening = (keep, np.sqrt(sigma[0] ** 2 - (keep * sigma[1]) ** 2))
-    return dataclasses.replace(plan, opening=opening, start=start)
+    row = {"x": keep, "z1": np.sqrt(sigma[0] ** 2 - (keep * sigma[1]) ** 2)}
+    return inserted(plan, 0, {"x": row}, plan.times[0], start=start)
 
 
 GRID = df.grids.karras(VP, 6)
@@ -43,10 +45,10 @@ PLANS = {
     "churn": churn(VP, df.grids.uniform_time(VP, 6, start=0.8)),
     "euler+opening": with_opening(solvers.euler(VP, GRID)),
     "unipc+opening": with_opening(solvers.unipc(VP, GRID)),
-    "euler+direct": with_direct(solvers.euler(VP, GRID)),
-    "heun+direct": with_direct(solvers.heun(VP, GRID)),
-    "3m+direct": with_direct(solvers.dpmpp_3m(VP, GRID)),
-    "ancestral+both": with_opening(with_direct(solvers.euler_ancestral(VP, GRID))),
+    "euler+raw": with_raw(solvers.euler(VP, GRID)),
+    "heun+raw": with_raw(solvers.heun(VP, GRID)),
+    "3m+raw": with_raw(solvers.dpmpp_3m(VP, GRID)),
+    "ancestral+both": with_opening(with_raw(solvers.euler_ancestral(VP, GRID))),
 }
 each_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 
@@ -68,26 +70,9 @@ def package_noise(shape, seed=0, ids=None):
 
 
 def reference(plan, x0, noise, change=None, fresh=None):
-    """The numpy executor's last point; `change` (a clamp) acts on what the history holds alone."""
+    """The numpy executor's sample; `change` is what a clamp or a hook does."""
     fresh = package_noise(noise.shape) if fresh is None else fresh
-    if change is None:
-        return run_numpy(plan, x0, noise.numpy(), lambda i: fresh(i).numpy())[-1]
-    # Written out, since that executor knows nothing of changed estimates.
-    x = plan.opening[0] * noise.numpy()
-    if plan.opening[1]:
-        x = x + plan.opening[1] * fresh(-1).numpy()
-    anchor, history = x, []
-    for i in range(plan.stages):
-        raw = x0(x, plan.times[i])
-        entry = plan.read[i, 0] * x + plan.read[i, 1] * change(raw)
-        history = [entry, *history][: plan.history]
-        inputs = [anchor, fresh(i).numpy(), *history]
-        beside = np.zeros((2, 2)) if plan.direct is None else plan.direct[i]
-        x, anchor = (
-            sum(w * v for w, v in zip(table[i], inputs, strict=False)) + more[0] * x + more[1] * raw
-            for table, more in ((plan.point, beside[0]), (plan.anchor, beside[1]))
-        )
-    return x
+    return run_numpy(plan, x0, noise.numpy(), lambda i: fresh(i).numpy(), change=change)[-1]
 
 
 def close(got, wanted):
@@ -124,14 +109,6 @@ def test_runs_equal_the_numpy_executor(plan, how, guided):
     close(out.x, reference(plan, x0, noise, change))
 
 
-def test_the_reference_here_is_the_numpy_executor_where_nothing_changes():
-    for plan in PLANS.values():
-        noise = noise_of(plan)
-        one = reference(plan, TRUTH.x0, noise)
-        two = reference(plan, TRUTH.x0, noise, change=lambda raw: raw)
-        np.testing.assert_allclose(one, two, rtol=1e-14)
-
-
 @each_plan
 def test_previews_do_not_change_a_run(plan):
     denoiser, noise = df.Denoiser(Network(TRUTH, "v"), VP, predicts="v"), noise_of(plan)
@@ -159,8 +136,10 @@ def test_draw_is_asked_once_for_each_noise_and_used(name, how):
     noise = noise_of(plan)
     denoiser = df.Denoiser(Network(TRUTH, "v"), VP, predicts="v")
     out = df.sample(denoiser, plan, noise=noise, draw=draw, **keywords)
-    used = np.flatnonzero(plan.point[:, 1] + plan.anchor[:, 1]).tolist()
-    assert asked == [-1] * bool(plan.opening[1]) + used
+    drawn = plan.weights("x", "z1") + plan.weights("y", "z1") != 0
+    used = np.flatnonzero(drawn[plan.calls]).tolist()
+    assert drawn[0] and np.isnan(plan.times[0])
+    assert asked == [-1, *used]
     assert (name == "euler+opening") == (not used)
     close(out.x, reference(plan, TRUTH.x0, noise, change, fresh.__getitem__))
 
@@ -220,8 +199,9 @@ def first_inputs(plan, batch=1, size=3, **options):
 
 def test_the_opening_is_the_state_at_the_start_and_noise_of_its_own():
     plan = PLANS["churn"]
-    keep, fresh = plan.opening
+    keep, fresh = (plan.weights("x", name)[0] for name in ("y", "z1"))
     assert fresh > 0
+    assert lower(plan, df.Prediction(VP, "x0")).opening == (keep, fresh)
     initial = ops.normal((4, 7), seed=9, scale=float(VP.sigma(plan.start)))
     z = ops.normal((4, 7), seed=9, stage=ops.OPENING_NOISE)
     wanted = keep * initial.double() + fresh * z.double()
@@ -231,7 +211,7 @@ def test_the_opening_is_the_state_at_the_start_and_noise_of_its_own():
 
 def test_the_openings_noise_is_independent_of_all_others_and_of_the_batch():
     plan, size = PLANS["churn"], 40_000
-    words = [ops.INITIAL_NOISE, ops.OPENING_NOISE, *range(plan.stages)]
+    words = [ops.INITIAL_NOISE, ops.OPENING_NOISE, *range(plan.nfe)]
     assert len(set(words)) == len(words)
     z = np.stack([ops.normal((1, size), seed=2, stage=word).numpy()[0] for word in words])
     correlation = np.corrcoef(z) - np.eye(len(words))
@@ -244,7 +224,7 @@ def test_the_openings_noise_is_independent_of_all_others_and_of_the_batch():
 
 def test_an_opening_without_noise_scales_the_state():
     plan = solvers.euler(EDM, [80.0, 1.0, 0.0])
-    half = dataclasses.replace(plan, opening=(0.5, 0.0), check="finite")
+    half = inserted(plan, 0, {"x": {"x": 0.5}}, 80.0, check="finite")
     noise = torch.full((2, 3), 8.0)
     seen = []
 
@@ -260,42 +240,99 @@ def test_an_opening_without_noise_scales_the_state():
 # --- rows -------------------------------------------------------------------------------------
 
 
-def test_raw_estimates_are_weighed_unclamped():
-    plan = PLANS["euler+direct"]
+def test_unchanged_estimates_are_weighed_unclamped():
+    plan = PLANS["euler+raw"]
     denoiser = df.Denoiser(Network(TRUTH, "v"), VP, predicts="v")
     a, b = denoiser.affine(plan.times)
-    for i, stage in enumerate(program.build(plan, denoiser, fold=False)):
-        weights = stage.point.weights
-        # the changed estimate, as the history holds it, and the network's own output beside it
-        assert weights[program.X0] == plan.point[i, 2]
-        assert weights[program.COND] == pytest.approx(plan.direct[i, 0, 1] * b[i], abs=1e-15)
-        inputs = weights.get(program.INPUT, 0.0) + weights.get(program.ANCHOR, 0.0)
-        wanted = plan.point[i, 0] + plan.direct[i, 0, 0] + plan.direct[i, 0, 1] * a[i]
-        assert inputs == pytest.approx(wanted, abs=1e-14)
-    for i, stage in enumerate(program.build(plan, denoiser)):
-        weights = stage.point.weights
-        assert program.X0 not in weights
-        wanted = (plan.point[i, 2] + plan.direct[i, 0, 1]) * b[i]
-        assert weights[program.COND] == pytest.approx(wanted, abs=1e-14)
+    keep, of_x, new, raw = (plan.weights("x", name) for name in ("y", "x", "d", "d_raw"))
+    for how in (Constraints(clamp=True), Constraints(hook=True)):
+        for i, stage in enumerate(lower(plan, denoiser, how).stages):
+            weights = stage.rows["x"].weights
+            # the changed estimate, and the network's own output beside it
+            assert weights[X0] == new[i]
+            assert weights[COND] == pytest.approx(raw[i] * b[i], abs=1e-15)
+            wanted = keep[i] + of_x[i] + raw[i] * a[i]
+            assert weights.get("x", 0.0) + weights.get("y", 0.0) == pytest.approx(wanted, abs=1e-14)
+            assert stage.x0.weights == {"x": a[i], COND: b[i]}
+            first = stage.calls[0]
+            assert (first.targets[0], first.clamped) == (X0, how.clamp)
+            assert len(stage.calls) == 1 + how.hook
+            assert (X0 in stage.calls[-1].columns) == how.hook  # a clamped row is no tensor
+    for i, stage in enumerate(lower(plan, denoiser).stages):
+        weights = stage.rows["x"].weights
+        assert X0 not in weights
+        assert weights[COND] == pytest.approx((new[i] + raw[i]) * b[i], abs=1e-14)
+        assert stage.calls[-1].targets[-1] == "x"
 
 
-def test_point_and_anchor_are_one_only_if_their_direct_weights_are():
-    plan = solvers.euler(VP, GRID)
+def test_y_is_x_only_where_all_their_weights_are():
+    plan = with_y(solvers.euler(VP, GRID))
     denoiser = df.Denoiser(Network(TRUTH), VP, predicts="x0")
-    assert all(stage.anchor == stage.point for stage in program.build(plan, denoiser))
-    direct = np.zeros((6, 2, 2))
-    direct[2, 1] = [0.1, -0.1]
-    apart = dataclasses.replace(plan, direct=direct, check="finite")
-    stages = program.build(apart, denoiser)
-    assert [stage.anchor == stage.point for stage in stages] == [i != 2 for i in range(6)]
+    program = lower(plan, denoiser)
+    assert all(stage.joined and "y" not in stage.rows for stage in program.stages)
+    assert (program.carried, program.buffers) == ((), 1)
+    apart = weighed(plan.with_weights({}, check="finite"), "y", "d_raw", 2, -0.1)
+    program = lower(apart, denoiser)
+    assert [stage.joined for stage in program.stages] == [i != 2 for i in range(6)]
+    assert [{*stage.rows} for stage in program.stages] == [
+        {"y", "x"} if i == 2 else {"x"} for i in range(6)
+    ]
+    assert (program.carried, program.buffers) == (("y",), 2)
+    last = weighed(plan.with_weights({}, check="finite"), "y", "d_raw", 5, -0.1)
+    assert lower(last, denoiser).stages[5].joined  # nothing reads y after the last call
+
+
+def test_guidance_and_given_noise_are_columns():
+    plan = PLANS["churn"]
+    shift = torch.full((4, 3), 0.2)
+    options = {"conditions": {"shift": shift}, "unconditional": {"shift": shift * 0}}
+    denoiser = df.Denoiser(Network(TRUTH, "v"), VP, predicts="v", guidance=2.0, **options)
+    _, b = denoiser.affine(plan.call_times)
+    own, given = (lower(plan, denoiser, Constraints(given_noise=g)) for g in (False, True))
+    fresh = (plan.weights("x", "z1"))[plan.calls]
+    assert own.branches == {"both"}
+    for i, (one, two) in enumerate(zip(own.stages, given.stages, strict=True)):
+        assert one.rows == two.rows
+        weights = one.x0.weights
+        assert [weights[COND], weights[UNCOND]] == pytest.approx([2.0 * b[i], -b[i]], rel=1e-15)
+        (plain,), (call,) = one.calls, two.calls
+        assert bool(plain.noise) == bool(fresh[i]) and call.noise == []
+        assert plain.columns == tuple(name for name in call.columns if name != NOISE)
+        assert (call.columns[-1] == NOISE) == bool(fresh[i])
+        if fresh[i]:
+            rows = np.reshape(call.weights, (len(call.targets), -1))
+            assert rows[call.targets.index("x"), -1] == fresh[i]
+
+
+def test_entries_live_in_as_few_slots_as_are_read():
+    for plan, slots in (
+        (solvers.euler(VP, GRID), 0),
+        (solvers.heun(VP, GRID), 1),
+        (solvers.dpmpp_2m(VP, GRID), 1),
+        (solvers.dpmpp_3m(VP, GRID), 2),
+        (solvers.rk4(VP, GRID), 3),
+    ):
+        program = lower(plan, df.Prediction(VP, "x0"))
+        assert program.slots == slots == plan.history
+        for i, stage in enumerate(program.stages):
+            assert len(stage.held) == len(set(stage.held)) <= slots
+            read = {
+                name for row in stage.rows.values() for name in row.weights if name[:4] == "slot"
+            }
+            assert read <= {f"slot{slot}" for slot in stage.held}, (plan, i)
+        # Heun's second estimate is read by nobody, nor is the last one of any plan.
+        kept = [stage.slot >= 0 for stage in program.stages]
+        assert not kept[-1]
+        if plan.name == "heun":
+            assert kept[:4] == [True, False, True, False]
 
 
 def test_programs_are_kept_by_plan_and_numbers():
     plan = solvers.euler(VP, GRID)
     one, two = (df.Denoiser(Network(TRUTH, p), VP, predicts=p) for p in ("v", "x0"))
-    assert program.build(plan, one) is program.build(plan, one)
-    assert program.build(plan, one) is not program.build(plan, two)
-    assert program.build(plan, one) is not program.build(plan, one, fold=False)
+    assert lower(plan, one) is lower(plan, one)
+    assert lower(plan, one) is not lower(plan, two)
+    assert lower(plan, one) is not lower(plan, one, Constraints(hook=True))
     other = solvers.euler(VP, GRID)
-    assert program.build(other, one) is not program.build(plan, one)
-    assert program.build(other, one) == program.build(plan, one)
+    assert lower(other, one) is not lower(plan, one)
+    assert lower(other, one) == lower(plan, one)
