@@ -37,7 +37,7 @@ def adaptive_facts(out) -> dict:
         "rejected": int(out.rejected.sum()),
         "forgotten": int(out.forgotten.sum()),
         "wasted": out.wasted,
-        "statuses": {reason: out.reasons().count(reason) for reason in sorted(set(out.reasons()))},
+        "statuses": {word: out.outcomes.count(word) for word in sorted(set(out.outcomes))},
         "attempts": {
             name: np.asarray(getattr(steps, name)).tolist()
             for name in ("sample", "lam", "lam_to", "error", "accepted")

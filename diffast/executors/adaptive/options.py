@@ -7,10 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
+from diffast.executors.context import OnX0, check_noise
+from diffast.executors.results import Progress
 from diffast.lowering.trial_steps import TrialNoise
 from diffast.solvers.embedded import EmbeddedSolver, controllers
 
-NOISES = ("bridge", "path", "redraw")
+# Why a source of noise cannot be had here.
+_SOURCES = {
+    "callable": "samples take steps of their own: there is no stage to ask a function for"
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,13 +25,15 @@ class AdaptiveOptions:
     Attributes:
         seed: any integer of 64 bits.
         ids: B integers of 64 bits; default 0 .. B-1.
-        state: the initial state itself, at the schedule's noisiest time. Not written to.
-        device: where to run; default: the state's, else the network's.
-        noise: of a stochastic method. "bridge" (default): what a rejected trial step drew is
-            remembered, and later draws agree with it. "path": one path a sample that depends
+        x: the initial state [B, ...], at the schedule's noisiest time. Not written to.
+        device: where to run; default: that of `x`, else the network's.
+        noise: where the noise of a stochastic method comes from. "bridge" (default): what a
+            rejected trial step drew is remembered, and later draws agree with it. "path": one path a sample that depends
             neither on steps nor on rejections, at a resolution of 16 / 2^20 in log-SNR, several
             times the work. "redraw" (only "ggf"): fresh noise after a rejection, as published; its
-            samples have the wrong law in low dimension.
+            samples have the wrong law in low dimension. "counter": what suits the method, a normal
+            for each (seed, id, call, element); only for methods whose decisions do not depend on
+            their noise, and with `reject=False`.
         reject: False: every trial step is accepted, the error only chooses the next step.
         controller: numbers of the step-size rule to change, by name; or "pi" or "ggf", which leave
             the method its bounds on steps.
@@ -37,8 +44,12 @@ class AdaptiveOptions:
         h_max: largest step.
         max_calls: network calls after which a sample fails.
         clamp: (low, high) for the x0 estimate, fused into the kernel.
-        on_x0: called as `on_x0(x0, times)` with the estimate [B', ...] of the samples in the batch
-            and their model times [B']; what it returns is used instead.
+        on_x0: called as `on_x0(x0, info)` with the estimate [B', ...] of the samples in the batch
+            (after the clamp, if any) and an `Info`; what it returns is used instead.
+        callback: called after each round with a `Progress` of the samples in the batch, whose x are
+            their states and whose x0 is None; a true answer stops the run.
+        progress: whether to show a progress bar of finished samples on stderr.
+        throw: whether failed samples raise; otherwise `status` says which failed.
         compact: whether samples that are done leave the batch. Without, the network sees one
             batch size throughout.
         trace: whether to record every trial step.
@@ -46,9 +57,9 @@ class AdaptiveOptions:
 
     seed: int = 0
     ids: Sequence[int] | torch.Tensor | None = None
-    state: torch.Tensor | None = None
+    x: torch.Tensor | None = None
     device: torch.device | str | None = None
-    noise: str | None = None
+    noise: str | Callable | None = None
     reject: bool = True
     controller: dict | str | None = None
     denoise: bool = True
@@ -58,7 +69,10 @@ class AdaptiveOptions:
     h_max: float | None = None
     max_calls: int = 10_000
     clamp: tuple[float, float] | None = None
-    on_x0: Callable | None = None
+    on_x0: OnX0 | None = None
+    callback: Callable[[Progress], bool | None] | None = None
+    progress: bool = False
+    throw: bool = True
     compact: bool = True
     trace: bool = False
 
@@ -101,17 +115,19 @@ class AdaptiveOptions:
         Raises:
             ValueError: a kind of noise that the method does not have.
         """
-        noise, name = self.noise, solver.name
+        name = solver.name
+        noise = None if self.noise is None else check_noise("sample_adaptive", self.noise, _SOURCES)
         if solver.noise != "input":
-            if noise not in (None, "redraw"):
+            if noise not in (None, "redraw", "counter"):
                 what = "draws none" if solver.noise == "none" else "draws it after the decision"
                 raise ValueError(f"sample_adaptive: noise is {noise!r} but {name} {what}")
             return TrialNoise("fresh" if solver.noise == "state" else "none", 0)
-        noise = "bridge" if noise is None else noise
-        if noise not in NOISES:
+        if noise == "counter" and self.reject:
             raise ValueError(
-                f"sample_adaptive: noise is {noise!r} but must be one of {', '.join(NOISES)}"
+                f"sample_adaptive: noise is 'counter' but steps of {name} may be rejected, after "
+                "which a draw has to agree with the last one: use 'bridge' or 'path'"
             )
+        noise = "bridge" if noise is None else noise
         if noise == "redraw" and not solver.allows_redraw:
             raise ValueError(
                 f"sample_adaptive: noise is 'redraw' but {name} is never run with noise drawn "
@@ -119,6 +135,6 @@ class AdaptiveOptions:
             )
         if noise == "path":
             return TrialNoise("path", 0)
-        if noise == "redraw" or not self.reject:
+        if noise in ("redraw", "counter") or not self.reject:
             return TrialNoise("fresh", 0)
         return TrialNoise("bridge", solver.rejected_points)

@@ -21,6 +21,8 @@ from diffast.executors.adaptive import path
 from diffast.executors.adaptive.batch import Batch, on_host
 from diffast.executors.adaptive.options import AdaptiveOptions
 from diffast.executors.adaptive.time_variable import DeviceTimeVariable, TimeInterval
+from diffast.executors.context import hooked, put_initial
+from diffast.executors.results import Info, Progress
 from diffast.lowering.estimate import COND, UNCOND, X0, estimate_row
 from diffast.lowering.trial_steps import NOISE, SettleTable, Stages, TrialProgram
 from diffast.model.denoiser import Denoiser, time_dtype
@@ -192,16 +194,13 @@ class AdaptiveRun:
 
     # The start: call 0, at the first model time.
 
-    def start(self, state: torch.Tensor | None) -> None:
+    def start(self, x: torch.Tensor | None) -> None:
         """Puts the initial state in place and makes the first call."""
         schedule, view = self.denoiser.schedule, self.batch.view
         status, size = self.batch.now["status"], self.batch.size
         times = np.array([float(schedule.t_start)])
         y, d, sigma = view["y"], view["proposal0"], float(schedule.sigma(times)[0])
-        if state is None:
-            ops.normal_out(self.ids, self.seed, ops.INITIAL_NOISE, sigma, y)
-        else:
-            y.copy_(state)
+        put_initial(y, x, sigma, self.seed, self.ids)
         for tensor in (view["x"], *self._network_parts()):
             tensor.copy_(y)
         answers = self._ask(torch.from_numpy(times).to(self.device).expand(size))
@@ -372,12 +371,23 @@ class AdaptiveRun:
         ops.combine_table_out(xs, table.weights, None, None, self.limits, [x0], None)
         x0.copy_(self._hooked(x0, step.call.time))
 
-    def _hooked(self, x0: torch.Tensor, times) -> torch.Tensor:
-        changed = self.on_x0(x0, times)
-        if isinstance(changed, torch.Tensor) and changed.shape == x0.shape:
-            return changed
-        got = list(changed.shape) if isinstance(changed, torch.Tensor) else type(changed).__name__
-        raise ValueError(f"sample_adaptive: on_x0 was given {list(x0.shape)} but returned {got}")
+    def _hooked(self, x0: torch.Tensor, times: Any) -> torch.Tensor:
+        now = self.batch.now
+        times = torch.from_numpy(times) if self.on_host or isinstance(times, np.ndarray) else times
+        calls = now["counts"][:, COUNTS.index("calls")]
+        info = Info(calls.clone(), times.to(self.device), now["streams"][:, 1].clone())
+        return hooked("sample_adaptive", self.on_x0, x0, info)
+
+    def progress(self) -> Progress:
+        """Returns what the callback sees: the states of the samples in the batch."""
+        time = self._nodes(self.batch.control[:, 0])[0].time
+        time = torch.from_numpy(np.asarray(time)) if self.on_host else time
+        return Progress(self.rounds, None, time, None, self.batch.view["y"])
+
+    def stop(self) -> None:
+        """Hands over the states of all samples that are still in the batch."""
+        size = self.batch.size
+        self._take(np.arange(size), np.full(size, RUNNING))
 
     def _take(self, done: np.ndarray, statuses: np.ndarray) -> None:
         """Writes the results of rows of the batch that leave it."""

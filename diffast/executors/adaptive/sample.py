@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -17,9 +16,16 @@ from diffast.executors.adaptive.options import AdaptiveOptions
 from diffast.executors.adaptive.rounds import STATUSES, AdaptiveRun, Place
 from diffast.executors.adaptive.time_variable import TimeInterval
 from diffast.executors.context import ids_of, limits_of, progress_bar, state_like
+from diffast.executors.results import (
+    FINE,
+    NonFiniteError,
+    Result,
+    StepLimitError,
+    describe,
+)
 from diffast.lowering.trial_steps import lower_trial
 from diffast.model.denoiser import Denoiser
-from diffast.ops.schema import COUNTS, FINISHED
+from diffast.ops.schema import COUNTS, FAILED_FINITE, FINISHED, RUNNING
 from diffast.solvers import embedded
 from diffast.solvers.embedded import EmbeddedSolver
 
@@ -49,46 +55,33 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class AdaptiveSamples:
-    """What an adaptive run returns.
+class AdaptiveSamples(Result):
+    """What `df.sample_adaptive` returns: a `Result`, and more.
+
+    After an interruption x holds the states of the samples that were still on their way.
 
     Attributes:
-        x: the samples [B, ...]; of a sample that failed, its last accepted state.
-        nfe: network calls of each sample, [B] int64. A guided call of both halves counts once.
         accepted, rejected: trial steps of each sample, [B] int64.
         forgotten: rejected points that there was no room to remember, [B].
-        status: [B] int64, see `STATUSES`; 1 is finished.
+        outcomes: what became of each sample in words, see `STATUSES`.
         rounds: network calls of the run: those of its slowest sample.
         wasted: network evaluations of samples that had finished before.
         steps: every trial step, if the run was traced.
     """
 
-    x: torch.Tensor
-    nfe: torch.Tensor
     accepted: torch.Tensor
     rejected: torch.Tensor
     forgotten: torch.Tensor
-    status: torch.Tensor
+    outcomes: tuple[str, ...]
     rounds: int
     wasted: int
     steps: Steps | None = None
-
-    @property
-    def finished(self) -> torch.Tensor:
-        """Returns whether each sample finished, [B] bool."""
-        return self.status == FINISHED
-
-    def reasons(self) -> list[str]:
-        """Returns the status of each sample in words."""
-        return [STATUSES[number] for number in self.status.tolist()]
 
 
 def sample_adaptive(
     denoiser: Denoiser,
     method: str | EmbeddedSolver = "pec",
     shape: Sequence[int] | None = None,
-    *,
-    progress: bool = False,
     **options: Any,
 ) -> AdaptiveSamples:
     """Returns samples of the denoiser's distribution, every one by steps of its own size.
@@ -102,32 +95,36 @@ def sample_adaptive(
         method: name of an embedded solver, see `df.embedded`: "pec" (the reverse SDE, one call a
             trial step), "ggf", "euler_heun" (also SDEs), "dpm_12", "dpm_23", "bosh3", "dopri5",
             "tsit5" (the probability-flow ODE); or an embedded solver made there.
-        shape: [B, ...] of the state; not needed with `state`.
-        progress: whether to show a progress bar of finished samples on stderr.
-        options: those of `AdaptiveOptions`, which describes them (seed, ids, state, device, noise,
+        shape: [B, ...] of the state; not needed with `x`.
+        options: those of `AdaptiveOptions`, which describes them (seed, ids, x, device, noise,
             reject, controller, denoise, until, h_init, h_min, h_max, max_calls, clamp, on_x0,
-            compact, trace). Others are passed to the method's builder (rtol, atol, ...).
+            callback, progress, throw, compact, trace). Others are passed to the method's builder
+            (rtol, atol, ...).
 
     Raises:
         ValueError: for arguments that disagree; the message names the two facts.
-
-    Warns:
-        RuntimeWarning: if samples failed; their status says why.
+        NonFiniteError: at the end of the run, if samples are not finite; its `result` holds the
+            others.
+        StepLimitError: the same, if samples met the least step or the most calls and none was not
+            finite.
     """
     run, evaluated = prepare(denoiser, method, shape, **options), 0
-    with (
-        torch.inference_mode(),
-        progress_bar(run.shape[0], run.solver.name, "sample", progress) as bar,
-    ):
+    name, given = run.solver.name, run.options
+    stopped = False
+    with torch.inference_mode(), progress_bar(run.shape[0], name, "sample", given.progress) as bar:
         if run.batch.size:
             evaluated += run.batch.size
-            run.start(run.options.state)
-        while run.batch.size:
+            run.start(given.x)
+        while run.batch.size and not stopped:
             left = run.batch.size
             evaluated += left
             run.round()
             bar.update(left - run.batch.size)
-    return _result(run, evaluated)
+            if given.callback is not None and run.batch.size:
+                stopped = bool(given.callback(run.progress()))
+        if stopped:
+            run.stop()
+    return _result(run, evaluated, not stopped)
 
 
 def _with_options(signature: inspect.Signature) -> inspect.Signature:
@@ -156,7 +153,7 @@ def prepare(
     given = AdaptiveOptions(**{name: options.pop(name) for name in names})
     solver = copy.copy(_solver(method, options))
     solver.controller = given.controller_for(solver)
-    shape, device, dtype = state_like(WHO, denoiser, shape, given.state, given.device)
+    shape, device, dtype = state_like(WHO, denoiser, shape, given.x, given.device)
     ids, seed = ids_of(WHO, given.ids, shape[0], device), ops.fold_seed(given.seed)
     place = Place(shape, dtype, device, ids, seed, limits_of(WHO, given.clamp))
     prediction = denoiser.prediction
@@ -189,31 +186,37 @@ def _solver(method: str | EmbeddedSolver, options: dict) -> EmbeddedSolver:
         raise ValueError(f"sample_adaptive: options {sorted(options)} but {error}") from None
 
 
-def _result(run: AdaptiveRun, evaluated: int) -> AdaptiveSamples:
+def _result(run: AdaptiveRun, evaluated: int, completed: bool) -> AdaptiveSamples:
     counts = run.final["counts"]
     column = {name: counts[:, k].clone() for k, name in enumerate(COUNTS)}
-    status = column["status"].tolist()
-    failed = [b for b, code in enumerate(status) if code != FINISHED]
-    if failed:
-        words = [f"{b} (id {int(run.ids[b])}): {STATUSES[status[b]]}" for b in failed[:8]]
-        more = f" and {len(failed) - 8} more" if len(failed) > 8 else ""
-        warnings.warn(
-            f"sample_adaptive: {len(failed)} of {len(status)} samples failed: "
-            f"{', '.join(words)}{more}",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    return AdaptiveSamples(
+    codes = column["status"].tolist()
+    fine = (column["status"] == FINISHED) | (column["status"] == RUNNING)
+    result = AdaptiveSamples(
         x=run.out,
         nfe=column["calls"],
+        status=torch.where(fine, FINE, column["calls"] - 1),
+        completed=completed,
         accepted=column["accepted"],
         rejected=column["rejected"],
         forgotten=column["forgotten"],
-        status=column["status"],
+        outcomes=tuple(STATUSES[code] for code in codes),
         rounds=run.rounds + 1,
         wasted=evaluated - int(column["calls"].sum()),
         steps=None if run.trace is None else _steps(run),
-    )
+    ).with_blanks()
+    if run.options.throw and not bool(fine.all()):
+        ids, calls = run.ids.tolist(), column["calls"].tolist()
+        failed = [
+            (b, ids[b], f"{STATUSES[code]} after {calls[b]} network calls")
+            for b, code in enumerate(codes)
+            if code not in (FINISHED, RUNNING)
+        ]
+        kind = NonFiniteError if FAILED_FINITE in codes else StepLimitError
+        raise kind(
+            f"sample_adaptive: {len(failed)} of {len(codes)} samples failed: {describe(failed)}",
+            result,
+        )
+    return result
 
 
 def _steps(run: AdaptiveRun) -> Steps:

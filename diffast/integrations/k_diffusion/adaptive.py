@@ -116,7 +116,7 @@ def sample_dpm_adaptive(
         run = prepare(
             denoiser,
             solver,
-            state=state,
+            x=state,
             seed=seed,
             denoise=False,
             max_calls=MOST_CALLS,

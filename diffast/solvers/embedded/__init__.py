@@ -14,6 +14,7 @@ from diffast.solvers.embedded.dpm import DPM as DPM
 from diffast.solvers.embedded.ggf import GGF as GGF
 from diffast.solvers.embedded.ggf import EulerHeun as EulerHeun
 from diffast.solvers.embedded.grid import GridCall as GridCall
+from diffast.solvers.embedded.grid import on_grid as on_grid
 from diffast.solvers.embedded.grid import on_grid_rows as on_grid_rows
 from diffast.solvers.embedded.pec import PEC as PEC
 from diffast.solvers.embedded.runge_kutta import RungeKutta as RungeKutta
@@ -30,6 +31,7 @@ __all__ = [
     "EulerHeun",
     "RungeKutta",
     "get",
+    "on_grid",
     "pid",
     "plain",
     "proportional_integral",

@@ -49,6 +49,7 @@ class GGF(EmbeddedSolver):
     error_form, needs_slopes, allows_redraw = "max", True, True
     # The step may grow without bound, so many points far ahead may be rejected.
     rejected_points = 8
+    consistent = False  # Euler's steps in the SDE's time
 
     def __init__(
         self,

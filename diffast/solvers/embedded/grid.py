@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffast.grids import check_grid
-from diffast.plan.registers import Z1, D, H, X, Y, entry_column
+from diffast.plan import Plan, Stages
+from diffast.plan.registers import X0_LEVEL, Z1, D, H, X, Y, entry_column
 from diffast.solvers.core.noise_split import diffusive
 from diffast.solvers.embedded.solver import EmbeddedSolver, Row, Step
 from diffast.solvers.embedded.time_variable import TimeVariable
@@ -86,6 +87,50 @@ def on_grid_rows(solver: EmbeddedSolver, schedule: Any, grid: Any) -> Iterator[G
             made.insert(0, entry)
         span = tuple(walk.grid[source : source + 2].tolist()) if Z1 in rows[X] else None
         yield GridCall(walk.time(n, call), rows, span)
+
+
+def on_grid(solver: EmbeddedSolver, schedule: Any, grid: Any, **fields: Any) -> Plan:
+    """Returns the plan of a solver that accepts every step of a grid.
+
+    An x0 estimate that only the following call reads is the plan's y, not an entry. The plan of a
+    solver whose rows are not `consistent` is checked for finite numbers alone.
+
+    Args:
+        solver: any embedded solver.
+        schedule: any schedule.
+        grid: [N+1] model times from noisy to clean.
+        fields: further fields of `Plan`.
+
+    Raises:
+        ValueError: a grid that `check_grid` refuses.
+    """
+    grid = check_grid(schedule, grid)
+    fields = {"check": "full" if solver.consistent else "finite"} | fields
+    calls = list(on_grid_rows(solver, schedule, grid))
+    read = {column for call in calls for row in call.rows.values() for column in row}
+    estimate = type(solver).entry is EmbeddedSolver.entry
+    alone = estimate and "h1" in read and "h2" not in read and Y not in read
+    states: list[Any] = ["keep"] * len(calls)
+    for i, call in enumerate(calls):
+        if alone:
+            states[i] = _renamed(call.rows.get(H, {}), "h1", Y) or "keep"
+        elif call.rows.get(Y) == {X: 1.0}:  # y is x from the call before on
+            states[i - 1 if i else 0] = "x" if i else "keep"
+        elif Y in call.rows:
+            states[i] = call.rows[Y]
+    stages = Stages(schedule, grid[0])
+    times = [*(call.time for call in calls[1:]), float(grid[-1])]
+    for call, to, y in zip(calls, times, states, strict=True):
+        x, h = call.rows[X], call.rows.get(H)
+        if alone:
+            stages.add(call.time, to, _renamed(x, "h1", Y), y=y, y_at=X0_LEVEL, span=call.span)
+        else:
+            stages.add(call.time, to, x, y=y, y_at=call.time, h=h, span=call.span)
+    return stages.plan(solver.name, len(grid) - 1, **fields)
+
+
+def _renamed(row: Row, old: str, new: str) -> Row:
+    return {new if name == old else name: weight for name, weight in row.items()}
 
 
 class _GridWalk:

@@ -112,6 +112,7 @@ class EmbeddedSolver:
         reuses_last_call: whether the last call stands at the new state and replaces call 0.
         starts_at_noise: whether rows on a grid are finite for a step out of alpha = 0. Otherwise
             that step is Euler's.
+        consistent: whether rows keep the exact levels alpha and sigma, as a plan's check asks.
         error_form, error_norm: see `diffast.ops` ("scalar", "max", "sum"; "l2", "linf").
         noise: "input" (z1 is in a network input), "state" (z1 is added to the state after the
             decision, which does not depend on it) or "none".
@@ -129,6 +130,7 @@ class EmbeddedSolver:
     fractions: tuple[float, ...] = (1.0,)
     reuses_last_call = False
     starts_at_noise = False
+    consistent = True
     error_form, error_norm = "max", "l2"
     noise = "none"
     carried: tuple[str, ...] = ()
