@@ -26,6 +26,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from diffast.lowering.estimate import COND, UNCOND, X0, estimate_row
 from diffast.lowering.silent import without_silent_stages
 from diffast.lowering.slots import Slots, last_uses, slot_name
 from diffast.plan import Plan
@@ -41,7 +42,7 @@ from diffast.plan.registers import (
     input_register,
 )
 
-COND, UNCOND, X0, NOISE = "cond", "uncond", "x0", "noise"
+NOISE = "noise"
 
 # Names whose place in the order of the sums is fixed; slots stand between, the oldest entry first.
 _INPUTS = tuple(input_register(e) for e in range(4))
@@ -229,7 +230,7 @@ def _lower(plan: Plan, inputs: list[np.ndarray], constraints: Constraints) -> Pr
     made: list[Stage] = []
     for i, rows in enumerate(stages):
         called = [tuple(n) for n in numbers[i].tolist() if n[0] == n[0]]
-        estimates = [_estimate(e, *n[1:], branches[i]) for e, n in enumerate(called)]
+        estimates = [_estimate(e, *n[1:]) for e, n in enumerate(called)]
         lowered = _Lowered(rows, estimates, constraints, slots.columns(), together)
         held = slots.held()
         slot = slots.take(i) if rows.get(H) else -1
@@ -313,13 +314,11 @@ def _branches(scales: np.ndarray) -> str:
     return found.pop() if len(found) == 1 else "both"
 
 
-def _estimate(number: int, a: float, b: float, scale: float, branches: str) -> dict[str, float]:
+def _estimate(number: int, a: float, b: float, scale: float) -> dict[str, float]:
     """Returns the x0 estimate for an input over that input and the network's outputs for it."""
-    cond, uncond = output_names(number)
-    row = {input_register(number): a}
-    if branches != "both":
-        return row | {cond if branches == "cond" else uncond: b}
-    return row | {cond: b * scale, uncond: b * (1.0 - scale)}
+    named = dict(zip((COND, UNCOND), output_names(number), strict=True))
+    row = estimate_row(a, b, scale, input_register(number))
+    return {named.get(name, name): weight for name, weight in row.items()}
 
 
 def estimate_name(number: int) -> str:

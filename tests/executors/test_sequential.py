@@ -54,7 +54,7 @@ def test_equals_the_numpy_executor_in_float64(name, solver):
     plan = SOLVERS[solver](schedule, grid_of(schedule))
     noise = ops.normal((4, 3), seed=9, dtype=torch.float64) * schedule.sigma(plan.times[:1])[0]
     out = df.sample(
-        df.Denoiser(Network(truth(schedule)), schedule, predicts="x0"), plan, noise=noise, seed=5
+        df.Denoiser(Network(truth(schedule)), schedule, predicts="x0"), plan, x=noise, seed=5
     )
     wanted = reference_points(plan, truth(schedule).x0, noise, seed=5)[-1]
     assert out.x.dtype == torch.float64
@@ -72,7 +72,7 @@ def test_every_prediction_gives_the_same_samples(name, solver, predicts):
     plan = SOLVERS[solver](schedule, grid)
     noise = ops.normal((4, 3), seed=9, dtype=torch.float64)
     x0, other = (
-        df.sample(df.Denoiser(Network(truth(schedule), p), schedule, predicts=p), plan, noise=noise)
+        df.sample(df.Denoiser(Network(truth(schedule), p), schedule, predicts=p), plan, x=noise)
         for p in ("x0", predicts)
     )
     np.testing.assert_allclose(other.x.numpy(), x0.x.numpy(), rtol=0, atol=1e-10)
@@ -97,7 +97,7 @@ def test_guidance_is_one_batched_call_and_folds_into_the_step(solver, dtype):
         dtype=dtype,
     )
     state = noise if dtype is None else noise.float()
-    out = df.sample(denoiser, plan, noise=state)
+    out = df.sample(denoiser, plan, x=state)
     assert len(network.calls) == plan.stages
     assert {call[0] for call in network.calls} == {(8, 3)}
     assert {call[1] for call in network.calls} == {dtype or torch.float64}
@@ -131,7 +131,7 @@ def test_guidance_interval_calls_the_network_on_half_the_rows_outside_it():
 
     denoiser = df.Denoiser(network, schedule, "x0", guidance=scale, **conditions)
     noise = ops.normal((3, 3), seed=2, dtype=torch.float64) * 80
-    out = df.sample(denoiser, plan, noise=noise)
+    out = df.sample(denoiser, plan, x=noise)
     rows = [call[0][0] for call in network.calls]
     assert rows == [6 if 0.1 < t < 5 else 3 for t in plan.times]
     assert {3, 6} == set(rows)
@@ -169,23 +169,23 @@ def test_clamp_hook_and_preview_agree_with_the_specification(solver, guided):
     def look(p):
         previews.append((p.x0.clone(), p.x.clone()))
 
-    with_clamp = df.sample(denoiser, plan, noise=noise, clamp=(low, high), callback=look)
+    with_clamp = df.sample(denoiser, plan, x=noise, clamp=(low, high), callback=look)
     points = reference_points(plan, clamped, noise)
     np.testing.assert_allclose(with_clamp.x.numpy(), points[-1], rtol=0, atol=1e-11)
     for i, (x0, x) in enumerate(previews):
         np.testing.assert_allclose(x.numpy(), points[i + 1], rtol=0, atol=1e-11)
         wanted = clamped(points[i], plan.times[i])
         np.testing.assert_allclose(x0.numpy(), wanted, rtol=0, atol=1e-11)
-    quiet = df.sample(denoiser, plan, noise=noise, clamp=(low, high))
+    quiet = df.sample(denoiser, plan, x=noise, clamp=(low, high))
     assert torch.equal(quiet.x, with_clamp.x)
 
     def hook(x0, stage):
         return x0.clamp(low, high)
 
-    hooked = df.sample(denoiser, plan, noise=noise, on_x0=hook)
+    hooked = df.sample(denoiser, plan, x=noise, on_x0=hook)
     np.testing.assert_allclose(hooked.x.numpy(), points[-1], rtol=0, atol=1e-11)
-    plain = df.sample(denoiser, plan, noise=noise)
-    seen = df.sample(denoiser, plan, noise=noise, callback=lambda p: None)
+    plain = df.sample(denoiser, plan, x=noise)
+    seen = df.sample(denoiser, plan, x=noise, callback=lambda p: None)
     assert torch.equal(plain.x, seen.x)
     assert not torch.equal(plain.x, quiet.x)
 
@@ -215,7 +215,7 @@ def test_long_histories_are_kept_and_their_buffers_reused():
     )
     noise = ops.normal((5, 3), seed=4, dtype=torch.float64) * 80
     network = Network(truth(schedule), "epsilon")
-    out = df.sample(df.Denoiser(network, schedule, predicts="epsilon"), plan, noise=noise)
+    out = df.sample(df.Denoiser(network, schedule, predicts="epsilon"), plan, x=noise)
     wanted = reference_points(plan, truth(schedule).x0, noise)[-1]
     np.testing.assert_allclose(out.x.numpy(), wanted, rtol=0, atol=1e-10)
 
@@ -239,7 +239,7 @@ def test_reads_of_slopes_work_like_reads_of_x0():
     )
     noise = ops.normal((5, 3), seed=4, dtype=torch.float64) * 80
     denoiser = df.Denoiser(Network(truth(schedule)), schedule, predicts="x0")
-    first, second = (df.sample(denoiser, p, noise=noise).x for p in (base, plan))
+    first, second = (df.sample(denoiser, p, x=noise).x for p in (base, plan))
     np.testing.assert_allclose(first.numpy(), second.numpy(), rtol=0, atol=1e-11)
 
 
@@ -274,9 +274,7 @@ def test_results_are_ordinary_tensors_and_the_noise_is_left_alone():
     plan = df.solvers.heun(schedule, df.grids.karras(schedule, 4))
     noise = torch.randn(3, 3, generator=torch.Generator().manual_seed(0)) * 80
     kept = noise.clone()
-    out = df.sample(
-        df.Denoiser(Network(truth(schedule)), schedule, predicts="x0"), plan, noise=noise
-    )
+    out = df.sample(df.Denoiser(Network(truth(schedule)), schedule, predicts="x0"), plan, x=noise)
     assert torch.equal(noise, kept)
     assert not out.x.is_inference()
     weight = torch.ones(3, requires_grad=True)

@@ -125,7 +125,7 @@ def test_twice_the_channels_point_to_learned_variances(wrap):
         network, SCHEDULE, df.solvers.ddpm(SCHEDULE, df.grids.trailing(SCHEDULE, 4))
     )
     denoiser = df.Denoiser(learned, SCHEDULE, "epsilon")
-    out = df.sample(denoiser, learned.plan, (2, 3, 4, 4), draw=learned.draw(2))
+    out = df.sample(denoiser, learned.plan, (2, 3, 4, 4), noise=learned.draw(2))
     assert out.x.isfinite().all()
     assert run(lambda x, t: Convolution(out_channels=6)(x, t)[:, :3]).isfinite().all()
 

@@ -246,8 +246,8 @@ def test_a_float64_state_or_a_half_layer_names_the_dtype(name):
 
     network, x = One(), torch.randn(SHAPE, dtype=torch.float64)
     with pytest.raises(ValueError, match="given x as torch.float64: set dtype=torch.float32"):
-        df.sample(denoiser(network.float()), plan, noise=x)
-    assert df.sample(denoiser(network, dtype=torch.float32), plan, noise=x).x.dtype == x.dtype
+        df.sample(denoiser(network.float()), plan, x=x)
+    assert df.sample(denoiser(network, dtype=torch.float32), plan, x=x).x.dtype == x.dtype
     with pytest.raises(ValueError, match="given x as torch.float32: set dtype=torch.bfloat16"):
         df.sample(denoiser(network.bfloat16()), plan, SHAPE)
 

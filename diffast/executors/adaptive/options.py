@@ -13,9 +13,7 @@ from diffast.lowering.trial_steps import TrialNoise
 from diffast.solvers.embedded import EmbeddedSolver, controllers
 
 # Why a source of noise cannot be had here.
-_SOURCES = {
-    "callable": "samples take steps of their own: there is no stage to ask a function for"
-}
+_SOURCES = {"callable": "samples take steps of their own: there is no stage to ask a function for"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +26,11 @@ class AdaptiveOptions:
         x: the initial state [B, ...], at the schedule's noisiest time. Not written to.
         device: where to run; default: that of `x`, else the network's.
         noise: where the noise of a stochastic method comes from. "bridge" (default): what a
-            rejected trial step drew is remembered, and later draws agree with it. "path": one path a sample that depends
-            neither on steps nor on rejections, at a resolution of 16 / 2^20 in log-SNR, several
-            times the work. "redraw" (only "ggf"): fresh noise after a rejection, as published; its
-            samples have the wrong law in low dimension. "counter": what suits the method, a normal
-            for each (seed, id, call, element); only for methods whose decisions do not depend on
+            rejected trial step drew is remembered, and later draws agree with it. "path": one path
+            a sample that depends neither on steps nor on rejections, at a resolution of 16 / 2^20
+            in log-SNR, several times the work. "redraw" (only "ggf"): fresh noise after a
+            rejection, as published; its samples have the wrong law in low dimension. "counter": a
+            normal for each (seed, id, call, element), for methods whose decisions do not depend on
             their noise, and with `reject=False`.
         reject: False: every trial step is accepted, the error only chooses the next step.
         controller: numbers of the step-size rule to change, by name; or "pi" or "ggf", which leave

@@ -17,7 +17,7 @@ each_method = pytest.mark.parametrize("name", METHODS)
 @each_method
 def test_a_sample_is_the_same_in_any_batch(name):
     whole = run(name, (7, 3), seed=5)
-    assert whole.finished.all()
+    assert whole.fine.all()
     alone = run(name, (1, 3), seed=5, ids=[3])
     assert torch.equal(alone.x[0], whole.x[3])
     assert alone.nfe[0] == whole.nfe[3]
@@ -58,7 +58,7 @@ def test_odd_shapes(method, shape):
     given = df.Denoiser(network, VP, predicts="x0")
     out = df.sample_adaptive(given, method, shape, max_calls=2000)
     assert out.x.shape == shape
-    assert out.finished.all()
+    assert out.fine.all()
     assert out.x.isfinite().all()
 
 
@@ -81,7 +81,7 @@ def test_every_schedule_ends_near_the_data(method, schedule):
     options = tight.get(method, {})
     given = df.Denoiser(Gaussian(schedule, [0.04, 0.04, 0.04]), schedule, predicts="x0")
     out = df.sample_adaptive(given, method, (400, 3), max_calls=3000, **options)
-    assert out.finished.all()
+    assert out.fine.all()
     x = out.x.double()
     assert (x.mean(0) - 0.3).abs().max() < 0.06
     assert 0.8 < x.var() / 0.04 < 1.25
@@ -110,8 +110,8 @@ def test_predictions_agree(predicts):
 
     given = df.Denoiser(convert, schedule, predicts=predicts)
     state = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    wanted = df.sample_adaptive(denoiser(schedule, 4), "dpm_23", state=state).x
-    assert torch.allclose(df.sample_adaptive(given, "dpm_23", state=state).x, wanted, atol=1e-9)
+    wanted = df.sample_adaptive(denoiser(schedule, 4), "dpm_23", x=state).x
+    assert torch.allclose(df.sample_adaptive(given, "dpm_23", x=state).x, wanted, atol=1e-9)
 
 
 def test_guidance_conditions_and_compaction():
@@ -143,7 +143,7 @@ def test_networks_of_half_precision(dtype):
     given = df.Denoiser(network, VP, predicts="x0", dtype=dtype)
     out = df.sample_adaptive(given, "pec", (8, 64))
     assert out.x.dtype == torch.float32
-    assert out.finished.all()
+    assert out.fine.all()
     wanted = df.sample_adaptive(denoiser(VP, 64), "pec", (8, 64))
     assert (out.x - wanted.x).abs().mean() < 0.05
 
@@ -173,7 +173,7 @@ def test_clamp_and_hook():
 def test_a_given_state_is_kept_and_float64_stays():
     state = torch.randn(4, 2, dtype=torch.float64)
     before = state.clone()
-    out = df.sample_adaptive(denoiser(VP), "dopri5", state=state, rtol=1e-6, atol=1e-6)
+    out = df.sample_adaptive(denoiser(VP), "dopri5", x=state, rtol=1e-6, atol=1e-6)
     assert torch.equal(state, before)
     assert out.x.dtype == torch.float64
 
@@ -231,7 +231,7 @@ def test_a_sample_that_is_not_finite_fails_alone(name, fault):
     assert torch.equal(out.x[others], good.x[others])
     assert torch.equal(out.nfe[others], good.nfe[others])
     assert out.status.tolist() == [FINISHED, FINISHED, FAILED_FINITE, FINISHED, FINISHED]
-    assert out.reasons()[2] == "not finite"
+    assert out.outcomes[2] == "not finite"
     assert out.x.isfinite().all()
     assert out.nfe[2] < good.nfe[2]
     assert out.wasted == 0
@@ -280,9 +280,9 @@ def test_sample_fails_when_its_step_or_calls_run_out():
 def test_a_first_step_beyond_the_end():
     for method in ("pec", "ggf", "dpm_23", "dopri5"):
         out = df.sample_adaptive(denoiser(VP), method, (5, 2), h_init=1e3)
-        assert out.finished.all()
+        assert out.fine.all()
     out = df.sample_adaptive(denoiser(VP), "pec", (5, 2), h_init=1e3, h_max=1e3)
-    assert out.finished.all()
+    assert out.fine.all()
 
 
 @pytest.mark.parametrize(

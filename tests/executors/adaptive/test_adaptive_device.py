@@ -34,7 +34,7 @@ def test_same_samples_as_on_the_host(name, monkeypatch, request):
     host = run(name, (9, 3), seed=2)
     request.getfixturevalue("device_way")
     device = run(name, (9, 3), seed=2)
-    assert device.finished.all()
+    assert device.fine.all()
     # Weights come from an interpolated table: steps may differ by rounding.
     assert torch.allclose(device.x, host.x, atol=2e-3, rtol=1e-3)
     assert (device.nfe - host.nfe).abs().max() <= 2
