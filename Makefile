@@ -38,7 +38,7 @@ bench: $(VENV)/.installed-test $(VENV)/.installed-bench
 # The build runs against the torch installed here: without isolation, with its tools beside it.
 $(VENV)/.installed: $(NATIVE)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install "$(TORCH)" "setuptools>=77" wheel ninja "pybind11>=2.13"
+	$(PIP) install "$(TORCH)" "setuptools>=77" wheel ninja
 	$(PIP) install --no-build-isolation --editable .
 	touch $@
 

@@ -1,4 +1,4 @@
-"""Builds diffast's three extensions: `_cpu`, `_cuda` (where wanted) and `_host`."""
+"""Builds diffast's extensions: `_cpu`, and `_cuda` where it is wanted."""
 
 import os
 import sys
@@ -43,8 +43,8 @@ def wants_cuda() -> bool:
     return asked == "1" if asked else torch.version.cuda is not None
 
 
-def sources(folder: str, *endings: str) -> list[str]:
-    return sorted(path for ending in endings for path in glob(f"csrc/{folder}/*{ending}"))
+def sources(*patterns: str) -> list[str]:
+    return sorted(path for pattern in patterns for path in glob(f"csrc/{pattern}"))
 
 
 def headers() -> list[str]:
@@ -67,7 +67,7 @@ def cuda_extension() -> Extension:
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS)
     return cpp_extension.CppExtension(
         "diffast._cuda",
-        sources("cuda", ".cpp", ".cu"),
+        sources("cuda/*.cpp", "ops/*/cuda.cu"),
         include_dirs=[str(home / "include")],
         library_dirs=[str(home / "lib64")],
         libraries=["cudart_static", "rt", "dl", "pthread"],
@@ -81,24 +81,14 @@ def cuda_extension() -> Extension:
 
 
 def extensions() -> list[Extension]:
-    import pybind11
-
     cpu = cpp_extension.CppExtension(
         "diffast._cpu",
-        sources("cpu", ".cpp"),
+        sources("cpu/*.cpp", "ops/*/cpu.cpp"),
         extra_compile_args={"cxx": [*HOST_FLAGS, TORCH_TARGET]},
         depends=headers(),
         py_limited_api=True,
     )
-    host = Extension(
-        "diffast._host",
-        sources("host", ".cpp"),
-        depends=headers(),
-        include_dirs=[pybind11.get_include()],
-        extra_compile_args=HOST_FLAGS,
-        language="c++",
-    )
-    return [cpu, host] + ([cuda_extension()] if wants_cuda() else [])
+    return [cpu] + ([cuda_extension()] if wants_cuda() else [])
 
 
 setup(

@@ -18,14 +18,22 @@ __version__ = "0.1.0"
 
 # Where each public name lives. Loaded when first asked for: plans can be made without torch.
 _HOMES = {
+    "AdaptiveOptions": "diffast.executors.adaptive.options",
     "AdaptiveSamples": "diffast.executors.adaptive.sample",
     "BrownianPath": "diffast.noise.brownian",
     "Denoiser": "diffast.model.denoiser",
     "LearnedVariance": "diffast.model.learned_variance",
     "Plan": "diffast.plan",
-    "Prediction": "diffast.model.denoiser",
-    "Progress": "diffast.executors.sequential",
-    "Samples": "diffast.executors.sequential",
+    "Prediction": "diffast.model.prediction",
+    "FailedSamples": "diffast.executors.results",
+    "Info": "diffast.executors.results",
+    "NonFiniteError": "diffast.executors.results",
+    "ParallelSamples": "diffast.executors.parallel.sample",
+    "Progress": "diffast.executors.results",
+    "Result": "diffast.executors.results",
+    "Round": "diffast.executors.parallel.rounds",
+    "Samples": "diffast.executors.results",
+    "StepLimitError": "diffast.executors.results",
     "Stepper": "diffast.executors.stepwise",
     "add_noise": "diffast.noise.forward_process",
     "backends": "diffast.ops",
@@ -34,7 +42,7 @@ _HOMES = {
     "grids": "diffast.grids",
     "integrations": "diffast.integrations",
     "ops": "diffast.ops",
-    "pairs": "diffast.solvers.embedded",  # the old name of `embedded`
+    "pairs": "diffast.solvers.embedded",  # the older name of `embedded`
     "sample": "diffast.executors.sequential",
     "sample_adaptive": "diffast.executors.adaptive.sample",
     "sample_parallel": "diffast.executors.parallel.sample",

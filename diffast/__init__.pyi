@@ -6,6 +6,7 @@ from diffast import integrations as integrations
 from diffast import ops as ops
 from diffast import schedules as schedules
 from diffast import solvers as solvers
+from diffast.executors.adaptive.options import AdaptiveOptions as AdaptiveOptions
 from diffast.executors.adaptive.sample import AdaptiveSamples as AdaptiveSamples
 from diffast.executors.adaptive.sample import sample_adaptive as sample_adaptive
 from diffast.executors.parallel.sample import sample_parallel as sample_parallel
@@ -26,6 +27,7 @@ from diffast.solvers import embedded as pairs
 
 __version__: str
 __all__ = [
+    "AdaptiveOptions",
     "AdaptiveSamples",
     "BrownianPath",
     "Denoiser",

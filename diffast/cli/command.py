@@ -267,7 +267,7 @@ def _sample(arguments: argparse.Namespace) -> int:
         "solver": plan.name,
         "grid": arguments.grid,
         "steps": plan.steps,
-        "network_calls": plan.stages,
+        "network_calls": plan.nfe,
         "seed": arguments.seed,
         "guidance": arguments.guidance,
     }
@@ -275,7 +275,7 @@ def _sample(arguments: argparse.Namespace) -> int:
     print(f"digits         {arguments.count} (classes {arguments.classes})")
     print(f"solver         {plan.name}, {arguments.grid} grid")
     print(f"steps          {plan.steps}")
-    print(f"network calls  {plan.stages}{' (of twice the batch: guided)' if guided else ''}")
+    print(f"network calls  {plan.nfe}{' (of twice the batch: guided)' if guided else ''}")
     print(f"seconds        {seconds:.2f}")
     print(f"backend        {backends()[device.type]['backend']} on {device}")
     print(f"wrote          {path}")
@@ -330,12 +330,12 @@ def _profile_adaptive(arguments: argparse.Namespace, denoiser, given: dict):
     from diffast import sample_adaptive
     from diffast.cli import profiling
 
-    out = sample_adaptive(denoiser, arguments.adaptive, trace=True, **given)
+    out = sample_adaptive(denoiser, arguments.adaptive, trace=True, throw=False, **given)
     facts = profiling.adaptive_facts(out)
     statuses = ", ".join(f"{count} {reason}" for reason, count in facts["statuses"].items())
     lines = (
         f"network calls  {facts['calls_mean']:.1f} a digit, {facts['calls_most']} the slowest",
-        f"attempts       {facts['accepted']} accepted, {facts['rejected']} rejected",
+        f"trial steps    {facts['accepted']} accepted, {facts['rejected']} rejected",
         f"digits         {statuses}",
     )
     return arguments.adaptive, facts, lines, partial(profiling.draw_steps, out)
@@ -353,13 +353,13 @@ def _profile_parallel(arguments: argparse.Namespace, denoiser, given: dict):
     times = getattr(grids, arguments.grid)(schedule, arguments.steps)
     plan = solvers.get(arguments.solver)(schedule, times)
     out = sample_parallel(denoiser, plan, method=arguments.parallel, **given)
-    facts = {"plan": plan.name, "stages": plan.stages} | profiling.parallel_facts(out)
+    facts = {"plan": plan.name, "stages": plan.nfe} | profiling.parallel_facts(out)
     lines = (
-        f"plan           {plan.name}, {plan.stages} stages",
+        f"plan           {plan.name}, {plan.nfe} stages",
         f"rounds         {out.rounds}",
         f"evaluations    {facts['evaluations_mean']:.1f} a digit",
     )
-    draw = partial(profiling.draw_rounds, out, plan.stages)
+    draw = partial(profiling.draw_rounds, out, plan.nfe)
     return arguments.parallel, facts, lines, draw
 
 
@@ -387,10 +387,4 @@ def _doctor(_: argparse.Namespace) -> int:
     print(f"triton   {diffast.ops.triton_version() or 'not installed'}")
     for device, entry in diffast.backends().items():
         print(f"{device:<8} {entry['backend']}: {entry['reason']}")
-    try:
-        from diffast import _host
-
-        print(f"host     built with {_host.build_info()['compiler']}")
-    except ImportError:
-        print("host     the _host extension is missing (only tests and tables need it)")
     return 0

@@ -12,25 +12,44 @@ join and leave a running batch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 
 from diffast import ops
-from diffast.lowering.stages import (
-    AT_ANCHOR,
+from diffast.executors.context import (
+    Clamp,
+    OnX0,
+    check_noise,
+    hooked,
+    ids_of,
+    limits_of,
+    refuse,
+)
+from diffast.executors.results import FINE, Info, NonFiniteError, Samples, describe
+from diffast.lowering.program import Constraints, check_one_input, lower
+from diffast.lowering.step_table import (
     AT_NOISE,
     AT_UNCOND,
     AT_X0,
-    Call,
+    AT_Y,
+    StepCall,
     Table,
-    calls_of,
     make_table,
+    numbered,
 )
 from diffast.model.denoiser import time_dtype
 from diffast.plan import Plan
+from diffast.plan.registers import H, V, X, Y
+
+# Why a source of noise cannot be had here.
+_SOURCES = {
+    "path": "a path needs the times of the whole run: use df.sample, or give normals as z",
+    "bridge": "nothing is rejected on a fixed grid: use 'counter' or 'given'",
+    "redraw": "nothing is rejected on a fixed grid: use 'counter' or 'given'",
+    "callable": "step takes the normals themselves: use 'given' and hand them over as z",
+}
 
 
 class State(NamedTuple):
@@ -39,8 +58,9 @@ class State(NamedTuple):
     Attributes:
         row: which row of the stepper's table is next: an int, all samples together; or [B] int64
             on the samples' device, each its own.
-        x: the points, [B, ...]: the next model inputs; where a sample has ended, the sample.
-        anchor: the anchors [B, ...]; None while they are the points.
+        x: the next model inputs [B, ...]; where a sample has ended, the sample.
+        y: the step's states [B, ...]; None while they are x.
+        v: the momenta [B, ...]; None while there are none.
         slots: remembered entries, each [B, ...] or None while empty; oldest first where samples
             stand each at its own stage.
         seed: of the noise: an int for all; or [B] int64, each sample's own.
@@ -50,7 +70,8 @@ class State(NamedTuple):
 
     row: int | torch.Tensor
     x: torch.Tensor
-    anchor: torch.Tensor | None
+    y: torch.Tensor | None
+    v: torch.Tensor | None
     slots: tuple[torch.Tensor | None, ...]
     seed: int | torch.Tensor
     ids: torch.Tensor
@@ -75,14 +96,17 @@ class Stepper:
             `Prediction` where nothing calls the network from here).
         device: where the samples are.
         dtype: what the network wants its input in; None: the state's, which is float32 or float64.
-        given_noise: the fresh normals are given to `step` as a tensor, in place of the package's.
+        noise: where fresh noise comes from: "counter", or "given": the normals are handed to
+            `step` as `z`.
         clamp: (low, high) for the x0 estimate, fused into the kernel.
-        on_x0: called as `on_x0(x0, stage)` with the estimate [B, ...] and the stage (an int, or
-            [B] int64); what it returns is used instead. Costs one more kernel a stage.
+        on_x0: called as `on_x0(x0, info)` with the estimate [B, ...] (after the clamp, if any) and
+            an `Info`; what it returns is used instead. Costs one more kernel a stage.
+        callback: refused: whoever calls `step` sees every stage.
+        progress: refused, for the same reason.
 
     Raises:
-        ValueError: no plans; a clamp out of order; a clamp and a hook together; given noise for a
-            plan that draws two normals a stage; what `program.build` raises.
+        ValueError: no plans; a clamp out of order; another source of noise; given noise for a plan
+            that draws two normals a stage; what `lower` raises.
     """
 
     def __init__(
@@ -92,38 +116,41 @@ class Stepper:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
-        given_noise: bool = False,
-        clamp: tuple[float, float] | None = None,
-        on_x0: Callable | None = None,
+        noise: str = "counter",
+        clamp: Clamp | None = None,
+        on_x0: OnX0 | None = None,
+        callback: None = None,
+        progress: bool = False,
     ):
         """Multiplies the plans out; see the class."""
-        if clamp is not None and on_x0 is not None:
-            raise ValueError("Stepper: clamp and on_x0 are both given, but one of them acts on x0")
+        loop = "the loop around `step` is yours: call it there"
+        refuse("Stepper", callback=(callback, loop), progress=(progress, loop))
+        if noise != "given":
+            check_noise("Stepper", noise, _SOURCES)
         pairs = [(plans, denoiser)] if isinstance(plans, Plan) else list(plans)
         if not pairs:
             raise ValueError("Stepper: 0 plans, but at least 1 is needed")
         self.plans = tuple(plan for plan, _ in pairs)
-        self.device, self.dtype, self.given_noise = torch.device(device), dtype, given_noise
-        self.limits = [] if clamp is None else [float(limit) for limit in clamp]
-        if self.limits and not -math.inf < self.limits[0] < self.limits[1] < math.inf:
-            raise ValueError(
-                f"Stepper: clamp is {tuple(self.limits)} but must be finite and in order"
-            )
-        self.on_x0 = on_x0
-        how = {"given_noise": given_noise, "clamp": bool(self.limits), "hook": on_x0 is not None}
-        made = [calls_of(plan, read, **how) for plan, read in pairs]
-        self.slots = max(size for _, size in made)
-        self.calls: list[Call | None] = []  # None: a plan's end
-        self.first = []  # each plan's first table row
-        for calls, _ in made:
+        self.device, self.dtype, self.given = torch.device(device), dtype, noise == "given"
+        self.limits, self.on_x0 = limits_of("Stepper", clamp), on_x0
+        how = Constraints(bool(self.limits), on_x0 is not None, given_noise=self.given)
+        for plan, _ in pairs:
+            check_one_input("Stepper", plan)
+        self.programs = [lower(plan, read, how) for plan, read in pairs]
+        self.slots = max(program.slots for program in self.programs)
+        self.calls: list[StepCall | None] = []  # None: a plan's end
+        self.first: list[int] = []  # each plan's first table row
+        for program in self.programs:
             self.first.append(len(self.calls))
-            self.calls += [*calls, None]
+            self.calls += [*numbered(program), None]
         used = [{*c.columns, *c.x0_columns} for c in self.calls if c is not None]
         self.guided = any(AT_UNCOND in columns for columns in used)
         self.draws = any(AT_NOISE in columns for columns in used)
-        self.parts = any(call is not None and (call.parts or call.keeps) for call in self.calls)
-        # A sample at its end repeats its last time, which the network is known to take.
-        self._times = [t for plan in self.plans for t in (*plan.times.tolist(), plan.times[-1])]
+        carried = {name for program in self.programs for name in program.carried}
+        self.carried = tuple(name for name in (Y, V) if name in carried)
+        self._times: list[float] = []
+        for plan in self.plans:  # a sample at its end repeats its last time, which is known
+            self._times += [*plan.call_times.tolist(), float(plan.call_times[-1])]
         self._table = None
 
     def start(
@@ -133,7 +160,7 @@ class Stepper:
         plan: int | Sequence[int] | torch.Tensor = 0,
         seed: int = 0,
         ids: Sequence[int] | torch.Tensor | None = None,
-        noise: torch.Tensor | None = None,
+        z: torch.Tensor | None = None,
         each: bool = False,
     ) -> tuple[State, torch.Tensor, torch.Tensor]:
         """Returns (state, first model inputs [B, ...], model times [B]).
@@ -143,7 +170,7 @@ class Stepper:
             plan: which plan to follow; several numbers, [B]: one a sample (then `each` is set).
             seed: any integer of 64 bits.
             ids: B integers of 64 bits that fix each sample's noise, default 0 .. B-1.
-            noise: normals [B, ...] for the plan's opening, with `given_noise`.
+            z: normals [B, ...] for the noise before the first call, with noise="given".
             each: True: samples may stand at different stages from now on.
 
         Raises:
@@ -152,11 +179,7 @@ class Stepper:
         if x.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"Stepper: x is {x.dtype} but the state is float32 or float64")
         batch = x.shape[0]
-        ids = torch.arange(batch) if ids is None else torch.as_tensor(ids)
-        if batch and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
-            raise ValueError(f"Stepper: ids are {ids.dtype} but integers are needed")
-        if tuple(ids.shape) != (batch,):
-            raise ValueError(f"Stepper: ids are {list(ids.shape)} but there are {batch} samples")
+        ids = ids_of("Stepper", ids, batch, self.device)
         numbers = torch.as_tensor(plan)
         if numbers.dim() not in (0, 1) or (numbers.dim() and tuple(numbers.shape) != (batch,)):
             raise ValueError(
@@ -167,10 +190,10 @@ class Stepper:
             raise ValueError(
                 f"Stepper: plan {sorted(chosen)} but there are {len(self.plans)} plans, from 0"
             )
-        seed, ids = ops.fold_seed(seed), ids.to(self.device, torch.int64).contiguous()
-        status = torch.full((batch,), -1, dtype=torch.int64, device=self.device)
-        x = self._opened(x.contiguous(), chosen, numbers, seed, ids, noise)
-        state = State(0, x, None, (None,) * self.slots, seed, ids, status)
+        seed = ops.fold_seed(seed)
+        status = torch.full((batch,), FINE, dtype=torch.int64, device=self.device)
+        x = self._opened(x.contiguous(), chosen, numbers, seed, ids, z)
+        state = State(0, x, None, None, (None,) * self.slots, seed, ids, status)
         if each or numbers.dim():
             row = torch.tensor(self.first, dtype=torch.int64)[numbers].to(self.device)
             state = self.separate(state)._replace(row=row.expand(batch).contiguous())
@@ -178,18 +201,18 @@ class Stepper:
             state = state._replace(row=self.first[int(numbers)])
         return state, self._network_input(x), self.time(state)
 
-    def _opened(self, x, chosen, numbers, seed, ids, noise):
-        openings = [plan.opening.tolist() for plan in self.plans]
-        if all(openings[p] == [1.0, 0.0] for p in chosen):
+    def _opened(self, x, chosen, numbers, seed, ids, z):
+        openings = [program.opening or (1.0, 0.0) for program in self.programs]
+        if all(openings[p] == (1.0, 0.0) for p in chosen):
             return x
         table = torch.tensor(openings, dtype=torch.float64)[numbers].to(self.device)
         table = table.expand(len(x), 2)
         keep, fresh = table[:, None, :1].contiguous(), table[:, None, 1:].contiguous()
-        if self.given_noise:
-            if noise is None:
-                raise ValueError("Stepper: the plan opens with noise, but none is given")
+        if self.given:
+            if z is None:
+                raise ValueError("Stepper: the plan begins with noise, but no z is given")
             weights = torch.cat([keep, fresh], 2)
-            return ops.combine_table([x, noise.contiguous()], weights, None, None, [])[0]
+            return ops.combine_table([x, z.contiguous()], weights, None, None, [])[0]
         words = torch.full_like(ids, ops.OPENING_NOISE)
         streams = torch.stack([torch.full_like(ids, seed), ids, words], 1)
         return ops.combine_table([x], keep, fresh, streams, [])[0]
@@ -198,7 +221,7 @@ class Stepper:
         self,
         state: State,
         output: torch.Tensor | tuple[torch.Tensor, torch.Tensor],
-        noise: torch.Tensor | None = None,
+        z: torch.Tensor | None = None,
     ) -> tuple[State, torch.Tensor, torch.Tensor]:
         """Returns (state, next model inputs [B, ...], their model times [B]) after one call.
 
@@ -208,24 +231,25 @@ class Stepper:
             state: from `start` or `step`; not changed.
             output: what the network said of the model inputs, [B, ...]; with guidance the pair
                 (conditional, unconditional).
-            noise: normals [B, ...], with `given_noise`.
+            z: normals [B, ...], with noise="given".
 
         Raises:
-            ValueError: an output of another shape; guidance without a pair; noise given or
+            ValueError: an output of another shape; guidance without a pair; normals given or
                 missing.
         """
         cond, uncond = output if isinstance(output, (tuple, list)) else (output, None)
-        self._check(state, cond, uncond, noise)
-        given = (t if t is None else t.contiguous() for t in (cond, uncond, noise))
-        fixed = [state.anchor, state.x, *given, None]
+        self._check(state, cond, uncond, z)
+        given = (t if t is None else t.contiguous() for t in (cond, uncond, z))
+        cond, uncond, z = given
+        fixed = [state.y, state.v, state.x, cond, uncond, None, z]
         if isinstance(state.row, int):
             state = self._step_together(state, fixed)
         else:
             state = self._step_each(state, fixed)
         return state, self._network_input(state.x), self.time(state)
 
-    def _check(self, state, cond, uncond, noise, stepping=True):
-        for name, tensor in (("output", cond), ("unconditional output", uncond), ("noise", noise)):
+    def _check(self, state, cond, uncond, z, stepping=True):
+        for name, tensor in (("output", cond), ("unconditional output", uncond), ("z", z)):
             if tensor is not None and tensor.shape != state.x.shape:
                 raise ValueError(
                     f"Stepper: {name} is {list(tensor.shape)} but the state is "
@@ -233,45 +257,47 @@ class Stepper:
                 )
         if self.guided and uncond is None:
             raise ValueError("Stepper: a plan is guided, but one output is given and not a pair")
-        if noise is not None and not self.given_noise:
-            raise ValueError("Stepper: noise is given, but given_noise is not set")
-        if noise is None and self.draws and stepping:
-            raise ValueError("Stepper: given_noise is set and a plan is stochastic, but noise none")
+        if z is not None and not self.given:
+            raise ValueError("Stepper: z is given, but noise is 'counter'")
+        if z is None and self.draws and stepping:
+            raise ValueError("Stepper: noise is 'given' and a plan draws, but no z is given")
 
     def _step_together(self, state: State, fixed: list) -> State:
         call = self.calls[state.row]
         if call is None:
             return state
-        if fixed[AT_ANCHOR] is None:
-            fixed[AT_ANCHOR] = state.x
+        if fixed[AT_Y] is None:
+            fixed[AT_Y] = state.x
         tensors = [*fixed, *state.slots]
-        outs = [torch.empty_like(state.x) for _ in range(1 + call.parts + (call.slot >= 0))]
+        outs = [torch.empty_like(state.x) for _ in call.writes]
         status = state.status.clone()
         stage = state.row - self.first[self._plan_of(state.row)]
         if self.on_x0 is not None:
             x0 = torch.empty_like(state.x)
-            ops.combine_out([tensors[k] for k in call.x0_columns], call.x0_weights, [x0])
-            tensors[AT_X0] = self._hooked(x0, stage)
-        rest = (call.noise, state.seed, state.ids, self.limits)
-        rest = rest if call.noise or self.limits else ()
+            xs, weights = [tensors[k] for k in call.x0_columns], call.x0_weights
+            if self.limits:
+                clamped = [*weights, 0.0]
+                ops.combine_out(xs, clamped, [x0], None, 0, [], 0, None, self.limits)
+            else:
+                ops.combine_out(xs, weights, [x0])
+            tensors[AT_X0] = self._hooked(x0, stage, state)
+        limits = self.limits if call.clamped else []
+        rest = (call.noise, state.seed, state.ids, limits)
+        rest = rest if call.noise or limits else ()
         ops.combine_out(
             [tensors[k] for k in call.columns], call.weights, outs, status, stage, *rest
         )
-        slots, anchor = state.slots, None
-        if call.slot >= 0:
-            slots = (*slots[: call.slot], outs[0], *slots[call.slot + 1 :])
-        if call.parts:
-            anchor = outs[-2]
-        elif call.keeps:
-            anchor = fixed[AT_ANCHOR]
-        return State(state.row + 1, outs[-1], anchor, slots, state.seed, state.ids, status)
+        made = dict(zip(call.writes, outs, strict=True))
+        slots = state.slots
+        if H in made:
+            slots = (*slots[: call.slot], made[H], *slots[call.slot + 1 :])
+        y = made.get(Y, fixed[AT_Y] if Y in call.keeps else None)
+        v = made.get(V, state.v if V in call.keeps else None)
+        return State(state.row + 1, made[X], y, v, slots, state.seed, state.ids, status)
 
-    def _hooked(self, x0, stage):
-        changed = self.on_x0(x0, stage)
-        if not isinstance(changed, torch.Tensor) or changed.shape != x0.shape:
-            got = list(changed.shape) if isinstance(changed, torch.Tensor) else type(changed)
-            raise ValueError(f"Stepper: on_x0 was given {list(x0.shape)} but returned {got}")
-        return changed.contiguous()
+    def _hooked(self, x0: torch.Tensor, stage: int | torch.Tensor, state: State) -> torch.Tensor:
+        info = Info(stage, self.time(state), state.ids)
+        return hooked("Stepper", self.on_x0, x0, info).contiguous()
 
     def _plan_of(self, row: int) -> int:
         return max(p for p, first in enumerate(self.first) if first <= row)
@@ -283,16 +309,19 @@ class Stepper:
         words = table.words[row]
         if self.on_x0 is not None:
             x0 = torch.empty_like(state.x)
-            xs = [tensors[k] for k in table.x0_columns]
-            ops.combine_table_out(xs, table.x0[row], None, None, [], [x0], None)
-            tensors[AT_X0] = self._hooked(x0, words)
+            xs, weights = [tensors[k] for k in table.x0_columns], table.x0[row]
+            if self.limits:
+                weights = torch.cat([weights, torch.zeros_like(weights[:, :, :1])], 2)
+            ops.combine_table_out(xs, weights, None, None, self.limits, [x0], None)
+            tensors[AT_X0] = self._hooked(x0, words, state)
         xs = [tensors[k] for k in table.columns]
         streams = torch.stack([state.seed, state.ids, words], 1)
         weights, noise = table.weights[row], None
         if table.noise is not None:
             noise = table.noise[row]
         status = state.status.clone()
-        hidden = int(bool(self.limits))  # the clamped row 0 is not written
+        limits = self.limits if self.on_x0 is None else []
+        hidden = int(bool(limits))  # the clamped row 0 is not written
         outs = [torch.empty_like(state.x) for _ in range(weights.shape[1] - hidden)]
         for first in range(0, len(outs), ops.MAX_ROWS - hidden):
             last = first + ops.MAX_ROWS - hidden
@@ -301,13 +330,15 @@ class Stepper:
                 _rows(weights, first, last, hidden),
                 None if noise is None else _rows(noise, first, last, hidden),
                 streams,
-                self.limits,
+                limits,
                 outs[first:last],
                 status,
             )
-        anchor = outs[self.slots] if self.parts else outs[-1]
-        slots = tuple(outs[: self.slots])
-        return State(table.following[row], outs[-1], anchor, slots, state.seed, state.ids, status)
+        *slots, x = outs
+        carried = {name: slots.pop() for name in reversed(self.carried)}
+        y, v = carried.get(Y, x), carried.get(V)
+        following = table.following[row]
+        return State(following, x, y, v, tuple(slots), state.seed, state.ids, status)
 
     def estimate(
         self, state: State, output: torch.Tensor | tuple[torch.Tensor, torch.Tensor]
@@ -318,15 +349,37 @@ class Stepper:
         """
         cond, uncond = output if isinstance(output, (tuple, list)) else (output, None)
         self._check(state, cond, uncond, None, stepping=False)
-        table, tensors = self.table(), (self.anchor(state), state.x, cond, uncond)
+        table, tensors = self.table(), (self.state(state), state.v, state.x, cond, uncond)
         weights = table.x0[state.row].to(state.x.dtype)  # [B, 1, columns], [1, columns] together
         shape = (-1, *([1] * (state.x.dim() - 1)))
         x0 = sum(
             weights[..., 0, n].view(shape) * tensors[k] for n, k in enumerate(table.x0_columns)
         )
-        if self.limits:
-            return x0.clamp(*self.limits)
-        return x0 if self.on_x0 is None else self._hooked(x0, self.stage(state))
+        x0 = x0.clamp(*self.limits) if self.limits else x0
+        return x0 if self.on_x0 is None else self._hooked(x0, self.stage(state), state)
+
+    def result(self, state: State, throw: bool = True) -> Samples:
+        """Returns the samples of a state, those that failed as NaN; waits for the device.
+
+        Args:
+            state: from `start` or `step`.
+            throw: whether failed samples raise; otherwise `status` says which failed.
+
+        Raises:
+            NonFiniteError: if samples are not finite; its `result` holds the others.
+        """
+        done, stage = self.done(state), self.stage(state)
+        nfe = stage if isinstance(stage, torch.Tensor) else torch.full_like(state.ids, stage)
+        completed = done if isinstance(done, bool) else bool(done.all())
+        result = Samples(state.x, nfe, state.status, completed).with_blanks()
+        if throw and not bool(result.fine.all()):
+            status, ids = state.status.tolist(), state.ids.tolist()
+            what = "the network's output or the state made of it is not finite at stage"
+            failed = [(b, ids[b], f"{what} {i}") for b, i in enumerate(status) if i != FINE]
+            raise NonFiniteError(
+                f"Stepper: {len(failed)} of {len(ids)} samples failed: {describe(failed)}", result
+            )
+        return result
 
     def separate(self, state: State) -> State:
         """Returns the state as one whose samples may stand at different stages."""
@@ -339,12 +392,12 @@ class Stepper:
             torch.full_like(state.ids, value) if isinstance(value, int) else value
             for value in (state.row, state.seed)
         )
-        anchor = self.anchor(state)
-        return state._replace(row=row, seed=seed, slots=(*slots, *blank), anchor=anchor)
+        v = torch.zeros_like(state.x) if V in self.carried and state.v is None else state.v
+        return state._replace(row=row, seed=seed, slots=(*slots, *blank), y=self.state(state), v=v)
 
-    def anchor(self, state: State) -> torch.Tensor:
-        """Returns the anchors [B, ...]."""
-        return state.x if state.anchor is None else state.anchor
+    def state(self, state: State) -> torch.Tensor:
+        """Returns the steps' states [B, ...], which the next rows weigh as y."""
+        return state.x if state.y is None else state.y
 
     def time(self, state: State) -> torch.Tensor:
         """Returns the model times of the next network calls, [B]; at the end those of the last."""
@@ -368,29 +421,25 @@ class Stepper:
 
     def select(self, state: State, samples: torch.Tensor) -> State:
         """Returns the state of some samples, by index [n] or mask [B] on the state's device."""
-        state = self.separate(state)
-        picked = (
-            tuple(t[samples] for t in part) if isinstance(part, tuple) else part[samples]
-            for part in state
-        )
-        return self._with_anchor(State(*picked))
+        return self._each([self.separate(state)], lambda parts: parts[0][samples])
 
     def join(self, *states: State) -> State:
         """Returns one state of all the samples, in order: how requests enter a running batch."""
         if not states:
             raise ValueError("Stepper: 0 states, but at least 1 is needed to join")
-        states = [self.separate(state) for state in states]
-        joined = (
-            tuple(map(torch.cat, zip(*parts, strict=True)))
-            if isinstance(parts[0], tuple)
-            else torch.cat(parts)
-            for parts in zip(*states, strict=True)
-        )
-        return self._with_anchor(State(*joined))
+        return self._each([self.separate(state) for state in states], torch.cat)
 
-    def _with_anchor(self, state: State) -> State:
+    def _each(self, states: list[State], joined: Callable) -> State:
+        """Returns one state, every tensor of it made of those of the states."""
+        fields = {}
+        for name, parts in zip(State._fields, zip(*states, strict=True), strict=True):
+            if isinstance(parts[0], tuple):
+                fields[name] = tuple(map(joined, zip(*parts, strict=True)))
+            else:
+                fields[name] = None if parts[0] is None else joined(parts)
+        state = State(**fields)
         # one tensor where a step would leave one: or a graph of the step would be made twice
-        return state if self.parts else state._replace(anchor=state.x)
+        return state if Y in self.carried else state._replace(y=state.x)
 
     def _network_input(self, x: torch.Tensor) -> torch.Tensor:
         return x if self.dtype is None else x.to(self.dtype)
@@ -403,8 +452,8 @@ class Stepper:
                 self.first,
                 self._times,
                 self.slots,
-                self.parts,
-                bool(self.limits),
+                self.carried,
+                bool(self.limits) and self.on_x0 is None,
                 self.device,
             )
         return self._table

@@ -69,17 +69,16 @@ def _built(solver, levels, is_flow, options):
 def step_starts(plan: Plan, levels: tuple[float, ...]) -> dict[int, int]:
     """Returns {stage that begins a step: number of the step}.
 
-    A step begins after the anchor has moved on with the point. Where that does not give one stage a
-    step, as the anchor moves otherwise, it is the last call at the step's level.
+    A step begins where the step's state y has become x. Where that does not give one call a step,
+    it is the last call at the step's level.
 
     Args:
         plan: made for the levels.
         levels: [N+1], see `levels_of`.
     """
-    moved = np.flatnonzero(plan.anchor_at == np.arange(1, plan.stages + 1)) + 1
-    starts = [0, *moved[moved < plan.stages].tolist()]
+    starts = plan.step_starts().tolist()
     if len(starts) != plan.steps:
-        calls = {level: i for i, level in enumerate(plan.times.tolist())}
+        calls = {level: i for i, level in enumerate(plan.call_times.tolist())}
         starts = [calls[level] for level in levels[:-1]]
     return {i: step for step, i in enumerate(starts)}
 
@@ -113,7 +112,7 @@ def run(
         callback: called once a step, after its first model call, with {'x', 'i', 'sigma',
             'sigma_hat', 'denoised'}. 'x' is a copy; what the callback writes into it has no effect.
         disable: True for no progress bar; None: none where stderr is no terminal.
-        draw: the normals of a stage, as `df.sample` wants them; None: the package's noise.
+        draw: the normals of a stage, as `df.sample` wants them as `noise`; None: the package's.
         seed: of the package's noise.
         path: whether that is one Brownian path a sample.
     """
@@ -121,14 +120,16 @@ def run(
     with tqdm(total=plan.steps, disable=disable) as bar:
         network = _Steps(model, plan, levels, sigmas, x.dtype, extra_args or {}, callback, bar)
         low = None if x.dtype == dtype else x.dtype
-        denoiser = Denoiser(network, plan.schedule, dtype=low)
-        noise: dict[str, Any] = (
-            {"path": path} if draw is None else {"draw": lambda stage: draw(stage).to(dtype)}
-        )
+        denoiser = Denoiser(network, plan.schedule, predicts="x0", dtype=low)
+        noise = ("path" if path else "counter") if draw is None else _cast(draw, dtype)
         with torch.no_grad():
-            out = sample(denoiser, plan, noise=x.detach().to(dtype), seed=seed, **noise)
+            out = sample(denoiser, plan, x=x.detach().to(dtype), seed=seed, noise=noise)
         bar.update()
     return out.x.to(x.dtype)
+
+
+def _cast(draw, dtype):
+    return lambda stage: draw(stage).to(dtype)
 
 
 class _Steps:
@@ -140,7 +141,7 @@ class _Steps:
         self.starts = step_starts(plan, levels)
         self.levels: Any = None
         if callback is not None:
-            self.levels = torch.tensor(plan.times, dtype=sigmas.dtype, device=sigmas.device)
+            self.levels = torch.tensor(plan.call_times, dtype=sigmas.dtype, device=sigmas.device)
 
     def __call__(self, x, sigma):
         with torch.inference_mode(False), torch.no_grad():
@@ -169,15 +170,15 @@ class _Steps:
 def drawn_by(
     noise_sampler: Callable[..., torch.Tensor], plan: Plan, sigmas: torch.Tensor
 ) -> Callable[[int], torch.Tensor]:
-    """Returns `draw` for `df.sample` that asks noise_sampler(sigma, sigma_next), as k-diffusion.
+    """Returns `noise` for `df.sample` that asks noise_sampler(sigma, sigma_next), as k-diffusion.
 
     Args:
         noise_sampler: returns N(0, 1) for two noise levels, given as tensors like sigmas[i].
         plan: its `spans` are the levels; those of its opening are (start, times[0]).
         sigmas: gives dtype and device.
     """
-    start = np.array([plan.start, plan.times[0]])
-    spans = np.vstack([np.asarray(plan.spans), start])  # the opening's at -1
+    opening = [plan.start, plan.call_times[0]]
+    spans = np.vstack([plan.spans[plan.calls], opening])  # the opening's at -1
     spans = torch.tensor(spans, dtype=sigmas.dtype, device=sigmas.device)
     return lambda stage: noise_sampler(spans[stage, 0], spans[stage, 1])
 
@@ -185,7 +186,7 @@ def drawn_by(
 def drawn_each_step(
     normal: Callable[[], torch.Tensor], plan: Plan, levels: tuple[float, ...]
 ) -> Callable[[int], torch.Tensor]:
-    """Returns `draw` for a churned plan that takes one normal a step, needed or not.
+    """Returns `noise` for a churned plan that takes one normal a step, needed or not.
 
     So do k-diffusion and EDM: a step outside [s_tmin, s_tmax] draws and throws away, and the steps
     after it get the same numbers there and here.

@@ -1,205 +1,434 @@
-"""A plan and a denoiser multiplied out: for each stage, the rows of one `combine` call.
+"""A plan lowered for a network: each network call with the `combine` calls that follow it.
 
 What the network predicts and its guidance are linear, so they disappear into the plan's numbers:
-each row here weighs the tensors themselves (anchor, model input, raw network outputs, remembered
-entries). Which buffer holds what is the executor's business.
+lowered rows weigh tensors themselves. Everything that every executor needs is settled here once:
+which stage draws what, which entry lives in which slot and when it dies, when the step's state is
+the same tensor as x, what a clamp or a hook changes. Executors bind tensors to the names.
+
+    name            tensor
+    y, v, x         the plan's registers
+    cond, uncond    outputs of the network for the two branches of classifier-free guidance;
+                    cond2, uncond2 .. for the further inputs x2 ..
+    g1, g2 ..       gradients of guidance terms
+    slot0 ..        remembered entries
+    x0              the x0 estimate after a clamp or a hook; x0_2 .. for x2 ..
+    noise           a normal that the caller gives, in place of the kernel's own
+    copy0 ..        further places where x has to be written, for the next network call; those of
+                    x2 .. follow
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from diffast.lowering.estimate import COND, UNCOND, X0, estimate_row
+from diffast.lowering.silent import without_silent_stages
+from diffast.lowering.slots import Slots, last_uses, slot_name
 from diffast.plan import Plan
+from diffast.plan.registers import (
+    NEW,
+    Z1,
+    Z2,
+    H,
+    V,
+    X,
+    Y,
+    input_number,
+    input_register,
+)
 
-# Tensors that rows weigh. A remembered entry is ("history", stage that made it).
-ANCHOR, INPUT, COND, UNCOND, X0 = "anchor", "input", "cond", "uncond", "x0"
-
-# The fresh normals, where a caller gives them as a tensor.
 NOISE = "noise"
 
-# What rows make.
-POINT, ENTRY = "point", "entry"
+# Names whose place in the order of the sums is fixed; slots stand between, the oldest entry first.
+_INPUTS = tuple(input_register(e) for e in range(4))
+_FIRST = (Y, V, *_INPUTS)
+_OUTPUTS = tuple(f"{name}{e or ''}" for e in (0, 2, 3, 4) for name in (COND, UNCOND))
+_LAST = (X0, "x0_2", "x0_3", "x0_4", NOISE)
+
+
+class Outputs(Protocol):
+    """What a network's output means: a `Denoiser`, or a `Prediction` where others call it."""
+
+    def affine(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (a, b) with x0 = a x + b output, [S] each."""
+        ...
+
+    def scales(self, times: np.ndarray) -> np.ndarray:
+        """Returns the guidance scales, [S]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """What an executor asks of a lowered plan.
+
+    Args:
+        clamp: the x0 estimate is clamped in the call that uses it.
+        hook: something is done to the x0 estimate between two calls.
+        preview: the x0 estimate is written too.
+        given_noise: the fresh normals come as a tensor.
+        copies: how many further places x is written to for a following call, by its branches.
+        x_stays: x is always in one place, so the step's state moves when the two part; otherwise
+            x moves and the state stays.
+    """
+
+    clamp: bool = False
+    hook: bool = False
+    preview: bool = False
+    given_noise: bool = False
+    copies: tuple[tuple[str, int], ...] = ()
+    x_stays: bool = False
 
 
 @dataclass(frozen=True)
 class Row:
     """One linear combination: weights by tensor name, and those of the two fresh normals."""
 
-    weights: dict
+    weights: Mapping[str, float]
     noise: float = 0.0
     second: float = 0.0
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One network call and the rows that follow it.
+class Call(NamedTuple):
+    """One `combine` call.
 
-    Args:
-        time: model time of the call.
-        halves: "cond", "uncond" or "both": what the network is called on.
-        x0: the x0 estimate from input and outputs.
-        point: the next model input.
-        anchor: the next anchor; None: the anchor stays; equal to `point`: they are one tensor.
-        entry: what is remembered; None: nobody asks for it later.
-        forget: stages whose remembered entries nobody asks for after this one.
+    Attributes:
+        columns: names of the tensors it weighs, in the order of the sums.
+        targets: names of the tensors it writes, one a row.
+        weights: [rows, columns] flattened; of a clamped call one more column, the clamped row 0.
+        noise: [rows, M] flattened weights of the M fresh normals; empty if there are none.
+        clamped: whether row 0 is clamped before the other rows see it.
     """
 
-    time: float
-    halves: str
+    columns: tuple[str, ...]
+    targets: tuple[str, ...]
+    weights: list[float]
+    noise: list[float]
+    clamped: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One network call and what follows it.
+
+    Args:
+        times: model time of the call, one for each input that it is made on at once.
+        branches: "cond", "uncond" or "both": what the network is called on.
+        x0: row of the x0 estimate for x.
+        rows: the written registers: h (the entry), y, v, x2 .., x, in this order where present.
+        calls: the `combine` calls. The last one makes the rows. Before it come those that make an
+            x0 estimate each, where a hook or the clamp of several estimates needs that.
+        slot: number of the slot that the entry goes to; -1: none is made that is read later.
+        held: the slots that hold entries when the stage begins, the oldest entry first.
+        joined: whether y is x after the stage.
+        keeps: which of y and v stay as they are.
+    """
+
+    times: tuple[float, ...]
+    branches: str
     x0: Row
-    point: Row
-    anchor: Row | None
-    entry: Row | None
-    forget: tuple[int, ...]
+    rows: Mapping[str, Row]
+    calls: tuple[Call, ...]
+    slot: int
+    held: tuple[int, ...]
+    joined: bool
+    keeps: frozenset[str]
+
+    @property
+    def time(self) -> float:
+        """Returns the model time of the call on x."""
+        return self.times[0]
 
 
-# What was built for a plan, by the numbers that went in: users run a plan many times over.
-_built: WeakKeyDictionary = WeakKeyDictionary()
+@dataclass(frozen=True)
+class Program:
+    """A lowered plan.
+
+    Args:
+        stages: one a network call.
+        opening: weights (keep, fresh) of the initial state and a normal in the first x; None where
+            x is the initial state.
+        slots: how many slots the entries need.
+        carried: which of y and v any stage holds beside x.
+        gradients: how many guidance gradients rows weigh.
+        inputs: on how many inputs x, x2 .. the network is called at once, at most.
+        branches: what the network is called on in any stage.
+    """
+
+    stages: tuple[Stage, ...]
+    opening: tuple[float, float] | None
+    slots: int
+    carried: tuple[str, ...]
+    gradients: int
+    inputs: int
+    branches: frozenset[str]
+
+    @property
+    def buffers(self) -> int:
+        """Returns how many tensors of the state's size a run holds: inputs, y, v and the slots."""
+        return self.inputs + len(self.carried) + self.slots
+
+
+# What was lowered, by the numbers that went in: users run a plan many times over.
+_lowered: WeakKeyDictionary = WeakKeyDictionary()
 _KEPT = 8
 
 
-def build(plan: Plan, denoiser, fold: bool = True) -> tuple[Stage, ...]:
-    """Returns the stages of the plan for that denoiser, [S].
+def lower(plan: Plan, outputs: Outputs, constraints: Constraints = Constraints()) -> Program:  # noqa: B008
+    """Returns the plan's program for a network: the one place where a plan is multiplied out.
 
     Args:
-        plan: the solver's tables.
-        denoiser: gives `affine(times)` and `scales(times)`.
-        fold: True: rows weigh the network's outputs; False: they weigh the tensor "x0", which
-            something not linear (a clamp, a hook) has been done to.
+        plan: a solver's matrices.
+        outputs: what the network's output means.
+        constraints: what the executor asks for.
 
     Raises:
-        ValueError: what `denoiser.affine` and `denoiser.scales` raise.
+        ValueError: given noise for a plan that draws two normals a stage; a stage without a network
+            call that cannot be joined to the call before it; what `outputs` raises.
     """
-    a, b = denoiser.affine(plan.times)
-    scales = denoiser.scales(plan.times)
-    key = (a.tobytes(), b.tobytes(), scales.tobytes(), fold)
-    kept = _built.setdefault(plan, {})
+    inputs = _inputs_of(plan, outputs)
+    key = (constraints, *(numbers.tobytes() for numbers in inputs))
+    kept = _lowered.setdefault(plan, {})
     if key not in kept:
         if len(kept) == _KEPT:
             kept.pop(next(iter(kept)))
-        kept[key] = _build(plan, a.tolist(), b.tolist(), scales.tolist(), fold)
+        kept[key] = _lower(plan, inputs, constraints)
     return kept[key]
 
 
-def _build(plan: Plan, a: list, b: list, scales: list, fold: bool) -> tuple[Stage, ...]:
-    times, read = plan.times.tolist(), plan.read.tolist()
-    point, anchor = plan.point.tolist(), plan.anchor.tolist()
-    direct = None if plan.direct is None else plan.direct.tolist()
-    second = [[0.0, 0.0]] * plan.stages if plan.second is None else plan.second.tolist()
-    uses = _uses(plan)
-    keep = [1.0] + [0.0] * (plan.history + 1)
-    stages = []
-    # Whether anchor and model input are one tensor, before the stage.
-    together = True
-    for i in range(plan.stages):
-        halves, outputs = _outputs(scales[i], b[i])
-        x0 = {INPUT: a[i], **outputs}
-        entry = _scaled(read[i][1], x0 if fold else {X0: 1.0})
-        entry[INPUT] = entry.get(INPUT, 0.0) + read[i][0]
-        rows = {}
-        for r, (name, table) in enumerate((("point", point[i]), ("anchor", anchor[i]))):
-            weights = _scaled(table[2], entry)
-            weights[ANCHOR] = weights.get(ANCHOR, 0.0) + table[0]
-            if direct is not None:
-                _add(weights, {INPUT: direct[i][r][0]})
-                _add(weights, _scaled(direct[i][r][1], x0))
-            for back, weight in enumerate(table[3:], 1):
-                if weight != 0.0:
-                    weights[("history", i - back)] = weight
-            rows[name] = Row(_tidy(weights, together), table[1], second[i][r])
-        beside = [[0.0, 0.0]] * 2 if direct is None else direct[i]
-        keeps = anchor[i] == keep and beside[1] == [0.0, 0.0] and second[i][1] == 0.0
-        joins = point[i] == anchor[i] and beside[0] == beside[1] and second[i][0] == second[i][1]
-        stays = keeps and not (together and joins)
-        stages.append(
-            Stage(
-                time=times[i],
-                halves=halves,
-                x0=Row(_tidy(x0, together)),
-                point=rows["point"],
-                anchor=None if stays else rows["anchor"],
-                entry=Row(_tidy(entry, together)) if uses[i] else None,
-                forget=tuple(j for j in range(i) if uses[j] and uses[j][-1] == i),
-            )
-        )
-        together = joins
-    return tuple(stages)
+def _inputs_of(plan: Plan, outputs: Outputs) -> list[np.ndarray]:
+    """Returns for each input x, x2 .. [calls, 4] of (time, a, b, scale); NaN where not called."""
+    found = []
+    for times in plan.times.reshape(plan.stages, -1)[plan.calls].T:
+        numbers = np.full((len(times), 4), np.nan)
+        called = ~np.isnan(times)
+        a, b = outputs.affine(times[called])
+        numbers[called] = np.stack([times[called], a, b, outputs.scales(times[called])], axis=1)
+        found.append(numbers)
+    return found
 
 
-def _outputs(scale: float, b: float) -> tuple[str, dict]:
-    if scale == 1.0:
-        return "cond", {COND: b}
-    if scale == 0.0:
-        return "uncond", {UNCOND: b}
-    return "both", {COND: b * scale, UNCOND: b * (1.0 - scale)}
+def branches_of(plan: Plan, outputs: Outputs) -> frozenset[str]:
+    """Returns what the network is called on in any stage: "cond", "uncond", "both"."""
+    inputs = np.stack(_inputs_of(plan, outputs), axis=1)
+    return frozenset(_branches(stage[:, 3]) for stage in inputs)
 
 
-def _scaled(factor: float, weights: dict) -> dict:
-    return {name: factor * weight for name, weight in weights.items()}
+def _lower(plan: Plan, inputs: list[np.ndarray], constraints: Constraints) -> Program:
+    opening, stages = without_silent_stages(plan)
+    if constraints.given_noise:
+        _check_one_normal(plan, stages)
+    slots = Slots(last_uses(stages))
+    numbers = np.stack(inputs, axis=1)  # [calls, E, 4]
+    branches = [_branches(stage[:, 3]) for stage in numbers]
+    together = True  # x and y are one tensor when the stage begins
+    made: list[Stage] = []
+    for i, rows in enumerate(stages):
+        called = [tuple(n) for n in numbers[i].tolist() if n[0] == n[0]]
+        estimates = [_estimate(e, *n[1:]) for e, n in enumerate(called)]
+        lowered = _Lowered(rows, estimates, constraints, slots.columns(), together)
+        held = slots.held()
+        slot = slots.take(i) if rows.get(H) else -1
+        written, joined, keeps = _written(rows, lowered, slot, together, i + 1 == len(stages))
+        if constraints.x_stays and Y in keeps and together:
+            written, keeps = _with_copied_state(written), keeps - {Y}
+        copies: list[tuple[str, int]] = []
+        if i + 1 < len(stages):
+            count = dict(constraints.copies).get(branches[i + 1], 0)
+            inputs_called = np.flatnonzero(~np.isnan(numbers[i + 1, :, 0]))
+            copies = [(input_register(e), k) for e in inputs_called for k in range(count)]
+        calls = _calls(lowered.estimates, written, slot, copies, held, constraints)
+        times = tuple(n[0] for n in called)
+        estimate = lowered.estimates[0]
+        made.append(Stage(times, branches[i], estimate, written, calls, slot, held, joined, keeps))
+        together = joined
+    beside = [n for n in (Y, V) if any(n in s.rows or n in s.keeps for s in made)]
+    gradients = max((int(c[1:]) for c in plan.columns if c[0] == "g"), default=0)
+    return Program(
+        tuple(made),
+        opening,
+        slots.count,
+        tuple(beside),
+        gradients,
+        len(inputs),
+        frozenset(branches),
+    )
 
 
-def _add(weights: dict, more: dict) -> None:
+class _Lowered:
+    """Rows of one stage over tensors."""
+
+    def __init__(self, rows, x0, constraints, slots, together):
+        self.x0, self.slots, self.together = x0, slots, together
+        self.kept = constraints.clamp or constraints.hook
+        self.rows = rows
+        self.estimates = [self.tidy(weights) for weights in x0]
+        self.entry = self.multiplied(rows.get(H, {}))
+
+    def multiplied(self, row) -> dict[str, float]:
+        """Returns the weights of a row with its estimates and the new entry written out."""
+        weights: dict[str, float] = {}
+        if NEW in row:
+            _add(weights, row[NEW], self.entry)
+        for name in (name for name in row if name[0] == "d" and not name.endswith("_raw")):
+            number = input_number(name)
+            _add(weights, row[name], {estimate_name(number): 1.0} if self.kept else self.x0[number])
+        for name in (name for name in row if name[0] in "yvx"):
+            _add(weights, 1.0, {name: row[name]})
+        for name in (name for name in row if name.endswith("_raw")):
+            _add(weights, row[name], self.x0[input_number(name)])
+        for name, weight in row.items():
+            if name[0] == "h" and name != NEW:
+                weights[self.slots[int(name[1:])]] = weight
+            elif name[0] == "g":
+                weights[name] = weight
+        return weights
+
+    def row(self, name) -> Row:
+        """Returns a row of the stage, lowered."""
+        row = self.rows[name]
+        return self.tidy(self.multiplied(row), row.get(Z1, 0.0), row.get(Z2, 0.0))
+
+    def tidy(self, weights, noise=0.0, second=0.0) -> Row:
+        """Returns the row without zeros; y's weight is x's where the two are one tensor."""
+        weights = dict(weights)
+        if self.together and Y in weights:
+            weights[X] = weights.pop(Y) + weights.get(X, 0.0)
+        return Row({name: w for name, w in weights.items() if w != 0.0}, noise, second)
+
+
+def _add(weights: dict, factor: float, more: Mapping[str, float]) -> None:
     for name, weight in more.items():
-        weights[name] = weights.get(name, 0.0) + weight
+        part = factor * weight
+        weights[name] = weights[name] + part if name in weights else part
 
 
-def _tidy(weights: dict, together: bool) -> dict:
-    """Returns the weights without zeros, the input's added to the anchor's where they are one."""
-    weights = dict(weights)
-    if together and INPUT in weights:
-        weights[ANCHOR] = weights.get(ANCHOR, 0.0) + weights.pop(INPUT)
-    return {name: weight for name, weight in weights.items() if weight != 0.0}
+def _branches(scales: np.ndarray) -> str:
+    """Returns what a stage calls the network on, whose inputs have these scales or NaN."""
+    found = {"cond" if s == 1.0 else "uncond" if s == 0.0 else "both" for s in scales if s == s}
+    return found.pop() if len(found) == 1 else "both"
 
 
-def _uses(plan: Plan) -> list[list[int]]:
-    """Returns, for each stage, the later stages that ask for the entry it made."""
-    asked = (plan.point[:, 2:] != 0.0) | (plan.anchor[:, 2:] != 0.0)  # [S, H]
-    later = [[] for _ in range(plan.stages)]
-    for i, back in np.argwhere(asked):
-        if back > 0:
-            later[i - back].append(int(i))
-    return later
+def _estimate(number: int, a: float, b: float, scale: float) -> dict[str, float]:
+    """Returns the x0 estimate for an input over that input and the network's outputs for it."""
+    named = dict(zip((COND, UNCOND), output_names(number), strict=True))
+    row = estimate_row(a, b, scale, input_register(number))
+    return {named.get(name, name): weight for name, weight in row.items()}
 
 
-def check_one_noise(plan: Plan, who: str) -> None:
-    """Raises ValueError if a stage draws two normals, where one can be given from outside."""
-    if plan.second is not None:
-        i = int(np.flatnonzero(plan.second.any(1))[0])
+def estimate_name(number: int) -> str:
+    """Returns the name of the x0 estimate for an input, by its number from 0."""
+    return _LAST[number]
+
+
+def output_names(number: int) -> tuple[str, ...]:
+    """Returns the names of the network's outputs (cond, uncond) for an input."""
+    return _OUTPUTS[2 * number : 2 * number + 2]
+
+
+def check_one_input(who: str, plan: Plan) -> None:
+    """Raises ValueError if a stage calls the network on several inputs at once."""
+    if plan.called.shape[1] > 1:
         raise ValueError(
-            f"{who}: {plan.name} draws 2 normals at stage {i}, but 1 a stage can be given"
+            f"{who}: {plan.name} calls the network on {plan.called.shape[1]} inputs at once, but "
+            "only df.sample runs such plans"
         )
 
 
-def flatten(
-    rows: list[Row], index: dict, given_noise: bool = False, clamp: bool = False
-) -> tuple[tuple, list[float], list[float]]:
-    """Returns (columns, weights, noise) of rows as a `combine` call wants them.
+def _written(rows, lowered: _Lowered, slot: int, together: bool, last: bool):
+    """Returns (written rows by register, whether y is x then, which registers stay)."""
+    written: dict[str, Row] = {}
+    keeps = set()
+    if slot >= 0:
+        written[H] = lowered.row(H)
+    joined = last or Y not in rows or rows[Y] == rows[X]
+    others = [] if last else [name for name in _INPUTS[1:] if rows.get(name)]
+    if not joined:
+        if rows[Y] == {Y: 1.0}:
+            keeps.add(Y)
+        elif rows[Y]:
+            written[Y] = lowered.row(Y)
+    if not last and rows.get(V) == {V: 1.0}:
+        keeps.add(V)
+    elif not last and rows.get(V):
+        written[V] = lowered.row(V)
+    written |= {name: lowered.row(name) for name in others}
+    written[X] = lowered.row(X)
+    return written, joined, frozenset(keeps)
 
-    The noise is [rows, M] flattened: M = 2 if a row weighs the second normal, else 1; empty if none
-    weighs any.
+
+def _with_copied_state(written: dict[str, Row]) -> dict[str, Row]:
+    """Returns the rows with one for y, which leaves the tensor that it shared with x."""
+    copied = {Y: Row({X: 1.0})}
+    entry = {H: written[H]} if H in written else {}
+    return entry | copied | {name: row for name, row in written.items() if name != H}
+
+
+def _calls(estimates: list[Row], written, slot, copies, held, constraints: Constraints):
+    rows = [(slot_name(slot) if name == H else name, row) for name, row in written.items()]
+    rows += [(f"copy{n}", written[name]) for n, (name, _) in enumerate(copies)]
+    gradients = tuple(f"g{k}" for k in range(1, 10))
+    order = (*_FIRST, *_OUTPUTS, *gradients, *map(slot_name, held), *_LAST)
+    given, clamp = constraints.given_noise, constraints.clamp
+    shown = [(estimate_name(e), row) for e, row in enumerate(estimates)]
+    if constraints.hook or (clamp and len(estimates) > 1):
+        first = [call_of([row], order, given, clamp) for row in shown]
+        return *first, call_of(rows, order, given, False)
+    if clamp or constraints.preview:
+        rows = [shown[0], *rows]
+    return (call_of(rows, order, given, clamp),)
+
+
+def call_of(rows: list[tuple[str, Row]], order, given_noise: bool = False, clamp=False) -> Call:
+    """Returns the call that makes rows.
 
     Args:
-        rows: what the call makes.
-        index: what stands for each name, in the order of the sums.
-        given_noise: the fresh normals are a column of their own, under the name NOISE; for plans
-            that pass `check_one_noise`.
+        rows: (target, row) pairs.
+        order: names of tensors in the order of the sums.
+        given_noise: the fresh normal is a column of its own, under the name NOISE.
         clamp: row 0 is the x0 estimate, whose clamped self is the last column of all rows.
     """
-    noise = [row.noise for row in rows]
+    noise = [row.noise for _, row in rows]
     if given_noise and any(noise):
-        rows = [Row(row.weights | {NOISE: row.noise}) for row in rows]
-    if any(row.second for row in rows):
-        noise = [weight for row in rows for weight in (row.noise, row.second)]
-    used = set().union(*(row.weights for row in rows))
+        rows = [(target, Row({**row.weights, NOISE: row.noise})) for target, row in rows]
+    if any(row.second for _, row in rows):
+        noise = [weight for _, row in rows for weight in (row.noise, row.second)]
+    used = {name for _, row in rows for name in row.weights}
     if clamp:  # the clamped row is the last column, not a tensor
         used.discard(X0)
-    names = [name for name in index if name in used]
+    names = [name for name in order if name in used]
     weighed = [*names, X0] if clamp else names
-    return (
-        tuple(index[name] for name in names),
-        [row.weights.get(name, 0.0) for row in rows for name in weighed],
+    return Call(
+        tuple(names),
+        tuple(target for target, _ in rows),
+        [row.weights.get(name, 0.0) for _, row in rows for name in weighed],
         noise if any(noise) and not given_noise else [],
+        clamp,
     )
+
+
+def _check_one_normal(plan: Plan, stages) -> None:
+    """Raises ValueError if a stage draws two normals, where one can be given from outside."""
+    for i, rows in enumerate(stages):
+        if any(row.get(Z2) for row in rows.values()):
+            raise ValueError(
+                f"given noise: {plan.name} draws 2 normals at stage {i}, but 1 a stage can be given"
+            )
+
+
+def identity() -> Any:
+    """Returns outputs that are x0 estimates themselves, without guidance."""
+    return _Identity()
+
+
+class _Identity:
+    def affine(self, times):
+        return np.zeros(len(times)), np.ones(len(times))
+
+    def scales(self, times):
+        return np.ones(len(times))

@@ -1,14 +1,28 @@
-"""A plan as the tables of `sweep`: its rows, how they follow a changed estimate, and its gains."""
+"""A lowered plan as the tables of `sweep`: its rows, how they follow an estimate, and its gains."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from diffast.lowering import program
-from diffast.lowering.program import ANCHOR, COND, INPUT, UNCOND, X0
+from diffast.lowering.program import (
+    COND,
+    UNCOND,
+    X0,
+    Constraints,
+    Outputs,
+    Program,
+    Row,
+    Stage,
+    check_one_input,
+    identity,
+    lower,
+)
+from diffast.lowering.slots import slot_name
 from diffast.plan import Plan
+from diffast.plan.registers import H, V, X
 
 # Columns of `Tables.line`.
 ALPHA, SIGMA, INVERSE, GAIN = range(4)
@@ -16,21 +30,21 @@ ALPHA, SIGMA, INVERSE, GAIN = range(4)
 
 @dataclass(frozen=True)
 class Tables:
-    """What `sweep` reads of a plan, S stages; float64 numpy arrays.
+    """What `sweep` reads of a plan, S network calls; float64 numpy arrays.
 
     Args:
         outputs: what of the network's answer the rows weigh: (COND,), (UNCOND,) or both.
-        weights: [S, rows, columns], the rows of a stage over the tensors themselves.
+        weights: [S, rows, columns], the rows of a call over the tensors themselves.
         changes: [S, rows], how each row follows a change of the x0 estimate.
-        tails: [S, rows - 1, columns], the rows of a stage over a given x0 estimate.
+        tails: [S, rows - 1, columns], the rows of a call over a given x0 estimate.
         line: [S, 4] of (alpha, sigma, 1 / sigma or 0, gain of the prior).
-        own: [S], the part a of x0 = a x + b output that follows the point by itself.
+        own: [S], the part a of x0 = a x + b output that follows x by itself.
         slope: [S, outputs], the parts b.
-        entries: how many remembered entries a walk carries.
+        entries: how many remembered entries a sweep carries.
         noises: normals a stage.
-        parts: whether any anchor differs from its point.
-        gains: [S + 1], change of the sample per change of the point at each stage, if the data were
-            N(0, 1).
+        parts: whether a register beside x is carried.
+        gains: [S + 1], change of the sample per change of x at each call, if the data were N(0, 1).
+        opening: weights (keep, fresh) that the initial state and a normal have in the first x.
     """
 
     outputs: tuple[str, ...]
@@ -44,50 +58,56 @@ class Tables:
     noises: int
     parts: bool
     gains: np.ndarray
+    opening: tuple[float, float] | None
 
     @property
     def simple(self) -> bool:
-        """Returns whether the point is all that a walk carries."""
+        """Returns whether x is all that a sweep carries."""
         return not self.entries and not self.parts
 
 
-def tables_of(plan: Plan, denoiser, clamp: bool = False) -> Tables:
-    """Returns the plan's tables for that denoiser.
+def tables_of(plan: Plan, outputs: Outputs, clamp: bool = False) -> Tables:
+    """Returns the plan's tables for a network.
 
     Args:
-        plan: a solver's tables.
-        denoiser: gives `affine(times)` and `scales(times)`.
+        plan: a solver's matrices.
+        outputs: what the network's output means.
         clamp: the x0 estimate is clamped before the other rows see it.
 
     Raises:
-        ValueError: what `denoiser.affine` and `denoiser.scales` raise.
+        ValueError: a plan that carries a state and a momentum beside x, or weighs gradients of
+            guidance terms; what `lower` raises.
     """
-    stages = program.build(plan, denoiser, fold=not clamp)
-    halves = {stage.halves for stage in stages}
-    outputs = (COND, UNCOND) if len(halves) > 1 or "both" in halves else (*halves,)
-    outputs = tuple({"cond": COND, "uncond": UNCOND}.get(name, name) for name in outputs)
-    ages = [i - j for i, stage in enumerate(stages) for j in _read(stage)]
-    entries = max(ages, default=0)
-    parts = any(stage.anchor != stage.point for stage in stages)
+    check_one_input("sample_parallel", plan)
+    program = lower(plan, outputs, Constraints(clamp=clamp))
+    if len(program.carried) > 1 or program.gradients:
+        raise ValueError(
+            f"sample_parallel: plan {plan.name} carries {' and '.join(program.carried)} beside x "
+            f"and weighs {program.gradients} gradients, but a sweep carries one register more and "
+            "no gradient"
+        )
+    halves = (COND, UNCOND) if program.branches - {COND, UNCOND} else tuple(program.branches)
+    halves = (COND, UNCOND) if len(halves) > 1 else halves
+    parts = bool(program.carried)
+    entries = max((age for row in _by_age(program) for _, age in _ages(row)), default=0)
     noises = 0 if not plan.stochastic else 1
-    if any(row.second for stage in stages for row in (stage.point, stage.anchor) if row):
+    if any(row.second for stage in program.stages for row in stage.rows.values()):
         noises = 2
-    follows, tails = _by_estimate(plan, entries, parts, noises)
-    weights = _over_tensors(stages, outputs, entries, parts, noises, clamp)
-    line = _line(plan)
-    changes = follows.copy()
+    shape = _Shape(entries, parts, noises)
+    weights = shape.table(program, (*halves,), X0 if clamp else None, estimate=True)
+    plain = lower(plan, identity())
+    tails = shape.table(plain, (), COND)
+    follows = tails[:, :, 1 + parts + entries]
     if clamp:  # the clamped estimate is a column: only what weighs the unclamped one follows
-        changes[:, 1:] = 0.0
-        if plan.direct is not None:
-            changes[:, -1] = plan.direct[:, 0, 1]
-            if parts:
-                changes[:, -2] = plan.direct[:, 1, 1]
-    a, _ = denoiser.affine(plan.times)
-    at = [1 + parts + k for k in range(len(outputs))]
+        raw = shape.table(lower(plan, identity(), Constraints(clamp=True)), (COND,), X0)
+        follows = raw[:, :, 1 + parts]
+    line = _line(plan)
+    a, _ = outputs.affine(plan.call_times)
+    at = [1 + parts + k for k in range(len(halves))]
     return Tables(
-        outputs,
+        halves,
         weights,
-        changes,
+        np.concatenate([np.ones((len(follows), 1)), follows], axis=1),
         tails,
         line,
         np.array(a),
@@ -96,71 +116,84 @@ def tables_of(plan: Plan, denoiser, clamp: bool = False) -> Tables:
         noises,
         parts,
         _gains(tails, line[:, GAIN], entries, parts, noises),
+        program.opening,
     )
 
 
-def _read(stage) -> list[int]:
-    rows = [row for row in (stage.point, stage.anchor) if row is not None]
-    return [name[1] for row in rows for name in row.weights if isinstance(name, tuple)]
+def _by_age(program: Program) -> Iterator[list[Row]]:
+    """Yields the rows of each stage, entries named by how many stages ago they were made."""
+    made: dict[str, int] = {}
+    for i, stage in enumerate(program.stages):
+        yield [_renamed(row, made, i) for row in stage.rows.values()]
+        if stage.slot >= 0:
+            made[slot_name(stage.slot)] = i
 
 
-def _over_tensors(stages, outputs, entries, parts, noises, clamp) -> np.ndarray:
-    """Returns [S, rows, columns]: x0 estimate, entry, anchor, point."""
-    names = [ANCHOR, *[INPUT] * parts, *outputs, *range(entries, 0, -1), *[X0] * clamp]
-    made = 2 + bool(entries) + parts
-    weights = np.zeros((len(stages), made, len(names) + noises))
-    for i, stage in enumerate(stages):
-        rows = [stage.x0]
-        if entries:
-            rows.append(stage.entry or program.Row({}))
-        if parts:
-            rows.append(stage.anchor or program.Row({ANCHOR: 1.0}))
-        rows.append(stage.point)
-        for r, row in enumerate(rows):
-            for name, weight in row.weights.items():
-                name = i - name[1] if isinstance(name, tuple) else name
-                # Without parts anchor and point are one.
-                name = ANCHOR if name == INPUT and not parts else name
-                weights[i, r, names.index(name)] += weight
-            fresh = (row.noise, row.second)[:noises]
-            weights[i, r, len(names) : len(names) + noises] = fresh
-    return weights
+def _renamed(row: Row, made: dict[str, int], i: int) -> Row:
+    return Row(
+        {f"age{i - made[n]}" if n in made else n: w for n, w in row.weights.items()},
+        row.noise,
+        row.second,
+    )
 
 
-def _by_estimate(plan, entries, parts, noises) -> tuple[np.ndarray, np.ndarray]:
-    """Returns how the rows follow the x0 estimate, [S, rows], and the rows over it."""
-    stages = plan.stages
-    made = 2 + bool(entries) + parts
-    x0 = 1 + parts + entries
-    rows = np.zeros((stages, made - 1, x0 + 1 + noises))
-    direct = np.zeros((stages, 2, 2)) if plan.direct is None else plan.direct
-    second = np.zeros((stages, 2)) if plan.second is None else plan.second
-    together = True
-    for i in range(stages):
-        tables = [(plan.point[i], direct[i, 0], second[i, 0])]
-        if parts:
-            tables.insert(0, (plan.anchor[i], direct[i, 1], second[i, 1]))
-        base = made - 1 - len(tables)
-        for r, (table, beside, other) in enumerate(tables, base):
-            of_input = table[2] * plan.read[i, 0] + beside[0]
-            rows[i, r, 0] = table[0]
-            rows[i, r, int(parts and not together)] += of_input
-            for back in range(1, min(len(table) - 2, entries + 1)):
-                rows[i, r, x0 - back] = table[2 + back]
-            rows[i, r, x0] = table[2] * plan.read[i, 1] + beside[1]
-            rows[i, r, x0 + 1 : x0 + 1 + noises] = (table[1], other)[:noises]
-        if base:
-            rows[i, 0, int(parts and not together)] += plan.read[i, 0]
-            rows[i, 0, x0] = plan.read[i, 1]
-        together = np.array_equal(plan.point[i], plan.anchor[i])
-        together = together and np.array_equal(direct[i, 0], direct[i, 1])
-        together = together and second[i, 0] == second[i, 1]
-    return np.concatenate([np.ones((stages, 1)), rows[:, :, x0]], axis=1), rows
+def _ages(rows: list[Row]) -> list[tuple[str, int]]:
+    names = {name for row in rows for name in row.weights if name.startswith("age")}
+    return [(name, int(name[3:])) for name in names]
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What the rows and columns of a plan's tables are."""
+
+    entries: int
+    parts: bool
+    noises: int
+
+    def table(
+        self, program: Program, outputs: tuple[str, ...], last: str | None, estimate=False
+    ) -> np.ndarray:
+        """Returns [S, rows, columns]: (x0 estimate), entry, carried register, x.
+
+        Args:
+            program: whose rows these are.
+            outputs: names of the columns after x.
+            last: name of the column after the entries.
+            estimate: whether the x0 estimate has a row.
+        """
+        carried = program.carried[0] if self.parts else X
+        names = [carried, *[X] * self.parts, *outputs]
+        names += [f"age{age}" for age in range(self.entries, 0, -1)]
+        names += [] if last is None else [last]
+        made = estimate + bool(self.entries) + self.parts + 1
+        weights = np.zeros((len(program.stages), made, len(names) + self.noises))
+        one = True  # the carried register and x are one tensor when the stage begins
+        for i, (stage, rows) in enumerate(zip(program.stages, _by_age(program), strict=True)):
+            named = dict(zip(stage.rows, rows, strict=True))
+            listed = [stage.x0] if estimate else []
+            listed += [named.get(H, Row({}))] if self.entries else []
+            if self.parts:
+                stays = Row({carried: 1.0})
+                listed.append(stays if carried in stage.keeps else named.get(carried, named[X]))
+            for r, row in enumerate([*listed, named[X]]):
+                for name, weight in row.weights.items():
+                    name = carried if name == X and one else name
+                    weights[i, r, names.index(name)] += weight
+                fresh = (row.noise, row.second)[: self.noises]
+                weights[i, r, len(names) :] = fresh
+            one = not self.parts or not _parted(stage, carried)
+        return weights
+
+
+def _parted(stage: Stage, carried: str) -> bool:
+    """Returns whether the carried register is a tensor of its own after the stage."""
+    return carried in stage.rows or carried in stage.keeps or (carried != V and not stage.joined)
 
 
 def _line(plan) -> np.ndarray:
     """Returns [S, 4]: alpha, sigma, 1 / sigma, and the gain d x0 / d x of N(0, 1) data."""
-    alpha, sigma = plan.schedule.alpha(plan.times), plan.schedule.sigma(plan.times)
+    times = plan.call_times
+    alpha, sigma = plan.schedule.alpha(times), plan.schedule.sigma(times)
     inverse = np.divide(1.0, sigma, out=np.zeros_like(sigma), where=sigma > 0)
     return np.stack([alpha, sigma, inverse, alpha / (alpha**2 + sigma**2)], axis=1)
 

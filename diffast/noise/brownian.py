@@ -224,17 +224,17 @@ def path_noise(
         ValueError: if the plan puts noise back, as churn and restarts do, or draws two normals a
             stage, as Langevin correctors do.
     """
-    if plan.second is not None:
-        i = int(np.flatnonzero(plan.second.any(1))[0])
+    second = np.flatnonzero(sum(np.abs(plan.weights(row, "z2")) for row in plan.rows))
+    if second.size:
         raise ValueError(
-            f"sample: path: {plan.name} draws 2 normals at stage {i}, but 1 a stage can be given"
+            f"sample: path: {plan.name} draws 2 normals at stage {second[0]}, but 1 a stage can be "
+            "given"
         )
-    if plan.opening[1]:
+    drawn = np.flatnonzero(sum(np.abs(plan.weights(row, "z1")) for row in plan.rows))
+    if not plan.called[drawn].any(axis=1).all():
         raise ValueError(
-            f"sample: {plan.name} puts noise back before its first call, but a path goes from "
-            "noise to data"
+            f"sample: {plan.name} puts noise back before a call, but a path goes from noise to data"
         )
-    drawn = np.flatnonzero((plan.point[:, 1] != 0.0) | (plan.anchor[:, 1] != 0.0))
     if not drawn.size:
         return None
     lam = plan.schedule.lam(plan.spans[drawn])
@@ -255,7 +255,7 @@ def path_noise(
         spans=plan.spans[drawn],
     )
     z = torch.empty(tuple(shape), dtype=dtype, device=ids.device)
-    spans = plan.spans.tolist()
+    spans = plan.spans[plan.calls].tolist()
     return lambda stage: path.increment(*spans[stage], out=z)
 
 

@@ -1,10 +1,30 @@
-"""What a Plan refuses: wrong shapes, numbers out of bounds, tables that contradict themselves."""
+"""What a Plan refuses: wrong shapes, numbers out of bounds, matrices that contradict themselves."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
-from diffast.plan.unroll import unroll_noise
+from diffast.plan.registers import (
+    ERROR,
+    NEW,
+    ROWS,
+    Z1,
+    Z2,
+    H,
+    V,
+    X,
+    Y,
+    column_key,
+    input_number,
+    input_register,
+    levels_of,
+)
+from diffast.plan.unroll import propagate
+
+if TYPE_CHECKING:
+    from diffast.plan.plan import Plan
 
 # Largest allowed gap between what a row holds of x0 and alpha, over the sum of |weight * input| of
 # the row. Checked row by row, so no rounding adds up: all solvers stay below 2.3e-16.
@@ -14,14 +34,15 @@ TOLERANCE_X0 = 5e-14
 TOLERANCE_NOISE = 2e-12
 
 # A noise weight below this share of the row's noise shows in its variance only as 1e-10 and less:
-# no solver means that, so it is refused as a slip rather than drowned in the tolerance.
+# no solver means that, so it is refused as a slip rather than drowned in the tolerance. An entry
+# may hold no other noise: there it is the share of all that its row weighs.
 LEAST_NOISE = 1e-5
 
 CHECKS = ("full", "x0", "finite")
 
 
-def check_shapes(plan) -> None:
-    """Raises ValueError if an array has the wrong shape, or an option is unknown."""
+def check_shapes(plan: Plan) -> None:
+    """Raises ValueError if an array has the wrong shape, or an option or a name is unknown."""
 
     def refuse(field, array, want):
         raise ValueError(
@@ -32,21 +53,29 @@ def check_shapes(plan) -> None:
         raise ValueError(
             f"Plan {plan.name}: check = {plan.check!r}, but it must be one of {', '.join(CHECKS)}"
         )
-    if plan.times.ndim != 1 or not plan.times.size:
-        refuse("times", plan.times, "[S], S >= 1")
-    stages = plan.times.size
-    if plan.point.ndim != 2 or len(plan.point) != stages or plan.point.shape[1] < 3:
-        refuse("point", plan.point, f"[{stages}, 2+H], H >= 1")
-    wide = plan.point.shape
+    if plan.times.ndim not in (1, 2) or not plan.times.size:
+        refuse("times", plan.times, "[S] or [S, E], S >= 1")
+    if plan.rows != tuple(name for name in ROWS if name in plan.rows) or X not in plan.rows:
+        raise ValueError(
+            f"Plan {plan.name}: rows = {plan.rows}, but they must be x and others of {ROWS}, in "
+            "this order"
+        )
+    keys = [column_key(name) for name in plan.columns]
+    if keys != sorted(set(keys)):
+        raise ValueError(f"Plan {plan.name}: columns = {plan.columns}, but they must be in order")
+    inputs = [input_register(e) for e in range(plan.called.shape[1])]
+    for name in (*inputs, Y, V):
+        if (name in plan.rows) != (name in plan.columns):
+            where = "a row" if name in plan.rows else "a column"
+            raise ValueError(f"Plan {plan.name}: {name} is {where} alone, but it must be both")
+    for name in inputs:
+        if name not in plan.rows:
+            raise ValueError(f"Plan {plan.name}: the network is called on {name}, but no row is")
+    stages, names = len(plan.times), len(plan.rows)
     wanted = {
-        "read": (stages, 2),
-        "anchor": wide,
-        "anchor_at": (stages,),
-        "error": wide,
-        "direct": (stages, 2, 2),
-        "opening": (2,),
+        "matrix": (stages, names, len(plan.columns)),
+        "levels": (stages, names, 2),
         "spans": (stages, 2),
-        "second": (stages, 2),
     }
     for field, want in wanted.items():
         array = getattr(plan, field)
@@ -54,38 +83,53 @@ def check_shapes(plan) -> None:
             refuse(field, array, list(want))
     if plan.blocks is not None and plan.blocks.ndim != 1:
         refuse("blocks", plan.blocks, "[B]")
-    if not 1 <= plan.steps <= stages:
-        raise ValueError(f"Plan {plan.name}: {plan.steps} steps, but {stages} network calls")
+    if not plan.nfe or (plan.called[:, 1:] > plan.called[:, :1]).any():
+        raise ValueError(
+            f"Plan {plan.name}: the stages call the network on {plan.called.sum(0).tolist()} of "
+            f"{inputs}, but one must call it, and on x before any other"
+        )
+    if not 1 <= plan.steps <= plan.nfe:
+        raise ValueError(f"Plan {plan.name}: {plan.steps} steps, but {plan.nfe} network calls")
 
 
-def check_numbers(plan) -> None:
+def check_numbers(plan: Plan) -> None:
     """Raises ValueError for a number that is not finite, or a time or index out of bounds."""
     stages = plan.stages
     low, high = getattr(plan.schedule, "domain", (-np.inf, np.inf))
-    for i, t in enumerate((*plan.times.tolist(), plan.end, plan.start)):
-        if not (np.isfinite(t) and low <= t <= high):
-            where = f"stage {i}" if i < stages else ("end", "start")[i - stages]
+    calls = enumerate(plan.times.reshape(stages, -1).tolist())
+    told = [(f"stage {i}", t) for i, times in calls for t in times]
+    for where, t in [*told, ("end", plan.end), ("start", plan.start)]:
+        calls_nothing = where.startswith("stage") and np.isnan(t)
+        if not calls_nothing and not (np.isfinite(t) and low <= t <= high):
             raise ValueError(
                 f"Plan {plan.name}: {where}: t = {t}, but the schedule holds for {low} to {high}"
             )
-    for i, at in enumerate(plan.anchor_at.tolist()):
-        if not -2 <= at <= stages:
-            raise ValueError(f"Plan {plan.name}: stage {i}: anchor_at = {at}, but -2 to {stages}")
     if plan.blocks is not None:
         _check_blocks(plan)
-    for field in ("read", "point", "anchor", "error", "direct", "opening", "spans", "second"):
-        array = getattr(plan, field)
-        if array is None:
-            continue
+    for field, array in (("matrix", plan.matrix), ("spans", plan.spans)):
         bad = ~np.isfinite(array)
         if bad.any():
-            i, *k = np.argwhere(bad)[0]
-            where = f"stage {i}: " if k else ""
-            k = k or [i]
-            value = array[tuple(np.argwhere(bad)[0])]
-            raise ValueError(f"Plan {plan.name}: {where}{field}{[int(n) for n in k]} = {value}")
-        if field in ("point", "anchor", "error"):
-            _check_early(plan, field, array)
+            i, *k = (int(n) for n in np.argwhere(bad)[0])
+            where = f"{field}{k}"
+            if field == "matrix":
+                where = f"weight of {plan.columns[k[1]]} in {plan.rows[k[0]]}"
+            raise ValueError(f"Plan {plan.name}: stage {i}: {where} = {array[(i, *k)]}")
+    _check_levels(plan)
+    _check_unwritten(plan)
+
+
+def _check_levels(plan):
+    for r, name in enumerate(plan.rows):
+        if name == H:
+            continue
+        bad = ~np.isfinite(plan.levels[:, r]).all(1) & (plan.matrix[:, r].any(1) | (name == X))
+        if bad.any():
+            i = int(np.argmax(bad))
+            alpha, sigma = plan.levels[i, r]
+            raise ValueError(
+                f"Plan {plan.name}: stage {i}: alpha = {alpha}, sigma = {sigma} for {name}, but "
+                "they must be finite"
+            )
 
 
 def _check_blocks(plan):
@@ -94,155 +138,185 @@ def _check_blocks(plan):
         raise ValueError(
             f"Plan {plan.name}: blocks = {blocks.tolist()}, but they must start with 0 and rise"
         )
-    if blocks[-1] >= plan.stages:
+    if blocks[-1] >= plan.nfe:
         raise ValueError(
-            f"Plan {plan.name}: a block begins at stage {blocks[-1]}, but there are {plan.stages}"
+            f"Plan {plan.name}: a block begins at call {blocks[-1]}, but there are {plan.nfe}"
         )
 
 
-def _check_early(plan, field, array):
-    # entry k of the history exists from stage k on
-    early = np.triu(array[:, 2:], 1)
-    if early.any():
-        i, k = np.argwhere(early)[0]
-        raise ValueError(
-            f"Plan {plan.name}: stage {i}: {field} has weight {early[i, k]} on history entry "
-            f"{k}, but {i + 1} exist"
-        )
+def _check_unwritten(plan):
+    """Refuses weights on what holds nothing: early entries, estimates without a call, old v."""
+    made = 0
+    holds = {X, Y}
+    for i in range(plan.stages):
+        calls = plan.called[i]
+        entry = H in plan.rows and plan.matrix[i, 0].any()
+        for number in np.flatnonzero(calls).tolist():
+            if input_register(number) not in holds:
+                raise ValueError(
+                    f"Plan {plan.name}: stage {i}: the network is called on "
+                    f"{input_register(number)}, but it holds nothing"
+                )
+        for c, column in enumerate(plan.columns):
+            used = plan.matrix[i, :, c] != 0.0
+            if not used.any():
+                continue
+            reason = None
+            if column[0] in "dg":
+                number = input_number(column) if column[0] == "d" else 0
+                if number >= len(calls) or not calls[number]:
+                    on = f" on {input_register(number)}" if number else ""
+                    reason = f"but the stage calls no network{on}"
+            elif column == NEW:
+                if not entry:
+                    reason = "but the stage makes no entry"
+                elif H in plan.rows and used[0]:
+                    reason = "but an entry is not made of itself"
+            elif column[0] == "h" and int(column[1:]) > made:
+                reason = f"but {made} exist before it"
+            elif column[0] in "xyv" and column not in holds:
+                reason = "but it holds nothing"
+            if reason:
+                r = int(np.argmax(used))
+                raise ValueError(
+                    f"Plan {plan.name}: stage {i}: {plan.rows[r]} has weight "
+                    f"{plan.matrix[i, r, c]} on {column}, {reason}"
+                )
+        made += entry
+        for r, name in enumerate(plan.rows):
+            if name not in (H, X, ERROR):
+                (holds.add if plan.matrix[i, r].any() else holds.discard)(name)
 
 
-def check_consistent(plan) -> None:
+def check_consistent(plan: Plan) -> None:
     """Raises ValueError for a row that would not reproduce a known x0 and its noise level.
 
     x0 is checked row by row from what each input ought to hold: so it gathers no rounding from the
-    rows before. Noise has to be unrolled: an anchor and a history entry may share some of it.
+    rows before. Noise is propagated through the whole run: two registers may share some of it.
     """
     if plan.check == "finite":
         return
-    alpha, sigma = _levels(plan)
-    _check_x0(plan, alpha)
+    _check_end(plan)
+    holds = _Held(plan)
+    _check_x0(plan, holds)
     if plan.check == "full":
-        _check_noise(plan, sigma)
+        _check_noise(plan, holds)
 
 
-def _levels(plan):
-    """Returns alpha and sigma at times..., end, start, of a velocity, of data; [S+4] each."""
-    times = np.append(plan.times, [plan.end, plan.start])
-    alpha, sigma = (
-        np.broadcast_to(np.asarray(level(times), np.float64), times.shape)
-        for level in (plan.schedule.alpha, plan.schedule.sigma)
-    )
-    if not (np.isfinite(alpha) & np.isfinite(sigma)).all():
-        i = int(np.argmin(np.isfinite(alpha) & np.isfinite(sigma)))
-        raise ValueError(
-            f"Plan {plan.name}: stage {i}: alpha = {alpha[i]}, sigma = {sigma[i]} at t = {times[i]}"
-        )
-    return np.append(alpha, [0.0, 1.0]), np.append(sigma, [1.0, 0.0])
+def _check_end(plan: Plan) -> None:
+    """Refuses a last x that stands elsewhere than at the plan's end."""
+    wanted, stands = levels_of(plan.schedule, plan.end), plan.levels[-1, plan.rows.index(X)]
+    wrong = ~(np.abs(stands - wanted) <= TOLERANCE_NOISE * np.abs(wanted))
+    for k, name in enumerate(("alpha", "sigma")[: 2 if plan.check == "full" else 1]):
+        if wrong[k]:
+            raise ValueError(
+                f"Plan {plan.name}: end: the last x has {name} = {float(stands[k])!r}, but at t = "
+                f"{plan.end} it is {float(wanted[k])!r}"
+            )
 
 
-def _rows(plan):
-    """Yields field, where its rows stand as indices into the levels (None: nowhere)."""
-    yield "point", np.arange(1, plan.stages + 1)
-    yield "anchor", plan.anchor_at
-    if plan.error is not None:
-        yield "error", None
+class _Held:
+    """What the columns of each stage ought to hold of x0, and how much noise: [S, C] each.
+
+    Entries hold what their row makes of the levels. `size` sums magnitudes for an entry: what its
+    rounding is relative to.
+    """
+
+    def __init__(self, plan: Plan):
+        stages, names = plan.stages, plan.columns
+        self.x0, self.size = np.zeros((stages, len(names))), np.zeros((stages, len(names)))
+        self.noise = np.zeros((stages, len(names)))
+        start = levels_of(plan.schedule, plan.start)
+        if not np.isfinite(start).all():
+            raise ValueError(
+                f"Plan {plan.name}: start: alpha = {start[0]}, sigma = {start[1]} at t = "
+                f"{plan.start}"
+            )
+        self.start = start
+        for c, name in enumerate(names):
+            if name[0] in "xyv":
+                before = np.vstack([start, plan.levels[:-1, plan.rows.index(name)]])
+                before = np.nan_to_num(before)
+                self.x0[:, c], self.noise[:, c] = before[:, 0], np.abs(before[:, 1])
+            elif name[0] == "d":
+                self.x0[:, c] = plan.called[:, input_number(name)]
+            elif name in (Z1, Z2):
+                self.noise[:, c] = 1.0
+            self.size[:, c] = np.abs(self.x0[:, c])
+        if H in plan.rows:
+            self._fill_entries(plan)
+
+    def _fill_entries(self, plan: Plan) -> None:
+        row = plan.matrix[:, 0]
+        old = {c: int(n[1:]) for c, n in enumerate(plan.columns) if n[0] == "h"}
+        made: list[np.ndarray] = []  # (x0, size, noise) of entries, newest first
+        for i in range(plan.stages):
+            for c, age in old.items():
+                if 0 < age <= len(made):
+                    self.x0[i, c], self.size[i, c], self.noise[i, c] = made[age - 1]
+            if not row[i].any():
+                continue
+            weights = np.abs(row[i])
+            entry = np.array([row[i] @ self.x0[i], weights @ self.size[i], weights @ self.noise[i]])
+            for c, age in old.items():
+                if age == 0:
+                    self.x0[i, c], self.size[i, c], self.noise[i, c] = entry
+            made.insert(0, entry)
+            del made[max(old.values(), default=0) :]
 
 
-def _direct(plan, field):
-    """Returns [S, 2] weights of (model input, raw x0 estimate) in the rows of that field."""
-    if plan.direct is None or field == "error":
-        return np.zeros((plan.stages, 2))
-    return plan.direct[:, 0 if field == "point" else 1]
+def _checked_rows(plan):
+    """Yields (register, its rows [S, C], whether it holds something [S], its levels [S, 2])."""
+    for r, name in enumerate(plan.rows):
+        if name == H:
+            continue
+        rows = plan.matrix[:, r]
+        levels = plan.levels[:, r]
+        written = rows.any(1) if name != X else np.ones(plan.stages, dtype=bool)
+        yield name, rows, written, levels
 
 
-def _second(plan, field):
-    """Returns [S] weights of the second normal in the rows of that field."""
-    if plan.second is None or field == "error":
-        return np.zeros(plan.stages)
-    return plan.second[:, 0 if field == "point" else 1]
-
-
-def _check_x0(plan, alpha):
-    stages = plan.stages
-    before = np.append(0, plan.anchor_at[:-1])
-    entry = plan.read[:, 0] * alpha[:stages]
-    held = _columns(plan, alpha[before], 0.0, entry + plan.read[:, 1])
-    size = _columns(plan, alpha[before], 0.0, np.abs(entry) + np.abs(plan.read[:, 1]))
-    beside = np.stack([alpha[:stages], np.ones(stages)], axis=1)  # model input, raw x0 estimate
-    for field, stands in _rows(plan):
-        row, more = getattr(plan, field), _direct(plan, field)
-        want = np.zeros(stages) if stands is None else alpha[stands]
-        x0 = _dot(row, held) + _dot(more, beside)
-        scale = _dot(np.abs(row), size) + _dot(np.abs(more), beside)
-        wrong = ~(np.abs(x0 - want) <= TOLERANCE_X0 * scale)
+def _check_x0(plan, holds):
+    for name, rows, written, levels in _checked_rows(plan):
+        has, scale = _dot(rows, holds.x0), _dot(np.abs(rows), holds.size)
+        want = levels[:, 0]
+        wrong = written & ~(np.abs(has - want) <= TOLERANCE_X0 * scale)
         if wrong.any():
-            _refuse(plan, field, int(np.argmax(wrong)), "x0 with weight", x0, "alpha", want)
-    has, want = float(plan.opening[0] * alpha[-3]), float(alpha[0])
-    if not abs(has - want) <= TOLERANCE_X0 * max(abs(has), want):
-        raise ValueError(
-            f"Plan {plan.name}: opening holds x0 with weight {has!r}, but it must be "
-            f"alpha = {want!r}"
-        )
+            _refuse(plan, name, wrong, "x0 with weight", has, "alpha", want)
 
 
-def _check_noise(plan, sigma):
-    stages = plan.stages
-    rows = unroll_noise(plan)
-    noise = {field: _noise_level(getattr(rows, field), sigma[0]) for field, _ in _rows(plan)}
-    model_input = np.append(sigma[0], noise["point"][:-1])
-    anchor = np.append(sigma[0], noise["anchor"][:-1])
-    size = _columns(plan, anchor, 1.0, np.abs(plan.read[:, 0]) * model_input)
-    for field, stands in _rows(plan):
-        row = getattr(plan, field)
-        want = np.zeros(stages) if stands is None else sigma[stands]
-        second = np.abs(_second(plan, field))
-        scale = _dot(np.abs(row), size) + second
-        scale += np.abs(_direct(plan, field)[:, 0]) * model_input
-        wrong = ~(np.abs(noise[field] - want) <= TOLERANCE_NOISE * scale)
+def _check_noise(plan, holds):
+    unrolled = propagate(plan, estimates=False)
+    for name, rows, written, levels in _checked_rows(plan):
+        made = unrolled[name]
+        has = np.sqrt((holds.start[1] * made[:, 0]) ** 2 + _dot(made[:, 1:], made[:, 1:]))
+        scale, want = _dot(np.abs(rows), holds.noise), levels[:, 1]
+        wrong = written & ~(np.abs(has - want) <= TOLERANCE_NOISE * scale)
         if wrong.any():
-            i = int(np.argmax(wrong))
-            _refuse(plan, field, i, "noise of level", noise[field], "sigma", want)
-        for fresh in (np.abs(row[:, 1]), second):
-            wrong = (fresh > 0) & (fresh < LEAST_NOISE * scale)
-            if wrong.any():
-                i = int(np.argmax(wrong))
-                least = LEAST_NOISE * scale
-                _refuse(plan, field, i, "fresh noise of weight", fresh, "0 or at least", least)
-    has, want = float(np.hypot(plan.opening[0] * sigma[-3], plan.opening[1])), float(sigma[0])
-    if not abs(has - want) <= TOLERANCE_NOISE * max(has, want):
-        raise ValueError(
-            f"Plan {plan.name}: opening holds noise of level {has!r}, but it must be "
-            f"sigma = {want!r}"
-        )
-    fresh = abs(float(plan.opening[1]))
-    if 0.0 < fresh < LEAST_NOISE * has:
-        raise ValueError(
-            f"Plan {plan.name}: opening holds fresh noise of weight {fresh!r}, but it must be "
-            f"0 or at least {LEAST_NOISE * has!r}"
-        )
+            _refuse(plan, name, wrong, "noise of level", has, "sigma", want)
+        _check_least(plan, name, rows, scale)
+    if H in plan.rows:
+        rows = np.abs(plan.matrix[:, 0])
+        _check_least(plan, H, rows, _dot(rows, holds.size + holds.noise))
 
 
-def _refuse(plan, field, i, what, has, other, want):
+def _check_least(plan, name, rows, scale):
+    """Refuses fresh noise so small beside the scale [S] of its row that it must be a slip."""
+    for z in (Z1, Z2):
+        if z not in plan.columns:
+            continue
+        fresh, least = np.abs(rows[:, plan.columns.index(z)]), LEAST_NOISE * scale
+        wrong = (fresh > 0) & (fresh < least)
+        if wrong.any():
+            _refuse(plan, name, wrong, "fresh noise of weight", fresh, "0 or at least", least)
+
+
+def _refuse(plan: Plan, name: str, wrong: np.ndarray, what: str, has: Any, other: str, want: Any):
+    i = int(np.argmax(wrong))
     raise ValueError(
-        f"Plan {plan.name}: stage {i}: {field} holds {what} {float(has[i])!r}, but it must be "
+        f"Plan {plan.name}: stage {i}: {name} holds {what} {float(has[i])!r}, but it must be "
         f"{other} = {float(want[i])!r}"
     )
-
-
-def _noise_level(row, sigma):
-    """Returns [S] levels of all noise in rows of `unroll_noise`, the initial one included."""
-    fresh = row[:, 1:]
-    return np.sqrt((sigma * row[:, 0]) ** 2 + _dot(fresh, fresh))
-
-
-def _columns(plan, anchor, fresh, entry):
-    """Returns [S, 2+H]: what each stage combines, from [S] of anchors and of history entries."""
-    out = np.zeros_like(plan.point)
-    out[:, 0] = anchor
-    out[:, 1] = fresh
-    for back in range(min(plan.history, plan.stages)):
-        out[back:, 2 + back] = entry[: plan.stages - back]
-    return out
 
 
 def _dot(a, b):

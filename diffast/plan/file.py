@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from diffast import schedules
-from diffast.plan import Plan
+from diffast.plan.older_files import FIELDS as OLDER
+from diffast.plan.older_files import OPTIONAL as OPTIONAL_IN_OLDER
+from diffast.plan.older_files import convert
+from diffast.plan.plan import Plan
 
 FORMAT = "diffast plan"
-# Version 2 is for plans with what version 1 has no room for: velocities, second normals, blocks.
-# Others are written as version 1, which every release reads.
-VERSIONS = (1, 2)
-_ARRAYS = ("times", "read", "point", "anchor", "anchor_at", "error", "direct", "opening", "spans")
-_ARRAYS_2 = (*_ARRAYS, "second", "blocks")
-_NUMBERS = ("end", "start", "steps", "name", "check")
-_OPTIONAL = ("error", "direct", "second", "blocks")
+VERSION = 3
+# Fields of version 3, and how each is read.
+_ARRAYS = ("times", "matrix", "levels", "spans", "blocks")
+_NUMBERS = ("rows", "columns", "end", "start", "steps", "name", "check")
+_OPTIONAL = ("blocks",)
 
 # What numpy, zipfile and zlib raise for a file that is no archive of arrays, or is cut or damaged.
 _BROKEN = (
@@ -28,7 +31,7 @@ _BROKEN = (
 )
 
 
-def save(plan: Plan, path) -> None:
+def save(plan: Plan, path: str | PathLike) -> None:
     """Writes a plan to `.json` or `.npz`; see `Plan.save`."""
     path = Path(path)
     kind = _kind(path)
@@ -38,53 +41,60 @@ def save(plan: Plan, path) -> None:
             f"plan {plan.name}: its schedule {plan.schedule} has no to_dict, but it is needed to "
             "save the plan"
         )
-    head = {"format": FORMAT, "version": _version(plan), "schedule": to_dict()}
+    head = {"format": FORMAT, "version": VERSION, "schedule": to_dict()}
     head |= {field: getattr(plan, field) for field in _NUMBERS}
-    arrays = {field: getattr(plan, field) for field in _ARRAYS_2}
+    arrays = {field: getattr(plan, field) for field in _ARRAYS}
     arrays = {field: array for field, array in arrays.items() if array is not None}
     if kind == ".json":
-        body = head | {field: array.tolist() for field, array in arrays.items()}
+        body = head | {field: _with_null(array) for field, array in arrays.items()}
         path.write_text(json.dumps(body, allow_nan=False, indent=1) + "\n")
     else:
         np.savez(path, head=np.array(json.dumps(head, allow_nan=False)), **arrays)
 
 
-def load(path) -> Plan:
+def load(path: str | PathLike) -> Plan:
     """Returns the plan in a `.json` or `.npz` file; see `Plan.load`."""
     path = Path(path)
     body = _read_json(path) if _kind(path) == ".json" else _read_npz(path)
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise ValueError(f"{path}: no {FORMAT}, but Plan.save writes one")
     version = body.get("version")
-    if type(version) is not int or version not in VERSIONS:
-        raise ValueError(f"{path}: version {version}, but 1 and 2 are known")
-    names = _ARRAYS if version == 1 else _ARRAYS_2
-    wanted = {"format", "version", "schedule", *names, *_NUMBERS}
-    missing = sorted(wanted - {*body} - {*_OPTIONAL})
+    if type(version) is not int or version not in (*OLDER, VERSION):
+        raise ValueError(f"{path}: version {version}, but 1 to {VERSION} are known")
+    arrays, numbers = OLDER.get(version, (_ARRAYS, _NUMBERS))
+    optional = _OPTIONAL if version == VERSION else OPTIONAL_IN_OLDER
+    wanted = {"format", "version", "schedule", *arrays, *numbers}
+    missing = sorted(wanted - {*body} - {*optional})
     unknown = sorted({*body} - wanted)
     if missing or unknown:
         raise ValueError(f"{path}: fields missing: {missing}, unknown: {unknown}")
-    fields = {field: body.get(field) for field in (*names, *_NUMBERS)}
+    fields = {field: body.get(field) for field in (*arrays, *numbers)}
     for field, kind, what in (("steps", int, "a whole number"), ("name", str, "text")):
         if type(fields[field]) is not kind:
             raise ValueError(f"{path}: {field} = {fields[field]!r}, but it must be {what}")
+    for field in ("rows", "columns"):
+        names = fields.get(field, [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{path}: {field} = {names!r}, but it must be a list of names")
     schedule = schedules.from_dict(body["schedule"])
     try:
-        fields = {field: _numbers(fields[field]) for field in names} | {
-            field: fields[field] for field in _NUMBERS
-        }
+        fields |= {field: _numbers(fields[field]) for field in arrays}
         fields["end"] = float(fields["end"])
-    except (TypeError, ValueError) as error:
+        if version != VERSION:
+            fields = convert(schedule, fields)
+    except (TypeError, ValueError, IndexError) as error:
         raise ValueError(f"{path}: not the numbers of a plan: {error}") from None
     return Plan(schedule=schedule, **fields)
 
 
-def _version(plan: Plan) -> int:
-    more = plan.second is not None or plan.blocks is not None
-    return 2 if more or (plan.anchor_at == -2).any() else 1
+def _with_null(array: np.ndarray) -> Any:
+    """Returns the array as nested lists, None for NaN, which JSON does not know."""
+    if not np.isnan(array).any():
+        return array.tolist()
+    return np.where(np.isnan(array), None, array.astype(object)).tolist()
 
 
-def _numbers(array):
+def _numbers(array: Any) -> np.ndarray | None:
     """Returns the array of numbers, int if all are; None for None."""
     if array is None:
         return None

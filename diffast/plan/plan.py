@@ -1,31 +1,15 @@
-"""Plans: a solver's whole run as tables of numbers, which check themselves when made.
-
-Before stage 0 the model input and the anchor are both `opening . (initial state, z)`, at times[0].
-Stage i
-
-    d       = x0 estimate of the network for the model input, at times[i]
-    history = (read[i] . (model input, d), older entries ...)          at most H entries
-    model input <- point[i]  . (anchor, z, history newest first)       stands at times[i+1] or end
-    anchor      <- anchor[i] . (anchor, z, history newest first)       stands at anchor_at[i]
-
-where both rows see the old anchor and one and the same fresh z ~ N(0, I). The last point is the
-sample. `direct[i]` adds weights of the stage's own (model input, d) to both rows, `second[i]` those
-of a second normal z2, independent of z. `error[i]`, if any, is one more row over the columns of
-`point`.
-
-Where something not linear is done to d (a clamp, a hook), the history holds the changed d and
-`direct` weighs the unchanged one.
-"""
+"""Plans: a solver's whole run as float64 matrices over named registers, which check themselves."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import Any
 
 import numpy as np
 
 from diffast.plan.checks import check_consistent, check_numbers, check_shapes
-from diffast.plan.unroll import Unrolled as Unrolled
-from diffast.plan.unroll import unroll as unroll
+from diffast.plan.registers import NEW, ROWS, Z1, Z2, D, H, V, X, Y, column_key
 
 # Of a plan with more stages than this, people see the first and the last ones.
 _SHOWN_FIRST, _SHOWN_LAST = 12, 3
@@ -33,124 +17,187 @@ _SHOWN_FIRST, _SHOWN_LAST = 12, 3
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A solver's run as numbers: S stages of one network call each, H remembered entries.
+    """A solver's run as numbers: S stages, each one matrix over named registers.
 
-    Arrays are copied to float64 and made read-only. What they mean: see the top of this file.
+    A stage calls the network on x at `times[i]`, which gives the x0 estimate d; then every row of
+    `matrix[i]` is a weighted sum of the columns. `diffast/plan/registers.py` says what registers
+    there are. x and y hold the initial state at first. After the last stage x is the sample.
+
+    Arrays are copied to float64 and made read-only.
 
     Args:
-        schedule: numpy-only schedule, with alpha(t) and sigma(t).
-        times: [S] model time of each network call.
-        end: model time at which the last point stands.
-        read: [S, 2] weights of (model input, x0 estimate) in the history entry.
-        point: [S, 2+H] weights of (anchor, noise, history newest first) in the next model input.
-        anchor: [S, 2+H] the same for the next anchor; (1, 0, 0, ...) keeps it.
-        anchor_at: [S] int, index into (times..., end) of the time at which the anchor then stands;
-            -1 for an anchor that is an estimate of x0 itself; -2 for one that is a velocity, the
-            momentum of a unit mass: no x0 in it, and N(0, I) by itself.
-        error: [S, 2+H] embedded error estimate, as the error itself; or None.
+        schedule: schedule, with alpha(t) and sigma(t).
+        times: [S] model time that the network is told; NaN: the stage calls no network. Or [S, E],
+            for stages that call it on x, x2 .. at once, as one batch; NaN: that one is not called.
+        end: model time at which x stands at last.
+        rows: R names of what a stage writes, in the order of `registers.ROWS`. A row of zeros
+            writes nothing: the register then holds nothing, and no entry is remembered.
+        columns: C names of what rows weigh, sorted as `registers.column_key` says.
+        matrix: [S, R, C] weights.
+        levels: [S, R, 2] of (alpha, sigma): what each register holds after the stage, alpha x0 plus
+            noise of deviation sigma: (1, 0) for an x0 estimate, (0, 1) for a momentum, (0, 0) for
+            an error. NaN for entries, which hold what their row defines.
+        start: model time at which the initial state stands; None: that of the first call.
         steps: number of grid intervals.
         name: what people call it.
-        direct: [S, 2, 2] weights of this stage's (model input, x0 estimate as the network gave it)
-            in its (point, anchor) rows, beside their other columns; None: none.
-        opening: (2,) weights of (initial state, fresh noise) in the state at times[0].
-        start: model time at which the initial state stands; None: times[0].
-        spans: [S, 2] model times (from, to) of the Brownian increment that a stage's fresh noise
-            stands for; None: from the time of the old anchor to that of the new point.
-        second: [S, 2] weights of a second fresh normal, independent of the first, in the
-            (point, anchor) rows; None: none.
-        blocks: [B] int, the first stages of the blocks that a method with barriers takes together,
-            one after another; None: no barriers. Says nothing about the samples.
         check: "full": everything below; "x0": the noise level is left out, for methods that change
             it on purpose (S_noise); "finite": only shapes and finite numbers, for tables of
             others that contradict themselves.
+        spans: [S, 2] model times (from, to) of the Brownian increment that a stage's z1 stands for;
+            NaN or None: to x after the stage, from x after the last stage before it that wrote y.
+            An annotation: it is read by path noise alone.
+        blocks: [B] int, the first calls of the blocks that a method with barriers takes one after
+            another; None: no barriers. An annotation: it is read by block-wise parallel runs alone.
 
     Raises:
         ValueError: naming the stage and the two numbers that disagree, if a shape is wrong, a
-            number is not finite, a time lies outside the schedule, a weight falls on history that
-            does not exist yet, or the tables are inconsistent: were every x0 estimate the true x0
-            and the initial state alpha x0 + sigma eps, each point and anchor must be alpha x0 plus
-            noise of variance sigma^2 at its own time, and each error row must be 0.
+            number is not finite, a time lies outside the schedule, a row weighs what no earlier
+            stage has written, or the matrices are inconsistent: were every x0 estimate the true x0
+            and the initial state alpha x0 + sigma eps, each register must hold its level.
     """
 
-    schedule: object
+    schedule: Any
     times: np.ndarray
     end: float
-    read: np.ndarray
-    point: np.ndarray
-    anchor: np.ndarray
-    anchor_at: np.ndarray
-    error: np.ndarray | None = None
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    matrix: np.ndarray
+    levels: np.ndarray
+    start: float | None = None
     steps: int = 1
     name: str = "plan"
-    direct: np.ndarray | None = None
-    opening: np.ndarray = (1.0, 0.0)
-    start: float | None = None
-    spans: np.ndarray | None = None
     check: str = "full"
-    second: np.ndarray | None = None
+    spans: np.ndarray | None = None
     blocks: np.ndarray | None = None
 
     def __post_init__(self):
         """Converts, freezes and checks every number."""
-        fields = ("times", "read", "point", "anchor", "error", "direct", "opening", "spans")
-        for field in (*fields, "second"):
+        for field in ("times", "matrix", "levels", "spans"):
             if getattr(self, field) is not None:
                 object.__setattr__(self, field, _frozen(getattr(self, field), np.float64))
+        for field in ("rows", "columns"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
         object.__setattr__(self, "end", float(self.end))
-        if self.start is None and self.times.size:
-            object.__setattr__(self, "start", float(self.times.flat[0]))
-        for field in ("anchor_at", "blocks"):
-            if getattr(self, field) is not None:
-                object.__setattr__(self, field, _frozen(_whole(self, field), np.int64))
+        if self.blocks is not None:
+            indices = np.asarray(self.blocks)
+            if indices.dtype.kind not in "iu":
+                raise ValueError(
+                    f"Plan {self.name}: blocks holds {indices.dtype}, but it must be int"
+                )
+            object.__setattr__(self, "blocks", _frozen(indices, np.int64))
         check_shapes(self)
-        object.__setattr__(self, "start", float(self.start))
-        for field in ("direct", "second"):
-            if getattr(self, field) is not None and not getattr(self, field).any():
-                object.__setattr__(self, field, None)
-        if self.spans is None:
-            object.__setattr__(self, "spans", _frozen(_default_spans(self), np.float64))
+        start = self.call_times[0] if self.start is None and self.nfe else self.start
+        object.__setattr__(self, "start", float(np.nan if start is None else start))
+        object.__setattr__(self, "spans", _frozen(self._spans(), np.float64))
         check_numbers(self)
         check_consistent(self)
 
     @property
     def stages(self) -> int:
-        """Returns S, the number of network calls."""
+        """Returns S, the number of stages."""
         return len(self.times)
 
     @property
+    def calls(self) -> np.ndarray:
+        """Returns the stages that call the network, [nfe] int."""
+        return np.flatnonzero(self.called.any(axis=1))
+
+    @property
+    def called(self) -> np.ndarray:
+        """Returns which of its inputs x, x2 .. a stage calls the network on, [S, E] bool."""
+        return ~np.isnan(self.times.reshape(self.stages, -1))
+
+    @property
+    def call_times(self) -> np.ndarray:
+        """Returns the model times of the network calls on x, one a stage that calls, [calls]."""
+        return self.times.reshape(self.stages, -1)[self.calls, 0]
+
+    @property
     def nfe(self) -> int:
-        """Returns the number of network calls (function evaluations) of a run."""
-        return self.stages
+        """Returns the number of network evaluations of a run; those of one batch count each."""
+        return int(self.called.sum())
 
     @property
     def history(self) -> int:
-        """Returns H, the number of remembered entries."""
-        return self.point.shape[1] - 2
+        """Returns how many entries of earlier stages are remembered."""
+        return max((int(name[1:]) for name in self.columns if name[0] == "h"), default=0)
 
     @property
     def stochastic(self) -> bool:
-        """Returns whether any row uses its noise."""
-        first = self.point[:, 1].any() or self.anchor[:, 1].any() or self.opening[1]
-        return bool(first or self.second is not None)
+        """Returns whether any row draws fresh noise."""
+        return any(self.weights(row, z).any() for row in self.rows for z in (Z1, Z2))
 
-    @property
-    def calls_per_step(self) -> float:
-        """Returns network calls per grid interval."""
-        return self.stages / self.steps
+    def step_starts(self) -> np.ndarray:
+        """Returns the network calls before which y is x, the first included, [n] int."""
+        if Y not in self.rows:
+            return np.arange(self.nfe)
+        x, y = (self.matrix[:, self.rows.index(name)] for name in (X, Y))
+        joined = np.flatnonzero((x == y).all(axis=1)) + 1
+        calls = np.append(self.calls, self.stages)
+        return np.flatnonzero(np.isin(calls[:-1], joined) | (np.arange(self.nfe) == 0))
+
+    def weights(self, row: str, column: str) -> np.ndarray:
+        """Returns the weights of one column in one row, [S]; zeros where the plan has neither."""
+        if row not in self.rows or column not in self.columns:
+            return np.zeros(self.stages)
+        return self.matrix[:, self.rows.index(row), self.columns.index(column)]
+
+    def with_weights(self, weights: dict[tuple[str, str], Any], **fields: Any) -> Plan:
+        """Returns the plan with other weights, {(row, column): [S]}, and other fields.
+
+        Raises:
+            ValueError: a row that the plan does not have; what the plan's checks refuse.
+        """
+        for row, _ in weights:
+            if row not in self.rows:
+                known = ", ".join(self.rows)
+                raise ValueError(f"Plan {self.name}: no row {row}, but {known}")
+        columns = tuple(dict.fromkeys((*self.columns, *(column for _, column in weights))))
+        grown = np.zeros((self.stages, len(self.rows), len(columns)))
+        grown[:, :, : len(self.columns)] = self.matrix
+        for (row, column), weight in weights.items():
+            grown[:, self.rows.index(row), columns.index(column)] = weight
+        order = sorted(range(len(columns)), key=lambda k: column_key(columns[k]))
+        columns = tuple(columns[k] for k in order)
+        return replace(self, columns=columns, matrix=grown[:, :, order], **fields)
+
+    def _spans(self) -> np.ndarray:
+        """Returns [S, 2]; by default to the time of x after, from where y was last written."""
+        given = np.full((self.stages, 2), np.nan) if self.spans is None else self.spans
+        if not np.isnan(given).any():
+            return given
+        # A stage's rows are made of what stood at its call; x stands where the next call does.
+        following = self.times.reshape(self.stages, -1)[:, 0].copy()
+        last = self.end
+        for i in range(self.stages - 1, -1, -1):
+            told = following[i]
+            following[i], last = last, last if np.isnan(told) else told
+        spans = np.array(given)
+        base = self.start
+        for i in range(self.stages):
+            if np.isnan(spans[i]).any():
+                spans[i] = base, following[i]
+            if Y not in self.rows or not self._keeps(i, Y):
+                base = following[i]
+        return spans
+
+    def _keeps(self, i: int, register: str) -> bool:
+        """Returns whether the stage leaves the register as it is."""
+        row = self.matrix[i, self.rows.index(register)]
+        at = self.columns.index(register)
+        return row[at] == 1.0 and np.count_nonzero(row) == 1
 
     def __repr__(self) -> str:
         """Returns one line for people."""
         kind = "stochastic" if self.stochastic else "deterministic"
         return (
-            f"Plan({self.name}: {self.steps} steps, {self.stages} calls, history {self.history}, "
+            f"Plan({self.name}: {self.steps} steps, {self.nfe} calls, history {self.history}, "
             f"{kind}, t {self.start:.6g} -> {self.end:.6g}, {self.schedule})"
         )
 
     def __str__(self) -> str:
-        """Returns the tables for people: one line a stage, weights by what they weigh."""
+        """Returns the matrices for people: a line a row, weights by what they weigh."""
         lines = [repr(self)]
-        if self.opening[1] or self.opening[0] != 1.0:
-            lines.append(f"  opening      x = {_terms(('x', 'z'), self.opening)}")
         shown = range(self.stages)
         if self.stages > _SHOWN_FIRST + _SHOWN_LAST + 1:
             shown = [*range(_SHOWN_FIRST), *range(self.stages - _SHOWN_LAST, self.stages)]
@@ -161,68 +208,51 @@ class Plan:
         return "\n".join(lines)
 
     def _stage_lines(self, i: int) -> list[str]:
-        entry = "d" if not self.read[i, 0] and self.read[i, 1] == 1.0 else "h"
-        names = ["anchor", "z", f"{entry}[{i}]"]
-        names += [f"{entry}[{i - back}]" for back in range(1, self.history)]
-        names += ["input", f"raw d[{i}]", "z2"]
-        beside = np.zeros((2, 2)) if self.direct is None else self.direct[i]
-        second = np.zeros(2) if self.second is None else self.second[i]
-        point, anchor = (
-            np.append(table[i], [*beside[r], second[r]])
-            for r, table in enumerate((self.point, self.anchor))
-        )
-        head = f"  {i:>4}  t = {self.times[i]:<10.6g}"
+        told = self.times.reshape(self.stages, -1)[i]
+        told = ", ".join(f"{t:.6g}" for t in told if t == t)
+        time = f"t = {told}" if told else "no call"
+        head = f"  {i:>4}  {time:<14}"
         lines = []
-        if entry == "h":
-            lines.append(f"h[{i}] = {_terms(('input', f'd[{i}]'), self.read[i])}")
-        both = np.array_equal(point, anchor)
-        lines.append(f"{'x = anchor' if both else 'x'} = {_terms(names, point)}")
-        if not both:
-            lines.append(f"anchor = {_terms(names, anchor)}")
+        plain = {H: {D: 1.0}, Y: {Y: 1.0}, V: {V: 1.0}}  # not worth a line
+        written = {
+            name: {c: w for c, w in zip(self.columns, row.tolist(), strict=True) if w}
+            for name, row in zip(self.rows, self.matrix[i], strict=True)
+        }
+        joined = Y in written and written[Y] == written[X]
+        for name in ROWS:
+            row = written.get(name)
+            if row is None or row == plain.get(name) or (name == Y and joined):
+                continue
+            if not row and name != X:
+                continue
+            label = "x = y" if name == X and joined else NEW if name == H else name
+            terms = " ".join(f"{weight:+.6g} {column}" for column, weight in row.items()) or "0"
+            lines.append(f"{label} = {terms}")
         return [(head if not n else " " * len(head)) + "  " + line for n, line in enumerate(lines)]
 
-    def save(self, path) -> None:
+    def save(self, path: str | PathLike) -> None:
         """Writes the plan, its schedule included, as `.json` (readable, exact) or `.npz`.
 
         Raises:
             ValueError: another ending; a schedule that is not one of `df.schedules`.
         """
-        from diffast.plan import file as plan_file
+        from diffast.plan import file
 
-        plan_file.save(self, path)
+        file.save(self, path)
 
     @staticmethod
-    def load(path) -> Plan:
+    def load(path: str | PathLike) -> Plan:
         """Returns the plan that `save` wrote, checked anew and equal to the last bit.
 
         Raises:
             ValueError: a file that holds no plan, or one that contradicts itself.
         """
-        from diffast.plan import file as plan_file
+        from diffast.plan import file
 
-        return plan_file.load(path)
-
-
-def _terms(names, weights) -> str:
-    parts = [f"{w:+.6g} {n}" for n, w in zip(names, weights, strict=True) if w != 0.0]
-    return " ".join(parts) or "0"
-
-
-def _default_spans(plan):
-    """Returns [S, 2]: the time of the anchor before the stage, the time of the new point."""
-    times = np.append(plan.times, plan.end)
-    before = np.append(0, np.clip(plan.anchor_at[:-1], 0, plan.stages))
-    return np.stack([times[before], times[1:]], axis=1)
+        return file.load(path)
 
 
 def _frozen(array, dtype):
     array = np.array(array, dtype=dtype, order="C")
     array.flags.writeable = False
     return array
-
-
-def _whole(plan, field):
-    indices = np.asarray(getattr(plan, field))
-    if indices.dtype.kind not in "iu":
-        raise ValueError(f"Plan {plan.name}: {field} holds {indices.dtype}, but it must be int")
-    return indices

@@ -29,10 +29,10 @@ def wavy(schedule):
 
 
 def agree(plan, published, atol=1e-12):
-    """The plan's sample equals published(model, x, noise of stage i), on random numbers."""
+    """The plan's sample equals published(model, x, noise of call i), on random numbers."""
     random = np.random.default_rng(6)
     x = random.normal(size=5) * plan.schedule.sigma(plan.start)
-    z = random.normal(size=(plan.stages + 1, 5))  # the last: the opening
+    z = random.normal(size=(plan.nfe + 1, 5))  # of each call; the last: before the first
     model = wavy(plan.schedule)
     want = published(model, x, z)  # which may put its own numbers into z
     got = run(plan, model, x, lambda i: z[i])[-1]

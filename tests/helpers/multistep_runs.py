@@ -26,7 +26,7 @@ open_grids = pytest.mark.parametrize(
 
 def states(plan, schedule, seed=0):
     """Every point of a run with a nonlinear x0 estimate."""
-    x = np.random.default_rng(seed).normal(size=6) * schedule.sigma(plan.times[0])
+    x = np.random.default_rng(seed).normal(size=6) * schedule.sigma(plan.start)
     return run(plan, wavy(schedule), x)
 
 

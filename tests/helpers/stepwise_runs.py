@@ -1,8 +1,5 @@
 """Stepwise runs for tests: plans of every kind, a network, ways to put a batch together."""
 
-import dataclasses
-
-import numpy as np
 import pytest
 import torch
 from solver_cases import ALL_SOLVERS
@@ -25,15 +22,16 @@ def churn(schedule, grid):
 
 
 def raw_noise(schedule, grid):
-    """Direct weights: the noise left in the state is the network's, whatever a clamp does."""
+    """Unchanged estimates: the noise left in the state is the network's, whatever a clamp does."""
     return compat.ddim_strides(schedule, grid[:-1], grid[1:], eta=0.5, raw_noise=True)
 
 
 def parted(schedule, grid):
-    """Direct weights, other ones for point and anchor, which part; and both weigh the input."""
+    """x and y part in every stage; both weigh x, y, entries and the unchanged estimate."""
     plan = solvers.midpoint(schedule, grid)
-    direct = np.tile([[0.3, -0.2], [-0.1, 0.25]], (plan.stages, 1, 1))
-    return dataclasses.replace(plan, direct=direct, check="finite")
+    more = {("x", "x"): 0.3, ("x", "d_raw"): -0.2, ("y", "x"): -0.1, ("y", "d_raw"): 0.25}
+    weights = {place: plan.weights(*place) + weight for place, weight in more.items()}
+    return plan.with_weights(weights, check="finite")
 
 
 BUILDERS = {case.name: case.build for case in ALL_SOLVERS} | {
@@ -45,7 +43,8 @@ BUILDERS = {case.name: case.build for case in ALL_SOLVERS} | {
     "dopri5": solvers.dopri5,
     "tsit5": solvers.tsit5,
 }
-# Of each kind of table: long histories, anchors that part, noise, an opening, direct weights.
+# Of each kind of plan: many entries, x and y that part, noise, noise before the first call,
+# unchanged estimates.
 SOME = (
     "euler",
     "heun",

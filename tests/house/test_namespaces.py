@@ -18,7 +18,7 @@ NAMESPACES = {
     "df.solvers": (df.solvers, df.solvers.SOLVERS),
     "df.grids": (df.grids, df.grids.__all__),
     "df.schedules": (df.schedules, df.schedules.__all__),
-    "df.embedded": (df.embedded, df.embedded.PAIRS),
+    "df.embedded": (df.embedded, df.embedded.EMBEDDED),
 }
 each_namespace = pytest.mark.parametrize("name", NAMESPACES)
 

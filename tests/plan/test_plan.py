@@ -6,12 +6,14 @@ import time
 
 import numpy as np
 import pytest
-from numpy_executor import run
+from numpy_executor import run, walk
+from plan_tables import changed, weighed
 
 from diffast import grids, schedules, solvers
-from diffast.plan import Plan, unroll
+from diffast.plan import Plan, Stages, one_call_plan, unroll
 from diffast.plan.checks import TOLERANCE_NOISE, TOLERANCE_X0
-from diffast.plan.unroll import unroll_noise
+from diffast.plan.registers import levels_of
+from diffast.plan.unroll import propagate
 
 BETAS = np.linspace(0.0001, 0.02, 1000)
 SCHEDULES = {
@@ -26,36 +28,30 @@ SCHEDULES = {
 
 
 def heun_with_error(schedule, grid):
-    """Heun with its distance to Euler as error row, and slopes (x - x0) / sigma as history."""
+    """Heun with its distance to Euler as error row, and slopes (x - x0) / sigma as entries."""
     grid = np.asarray(grid)
-    s, t = grid[:-1], grid[1:]
-    steps, stages = len(s), 2 * len(s)
     assert (schedule.alpha(grid) == 1).all()
-    read, point, anchor, error = (np.zeros((stages, n)) for n in (2, 4, 4, 4))
-    times = np.stack([s, t], axis=1).ravel()
-    read[:] = np.stack([1 / times, -1 / times], axis=1)
-    point[0::2] = np.stack([np.ones(steps), np.zeros(steps), t - s, np.zeros(steps)], axis=1)
-    anchor[0::2, 0] = 1.0
-    point[1::2, 0] = 1.0
-    point[1::2, 2:] = 0.5 * (t - s)[:, None]
-    anchor[1::2] = point[1::2]
-    error[1::2, 2] = 0.5 * (t - s)
-    error[1::2, 3] = -0.5 * (t - s)
-    at = np.stack([np.arange(0, stages, 2), np.arange(2, stages + 1, 2)], axis=1).ravel()
-    return Plan(schedule, times, grid[-1], read, point, anchor, at, error, steps, "heun+error")
+    stages = Stages(schedule, grid[0])
+    for s, t in zip(grid[:-1], grid[1:], strict=True):
+        half = 0.5 * (t - s)
+        stages.add(s, t, {"y": 1.0, "h0": t - s}, y="keep", h={"x": 1 / s, "d": -1 / s})
+        both = {"y": 1.0, "h0": half, "h1": half}
+        error = {"h0": half, "h1": -half}
+        stages.add(t, t, both, h={"x": 1 / t, "d": -1 / t}, error=error)
+    return stages.plan("heun+error", len(grid) - 1)
 
 
-def direct_euler(schedule, grid):
-    """Euler whose weights on the estimate and the state are half of them direct ones."""
+def split_euler(schedule, grid):
+    """DDIM whose weights are shared out: to y and x, which are equal, and to d and d_raw."""
     plan = solvers.ddim(schedule, grid, eta=0.5)
-    half, direct = np.array(plan.point), np.zeros((plan.stages, 2, 2))
-    direct[:, :, 0], direct[:, :, 1] = 0.5 * half[:, :1], 0.5 * half[:, 2:3]
-    half[:, [0, 2]] *= 0.5
-    return dataclasses.replace(plan, point=half, anchor=half, direct=direct, name="direct")
+    keep, new = 0.5 * plan.weights("x", "x"), 0.5 * plan.weights("x", "d")
+    row = {"y": keep, "x": keep, "d": new, "d_raw": new, "z1": plan.weights("x", "z1")}
+    at = levels_of(schedule, grid[1:])
+    return one_call_plan("split", schedule, np.asarray(grid), row, y=row, y_at=at)
 
 
 def churned(schedule, grid):
-    """Noise at the opening, where there is something above the start; and between steps."""
+    """Noise before the first call, where there is something above the start; and between steps."""
     grid = np.asarray(grid)
     if schedule.sigma(grid[-2]) and len(grid) > 3:
         grid = grid[1:]
@@ -63,7 +59,7 @@ def churned(schedule, grid):
 
 
 BUILDERS = {
-    "direct": direct_euler,
+    "split": split_euler,
     "churn": churned,
     "euler": solvers.euler,
     "ddim_half": lambda s, g: solvers.ddim(s, g, eta=0.5),
@@ -72,34 +68,54 @@ BUILDERS = {
     "midpoint": solvers.dpmpp_2m,
     "res": lambda s, g: solvers.dpmpp_2m(s, g, kind="heun"),
 }
-FIELDS = ("times", "end", "start", "read", "point", "anchor", "error", "direct", "opening")
+
+
+def unread(plan):
+    """Stages whose entry no row weighs: nothing depends on it."""
+    made = np.flatnonzero(plan.matrix[:, plan.rows.index("h")].any(axis=1)).tolist()
+    read = set()
+    for i in range(plan.stages):
+        used = {c for c, w in zip(plan.columns, plan.matrix[i].T, strict=True) if w.any()}
+        before = [k for k in made if k < i]
+        read |= {before[-int(c[1:])] for c in used if c[0] == "h" and c != "h0"}
+        read |= {i} if "h0" in used else set()
+    return set(range(plan.stages)) - read
 
 
 def every_number(plan):
     """(field, index) of every number of a plan that matters; index () for `end` and `start`.
 
-    All do but these: an ancestral step out of alpha = 0 forgets the initial state, and 1e-6 of it
-    coming back adds 1e-12 to the variance: rounding.
+    All do but these: entries that nobody reads; and an ancestral step out of alpha = 0 forgets the
+    initial state: 1e-6 of it coming back adds 1e-12 to the variance, which is rounding.
     """
-    forgets = plan.point[0, 0] == 0.0 and plan.stages > 1
-    beside = [(field, (0, 0)) for field in ("read", "point", "anchor")] if forgets else ()
-    for field in FIELDS:
-        if getattr(plan, field) is not None:
-            for index in np.ndindex(np.shape(getattr(plan, field))):
-                if (field, index) not in beside:
-                    yield field, index
+    state = "y" if "y" in plan.rows else "x"
+    forgets = plan.weights("x", state)[0] == 0.0 and plan.weights("x", "x")[0] == 0.0
+    forgets = forgets and plan.stages > 1
+    nobody = unread(plan) if "h" in plan.rows else set()
+    yield from (("end", ()), *([] if forgets else [("start", ())]))
+    for i, r, c in np.ndindex(plan.matrix.shape):
+        if plan.rows[r] == "h" and i in nobody:
+            continue
+        if plan.rows[r] == "error" and not plan.matrix[i, r].any():
+            continue
+        if forgets and i == 0 and plan.columns[c] in ("x", "y"):
+            continue
+        yield "matrix", (i, r, c)
+    for i, r, k in np.ndindex(plan.levels.shape):
+        holds = plan.rows[r] == "x" or plan.matrix[i, r].any()
+        if plan.rows[r] != "h" and holds:
+            yield "levels", (i, r, k)
 
 
-def changed(plan, field, index, sign):
-    """The plan's field with one number off by a relative 1e-6, or by 1e-6 where it is 0."""
-    array = np.array(getattr(plan, field))
-    array[index] = array[index] * (1 + sign * 1e-6) if array[index] else sign * 1e-6
-    return dataclasses.replace(plan, **{field: array if index else float(array)})
+def off(plan, field, index, sign):
+    """The plan with one number off by a relative 1e-6, or by 1e-6 where it is 0."""
+    value = getattr(plan, field)[index] if index else getattr(plan, field)
+    return changed(plan, field, index, value * (1 + sign * 1e-6) if value else sign * 1e-6)
 
 
 def refused(plan, field, index, sign):
     with pytest.raises(ValueError, match=re.escape(plan.name)):
-        changed(plan, field, index, sign)
+        off(plan, field, index, sign)
         pytest.fail(f"{plan}: {field}{list(index)} changed by {sign}e-6 went through")
 
 
@@ -126,7 +142,9 @@ def test_every_wrong_number_is_refused_with_slopes_and_errors():
     for low in (0.002, 0.5):
         grid = grids.karras(schedule, 6, sigma_min=low, to_zero=False)
         plan = heun_with_error(schedule, grid)
-        for field, index in every_number(plan):
+        numbers = list(every_number(plan))
+        assert {plan.rows[index[1]] for field, index in numbers if index} == {*plan.rows}
+        for field, index in numbers:
             for sign in (1, -1):
                 refused(plan, field, index, sign)
 
@@ -158,9 +176,11 @@ def test_tolerance_has_a_hundredfold_margin(build, monkeypatch):
             build(schedule, np.concatenate([[high], low + inner * (high - low), [low]]))
 
 
-def euler_parts():
+def parts():
+    """The fields of a plan with rows (h, x) and columns (x, h1, d)."""
     schedule = schedules.edm()
     plan = solvers.dpmpp_2m(schedule, grids.karras(schedule, 3))
+    assert (plan.rows, plan.columns) == (("h", "x"), ("x", "h1", "d"))
     return {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
 
 
@@ -170,51 +190,144 @@ def poisoned(array, index, value):
     return array
 
 
+# Places in the matrix of `parts`.
+H, X = 0, 1
+AT_X, AT_H1, AT_D = range(3)
+
+
 @pytest.mark.parametrize(
     ("field", "change", "facts"),
     [
         ("times", lambda a: a[:, None], r"times has shape \[3, 1\], but it must be \[S\]"),
         ("times", lambda a: a[:0], r"times has shape \[0\]"),
-        ("read", lambda a: a[:2], r"read has shape \[2, 2\], but it must be \[3, 2\]"),
-        ("point", lambda a: a[:, :2], r"point has shape \[3, 2\], but it must be \[3, 2\+H\]"),
-        ("anchor", lambda a: a[:, :3], r"anchor has shape \[3, 3\], but it must be \[3, 4\]"),
-        ("error", lambda a: np.zeros((3, 3)), r"error has shape \[3, 3\]"),
-        ("anchor_at", lambda a: a[:2], r"anchor_at has shape \[2\]"),
-        ("anchor_at", lambda a: a + 0.5, "anchor_at holds float64"),
-        ("anchor_at", lambda a: a + 1, "stage 2: anchor_at = 4, but -2 to 3"),
-        ("anchor_at", lambda a: a - 1, "stage 0: anchor holds noise of level|x0 with weight"),
-        ("times", lambda a: poisoned(a, 1, np.nan), "stage 1: t = nan"),
+        ("matrix", lambda a: a[:2], r"matrix has shape \[2, 2, 3\], but it must be \[3, 2, 3\]"),
+        ("matrix", lambda a: a[:, :, :2], r"matrix has shape \[3, 2, 2\], but it must be"),
+        ("levels", lambda a: a[:, :1], r"levels has shape \[3, 1, 2\], but it must be \[3, 2, 2\]"),
+        ("spans", lambda a: a[:, 0], r"spans has shape \[3\], but it must be \[3, 2\]"),
+        ("blocks", lambda a: [[0, 1]], r"blocks has shape \[1, 2\], but it must be \[B\]"),
+        ("blocks", lambda a: [0.0, 1.0], "blocks holds float64, but it must be int"),
+        ("blocks", lambda a: [1, 2], r"blocks = \[1, 2\], but they must start with 0 and rise"),
+        ("blocks", lambda a: [0, 0], r"blocks = \[0, 0\], but they must start with 0 and rise"),
+        ("blocks", lambda a: np.zeros(0, int), r"blocks = \[\], but they must start with 0"),
+        ("blocks", lambda a: [0, 3], "a block begins at call 3, but there are 3"),
+        ("rows", lambda a: ("x", "h"), r"rows = \('x', 'h'\), but they must be x and others"),
+        ("rows", lambda a: ("h", "y"), "rows = .* must be x and others"),
+        ("rows", lambda a: ("h", "w"), "rows = .* must be x and others"),
+        ("rows", lambda a: ("y", "x"), "y is a row alone, but it must be both"),
+        ("columns", lambda a: ("x", "d", "h1"), "columns = .* but they must be in order"),
+        ("columns", lambda a: ("x", "h1", "h1"), "columns = .* but they must be in order"),
+        ("columns", lambda a: ("h1", "d", "z1"), "x is a row alone, but it must be both"),
+        ("columns", lambda a: ("y", "x", "d"), "y is a column alone, but it must be both"),
+        ("columns", lambda a: ("v", "x", "d"), "v is a column alone, but it must be both"),
+        ("columns", lambda a: ("x", "h1", "z3"), "weighs 'z3', but the columns are y, v, x, h0"),
+        ("columns", lambda a: ("x", "h1", "g0"), "weighs 'g0', but the columns are"),
+        ("columns", lambda a: ("x", "h", "d"), "weighs 'h', but the columns are"),
+        ("columns", lambda a: ("x", "d", "error"), "weighs 'error', but the columns are"),
+        ("levels", lambda a: poisoned(a, (1, X), np.nan), "stage 1: alpha = nan, .* for x, but"),
+        ("levels", lambda a: poisoned(a, (2, X, 1), np.inf), "stage 2: alpha = 1.0, sigma = inf"),
+        ("levels", lambda a: poisoned(a, (0, X, 0), 0.5), "stage 0: x holds x0 with weight 1.0"),
+        ("levels", lambda a: poisoned(a, (1, X, 1), 7.0), r"stage 1: x holds .* must be sigma = 7"),
+        ("times", lambda a: poisoned(a, 1, np.inf), "stage 1: t = inf"),
         ("times", lambda a: poisoned(a, 1, -1.0), "stage 1: t = -1.0, but .* 0.0 to inf"),
+        ("times", lambda a: np.full(3, np.nan), "no stage calls the network, but one must"),
+        (
+            "times",
+            lambda a: poisoned(a, 1, np.nan),
+            "3 steps, but 2 network calls",
+        ),
+        ("start", lambda a: np.nan, "start: t = nan"),
+        ("start", lambda a: -1.0, "start: t = -1.0, but the schedule holds for 0.0 to inf"),
+        ("start", lambda a: 70.0, "stage 0: x holds noise of level .*, but it must be sigma"),
         ("end", lambda a: np.inf, "end: t = inf"),
-        ("end", lambda a: 1.0, "stage 2: point holds noise of level 0.0.* sigma = 1.0"),
-        ("read", lambda a: poisoned(a, (2, 1), np.inf), r"stage 2: read\[1\] = inf"),
-        ("point", lambda a: poisoned(a, (0, 0), np.nan), r"stage 0: point\[0\] = nan"),
-        ("point", lambda a: poisoned(a, (0, 3), 0.5), "weight 0.5 on history entry 1, but 1 exist"),
-        ("point", lambda a: poisoned(a, (1, 2), 0.5), "stage 1: point holds x0 with weight"),
-        ("anchor", lambda a: poisoned(a, (1, 1), 0.5), "stage 1: anchor holds noise of level"),
-        ("point", lambda a: poisoned(a, (0, 1), 1e-6), "stage 0: point holds fresh noise"),
-        ("error", lambda a: np.tile([0, 0, 1, 0], (3, 1)), "stage 0: error holds x0 with weight 1"),
+        ("end", lambda a: 1.0, "end: the last x has sigma = 0.0, but at t = 1.0 it is 1.0"),
+        ("matrix", lambda a: poisoned(a, (2, H, AT_D), np.inf), "stage 2: weight of d in h = inf"),
+        ("matrix", lambda a: poisoned(a, (0, X, AT_X), np.nan), "stage 0: weight of x in x = nan"),
+        (
+            "matrix",
+            lambda a: poisoned(a, (0, X, AT_H1), 0.5),
+            "stage 0: x has weight 0.5 on h1, but 0 exist before it",
+        ),
+        ("matrix", lambda a: poisoned(a, (1, X, AT_D), 0.5), "stage 1: x holds x0 with weight"),
+        (
+            "matrix",
+            lambda a: poisoned(a, (0, H), 0.0),
+            "stage 1: x has weight .* on h1, but 0 exist before it",
+        ),
+        ("spans", lambda a: np.full((3, 2), np.inf), r"stage 0: spans\[0\] = inf"),
         ("steps", lambda a: 4, "4 steps, but 3 network calls"),
         ("steps", lambda a: 0, "0 steps"),
+        ("check", lambda a: "some", "check = 'some', but it must be one of full, x0, finite"),
+        ("check", lambda a: None, "check = None, but it must be one of full, x0, finite"),
     ],
 )
 def test_refusals(field, change, facts):
-    parts = euler_parts()
-    parts[field] = change(parts[field])
+    fields = parts()
+    fields[field] = change(fields[field])
+    with pytest.raises(ValueError, match=f"(?s)(Plan dpmpp_2m|^plan: a row).*{facts}"):
+        Plan(**fields)
+
+
+@pytest.mark.parametrize(
+    ("rows", "facts"),
+    [
+        ({"x": {"x": 1.0, "h0": 1.0}}, "x has weight 1.0 on h0, but the stage makes no entry"),
+        ({"h": {"h0": 1.0, "d": 1.0}}, "h has weight 1.0 on h0, but an entry is not made of"),
+        ({"x": {"x": 1.0, "v": 2.0}}, "x has weight 2.0 on v, but it holds nothing"),
+        ({"v": {"v": 1.0}}, "v has weight 1.0 on v, but it holds nothing"),
+        ({"error": {"h1": 1.0}}, "error has weight 1.0 on h1, but 0 exist before it"),
+    ],
+)
+def test_reading_what_nobody_wrote_is_refused(rows, facts):
+    schedule = schedules.edm()
+    stages = Stages(schedule, 8.0)
+    rows = {"h": {} if facts.endswith("no entry") else {"d": 1.0}} | rows
+    stages.add(8.0, 8.0, **({"x": {"x": 1.0}, "v": {"z1": 1.0} if "v" in facts else None} | rows))
+    with pytest.raises(ValueError, match=f"stage 0: {re.escape(facts)}"):
+        stages.plan("unwritten", 1, check="finite")
+
+
+def test_a_register_that_was_left_empty_holds_nothing():
+    schedule = schedules.edm()
+
+    def plan(**second):
+        stages = Stages(schedule, 8.0)
+        stages.add(8.0, 4.0, {"y": 0.5, "d": 0.5}, v={"z1": 1.0})
+        stages.add(4.0, 4.0, {"y": 1.0}, y="keep", **second)
+        stages.add(4.0, 2.0, {"y": 0.5, "d": 0.5}, v={"v": 0.6, "z1": 0.8})
+        return stages.plan("left", 2)
+
+    assert plan(v="keep").weights("v", "v").tolist() == [0.0, 1.0, 0.6]
+    with pytest.raises(ValueError, match="stage 2: v has weight 0.6 on v, but it holds nothing"):
+        plan()
+
+
+@pytest.mark.parametrize("column", ["d", "d_raw", "g1"])
+def test_estimates_are_made_by_calls_alone(column):
+    schedule = schedules.edm()
+    stages = Stages(schedule, 8.0)
+    stages.add(None, 8.0, {"x": 1.0, column: 0.5})
+    stages.add(8.0, 4.0, {"x": 0.5, column: 0.5})
+    facts = f"stage 0: x has weight 0.5 on {column}, but the stage calls no network"
     with pytest.raises(ValueError, match=facts):
-        Plan(**parts)
+        stages.plan("silent", 1, check="finite")
 
 
 def test_numbers_are_copied_and_frozen():
-    parts = euler_parts()
-    parts["times"] = parts["times"].tolist()
-    parts["point"] = np.array(parts["point"])
-    plan = Plan(**parts)
-    parts["point"][:] = 7
-    assert plan.point[0, 1] == 0
-    assert plan.times.dtype == plan.read.dtype == plan.point.dtype == np.float64
-    assert plan.anchor_at.dtype == np.int64
-    for array in (plan.times, plan.read, plan.point, plan.anchor, plan.anchor_at):
+    fields = parts()
+    fields["times"] = fields["times"].tolist()
+    fields["matrix"] = np.array(fields["matrix"])
+    fields["rows"], fields["columns"] = list(fields["rows"]), list(fields["columns"])
+    plan = Plan(
+        **fields,
+    )
+    fields["matrix"][:] = 7
+    assert plan.weights("x", "h1")[0] == 0
+    assert (plan.rows, plan.columns) == (("h", "x"), ("x", "h1", "d"))
+    arrays = (plan.times, plan.matrix, plan.levels, plan.spans)
+    assert {array.dtype for array in arrays} == {np.dtype(np.float64)}
+    blocks = dataclasses.replace(plan, blocks=[0, 2]).blocks
+    assert blocks.dtype == np.int64
+    for array in (*arrays, blocks):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1
 
@@ -223,57 +336,118 @@ def test_properties_come_from_the_numbers():
     schedule = schedules.edm()
     grid = grids.karras(schedule, 8)
     heun, euler = solvers.heun(schedule, grid), solvers.euler(schedule, grid)
-    assert (heun.stages, heun.steps, heun.history, heun.stochastic) == (15, 8, 2, False)
-    assert (euler.stages, euler.history, euler.calls_per_step) == (8, 1, 1.0)
+    assert (heun.stages, heun.nfe, heun.steps, heun.history) == (15, 15, 8, 1)
+    assert (euler.stages, euler.nfe, euler.steps, euler.history) == (8, 8, 8, 0)
+    assert not heun.stochastic
     assert not solvers.ddim(schedule, grid, eta=0.0).stochastic
     assert solvers.ddim(schedule, grid, eta=0.1).stochastic
-    assert heun.calls_per_step == 15 / 8
-    assert "heun: 8 steps, 15 calls, history 2, deterministic" in repr(heun)
+    assert "heun: 8 steps, 15 calls, history 1, deterministic" in repr(heun)
     assert heun != solvers.heun(schedule, grid)
     assert len({heun, euler}) == 2
+
+
+def test_stages_without_a_call_are_no_calls():
+    schedule = schedules.edm()
+    once = solvers.churn(schedule, [5.0, 1.0], s_churn=0.1, base="euler")
+    assert (once.stages, once.nfe, once.steps) == (2, 1, 1)
+    assert once.calls.tolist() == [1]
+    assert np.isnan(once.times[0]) and once.call_times.tolist() == [once.times[1]]
+    assert once.start == 5.0 < once.times[1]
+    assert once.weights("x", "z1")[0] > 0 == once.weights("x", "z1")[1]
+    assert once.stochastic
+    assert "1 steps, 1 calls, history 0, stochastic, t 5 -> 1" in repr(once)
+    with pytest.raises(ValueError, match="2 steps, but 1 network calls"):
+        dataclasses.replace(once, steps=2)
+    assert not solvers.euler(schedule, [5.0, 1.0]).stochastic
+
+
+def test_the_second_normal_alone_makes_a_plan_stochastic():
+    plan = solvers.ddim(schedules.edm(), [5.0, 1.0], eta=0.5)
+    other = plan.with_weights({("x", "z1"): [0.0], ("x", "z2"): plan.weights("x", "z1")})
+    assert other.columns == ("x", "d", "z1", "z2")
+    assert other.stochastic
+    assert not other.with_weights({("x", "z2"): [0.0]}, check="x0").stochastic
+
+
+def everything(plan, x, random):
+    """(what a run starts from [1 + S + n S, ...], what each stage writes) of a run with noise."""
+    normals = [z for z in ("z1", "z2") if z in plan.columns]
+    normals = [z for z in normals if plan.matrix[:, :, plan.columns.index(z)].any()]
+    normals = ["z1", "z2"] if "z2" in normals else normals
+    z = random.normal(size=(2, plan.stages, *x.shape))
+    calls, seen = iter(plan.calls.tolist()), np.zeros((plan.stages, *x.shape))
+
+    def denoise(x, t):
+        i = next(calls)
+        assert t == plan.times[i]
+        seen[i] = np.tanh(3 * x) + t
+        return seen[i]
+
+    written = walk(plan, denoise, x, lambda i, name: z[int(name == "z2"), i])
+    assert next(calls, None) is None
+    return np.concatenate([x[None], seen, *z[: len(normals)]]), written
+
+
+def check_unrolled(plan):
+    random = np.random.default_rng(2)
+    sources, written = everything(plan, random.normal(size=4), random)
+    rows, stages = unroll(plan), plan.stages
+    assert set(rows) == set(plan.rows)
+    noise = propagate(plan, estimates=False)
+    for register, made in rows.items():
+        assert made.shape == (stages, len(sources))
+        for i in range(stages):
+            want = written[i].get(register, np.zeros(4))
+            scale = max(1.0, np.abs(sources * made[i][:, None]).max())
+            np.testing.assert_allclose(made[i] @ sources, want, rtol=1e-13, atol=1e-13 * scale)
+        for first in range(1, len(sources), stages):  # nothing knows of later stages
+            assert (np.triu(made[:, first : first + stages], 1) == 0).all()
+        # the noise check's rows: the same columns without the estimates
+        kept = np.delete(made, range(1, 1 + stages), axis=1)
+        np.testing.assert_allclose(noise[register], kept, rtol=1e-13, atol=1e-15)
 
 
 @pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
 def test_unroll_is_the_run(build):
     schedule = schedules.vp_linear()
-    plan = build(schedule, grids.uniform_time(schedule, 6))
-    random = np.random.default_rng(2)
-    x, z = random.normal(size=4), random.normal(size=(plan.stages, 4))
-    seen = []
-
-    def denoise(x, t):
-        seen.append(np.tanh(3 * x) + t)
-        return seen[-1]
-
-    opening = random.normal(size=4)
-    points = run(plan, denoise, x, lambda i: z[i] if i >= 0 else opening)
-    np.testing.assert_array_equal(points[0], plan.opening @ np.stack([x, opening]))
-    rows = unroll(plan)
-    everything = np.concatenate([points[:1], seen, z])
-    np.testing.assert_allclose(rows.point @ everything, points[1:], rtol=1e-13, atol=1e-14)
-    stages = plan.stages
-    assert rows.point.shape == rows.anchor.shape == (stages, 1 + 2 * stages)
-    assert rows.error is None
-    # the noise check's rows: the same columns, of noise only if there is any
-    noise = unroll_noise(plan)
-    fresh = range(1 + stages, 1 + 2 * stages) if plan.point[:, 1].any() else ()
-    for field in ("point", "anchor"):
-        wanted = getattr(rows, field)[:, [0, *fresh]]
-        np.testing.assert_allclose(getattr(noise, field), wanted, rtol=1e-13, atol=1e-16)
-    for block in (rows.point[:, 1 : 1 + stages], rows.point[:, 1 + stages :]):
-        assert (np.triu(block, 1) == 0).all()
+    check_unrolled(build(schedule, grids.uniform_time(schedule, 6)))
 
 
 def test_error_rows_are_the_gap_between_the_solutions():
     schedule = schedules.edm(sigma_max=10.0)
     grid = grids.karras(schedule, 5, to_zero=False)
     plan = heun_with_error(schedule, grid)
+    check_unrolled(plan)
     rows = unroll(plan)
-    np.testing.assert_allclose(rows.point[1::2] - rows.point[0::2], rows.error[1::2], atol=1e-13)
+    np.testing.assert_allclose(rows["x"][1::2] - rows["x"][0::2], rows["error"][1::2], atol=1e-13)
+    assert not rows["error"][0::2].any()
+    at = plan.levels[:, plan.rows.index("error")]
+    assert (at == 0).all()
     x = np.array([3.0, -8.0])
     points = run(plan, lambda x, t: np.tanh(x / (1 + t)), x)
     same = run(solvers.heun(schedule, grid), lambda x, t: np.tanh(x / (1 + t)), x)
     np.testing.assert_allclose(points, same, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("error", "facts"),
+    [
+        ({"d": 0.5}, "error holds x0 with weight 0.5, but it must be alpha = 0.0"),
+        ({"h0": 0.5}, "error holds x0 with weight 0.5, but it must be alpha = 0.0"),
+        ({"x": 1.0, "d": -1.0}, "error holds noise of level 8.0, but it must be sigma = 0.0"),
+        ({"z1": 0.1}, "error holds noise of level 0.1, but it must be sigma = 0.0"),
+        ({"z1": 0.0}, None),
+        ({"d": 0.5, "h0": -0.5}, None),
+    ],
+)
+def test_errors_hold_nothing_of_a_known_x0(error, facts):
+    stages = Stages(schedules.edm(), 8.0)
+    stages.add(8.0, 4.0, {"x": 0.5, "d": 0.5}, h={"d": 1.0}, error=error)
+    if facts is None:
+        assert stages.plan("errs", 1).rows == ("h", "x", "error")
+        return
+    with pytest.raises(ValueError, match=f"stage 0: {facts}"):
+        stages.plan("errs", 1)
 
 
 def test_a_long_plan_is_made_quickly():
@@ -288,145 +462,182 @@ def test_a_long_plan_is_made_quickly():
         assert best < limit
 
 
-# --- direct weights, openings, spans, checks ------------------------------------------------------
+# --- any registers, checks ------------------------------------------------------------------------
 
 
 def anything(check="finite", **changes):
-    """A plan whose numbers mean nothing, of 3 stages and 2 remembered entries."""
+    """A plan whose numbers mean nothing: 1 stage without a call, 3 calls, 2 remembered entries."""
     random = np.random.default_rng(6)
-    point, anchor = (np.tril(random.normal(size=(3, 4)), 2) for _ in range(2))
+    columns = ("y", "x", "h0", "h1", "h2", "d", "d_raw", "z1")
+    matrix = random.normal(size=(4, 3, len(columns)))
+    matrix[0], matrix[:, 0, :1], matrix[:, 0, 2] = 0.0, 0.0, 0.0
+    matrix[0, 1:, [1, 7]] = [[0.7], [2.0]]
+    matrix[1, :, 3:5] = matrix[2, :, 4] = 0.0
     fields = {
         "schedule": schedules.edm(),
-        "times": [9.0, 4.0, 1.0],
+        "times": [np.nan, 9.0, 4.0, 1.0],
         "end": 0.5,
-        "read": random.normal(size=(3, 2)),
-        "point": point,
-        "anchor": anchor,
-        "anchor_at": [0, 2, 3],
-        "direct": random.normal(size=(3, 2, 2)),
-        "opening": (0.7, 2.0),
+        "rows": ("h", "y", "x"),
+        "columns": columns,
+        "matrix": matrix,
+        "levels": np.ones((4, 3, 2)),
         "start": 12.0,
         "check": check,
     }
     return Plan(**(fields | changes))
 
 
-def test_unroll_with_direct_weights_is_the_run():
+def test_unroll_of_every_kind_of_weight_is_the_run():
     plan = anything()
-    random = np.random.default_rng(2)
-    x, z, seen = random.normal(size=5), random.normal(size=(4, 5)), []
-
-    def denoise(x, t):
-        seen.append(np.tanh(x) + t)
-        return seen[-1]
-
-    points = run(plan, denoise, x, lambda i: z[i])  # z[-1]: the opening's
-    np.testing.assert_allclose(points[0], 0.7 * x + 2.0 * z[-1], rtol=1e-15)
-    rows = unroll(plan)
-    everything = np.concatenate([points[:1], seen, z[:3]])
-    np.testing.assert_allclose(rows.point @ everything, points[1:], rtol=1e-12, atol=1e-12)
-    # the anchor's rows: what a last point would be that is the anchor itself
-    moved = dataclasses.replace(
-        plan,
-        point=np.concatenate([plan.point[:2], plan.anchor[2:]]),
-        direct=np.concatenate([plan.direct[:2], plan.direct[2:, ::-1]]),
-    )
-    seen.clear()
-    last = run(moved, denoise, x, lambda i: z[i])[-1]
-    everything = np.concatenate([points[:1], seen, z[:3]])
-    np.testing.assert_allclose(rows.anchor[2] @ everything, last, rtol=1e-12, atol=1e-12)
+    check_unrolled(plan)
+    x, z = np.random.default_rng(2).normal(size=(2, 5))
+    points = run(plan, lambda x, t: np.tanh(x) + t, x, lambda i: z if i == -1 else 0 * z)
+    np.testing.assert_allclose(points[0], 0.7 * x + 2.0 * z, rtol=1e-15)
 
 
-@pytest.mark.parametrize(
-    ("changes", "facts"),
-    [
-        ({"direct": np.ones((3, 2))}, r"direct has shape \[3, 2\], but it must be \[3, 2, 2\]"),
-        ({"direct": np.ones((2, 2, 2))}, r"direct has shape \[2, 2, 2\]"),
-        ({"opening": (1.0,)}, r"opening has shape \[1\], but it must be \[2\]"),
-        ({"spans": np.ones((3,))}, r"spans has shape \[3\], but it must be \[3, 2\]"),
-        ({"opening": (1.0, np.nan)}, r"opening\[1\] = nan"),
-        ({"direct": np.full((3, 2, 2), np.inf)}, r"stage 0: direct\[0, 0\] = inf"),
-        ({"spans": [[1, 2], [3, np.nan], [5, 6]]}, r"stage 1: spans\[1\] = nan"),
-        ({"start": np.nan}, "start: t = nan"),
-        ({"start": -1.0}, "start: t = -1.0, but the schedule holds for 0.0 to inf"),
-        ({"check": "some"}, "check = 'some', but it must be one of full, x0, finite"),
-        ({"check": None}, "check = None, but it must be one of full, x0, finite"),
-        ({"check": "x0"}, "stage 0: point holds x0 with weight"),
-        ({"check": "full"}, "stage 0: point holds x0 with weight"),
-    ],
-)
-def test_new_fields_are_checked_too(changes, facts):
-    with pytest.raises(ValueError, match=facts):
-        anything(**changes)
+def test_numbers_that_mean_nothing_are_refused_unless_checks_are_off():
+    for check in ("x0", "full"):
+        with pytest.raises(
+            ValueError, match="Plan plan: (end: the last x has sigma|stage 0: y holds x0 with)"
+        ):
+            anything(check)
 
 
 def test_the_levels_of_checks():
     schedule = schedules.edm()
     plan = solvers.ddim(schedule, grids.karras(schedule, 3), eta=0.5)
-    louder = np.array(plan.point)
-    louder[1, 1] *= 1.5
-    noisier = {"point": louder, "anchor": louder}
-    with pytest.raises(ValueError, match="stage 1: point holds noise of level"):
-        dataclasses.replace(plan, **noisier)
-    assert dataclasses.replace(plan, **noisier, check="x0").check == "x0"
-    drawn = np.array(plan.opening) + [0.0, 1.0]
-    with pytest.raises(ValueError, match="opening holds noise of level"):
-        dataclasses.replace(plan, opening=drawn)
-    dataclasses.replace(plan, opening=drawn, check="x0")
-    biased = np.array(plan.point)
-    biased[1, 2] *= 1.5
-    brighter = {"point": biased, "anchor": biased}
+    louder = {("x", "z1"): plan.weights("x", "z1") * [1.0, 1.5, 1.0]}
+    with pytest.raises(ValueError, match="stage 1: x holds noise of level"):
+        plan.with_weights(louder)
+    assert plan.with_weights(louder, check="x0").check == "x0"
     for check in ("full", "x0"):
-        with pytest.raises(ValueError, match="stage 1: point holds x0 with weight"):
-            dataclasses.replace(plan, **brighter, check=check)
-        with pytest.raises(ValueError, match="opening holds x0 with weight 0.5"):
-            dataclasses.replace(plan, opening=(0.5, 0.0), check=check)
-    dataclasses.replace(plan, **brighter, check="finite")
-    dataclasses.replace(plan, opening=(0.5, 0.0), check="finite")
+        with pytest.raises(ValueError, match="stage 1: x holds x0 with weight"):
+            weighed(plan.with_weights({}, check=check), "x", "d", 1, 0.5)
+        with pytest.raises(ValueError, match="end: the last x has alpha = 0.5, but at t = 0.0"):
+            changed(plan.with_weights({}, check=check), "levels", (2, 0, 0), 0.5)
+    ends = changed(plan.with_weights({}, check="x0"), "levels", (2, 0, 1), 0.5)
+    with pytest.raises(ValueError, match="end: the last x has sigma = 0.5, but at t = 0.0"):
+        dataclasses.replace(ends, check="full")
+    weighed(plan.with_weights({}, check="finite"), "x", "d", 1, 0.5)
     for check in ("full", "x0", "finite"):
         with pytest.raises(ValueError, match="nan"):
-            dataclasses.replace(plan, point=poisoned(plan.point, (1, 2), np.nan), check=check)
-        with pytest.raises(ValueError, match="history entry"):
-            early = np.pad(plan.point, ((0, 0), (0, 1)), constant_values=1.0)
-            dataclasses.replace(plan, point=early, anchor=early, check=check)
+            weighed(plan.with_weights({}, check=check), "x", "d", 1, np.nan)
+        with pytest.raises(ValueError, match="x has weight 1.0 on h2, but 0 exist before it"):
+            plan.with_weights({("x", "h2"): np.ones(3)}, check=check)
+
+
+def opened(keep, fresh, start=8.0, at=10.0, check="full"):
+    """Euler from `at` behind a stage that calls nothing: keep x + fresh z."""
+    stages = Stages(schedules.edm(), start)
+    stages.add(None, at, {"x": keep, "z1": fresh})
+    stages.add(at, 2.0, {"x": 2.0 / at, "d": 1.0 - 2.0 / at})
+    return stages.plan("opened", 1, check=check)
+
+
+def test_noise_before_the_first_call_is_checked_as_any_other():
+    assert opened(1.0, 6.0).nfe == 1
+    with pytest.raises(ValueError, match="stage 0: x holds noise of level 9.4.* sigma = 10.0"):
+        opened(1.0, 5.0)
+    opened(1.0, 5.0, check="x0")
+    for check in ("full", "x0"):
+        with pytest.raises(ValueError, match="stage 0: x holds x0 with weight 0.5"):
+            opened(0.5, 6.0, check=check)
+    opened(0.5, 6.0, check="finite")
 
 
 @pytest.mark.parametrize("weight", [1e-6, -1e-6, 1e-4])
-def test_an_openings_noise_is_none_or_seen(weight):
-    schedule = schedules.edm()
-    plan = solvers.euler(schedule, grids.karras(schedule, 3))
-    with pytest.raises(ValueError, match="opening holds fresh noise of weight"):
-        dataclasses.replace(plan, opening=(1.0, weight))
+def test_noise_is_none_or_seen(weight):
+    with pytest.raises(ValueError, match="stage 0: x holds fresh noise of weight"):
+        opened(1.0, weight, start=80.0, at=80.0)
+    stages = Stages(schedules.edm(), 1.0)
+    stages.add(1.0, 0.5, {"x": 0.5, "h0": 0.5}, h={"d": 1.0, "z1": 0.01 * weight})
+    with pytest.raises(ValueError, match="stage 0: h holds fresh noise of weight"):
+        stages.plan("entry", 1)
 
 
-def test_defaults_of_the_new_fields():
+# --- other weights --------------------------------------------------------------------------------
+
+
+def test_with_weights_sets_some_and_keeps_the_rest():
+    plan = solvers.heun(schedules.edm(), [8.0, 2.0, 1.0])
+    halves = 0.5 * plan.weights("x", "d")
+    other = plan.with_weights({("x", "d"): halves, ("x", "d_raw"): halves}, name="halves", steps=1)
+    assert (other.name, other.steps, other.rows) == ("halves", 1, plan.rows)
+    assert other.columns == ("y", "x", "h1", "d", "d_raw")
+    for row in plan.rows:
+        for column in plan.columns:
+            kept = plan.weights(row, column) if (row, column) != ("x", "d") else halves
+            np.testing.assert_array_equal(other.weights(row, column), kept)
+    assert other.weights("x", "d_raw").tolist() == halves.tolist()
+    assert not other.weights("y", "d_raw").any()
+    assert other.levels.tobytes() == plan.levels.tobytes()
+    same = plan.with_weights({("x", "d"): plan.weights("x", "d")})
+    assert same.matrix.tobytes() == plan.matrix.tobytes()
+    with pytest.raises(ValueError, match="stage 0: x holds x0 with weight"):
+        plan.with_weights({("x", "d"): halves})
+    with pytest.raises(ValueError, match="heun: no row error, but h, y, x"):
+        plan.with_weights({("error", "d"): halves})
+
+
+def test_weights_of_what_is_not_there_are_zero():
+    plan = solvers.euler(schedules.edm(), [8.0, 2.0, 1.0])
+    for row, column in (("x", "z2"), ("v", "x"), ("error", "d")):
+        assert plan.weights(row, column).tolist() == [0.0, 0.0]
+    assert plan.weights("x", "d").tolist() == [0.75, 0.5]
+
+
+# --- annotations ----------------------------------------------------------------------------------
+
+
+def test_spans_go_from_the_state_before_to_x_after():
     schedule = schedules.edm()
     grid = grids.karras(schedule, 3)
     plan = solvers.euler(schedule, grid)
-    assert (plan.direct, plan.check, plan.start) == (None, "full", grid[0])
-    assert plan.opening.tolist() == [1.0, 0.0]
-    assert dataclasses.replace(plan, direct=np.zeros((3, 2, 2))).direct is None
-    for array in (plan.opening, plan.spans, anything().direct):
-        with pytest.raises(ValueError, match="read-only"):
-            array[0] = 1
-    # spans: from the anchor before the stage to the new point
     assert plan.spans.tolist() == np.stack([grid[:-1], grid[1:]], axis=1).tolist()
     heun = solvers.heun(schedule, grid)
     ends = [(grid[0], grid[1])] * 2 + [(grid[1], grid[2])] * 2 + [(grid[2], grid[3])]
     assert heun.spans.tolist() == np.array(ends).tolist()
-    given = [[3.0, 2.0], [2.0, 1.0], [1.0, 0.0]]
-    assert dataclasses.replace(plan, spans=given).spans.tolist() == given
+    given = [[3.0, 2.0], [np.nan, np.nan], [1.0, 0.0]]
+    mixed = dataclasses.replace(plan, spans=given).spans.tolist()
+    assert mixed == [[3.0, 2.0], [grid[1], grid[2]], [1.0, 0.0]]
+    late = opened(1.0, 6.0)
+    assert late.spans.tolist() == [[8.0, 10.0], [10.0, 2.0]]
+    plain = dataclasses.replace(plan, spans=None)
+    assert plain.spans.tolist() == plan.spans.tolist()
 
 
-def test_calls_and_noise_are_counted():
+@pytest.mark.parametrize("name", sorted(solvers.SOLVERS))
+def test_spans_that_nobody_gave_fit_the_levels(name):
+    """Ends stand where x does; beginnings where y does if it is a state that noise is added to."""
+    schedule = schedules.vp_linear()
+    grid = grids.ou_early(schedule, 6) if name.startswith("piadm") else grids.karras(schedule, 6)
+    options = {"churn": {"s_churn": 1.0}, "restart": {"intervals": [(0.2, 2.0, 2, 3)]}}
+    plan = solvers.get(name)(schedule, grid, **options.get(name, {}))
+    found = levels_of(schedule, dataclasses.replace(plan, spans=None).spans)
+    at = {name: plan.levels[:, plan.rows.index(name)] for name in plan.rows}
+    np.testing.assert_allclose(found[:, 1], at["x"], rtol=1e-12)
+    start = levels_of(schedule, plan.start)
+    before = np.concatenate([start[None], at["y" if "y" in at else "x"][:-1]])
+    state = ~(before == (1.0, 0.0)).all(axis=1)  # PEC's y is an x0 estimate
+    if name == "unipc":  # its y stands at the call before, which no noise of it begins at
+        assert not plan.stochastic
+        return
+    np.testing.assert_allclose(found[state, 0], before[state], rtol=1e-12)
+    assert state.all() == (name != "pec")
+
+
+def test_a_step_starts_where_y_is_x():
     schedule = schedules.edm()
-    grid = grids.karras(schedule, 5)
-    assert solvers.heun(schedule, grid).nfe == solvers.heun(schedule, grid).stages == 9
-    assert not solvers.euler(schedule, grid[:2]).stochastic
-    once = solvers.churn(schedule, [5.0, 1.0], s_churn=0.1, base="euler")
-    assert once.opening[1] > 0
-    assert not once.point[:, 1].any()
-    assert once.stochastic
+    grid = [8.0, 4.0, 2.0, 1.0]
+    for plan, starts in (
+        (solvers.euler(schedule, grid), [0, 1, 2]),
+        (solvers.heun(schedule, grid), [0, 2, 4]),
+        (solvers.rk4(schedule, grid), [0, 4, 8]),
+        (solvers.unipc(schedule, grid), [0]),
+        (solvers.churn(schedule, grid, s_churn=0.6), [0, 2, 4]),
+        (solvers.churn(schedule, grid, s_churn=0.6, base="euler"), [0, 1, 2]),
+    ):
+        assert plan.step_starts().tolist() == starts, plan
 
 
 # --- what people see ------------------------------------------------------------------------------
@@ -437,28 +648,45 @@ def test_text_names_what_is_weighed():
     text = str(solvers.dpmpp_2m(schedule, [8.0, 2.0, 1.0, 0.5]))
     first, *lines = text.split("\n")
     assert first.startswith("Plan(dpmpp_2m")
-    assert "3 steps, 3 calls, history 2, deterministic, t 8 -> 0.5" in first
+    assert "3 steps, 3 calls, history 1, deterministic, t 8 -> 0.5" in first
     assert lines == [
-        "     0  t = 8           x = anchor = +0.25 anchor +0.75 d[0]",
-        "     1  t = 2           x = anchor = +0.5 anchor +0.625 d[1] -0.125 d[0]",
-        "     2  t = 1           x = anchor = +0.5 anchor +0.75 d[2] -0.25 d[1]",
+        "     0  t = 8           x = +0.25 x +0.75 d",
+        "     1  t = 2           x = +0.5 x -0.125 h1 +0.625 d",
+        "     2  t = 1           x = +0.5 x -0.25 h1 +0.75 d",
     ]
 
 
-def test_text_of_anchors_that_part_and_slopes_and_openings():
+def test_text_of_every_kind_of_row():
     schedule = schedules.edm()
     lines = str(solvers.heun(schedule, [4.0, 2.0, 0.0])).split("\n")[1:]
-    assert lines[0] == "     0  t = 4           x = +0.5 anchor +0.5 d[0]"
-    assert lines[1] == "                        anchor = +1 anchor"
-    assert lines[2].startswith("     1  t = 2           x = anchor = +0.5 anchor ")
-    assert lines[3] == "     2  t = 2           x = anchor = +1 d[2]"
-    text = str(anything(opening=(1.0, 3.0)))
-    assert "  opening      x = +1 x +3 z\n" in text
-    assert "stochastic, t 12 -> 0.5" in text
-    for part in ("h[0] = ", " input", " d[0]", " raw d[1]", "h[2]", "h[1]", " z "):
+    assert lines == [
+        "     0  t = 4           x = +0.5 y +0.5 d",
+        "     1  t = 2           x = y = +0.5 y +0.5 d",
+        "     2  t = 2           x = y = +1 d",
+    ]
+    lines = str(opened(1.0, 6.0)).split("\n")
+    assert lines[0].endswith("stochastic, t 8 -> 2, SigmaSpace(sigma_min=0.002, sigma_max=80.0))")
+    assert lines[1:] == [
+        "     0  no call         x = +1 x +6 z1",
+        "     1  t = 10          x = +0.2 x +0.8 d",
+    ]
+    text = str(anything())
+    for part in ("h0 = ", "y = ", "x = ", " x ", " d ", " d_raw", " h2", " h1", " z1"):
         assert part in text
-    zeros = np.zeros((3, 4))
-    assert "x = anchor = 0\n" in str(anything(point=zeros, anchor=zeros, direct=None))
+    assert "x = y = 0\n" in str(anything(matrix=np.zeros((4, 3, 8))))
+    text = str(heun_with_error(schedule, [4.0, 2.0, 1.0]))
+    assert "h0 = +0.25 x -0.25 d\n" in text
+    assert "error = -1 h0 +1 h1\n" in text
+    stages = Stages(schedule, 4.0)
+    stages.add(4.0, 2.0, {"x": 0.5, "d": 0.5}, v={"z2": 1.0})
+    stages.add(2.0, 2.0, {"x": 1.0}, v="keep")
+    stages.add(2.0, 2.0, {"x": 0.6, "v": 1.6, "d": 0.4})
+    assert str(stages.plan("moving", 3)).split("\n")[1:] == [
+        "     0  t = 4           v = +1 z2",
+        "                        x = +0.5 x +0.5 d",
+        "     1  t = 2           x = +1 x",
+        "     2  t = 2           x = +1.6 v +0.6 x +0.4 d",
+    ]
 
 
 def test_text_of_long_plans_is_cut_in_the_middle():

@@ -5,6 +5,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 from numpy_executor import run
+from plan_tables import place_of_y, rows_of_x, table, with_y
 from test_solvers import BETAS, SCHEDULES, each_schedule, many_grids
 
 from diffast import grids, schedules, solvers
@@ -23,7 +24,7 @@ def points(plan, clamp=None, seed=0):
     """All points of a run with noise, for something that is no denoiser of anything."""
     random = np.random.default_rng(seed)
     x, z = random.normal(size=6), random.normal(size=(plan.stages, 6))
-    x = x * plan.schedule.sigma(plan.times[0])
+    x = x * plan.schedule.sigma(plan.start)
     return run(plan, wavy if clamp is None else clamp, x, lambda i: z[i])
 
 
@@ -60,11 +61,12 @@ def test_raw_noise_is_the_same_until_something_is_done_to_the_estimate(eta):
     assert raw.check == "full"
     # with d' = clamp(d): x_t = alpha_t d' + (down / sigma_s) (x_s - alpha_s d) + up z
     for i in range(plain.stages):
-        keep, _, new = plain.point[i]
+        keep, up, new = rows_of_x(plain)[i]
         alpha_s, alpha_t = VP.alpha(grid[i : i + 2])
-        np.testing.assert_allclose(raw.point[i], [keep, plain.point[i, 1], alpha_t], atol=1e-15)
-        np.testing.assert_allclose(raw.direct[i], [[0, -alpha_s * keep]] * 2, atol=1e-15)
-        np.testing.assert_allclose(raw.point[i, 2] + raw.direct[i, 0, 1], new, atol=1e-14)
+        np.testing.assert_allclose(rows_of_x(raw)[i], [keep, up, alpha_t], atol=1e-15)
+        beside = raw.weights("x", "d_raw")[i]
+        np.testing.assert_allclose(beside, -alpha_s * keep, atol=1e-15)
+        np.testing.assert_allclose(alpha_t + beside, new, atol=1e-14)
 
 
 def test_strides_that_do_not_meet_go_where_they_are_sent():
@@ -95,7 +97,7 @@ def test_late_churn_without_churn_is_euler():
     plan = compat.late_churn(EDM, grid, np.zeros(7), 1.0, reads, reads)
     same_run(plan, solvers.euler(EDM, grid))
     assert not plan.stochastic
-    assert plan.point[-1, 2] == pytest.approx(1.0, abs=1e-15)
+    assert plan.weights("x", "d")[-1] == pytest.approx(1.0, abs=1e-15)
 
 
 def test_late_churn_is_the_formula_of_its_docstring():
@@ -142,13 +144,14 @@ def test_other_noise_weights_change_the_noise_alone():
     weights = np.linspace(0.0, 2.0, 5)
     other = compat.with_noise_weights(plan, weights)
     assert other.check == "x0"
-    np.testing.assert_array_equal(other.point[:, 1], weights)
-    np.testing.assert_array_equal(other.anchor[:, 1], weights)
-    for table in ("point", "anchor"):
-        one, two = np.array(getattr(other, table)), np.array(getattr(plan, table))
-        one[:, 1] = two[:, 1] = 0.0
-        np.testing.assert_array_equal(one, two)
-    same_tables(compat.with_noise_weights(plan, plan.point[:, 1]), plan)
+    np.testing.assert_array_equal(other.weights("x", "z1"), weights)
+    again = other.with_weights({("x", "z1"): plan.weights("x", "z1")})
+    same_tables(again, plan)
+    same_tables(compat.with_noise_weights(plan, plan.weights("x", "z1")), plan)
+    apart = with_y(plan)  # the noise of x and that of y
+    other = compat.with_noise_weights(apart, weights)
+    for register in ("x", "y"):
+        np.testing.assert_array_equal(other.weights(register, "z1"), weights)
     finite = compat.with_noise_weights(compat.with_boundary(plan, weights, weights), weights)
     assert finite.check == "finite"
 
@@ -267,9 +270,10 @@ def test_a_changed_state_gets_its_own_slope():
     # the second slope is that of the state which the network was called on, whatever it is
     grid = grids.karras(EDM, 3, sigma_max=10.0)
     plan = compat.slope_pairs(EDM, grid)
-    np.testing.assert_allclose(plan.read[1], [1 / grid[1], -1 / grid[1]], rtol=1e-15)
-    assert plan.point[1, 0] == 1.0
-    assert plan.point[1, 2] == plan.point[1, 3] == 0.5 * (grid[1] - grid[0])
+    entry = table(plan, "h", "x", "d")[1]
+    np.testing.assert_allclose(entry, [1 / grid[1], -1 / grid[1]], rtol=1e-15)
+    half = 0.5 * (grid[1] - grid[0])
+    assert table(plan, "x", "y", "h0", "h1")[1].tolist() == [1.0, half, half]
 
 
 # --- singlestep_sde ---------------------------------------------------------------------------
@@ -281,7 +285,7 @@ def test_blocks_of_one_are_first_order(schedule, kind):
     for grid in many_grids(schedule):
         plan = compat.singlestep_sde(schedule, grid, [1] * (len(grid) - 1), kind)
         one, two = unroll(plan), unroll(solvers.ddim(schedule, grid, eta=1.0))
-        np.testing.assert_allclose(one.point, two.point, rtol=0, atol=1e-13)
+        np.testing.assert_allclose(one["x"], two["x"], rtol=0, atol=1e-13)
         assert plan.check == "full"
 
 
@@ -290,10 +294,13 @@ def test_blocks_step_from_their_start(kind):
     # not even in lam, where the midpoint's weight of the first estimate is 0
     grid = grids.karras(VP, 6, sigma_max=5.0, to_zero=False)
     plan = compat.singlestep_sde(VP, grid, [1, 2, 3], kind)
-    np.testing.assert_array_equal(plan.anchor_at, [1, 1, 3, 3, 3, 6])
-    np.testing.assert_array_equal(plan.anchor[[1, 3, 4]], np.eye(5)[[0] * 3])
+    np.testing.assert_array_equal(place_of_y(plan), [1, 1, 3, 3, 3, 6])
+    kept = (
+        plan.matrix[:, plan.rows.index("y")] == np.eye(len(plan.columns))[plan.columns.index("y")]
+    )
+    assert np.flatnonzero(kept.all(axis=1)).tolist() == [1, 3, 4]
     np.testing.assert_array_equal(
-        np.count_nonzero(plan.point[:, 2:], axis=1), [1, 1, 2, 1, 2, 3 - (kind == "midpoint")]
+        np.count_nonzero(rows_of_x(plan)[:, 2:], axis=1), [1, 1, 2, 1, 2, 3 - (kind == "midpoint")]
     )
 
 
@@ -307,7 +314,7 @@ def test_blocks_have_the_moments_of_the_sde(kind):
     lam, alpha = VP.lam(grid), VP.alpha(grid)
     h = lam[2] - lam[0]
     # a line through the two estimates, 1 at the block's start and 1 + u later
-    row = plan.point[1, 2:]
+    row = rows_of_x(plan)[1, 2:]
     got = row[1] * 1.0 + row[0] * (1.0 + lam[1] - lam[0])
     exact = alpha[2] * quad(lambda u: 2 * np.exp(-2 * (h - u)) * (1 + u), 0, h)[0]
     if kind == "heun":
@@ -348,13 +355,13 @@ def test_point_mass_and_finite(schedule, name):
     for grid in many_grids(schedule):
         plan = (ALL | ON_SIGMAS)[name](schedule, grid)
         assert plan.steps == len(grid) - 1
-        assert np.isfinite(plan.point).all()
+        assert np.isfinite(plan.matrix).all()
         z = random.normal(size=(plan.stages, 3))
         alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
         start = alpha[0] * x0 + sigma[0] * random.normal(size=3)
         x = run(plan, lambda x, t: x0, start, lambda i, z=z: z[i])[-1]
         if name == "noise_weights" or sigma[-1] > 0 and plan.stochastic:
-            unrolled = unroll(plan).point[-1]
+            unrolled = unroll(plan)["x"][-1]
             held = unrolled[0] * alpha[0] + unrolled[1 : 1 + plan.stages].sum()
             assert held == pytest.approx(alpha[-1], abs=1e-12)
         elif sigma[-1] == 0:

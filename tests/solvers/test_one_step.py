@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy_executor import run
 from one_step import EDM, FLOW, INDEXED, VP, ZERO_SNR, same
+from plan_tables import rows_of_x
 
 from diffast import grids, solvers
 from diffast.solvers.ode import exponential, runge_kutta
@@ -53,8 +54,8 @@ def test_clock_by_default(build, calls):
     same(build(VP, vp), build(VP, vp, clock="rho"), 0)
     # out of alpha = 0 by "flow" whatever the clock, the other steps by it
     one, other = build(FLOW, flow, clock="rho"), build(FLOW, flow, clock="flow")
-    np.testing.assert_array_equal(one.point[:calls], other.point[:calls])
-    assert np.abs(one.point - other.point).max() > 1e-3
+    np.testing.assert_array_equal(one.matrix[:calls], other.matrix[:calls])
+    assert np.abs(one.matrix - other.matrix).max() > 1e-3
 
 
 @each_builder
@@ -79,10 +80,10 @@ def test_fifth_order_methods_are_exact_for_a_point_mass(name, schedule):
         plan = getattr(runge_kutta, name)(schedule, grid)
         alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
         got = run(plan, lambda x, t: x0, alpha[0] * x0 + sigma[0] * eps)[-1]
-        atol = 1e-12 * max(1.0, np.abs(plan.point).max() / 1e3)
+        atol = 1e-12 * max(1.0, np.abs(plan.matrix).max() / 1e3)
         np.testing.assert_allclose(got, alpha[-1] * x0 + sigma[-1] * eps, rtol=0, atol=atol)
         if sigma[-1] == 0:
-            np.testing.assert_array_equal(plan.point[-1, :3], [0, 0, 1])
+            np.testing.assert_array_equal(rows_of_x(plan)[-1, :3], [0, 0, 1])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from numpy_executor import run as run_numpy
+from plan_tables import rows_of_x, standing, table
 
 import diffast as df
 from diffast import grids, solvers
@@ -209,7 +210,7 @@ def test_rows_are_the_formulas():
             score = (alpha[n] * d[n] - x) / sigma[n] ** 2
             want = np.exp(e[n] / 2) * x + pull * (np.exp(e[n] / 2) - 1) * score
             want += (pull == 2.0) * np.sqrt(np.exp(e[n]) - 1) * z[n]
-            got = plan.point[n] @ [x, z[n], d[n]]
+            got = rows_of_x(plan)[n] @ [x, z[n], d[n]]
             assert got == pytest.approx(want, rel=1e-12)
             x = want
 
@@ -218,7 +219,7 @@ def test_small_steps_near_data_lose_no_digits():
     # OU times of 1e-8 to 0.9e-8, where alpha is 1 - 5e-9
     schedule = df.schedules.trig()
     grid = schedule.time(-np.log(np.array([1e-4, 0.95e-4])))
-    row = solvers.piadm_ode(schedule, grid).point[0]
+    row = rows_of_x(solvers.piadm_ode(schedule, grid))[0]
     with localcontext() as context:
         context.prec = 50
         early, late = (Decimal(float(np.tan(t))) ** 2 for t in grid)  # of the angles as they are
@@ -252,15 +253,19 @@ def test_a_corrector_is_a_block_of_its_own_at_the_time_of_the_blocks_end():
     assert plan.blocks.tolist() == both.tolist()
     for begin, end in zip(first, ends, strict=True):
         assert (plan.times[begin : begin + inner] == grid[end]).all()
-        at = plan.anchor_at[begin - 1 : begin + inner]
-        assert at.tolist() == [-2] * inner + [begin + inner]
-        assert plan.second[begin - 1].tolist() == [0.0, 1.0]
-        assert (plan.anchor[begin - 1] == 0).all()
-        assert (plan.point[begin + inner - 1] == plan.anchor[begin + inner - 1]).all()
-    drawn = plan.second.any(1)
+        momentum = plan.matrix[:, plan.rows.index("v")]
+        held = standing(plan, "v")[begin - 1 : begin + inner - 1]
+        assert held.tolist() == [[0.0, 1.0]] * inner
+        at = [plan.columns.index(z) for z in ("z1", "z2")]
+        assert momentum[begin - 1, at].tolist() == [0.0, 1.0]
+        assert np.flatnonzero(momentum[begin - 1]).tolist() == [at[1]]
+        assert not momentum[begin + inner - 1].any()  # and then it is let go
+    drawn = plan.weights("v", "z2") != 0
+    assert not plan.weights("x", "z2").any()
     assert drawn.sum() == inner * len(ends)
     assert plan.end == grid[-1]
-    assert (plan.check, plain.check, plain.second) == ("x0", "x0", None)
+    assert (plan.check, plain.check) == ("x0", "x0")
+    assert "v" not in plain.rows
     assert plan.stochastic and not plain.stochastic
 
 
@@ -272,7 +277,8 @@ def test_lengths_and_frictions_may_follow_the_time():
     begin = plan.blocks[-1]
     sigma = VP.sigma(grid[-1])
     step = langevin.step(1 / sigma, 0.1 * sigma)
-    np.testing.assert_allclose(plan.point[begin], [step.drift, step.state_noise, step.push])
+    row = table(plan, "x", "v", "z1", "h0")[begin]
+    np.testing.assert_allclose(row, [step.drift, step.state_noise, step.push])
     assert abs(gaps(plan)[1]) < 0.05
 
 
@@ -280,10 +286,14 @@ def test_lengths_and_frictions_may_follow_the_time():
 def test_into_the_clean_end_it_is_the_estimate_and_no_corrector_follows(corrector):
     grid = np.append(grid_of(6), 0.0)
     plan = solvers.piadm_ode(VP, grid, corrector=corrector)
-    assert plan.point[-1].tolist() == plan.anchor[-1].tolist() == [0.0, 0.0, 1.0]
-    assert plan.anchor_at[-1] == plan.stages
+    last = {
+        c: w for c, w in zip(plan.columns, plan.matrix[-1, plan.rows.index("x")], strict=True) if w
+    }
+    assert last == {"d": 1.0}
+    assert "v" not in plan.rows or not plan.matrix[-1, plan.rows.index("v")].any()
+    assert standing(plan, "x")[-1].tolist() == [1.0, 0.0]
     assert plan.times[-1] == grid[-2]
-    assert solvers.piadm_sde(VP, grid).point[-1].tolist() == [0.0, 0.0, 1.0]
+    assert rows_of_x(solvers.piadm_sde(VP, grid))[-1].tolist() == [0.0, 0.0, 1.0]
     assert solvers.piadm_ode(VP, grid[-2:], corrector=corrector).stages == 1
 
 

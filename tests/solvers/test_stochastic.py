@@ -17,6 +17,7 @@ from given_noise import (
     slope,
 )
 from numpy_executor import run
+from plan_tables import rows_of_x
 
 from diffast import grids, schedules
 from diffast.solvers.aliases import euler_ancestral
@@ -162,12 +163,14 @@ def test_edm_churn(sigmas, s_churn, s_tmin, s_tmax, s_noise, base):
     agree(plan, published, 1e-11)
     assert plan.start == sigmas[0]
     if s_churn == 4.0:
-        assert plan.times[0] == pytest.approx(sigmas[0] * (1 + 1 / 3), rel=1e-15)
-        assert plan.opening[1] == pytest.approx(sigmas[0] * np.sqrt((4 / 3) ** 2 - 1), rel=1e-12)
+        assert plan.calls[0] == 1
+        assert plan.times[1] == pytest.approx(sigmas[0] * (1 + 1 / 3), rel=1e-15)
+        fresh = plan.weights("x", "z1")[0]
+        assert fresh == pytest.approx(sigmas[0] * np.sqrt((4 / 3) ** 2 - 1), rel=1e-12)
     if s_churn == 0.0:
         assert not plan.stochastic
         if base == "heun":
-            np.testing.assert_array_equal(plan.point, heun(EDM, sigmas).point)
+            np.testing.assert_array_equal(rows_of_x(plan), rows_of_x(heun(EDM, sigmas)))
 
 
 def test_churn_stays_on_the_schedule():
@@ -175,12 +178,12 @@ def test_churn_stays_on_the_schedule():
     vp, flow = schedules.vp_linear(), schedules.flow()
     plan = churn(vp, grids.uniform_time(vp, 6), s_churn=1e3)
     assert plan.times[0] == 1.0
-    assert plan.opening[1] == 0.0
+    assert plan.nfe == plan.stages
     plan = churn(flow, grids.uniform_time(flow, 6), s_churn=1e3)
     assert plan.times[0] == 1.0
     assert plan.stochastic
     # rho_hat = 1.41 rho at every later step, in units of sigma/alpha
-    at = np.flatnonzero(plan.point[:, 1])
+    at = np.flatnonzero(plan.weights("x", "z1"))
     raised, t = np.append(plan.times, plan.end)[at + 1], grids.uniform_time(flow, 6)[1:-1]
     np.testing.assert_allclose(raised / (1 - raised), np.sqrt(2) * t / (1 - t), rtol=1e-13)
     np.testing.assert_allclose(plan.spans[at], np.stack([t, raised], axis=1), rtol=0, atol=0)
@@ -256,7 +259,7 @@ def test_restart_paper(base):
 
 @each_vp
 def test_one_map_by_several_names(grid):
-    first = ddim(INDEXED, grid, eta=1.0).point
+    first = rows_of_x(ddim(INDEXED, grid, eta=1.0))
     for plan in (
         ddpm(INDEXED, grid),
         seeds_1(INDEXED, grid),
@@ -265,9 +268,10 @@ def test_one_map_by_several_names(grid):
         sa_solver(INDEXED, grid, 1, 0),
         er_sde(INDEXED, grid, 1, noise_scale=lambda rho: rho**2),
     ):
-        np.testing.assert_allclose(plan.point[:, :3], first, rtol=2e-10, atol=1e-14)
-        assert not plan.point[:, 3:].any()
-    none = euler(INDEXED, grid).point
+        row = rows_of_x(plan)
+        np.testing.assert_allclose(row[:, :3], first, rtol=2e-10, atol=1e-14)
+        assert not row[:, 3:].any()
+    none = rows_of_x(euler(INDEXED, grid))
     for plan in (
         flow_ancestral(INDEXED, grid, 0.0),
         flow_sde(INDEXED, grid, 0.0),
@@ -275,7 +279,7 @@ def test_one_map_by_several_names(grid):
         seeds_1(INDEXED, grid, 0.0),
         er_sde(INDEXED, grid, 1, noise_scale=lambda rho: rho),
     ):
-        np.testing.assert_allclose(plan.point[:, :3], none, rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(rows_of_x(plan)[:, :3], none, rtol=1e-12, atol=1e-14)
 
 
 @each_vp
@@ -284,12 +288,12 @@ def test_ddpm_variances(grid):
     bar = INDEXED.alpha(grid) ** 2
     beta = 1 - bar[:-1] / bar[1:]
     large = ddpm(INDEXED, grid, "large")
-    np.testing.assert_allclose(large.point[:, 1] ** 2, beta, rtol=1e-9)
+    np.testing.assert_allclose(large.weights("x", "z1") ** 2, beta, rtol=1e-9)
     assert large.check == "x0"
-    small = ddpm(INDEXED, grid).point
+    small = rows_of_x(ddpm(INDEXED, grid))
     np.testing.assert_allclose(small[:, 1] ** 2, beta * (1 - bar[1:]) / (1 - bar[:-1]), rtol=1e-9)
-    np.testing.assert_allclose(small[:, 0], large.point[:, 0], rtol=0, atol=0)
-    last = ddpm(INDEXED, grids.trailing(INDEXED, 10), "large").point[-1]
+    np.testing.assert_array_equal(small[:, 0], large.weights("x", "x"))
+    last = rows_of_x(ddpm(INDEXED, grids.trailing(INDEXED, 10), "large"))[-1]
     np.testing.assert_array_equal(last, [0, 0, 1])
 
 
@@ -298,8 +302,9 @@ def test_s_noise_scales_the_fresh_noise_alone():
     for build in (ddim, euler_ancestral, flow_ancestral, er_sde, dpmpp_2m_sde, dpmpp_3m_sde):
         options = {"eta": 1.0} if build is ddim else {}
         plain, scaled = build(EDM, grid, **options), build(EDM, grid, s_noise=1.5, **options)
-        np.testing.assert_allclose(scaled.point[:, 1], 1.5 * plain.point[:, 1], rtol=1e-15)
-        np.testing.assert_array_equal(scaled.point[:, 2:], plain.point[:, 2:])
+        one, two = rows_of_x(plain), rows_of_x(scaled)
+        np.testing.assert_allclose(two[:, 1], 1.5 * one[:, 1], rtol=1e-15)
+        np.testing.assert_array_equal(two[:, 2:], one[:, 2:])
         assert (plain.check, scaled.check) == ("full", "x0")
 
 
@@ -326,7 +331,7 @@ def test_flow_sde_is_flow_grpo_for_small_steps():
     schedule, a, gaps = schedules.flow(), 0.7, []
     for dt in (1e-2, 1e-3):
         t = 0.6
-        row = flow_sde(schedule, [t, t - dt], a).point[0]
+        row = rows_of_x(flow_sde(schedule, [t, t - dt], a))[0]
         # x + dx with v = (x - d) / t and e = x + (1 - t) v, time going down by dt
         g2 = a**2 * t / (1 - t)
         x = 1 - dt * (1 / t + g2 / (2 * t) * (1 + (1 - t) / t))
@@ -367,7 +372,7 @@ def test_tcd(gamma):
 
     plan = tcd(INDEXED, grid, gamma)
     agree(plan, published)
-    assert plan.point[-1, 1] == 0.0
+    assert plan.weights("x", "z1")[-1] == 0.0
 
 
 @pytest.mark.parametrize("name", ALPHA_SIGMA)
@@ -376,6 +381,5 @@ def test_tcd_ends_are_euler_and_lcm(name):
     for steps in (1, 2, 5):
         grid = grids.uniform_time(schedule, steps)
         for gamma, same in ((0.0, euler), (1.0, lcm)):
-            np.testing.assert_allclose(
-                tcd(schedule, grid, gamma).point, same(schedule, grid).point, rtol=0, atol=1e-13
-            )
+            one, two = (rows_of_x(p) for p in (tcd(schedule, grid, gamma), same(schedule, grid)))
+            np.testing.assert_allclose(one, two, rtol=0, atol=1e-13)

@@ -21,16 +21,16 @@ def stepper_of(recipe: Recipe, counter: bool, device) -> Stepper:
         recipe.plan,
         recipe.reads,
         device=device,
-        given_noise=not counter,
+        noise="counter" if counter else "given",
         clamp=None if recipe.clamp is None else (-recipe.clamp, recipe.clamp),
-        on_x0=None if recipe.hook is None else _ignoring_stage(recipe.hook),
+        on_x0=None if recipe.hook is None else _ignoring_info(recipe.hook),
     )
     stepper.table()
     return stepper
 
 
-def _ignoring_stage(hook):
-    return lambda x0, stage: hook(x0)
+def _ignoring_info(hook):
+    return lambda x0, info: hook(x0)
 
 
 class CompiledRun:
@@ -94,9 +94,8 @@ class CompiledRun:
             else:
                 ids = torch.arange(len(sample), device=sample.device)
             slots = (torch.zeros_like(wide),) * self.stepper.slots
-            state = State(
-                torch.zeros_like(ids), wide, wide, slots, torch.zeros_like(ids), ids, ids - ids - 1
-            )
+            row, seed, status = torch.zeros_like(ids), torch.zeros_like(ids), ids - ids - 1
+            state = State(row, wide, wide, None, slots, seed, ids, status)
         if row is not None:
             state = state._replace(row=torch.zeros_like(state.ids) + row)
         return state._replace(x=wide)

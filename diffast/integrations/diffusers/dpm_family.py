@@ -77,7 +77,7 @@ def dpm_multistep(scheduler, begin) -> Recipe:
         plan,
         reads,
         hook=hook_of(scheduler),
-        draws=(sde,) * plan.stages,
+        draws=(sde,) * plan.nfe,
         noise_dtype=None if edm else torch.float32,
         wide=not edm,
         begin=begin,
@@ -101,7 +101,7 @@ def dpm_singlestep(scheduler, begin) -> Recipe:
         form = "data" if config.algorithm_type == "dpmsolver++" else "noise"
         plan = solvers.singlestep(space, grid, blocks, form, kind, clock="rho")
     reads = Prediction(space, predicts(config))
-    draws = (sde,) * plan.stages
+    draws = (sde,) * plan.nfe
     return Recipe(plan, reads, hook=hook_of(scheduler), draws=draws, begin=begin)
 
 
@@ -162,7 +162,7 @@ def sa_solver(scheduler, begin) -> Recipe:
         kind="few_steps",
     )
     reads = Prediction(space, predicts(config))
-    draws = (True,) * plan.stages
+    draws = (True,) * plan.nfe
     return Recipe(plan, reads, hook=hook_of(scheduler), draws=draws, begin=begin)
 
 

@@ -52,7 +52,7 @@ def ddim(scheduler, eta=0.0, use_clipped=False) -> Recipe:
         eta=float(eta),
         raw_noise=raw,
     )
-    draws = (eta > 0,) * plan.stages
+    draws = (eta > 0,) * plan.nfe
     return Recipe(plan, Prediction(trig, predicts(config)), clamp, hook, draws)
 
 
@@ -77,7 +77,7 @@ def ddpm(scheduler) -> Recipe:
         # a last step from above index 0 still adds the forward step's noise
         square = np.cos(grid[-2]) ** 2
         plan = compat.with_noise_weights(
-            plan, np.append(plan.point[:-1, 1], math.sqrt(1.0 - square))
+            plan, np.append(plan.weights("x", "z1")[:-1], math.sqrt(1.0 - square))
         )
     elif kind == "fixed_small_log":
         pass  # the same deviation, by way of its logarithm
@@ -105,7 +105,7 @@ def lcm(scheduler) -> Recipe:
     else:
         reads, plan = Reading(a, b), compat.with_boundary(plan, skip, out)
         boundary = tuple(zip(skip.tolist(), out.tolist(), strict=True))
-    draws = (True,) * (plan.stages - 1) + (False,)
+    draws = (True,) * (plan.nfe - 1) + (False,)
     return Recipe(plan, reads, clamp, hook, draws, boundary=boundary)
 
 

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from diffast import ops
-from diffast.lowering.stages import AT_ANCHOR, AT_X0, FIXED, calls_of
+from diffast.lowering.program import Constraints, check_one_input, lower
+from diffast.lowering.step_table import AT_X, AT_X0, AT_Y, FIXED, numbered
 from diffast.plan import Plan
+from diffast.plan.registers import V, Y
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _combine, _empty_like = ops.combine_out, torch.empty_like
@@ -65,28 +67,29 @@ class Prepared:
         """
         self.recipe, self.options = recipe, options
         self.limits = [] if recipe.clamp is None else [-recipe.clamp, recipe.clamp]
-        self.calls, self.slots = calls_of(
-            recipe.plan,
-            recipe.reads,
-            given_noise=not counter or recipe.deviations is not None,
-            clamp=bool(self.limits),
-            hook=recipe.hook is not None,
-        )
-        self.counter = counter
+        self.given = not counter or recipe.deviations is not None
+        how = Constraints(bool(self.limits), recipe.hook is not None, given_noise=self.given)
+        check_one_input("step", recipe.plan)
+        program = lower(recipe.plan, recipe.reads, how)
+        if V in program.carried or program.opening:
+            raise ValueError(
+                f"step: {recipe.plan.name} holds a momentum or begins without a network call, but "
+                "a drop-in scheduler's step has neither"
+            )
+        self.calls, self.slots = numbered(program), program.slots
         self._soft = None
         # each call's tensors out of those there are, the fastest way that Python has
         self.picks = [_picker(call.columns) for call in self.calls]
         # whether a step needs what earlier ones left
-        self.remembers = bool(self.slots) or any(call.parts or call.keeps for call in self.calls)
+        self.remembers = bool(self.slots) or any(call.parts for call in self.calls)
 
     def soft_calls(self):
         """Returns the calls with the x0 estimate as a tensor of its own, as gradients need it."""
         if not self.limits:
             return self.calls
         if self._soft is None:
-            recipe = self.recipe
-            given = not self.counter or recipe.deviations is not None
-            self._soft, _ = calls_of(recipe.plan, recipe.reads, given_noise=given, hook=True)
+            how = Constraints(hook=True, given_noise=self.given)
+            self._soft = numbered(lower(self.recipe.plan, self.recipe.reads, how))
         return self._soft
 
 
@@ -102,7 +105,7 @@ class Run:
         self.picks = prepared.picks
         self.draws, self.wide, self.remembers = recipe.draws, recipe.wide, prepared.remembers
         self.slots: list[torch.Tensor | None] = [None] * prepared.slots
-        self.anchor: torch.Tensor | None = None
+        self.y: torch.Tensor | None = None
         self.away: torch.Tensor | None = None
         self.ids: torch.Tensor | None = None
         self.next = -1  # index of the step that goes on from the last one; -1: none was taken
@@ -110,7 +113,7 @@ class Run:
     def starts_at(self, i: int) -> bool:
         """Returns whether stage i needs nothing that an earlier one would have left."""
         columns = self.calls[i].columns
-        return AT_ANCHOR not in columns and max(columns) < len(FIXED)
+        return AT_Y not in columns and max(columns) < len(FIXED)
 
     def step(self, i: int, sample, output, noise, dtype: torch.dtype) -> torch.Tensor:
         """Returns the next sample [B, ...] after stage i.
@@ -127,11 +130,11 @@ class Run:
         output = output.contiguous()
         if _grad_enabled() and (output.requires_grad or x.requires_grad or self.graph):
             return self._with_gradient(i, x, output, noise, dtype)
-        tensors = (self.anchor, x, output, None, noise, None, *self.slots)
+        tensors = (self.y, None, x, output, None, None, noise, *self.slots)
         # of the sample's type as a rule, and then this is the cheapest way to a tensor
         point = _empty_like(x) if x.dtype is dtype else _empty_like(x, dtype=dtype)
         outs = [point]
-        if call.parts:
+        if Y in call.writes:
             outs = [self._away(x), point]
         if call.slot >= 0:
             outs.insert(0, self._slot(call.slot, x))
@@ -148,18 +151,18 @@ class Run:
                     _combine(xs, call.weights, outs)
             except RuntimeError as error:
                 raise ValueError(_complaint(sample, output, noise, error)) from None
-        if call.parts:
-            self.anchor = self.away
-        elif not call.keeps:
-            self.anchor = None
-        elif self.anchor is None:
-            self.anchor = x
+        if Y in call.writes:
+            self.y = self.away
+        elif Y not in call.keeps:
+            self.y = None
+        elif self.y is None:
+            self.y = x
         return point
 
     def _with_gradient(self, i, x, output, noise, dtype):
         """Returns the same as `step`, as a function that torch can differentiate."""
         call, self.graph = self.prepared.soft_calls()[i], True
-        tensors = [self.anchor, x, output, None, noise, None, *self.slots]
+        tensors = [self.y, None, x, output, None, None, noise, *self.slots]
         if self.hook is not None or self.limits:
             xs = [tensors[k] for k in call.x0_columns]
             (x0,) = ops.combine(xs, call.x0_weights)
@@ -169,12 +172,12 @@ class Run:
         rows = list(ops.combine(xs, call.weights, stage=i, **fresh))
         if call.slot >= 0:
             self.slots[call.slot] = rows.pop(0)
-        if call.parts:
-            self.anchor = rows.pop(0)
-        elif not call.keeps:
-            self.anchor = None
-        elif self.anchor is None:
-            self.anchor = x
+        if Y in call.writes:
+            self.y = rows.pop(0)
+        elif Y not in call.keeps:
+            self.y = None
+        elif self.y is None:
+            self.y = x
         return rows[0].to(dtype)
 
     def x0(self, i: int, sample, output, noise, dtype: torch.dtype) -> torch.Tensor:
@@ -185,7 +188,7 @@ class Run:
         with _below_autograd():
             if self.recipe.estimates is not None:
                 return self._shown(i, sample, output, noise, dtype)
-            tensors = (self.anchor, sample, output)
+            tensors = (self.y, None, sample, output)
             return self._finished(i, sample, self._x0(self.calls[i], tensors, dtype)).to(dtype)
 
     def _x0_with_gradient(self, i, sample, output, noise):
@@ -193,7 +196,7 @@ class Run:
             weights = list(map(float, self.recipe.estimates[i]))
             return ops.combine([sample, output, noise], weights)[0]
         call = self.prepared.soft_calls()[i]
-        tensors = (self.anchor, sample, output)
+        tensors = (self.y, None, sample, output)
         (x0,) = ops.combine([tensors[k] for k in call.x0_columns], call.x0_weights)
         return self._finished(i, sample, x0)
 
@@ -223,7 +226,8 @@ class Run:
         return x0
 
     def _x0(self, call, tensors, dtype):
-        x0 = torch.empty(tensors[1].shape, dtype=dtype, device=tensors[1].device)
+        sample = tensors[AT_X]
+        x0 = torch.empty(sample.shape, dtype=dtype, device=sample.device)
         ops.combine_out([tensors[k] for k in call.x0_columns], call.x0_weights, [x0])
         return x0
 

@@ -159,10 +159,10 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
     def _checked_recipe(self, begin: int, options: tuple) -> Recipe:
         recipe = self._recipe(begin, options)
         plan = recipe.plan
-        if recipe.begin + plan.stages != self._count:
+        if recipe.begin + plan.nfe != self._count:
             raise ValueError(
                 f"{type(self).__name__}: {self._count} timesteps, but the plan has "
-                f"{recipe.begin + plan.stages} calls"
+                f"{recipe.begin + plan.nfe} calls"
             )
         return recipe
 

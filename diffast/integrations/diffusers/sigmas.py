@@ -50,7 +50,7 @@ def euler_ancestral(scheduler) -> Recipe:
     grid = falling(levels(scheduler))
     plan = solvers.euler_ancestral(sigma_space(grid), grid)
     reads = sigma_reading(predicts(scheduler.config))(plan.times)
-    return Recipe(plan, reads, draws=(True,) * plan.stages, wide=True)
+    return Recipe(plan, reads, draws=(True,) * plan.nfe, wide=True)
 
 
 def heun(scheduler) -> Recipe:
@@ -96,7 +96,7 @@ def flow_euler(scheduler, options) -> Recipe:
     grid = falling(grid)
     if scheduler.config.get("stochastic_sampling"):
         plan = solvers.lcm(flow, grid)
-        draws = (True,) * plan.stages
+        draws = (True,) * plan.nfe
         return Recipe(plan, reads, draws=draws, noise_dtype=torch.float32, wide=True)
     return Recipe(solvers.euler(flow, grid), reads, wide=True)
 

@@ -7,16 +7,16 @@ is said in each docstring; where it contradicts the noise level, the plan's chec
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
-from diffast.plan import Plan
+from diffast.plan import Plan, Stages, one_call_plan
+from diffast.plan.registers import entries
 from diffast.schedules import Schedule
-from diffast.solvers.core.noise_split import ancestral, diffusive, fixed
+from diffast.solvers.core.noise_split import ancestral, diffusive
 from diffast.solvers.ode.adams import EVEN
 
 
@@ -46,19 +46,12 @@ def ddim_strides(
     alpha_t, sigma_t = schedule.alpha(ends), schedule.sigma(ends)
     down, up = ancestral(alpha_s, alpha_t, sigma_s, sigma_t, eta)
     keep = down / sigma_s
-    steps = len(starts)
-    rows = np.stack([keep, up, alpha_t - alpha_s * keep], axis=1)
-    direct = np.zeros((steps, 2, 2))
+    x = {"x": keep, "d": alpha_t - alpha_s * keep, "z1": up}
     if raw_noise:
-        rows[:, 2] = alpha_t
-        direct[:, :, 1] = -(alpha_s * keep)[:, None]
-    return Plan(
-        schedule=schedule,
-        **fixed(np.append(starts, ends[-1]), rows),
-        name=f"ddim(eta={eta:g})",
-        direct=direct,
-        check="full" if np.array_equal(starts[1:], ends[:-1]) else "finite",
-    )
+        x |= {"d": alpha_t, "d_raw": -(alpha_s * keep)}
+    grid = np.append(starts, ends[-1])
+    check = "full" if np.array_equal(starts[1:], ends[:-1]) else "finite"
+    return one_call_plan(f"ddim(eta={eta:g})", schedule, grid, x, check=check)
 
 
 def late_churn(
@@ -95,8 +88,8 @@ def late_churn(
     ratio = grid[1:] / raised
     of_x = ratio + (1.0 - ratio) * a_hat  # of x'
     of_output = (1.0 - ratio) * b_hat / b  # of the output, as b output = d - a x
-    rows = np.stack([of_x - of_output * a, of_x * fresh, of_output], axis=1)
-    return Plan(schedule=schedule, **fixed(grid, rows), name="euler(late churn)", check="finite")
+    x = {"x": of_x - of_output * a, "d": of_output, "z1": of_x * fresh}
+    return one_call_plan("euler(late churn)", schedule, grid, x, check="finite")
 
 
 def with_boundary(plan: Plan, skip: np.ndarray, out: np.ndarray) -> Plan:
@@ -110,12 +103,9 @@ def with_boundary(plan: Plan, skip: np.ndarray, out: np.ndarray) -> Plan:
         skip: [S] weights of the model input.
         out: [S] weights of the x0 estimate.
     """
-    weight = plan.point[:, 2]
-    rows = plan.point.copy()
-    rows[:, 2] = weight * out
-    direct = np.zeros((plan.stages, 2, 2))
-    direct[:, :, 0] = (weight * skip)[:, None]
-    return replace(plan, point=rows, anchor=rows, direct=direct, check="finite")
+    weight = plan.weights("x", "d")
+    changed = {("x", "d"): weight * out, ("x", "x"): plan.weights("x", "x") + weight * skip}
+    return plan.with_weights(changed, check="finite")
 
 
 def with_noise_weights(plan: Plan, weights: ArrayLike) -> Plan:
@@ -124,10 +114,10 @@ def with_noise_weights(plan: Plan, weights: ArrayLike) -> Plan:
     For noise that is scaled element by element before it comes (a network that predicts its
     variance), and for a last step that some programs still add noise to. Checked for x0 alone.
     """
-    point, anchor = plan.point.copy(), plan.anchor.copy()
-    point[:, 1] = anchor[:, 1] = weights
     check = "finite" if plan.check == "finite" else "x0"
-    return replace(plan, point=point, anchor=anchor, check=check)
+    return plan.with_weights(
+        {(row, "z1"): weights for row in plan.rows if row in "xy"}, check=check
+    )
 
 
 def pndm(
@@ -154,43 +144,24 @@ def pndm(
             and not from its own input.
         velocity: whether the outputs are velocities v = alpha eps - sigma x0.
     """
-    stages = len(times)
-    history = 1 + max(i - min(mean) for i, mean in enumerate(means))
-    point = np.zeros((stages, 2 + history))
-    anchor, direct = np.zeros_like(point), np.zeros((stages, 2, 2))
-    anchor_at, at = [], 0
+    stages = Stages(schedule, times[0])
+    begins = 0  # the call whose input the anchored steps start from
     for i, ((s, t), mean) in enumerate(zip(transfers, means, strict=True)):
         alpha_s, alpha_t = schedule.alpha(s), schedule.alpha(t)
         sigma_s, sigma_t = schedule.sigma(s), schedule.sigma(t)
         keep, gain = alpha_t / alpha_s, sigma_t - alpha_t * sigma_s / alpha_s
         if velocity:
             keep, gain = keep + gain * sigma_s, gain * alpha_s
-        if based[i]:
-            point[i, 0] = keep
+        base = "y" if based[i] else "x"
+        if not based[i]:
+            begins = i
+        row = {base: keep} | {f"h{i - j}": 0.0 + gain * weight for j, weight in mean.items()}
+        to = times[i + 1] if i + 1 < len(times) else transfers[-1][1]
+        if i + 1 < len(times) and based[i + 1]:  # the next stage steps from this one's start
+            stages.add(times[i], to, row, y={base: 1.0}, y_at=times[begins])
         else:
-            direct[i, 0, 0] = keep
-            at = i
-        for j, weight in mean.items():
-            point[i, 2 + i - j] += gain * weight
-        if i + 1 < stages and based[i + 1]:  # what the next stage steps from is this one's start
-            anchor[i, 0], direct[i, 1, 0] = float(based[i]), float(not based[i])
-            anchor_at.append(at)
-        else:
-            anchor[i], direct[i, 1] = point[i], direct[i, 0]
-            anchor_at.append(i + 1)
-    return Plan(
-        schedule=schedule,
-        times=times,
-        end=transfers[-1][1],
-        read=np.tile([0.0, 1.0], (stages, 1)),
-        point=point,
-        anchor=anchor,
-        anchor_at=anchor_at,
-        direct=direct,
-        steps=stages,
-        name="pndm",
-        check="finite",
-    )
+            stages.add(times[i], to, row)
+    return stages.plan("pndm", len(times), check="finite")
 
 
 def slope_pairs(schedule: Schedule, grid: ArrayLike, middles: ArrayLike | None = None) -> Plan:
@@ -208,36 +179,19 @@ def slope_pairs(schedule: Schedule, grid: ArrayLike, middles: ArrayLike | None =
         middles: [N] times of the second calls (midpoint rule); None: the ends (Heun).
     """
     grid = np.asarray(grid, np.float64)
-    times, point, anchor, anchor_at = [], [], [], []
+    stages = Stages(schedule, grid[0])
     for n, (s, t) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
-        times.append(s)
+        slope = {"x": 1.0 / s, "d": -1.0 / s}
         if t == 0.0:
-            point.append((1.0, 0.0, t - s, 0.0))
-            anchor.append(point[-1])
-            anchor_at.append(len(times))
+            stages.add(s, t, {"y": 1.0, "h0": t - s}, h=slope)
             continue
         m = t if middles is None else middles[n]
-        point.append((1.0, 0.0, m - s, 0.0))
-        anchor.append((1.0, 0.0, 0.0, 0.0))
-        anchor_at.append(len(times) - 1)
-        times.append(m)
         half = 0.5 if middles is None else 1.0
-        point.append((1.0, 0.0, half * (t - s), (1.0 - half) * (t - s)))
-        anchor.append(point[-1])
-        anchor_at.append(len(times))
-    level = np.array(times)
-    return Plan(
-        schedule=schedule,
-        times=times,
-        end=grid[-1],
-        read=np.stack([1.0 / level, -1.0 / level], axis=1),
-        point=point,
-        anchor=anchor,
-        anchor_at=anchor_at,
-        steps=len(grid) - 1,
-        name="heun(slopes)" if middles is None else "midpoint(slopes)",
-        check="x0",
-    )
+        stages.add(s, m, {"y": 1.0, "h0": m - s}, y="keep", h=slope)
+        last = {"y": 1.0, "h0": half * (t - s), "h1": (1.0 - half) * (t - s)}
+        stages.add(m, t, last, h={"x": 1.0 / m, "d": -1.0 / m})
+    name = "heun(slopes)" if middles is None else "midpoint(slopes)"
+    return stages.plan(name, len(grid) - 1, check="x0")
 
 
 def singlestep_sde(
@@ -262,9 +216,7 @@ def singlestep_sde(
     """
     grid = check_grid(schedule, grid)
     alpha, sigma, lam = schedule.alpha(grid), schedule.sigma(grid), schedule.lam(grid)
-    steps = len(grid) - 1
-    point, anchor = np.zeros((steps, 5)), np.zeros((steps, 5))
-    anchor_at, begin = [], 0
+    stages, begin = Stages(schedule, grid[0]), 0
     for length in orders:
         for order in range(1, length + 1):
             i = begin + order - 1
@@ -275,29 +227,12 @@ def singlestep_sde(
             weights[0] = alpha[i + 1] - alpha[begin] * keep
             if order > 1 and sigma[i + 1] > 0.0 and alpha[begin] > 0.0:
                 weights += _block_slopes(lam, begin, i + 1, order, alpha[i + 1], kind)
-            row = point[i]
+            row = {"y": keep, "z1": up, **entries(weights[:order][::-1])}
             if sigma[i + 1] == 0.0:  # the last estimate, wherever in a block
-                row[2] = alpha[i + 1]
-            else:
-                row[:2] = keep, up
-                row[2 : 2 + order] = weights[:order][::-1]
-            if order == length:
-                anchor[i] = row
-            else:
-                anchor[i, 0] = 1.0
-            anchor_at.append(i + 1 if order == length else begin)
+                row = {"d": alpha[i + 1]}
+            stages.add(grid[i], grid[i + 1], row, y="x" if order == length else "keep")
         begin += length
-    return Plan(
-        schedule=schedule,
-        times=grid[:-1],
-        end=grid[-1],
-        read=np.tile([0.0, 1.0], (steps, 1)),
-        point=point,
-        anchor=anchor,
-        anchor_at=anchor_at,
-        steps=steps,
-        name=f"singlestep_sde({kind})",
-    )
+    return stages.plan(f"singlestep_sde({kind})", len(grid) - 1)
 
 
 def _block_slopes(lam, begin, end, order, alpha_t, kind):

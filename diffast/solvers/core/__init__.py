@@ -1,1 +1,1 @@
-"""What families share: one-step and multistep rows, integrals, phi functions, noise splits."""
+"""What solver families share: one-step and multistep rows, integrals, noise splits."""

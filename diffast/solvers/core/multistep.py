@@ -11,7 +11,7 @@ import operator
 import numpy as np
 
 from diffast.grids import check_grid
-from diffast.plan import Plan
+from diffast.plan import Plan, Stages
 from diffast.solvers.core.integrals import adams, keep, levels_at, moments, time_at
 
 X = "x"  # the anchor's column; estimates go by the stage that made them
@@ -250,49 +250,37 @@ def add_to(row, keys, weights):
 
 
 class Rows:
-    """Rows by the stages they weigh, until the plan is made of them."""
+    """Rows by the stages whose estimates they weigh, until the plan is made of them."""
 
     def __init__(self):
         """Begins without a stage."""
-        self.times, self.reads, self.points, self.anchors, self.at = [], [], [], [], []
+        self.calls, self.added = [], []
 
     def call(self, time, at, form):
         """Adds a network call there, remembered in that form; returns its stage."""
-        self.times.append(time)
-        eps = (1.0 / at.sigma, -at.alpha / at.sigma)
-        self.reads.append((0.0, 1.0) if form == "data" else eps)
-        return len(self.times) - 1
+        slope = {"x": 1.0 / at.sigma, "d": -at.alpha / at.sigma}
+        self.calls.append((time, {"d": 1.0} if form == "data" else slope))
+        return len(self.calls) - 1
 
-    def add(self, point, anchor, at):
-        """Adds the two rows of the newest stage."""
-        self.points.append(point)
-        self.anchors.append(anchor)
-        self.at.append(at)
+    def add(self, x, y, at):
+        """Adds the rows of the newest call: of x, and of the step's state y.
+
+        Args:
+            x: row of x, {X or stage: weight}; X is the step's state before.
+            y: row of y; the same row: x and y are one.
+            at: the call at whose time y then stands, or the number of all calls for the end.
+        """
+        self.added.append((x, y, at))
 
     def plan(self, schedule, grid, name, check):
         """Returns the plan."""
-        stages = len(self.times)
-        backs = [
-            i - key
-            for row in (self.points, self.anchors)
-            for i, weights in enumerate(row)
-            for key in weights
-            if key != X
-        ]
-        tables = np.zeros((2, stages, 3 + max(backs)))
-        for table, found in zip(tables, (self.points, self.anchors), strict=True):
-            for i, weights in enumerate(found):
-                for key, weight in weights.items():
-                    table[i, 0 if key == X else 2 + i - key] = weight
-        return Plan(
-            schedule=schedule,
-            times=self.times,
-            end=grid[-1],
-            read=self.reads,
-            point=tables[0],
-            anchor=tables[1],
-            anchor_at=self.at,
-            steps=len(grid) - 1,
-            name=name,
-            check=check,
-        )
+        times = [time for time, _ in self.calls] + [grid[-1]]
+        stages = Stages(schedule, grid[0])
+        for i, ((time, entry), (x, y, at)) in enumerate(zip(self.calls, self.added, strict=True)):
+            rows = [
+                {"y" if key == X else f"h{i - key}": weight for key, weight in row.items()}
+                for row in (x, y)
+            ]
+            y = "x" if x == y else rows[1]
+            stages.add(time, times[i + 1], rows[0], y=y, y_at=times[at], h=entry)
+        return stages.plan(name, len(grid) - 1, check=check)

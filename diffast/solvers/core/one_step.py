@@ -16,7 +16,8 @@ from __future__ import annotations
 import numpy as np
 
 from diffast.grids import check_grid
-from diffast.plan import Plan
+from diffast.plan import Plan, Stages
+from diffast.plan.registers import entries
 
 CLOCKS = ("rho", "flow")
 
@@ -154,32 +155,13 @@ def plan_of_blocks(name, schedule, grid, blocks) -> Plan:
         grid: [N+1] checked.
         blocks: in order; row i of weights is the point after call i, the last one ends the block.
     """
-    history = max(len(times) for times, _, _ in blocks)
-    stages = sum(len(times) for times, _, _ in blocks)
-    point, anchor = np.zeros((stages, 2 + history)), np.zeros((stages, 2 + history))
-    anchor[:, 0] = 1.0
-    anchor_at = np.empty(stages, dtype=np.int64)
-    at = 0
-    for times, keep, weights in blocks:
-        end = at + len(times)
-        point[at:end, 0] = keep
-        for i in range(len(times)):
-            point[at + i, 2 : 3 + i] = weights[i, i::-1]
-        anchor[end - 1] = point[end - 1]
-        anchor_at[at:end] = at
-        anchor_at[end - 1] = end
-        at = end
-    return Plan(
-        schedule=schedule,
-        times=np.concatenate([times for times, _, _ in blocks]),
-        end=grid[-1],
-        read=np.tile([0.0, 1.0], (stages, 1)),
-        point=point,
-        anchor=anchor,
-        anchor_at=anchor_at,
-        steps=len(grid) - 1,
-        name=name,
-    )
+    stages = Stages(schedule, grid[0])
+    ends = [times[0] for times, _, _ in blocks[1:]] + [grid[-1]]
+    for (times, keep, weights), end in zip(blocks, ends, strict=True):
+        for i, (time, to) in enumerate(zip(times, [*times[1:], end], strict=True)):
+            row = {"y": keep[i], **entries(weights[i, i::-1])}
+            stages.add(time, to, row, y="x" if i + 1 == len(times) else "keep")
+    return stages.plan(name, len(grid) - 1)
 
 
 def check_ratio(name, option, value) -> float:

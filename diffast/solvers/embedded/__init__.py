@@ -1,4 +1,4 @@
-"""Pairs: adaptive methods for `df.sample_adaptive`, and the table of their names."""
+"""Embedded solvers: adaptive methods for `df.sample_adaptive`, and the table of their names."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ from diffast.solvers.embedded.controllers import proportional_integral as propor
 from diffast.solvers.embedded.dpm import DPM as DPM
 from diffast.solvers.embedded.ggf import GGF as GGF
 from diffast.solvers.embedded.ggf import EulerHeun as EulerHeun
+from diffast.solvers.embedded.grid import GridCall as GridCall
+from diffast.solvers.embedded.grid import on_grid as on_grid
+from diffast.solvers.embedded.grid import on_grid_rows as on_grid_rows
 from diffast.solvers.embedded.pec import PEC as PEC
 from diffast.solvers.embedded.runge_kutta import RungeKutta as RungeKutta
-from diffast.solvers.embedded.solver import Judgement as Judgement
+from diffast.solvers.embedded.solver import EmbeddedSolver as EmbeddedSolver
 from diffast.solvers.embedded.solver import Node as Node
-from diffast.solvers.embedded.solver import Nodes as Nodes
-from diffast.solvers.embedded.solver import Pair as Pair
+from diffast.solvers.embedded.solver import Step as Step
+from diffast.solvers.embedded.time_variable import TimeVariable as TimeVariable
 
 __all__ = [
     "DPM",
     "GGF",
     "PEC",
+    "EmbeddedSolver",
     "EulerHeun",
-    "Judgement",
-    "Node",
-    "Nodes",
-    "Pair",
     "RungeKutta",
     "get",
+    "on_grid",
     "pid",
     "plain",
     "proportional_integral",
 ]
 
-PAIRS: dict[str, Callable[..., Pair]] = {
+EMBEDDED: dict[str, Callable[..., EmbeddedSolver]] = {
     "pec": PEC,
     "ggf": GGF,
     "euler_heun": EulerHeun,
@@ -48,15 +49,15 @@ PAIRS: dict[str, Callable[..., Pair]] = {
 }
 
 
-def get(name: str) -> Callable[..., Pair]:
-    """Returns the builder of the pair of that name: options -> Pair.
+def get(name: str) -> Callable[..., EmbeddedSolver]:
+    """Returns the builder of the embedded solver of that name: options -> EmbeddedSolver.
 
     Raises:
         ValueError: an unknown name; the message gives the nearest ones, and all of them.
     """
-    return lookup("pair", PAIRS, name)
+    return lookup("embedded solver", EMBEDDED, name)
 
 
-__doc__ = f"{__doc__}{listing('df.embedded', PAIRS)}"
+__doc__ = f"{__doc__}{listing('df.embedded', EMBEDDED)}"
 if not TYPE_CHECKING:  # a checker is to tell misspelt names itself
     __getattr__, __dir__ = attributes(__name__, __all__)

@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
-from diffast.plan import Plan
+from diffast.plan import Plan, one_call_plan
 from diffast.schedules import Schedule
-from diffast.solvers.core.noise_split import fixed
 
 
 def lcm(schedule: Schedule, grid: ArrayLike) -> Plan:
@@ -30,8 +29,7 @@ def lcm(schedule: Schedule, grid: ArrayLike) -> Plan:
     """
     grid = check_grid(schedule, grid)
     alpha, sigma = schedule.alpha(grid[1:]), schedule.sigma(grid[1:])
-    rows = np.stack([np.zeros_like(alpha), sigma, alpha], axis=1)
-    return Plan(schedule=schedule, **fixed(grid, rows), name="lcm")
+    return one_call_plan("lcm", schedule, grid, {"d": alpha, "z1": sigma})
 
 
 def tcd(schedule: Schedule, grid: ArrayLike, gamma: float = 0.3) -> Plan:
@@ -73,5 +71,5 @@ def tcd(schedule: Schedule, grid: ArrayLike, gamma: float = 0.3) -> Plan:
     share = np.minimum(share, 1.0)
     keep = sigma[1:] * share / sigma[:-1]
     up = sigma[1:] * np.sqrt((1.0 - share) * (1.0 + share))
-    rows = np.stack([keep, up, alpha[1:] - alpha[:-1] * keep], axis=1)
-    return Plan(schedule=schedule, **fixed(grid, rows), name=f"tcd(gamma={gamma:g})")
+    x = {"x": keep, "d": alpha[1:] - alpha[:-1] * keep, "z1": up}
+    return one_call_plan(f"tcd(gamma={gamma:g})", schedule, grid, x)

@@ -8,11 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
-from diffast.plan import Plan
+from diffast.plan import Plan, one_call_plan
 from diffast.schedules import Schedule
 from diffast.solvers.core.integrals import adams, moments
 from diffast.solvers.core.multistep import build, check_choice, check_orders
-from diffast.solvers.core.noise_split import fixed
 
 FORMS, KINDS = ("exact", "compat"), ("midpoint", "heun")
 
@@ -57,8 +56,8 @@ def dpmpp_2m(
     line = np.flatnonzero(np.isfinite(h[1:]) & (wanted[1:] == 2)) + 1
     gain = 0.5 * new * h if kind == "midpoint" else alpha[1:] * h - new
     w[line] = gain[line] / h[line - 1]
-    rows = np.stack([keep, np.zeros_like(h), new + w, -w], axis=1)
-    return Plan(schedule=schedule, **fixed(grid, rows), name=f"dpmpp_2m({kind})")
+    x = {"x": keep, "d": new + w, "h1": -w}
+    return one_call_plan(f"dpmpp_2m({kind})", schedule, grid, x)
 
 
 def dpmpp_3m(

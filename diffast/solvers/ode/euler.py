@@ -7,13 +7,12 @@ with sigma_down^2 + sigma_up^2 = sigma_t^2: no alpha_s in a denominator (it is 0
 
 from __future__ import annotations
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
-from diffast.plan import Plan
+from diffast.plan import Plan, one_call_plan
 from diffast.schedules import Schedule
-from diffast.solvers.core.noise_split import ancestral, check_bounded_eta, check_s_noise, fixed
+from diffast.solvers.core.noise_split import ancestral, check_bounded_eta, check_s_noise
 
 
 def euler(schedule: Schedule, grid: ArrayLike) -> Plan:
@@ -60,5 +59,5 @@ def _first_order(schedule, grid, eta, s_noise, check, name):
     alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
     down, up = ancestral(alpha[:-1], alpha[1:], sigma[:-1], sigma[1:], eta)
     keep = down / sigma[:-1]
-    rows = np.stack([keep, s_noise * up, alpha[1:] - alpha[:-1] * keep], axis=1)
-    return Plan(schedule=schedule, **fixed(grid, rows), name=name, check=check)
+    x = {"x": keep, "d": alpha[1:] - alpha[:-1] * keep, "z1": s_noise * up}
+    return one_call_plan(name, schedule, grid, x, check=check)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
-from diffast.plan import Plan
+from diffast.plan import Plan, Stages
 from diffast.schedules import Schedule
 from diffast.solvers.core.one_step import check_clock, from_slopes, one_step
 
@@ -42,38 +42,21 @@ def heun(schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | No
         return one_step("heun", schedule, grid, _trapezoid, "flow")
     grid = check_grid(schedule, grid)
     alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
-    times, point, anchor, anchor_at = [], [], [], []
+    stages = Stages(schedule, grid[0])
     for n in range(len(grid) - 1):
         alpha_s, alpha_t, sigma_s, sigma_t = alpha[n], alpha[n + 1], sigma[n], sigma[n + 1]
+        s, t = grid[n], grid[n + 1]
         keep = sigma_t / sigma_s
         new = alpha_t - alpha_s * keep
-        predicted = (keep, 0.0, new, 0.0)
-        times.append(grid[n])
-        point.append(predicted)
+        predicted = {"y": keep, "d": new}
         if sigma_t == 0.0 or alpha_s == 0.0:
-            anchor.append(predicted)
-            anchor_at.append(len(times))
+            stages.add(s, t, predicted)
             continue
         # alpha_t (rho_s / rho_t - 1) = alpha_t new / (alpha_s keep), uncancelled
         w = 0.5 * alpha_t * new / (alpha_s * keep)
-        corrected = (keep, 0.0, w, new - w)
-        anchor.append((1.0, 0.0, 0.0, 0.0))
-        anchor_at.append(len(times) - 1)
-        times.append(grid[n + 1])
-        point.append(corrected)
-        anchor.append(corrected)
-        anchor_at.append(len(times))
-    return Plan(
-        schedule=schedule,
-        times=times,
-        end=grid[-1],
-        read=np.tile([0.0, 1.0], (len(times), 1)),
-        point=point,
-        anchor=anchor,
-        anchor_at=anchor_at,
-        steps=len(grid) - 1,
-        name="heun",
-    )
+        stages.add(s, t, predicted, y="keep")
+        stages.add(t, t, {"y": keep, "d": w, "h1": new - w})
+    return stages.plan("heun", len(grid) - 1)
 
 
 def _trapezoid(ratio):

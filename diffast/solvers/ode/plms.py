@@ -90,7 +90,7 @@ def _repeat(rows, schedule, n, grid, s, t):
 def _runge_kutta(rows, schedule, n, grid, s, t):
     if n > 2 or t.sigma == 0.0:
         return False
-    i = len(rows.times) - 1
+    i = len(rows.calls) - 1
     middle = 0.5 * (grid[n] + grid[n + 1])
     m = levels_at(schedule, [middle])[0]
     for stage, time, to in ((i, middle, m), (i + 1, middle, m), (i + 2, grid[n + 1], t)):

@@ -35,14 +35,20 @@ class Tableau:
         nodes: c_i of the stages after the first.
         rows: a_ij, one row a stage after the first, one number longer each.
         weights: b_j.
+        order: of the method; 0 where nothing needs it.
+        errors: b_j - b^_j, the weights of the slopes in an embedded error estimate. The last one is
+            that of the slope at the new state. Empty without an estimate.
 
     Raises:
-        ValueError: wrong lengths; a row that does not add up to its node, or weights not to 1.
+        ValueError: wrong lengths; a row that does not add up to its node, weights not to 1, or
+            errors not to 0.
     """
 
     nodes: tuple[float, ...]
     rows: tuple[tuple[float, ...], ...]
     weights: tuple[float, ...]
+    order: int = 0
+    errors: tuple[float, ...] = ()
 
     def __post_init__(self):
         """Checks lengths and sums."""
@@ -56,6 +62,12 @@ class Tableau:
                 raise ValueError(
                     f"Tableau: row {i} adds up to {sum(row)}, but it must be its node {node}"
                 )
+        if self.errors and len(self.errors) != len(self.weights) + 1:
+            raise ValueError(
+                f"Tableau: {len(self.errors)} errors, but it must be {len(self.weights) + 1}"
+            )
+        if not abs(sum(self.errors)) <= TOLERANCE:
+            raise ValueError(f"Tableau: errors add up to {sum(self.errors)}, but it must be 0")
 
     def __call__(self, ratio):
         """Returns (nodes, gain) of steps with q_t / q_s = ratio [N], see `one_step`."""
@@ -76,6 +88,9 @@ BOSH3 = Tableau(
     nodes=(1 / 2, 3 / 4),
     rows=((1 / 2,), (0.0, 3 / 4)),
     weights=(2 / 9, 1 / 3, 4 / 9),
+    order=3,
+    # Bogacki & Shampine 1989, the pair 3(2)
+    errors=(2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
 )
 DOPRI5 = Tableau(
     nodes=(1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0),
@@ -87,6 +102,9 @@ DOPRI5 = Tableau(
         (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
     ),
     weights=(35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+    order=5,
+    # Dormand & Prince 1980, the pair 5(4)
+    errors=(71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
 )
 TSIT5 = Tableau(
     nodes=(0.161, 0.327, 0.9, 0.9800255409045097, 1.0),
@@ -111,10 +129,21 @@ TSIT5 = Tableau(
         -3.290069515436081,
         2.324710524099774,
     ),
+    order=5,
+    # Tsitouras 2011, the pair 5(4), table 1
+    errors=(
+        0.00178001105222577714,
+        0.0008164344596567469,
+        -0.007880878010261995,
+        0.1447110071732629,
+        -0.5823571654525552,
+        0.45808210592918697,
+        -1.0 / 66.0,
+    ),
 )
 
 
-# Those with an embedded error estimate, see diffast/solvers/embedded/runge_kutta.py.
+# Those with an error estimate, by the names of the embedded solvers that use them.
 TABLEAUS = {"bosh3": BOSH3, "dopri5": DOPRI5, "tsit5": TSIT5}
 
 

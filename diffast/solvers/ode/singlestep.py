@@ -40,6 +40,10 @@ from diffast.solvers.core.one_step import (
 )
 from diffast.solvers.core.phi import phi
 
+# Places of the inner calls of DPM-Solver-2 and -3 within a step, in h (Lu et al. 2022, algorithms 1
+# and 2), by order. diffast/solvers/embedded/dpm.py has its nodes and weights from them, too.
+PLACES = {2: (1 / 2,), 3: (1 / 3, 2 / 3)}
+
 
 def dpm_solver_2s(
     schedule: Schedule, grid: ArrayLike, r: float = 0.5, clock: Literal["rho", "flow"] | None = None
@@ -197,7 +201,7 @@ def dpm_fast(
     orders = _check_orders("dpm_fast", orders)
     if len(orders) != steps:
         raise ValueError(f"dpm_fast: {len(orders)} orders, but the grid has {steps} steps")
-    second, third = _method("noise", "midpoint", 0.5), _method("noise", "midpoint", 1 / 3, 2 / 3)
+    second, third = (_method("noise", "midpoint", *PLACES[order]) for order in (2, 3))
     methods = [(euler_method, second, third)[order - 1] for order in orders]
     return one_step("dpm_fast", schedule, grid, methods, clock)
 

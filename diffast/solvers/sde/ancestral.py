@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
-from diffast.plan import Plan
+from diffast.plan import Plan, Stages, one_call_plan
 from diffast.schedules import Schedule
 from diffast.solvers.core.noise_split import (
     ancestral,
@@ -14,7 +14,6 @@ from diffast.solvers.core.noise_split import (
     check_eta,
     check_s_noise,
     diffusive,
-    fixed,
 )
 
 
@@ -101,16 +100,14 @@ def dpmpp_sde(
         down, up, new = _levels(schedule, s, t, eta)
         sigma_s = schedule.sigma(s)
         if schedule.sigma(t) == 0.0 or schedule.alpha(s) == 0.0:
-            return None, None, (down / sigma_s, s_noise * up, new, 0.0)
+            return None, None, {"y": down / sigma_s, "d": new, "z1": s_noise * up}
         before, after = schedule.lam(np.array([s, t]))
         m = schedule.time(before + r * (after - before))
         down_m, up_m, new_m = _levels(schedule, s, m, eta)
         late = new / (2.0 * r)
-        return (
-            m,
-            (down_m / sigma_s, s_noise * up_m, new_m, 0.0),
-            (down / sigma_s, s_noise * up, late, new - late),
-        )
+        inner = {"y": down_m / sigma_s, "d": new_m, "z1": s_noise * up_m}
+        last = {"y": down / sigma_s, "d": late, "h1": new - late, "z1": s_noise * up}
+        return m, inner, last
 
     return _from_steps(schedule, grid, step, f"dpmpp_sde(eta={eta:g})", check)
 
@@ -150,9 +147,8 @@ def flow_ancestral(
     share = (1.0 - less) / (1.0 + less * sigma[1:] / alpha[1:])
     keep = sigma[1:] * share / sigma[:-1]
     up = sigma[1:] * np.sqrt((1.0 - share) * (1.0 + share))
-    rows = np.stack([keep, s_noise * up, alpha[1:] - alpha[:-1] * keep], axis=1)
-    name = f"flow_ancestral(eta={eta:g})"
-    return Plan(schedule=schedule, **fixed(grid, rows), name=name, check=check)
+    x = {"x": keep, "d": alpha[1:] - alpha[:-1] * keep, "z1": s_noise * up}
+    return one_call_plan(f"flow_ancestral(eta={eta:g})", schedule, grid, x, check=check)
 
 
 def flow_sde(schedule: Schedule, grid: ArrayLike, strength: float = 1.0) -> Plan:
@@ -182,8 +178,8 @@ def flow_sde(schedule: Schedule, grid: ArrayLike, strength: float = 1.0) -> Plan
     alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
     down, up = diffusive(alpha[:-1], alpha[1:], sigma[:-1], sigma[1:], 0.5 * strength**2)
     keep = down / sigma[:-1]
-    rows = np.stack([keep, up, alpha[1:] - alpha[:-1] * keep], axis=1)
-    return Plan(schedule=schedule, **fixed(grid, rows), name=f"flow_sde({strength:g})")
+    x = {"x": keep, "d": alpha[1:] - alpha[:-1] * keep, "z1": up}
+    return one_call_plan(f"flow_sde({strength:g})", schedule, grid, x)
 
 
 def _levels(schedule, s, t, eta):
@@ -207,44 +203,24 @@ def _two_stages(name, schedule, grid, eta, s_noise, share):
         down, up, new = _levels(schedule, s, t, eta)
         alpha_s, sigma_s = schedule.alpha(s), schedule.sigma(s)
         if down == 0.0 or alpha_s == 0.0:
-            return None, None, (down / sigma_s, s_noise * up, new, 0.0)
+            return None, None, {"y": down / sigma_s, "d": new, "z1": s_noise * up}
         lam_down = np.log(schedule.alpha(t) / down)
         m = schedule.time(0.5 * (schedule.lam(s) + lam_down))
         alpha_m, sigma_m = schedule.alpha(m), schedule.sigma(m)
         late = new * share(alpha_m * sigma_s / (alpha_s * sigma_m))
         keep_m = sigma_m / sigma_s
-        return (
-            m,
-            (keep_m, 0.0, alpha_m - alpha_s * keep_m, 0.0),
-            (down / sigma_s, s_noise * up, late, new - late),
-        )
+        inner = {"y": keep_m, "d": alpha_m - alpha_s * keep_m}
+        return m, inner, {"y": down / sigma_s, "d": late, "h1": new - late, "z1": s_noise * up}
 
     return _from_steps(schedule, grid, step, f"{name}(eta={eta:g})", check)
 
 
 def _from_steps(schedule, grid, step, name, check):
-    """Returns the plan of step(s, t) -> (inner time or None, row there, row at t), anchor at s."""
-    times, point, anchor, anchor_at = [], [], [], []
+    """Returns the plan of step(s, t) -> (inner time or None, row there, row at t)."""
+    stages = Stages(schedule, grid[0])
     for s, t in zip(grid[:-1], grid[1:], strict=True):
         m, inner, last = step(s, t)
-        times.append(s)
         if m is not None:
-            point.append(inner)
-            anchor.append((1.0, 0.0, 0.0, 0.0))
-            anchor_at.append(len(times) - 1)
-            times.append(m)
-        point.append(last)
-        anchor.append(last)
-        anchor_at.append(len(times))
-    return Plan(
-        schedule=schedule,
-        times=times,
-        end=grid[-1],
-        read=np.tile([0.0, 1.0], (len(times), 1)),
-        point=point,
-        anchor=anchor,
-        anchor_at=anchor_at,
-        steps=len(grid) - 1,
-        name=name,
-        check=check,
-    )
+            stages.add(s, m, inner, y="keep")
+        stages.add(s if m is None else m, t, last)
+    return stages.plan(name, len(grid) - 1, check=check)

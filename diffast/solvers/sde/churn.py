@@ -18,12 +18,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid, karras
-from diffast.plan import Plan
+from diffast.plan import Plan, Stages
 from diffast.schedules import Schedule
 from diffast.solvers.core.noise_split import check_s_noise
 
 BASES = ("heun", "euler", "dpm_2")
-KEEP = np.array([1.0, 0.0, 0.0, 0.0])
 
 
 def churn(
@@ -166,39 +165,22 @@ def _check_base(name, base):
 
 def _walk(schedule, base, grid, legs, s_noise, name, check):
     """Returns the plan of legs (from, to, to which noise is raised after)."""
-    times, point, anchor, anchor_at, spans = [], [], [], [], []
+    stages = Stages(schedule, grid[0])
+    first = legs[0][0]
+    grow, up = _lift(schedule, grid[0], first)
+    if (grow, up) != (1.0, 0.0):  # noise before the first call
+        stages.add(None, first, {"y": grow, "z1": s_noise * up}, span=(grid[0], first))
     for s, t, hat in legs:
-        for stop, row, closes in _step(base, schedule, s, t):
-            times.append(stop)
+        calls = _step(base, schedule, s, t)
+        for (stop, row, closes), to in zip(calls, [*(c[0] for c in calls[1:]), hat], strict=True):
             if not closes:
-                point.append(row)
-                anchor.append(KEEP)
-                anchor_at.append(len(times) - 1)
-                spans.append((s, t))
+                stages.add(stop, to, row, y="keep", span=(s, t))
                 continue
             grow, up = _lift(schedule, t, hat)
-            row = grow * np.asarray(row)
-            row[1] = s_noise * up
-            point.append(row)
-            anchor.append(row)
-            anchor_at.append(len(times))
-            spans.append((t, hat) if up else (s, t))
-    grow, up = _lift(schedule, grid[0], legs[0][0])
-    return Plan(
-        schedule=schedule,
-        times=times,
-        end=grid[-1],
-        read=np.tile([0.0, 1.0], (len(times), 1)),
-        point=point,
-        anchor=anchor,
-        anchor_at=anchor_at,
-        steps=len(grid) - 1,
-        name=name,
-        opening=(grow, s_noise * up),
-        start=grid[0],
-        spans=spans,
-        check=check,
-    )
+            raised = {column: grow * weight for column, weight in row.items()}
+            span = (t, hat) if up else (s, t)
+            stages.add(stop, to, raised | {"z1": s_noise * up}, span=span)
+    return stages.plan(name, len(grid) - 1, check=check)
 
 
 def _lift(schedule, t, hat):
@@ -213,7 +195,7 @@ def _lift(schedule, t, hat):
 
 
 def _step(base, schedule, s, t):
-    """Returns the stages (time, point row, whether the step ends there) of one step from s to t.
+    """Returns the stages (time, row of x, whether the step ends there) of one step from s to t.
 
     See `heun` and `dpm_2_ancestral` (eta = 0) for the rows; Euler's where they have no value.
     """
@@ -222,13 +204,14 @@ def _step(base, schedule, s, t):
     keep = sigma_t / sigma_s
     new = alpha_t - alpha_s * keep
     if base == "euler" or sigma_t == 0.0 or alpha_s == 0.0:
-        return [(s, (keep, 0.0, new, 0.0), True)]
+        return [(s, {"y": keep, "d": new}, True)]
     if base == "heun":
         w = 0.5 * alpha_t * new / (alpha_s * keep)
-        return [(s, (keep, 0.0, new, 0.0), False), (t, (keep, 0.0, w, new - w), True)]
+        corrected = {"y": keep, "d": w, "h1": new - w}
+        return [(s, {"y": keep, "d": new}, False), (t, corrected, True)]
     m = schedule.time(0.5 * schedule.lam(np.array([s, t])).sum())
     alpha_m, sigma_m = schedule.alpha(m), schedule.sigma(m)
     keep_m = sigma_m / sigma_s
     late = new * alpha_m / (alpha_s * keep_m)  # new rho_s / rho_m
-    inner = keep_m, 0.0, alpha_m - alpha_s * keep_m, 0.0
-    return [(s, inner, False), (m, (keep, 0.0, late, new - late), True)]
+    inner = {"y": keep_m, "d": alpha_m - alpha_s * keep_m}
+    return [(s, inner, False), (m, {"y": keep, "d": late, "h1": new - late}, True)]

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
-from diffast.plan import Plan
+from diffast.plan import Plan, one_call_plan
+from diffast.plan.registers import entries
 from diffast.schedules import Schedule
-from diffast.solvers.core.noise_split import check_s_noise, fixed
+from diffast.solvers.core.noise_split import check_s_noise
 
 # Gauss-Legendre points in log(rho). 1/phi has its nearest poles 3 away from the real line there, so
 # a step over 15 in log(rho) is exact to rounding.
@@ -99,8 +100,8 @@ def er_sde(
                 bend = (slope - np.roll(before, 1)) * (2.0 / (rho[n] - rho[n - 2]))
                 rows[n, 2:] += sigma[n + 1] * second * bend
         before = slope
-    name = f"er_sde({order})"
-    return Plan(schedule=schedule, **fixed(grid, rows), name=name, check=check)
+    x = {"x": rows[:, 0], "z1": rows[:, 1], **entries(rows[:, 2:])}
+    return one_call_plan(f"er_sde({order})", schedule, grid, x, check=check)
 
 
 def _integrals(log_gain, rho_s, rho_t, gain_t):

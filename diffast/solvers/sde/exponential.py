@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
-from diffast.plan import Plan
+from diffast.plan import Plan, one_call_plan
+from diffast.plan.registers import entries
 from diffast.schedules import Schedule
 from diffast.solvers.core.multistep import check_choice, check_orders
-from diffast.solvers.core.noise_split import check_eta, check_s_noise, diffusive, fixed
+from diffast.solvers.core.noise_split import check_eta, check_s_noise, diffusive
 from diffast.solvers.core.phi import phi
 
 KINDS = ("midpoint", "heun")
@@ -60,9 +61,9 @@ def ddpm(
     keep = down / sigma[:-1]
     if variance == "large":
         up = up * sigma[:-1] / np.where(sigma[1:] > 0.0, sigma[1:], 1.0)  # 0 at sigma_t = 0
-    rows = np.stack([keep, up, alpha[1:] - alpha[:-1] * keep], axis=1)
+    x = {"x": keep, "d": alpha[1:] - alpha[:-1] * keep, "z1": up}
     check = "full" if variance == "small" else "x0"
-    return Plan(schedule=schedule, **fixed(grid, rows), name=f"ddpm({variance})", check=check)
+    return one_call_plan(f"ddpm({variance})", schedule, grid, x, check=check)
 
 
 def dpmpp_2m_sde(
@@ -198,8 +199,9 @@ def dpm_solver_2m_sde(
             w = gain / h[n - 1]
         up = sigma_t * np.sqrt(np.expm1(2.0 * h[n]))
         rows[n] = alpha_t / alpha_s, up, -2.0 * grown - w, w
-    name = f"dpm_solver_2m_sde({kind})"
-    return Plan(schedule=schedule, **{**fixed(grid, rows), "read": read}, name=name, check="x0")
+    x = {"x": rows[:, 0], "z1": rows[:, 1], **entries(rows[:, 2:])}
+    h = {"x": read[:, 0], "d": read[:, 1]}
+    return one_call_plan(f"dpm_solver_2m_sde({kind})", schedule, grid, x, h=h, check="x0")
 
 
 def _data_sde(schedule, grid, eta, s_noise, orders, most, kind, curve, builder, name):
@@ -223,7 +225,8 @@ def _data_sde(schedule, grid, eta, s_noise, orders, most, kind, curve, builder, 
         if reach > 1:
             lags = h[n - reach + 1 : n + 1]
             rows[n, 2 : 2 + reach] += _corrections(lags, eta, new[n], alpha[n + 1], kind, curve)
-    return Plan(schedule=schedule, **fixed(grid, rows), name=name, check=check)
+    x = {"x": rows[:, 0], "z1": rows[:, 1], **entries(rows[:, 2:])}
+    return one_call_plan(name, schedule, grid, x, check=check)
 
 
 def _corrections(h, eta, new, alpha_t, kind, curve):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 from numpy.typing import ArrayLike
 
-from diffast.grids import check_grid
 from diffast.plan import Plan
 from diffast.schedules import Schedule
-from diffast.solvers.core.noise_split import diffusive
-from diffast.solvers.embedded.pec import share
+from diffast.solvers.embedded.grid import on_grid
+from diffast.solvers.embedded.pec import PEC
 
 
 def pec(schedule: Schedule, grid: ArrayLike) -> Plan:
@@ -22,8 +20,9 @@ def pec(schedule: Schedule, grid: ArrayLike) -> Plan:
         input_{i+1} = (sigma_t / sigma_s) e^-h x_i + alpha_t (1 - e^-2h) m_i
                       + sigma_t sqrt(1 - e^-2h) z
 
-    The anchor is m, an x0 estimate; the state x is never stored. A step out of alpha_s = 0, where
-    the state tells nothing of the data, is not corrected. The step into sigma_t = 0 ends at d.
+    The plan's y is m, an x0 estimate. The state x_i is never stored. A step out of alpha_s = 0,
+    where the state tells nothing of the data, is not corrected. The step into sigma_t = 0 ends at
+    d.
 
     Args:
         schedule: any schedule.
@@ -32,36 +31,4 @@ def pec(schedule: Schedule, grid: ArrayLike) -> Plan:
     Raises:
         ValueError: a grid that `check_grid` refuses.
     """
-    grid = check_grid(schedule, grid)
-    steps = len(grid) - 1
-    alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
-    down, up = diffusive(alpha[:-1], alpha[1:], sigma[:-1], sigma[1:], 1.0)
-    keep = down / sigma[:-1]
-    pull = alpha[1:] - alpha[:-1] * keep
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        h = np.log(alpha[1:] / alpha[:-1]) - np.log(sigma[1:] / sigma[:-1])
-        kappa = np.where(np.isfinite(h), share(np, h), 0.0)
-    kappa = np.append(0.0, kappa[:-1])  # of the step that led here
-    size = alpha[:-1] * kappa
-    # columns: anchor m, noise, d
-    point = np.stack(
-        [-(keep * size + pull * kappa), up, keep * size + pull * (1.0 + kappa)], axis=1
-    )
-    anchor = np.stack([-kappa, np.zeros(steps), 1.0 + kappa], axis=1)
-    point[sigma[1:] == 0.0] = (0.0, 0.0, 1.0)
-    point[0, 0] = anchor[0, 0] = 0.0
-    direct = np.zeros((steps, 2, 2))
-    direct[:, 0, 0] = keep  # 0 into sigma_t = 0
-    return Plan(
-        schedule=schedule,
-        times=grid[:-1],
-        end=grid[-1],
-        read=np.tile([0.0, 1.0], (steps, 1)),
-        point=point,
-        anchor=anchor,
-        anchor_at=np.full(steps, -1),
-        direct=direct,
-        steps=steps,
-        name="pec",
-        spans=np.stack([grid[:-1], grid[1:]], axis=1),
-    )
+    return on_grid(PEC(), schedule, grid)

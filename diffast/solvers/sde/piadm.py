@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
-from diffast.plan import Plan
+from diffast.plan import Plan, Stages, one_call_plan
 from diffast.schedules import Schedule
 from diffast.solvers.core import langevin
 
@@ -50,21 +50,8 @@ def piadm_sde(schedule: Schedule, grid: ArrayLike, *, block: float = 1.0) -> Pla
         ValueError: another schedule; a grid that starts at alpha = 0, where the OU time is
             infinite, or that `check_grid` refuses; a block that is not positive.
     """
-    grid, rows, starts = _predictor("piadm_sde", schedule, grid, block, 2.0)
-    steps = len(rows)
-    return Plan(
-        schedule=schedule,
-        times=grid[:-1],
-        end=grid[-1],
-        read=np.tile([0.0, 1.0], (steps, 1)),
-        point=rows,
-        anchor=rows,
-        anchor_at=np.arange(1, steps + 1),
-        steps=steps,
-        name="piadm_sde",
-        check="x0",
-        blocks=starts,
-    )
+    grid, x, starts = _predictor("piadm_sde", schedule, grid, block, 2.0)
+    return one_call_plan("piadm_sde", schedule, grid, x, check="x0", blocks=starts)
 
 
 def piadm_ode(
@@ -101,73 +88,36 @@ def piadm_ode(
             is not positive and finite.
     """
     inner, length = _check_corrector(corrector)
-    grid, rows, starts = _predictor("piadm_ode", schedule, grid, block, 1.0)
-    starts = {*starts.tolist(), len(rows)}
-    table = _Table()
-    for n, row in enumerate(rows):
+    grid, row, starts = _predictor("piadm_ode", schedule, grid, block, 1.0)
+    steps = len(grid) - 1
+    starts = {*starts.tolist(), steps}
+    stages, blocks = Stages(schedule, grid[0]), []
+    for n, (s, t) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
         if n in starts:
-            table.begin_block()
-        t = grid[n + 1]
+            blocks.append(len(stages))
+        step = {column: weights[n] for column, weights in row.items()}
         if not (inner and n + 1 in starts and schedule.sigma(t) > 0.0):
-            table.add(grid[n], row, row, joined=True)
+            stages.add(s, t, step)
             continue
-        table.add(grid[n], row, np.zeros(3), second=(0.0, 1.0))
-        table.begin_block()
+        stages.add(s, t, step, v={"z2": 1.0})
+        blocks.append(len(stages))
         e = langevin.step(_at(friction, t, "friction"), _at(length, t, "length") / inner)
-        table.walk(schedule, t, e, inner)
-    return table.plan(schedule, grid, _name(corrector))
+        _add_corrector(stages, schedule, t, e, inner)
+    return stages.plan(_name(corrector), steps, check="x0", blocks=blocks)
 
 
-class _Table:
-    """A plan's rows as they are added, one stage after another."""
-
-    def __init__(self):
-        self.times, self.read, self.point, self.anchor, self.at = [], [], [], [], []
-        self.direct, self.second, self.blocks = [], [], []
-
-    def begin_block(self):
-        self.blocks.append(len(self.times))
-
-    def add(self, t, point, anchor, *, read=(0.0, 1.0), second=(0.0, 0.0), input=0.0, joined=False):
-        """Adds a stage whose point weighs the model input by `input`; joined: the anchor too."""
-        self.times.append(t)
-        self.read.append(read)
-        self.point.append(point)
-        self.anchor.append(anchor)
-        self.at.append(len(self.times) if joined else -2)
-        self.direct.append([[input, 0.0], [input if joined else 0.0, 0.0]])
-        self.second.append(second)
-
-    def walk(self, schedule, t, e, inner):
-        """Adds a corrector at time t, whose points are u, anchors v, and entries the score."""
-        share = 1.0 / schedule.sigma(t) ** 2
-        score = -share, schedule.alpha(t) * share
-        state = e.drift, e.state_noise, e.push
-        velocity = e.keep, e.shared_noise, e.drift
-        for _ in range(inner - 1):
-            self.add(t, state, velocity, read=score, second=(0.0, e.own_noise), input=1.0)
-        self.add(t, state, state, read=score, input=1.0, joined=True)
-
-    def plan(self, schedule, grid, name):
-        return Plan(
-            schedule=schedule,
-            times=self.times,
-            end=grid[-1],
-            read=self.read,
-            point=self.point,
-            anchor=self.anchor,
-            anchor_at=self.at,
-            steps=len(grid) - 1,
-            name=name,
-            direct=self.direct,
-            check="x0",
-            second=self.second,
-            blocks=self.blocks,
-        )
+def _add_corrector(stages, schedule, t, e, inner):
+    """Adds the calls of a corrector at time t; entries are the score."""
+    share = 1.0 / schedule.sigma(t) ** 2
+    score = {"x": -share, "d": schedule.alpha(t) * share}
+    x = {"x": 1.0, "v": e.drift, "h0": e.push, "z1": e.state_noise}
+    v = {"v": e.keep, "h0": e.drift, "z1": e.shared_noise, "z2": e.own_noise}
+    for last in [False] * (inner - 1) + [True]:
+        stages.add(t, t, x, v=None if last else v, h=score)
 
 
 def _predictor(name, schedule, grid, block, pull):
-    """Returns the grid, the rows [N, 3] of its steps, and the first steps of blocks.
+    """Returns the grid, the row of x with weights [N], and the first steps of blocks.
 
     Args:
         name: of the builder.
@@ -198,9 +148,13 @@ def _predictor(name, schedule, grid, block, pull):
     e = ou[:-1] - ou[1:]
     gain = pull * np.expm1(0.5 * e) / sigma[:-1] ** 2
     fresh = np.sqrt(np.expm1(e)) if pull == 2.0 else np.zeros_like(e)
-    rows = np.stack([alpha[1:] / alpha[:-1] - gain, fresh, gain * alpha[:-1]], axis=1)
-    rows[sigma[1:] == 0.0] = 0.0, 0.0, 1.0
-    return grid, rows, _blocks(ou[0] - ou, block)
+    clean = sigma[1:] == 0.0
+    x = {
+        "x": np.where(clean, 0.0, alpha[1:] / alpha[:-1] - gain),
+        "d": np.where(clean, 1.0, gain * alpha[:-1]),
+        "z1": np.where(clean, 0.0, fresh),
+    }
+    return grid, x, _blocks(ou[0] - ou, block)
 
 
 def _blocks(passed, block):

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
-from diffast.plan import Plan
+from diffast.plan import Plan, Stages
+from diffast.plan.registers import entries
 from diffast.schedules import Schedule
 from diffast.solvers.core.noise_split import check_eta, check_s_noise, diffusive
 from diffast.solvers.core.phi import phi
@@ -146,8 +147,8 @@ def _seeds(name, schedule, grid, eta, s_noise, shares, weights):
     s_noise, check = check_s_noise(name, s_noise)
     grid = check_grid(schedule, grid)
     lam = schedule.lam(grid)
-    width = 3 + len(shares)
-    times, rows = [], []
+    width = 1 + len(shares)
+    stages = Stages(schedule, grid[0])
     for n in range(len(grid) - 1):
         s, t, h = grid[n], grid[n + 1], lam[n + 1] - lam[n]
         whole = np.isfinite(h)
@@ -157,32 +158,16 @@ def _seeds(name, schedule, grid, eta, s_noise, shares, weights):
         down, up = diffusive(alpha[:-1], alpha[1:], sigma[:-1], sigma[1:], eta)
         keep = down / sigma[:-1]
         later = weights((1.0 + eta) * h) if inner else ()
-        before = np.zeros(width - 2)  # what the newest state holds of the step's estimates
+        before = np.zeros(width)  # what the newest state holds of the step's estimates
         for m in range(len(stops) - 1):
-            goal = np.zeros(width - 2)
+            goal = np.zeros(width)
             if m:
                 goal[: m + 1] = alpha[m + 1] * np.array(later[m - 1])
-            row = np.zeros(width)
-            row[0], row[1] = keep[m], s_noise * up[m]
             change = (goal - keep[m] * before)[:m]
-            row[3 : 3 + m] = change[::-1]
             # the newest estimate takes what x0 is short of
-            held = alpha[m] * keep[m] + change.sum()
-            row[2] = alpha[m + 1] - held
-            goal[m] = row[2]
+            newest = alpha[m + 1] - (alpha[m] * keep[m] + change.sum())
+            goal[m] = newest
             before = goal
-            times.append(stops[m])
-            rows.append(row)
-    stages = len(times)
-    return Plan(
-        schedule=schedule,
-        times=times,
-        end=grid[-1],
-        read=np.tile([0.0, 1.0], (stages, 1)),
-        point=rows,
-        anchor=rows,
-        anchor_at=np.arange(1, stages + 1),
-        steps=len(grid) - 1,
-        name=f"{name}(eta={eta:g})",
-        check=check,
-    )
+            row = {"x": keep[m], "d": newest, "z1": s_noise * up[m], **entries(change[::-1], 1)}
+            stages.add(stops[m], stops[m + 1], row)
+    return stages.plan(f"{name}(eta={eta:g})", len(grid) - 1, check=check)

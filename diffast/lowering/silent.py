@@ -1,0 +1,101 @@
+"""Stages that call no network, joined to the stage before them.
+
+A silent stage is a matrix of its own in a plan: noise put back before a call, a half-step that
+uses a gradient again. Executors see one matrix a network call: what follows a call is multiplied
+into its matrix, what comes before the first call is the opening.
+"""
+
+from __future__ import annotations
+
+from diffast.plan import Plan
+from diffast.plan.registers import ERROR, NEW, Z1, Z2, H, V, X, Y
+
+Rows = dict[str, dict[str, float]]  # {register: {column: weight}}, without zeros
+
+
+def without_silent_stages(plan: Plan) -> tuple[tuple[float, float] | None, list[Rows]]:
+    """Returns the opening's weights (keep, fresh), or None, and the rows of each network call.
+
+    Raises:
+        ValueError: a silent stage that cannot be joined to the call before it.
+    """
+    stages = _rows_of(plan)
+    silent = ~plan.called.any(axis=1)
+    first = int(plan.calls[0])
+    opening = None
+    if first:
+        opening = _opening(plan, stages[:first])
+    joined: list[Rows] = []
+    for i in range(first, plan.stages):
+        if silent[i]:
+            joined[-1] = _product(plan, i, joined[-1], stages[i])
+        else:
+            joined.append(stages[i])
+    return opening, joined
+
+
+def _rows_of(plan: Plan) -> list[Rows]:
+    names = [(r, name) for r, name in enumerate(plan.rows) if name != ERROR]
+    return [
+        {
+            name: {c: w for c, w in zip(plan.columns, stage[r], strict=True) if w != 0.0}
+            for r, name in names
+        }
+        for stage in plan.matrix.tolist()
+    ]
+
+
+def _opening(plan: Plan, stages: list[Rows]) -> tuple[float, float]:
+    keep, fresh = 1.0, 0.0
+    for rows in stages:
+        row = dict(rows[X])
+        # y and x are both the initial state here
+        factor, noise = row.pop(Y, 0.0) + row.pop(X, 0.0), row.pop(Z1, 0.0)
+        apart = Y in rows and rows[Y] != rows[X]
+        if row or apart or rows.get(H) or rows.get(V) or (fresh and noise):
+            raise ValueError(
+                f"{plan.name}: the stages before the first network call do more than scale the "
+                "state and add one normal, but that is all an opening can do"
+            )
+        keep, fresh = factor * keep, factor * fresh + noise
+    return keep, fresh
+
+
+def _product(plan: Plan, i: int, before: Rows, after: Rows) -> Rows:
+    """Returns the rows of a call and of the silent stage i behind it as one stage's."""
+    if after.get(H):
+        raise ValueError(
+            f"{plan.name}: stage {i} calls no network but makes an entry, and the call before it "
+            "may make one too: 1 an executor can hold"
+        )
+    normals = _normals(plan, i, before, after)
+    makes = bool(before.get(H))
+
+    def multiplied(row: dict[str, float]) -> dict[str, float]:
+        out: dict[str, float] = {}
+        for column, weight in row.items():
+            if column in before and column != H:
+                parts = before[column]
+            elif column in normals:
+                parts = {normals[column]: 1.0}
+            else:  # an old entry, a stage younger where the call made one of its own
+                age = int(column[1:]) - makes
+                parts = {f"h{age}" if age else NEW: 1.0}
+            for name, part in parts.items():
+                out[name] = out.get(name, 0.0) + weight * part
+        return {name: weight for name, weight in out.items() if weight != 0.0}
+
+    rows = {name: multiplied(row) for name, row in after.items() if name != H}
+    return ({H: before[H]} if H in before else {}) | rows
+
+
+def _normals(plan: Plan, i: int, before: Rows, after: Rows) -> dict[str, str]:
+    """Returns which normal of the call's stage each normal of the silent stage becomes."""
+    free = [z for z in (Z1, Z2) if not any(z in row for row in before.values())]
+    wanted = [z for z in (Z1, Z2) if any(z in row for row in after.values())]
+    if len(wanted) > len(free):
+        raise ValueError(
+            f"{plan.name}: stage {i} calls no network and draws {len(wanted)} normals, but of the "
+            f"2 of the call before it {len(free)} are free"
+        )
+    return dict(zip(wanted, free, strict=False))
