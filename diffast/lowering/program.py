@@ -240,7 +240,7 @@ def _lower(plan: Plan, inputs: list[np.ndarray], constraints: Constraints) -> Pr
         copies: list[tuple[str, int]] = []
         if i + 1 < len(stages):
             count = dict(constraints.copies).get(branches[i + 1], 0)
-            inputs_called = np.flatnonzero(~np.isnan(numbers[i + 1, :, 0]))
+            inputs_called = np.flatnonzero(~np.isnan(numbers[i + 1, :, 0])).tolist()
             copies = [(input_register(e), k) for e in inputs_called for k in range(count)]
         calls = _calls(lowered.estimates, written, slot, copies, held, constraints)
         times = tuple(n[0] for n in called)
@@ -316,7 +316,8 @@ def _branches(scales: np.ndarray) -> str:
 
 def _estimate(number: int, a: float, b: float, scale: float) -> dict[str, float]:
     """Returns the x0 estimate for an input over that input and the network's outputs for it."""
-    named = dict(zip((COND, UNCOND), output_names(number), strict=True))
+    cond, uncond = output_names(number)
+    named: dict[str, str] = {COND: cond, UNCOND: uncond}
     row = estimate_row(a, b, scale, input_register(number))
     return {named.get(name, name): weight for name, weight in row.items()}
 

@@ -106,7 +106,7 @@ def check_numbers(plan: Plan) -> None:
             )
     if plan.blocks is not None:
         _check_blocks(plan)
-    for field, array in (("matrix", plan.matrix), ("spans", plan.spans)):
+    for field, array in (("matrix", plan.matrix), ("spans", np.asarray(plan.spans))):
         bad = ~np.isfinite(array)
         if bad.any():
             i, *k = (int(n) for n in np.argwhere(bad)[0])

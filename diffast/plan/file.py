@@ -68,7 +68,7 @@ def load(path: str | PathLike) -> Plan:
     unknown = sorted({*body} - wanted)
     if missing or unknown:
         raise ValueError(f"{path}: fields missing: {missing}, unknown: {unknown}")
-    fields = {field: body.get(field) for field in (*arrays, *numbers)}
+    fields: dict[str, Any] = {field: body.get(field) for field in (*arrays, *numbers)}
     for field, kind, what in (("steps", int, "a whole number"), ("name", str, "text")):
         if type(fields[field]) is not kind:
             raise ValueError(f"{path}: {field} = {fields[field]!r}, but it must be {what}")
@@ -91,7 +91,9 @@ def _with_null(array: np.ndarray) -> Any:
     """Returns the array as nested lists, None for NaN, which JSON does not know."""
     if not np.isnan(array).any():
         return array.tolist()
-    return np.where(np.isnan(array), None, array.astype(object)).tolist()
+    filled = array.astype(object)
+    filled[np.isnan(array)] = None
+    return filled.tolist()
 
 
 def _numbers(array: Any) -> np.ndarray | None:
