@@ -13,8 +13,7 @@ import numpy as np
 
 from diffast import schedules
 from diffast.plan.older_files import FIELDS as OLDER
-from diffast.plan.older_files import OPTIONAL as OPTIONAL_IN_OLDER
-from diffast.plan.older_files import convert
+from diffast.plan.older_files import OPTIONAL, convert
 from diffast.plan.plan import Plan
 
 FORMAT = "diffast plan"
@@ -62,20 +61,7 @@ def load(path: str | PathLike) -> Plan:
     if type(version) is not int or version not in (*OLDER, VERSION):
         raise ValueError(f"{path}: version {version}, but 1 to {VERSION} are known")
     arrays, numbers = OLDER.get(version, (_ARRAYS, _NUMBERS))
-    optional = _OPTIONAL if version == VERSION else OPTIONAL_IN_OLDER
-    wanted = {"format", "version", "schedule", *arrays, *numbers}
-    missing = sorted(wanted - {*body} - {*optional})
-    unknown = sorted({*body} - wanted)
-    if missing or unknown:
-        raise ValueError(f"{path}: fields missing: {missing}, unknown: {unknown}")
-    fields: dict[str, Any] = {field: body.get(field) for field in (*arrays, *numbers)}
-    for field, kind, what in (("steps", int, "a whole number"), ("name", str, "text")):
-        if type(fields[field]) is not kind:
-            raise ValueError(f"{path}: {field} = {fields[field]!r}, but it must be {what}")
-    for field in ("rows", "columns"):
-        names = fields.get(field, [])
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"{path}: {field} = {names!r}, but it must be a list of names")
+    fields = _fields(path, body, arrays, numbers, _OPTIONAL if version == VERSION else OPTIONAL)
     schedule = schedules.from_dict(body["schedule"])
     try:
         fields |= {field: _numbers(fields[field]) for field in arrays}
@@ -85,6 +71,28 @@ def load(path: str | PathLike) -> Plan:
     except (TypeError, ValueError, IndexError) as error:
         raise ValueError(f"{path}: not the numbers of a plan: {error}") from None
     return Plan(schedule=schedule, **fields)
+
+
+def _fields(path: Path, body: dict, arrays, numbers, optional) -> dict[str, Any]:
+    """Returns the fields of a file, None for those that are not there.
+
+    Raises:
+        ValueError: a field that is missing, unknown or of another kind.
+    """
+    wanted = {"format", "version", "schedule", *arrays, *numbers}
+    missing = sorted(wanted - {*body} - {*optional})
+    unknown = sorted({*body} - wanted)
+    if missing or unknown:
+        raise ValueError(f"{path}: fields missing: {missing}, unknown: {unknown}")
+    fields = {field: body.get(field) for field in (*arrays, *numbers)}
+    for field, kind, what in (("steps", int, "a whole number"), ("name", str, "text")):
+        if type(fields[field]) is not kind:
+            raise ValueError(f"{path}: {field} = {fields[field]!r}, but it must be {what}")
+    for field in ("rows", "columns"):
+        names = fields.get(field, [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{path}: {field} = {names!r}, but it must be a list of names")
+    return fields
 
 
 def _with_null(array: np.ndarray) -> Any:
