@@ -211,8 +211,6 @@ def test_plans_that_put_noise_back_are_refused_before_anything_runs(name, option
     message = r"sample: (churn|restart)\(heun.* puts noise back .* a path goes from noise to data"
     with pytest.raises(ValueError, match=message):
         df.sample(denoiser, plan, (2, 2), noise="path")
-    with pytest.raises(ValueError, match="draw is given and path is true"):
-        df.sample(denoiser, plan, (2, 2), noise="path", noise=lambda stage: None)
     late = df.solvers.churn(EDM, df.grids.karras(EDM, 8), s_churn=5.0, s_tmax=1.0)
     assert not late.opening[1]
     with pytest.raises(ValueError, match=r"puts noise back at stage \d+, from t = .* to t = "):
