@@ -309,7 +309,7 @@ def _profile(arguments: argparse.Namespace) -> int:
         path.write_text(json.dumps({"method": method, "options": options} | facts))
     else:
         try:
-            draw(path, f"{method}, {arguments.count} digits")
+            draw(path, f"{method} on {arguments.count} digits")
         except ImportError as error:
             raise ValueError(
                 f"--out {path} needs matplotlib, which is not installed ({error}): "
