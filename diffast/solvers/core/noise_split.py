@@ -88,20 +88,3 @@ def check_s_noise(name, s_noise):
     """
     s_noise = check_eta(name, s_noise, "s_noise")
     return s_noise, "full" if s_noise == 1.0 else "x0"
-
-
-def fixed(grid, rows) -> dict:
-    """Returns the fields of a plan of one call a step whose anchor is always its point.
-
-    The history holds the x0 estimates; rows are [N, 2+H].
-    """
-    steps = len(grid) - 1
-    return {
-        "times": grid[:-1],
-        "end": grid[-1],
-        "read": np.tile([0.0, 1.0], (steps, 1)),
-        "point": rows,
-        "anchor": rows,
-        "anchor_at": np.arange(1, steps + 1),
-        "steps": steps,
-    }
