@@ -4,8 +4,8 @@
     pytest bench --threads 1 -k noise    a part of it
     pytest bench --benchmark-disable     a smoke test: each function once, nothing reported
 
-Numbers are reported only for ops whose tests are green in this very build; `--unverified` measures
-without asking, and says so in every line. Results go to bench/results/<module>.json.
+Numbers are reported only for ops whose tests pass in the same build. `--unverified` measures
+without this check and marks every line. Results go to bench/results/<module>.json.
 """
 
 import hashlib
@@ -173,7 +173,7 @@ def _meets(value: float, sign: str, bound: float) -> bool:
 
 
 def machine() -> dict:
-    """Returns what the numbers depend on and the numbers do not say."""
+    """Returns facts about the machine and the build."""
     from diffast import ops
 
     model = [

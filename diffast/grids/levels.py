@@ -1,8 +1,8 @@
 """Grids that space a function of the noise level sigma/alpha, whatever the schedule.
 
-Levels are sigma/alpha, the sigma of k-diffusion. Tools that give a flow model the same grids by
-name space its t instead, not t/(1-t) (diffusers' FlowMatchEulerDiscreteScheduler, ComfyUI): for
-those numbers make the grid on `edm(sigma_min=0.001, sigma_max=1)` and read it with
+Levels are sigma/alpha, the sigma of k-diffusion. For flow models, other tools use these names for
+grids that space t and not t/(1-t) (diffusers' FlowMatchEulerDiscreteScheduler, ComfyUI). For their
+numbers make the grid on `edm(sigma_min=0.001, sigma_max=1)` and read it with
 `from_times(flow, ...)`.
 """
 
@@ -243,8 +243,8 @@ def ou_early(
 
     t = log(1 + (sigma/alpha)^2), which is -2 log(alpha) where alpha^2 + sigma^2 = 1: steps of at
     most eps min(1, t), as PIADM asks for (Chen et al. 2024, "Accelerating diffusion models with
-    parallel sampling", section 3), even in the clock that is t above 1 and 1 + log(t) below. It
-    stops early, where there is noise left: at the schedule's t_min unless told otherwise.
+    parallel sampling", section 3), even in t above 1 and in 1 + log(t) below. The grid stops
+    early, where there is noise left: by default at the schedule's t_min.
 
     Args:
         schedule: any schedule.

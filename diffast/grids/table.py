@@ -1,14 +1,13 @@
 """Grids that count in a model's table of training noise levels, as ComfyUI does.
 
-The table of `from_betas` is its indices. Another schedule gets one of `timesteps` entries, the
+The table of `from_betas` is its indices. The table of another schedule has `timesteps` entries, the
 cleanest first: the times (i + 1) / timesteps of the way from the clean end to the start (for `flow`
-1/1000, 2/1000 ... 1), or, where time is a noise level without bound (`edm`, `ve`), times even in
-the logarithm from t_min to t_start.
+1/1000, 2/1000 ... 1). Where the time is a noise level without bound (`edm`, `ve`), the times are
+even in the logarithm from t_min to t_start.
 
 A shift of a flow model's noise is applied afterwards, with `shifted`. ComfyUI's tables are shifted
-from the start, which is the same for the grids that pick entries of it (`simple`, `ddim_uniform`,
-`beta`); `normal` and `sgm_uniform` there take the table's last entry, already shifted, as a time
-and shift it once more.
+before. For grids that take entries of the table (`simple`, `ddim_uniform`, `beta`) the result is
+the same. ComfyUI's `normal` and `sgm_uniform` shift the table's last entry a second time.
 """
 
 from __future__ import annotations

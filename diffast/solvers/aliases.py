@@ -1,4 +1,4 @@
-"""Solvers that are another one by a second name, with fixed options or with other defaults."""
+"""Second names of solvers, some with fixed options or other defaults."""
 
 from __future__ import annotations
 

@@ -251,7 +251,7 @@ def test_profile_writes_numbers(tmp_path, capsys):
     assert main([*args, "--set", "rtol=1", "--set", "denoise=false"]) == 0
     facts = json.loads(out.read_text())
     assert facts["statuses"] == {"finished": 2}
-    assert len(facts["attempts"]["lam"]) == facts["accepted"] + facts["rejected"]
+    assert len(facts["trial_steps"]["lam"]) == facts["accepted"] + facts["rejected"]
     assert facts["options"] == {"rtol": 1, "denoise": False}
 
 

@@ -1,7 +1,7 @@
-"""What all multistep methods share: remembered estimates, their orders, their start, a corrector.
+"""The engine of multistep methods: remembered estimates, orders, the start, a corrector.
 
-A step takes the state x_s to keep * x_s + weights of the estimates remembered. With which weights,
-a family says; here is which estimates a step may use, and the rows that follow.
+A step takes the state x_s to keep * x_s + a weighted sum of remembered estimates. Each family has
+its weights. This module decides which estimates a step uses, and makes the rows.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from diffast.grids import check_grid
 from diffast.plan import Plan, Stages
 from diffast.solvers.core.integrals import adams, keep, levels_at, moments, time_at
 
-X = "x"  # the anchor's column; estimates go by the stage that made them
+X = "x"  # the column of the step's state; estimates are named by the stage that made them
 
-# In noise form a slope that is found inside a step, and then weighed from its start, multiplies
-# rounding (and any other error): with q the ratio of rho over the step, by q (q - 1) / 2 where a
-# corrector does it (the parasitic root of PEC), up to (q - 1)^2 and ^3 with further calls. Above
-# this q no step does.
+# In noise form, a slope from inside a step that is weighed from the step's start multiplies
+# rounding (and any other error). With q the ratio of rho over the step, the factor is q (q - 1) / 2
+# for a corrector (the parasitic root of PEC), and up to (q - 1)^2 and ^3 with further calls. Steps
+# with a q above this number use no such slope.
 WIDEST = 30.0
 
-# Above this product of such factors rounding shows in the noise level, which then goes unchecked.
+# Above this product of such factors, rounding changes the noise level, which is then not checked.
 LARGEST_GROWTH = 1e2
 
 
@@ -45,13 +45,13 @@ def build(
     """Returns the plan of a multistep method: 1 call a step, and what the start adds.
 
     A step from s to t uses the newest orders[i] estimates, fewer where fewer are remembered or
-    where the clock of one is infinite. Into sigma_t = 0 it is the last x0 estimate (order 1),
-    unless `orders` asks for more and the form is "noise". Out of alpha_s = 0 it is Euler's step of
-    x0, and the noise form remembers nothing of it.
+    where the time variable of one is infinite. The step into sigma_t = 0 is the last x0 estimate
+    (order 1), unless `orders` is higher there and the form is "noise". The step out of alpha_s = 0
+    is Euler's step of x0, and the noise form remembers nothing of it.
 
     start="rise": the first steps have the orders 1, 2, 3 ... start="single": they are single steps
-    of 2 or 3 calls where that is needed for the full order; and from alpha = 0 the run keeps to x0
-    as a polynomial in alpha/sigma, which is smooth there, until alpha = sigma.
+    of 2 or 3 calls where the full order needs that. From alpha = 0 to alpha = sigma such a run uses
+    x0 as a polynomial in alpha/sigma, which is smooth there.
 
     Args:
         schedule: any schedule.
@@ -59,14 +59,14 @@ def build(
         name: the plan's name, and the builder's in errors.
         order: most estimates a step uses, 1 to 4.
         form: "data" (x0 is remembered) or "noise" (the slope of x/alpha in sigma/alpha).
-        clock: "lam" or "rho": in which an estimate is a polynomial.
+        clock: the time variable "lam" or "rho" in which an estimate is a polynomial.
         predict: (form, clock, s, others, t) -> weights of the estimates at (s, *others).
         correct: the same for a corrector, which has t as the last of others; None: there is none.
-        corrected: [N] bools, whether the point after each step is corrected.
+        corrected: [N] bools, whether the state after each step is corrected.
         orders: [N] orders of the steps; None: as many as are remembered.
         start: "rise" or "single".
         opening: (rows, schedule, n, grid, s, t) -> whether it has added the rows of step n itself,
-            after the call at s; asked for steps that could be of `form`, without corrector.
+            after the call at s. It is called for steps that could be of `form`, without corrector.
         check: how the plan checks itself.
 
     Raises:
@@ -217,7 +217,7 @@ def _check_start(name, start, orders):
 
 
 def _way(levels, n, form, clock, single):
-    """Returns form and clock of step n."""
+    """Returns form and time variable of step n."""
     early = n == 0 or levels[n + 1].alpha <= levels[n + 1].sigma
     return ("data", "snr") if single and early and levels[0].alpha == 0.0 else (form, clock)
 
@@ -229,7 +229,7 @@ def _fall(s, t):
 
 
 def _corrected(pending, i, s, correct):
-    """Returns the state at s anew, with its own estimate, that of stage i, among the others."""
+    """Returns the state at s corrected: the estimate of stage i is among the others."""
     kind, ticks, before, used = pending
     stages, nodes = zip(*used, strict=True)
     state = {X: keep(kind, before, s)}
@@ -257,7 +257,7 @@ def _single_step(rows, schedule, state, step, i, calls):
 
     rows.add(ends(inner[0], [i], moments(form, clock, s, inner[0], 0)), state, i)
     rows.call(times[0], inner[0], form)
-    # the anchor is the state from here on
+    # y is the state from here on
     state = {X: 1.0}
     if calls == 2:
         last = ends(t, [i + 1], [whole])
@@ -276,7 +276,7 @@ def add_to(row, keys, weights):
 
 
 class Rows:
-    """Rows by the stages whose estimates they weigh, until the plan is made of them."""
+    """Rows of a plan; estimates are named by the stages that made them."""
 
     def __init__(self):
         """Begins without a stage."""

@@ -1,4 +1,4 @@
-"""Solvers for distilled networks of few steps: all or part of the noise anew in every step."""
+"""Solvers for distilled networks of few steps: each step renews all or part of the noise."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def tcd(schedule: Schedule, grid: ArrayLike, gamma: float = 0.3) -> Plan:
     else:
         inner = np.floor((1.0 - gamma) * grid[1:])
     alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
-    # rho_m / rho_t; where t is clean nothing is kept
+    # rho_m / rho_t; into sigma_t = 0 nothing is kept
     share = np.zeros(len(inner))
     noisy = sigma[1:] > 0.0
     share[noisy] = (schedule.sigma(inner) * alpha[1:])[noisy]

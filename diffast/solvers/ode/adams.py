@@ -3,9 +3,9 @@
     x_t = (alpha_t / alpha_s) x_s + alpha_t (rho_t - rho_s) sum_j b_j eps_j
 
 is Euler's step (DDIM) with a mean of slopes, newest first, in place of the newest one. The methods
-differ in b. Into sigma_t = 0 a step is Euler's, the last x0 estimate, unless `orders` asks for
-more. Out of alpha_s = 0, where rho is infinite, it is Euler's of x0 and not remembered; the error
-then falls as N^-2 log N at best (on `flow` in even times) unless start="single".
+differ in b. The step into sigma_t = 0 is the last x0 estimate, unless `orders` is higher there. The
+step out of alpha_s = 0, where rho is infinite, is Euler's step of x0 and is not remembered. The
+error then falls as N^-2 log N at best (on `flow` in even times), unless start="single".
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def ipndm_v(
     orders: ArrayLike | None = None,
     start: Literal["rise", "single"] = "rise",
 ) -> Plan:
-    """Returns iPNDM with variable steps: `lms` by another name, or as it is published.
+    """Returns iPNDM with variable steps: equal to `lms`, or as published programs have it.
 
     With h, h1, h2 ... the newest steps in rho, backward differences with variable steps give
 

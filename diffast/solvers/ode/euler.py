@@ -2,7 +2,7 @@
 
     x_t = (sigma_down / sigma_s) x_s + (alpha_t - alpha_s sigma_down / sigma_s) x0 + sigma_up z
 
-with sigma_down^2 + sigma_up^2 = sigma_t^2: no alpha_s in a denominator (it is 0 where flow starts).
+with sigma_down^2 + sigma_up^2 = sigma_t^2. No denominator holds alpha_s (0 where flow starts).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Exponential Runge-Kutta methods: dy = (x0 - y) dh, the linear part exact, x0 interpolated in h.
 
-With h = log(q_s / q_t), the clocks of `one_step` and weights made of phi_k = phi_k(-h),
+With h = log(q_s / q_t), the time variables of `one_step` and weights made of phi_k = phi_k(-h),
 
     y_i = exp(-c_i h) y_s + h sum_j a_ij(h) d_j,      y_t = exp(-h) y_s + h sum_j b_j(h) d_j
 
@@ -8,9 +8,9 @@ where the weights of the first estimate follow from the others, as sum_j a_ij = 
 and sum_j b_j = phi_1. They hold for any h: no step is too large for stability.
 
 The step into sigma_t = 0 is Euler's, one call: the sample is then the last x0 estimate. The step
-out of alpha_s = 0 goes by the clock "flow", where h is finite. On `flow` that is the default clock,
-and then the order holds from pure noise too. By "rho" the first steps in lam = log(alpha/sigma) do
-not get smaller as they get more: from t = 1 in even times the error falls as N^-2, at best.
+out of alpha_s = 0 is made in "flow", where h is finite. On `flow` this is the default, and the
+order then holds from pure noise too. With "rho" the first steps in lam = log(alpha/sigma) stay
+large when N grows: from t = 1 in even times the error falls as N^-2 at best.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Heun's method: Euler predicts, the trapezoid corrects; two calls a step."""
+"""Heun's method: an Euler step, corrected by the trapezoid rule; two calls a step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PNDM: the even-step Adams-Bashforth coefficients behind a warm-up that costs calls."""
+"""PNDM: even-step Adams-Bashforth coefficients, after first steps with more calls."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def plms(
 
 
 def _transfer(s, t, stages, means):
-    """Returns the row phi(anchor, sum of means * slopes of the stages, s, t)."""
+    """Returns the row phi(y, sum of means * slopes of the stages, s, t)."""
     row = {X: keep("noise", s, t)}
     whole = moments("noise", "rho", s, t, 0)[0]
     add_to(row, stages, [whole * mean for mean in means])

@@ -1,14 +1,14 @@
 """Runge-Kutta methods on the probability-flow ODE: checked Butcher tableaus and one engine.
 
-With q, y = x / s and the clocks of `one_step`, and Delta = q_t - q_s:
+With q, y = x / s and the time variables of `one_step`, and Delta = q_t - q_s:
 
     y_i = y_s + Delta sum_j a_ij f_j,    f_i = (y_i - x0(x_i)) / q_i    at q_i = q_s + c_i Delta
     y_t = y_s + Delta sum_j b_j f_j
 
 The step into sigma_t = 0 is Euler's, one call: the sample is then the last x0 estimate. Its error
-goes like the square of the last sigma before, so the order is that of grids which end above 0.
-Large steps towards low noise (q_s / q_t of 10 and more) are beyond these methods, as they are stiff
-there: dy/dq has the rate 1/q. Exponential methods have no such bound.
+is of the order of the square of the last sigma above 0, so orders hold for grids that end above 0.
+Steps with q_s / q_t of 10 and more are too large for these methods, since dy/dq is stiff at low
+noise: its rate is 1/q. Exponential methods have no such bound.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def midpoint(
     Args:
         schedule: any schedule, with lam(t) and time(lam).
         grid: [N+1] model times from noisy to clean.
-        r: place of the second call within the step, by the clock.
+        r: place of the second call, as a share of the step in the time variable.
         clock: "rho", "flow" or None: "flow" where alpha + sigma = 1 on the grid, else "rho".
 
     Raises:

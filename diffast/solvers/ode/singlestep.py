@@ -1,20 +1,20 @@
 """DPM-Solver and DPM-Solver++ singlestep: one to three calls a step, placed evenly in log q.
 
-With d the x0 estimate, f = (y - d) / q the slope dy/dq (eps by the clock "rho") and
+With d the x0 estimate, f = (y - d) / q the slope dy/dq (eps for "rho") and
 h = log(q_s / q_t), the solution of dy/dq = (y - d) / q is either of
 
     data:    y_t = exp(-h) y_s + integral_0^h exp(v - h) d(v) dv
     noise:   y_t = y_s - q_s integral_0^h exp(-v) f(v) dv
 
-and d or f is put as a polynomial in v through the calls of the step, D1 and D2 being its first and
-second derivative per step (Lu et al. 2022: "DPM-Solver", section 3; "DPM-Solver++", section 4):
+and d or f is a polynomial in v through the calls of the step, with D1 and D2 its first and second
+derivative per step (Lu et al. 2022: "DPM-Solver", section 3; "DPM-Solver++", section 4):
 
     data:    y_t = exp(-h) y_s + (1 - exp(-h)) d_s + h phi_2(-h) D1 + h phi_3(-h) D2
     noise:   y_t = y_s + (q_t - q_s) f_s - q_t h phi_2(h) D1 - q_t h phi_3(h) D2
 
-Clocks, the step into sigma_t = 0 (Euler's, one call) and the one out of alpha_s = 0 are those of
-`one_step`. By "rho" this is what the papers have: x/alpha, and h the step in lam. On `flow` the
-default clock is "flow", with h the step in -log(sigma).
+Time variables, the step into sigma_t = 0 (Euler's, one call) and the step out of alpha_s = 0 are
+those of `one_step`. With "rho" these are the papers' methods: x/alpha, and h the step in lam. On
+`flow` the default is "flow", with h the step in -log(sigma).
 """
 
 from __future__ import annotations

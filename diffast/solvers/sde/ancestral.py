@@ -1,4 +1,4 @@
-"""Ancestral solvers: a step of an ODE method to less noise than wanted, then fresh noise."""
+"""Ancestral solvers: an ODE step to a lower noise level than the next one, then fresh noise."""
 
 from __future__ import annotations
 

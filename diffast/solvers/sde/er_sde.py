@@ -1,4 +1,4 @@
-"""ER-SDE-Solvers: the extended reverse-time SDE with a noise scale of one's choice."""
+"""ER-SDE-Solvers: the extended reverse-time SDE with a noise scale that is an option."""
 
 from __future__ import annotations
 

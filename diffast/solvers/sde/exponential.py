@@ -6,9 +6,9 @@ The SDE whose noise fades at the rate eta per unit of lam has, for a constant x0
           + sigma_t sqrt(1 - exp(-2 eta h)) z,              h = lam_t - lam_s,  H = (1 + eta) h
 
 The multistep methods integrate a polynomial through the last estimates in place of x0. The noise of
-a step is one number, so how x0 answers to it within the step is not seen; but extrapolation catches
-up in the next step (the weights of one estimate over two steps are those of the trapezoid), and
-the variance converges with order 2.
+a step is one number, so its influence on x0 within the step is missing. Extrapolation adds it in
+the next step (the weights of one estimate over two steps are those of the trapezoid rule), and the
+variance converges with order 2.
 """
 
 from __future__ import annotations

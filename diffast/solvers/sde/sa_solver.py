@@ -103,7 +103,7 @@ class _Step:
         self.form, self.short, self.tau = form, kind == "few_steps", tau
         self.alpha, self.sigma, self.lam = alpha, sigma, lam
         self.h = lam[1] - lam[0]
-        # Into sigma_t = 0 and out of alpha = 0 a step is of first order, in x0.
+        # Steps into sigma_t = 0 and out of alpha = 0 are of first order, in x0.
         self.linear = bool(np.isfinite(self.h))
 
     def of_state(self):

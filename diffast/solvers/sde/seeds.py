@@ -52,8 +52,8 @@ def seeds_2(
 
     (Gonzalez et al. 2023, algorithm 2, in the data form ComfyUI's seeds_2 has). The second stage
     keeps the noise of the first, faded by exp(-eta (1 - r) h), and adds fresh noise for the rest:
-    both stages lie on one path. That noise is inside the state of the first stage, so the anchor
-    is always the newest state. First order, one call: into sigma_t = 0 and out of alpha_s = 0.
+    both stages lie on one path. That noise is inside the state of the first stage, so y is always
+    the newest state. First order, one call: into sigma_t = 0 and out of alpha_s = 0.
 
     Args:
         schedule: any schedule, with lam(t) and time(lam).
