@@ -2,7 +2,7 @@
 
     network = df.LearnedVariance(my_network, schedule, plan)      # 2 C channels out for C in
     denoiser = df.Denoiser(network, schedule, predicts="epsilon", conditions=...)
-    out = df.sample(denoiser, network.plan, shape=..., draw=network.draw(shape[0], seed=0))
+    out = df.sample(denoiser, network.plan, shape=..., noise=network.draw(shape[0], seed=0))
 
 The noise of such a step differs from element to element, which no table of numbers says. So the
 plan has weight 1 on its noise, and the noise comes multiplied by the predicted deviation.
@@ -116,7 +116,7 @@ class LearnedVariance:
     def draw(
         self, batch: int, seed: int = 0, ids: torch.Tensor | None = None
     ) -> Callable[[int], torch.Tensor]:
-        """Returns the noise of `df.sample(..., draw=)`: the package's own, times the deviation.
+        """Returns the noise of `df.sample(..., noise=)`: the package's own, times the deviation.
 
         With guidance the conditional branch's variance counts.
 
