@@ -1,4 +1,4 @@
-"""`df.sample(path=True)`: every stochastic solver on a Brownian path, its law and its stability."""
+"""`df.sample(noise="path")`: every stochastic solver on a Brownian path, its law and its stability."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def plan_of(name, options, grid, schedule=EDM):
 
 
 def drawn(plan):
-    return (plan.point[:, 1] != 0) | (plan.anchor[:, 1] != 0)
+    return (plan.weights("x", "z1") != 0) | (plan.weights("y", "z1") != 0)
 
 
 def correlation(plan, stages=slice(None)):
@@ -223,5 +223,5 @@ def test_path_by_the_name_of_its_noise():
     named = df.sample(denoiser, plan, shape=(3, 2), noise="path", seed=2)
     assert torch.equal(named.x, df.sample(denoiser, plan, shape=(3, 2), noise="path", seed=2).x)
     assert not torch.equal(named.x, df.sample(denoiser, plan, shape=(3, 2), seed=2).x)
-    with pytest.raises(ValueError, match="noise is 'tree' but must be a tensor or 'path'"):
+    with pytest.raises(ValueError, match="noise is 'tree' but must be one of counter, path"):
         df.sample(denoiser, plan, shape=(3, 2), noise="tree")
