@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from diffast import ParallelSamples
+    from diffast.executors.parallel.sample import ParallelSamples
 
 # Colours that colour-blind people can tell apart (Okabe and Ito).
 _BLUE, _VERMILION, _GRAY = "#0072B2", "#D55E00", "#7F7F7F"

@@ -8,8 +8,10 @@ from numpy.typing import ArrayLike
 from diffast.grids import check_grid
 from diffast.plan import Plan, one_call_plan
 from diffast.schedules import Schedule
+from diffast.solvers.core.docs import builder
 
 
+@builder
 def lcm(schedule: Schedule, grid: ArrayLike) -> Plan:
     """Returns multistep consistency sampling: x_t = alpha_t d_s + sigma_t z. 1 call a step.
 
@@ -20,10 +22,6 @@ def lcm(schedule: Schedule, grid: ArrayLike) -> Plan:
     `ddim` with eta = 1 from pure noise (alpha_s = 0), and a flow's "stochastic sampling" in
     diffusers.
 
-    Args:
-        schedule: any schedule.
-        grid: [N+1] model times from noisy to clean.
-
     Raises:
         ValueError: a grid that `check_grid` refuses.
     """
@@ -32,6 +30,7 @@ def lcm(schedule: Schedule, grid: ArrayLike) -> Plan:
     return one_call_plan("lcm", schedule, grid, {"d": alpha, "z1": sigma})
 
 
+@builder
 def tcd(schedule: Schedule, grid: ArrayLike, gamma: float = 0.3) -> Plan:
     """Returns strategic stochastic sampling of a trajectory consistency model. 1 call a step.
 
@@ -48,8 +47,6 @@ def tcd(schedule: Schedule, grid: ArrayLike, gamma: float = 0.3) -> Plan:
     the error does not fall with the step count (see `lcm`).
 
     Args:
-        schedule: any schedule.
-        grid: [N+1] model times from noisy to clean.
         gamma: 0 for no fresh noise to 1 for all that time 0 leaves.
 
     Raises:

@@ -19,7 +19,7 @@ those of `one_step`. With "rho" these are the papers' methods: x/alpha, and h th
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike
 from diffast.grids import check_grid
 from diffast.plan import Plan
 from diffast.schedules import Schedule
+from diffast.solvers.core.docs import builder
 from diffast.solvers.core.one_step import (
     block_rows,
     check_clock,
@@ -45,6 +46,7 @@ from diffast.solvers.core.phi import phi
 PLACES = {2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 
 
+@builder
 def dpm_solver_2s(
     schedule: Schedule, grid: ArrayLike, r: float = 0.5, clock: Literal["rho", "flow"] | None = None
 ) -> Plan:
@@ -55,10 +57,7 @@ def dpm_solver_2s(
     alpha_s = 0 by the clock "flow".
 
     Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
         r: place of the second call within the step, in h.
-        clock: "rho", "flow" or None: "flow" where alpha + sigma = 1 on the grid, else "rho".
 
     Raises:
         ValueError: r outside (0, 1]; another clock; a grid that `check_grid` refuses.
@@ -67,6 +66,7 @@ def dpm_solver_2s(
     return one_step("dpm_solver_2s", schedule, grid, method, clock)
 
 
+@builder
 def dpm_solver_3s(
     schedule: Schedule,
     grid: ArrayLike,
@@ -87,12 +87,8 @@ def dpm_solver_3s(
     either kind. Into sigma_t = 0 and out of alpha_s = 0: see `dpm_solver_2s`.
 
     Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
         r1: place of the second call within the step, in h.
         r2: place of the third.
-        kind: "midpoint" or "heun".
-        clock: "rho", "flow" or None, see `dpm_solver_2s`.
 
     Raises:
         ValueError: not 0 < r1 < r2 <= 1; another kind or clock; a grid that `check_grid` refuses.
@@ -101,6 +97,7 @@ def dpm_solver_3s(
     return one_step("dpm_solver_3s", schedule, grid, method, clock)
 
 
+@builder
 def dpmpp_2s(
     schedule: Schedule, grid: ArrayLike, r: float = 0.5, clock: Literal["rho", "flow"] | None = None
 ) -> Plan:
@@ -111,10 +108,7 @@ def dpmpp_2s(
     step, as k-diffusion; out of alpha_s = 0 by the clock "flow".
 
     Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
         r: place of the second call within the step, in h.
-        clock: "rho", "flow" or None, see `dpm_solver_2s`.
 
     Raises:
         ValueError: r outside (0, 1]; another clock; a grid that `check_grid` refuses.
@@ -123,6 +117,7 @@ def dpmpp_2s(
     return one_step("dpmpp_2s", schedule, grid, method, clock)
 
 
+@builder
 def dpmpp_3s(
     schedule: Schedule,
     grid: ArrayLike,
@@ -139,12 +134,8 @@ def dpmpp_3s(
     itself. Into sigma_t = 0 and out of alpha_s = 0: see `dpmpp_2s`.
 
     Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
         r1: place of the second call within the step, in h.
         r2: place of the third.
-        kind: "midpoint" or "heun".
-        clock: "rho", "flow" or None, see `dpm_solver_2s`.
 
     Raises:
         ValueError: not 0 < r1 < r2 <= 1; another kind or clock; a grid that `check_grid` refuses.
@@ -168,6 +159,7 @@ def fast_orders(calls: int) -> tuple[int, ...]:
     return (3,) * threes + (rest,) if rest else (3,) * (threes - 1) + (2, 1)
 
 
+@builder
 def dpm_fast(
     schedule: Schedule,
     grid: ArrayLike,
@@ -186,10 +178,7 @@ def dpm_fast(
     is Euler's, one call, whatever its order; out of alpha_s = 0 by the clock "flow".
 
     Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
         orders: N numbers 1, 2 or 3; by default `fast_orders(3 (N-1))`: 3 ... 3, 2, 1.
-        clock: "rho", "flow" or None, see `dpm_solver_2s`.
 
     Raises:
         ValueError: orders of another number or kind; another clock; a grid that `check_grid`
@@ -206,6 +195,7 @@ def dpm_fast(
     return one_step("dpm_fast", schedule, grid, methods, clock)
 
 
+@builder
 def singlestep(
     schedule: Schedule,
     grid: ArrayLike,
@@ -228,13 +218,9 @@ def singlestep(
     interval were a block of 1. Blocks out of alpha_s = 0 go by the clock "flow".
 
     Args:
-        schedule: any schedule, with lam(t).
-        grid: [N+1] model times from noisy to clean.
         orders: lengths of the blocks, adding up to N; or one number for all, the last block being
             as long as intervals are left.
         form: "data" (dpmsolver++) or "noise" (dpmsolver).
-        kind: "midpoint" or "heun".
-        clock: "rho", "flow" or None, see `dpm_solver_2s`.
 
     Raises:
         ValueError: orders not of 1, 2 and 3 or of another sum; another form, kind or clock; a grid
@@ -244,22 +230,23 @@ def singlestep(
         raise ValueError(f"singlestep: form = {form!r}, but it must be 'data' or 'noise'")
     _check_kind("singlestep", kind)
     grid = check_grid(schedule, grid)
-    clock = check_clock("singlestep", schedule, grid, clock)
+    ticks = check_clock("singlestep", schedule, grid, clock)
     steps = len(grid) - 1
-    if np.ndim(orders) == 0:
-        _check_orders("singlestep", [orders])
-        whole, rest = divmod(steps, int(orders))
-        orders = [int(orders)] * whole + [rest] * (rest > 0)
-    orders = _check_orders("singlestep", orders)
-    if sum(orders) != steps:
+    given: Any = orders
+    if np.ndim(given) == 0:
+        _check_orders("singlestep", [given])
+        whole, rest = divmod(steps, int(given))
+        given = [int(given)] * whole + [rest] * (rest > 0)
+    lengths = _check_orders("singlestep", given)
+    if sum(lengths) != steps:
         raise ValueError(
-            f"singlestep: orders add up to {sum(orders)}, but the grid has {steps} intervals"
+            f"singlestep: orders add up to {sum(lengths)}, but the grid has {steps} intervals"
         )
     blocks, n = [], 0
-    for order in orders:
+    for order in lengths:
         times = grid[None, n : n + order + 1]
         alpha, sigma = schedule.alpha(times), schedule.sigma(times)
-        by = clock_of_step(clock, alpha[0, 0])
+        by = clock_of_step(ticks, alpha[0, 0])
         level = clock_level(by, alpha, sigma)[1]
         # a last level of 0 gets a number here and its row below
         ratios = np.where(level > 0.0, level, 0.5 * level[:, -2:-1])[:, 1:] / level[:, :1]
@@ -270,7 +257,7 @@ def singlestep(
         keep, weights = block_rows(schedule, by, times, gain)
         blocks.append((times[0, :-1], keep[0], weights[0]))
         n += order
-    name = f"singlestep({form}, {kind}, clock={clock})"
+    name = f"singlestep({form}, {kind}, clock={ticks})"
     return plan_of_blocks(name, schedule, grid, blocks)
 
 

@@ -21,11 +21,13 @@ from numpy.typing import ArrayLike
 from diffast.grids import check_grid, karras
 from diffast.plan import Plan, Stages
 from diffast.schedules import Schedule
+from diffast.solvers.core.docs import builder
 from diffast.solvers.core.noise_split import check_s_noise
 
 BASES = ("heun", "euler", "dpm_2")
 
 
+@builder
 def churn(
     schedule: Schedule,
     grid: ArrayLike,
@@ -49,15 +51,11 @@ def churn(
 
     Args:
         schedule: any schedule, with lam(t), time(lam) and domain.
-        grid: [N+1] model times from noisy to clean.
         s_churn: amount of noise over the whole run; 0 for none.
         s_tmin: least sigma/alpha at which noise is put back.
         s_tmax: largest one.
         s_noise: factor on that noise; other than 1, the plan is checked for x0 alone.
         base: "heun", "euler" or "dpm_2" (k-diffusion's sample_heun, sample_euler, sample_dpm_2).
-
-    Raises:
-        ValueError: an option out of range; a grid that `check_grid` refuses.
     """
     _check_base("churn", base)
     s_noise, check = check_s_noise("churn", s_noise)
@@ -84,6 +82,7 @@ def churn(
     return _walk(schedule, base, grid, legs, s_noise, name, check)
 
 
+@builder
 def restart(
     schedule: Schedule,
     grid: ArrayLike,
@@ -99,8 +98,6 @@ def restart(
     run on a fixed Brownian path.
 
     Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
         intervals: (low, high, repeats, steps) for each: sigma/alpha from where and to where noise
             is put back, how often, and in how many steps the base method goes down.
         base: "heun", "euler" or "dpm_2".
