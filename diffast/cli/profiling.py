@@ -126,6 +126,7 @@ def draw_rounds(out: ParallelSamples, stages: int, path: str | Path, title: str 
     figure.suptitle(title)
     settled.set(xlabel="settled stages of the plan (count)", ylabel="network rounds (count)")
     settled.set(title="Settled stages after each round")
+    settled.locator_params(integer=True)
     settled.set(xlim=(0, stages), ylim=(0, max(1, out.rounds)))
     error = np.array([step.error for step in out.history]).reshape(len(out.history), count)
     error = np.where(np.isfinite(error) & (error > 0), error, np.nan)
