@@ -9,14 +9,21 @@ from diffast import solvers as solvers
 from diffast.executors.adaptive.options import AdaptiveOptions as AdaptiveOptions
 from diffast.executors.adaptive.sample import AdaptiveSamples as AdaptiveSamples
 from diffast.executors.adaptive.sample import sample_adaptive as sample_adaptive
+from diffast.executors.parallel.rounds import Round as Round
+from diffast.executors.parallel.sample import ParallelSamples as ParallelSamples
 from diffast.executors.parallel.sample import sample_parallel as sample_parallel
-from diffast.executors.sequential import Progress as Progress
-from diffast.executors.sequential import Samples as Samples
+from diffast.executors.results import FailedSamples as FailedSamples
+from diffast.executors.results import Info as Info
+from diffast.executors.results import NonFiniteError as NonFiniteError
+from diffast.executors.results import Progress as Progress
+from diffast.executors.results import Result as Result
+from diffast.executors.results import Samples as Samples
+from diffast.executors.results import StepLimitError as StepLimitError
 from diffast.executors.sequential import sample as sample
 from diffast.executors.stepwise import Stepper as Stepper
 from diffast.model.denoiser import Denoiser as Denoiser
-from diffast.model.denoiser import Prediction as Prediction
 from diffast.model.learned_variance import LearnedVariance as LearnedVariance
+from diffast.model.prediction import Prediction as Prediction
 from diffast.noise.brownian import BrownianPath as BrownianPath
 from diffast.noise.forward_process import add_noise as add_noise
 from diffast.ops import backends as backends
@@ -31,11 +38,18 @@ __all__ = [
     "AdaptiveSamples",
     "BrownianPath",
     "Denoiser",
+    "FailedSamples",
+    "Info",
     "LearnedVariance",
+    "NonFiniteError",
+    "ParallelSamples",
     "Plan",
     "Prediction",
     "Progress",
+    "Result",
+    "Round",
     "Samples",
+    "StepLimitError",
     "Stepper",
     "add_noise",
     "backends",

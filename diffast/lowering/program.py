@@ -240,7 +240,7 @@ def _lower(plan: Plan, inputs: list[np.ndarray], constraints: Constraints) -> Pr
         copies: list[tuple[str, int]] = []
         if i + 1 < len(stages):
             count = dict(constraints.copies).get(branches[i + 1], 0)
-            inputs_called = np.flatnonzero(~np.isnan(numbers[i + 1, :, 0]))
+            inputs_called = np.flatnonzero(~np.isnan(numbers[i + 1, :, 0])).tolist()
             copies = [(input_register(e), k) for e in inputs_called for k in range(count)]
         calls = _calls(lowered.estimates, written, slot, copies, held, constraints)
         times = tuple(n[0] for n in called)
@@ -273,21 +273,24 @@ class _Lowered:
     def multiplied(self, row) -> dict[str, float]:
         """Returns the weights of a row with its estimates and the new entry written out."""
         weights: dict[str, float] = {}
-        if NEW in row:
-            _add(weights, row[NEW], self.entry)
-        for name in (name for name in row if name[0] == "d" and not name.endswith("_raw")):
-            number = input_number(name)
-            _add(weights, row[name], {estimate_name(number): 1.0} if self.kept else self.x0[number])
-        for name in (name for name in row if name[0] in "yvx"):
-            _add(weights, 1.0, {name: row[name]})
-        for name in (name for name in row if name.endswith("_raw")):
-            _add(weights, row[name], self.x0[input_number(name)])
-        for name, weight in row.items():
-            if name[0] == "h" and name != NEW:
-                weights[self.slots[int(name[1:])]] = weight
-            elif name[0] == "g":
-                weights[name] = weight
+        for name in sorted(row, key=_in_order):
+            for tensor, part in self._parts(name).items():
+                part = row[name] * part
+                weights[tensor] = weights[tensor] + part if tensor in weights else part
         return weights
+
+    def _parts(self, column: str) -> Mapping[str, float]:
+        """Returns a column over tensors."""
+        kind = column[0]
+        if column == NEW:
+            return self.entry
+        if kind == "h":
+            return {self.slots[int(column[1:])]: 1.0}
+        if kind == "d":
+            number = input_number(column)
+            kept = self.kept and not column.endswith("_raw")
+            return {estimate_name(number): 1.0} if kept else self.x0[number]
+        return {} if kind == "z" else {column: 1.0}
 
     def row(self, name) -> Row:
         """Returns a row of the stage, lowered."""
@@ -302,10 +305,11 @@ class _Lowered:
         return Row({name: w for name, w in weights.items() if w != 0.0}, noise, second)
 
 
-def _add(weights: dict, factor: float, more: Mapping[str, float]) -> None:
-    for name, weight in more.items():
-        part = factor * weight
-        weights[name] = weights[name] + part if name in weights else part
+def _in_order(column: str) -> tuple[int, str]:
+    """Returns what the columns of a row are sorted by, in the order in which they add up."""
+    if column.endswith("_raw"):
+        return 3, column
+    return (0 if column == NEW else {"d": 1, "y": 2, "v": 2, "x": 2}.get(column[0], 4)), column
 
 
 def _branches(scales: np.ndarray) -> str:
@@ -316,7 +320,8 @@ def _branches(scales: np.ndarray) -> str:
 
 def _estimate(number: int, a: float, b: float, scale: float) -> dict[str, float]:
     """Returns the x0 estimate for an input over that input and the network's outputs for it."""
-    named = dict(zip((COND, UNCOND), output_names(number), strict=True))
+    cond, uncond = output_names(number)
+    named: dict[str, str] = {COND: cond, UNCOND: uncond}
     row = estimate_row(a, b, scale, input_register(number))
     return {named.get(name, name): weight for name, weight in row.items()}
 

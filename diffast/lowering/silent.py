@@ -20,7 +20,7 @@ def without_silent_stages(plan: Plan) -> tuple[tuple[float, float] | None, list[
         ValueError: a silent stage that cannot be joined to the call before it.
     """
     stages = _rows_of(plan)
-    silent = ~plan.called.any(axis=1)
+    silent = (~plan.called.any(axis=1)).tolist()
     first = int(plan.calls[0])
     opening = None
     if first:

@@ -55,6 +55,23 @@ def check_shapes(plan: Plan) -> None:
         )
     if plan.times.ndim not in (1, 2) or not plan.times.size:
         refuse("times", plan.times, "[S] or [S, E], S >= 1")
+    _check_names(plan)
+    stages, names = len(plan.times), len(plan.rows)
+    wanted = {
+        "matrix": (stages, names, len(plan.columns)),
+        "levels": (stages, names, 2),
+        "spans": (stages, 2),
+    }
+    for field, want in wanted.items():
+        array = getattr(plan, field)
+        if array is not None and array.shape != want:
+            refuse(field, array, list(want))
+    if plan.blocks is not None and plan.blocks.ndim != 1:
+        refuse("blocks", plan.blocks, "[B]")
+    _check_calls(plan)
+
+
+def _check_names(plan: Plan) -> None:
     if plan.rows != tuple(name for name in ROWS if name in plan.rows) or X not in plan.rows:
         raise ValueError(
             f"Plan {plan.name}: rows = {plan.rows}, but they must be x and others of {ROWS}, in "
@@ -71,19 +88,11 @@ def check_shapes(plan: Plan) -> None:
     for name in inputs:
         if name not in plan.rows:
             raise ValueError(f"Plan {plan.name}: the network is called on {name}, but no row is")
-    stages, names = len(plan.times), len(plan.rows)
-    wanted = {
-        "matrix": (stages, names, len(plan.columns)),
-        "levels": (stages, names, 2),
-        "spans": (stages, 2),
-    }
-    for field, want in wanted.items():
-        array = getattr(plan, field)
-        if array is not None and array.shape != want:
-            refuse(field, array, list(want))
-    if plan.blocks is not None and plan.blocks.ndim != 1:
-        refuse("blocks", plan.blocks, "[B]")
+
+
+def _check_calls(plan: Plan) -> None:
     if not plan.nfe or (plan.called[:, 1:] > plan.called[:, :1]).any():
+        inputs = [input_register(e) for e in range(plan.called.shape[1])]
         raise ValueError(
             f"Plan {plan.name}: the stages call the network on {plan.called.sum(0).tolist()} of "
             f"{inputs}, but one must call it, and on x before any other"
@@ -106,7 +115,7 @@ def check_numbers(plan: Plan) -> None:
             )
     if plan.blocks is not None:
         _check_blocks(plan)
-    for field, array in (("matrix", plan.matrix), ("spans", plan.spans)):
+    for field, array in (("matrix", plan.matrix), ("spans", np.asarray(plan.spans))):
         bad = ~np.isfinite(array)
         if bad.any():
             i, *k = (int(n) for n in np.argwhere(bad)[0])
@@ -144,48 +153,57 @@ def _check_blocks(plan):
         )
 
 
-def _check_unwritten(plan):
+def _check_unwritten(plan: Plan) -> None:
     """Refuses weights on what holds nothing: early entries, estimates without a call, old v."""
     made = 0
     holds = {X, Y}
+    used = plan.matrix != 0.0
     for i in range(plan.stages):
-        calls = plan.called[i]
-        entry = H in plan.rows and plan.matrix[i, 0].any()
-        for number in np.flatnonzero(calls).tolist():
-            if input_register(number) not in holds:
+        inputs = [input_register(e) for e in np.flatnonzero(plan.called[i]).tolist()]
+        for name in inputs:
+            if name not in holds:
                 raise ValueError(
-                    f"Plan {plan.name}: stage {i}: the network is called on "
-                    f"{input_register(number)}, but it holds nothing"
+                    f"Plan {plan.name}: stage {i}: the network is called on {name}, but it holds "
+                    "nothing"
                 )
-        for c, column in enumerate(plan.columns):
-            used = plan.matrix[i, :, c] != 0.0
-            if not used.any():
-                continue
-            reason = None
-            if column[0] in "dg":
-                number = input_number(column) if column[0] == "d" else 0
-                if number >= len(calls) or not calls[number]:
-                    on = f" on {input_register(number)}" if number else ""
-                    reason = f"but the stage calls no network{on}"
-            elif column == NEW:
-                if not entry:
-                    reason = "but the stage makes no entry"
-                elif H in plan.rows and used[0]:
-                    reason = "but an entry is not made of itself"
-            elif column[0] == "h" and int(column[1:]) > made:
-                reason = f"but {made} exist before it"
-            elif column[0] in "xyv" and column not in holds:
-                reason = "but it holds nothing"
+        entry = H in plan.rows and bool(used[i, 0].any())
+        for c in np.flatnonzero(used[i].any(0)).tolist():
+            r, column = int(np.argmax(used[i, :, c])), plan.columns[c]
+            reason = _unwritten(column, inputs, holds, made, entry, plan.rows[r] == H)
             if reason:
-                r = int(np.argmax(used))
                 raise ValueError(
                     f"Plan {plan.name}: stage {i}: {plan.rows[r]} has weight "
-                    f"{plan.matrix[i, r, c]} on {column}, {reason}"
+                    f"{plan.matrix[i, r, c]} on {column}, but {reason}"
                 )
         made += entry
         for r, name in enumerate(plan.rows):
             if name not in (H, X, ERROR):
-                (holds.add if plan.matrix[i, r].any() else holds.discard)(name)
+                (holds.add if used[i, r].any() else holds.discard)(name)
+
+
+def _unwritten(column: str, inputs, holds, made: int, entry: bool, own: bool) -> str | None:
+    """Returns why a column holds nothing; None: it does.
+
+    Args:
+        column: its name.
+        inputs: what the stage calls the network on.
+        holds: the registers that hold something.
+        made: how many entries there are.
+        entry: whether the stage makes one.
+        own: whether the row that weighs the column is that of the entry.
+    """
+    kind = column[0]
+    if kind in "dg":
+        needed = input_register(input_number(column) if kind == "d" else 0)
+        on = "" if needed == X else f" on {needed}"
+        return None if needed in inputs else f"the stage calls no network{on}"
+    if column == NEW:
+        if not entry:
+            return "the stage makes no entry"
+        return "an entry is not made of itself" if own else None
+    if kind == "h":
+        return None if int(column[1:]) <= made else f"{made} exist before it"
+    return "it holds nothing" if kind in "xyv" and column not in holds else None
 
 
 def check_consistent(plan: Plan) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from diffast.plan.checks import check_consistent, check_numbers, check_shapes
-from diffast.plan.registers import NEW, ROWS, Z1, Z2, D, H, V, X, Y, column_key
+from diffast.plan.registers import NEW, Z1, Z2, D, H, V, X, Y, column_key
 
 # Of a plan with more stages than this, people see the first and the last ones.
 _SHOWN_FIRST, _SHOWN_LAST = 12, 3
@@ -208,26 +208,24 @@ class Plan:
         return "\n".join(lines)
 
     def _stage_lines(self, i: int) -> list[str]:
-        told = self.times.reshape(self.stages, -1)[i]
-        told = ", ".join(f"{t:.6g}" for t in told if t == t)
-        time = f"t = {told}" if told else "no call"
-        head = f"  {i:>4}  {time:<14}"
-        lines = []
-        plain = {H: {D: 1.0}, Y: {Y: 1.0}, V: {V: 1.0}}  # not worth a line
-        written = {
+        told = ", ".join(f"{t:.6g}" for t in self.times.reshape(self.stages, -1)[i] if t == t)
+        head = f"  {i:>4}  {f't = {told}' if told else 'no call':<14}"
+        rows = {
             name: {c: w for c, w in zip(self.columns, row.tolist(), strict=True) if w}
             for name, row in zip(self.rows, self.matrix[i], strict=True)
         }
-        joined = Y in written and written[Y] == written[X]
-        for name in ROWS:
-            row = written.get(name)
-            if row is None or row == plain.get(name) or (name == Y and joined):
-                continue
-            if not row and name != X:
-                continue
-            label = "x = y" if name == X and joined else NEW if name == H else name
-            terms = " ".join(f"{weight:+.6g} {column}" for column, weight in row.items()) or "0"
-            lines.append(f"{label} = {terms}")
+        # Not worth a line: a register that stays, holds nothing or is x, an entry that is d.
+        plain = {H: {D: 1.0}, Y: {Y: 1.0}, V: {V: 1.0}}
+        joined = rows.get(Y) == rows[X]
+        if joined:
+            del rows[Y]
+        labels = {X: "x = y" if joined else X, H: NEW}
+        shown = {name: row for name, row in rows.items() if row != plain.get(name)}
+        lines = [
+            f"{labels.get(name, name)} = {_terms(row)}"
+            for name, row in shown.items()
+            if row or name == X
+        ]
         return [(head if not n else " " * len(head)) + "  " + line for n, line in enumerate(lines)]
 
     def save(self, path: str | PathLike) -> None:
@@ -250,6 +248,10 @@ class Plan:
         from diffast.plan import file
 
         return file.load(path)
+
+
+def _terms(row: dict[str, float]) -> str:
+    return " ".join(f"{weight:+.6g} {column}" for column, weight in row.items()) or "0"
 
 
 def _frozen(array, dtype):

@@ -156,10 +156,11 @@ class Stages:
         """Begins without a stage."""
         self.schedule, self.start = schedule, float(start)
         self.times: list[float | tuple[float, ...]] = []
-        self.written: list[dict[str, Row]] = []
+        self.rows: list[dict[str, Any]] = []
         self.stands: list[dict[str, Any]] = []  # register -> model time or (alpha, sigma)
-        self.spans: list[tuple[float, float] | None] = []
+        self.spans: list[tuple[float, float]] = []
         self.end = self.start
+        self.apart = False  # whether y is ever another tensor than x
 
     def __len__(self) -> int:
         """Returns how many stages there are."""
@@ -196,16 +197,21 @@ class Stages:
             error: row of the error estimate.
             span: model times (from, to) of the Brownian increment that z1 stands for.
         """
-        if y == "keep":
-            at = self.stands[-1][Y] if self.stands else self.start
-        else:
-            at = to if y == X else y_at
-        written: dict[str, Any] = {X: x, Y: y, V: v, H: h, X2: x2, ERROR: error}
+        rows = {X: x, Y: y, V: v, H: h, X2: x2, ERROR: error}
+        rows = {name: row for name, row in rows.items() if row is not None}
+        at = self.stands[-1][Y] if y == "keep" and self.stands else self.start
+        at = to if y == X else at if y == "keep" else y_at
+        self.apart |= y != X
+        for name in (Y, V):
+            if rows.get(name) == "keep":
+                rows[name] = {name: 1.0}
+        if y == X:
+            rows[Y] = x
         self.times.append(np.nan if time is None else time)
-        self.written.append(written)
+        self.rows.append(rows)
         x2_at = to if x2_at is None else x2_at
         self.stands.append({X: to, Y: at, V: MOMENTUM_LEVEL, X2: x2_at, ERROR: ERROR_LEVEL})
-        self.spans.append(span)
+        self.spans.append(span or (np.nan, np.nan))
         self.end = float(to)
 
     def plan(self, name: str, steps: int, **options: Any) -> Plan:
@@ -218,74 +224,49 @@ class Stages:
         """
         from diffast.plan.plan import Plan
 
-        rows = self._rows()
-        stages = len(self.times)
-        names, columns, matrix = pack({name: {} for name in rows}, stages)
-        used = {column for row in rows.values() for stage in row for column in stage}
-        columns = tuple(sorted({*columns, *used}, key=column_key))
-        matrix = np.zeros((stages, len(names), len(columns)))
+        stages = self._settled()
+        names = tuple(name for name in ROWS if any(name in rows for rows in stages))
+        used = {column for rows in stages for row in rows.values() for column in row}
+        used |= {name for name in names if name not in (H, ERROR)}
+        columns = tuple(sorted(used, key=column_key))
         index = {column: k for k, column in enumerate(columns)}
-        levels = np.full((stages, len(names), 2), np.nan)
-        for r, register in enumerate(names):
-            for i, row in enumerate(rows[register]):
-                for column, weight in row.items():
+        matrix = np.zeros((len(stages), len(names), len(columns)))
+        for i, rows in enumerate(stages):
+            for r, register in enumerate(names):
+                for column, weight in rows.get(register, {}).items():
                     matrix[i, r, index[column]] = weight
+        levels = np.full((len(stages), len(names), 2), np.nan)
+        for r, register in enumerate(names):
             if register != H:
                 levels[:, r] = self._levels(register)
-        spans = None
-        if any(span is not None for span in self.spans):
-            spans = [(np.nan, np.nan) if span is None else span for span in self.spans]
-        most = max(np.size(time) for time in self.times)
-        times = np.full((stages, most), np.nan)
+        times = np.full((len(stages), max(map(np.size, self.times))), np.nan)
         for i, time in enumerate(self.times):
             times[i, : np.size(time)] = time
-        times = times[:, 0] if most == 1 else times
-        fields = {"times": times, "end": self.end, "start": self.start, "spans": spans}
-        return Plan(
-            schedule=self.schedule,
-            rows=names,
-            columns=columns,
-            matrix=matrix,
-            levels=levels,
-            name=name,
-            steps=steps,
-            **(fields | options),
-        )
+        fields = {
+            "times": times[:, 0] if times.shape[1] == 1 else times,
+            "start": self.start,
+            "end": self.end,
+            "spans": self.spans,
+            "rows": names,
+            "columns": columns,
+            "matrix": matrix,
+            "levels": levels,
+        }
+        return Plan(schedule=self.schedule, name=name, steps=steps, **(fields | options))
 
-    def _rows(self) -> dict[str, list[Row]]:
-        """Returns the rows of every written register, stage by stage; y only if it ever parts."""
-        apart = any(stage[Y] != X for stage in self.written)
-        rows: dict[str, list[Row]] = {X: [stage[X] for stage in self.written]}
-        if apart:
-            rows[Y] = [self._settled(stage, Y) for stage in self.written]
-        else:
-            rows[X] = [_without_y(row) for row in rows[X]]
-        if any(stage[V] is not None for stage in self.written):
-            rows[V] = [self._settled(stage, V) for stage in self.written]
-        for name in (X2, ERROR):
-            if any(stage[name] is not None for stage in self.written):
-                rows[name] = [stage[name] or {} for stage in self.written]
-        columns = {column for row in rows.values() for stage in row for column in stage}
-        given = any(stage[H] is not None for stage in self.written)
-        if not given and {c for c in columns if c[0] == "h"} == {NEW}:  # nothing is remembered
-            rows = {name: [_renamed(stage, NEW, D) for stage in row] for name, row in rows.items()}
-        elif given or any(column[0] == "h" for column in columns):
-            rows[H] = [
-                {D: 1.0} if stage[H] is None and np.any(np.equal(time, time)) else stage[H] or {}
-                for stage, time in zip(self.written, self.times, strict=True)
-            ]
-            if not apart:
-                rows[H] = [_without_y(row) for row in rows[H]]
-        return rows
-
-    @staticmethod
-    def _settled(stage: dict[str, Any], register: str) -> Row:
-        row = stage[register]
-        if row is None:
-            return {}
-        if isinstance(row, str):
-            return stage[X] if row == X else {register: 1.0}
-        return row
+    def _settled(self) -> list[dict[str, Row]]:
+        """Returns the rows of each stage: y only if it ever parts from x, h only if it is read."""
+        read = {column for rows in self.rows for row in rows.values() for column in row}
+        read = {column for column in read if column[0] == "h"}
+        remembers = any(H in rows for rows in self.rows) or read - {NEW}
+        names = ({} if self.apart else {Y: X}) | ({NEW: D} if not remembers else {})
+        stages = []
+        for rows, time in zip(self.rows, self.times, strict=True):
+            if remembers and H not in rows and not np.all(np.isnan(time)):
+                rows = rows | {H: {D: 1.0}}
+            kept = {name: row for name, row in rows.items() if self.apart or name != Y}
+            stages.append({name: _renamed(row, names) for name, row in kept.items()})
+        return stages
 
     def _levels(self, register: str) -> np.ndarray:
         found = np.empty((len(self.times), 2))
@@ -300,18 +281,15 @@ class Stages:
         return found
 
 
-def _without_y(row: Row) -> Row:
-    return _renamed(row, Y, X)
-
-
-def _renamed(row: Row, old: str, new: str) -> Row:
-    """Returns the row with the weight of `old` added to that of `new`."""
-    if old not in row:
+def _renamed(row: Row, names: Mapping[str, str]) -> Row:
+    """Returns the row with other columns; weights that then fall together are added."""
+    if names.keys().isdisjoint(row):
         return row
-    row = dict(row)
-    weight = row.pop(old)
-    row[new] = row[new] + weight if new in row else weight
-    return row
+    renamed: dict[str, Any] = {}
+    for column, weight in sorted(row.items(), key=lambda item: item[0] in names):
+        column = names.get(column, column)
+        renamed[column] = renamed[column] + weight if column in renamed else weight
+    return renamed
 
 
 def entries(weights: np.ndarray, first: int = 0) -> dict[str, np.ndarray]:

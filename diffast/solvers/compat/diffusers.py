@@ -84,7 +84,7 @@ def late_churn(
     grid = np.asarray(grid, np.float64)
     raised = (1.0 + np.asarray(gamma, np.float64)) * grid[:-1]
     fresh = s_noise * np.sqrt(raised**2 - grid[:-1] ** 2)
-    (a, b), (a_hat, b_hat) = reads, churned
+    a, b, a_hat, b_hat = (np.asarray(w, np.float64) for w in (*reads, *churned))
     ratio = grid[1:] / raised
     of_x = ratio + (1.0 - ratio) * a_hat  # of x'
     of_output = (1.0 - ratio) * b_hat / b  # of the output, as b output = d - a x
@@ -185,7 +185,7 @@ def slope_pairs(schedule: Schedule, grid: ArrayLike, middles: ArrayLike | None =
         if t == 0.0:
             stages.add(s, t, {"y": 1.0, "h0": t - s}, h=slope)
             continue
-        m = t if middles is None else middles[n]
+        m = t if middles is None else np.asarray(middles)[n]
         half = 0.5 if middles is None else 1.0
         stages.add(s, m, {"y": 1.0, "h0": m - s}, y="keep", h=slope)
         last = {"y": 1.0, "h0": half * (t - s), "h1": (1.0 - half) * (t - s)}

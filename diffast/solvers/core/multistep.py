@@ -73,60 +73,86 @@ def build(
         ValueError: orders or start that do not fit; a grid that `check_grid` refuses.
     """
     grid = check_grid(schedule, grid)
-    steps = len(grid) - 1
     short = name.partition("(")[0]
-    wanted = check_orders(short, orders, order, steps)
+    wanted = check_orders(short, orders, order, len(grid) - 1)
     single = _check_start(short, start, orders) == "single"
-    levels = levels_at(schedule, grid)
-    ways = [_way(levels, n, form, clock, single) for n in range(steps)]
-    rows = Rows()
-    remembered = []  # (stage, level), newest first
-    growth = 1.0
-    pending = None  # the step whose end waits for its own estimate to be corrected
-    for n, (s, t) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
-        kind, ticks = ways[n]
-        if n and kind != ways[n - 1][0]:
-            remembered = []
-        clean = t.sigma == 0.0 and (orders is None or wanted[n] == 1 or kind == "data")
-        by_x0 = kind == "data" or clean or s.alpha == 0.0
-        i = rows.call(grid[n], s, "data" if by_x0 else "noise")
-        state = {X: 1.0}
-        if pending is not None:
-            state = _corrected(pending, i, s, correct if pending[1] == clock else adams)
-        finite = np.isfinite(s.on(ticks))
-        fall = _fall(s, t) if kind == "noise" else 1.0
-        tame = fall <= WIDEST
-        used = [(j, node) for j, node in remembered if np.isfinite(node.on(ticks))]
-        remembered = [(i, s), *remembered[:2]] if kind == "data" or not by_x0 else []
-        pending = None
-        if single and finite and not clean and tame and len(used) + 1 < order - 1:
-            calls = order - 1 if correct is None else order
-            _single_step(rows, schedule, state, (kind, ticks, s, t), i, calls)
-            growth *= max(1.0, (fall - 1.0) ** 2)
-            continue
-        can_open = opening is not None and finite and not clean and tame
-        if can_open and opening(rows, schedule, n, grid, s, t):
-            growth *= max(1.0, (fall - 1.0) ** 3)
-            continue
-        if clean or s.alpha == 0.0 or not finite:
-            used, factor, weights = [], keep("data", s, t), moments("data", "snr", s, t, 0)
-        else:
-            used = used[: wanted[n] - 1]
-            factor = keep(kind, s, t)
-            rule = predict if ticks == clock else adams
-            weights = rule(kind, ticks, s, [node for _, node in used], t)
-        point = {key: factor * weight for key, weight in state.items()}
-        add_to(point, [i, *(j for j, _ in used)], weights)
-        waits = correct is not None and corrected[n] and n + 1 < steps
-        if waits and ways[n + 1][0] == kind and tame:
-            pending = (kind, ticks, s, [(i, s), *used])
-            growth *= max(1.0, 0.5 * fall * (fall - 1.0))
-            rows.add(point, state, i)
-        else:
-            rows.add(point, point, i + 1)
-    if check == "full" and growth > LARGEST_GROWTH:
+    walk = _Walk(schedule, grid, form, clock, single)
+    walk.rules = {"predict": predict, "correct": correct}
+    walk.single_calls = (order - 1 if correct is None else order) if single else 0
+    walk.corrected = np.zeros(len(grid), dtype=bool) if corrected is None else corrected
+    for n, most in enumerate(wanted):
+        walk.add_step(n, most, orders is None or most == 1, order, opening)
+    if check == "full" and walk.growth > LARGEST_GROWTH:
         check = "x0"
-    return rows.plan(schedule, grid, name, check)
+    return walk.rows.plan(schedule, grid, name, check)
+
+
+class _Walk:
+    """A multistep method on its way along the grid: its rows, and what it remembers."""
+
+    def __init__(self, schedule, grid, form, clock, single):
+        self.schedule, self.grid, self.clock = schedule, grid, clock
+        self.levels = levels_at(schedule, grid)
+        self.ways = [_way(self.levels, n, form, clock, single) for n in range(len(grid) - 1)]
+        self.rows = Rows()
+        self.remembered = []  # (stage, level), newest first
+        self.growth = 1.0
+        self.pending = None  # the step whose end waits for its own estimate to be corrected
+
+    def rule(self, name, ticks):
+        """Returns the method's rule for weights; on another clock than its own the plain one."""
+        return self.rules[name] if ticks == self.clock else adams
+
+    def add_step(self, n, most, ends_at_x0, order, opening):
+        """Adds the rows of step n, which uses at most so many estimates."""
+        s, t, (kind, ticks) = self.levels[n], self.levels[n + 1], self.ways[n]
+        if n and kind != self.ways[n - 1][0]:
+            self.remembered = []
+        clean = t.sigma == 0.0 and (ends_at_x0 or kind == "data")
+        by_x0 = kind == "data" or clean or s.alpha == 0.0
+        i = self.rows.call(self.grid[n], s, "data" if by_x0 else "noise")
+        state = self._state(i, s)
+        used = [(j, node) for j, node in self.remembered if np.isfinite(node.on(ticks))]
+        kept = kind == "data" or not by_x0
+        self.remembered = [(i, s), *self.remembered[:2]] if kept else []
+        fall = _fall(s, t) if kind == "noise" else 1.0
+        first_order = clean or s.alpha == 0.0 or not np.isfinite(s.on(ticks))
+        free = np.isfinite(s.on(ticks)) and not clean and fall <= WIDEST
+        if free and self.single_calls and len(used) + 1 < order - 1:
+            step = kind, ticks, s, t
+            _single_step(self.rows, self.schedule, state, step, i, self.single_calls)
+            self.growth *= max(1.0, (fall - 1.0) ** 2)
+        elif free and opening and opening(self.rows, self.schedule, n, self.grid, s, t):
+            self.growth *= max(1.0, (fall - 1.0) ** 3)
+        else:
+            self._add_regular(n, i, state, [] if first_order else used[: most - 1], first_order)
+
+    def _state(self, i, s):
+        """Returns the state at s: as it is, or corrected by its own estimate, that of stage i."""
+        if self.pending is None:
+            return {X: 1.0}
+        rule, pending = self.rule("correct", self.pending[1]), self.pending
+        self.pending = None
+        return _corrected(pending, i, s, rule)
+
+    def _add_regular(self, n, i, state, used, first_order):
+        """Adds the one call of step n, which uses the estimates of stage i and those."""
+        s, t, (kind, ticks) = self.levels[n], self.levels[n + 1], self.ways[n]
+        if first_order:
+            factor, weights = keep("data", s, t), moments("data", "snr", s, t, 0)
+        else:
+            rule, factor = self.rule("predict", ticks), keep(kind, s, t)
+            weights = rule(kind, ticks, s, [node for _, node in used], t)
+        x = {key: factor * weight for key, weight in state.items()}
+        add_to(x, [i, *(j for j, _ in used)], weights)
+        fall = _fall(s, t) if kind == "noise" else 1.0
+        last = n + 1 == len(self.ways)
+        if self.corrected[n] and not last and self.ways[n + 1][0] == kind and fall <= WIDEST:
+            self.pending = (kind, ticks, s, [(i, s), *used])
+            self.growth *= max(1.0, 0.5 * fall * (fall - 1.0))
+            self.rows.add(x, state, i)
+        else:
+            self.rows.add(x, x, i + 1)
 
 
 def check_orders(name, orders, most, steps) -> list:

@@ -80,7 +80,7 @@ class Step:
             call k.
     """
 
-    def __init__(self, xp: Any, start: Node, end: Node | None, call: Node | None):
+    def __init__(self, xp: Any, start: Node, end: Any, call: Any):
         """Keeps the nodes."""
         self.xp, self.start, self.end, self.call = xp, start, end, call
 
@@ -139,6 +139,8 @@ class EmbeddedSolver:
     needs_slopes = False
     controller: dict[str, float]
     step = 0.1
+    atol: Any
+    rtol: Any
 
     @property
     def calls(self) -> int:

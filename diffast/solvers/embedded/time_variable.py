@@ -88,5 +88,6 @@ class TimeVariable:
         if self.kind == "time":
             by_sigma = self._by_sigma
             rate = time * self._span if by_sigma else np.full_like(time, schedule.t_start)
-        slopes = schedule.derivatives(time) if self.slopes else (None, None)
-        return Node(position, time, lam, schedule.alpha(time), schedule.sigma(time), *slopes, rate)
+        dalpha, dsigma = schedule.derivatives(time) if self.slopes else (None, None)
+        alpha, sigma = schedule.alpha(time), schedule.sigma(time)
+        return Node(position, time, lam, alpha, sigma, dalpha, dsigma, rate)

@@ -19,7 +19,7 @@ default clock is "flow", with h the step in -log(sigma).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -244,22 +244,23 @@ def singlestep(
         raise ValueError(f"singlestep: form = {form!r}, but it must be 'data' or 'noise'")
     _check_kind("singlestep", kind)
     grid = check_grid(schedule, grid)
-    clock = check_clock("singlestep", schedule, grid, clock)
+    ticks = check_clock("singlestep", schedule, grid, clock)
     steps = len(grid) - 1
-    if np.ndim(orders) == 0:
-        _check_orders("singlestep", [orders])
-        whole, rest = divmod(steps, int(orders))
-        orders = [int(orders)] * whole + [rest] * (rest > 0)
-    orders = _check_orders("singlestep", orders)
-    if sum(orders) != steps:
+    given: Any = orders
+    if np.ndim(given) == 0:
+        _check_orders("singlestep", [given])
+        whole, rest = divmod(steps, int(given))
+        given = [int(given)] * whole + [rest] * (rest > 0)
+    lengths = _check_orders("singlestep", given)
+    if sum(lengths) != steps:
         raise ValueError(
-            f"singlestep: orders add up to {sum(orders)}, but the grid has {steps} intervals"
+            f"singlestep: orders add up to {sum(lengths)}, but the grid has {steps} intervals"
         )
     blocks, n = [], 0
-    for order in orders:
+    for order in lengths:
         times = grid[None, n : n + order + 1]
         alpha, sigma = schedule.alpha(times), schedule.sigma(times)
-        by = clock_of_step(clock, alpha[0, 0])
+        by = clock_of_step(ticks, alpha[0, 0])
         level = clock_level(by, alpha, sigma)[1]
         # a last level of 0 gets a number here and its row below
         ratios = np.where(level > 0.0, level, 0.5 * level[:, -2:-1])[:, 1:] / level[:, :1]
@@ -270,7 +271,7 @@ def singlestep(
         keep, weights = block_rows(schedule, by, times, gain)
         blocks.append((times[0, :-1], keep[0], weights[0]))
         n += order
-    name = f"singlestep({form}, {kind}, clock={clock})"
+    name = f"singlestep({form}, {kind}, clock={ticks})"
     return plan_of_blocks(name, schedule, grid, blocks)
 
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -185,7 +186,7 @@ def _check_corrector(corrector):
     return inner, length
 
 
-def _at(value, t, what):
+def _at(value: Any, t: float, what: str) -> float:
     """Returns the number, or what the function says at t."""
     number = float(value(t) if callable(value) else value)
     if not 0.0 < number < np.inf:
