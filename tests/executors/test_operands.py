@@ -27,7 +27,9 @@ def test_outputs_that_cannot_be_weighed(name, kind):
     text = str(caught.value)
     assert "xs[" not in text and "combine" not in text and "sweep" not in text
     whole = kind in ("meta", "float8")
-    assert text.startswith(WHO[name] if whole or WHO[name] == "Stepper" else "Denoiser: the network")
+    assert text.startswith(
+        WHO[name] if whole or WHO[name] == "Stepper" else "Denoiser: the network"
+    )
     assert ("the network's output" in text) or not whole or WHO[name] == "Stepper"
     if whole and name == "sample":
         assert text.startswith("sample: stage 0: the network's output ")

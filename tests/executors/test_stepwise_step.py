@@ -179,12 +179,18 @@ def test_an_empty_batch_is_fine():
             lambda d: stepped(guided(2.0), (torch.zeros(4, 5), torch.zeros(4, 1))),
             r"unconditional output is \[4, 1\]",
         ),
-        (lambda d: stepped(d, torch.zeros(4, 5), torch.zeros(4, 5)), "z is given, but noise is 'counter'"),
+        (
+            lambda d: stepped(d, torch.zeros(4, 5), torch.zeros(4, 5)),
+            "z is given, but noise is 'counter'",
+        ),
         (
             lambda d: stepped(d, torch.zeros(4, 5), name="ddim_one", noise="given"),
             "noise is 'given' and a plan draws, but no z is given",
         ),
-        (lambda d: started(d, name="churn_heun", noise="given"), "begins with noise, but no z is given"),
+        (
+            lambda d: started(d, name="churn_heun", noise="given"),
+            "begins with noise, but no z is given",
+        ),
         (
             lambda d: stepped(d, torch.zeros(4, 5), on_x0=lambda x0, i: x0[:1]),
             r"on_x0 was given \[4, 5\] but returned \[1, 5\]",
