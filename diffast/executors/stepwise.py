@@ -310,7 +310,7 @@ class Stepper:
 
     def _hooked(self, x0: torch.Tensor, stage: int | torch.Tensor, state: State) -> torch.Tensor:
         info = Info(stage, self.time(state), state.ids)
-        return hooked("Stepper", self.on_x0, x0, info).contiguous()
+        return hooked("Stepper", self.on_x0, x0, info).to(x0.dtype).contiguous()
 
     def _plan_of(self, row: int) -> int:
         return max(p for p, first in enumerate(self.first) if first <= row)

@@ -215,7 +215,7 @@ class AdaptiveRun:
             self._blame(error, answers)
             raise
         if self.on_x0 is not None:
-            d.copy_(self._hooked(d, times.repeat(size)))
+            d.copy_(self._hooked(d, times.repeat(size), first=True))
         node = self.interval.nodes(np.array([self.interval.start]))
         if self.interval.opens:  # from noise alone to the first position by Euler's step
             alpha, keep = float(node.alpha[0]), float(node.sigma[0]) / sigma
@@ -383,11 +383,12 @@ class AdaptiveRun:
         ops.combine_table_out(xs, table.weights, None, None, self.limits, [x0], None)
         x0.copy_(self._hooked(x0, step.call.time))
 
-    def _hooked(self, x0: torch.Tensor, times: Any) -> torch.Tensor:
+    def _hooked(self, x0: torch.Tensor, times: Any, first: bool = False) -> torch.Tensor:
         now = self.batch.now
         times = torch.from_numpy(times) if self.on_host or isinstance(times, np.ndarray) else times
-        calls = now["counts"][:, COUNTS.index("calls")]
-        info = Info(calls.clone(), times.to(self.device), now["streams"][:, 1].clone())
+        # The first call is counted before it is made, the others after.
+        calls = now["counts"][:, COUNTS.index("calls")] - int(first)
+        info = Info(calls, times.to(self.device), now["streams"][:, 1].clone())
         return hooked("sample_adaptive", self.on_x0, x0, info)
 
     def progress(self) -> Progress:
