@@ -39,7 +39,7 @@ def sweep_call(case):
     norms = torch.empty(BATCH, WINDOW + 1, dtype=torch.float64)
     slopes = None if "no slopes" in case else slopes
     tables = (slopes, weights, changes, tails, line, jobs, walk, ids)
-    return (x, [output], *tables, 0, noises, parts, [], 0, points, states, norms)
+    return (x, [output], *tables, 0, noises, parts, [], points, states, norms)
 
 
 def eager_round(x, output, noise):

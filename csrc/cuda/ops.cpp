@@ -64,17 +64,11 @@ void run_gram(const GramArgs& args, const Tensor& first) {
   run("gram", launch_gram, g, first);
 }
 
-// Allocates partial sums, and where chunks begin and end.
 void run_sweep(const SweepArgs& args, const Tensor& x) {
   SweepArgs a = args;
-  const int64_t noted = a.job_count * (sweep_chunks(a) - 1);
   Tensor partials = torch::stable::new_empty(
       x, {a.norms ? a.job_count * (a.length + 1) : 0, sweep_sums(a.elements)}, ScalarType::Double);
-  Tensor ends = torch::stable::new_empty(x, {noted, 2, a.elements});
-  Tensor gains = torch::stable::new_empty(x, {noted});
   if (a.norms) a.partials = static_cast<double*>(partials.mutable_data_ptr());
-  a.ends = ends.mutable_data_ptr();
-  a.gains = gains.mutable_data_ptr();
   run("sweep", launch_sweep, a, x);
 }
 

@@ -23,6 +23,26 @@ def word_at(number, shift: tl.constexpr):
     return (number >> shift).to(tl.uint32)
 
 
+@triton.jit
+def place_of(elements, BLOCK: tl.constexpr):
+    """Returns a program's sample, its block there, the block's first element, offsets and mask."""
+    blocks = (elements - 1) // BLOCK + 1  # of one sample
+    i_sample = (tl.program_id(0) // blocks).to(tl.int64)
+    i_block = tl.program_id(0) % blocks
+    start = i_block.to(tl.int64) * BLOCK
+    o_element = start + tl.arange(0, BLOCK)
+    return i_sample, i_block, start, o_element, o_element < elements
+
+
+@triton.jit
+def load_inputs(p_xs, o_batch, m_element, TYPE: tl.constexpr, INPUTS: tl.constexpr):
+    """Returns the block of every input, rounded to the arithmetic type."""
+    b_xs = ()
+    for k in tl.static_range(INPUTS):
+        b_xs = b_xs + (tl.load(p_xs[k] + o_batch, mask=m_element, other=0.0).to(TYPE),)
+    return b_xs
+
+
 def int32(word: int) -> int:
     """Returns the lowest 32 bits as a signed integer, which Triton takes as int32 always."""
     return ((word & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000

@@ -105,7 +105,7 @@ SCHEMAS = {
     "gram": "(Tensor[] xs, Tensor weights, Tensor(a!) sums) -> ()",
     "sweep": "(Tensor x, Tensor[] outputs, Tensor? slopes, Tensor weights, Tensor changes, "
     "Tensor tails, Tensor line, Tensor jobs, Tensor walk, Tensor ids, int seed, int noises, "
-    "bool parts, float[] clamp, int chunk, Tensor(a!) points, Tensor(b!) states, "
+    "bool parts, float[] clamp, Tensor(a!) points, Tensor(b!) states, "
     "Tensor(c!)? norms) -> ()",
     "normal": "(Tensor ids, int[] shape, int seed, int stage, float scale, ScalarType dtype) "
     "-> Tensor",

@@ -49,10 +49,10 @@ def test_every_option(backend, entries):
 @pytest.mark.parametrize("size", (0, 1, 3, 4, 7, 63, 64, 128, 132, 1000, 4097, 65536, 65540))
 def test_every_size(backend, size):
     rng = np.random.default_rng(1)
-    for jobs, length, chunk in ((0, 3, 0), (1, 0, 0), (1, 5, 0), (9, 3, 0), (2, 7, 2)):
+    for jobs, length in ((0, 3), (1, 0), (1, 5), (9, 3), (2, 7)):
         for outputs in (FLOATS[:1], FLOATS[1:2]):
-            case = Walks(rng, size, jobs, length, noises=1, chunk=chunk, outputs=outputs)
-            case.check(backend["sweep"], (size, jobs, length, chunk), "cuda")
+            case = Walks(rng, size, jobs, length, noises=1, outputs=outputs)
+            case.check(backend["sweep"], (size, jobs, length), "cuda")
 
 
 def test_walks_of_every_length(backend):
@@ -63,18 +63,6 @@ def test_walks_of_every_length(backend):
     ):
         case = Walks(rng, 516, 3, length, entries=entries, noises=noises)
         case.check(backend["sweep"], (length, entries, noises), "cuda")
-
-
-@pytest.mark.parametrize("chunk", (1, 2, 3, 7, 40))
-def test_chunks(backend, chunk):
-    """Of all lengths, some shorter than a chunk; in place, and from and into the same state."""
-    rng = np.random.default_rng(chunk)
-    for i, in_place, length in itertools.product(range(3), (False, True), (7, 83)):
-        options = {"noises": i, "outputs": FLOATS[: 2 - i], "slopes": chunk != 3}
-        options |= {"dtype": FLOATS[3 * (i == 1)], "in_place": in_place}
-        for size in (35, 4096):
-            case = Walks(rng, size, 7, length, chunk=chunk, **options)
-            case.check(backend["sweep"], (chunk, in_place, length, size), "cuda")
 
 
 def test_many_jobs(backend):
@@ -95,13 +83,13 @@ def test_limits_beyond_float32(backend):
 
 def test_where_nothing_moves_no_change_is_seen(backend):
     rng = np.random.default_rng(5)
-    for chunk, entries in ((0, 0), (0, 2), (2, 0)):
-        options = {"entries": entries, "chunk": chunk, "noises": 1, "full": True}
+    for entries in (0, 2):
+        options = {"entries": entries, "noises": 1, "full": True}
         case = Walks(rng, 1000, 2, 5, **options).settled()
         case.slopes[:] = np.nan
-        points, states, norms = case.check(backend["sweep"], (chunk, entries), "cuda")
+        points, states, norms = case.check(backend["sweep"], entries, "cuda")
         assert (norms[:, :-1] == 0).all()
-        case.slopes, case.chunk = None, 0
+        case.slopes = None
         wanted = case.run(reference_sweep.sweep)
         assert_same_bits(points, wanted[0])
         assert_same_bits(states, wanted[1])
@@ -109,8 +97,8 @@ def test_where_nothing_moves_no_change_is_seen(backend):
 
 def test_norms_are_the_same_in_any_call_and_every_time(backend):
     rng = np.random.default_rng(6)
-    for size, chunk in itertools.product((2, 700, 70_000), (0, 2)):
-        case = Walks(rng, size, 3, 5, chunk=chunk)
+    for size in (2, 700, 70_000):
+        case = Walks(rng, size, 3, 5)
         wanted = case.run(backend["sweep"], "cuda")[2]
         for _ in range(5):
             assert_same_bits(case.run(backend["sweep"], "cuda")[2], wanted, size)
@@ -121,26 +109,25 @@ def test_norms_are_the_same_in_any_call_and_every_time(backend):
 
 def test_capture_in_a_graph(backend):
     """The scratch belongs to the graph's memory, and nothing waits for the device."""
-    for chunk in (0, 2):
-        case = Walks(np.random.default_rng(7), 5000, 3, 7, chunk=chunk)
-        wanted = case.run(reference_sweep.sweep)
-        (x, points, states, norms), _ = case.fresh("cuda")
-        call, begun = case.call(x, points, states, norms, "cuda"), states.clone()
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            backend["sweep"](*call)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            backend["sweep"](*call)
-        for _ in range(3):
-            states.copy_(begun)
-            points.fill_(torch.nan)
-            norms.fill_(torch.nan)
-            graph.replay()
-            assert_same_bits(points.cpu(), wanted[0], chunk)
-            assert_same_bits(states.cpu(), wanted[1], chunk)
-            assert_close_sums(norms.cpu(), wanted[2], chunk)
+    case = Walks(np.random.default_rng(7), 5000, 3, 7)
+    wanted = case.run(reference_sweep.sweep)
+    (x, points, states, norms), _ = case.fresh("cuda")
+    call, begun = case.call(x, points, states, norms, "cuda"), states.clone()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        backend["sweep"](*call)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        backend["sweep"](*call)
+    for _ in range(3):
+        states.copy_(begun)
+        points.fill_(torch.nan)
+        norms.fill_(torch.nan)
+        graph.replay()
+        assert_same_bits(points.cpu(), wanted[0])
+        assert_same_bits(states.cpu(), wanted[1])
+        assert_close_sums(norms.cpu(), wanted[2], "graph")
 
 
 @pytest.mark.parametrize("inputs", range(1, 9))

@@ -42,8 +42,8 @@ WALKS = {
     "an entry": (1024, {"entries": 1, "outputs": (torch.bfloat16,)}),
     "most": (1024, {"entries": 7, "parts": True, "clamp": True, "noises": 2}),
     "in place": (1024, {"in_place": True, "slopes": False, "outputs": ()}),
-    "chunks": (1024, {"chunk": 2, "noises": 1}),
-    "float64": (1024, {"dtype": torch.float64, "chunk": 2, "outputs": (torch.float16,) * 2}),
+    "noise": (1024, {"noises": 1}),
+    "float64": (1024, {"dtype": torch.float64, "outputs": (torch.float16,) * 2}),
 }
 
 
@@ -85,8 +85,7 @@ def main():
     found = {}
     for arch in ARCHITECTURES:
         driver.set_active(Driver(arch))
-        for function in (triton_sweep.sweep_kernel, triton_sweep.ends_kernel):
-            function.device_caches.clear()
+        triton_sweep.sweep_kernel.device_caches.clear()
         found[arch] = {}
         for name, (size, options) in WALKS.items():
             kernels.clear()
@@ -100,14 +99,10 @@ def main():
         for i, (kernel, compiled) in enumerate(kernels):
             found[arch][f"gram {i}: {kernel}"] = look(compiled)
     kernels.clear()
-    for jobs, length, chunk in ((1, 1, 0), (2, 5, 0), (16, 16, 0), (3, 17, 0)):
-        run_walk(rng, 1024, jobs=jobs, length=length, chunk=chunk)
-    plain = len({id(k) for name, k in kernels if name == "sweep_kernel"})
-    kernels.clear()
-    for jobs, length, chunk in ((2, 4, 1), (2, 5, 2), (16, 64, 16)):
-        run_walk(rng, 1024, jobs=jobs, length=length, chunk=chunk)
-    ends = len({id(k) for name, k in kernels if name == "ends_kernel"})
-    print(json.dumps({"kernels": found, "launches": {"sweep": plain, "ends": ends}}))
+    for jobs, length in ((1, 1), (2, 5), (16, 16), (3, 17)):
+        run_walk(rng, 1024, jobs=jobs, length=length)
+    compiled = len({id(k) for name, k in kernels if name == "sweep_kernel"})
+    print(json.dumps({"kernels": found, "launches": compiled}))
 
 
 if __name__ == "__main__":

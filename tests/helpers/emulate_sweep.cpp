@@ -43,20 +43,12 @@ void run_gram(const GramArgs& args, const Tensor&) {
   STD_TORCH_CHECK(launch_gram(g, nullptr) == cudaSuccess, "gram: not launched");
 }
 
-template <typename T>
-void run_typed(SweepArgs a) {
-  set = set_call<SweepArgs>;
-  const int64_t noted = a.job_count * (sweep_chunks(a) - 1);
-  Scratch<double> partials(a.job_count * (a.length + 1) * sweep_sums(a.elements));
-  Scratch<T> ends(noted * 2 * a.elements), gains(noted);
-  if (a.norms) a.partials = partials.at;
-  a.ends = ends.at;
-  a.gains = gains.at;
-  STD_TORCH_CHECK(launch_sweep(a, nullptr) == cudaSuccess, "sweep: not launched");
-}
-
 void run_sweep(const SweepArgs& args, const Tensor&) {
-  args.wide ? run_typed<double>(args) : run_typed<float>(args);
+  SweepArgs a = args;
+  set = set_call<SweepArgs>;
+  Scratch<double> partials(a.job_count * (a.length + 1) * sweep_sums(a.elements));
+  if (a.norms) a.partials = partials.at;
+  STD_TORCH_CHECK(launch_sweep(a, nullptr) == cudaSuccess, "sweep: not launched");
 }
 
 }  // namespace

@@ -9,7 +9,7 @@ from diffast.ops.sweep import reference as reference_sweep
 
 # The op's arguments, in order.
 NAMES = ("x", "outputs", "slopes", "weights", "changes", "tails", "line", "jobs", "walk", "ids")
-NAMES += ("seed", "noises", "parts", "clamp", "chunk", "points", "states", "norms")
+NAMES += ("seed", "noises", "parts", "clamp", "points", "states", "norms")
 
 
 class SweepCase:
@@ -24,7 +24,6 @@ class SweepCase:
         noises: normals of a stage.
         parts: whether the anchor is a tensor of its own.
         clamp: whether the x0 estimate is clamped.
-        chunk: as in the op.
         slopes: whether there are any.
         norms: whether they are asked for.
         in_place: whether points is x.
@@ -42,7 +41,6 @@ class SweepCase:
         noises=0,
         parts=False,
         clamp=False,
-        chunk=0,
         slopes=True,
         norms=True,
         in_place=False,
@@ -50,7 +48,7 @@ class SweepCase:
         offset=0,
     ):
         jobs = len(counts)
-        self.noises, self.parts, self.chunk, self.in_place = noises, parts, chunk, in_place
+        self.noises, self.parts, self.in_place = noises, parts, in_place
         self.clamp = [-0.8, 0.7] if clamp else []
         self.length = max([sum(count) for count in counts], default=0) + 1
         rows = sum(sum(count) for count in counts) + 2
@@ -152,7 +150,6 @@ def check_sweep(case, label, overload=ops.sweep, equal=assert_same_bits):
 
 def random_options(rng):
     """Returns options of a random case, all kinds of them."""
-    chunk = int(rng.integers(1, 5)) if rng.random() < 0.25 else 0
     dtype = torch.float64 if rng.random() < 0.3 else torch.float32
     kinds = FLOATS if dtype == torch.float64 else FLOATS[:3]
     kinds = kinds if rng.random() < 0.5 else (dtype,)
@@ -162,11 +159,10 @@ def random_options(rng):
             (int(rng.integers(0, 8)), int(rng.integers(0, 4))) for _ in range(rng.integers(1, 6))
         ],
         "outputs": [kinds[i] for i in picks],
-        "entries": 0 if chunk else int(rng.choice([0, 1, 2, 3, 4, 7])),
+        "entries": int(rng.choice([0, 0, 1, 2, 3, 4, 7])),
         "noises": int(rng.integers(0, 3)),
-        "parts": bool(rng.random() < 0.5) and not chunk,
-        "clamp": bool(rng.random() < 0.5) and not chunk,
-        "chunk": chunk,
+        "parts": bool(rng.random() < 0.5),
+        "clamp": bool(rng.random() < 0.5),
         "slopes": bool(rng.random() < 0.7),
         "norms": bool(rng.random() < 0.8),
         "in_place": bool(rng.random() < 0.4),

@@ -19,7 +19,7 @@ class Walks:
         jobs, length: shape of the walk.
         dtype: of x, points and states.
         outputs: dtypes of the network's outputs.
-        entries, noises, parts, clamp, chunk: as in the op.
+        entries, noises, parts, clamp: as in the op.
         slopes, norms: whether they are given.
         in_place: whether points are x.
         offset: bytes that the tensors start behind a 64-byte boundary.
@@ -38,7 +38,6 @@ class Walks:
         noises=0,
         parts=False,
         clamp=False,
-        chunk=0,
         slopes=True,
         norms=True,
         in_place=False,
@@ -47,7 +46,7 @@ class Walks:
     ):
         shape = size if isinstance(size, tuple) else (size,)
         rows, stages, states = jobs * length + jobs, length + 5, 2 * jobs
-        self.in_place, self.chunk, self.noises, self.parts = in_place, chunk, noises, parts
+        self.in_place, self.noises, self.parts = in_place, noises, parts
         self.offset, self.shape = offset, (rows, *shape)
         self.clamp = [-0.8, 0.7] if clamp else []
         self.x = placed(random_tensor(rng, self.shape, dtype), offset)
@@ -92,7 +91,7 @@ class Walks:
         slopes = None if self.slopes is None else self.slopes.to(device)
         tables = [self.weights, self.changes, self.tails, self.line, self.jobs, self.walk, self.ids]
         tables = [t.to(device) for t in tables]
-        options = (self.seed, self.noises, self.parts, self.clamp, self.chunk)
+        options = (self.seed, self.noises, self.parts, self.clamp)
         return (x, outputs, slopes, *tables, *options, points, states, norms)
 
     def fresh(self, device="cpu"):

@@ -13,7 +13,7 @@ COMPLETED = [*df.solvers.SOLVERS.values(), df.grids.karras, df.grids.beta]
 
 @pytest.mark.parametrize("function", COMPLETED, ids=lambda function: function.__name__)
 def test_every_argument_is_described_once_and_in_order(function):
-    args = function.__doc__.partition("\nArgs:\n")[2].partition("\n\nRaises:\n")[0]
+    args = (inspect.getdoc(function) or "").partition("\nArgs:\n")[2].partition("\n\nRaises:\n")[0]
     described = re.findall(r"^ {4}(\w+): \S", args, re.M)
     assert described == list(inspect.signature(function).parameters)
 

@@ -84,10 +84,8 @@ def test_triton_kernels_are_exact_and_vectorised(triton_report, arch):
     assert cases["plain: sweep_kernel"]["wide stores"] == 6
     assert cases["most: sweep_kernel"]["wide loads"] == 9 + 8
     assert cases["most: sweep_kernel"]["wide stores"] == 6 + 7
-    assert cases["chunks: ends_kernel"]["wide loads"] == 6
-    assert cases["chunks: ends_kernel"]["wide stores"] == 2
 
 
 def test_triton_launches_do_not_compile_for_every_walk(triton_report):
     """The launchers' own arguments, with a stand-in for the driver that launches nothing."""
-    assert triton_report["launches"] == {"sweep": 1, "ends": 1}
+    assert triton_report["launches"] == 1

@@ -67,13 +67,10 @@ def test_float64(emulated, entries, size):
 @pytest.mark.parametrize("size", (0, 1, 3, 4, 7, 63, 64, 128, 132, 1000, 4097, (4, 6, 2)))
 def test_every_shape(emulated, size):
     rng = np.random.default_rng(1)
-    for jobs, length, chunk, offset in (
-        *((0, 3, 0, 0), (1, 0, 0, 0), (1, 0, 3, 0), (1, 1, 0, 4), (9, 3, 0, 16)),
-        *((2, 7, 2, 4), (2, 6, 2, 0)),
-    ):
-        options = {"outputs": (FLOATS[offset // 8],), "noises": 1, "chunk": chunk}
+    for jobs, length, offset in ((0, 3, 0), (1, 0, 0), (1, 1, 4), (9, 3, 16), (2, 7, 4)):
+        options = {"outputs": (FLOATS[offset // 8],), "noises": 1}
         case = Walks(rng, size, jobs, length, offset=offset, **options)
-        case.check(emulated.sweep, (size, jobs, length, chunk, offset))
+        case.check(emulated.sweep, (size, jobs, length, offset))
 
 
 @pytest.mark.parametrize("entries", (0, 1, 3))
@@ -97,22 +94,6 @@ def test_sizes_with_other_blocks(emulated):
         assert emulated.reset()[:3] == [2, blocks + 1, blocks * threads + 256]
 
 
-@pytest.mark.parametrize("chunk", (1, 2, 3, 5, 7, 9, 40))
-def test_chunks(emulated, chunk):
-    """Of all lengths, some shorter than a chunk; in place, and from and into the same state."""
-    rng = np.random.default_rng(chunk)
-    for i, in_place in itertools.product(range(3), (False, True)):
-        options = {"noises": i, "outputs": FLOATS[: 2 - i], "slopes": chunk != 3}
-        for jobs, length in ((5, 7), (2, 83))[: 2 if i == in_place else 1]:
-            case = Walks(rng, 35 + i, jobs, length, chunk=chunk, in_place=in_place, **options)
-            case.check(emulated.sweep, (chunk, in_place, length))
-    for dtype in (FLOATS[0], FLOATS[3]):
-        case = Walks(rng, 36, 2, 7, chunk=chunk, full=True, dtype=dtype, outputs=(dtype,))
-        emulated.reset()
-        case.check(emulated.sweep, (chunk, "full"))
-        assert emulated.reset()[0] == (3 if chunk < 7 else 2)
-
-
 def test_missing_columns_add_nothing(emulated):
     check_negative_zeros(emulated.sweep)
 
@@ -127,13 +108,13 @@ def test_limits_beyond_float32(emulated):
 def test_where_nothing_moves_no_change_is_seen(emulated):
     """The bits are those without slopes, whatever the slopes are; and every norm is 0."""
     rng = np.random.default_rng(5)
-    for chunk, entries in ((0, 0), (0, 2), (2, 0)):
-        options = {"entries": entries, "chunk": chunk, "noises": 1, "full": True}
+    for entries in (0, 2):
+        options = {"entries": entries, "noises": 1, "full": True}
         case = Walks(rng, 35, 2, 5, **options).settled()
         case.slopes[:] = np.nan
-        points, states, norms = case.check(emulated.sweep, (chunk, entries))
+        points, states, norms = case.check(emulated.sweep, entries)
         assert (norms[:, :-1] == 0).all()
-        case.slopes, case.chunk = None, 0
+        case.slopes = None
         wanted = case.run(reference_sweep.sweep)
         assert_same_bits(points, wanted[0])
         assert_same_bits(states, wanted[1])
@@ -141,8 +122,8 @@ def test_where_nothing_moves_no_change_is_seen(emulated):
 
 def test_norms_are_the_same_in_any_call_and_for_any_order_of_threads(emulated):
     rng = np.random.default_rng(6)
-    for size, chunk in itertools.product((2, 700), (0, 2)):
-        case = Walks(rng, size, 3, 5, chunk=chunk)
+    for size in (2, 700):
+        case = Walks(rng, size, 3, 5)
         emulated.reset(0)
         wanted = case.run(emulated.sweep)[2]
         for seed in (1, 2):
@@ -159,11 +140,10 @@ def test_more_jobs_than_a_grid_has_blocks(emulated):
 @pytest.mark.parametrize("value", (np.nan, np.inf))
 def test_a_bad_element_spoils_its_own_job_only(emulated, value):
     rng = np.random.default_rng(8)
-    for chunk in (0, 2):
-        case = Walks(rng, 200, 3, 4, chunk=chunk, full=True)
-        case.x[case.walk[2, 0], 199] = value
-        norms = case.check(emulated.sweep, (value, chunk))[2]
-        assert norms.isfinite().all(dim=1).tolist() == [True, True, False]
+    case = Walks(rng, 200, 3, 4, full=True)
+    case.x[case.walk[2, 0], 199] = value
+    norms = case.check(emulated.sweep, value)[2]
+    assert norms.isfinite().all(dim=1).tolist() == [True, True, False]
 
 
 def test_the_cases_of_the_cpu(emulated):

@@ -62,21 +62,6 @@ def test_every_dtype_of_an_output(kind, dtype):
         check_sweep(case, (outputs, size))
 
 
-@pytest.mark.parametrize("chunk", (1, 2, 3, 5, 6, 7, 100))
-@pytest.mark.parametrize("in_place", (False, True))
-def test_chunks(chunk, in_place):
-    rng = np.random.default_rng(chunk)
-    for slopes, noises, dtype in (
-        (True, 0, FLOATS[0]),
-        (True, 1, FLOATS[3]),
-        (False, 2, FLOATS[0]),
-    ):
-        options = {"chunk": chunk, "slopes": slopes, "noises": noises, "dtype": dtype}
-        counts = ((7, 0), (6, 2), (0, 0), (1, 1))
-        case = SweepCase(rng, (1029,), counts, (dtype,), in_place=in_place, **options)
-        check_sweep(case, options)
-
-
 def test_a_shape_of_several_dimensions_and_rows_without_elements():
     rng = np.random.default_rng(0)
     for shape in ((), (3, 5), (2, 3, 4), (3, 0)):
@@ -179,9 +164,9 @@ def test_a_slope_that_is_not_a_number_hurts_only_what_moved(value):
 
 def test_norms_and_points_do_not_depend_on_threads_or_the_batch(thread_count):
     rng = np.random.default_rng(4)
-    for size, noises, chunk in ((17, 0, 0), (4097, 1, 0), (30_001, 0, 0), (9000, 0, 2)):
+    for size, noises in ((17, 0), (4097, 1), (30_001, 0)):
         counts = ((5, 0), (3, 1), (4, 0))
-        case = SweepCase(rng, (size,), counts, noises=noises, chunk=chunk)
+        case = SweepCase(rng, (size,), counts, noises=noises)
         found = []
         for threads, alone in itertools.product((1, 2), (False, True)):
             thread_count(threads)

@@ -40,7 +40,6 @@ def good():
         "noises": 1,
         "parts": True,
         "clamp": [-1.0, 1.0],
-        "chunk": 0,
         "points": state(),
         "states": state(2, 4 + ENTRIES, 3),
         "norms": doubles(JOBS, LENGTH + 1),
@@ -62,7 +61,6 @@ def memory(shape, start, dtype=torch.float32):
 
 MEMORY = torch.ones(200, dtype=torch.float32)
 WALK = good()["walk"]
-PLAIN = {"parts": False, "clamp": [], "states": state(2, 4, 3), "chunk": 2}
 # What is changed about a good call, and the text that names the two facts.
 REFUSED = [
     ({"x": state(dtype=torch.float16)}, "x has dtype float16 but float32 or float64 is needed"),
@@ -112,8 +110,6 @@ REFUSED = [
     ({"clamp": [1.0]}, "clamp has 1 numbers but (low, high) is needed"),
     ({"clamp": [1.0, -1.0]}, "clamp low 1 but high -1"),
     ({"clamp": [-0.5, float("nan")]}, "clamp low -0.5 but high nan"),
-    ({"chunk": -1}, "chunk -1 but 0 (one walk) or more is needed"),
-    ({"chunk": 2}, "chunk 2 but only walks without entries, parts and a clamp go in chunks"),
     (
         {"points": memory((5, 3), 0), "x": memory((5, 3), 8)},
         "points overlaps x without being the same tensor",
@@ -160,16 +156,3 @@ def test_the_call_that_is_changed_is_good():
 def test_it_is_refused_in_clear_words_and_nothing_is_written(changed, text):
     call = [*{**good(), **changed}.values()]
     check_refused("sweep", ops.sweep, reference_sweep.sweep, call, "sweep: " + text)
-
-
-def test_walks_in_chunks_refuse_each_part():
-    for changed in ({"parts": True}, {"clamp": [0.0, 1.0]}, {"states": state(2, 5, 3)}):
-        call = {**good(), **PLAIN, "noises": 0, "outputs": [state()], **changed}
-        made = 2 + call["parts"] + (call["states"].shape[1] > 4)
-        columns = 2 + call["parts"] + bool(call["clamp"]) + call["states"].shape[1] - 4
-        call["weights"], call["changes"] = doubles(6, made, columns), doubles(6, made)
-        width = 2 + call["parts"] + call["states"].shape[1] - 4
-        call["tails"] = doubles(6, made - 1, width)
-        with pytest.raises(RuntimeError, match="chunk 2 but only walks without"):
-            ops.sweep(*call.values())
-        ops.sweep(*{**call, "chunk": 0}.values())

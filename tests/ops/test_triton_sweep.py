@@ -45,36 +45,22 @@ def test_every_number_of_entries_with_several_options(sweep, entries):
 @pytest.mark.parametrize("size", (0, 1, 7, 63, 128, 129, 1000, 4097, (3, 5, 7)))
 def test_sizes(sweep, size):
     rng = np.random.default_rng(1)
-    walks = ((0, 3, 0), (1, 0, 0), (1, 5, 2), (2, 3, 0))
-    for jobs, length, chunk in walks if size != 4097 else ((1, 3, 2),):
-        case = Walks(rng, size, jobs, length, noises=1, chunk=chunk, offset=4)
-        case.check(sweep, (size, jobs, length, chunk))
+    walks = ((0, 3), (1, 0), (1, 5), (2, 3))
+    for jobs, length in walks if size != 4097 else ((1, 3),):
+        case = Walks(rng, size, jobs, length, noises=1, offset=4)
+        case.check(sweep, (size, jobs, length))
 
 
 def test_large_blocks(sweep, monkeypatch):
     from diffast.ops.sweep import triton
 
     monkeypatch.setattr(triton, "_MANY", 600)
-    rng = np.random.default_rng(2)
-    for chunk in (0, 2):
-        Walks(rng, 1203, 1, 3, noises=1, chunk=chunk).check(sweep, chunk)
+    Walks(np.random.default_rng(2), 1203, 1, 3, noises=1).check(sweep, "blocks")
 
 
 def test_more_partial_sums_than_the_second_kernel_takes_at_a_time(sweep):
     case = Walks(np.random.default_rng(9), 129 * 128 + 3, 1, 1, outputs=(), full=True)
     case.check(sweep, "sums")
-
-
-@pytest.mark.parametrize("chunk", (1, 2, 3, 7))
-def test_chunks(sweep, chunk):
-    """Of all lengths, some shorter than a chunk; in place, and from and into the same state."""
-    rng = np.random.default_rng(chunk)
-    for i, in_place in enumerate((False, True)):
-        options = {"noises": i, "outputs": FLOATS[: 2 - i], "slopes": chunk != 3}
-        case = Walks(rng, 35, 4, 7, chunk=chunk, in_place=in_place, **options)
-        case.check(sweep, (chunk, in_place))
-    case = Walks(rng, 35, 1, 7, chunk=chunk, full=True, dtype=torch.float64)
-    case.check(sweep, (chunk, "full"))
 
 
 def test_float64(sweep):
@@ -101,13 +87,13 @@ def test_limits_beyond_float32(sweep):
 def test_where_nothing_moves_no_change_is_seen(sweep):
     """The bits are those without slopes, whatever the slopes are; and every norm is 0."""
     rng = np.random.default_rng(5)
-    for chunk, entries in ((0, 0), (0, 2), (2, 0)):
-        options = {"entries": entries, "chunk": chunk, "noises": 1, "full": True}
+    for entries in (0, 2):
+        options = {"entries": entries, "noises": 1, "full": True}
         case = Walks(rng, 35, 2, 5, **options).settled()
         case.slopes[:] = np.nan
-        points, states, norms = case.check(sweep, (chunk, entries))
+        points, states, norms = case.check(sweep, entries)
         assert (norms[:, :-1] == 0).all()
-        case.slopes, case.chunk = None, 0
+        case.slopes = None
         wanted = case.run(reference_sweep.sweep)
         assert_same_bits(points, wanted[0])
         assert_same_bits(states, wanted[1])
@@ -124,17 +110,16 @@ def test_a_job_has_the_same_norms_in_any_call(sweep):
 @pytest.mark.parametrize("value", (np.nan, np.inf))
 def test_a_bad_element_spoils_its_own_job_only(sweep, value):
     rng = np.random.default_rng(7)
-    for chunk in (0, 2):
-        case = Walks(rng, 200, 3, 4, chunk=chunk, full=True)
-        case.x[case.walk[2, 0], 199] = value
-        norms = case.check(sweep, (value, chunk))[2]
-        assert norms.isfinite().all(dim=1).tolist() == [True, True, False]
+    case = Walks(rng, 200, 3, 4, full=True)
+    case.x[case.walk[2, 0], 199] = value
+    norms = case.check(sweep, value)[2]
+    assert norms.isfinite().all(dim=1).tolist() == [True, True, False]
 
 
 def test_a_call_is_refused_in_the_words_of_the_other_backends(sweep):
-    case = Walks(np.random.default_rng(8), 5, entries=1)
-    case.chunk = 2
-    with pytest.raises(RuntimeError, match="sweep: chunk 2 but only walks without entries"):
+    case = Walks(np.random.default_rng(8), 5)
+    case.noises = 3
+    with pytest.raises(RuntimeError, match="sweep: 3 noises but at most 2 are supported"):
         case.run(sweep)
 
 

@@ -75,22 +75,13 @@ __global__ void __launch_bounds__(kThreads) gram_kernel(const __grid_constant__ 
   }
 }
 
-// A warp takes one sum of one sample.
 __global__ void __launch_bounds__(kThreads) sums_kernel(const __grid_constant__ GramArgs g) {
   const int64_t chunks = gram_chunks(g.rows);
   const int count_sums = gram_sums(g);
-  const int64_t total = g.rows.samples * count_sums;
-  const int64_t step = int64_t(gridDim.x) * blockDim.y;
-  for (int64_t first = int64_t(blockIdx.x) * blockDim.y; first < total; first += step) {
-    const int64_t at = first + threadIdx.y;
-    const double* partial = g.partials + at / count_sums * chunks * count_sums + at % count_sums;
-    double sum = 0;
-#pragma unroll 4
-    for (int64_t i = threadIdx.x; at < total && i < chunks; i += kWarp)
-      sum = sum + partial[i * count_sums];
-    sum = warp_sum(sum);
-    if (threadIdx.x == 0 && at < total) g.sums[at] = sum;
-  }
+  each_sum(g.sums, g.rows.samples * count_sums, [&](int64_t at) -> Partials {
+    const int64_t first = at / count_sums * chunks * count_sums + at % count_sums;
+    return {g.partials + first, chunks, count_sums};
+  });
 }
 
 // Threads along x go through a sample in whole warps. If samples are short, y counts samples.
@@ -119,11 +110,7 @@ cudaError_t launch_gram_rows(const GramArgs& g, cudaStream_t stream) {
 }
 
 cudaError_t launch_sums(const GramArgs& g, cudaStream_t stream) {
-  constexpr int sums = kThreads / kWarp;
-  const int64_t total = g.rows.samples * gram_sums(g);
-  const int64_t blocks = std::min((total + sums - 1) / sums, kBlocks);
-  const Layout layout = {dim3(unsigned(blocks)), dim3(kWarp, sums)};
-  return launch(sums_kernel, layout, 0, stream, g);
+  return launch(sums_kernel, sums_layout(g.rows.samples * gram_sums(g)), 0, stream, g);
 }
 
 }  // namespace

@@ -52,9 +52,6 @@ struct SweepArgs {
   void* states;                     // [state_count, planes, elements]
   double* norms;                    // [job_count, length + 1], or null
   double* partials;                 // on a GPU: partial sums of the norms; otherwise null
-  void* ends;                       // on a GPU: where each chunk began and ended,
-                                    // [job_count, chunks - 1, 2, elements]
-  void* gains;  // [job_count, chunks - 1]: by how much a chunk's end moves with its beginning
   uint64_t seed;
   int64_t rows;
   int64_t elements;  // of one row
@@ -63,7 +60,6 @@ struct SweepArgs {
   int64_t length;
   int64_t samples;
   int64_t state_count;
-  int64_t chunk;  // stages of a chunk; 0: a job is one chunk
   double low;
   double high;
   DType output_type[kMaxOutputs];
@@ -94,10 +90,6 @@ constexpr int sweep_tail_columns(const SweepArgs& a) {
 }
 
 constexpr int sweep_planes(const SweepArgs& a) { return kPlanesBesideEntries + a.entries; }
-
-constexpr int64_t sweep_chunks(const SweepArgs& a) {
-  return a.chunk > 0 && a.length > a.chunk ? (a.length + a.chunk - 1) / a.chunk : 1;
-}
 
 // Threads of a block on a GPU. They depend on the number of elements alone, which fixes the order
 // of sums. A job takes long: small blocks spread a short row over more multiprocessors.

@@ -72,19 +72,18 @@ inline bool jobs_are_inside(const SweepArgs& a) {
 template <auto Run>
 void sweep(Tensor x, std::vector<Tensor> outputs, OptionalTensor slopes, Tensor weights,
            Tensor changes, Tensor tails, Tensor line, Tensor jobs, Tensor walk, Tensor ids,
-           int64_t seed, int64_t noises, bool parts, std::vector<double> clamp, int64_t chunk,
-           Tensor points, Tensor states, OptionalTensor norms) {
+           int64_t seed, int64_t noises, bool parts, std::vector<double> clamp, Tensor points,
+           Tensor states, OptionalTensor norms) {
   SweepArgs a = {};
   const First first(x);
   const ScalarType type = x.scalar_type(), wide = ScalarType::Double, index = ScalarType::Int;
   need(type == ScalarType::Float || type == wide, "sweep");
   need(first.sizes.size() > 0 && first.is_beside(x), "sweep");
-  need(noises >= 0 && noises <= kMaxNoises && chunk >= 0, "sweep");
+  need(noises >= 0 && noises <= kMaxNoises, "sweep");
   need(ids.dim() == 1 && first.has_beside(ids, ScalarType::Long, {ids.size(0)}), "sweep");
   a.wide = type == wide;
   a.noises = int8_t(noises);
   a.parts = parts;
-  a.chunk = chunk;
   a.seed = uint64_t(seed);
   a.rows = first.sizes[0];
   a.elements = 1;
@@ -96,7 +95,6 @@ void sweep(Tensor x, std::vector<Tensor> outputs, OptionalTensor slopes, Tensor 
   need(set_network_outputs(&a, outputs, first) && set_states(&a, states, first), "sweep");
   need(points.scalar_type() == type && first.is_like(points), "sweep");
   need(set_limits(clamp, &a.clamp, &a.low, &a.high), "sweep");
-  need(chunk == 0 || !(a.entries || parts || a.clamp), "sweep");
   const int64_t made = sweep_made(a);
   need(first.has_beside(weights, wide, {a.stages, 1 + made, sweep_columns(a)}) &&
            first.has_beside(changes, wide, {a.stages, 1 + made}) &&

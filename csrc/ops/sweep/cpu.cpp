@@ -43,9 +43,6 @@ struct WalkScratch {
   alignas(64) T x0[kRun];
   alignas(64) T output[kMaxOutputs][kRun];
   alignas(64) T noise[kMaxNoises][kRun];
-  alignas(64) T start[kRun];   // where a chunk of stages starts,
-  alignas(64) T called[kRun];  // where the network was called
-  alignas(64) T next[kRun];    // and where the next chunk starts
   alignas(64) T unused[kRun];  // stands in for points that are not written
 };
 
@@ -76,10 +73,7 @@ class Walk {
   // [blocks, length + 1].
   void run(double* partials) {
     start();
-    if (a_.chunk > 0)
-      chunks(partials);
-    else
-      for (int k = 0; k < job_.real; ++k) real(k, job_.write, partials + k);
+    for (int k = 0; k < job_.real; ++k) real(k, partials + k);
     for (int k = job_.real; k < job_.real + job_.tail; ++k) tail(k);
     if (job_.state_out >= 0) end(partials + job_.real);
   }
@@ -236,8 +230,8 @@ class Walk {
     for (int64_t i = 0; i < count_; ++i) s_.line_noise[i] = (s_.p[i] - alpha * s_.x0[i]) * inverse;
   }
 
-  // Does stage k of the job. Writes the point if `write` says so, and the squares of p - x.
-  void real(int k, bool write, double* partials) {
+  // Does stage k of the job. Writes the point if the job does, and the squares of p - x.
+  void real(int k, double* partials) {
     const int64_t stage = int64_t(job_.first) + k, q = rows_[k];
     const int made = sweep_made(a_);
     WalkCall<T> call;
@@ -246,7 +240,7 @@ class Walk {
     n = entry_columns(call.column, n);
     call.p = s_.p;
     call.x = x_row(q);
-    call.stream = stream_ && write;
+    call.stream = stream_ && job_.write;
     call.changes = a_.slopes != nullptr;
     look_ahead(&call, k);
     const bool last = k == job_.real - 1;
@@ -259,7 +253,7 @@ class Walk {
     for (int i = 0; i < made * n; ++i) weight[i] = T(from[i]);
     for (int r = 0; r < made; ++r) call.change[r] = change(stage, r + 1, q);
     call.weight = weight;
-    call.point = write ? point_row(q) : s_.unused;
+    call.point = job_.write ? point_row(q) : s_.unused;
     call.columns = n;
     call.rows = made;
     set_rows(call.row);
@@ -310,44 +304,6 @@ class Walk {
     else
       kernel_.rows_float(call);
     turn_entries();
-  }
-
-  // Does the stages in chunks. Each chunk but the last is first run from the row of x that it
-  // begins at: its end there says where the next chunk starts. For the first chunk the two runs are
-  // one.
-  void chunks(double* partials) {
-    for (int64_t low = 0; low < job_.real; low += a_.chunk) {
-      const int high = int(std::min<int64_t>(job_.real, low + a_.chunk));
-      const bool more = high < job_.real;
-      memcpy(s_.start, s_.p, bytes());
-      if (more && low > 0) {
-        memcpy(s_.p, x_row(rows_[low]), bytes());
-        memcpy(s_.called, s_.p, bytes());
-        for (int k = int(low); k < high; ++k) real(k, false, nullptr);
-        next_start(s_.called, int(low), high);
-        memcpy(s_.p, s_.start, bytes());
-      }
-      for (int k = int(low); k < high; ++k) real(k, job_.write, partials + k);
-      if (more && low == 0) next_start(s_.start, 0, high);
-      if (more) memcpy(s_.p, s_.next, bytes());
-    }
-  }
-
-  // Where the next chunk starts: p + gain (start - begin), with the chunk's gain.
-  void next_start(const T* begin, int low, int high) {
-    T gain = T(1);
-    const int made = sweep_made(a_), columns = sweep_columns(a_);
-    for (int k = low; k < high; ++k) {
-      const int64_t stage = int64_t(job_.first) + k;
-      T factor = T(a_.weights[(stage * (1 + made) + made) * columns]);
-      if (a_.slopes) factor = factor + change(stage, made, rows_[k]);
-      gain = gain * factor;
-    }
-    for (int64_t i = 0; i < count_; ++i) {
-      const T distance = s_.start[i] - begin[i];
-      const T moved = distance * gain;
-      s_.next[i] = s_.p[i] + (distance == T(0) ? T(-0.0) : moved);
-    }
   }
 
   void end(double* partials) {

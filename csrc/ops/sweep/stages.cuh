@@ -177,12 +177,12 @@ struct Walk {
       output[slot][o] = o < a.outputs ? load_raw(a.output[o], a.output_type[o], of) : Raw<T>{};
   }
 
-  // Loads what the first stages of [low, high) read.
-  __device__ __forceinline__ void request_first(int low, int high) {
+  // Loads what the first stages read.
+  __device__ __forceinline__ void request_first() {
 #pragma unroll
     for (int s = 0; s < K::kAhead; ++s)
-      if (low + s < high) request(s, rows[low + s]);
-    next = low + K::kAhead < high ? rows[low + K::kAhead] : 0;
+      if (s < job.real) request(s, rows[s]);
+    next = K::kAhead < job.real ? rows[K::kAhead] : 0;
   }
 
   __device__ __forceinline__ void draw(int64_t stage, float (&z)[kMaxNoises][kPerThread]) const {
@@ -251,9 +251,8 @@ struct Walk {
   }
 
   // Does stage k, which has outputs. What it reads is in `slot`, which is then loaded for stage
-  // k + kAhead. With OnlyPoint just the next p is made, which is enough to find a chunk's end.
-  template <bool OnlyPoint>
-  __device__ __forceinline__ void take(const T* weights, int slot, int k, int high) {
+  // k + kAhead.
+  __device__ __forceinline__ void take(const T* weights, int slot, int k) {
     T distance[kPerThread], read[kRead][kPerThread];
     widen4(x[slot], kType, distance);
 #pragma unroll
@@ -265,32 +264,30 @@ struct Walk {
       if (o < a.outputs) widen4(output[slot][o], a.output_type[o], read[o]);
     }
     const int here = row[slot];
-    if (k + K::kAhead < high) request(slot, next);
-    if (k + K::kAhead + 1 < high) next = rows[k + K::kAhead + 1];
+    if (k + K::kAhead < job.real) request(slot, next);
+    if (k + K::kAhead + 1 < job.real) next = rows[k + K::kAhead + 1];
     float z[kMaxNoises][kPerThread] = {};
     draw(int64_t(job.first) + k, z);
-    if constexpr (!OnlyPoint) {
-      if (a.partials) add_squares(distance, k);
-      if (job.write) store(a.points, here, p);
-      if (a.clamp || k + 1 == job.real) {
-        known_columns(weights, read, x0);
+    if (a.partials) add_squares(distance, k);
+    if (job.write) store(a.points, here, p);
+    if (a.clamp || k + 1 == job.real) {
+      known_columns(weights, read, x0);
 #pragma unroll
-        for (int i = 0; i < kPerThread; ++i) {
-          if (a.slopes) x0[i] = with_change(x0[i], weights[K::kChange], distance[i]);
-          if (a.clamp) x0[i] = clamp_to(x0[i], limits.low, limits.high);
-        }
+      for (int i = 0; i < kPerThread; ++i) {
+        if (a.slopes) x0[i] = with_change(x0[i], weights[K::kChange], distance[i]);
+        if (a.clamp) x0[i] = clamp_to(x0[i], limits.low, limits.high);
       }
-      if (k + 1 == job.real) {
-        const SweepLine& line = a.line[int64_t(job.first) + k];
-        const T alpha = T(line.alpha), inverse = T(line.inverse);
+    }
+    if (k + 1 == job.real) {
+      const SweepLine& line = a.line[int64_t(job.first) + k];
+      const T alpha = T(line.alpha), inverse = T(line.inverse);
 #pragma unroll
-        for (int i = 0; i < kPerThread; ++i) noise[i] = (p[i] - alpha * x0[i]) * inverse;
-      }
+      for (int i = 0; i < kPerThread; ++i) noise[i] = (p[i] - alpha * x0[i]) * inverse;
     }
     move([&](int number, T(&y)[kPerThread]) {
       const T* weight = weights + number * K::kStride;
       known_columns(weight, read, y);
-      other_columns(weight, !OnlyPoint && a.clamp, z, y);
+      other_columns(weight, a.clamp, z, y);
       if (a.slopes) {
 #pragma unroll
         for (int i = 0; i < kPerThread; ++i)

@@ -254,7 +254,6 @@ class ParallelRun:
             self.tables.noises,
             self.tables.parts,
             self.clamp,
-            0,
             self.made,
             self.states,
             norms,

@@ -20,7 +20,6 @@ from diffusers.schedulers import scheduling_flow_match_euler_discrete as schedul
 from diffusers.schedulers import scheduling_flow_match_heun_discrete as scheduling_flow_heun
 from diffusers.schedulers import scheduling_heun_discrete as scheduling_heun
 from diffusers.schedulers import scheduling_k_dpm_2_discrete as scheduling_dpm_2
-from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from diffast.integrations.diffusers import dpm_family, indexed, sigmas
 from diffast.integrations.diffusers.outputs import Pair
@@ -70,6 +69,12 @@ def _step(self, model_output, timestep, sample, return_dict=True):
 def _drawing_step(self, model_output, timestep, sample, generator=None, return_dict=True):
     """Returns the previous sample (and the x0 estimate); see diffusers."""
     return self._advance(model_output, timestep, sample, return_dict, generator)
+
+
+def _step_without_variance(self, model_output, timestep, sample, generator=None, return_dict=True):
+    """Returns the previous sample; see diffusers. A learned variance is not used."""
+    output = without_variance(self.config, model_output)
+    return self._advance(output, timestep, sample, return_dict, generator)
 
 
 def _churning_step(
@@ -149,8 +154,6 @@ class DiffastLCMScheduler(_WithEstimate, originals.LCMScheduler):
 class DiffastPNDMScheduler(DiffastScheduler, originals.PNDMScheduler):
     """Drop-in for PNDMScheduler."""
 
-    _Output = SchedulerOutput
-
     def _recipe(self, begin, options):
         return indexed.pndm(self, begin)
 
@@ -194,21 +197,10 @@ class DiffastEDMEulerScheduler(_Preconditioned, _WithEstimate, originals.EDMEule
         pred_original_sample=None,
     ):
         """Returns the previous sample and the x0 estimate; see diffusers."""
+        rest = (s_churn, s_tmin, s_tmax, s_noise, generator, return_dict)
         if pred_original_sample is not None:  # the network has been read already
-            return super().step(
-                model_output,
-                timestep,
-                sample,
-                s_churn,
-                s_tmin,
-                s_tmax,
-                s_noise,
-                generator,
-                return_dict,
-                pred_original_sample,
-            )
-        options = (s_churn, s_tmin, s_tmax, s_noise) if s_churn else self._options
-        return self._advance(model_output, timestep, sample, return_dict, generator, options)
+            return super().step(model_output, timestep, sample, *rest, pred_original_sample)
+        return _churning_step(self, model_output, timestep, sample, *rest)
 
 
 @drop_in(originals.EulerAncestralDiscreteScheduler)
@@ -278,8 +270,6 @@ class DiffastLMSDiscreteScheduler(_SigmaSpace, _WithEstimate, originals.LMSDiscr
 class DiffastDPMSolverMultistepScheduler(DiffastScheduler, originals.DPMSolverMultistepScheduler):
     """Drop-in for DPMSolverMultistepScheduler; its third-order SDE has the published sign."""
 
-    _Output = SchedulerOutput
-
     def _recipe(self, begin, options):
         return dpm_family.dpm_multistep(self, begin)
 
@@ -297,8 +287,6 @@ class DiffastEDMDPMSolverMultistepScheduler(
 ):
     """Drop-in for EDMDPMSolverMultistepScheduler."""
 
-    _Output = SchedulerOutput
-
     def _recipe(self, begin, options):
         return dpm_family.dpm_multistep(self, begin)
 
@@ -309,22 +297,15 @@ class DiffastEDMDPMSolverMultistepScheduler(
 class DiffastDPMSolverSinglestepScheduler(DiffastScheduler, originals.DPMSolverSinglestepScheduler):
     """Drop-in for DPMSolverSinglestepScheduler."""
 
-    _Output = SchedulerOutput
-
     def _recipe(self, begin, options):
         return dpm_family.dpm_singlestep(self, begin)
 
-    def step(self, model_output, timestep, sample, generator=None, return_dict=True):
-        """Returns the previous sample; see diffusers."""
-        output = without_variance(self.config, model_output)
-        return self._advance(output, timestep, sample, return_dict, generator)
+    step = _step_without_variance
 
 
 @drop_in(originals.UniPCMultistepScheduler)
 class DiffastUniPCMultistepScheduler(DiffastScheduler, originals.UniPCMultistepScheduler):
     """Drop-in for UniPCMultistepScheduler."""
-
-    _Output = SchedulerOutput
 
     def _recipe(self, begin, options):
         return dpm_family.unipc(self, begin)
@@ -336,8 +317,6 @@ class DiffastUniPCMultistepScheduler(DiffastScheduler, originals.UniPCMultistepS
 class DiffastDEISMultistepScheduler(DiffastScheduler, originals.DEISMultistepScheduler):
     """Drop-in for DEISMultistepScheduler."""
 
-    _Output = SchedulerOutput
-
     def _recipe(self, begin, options):
         return dpm_family.deis(self, begin)
 
@@ -348,15 +327,10 @@ class DiffastDEISMultistepScheduler(DiffastScheduler, originals.DEISMultistepSch
 class DiffastSASolverScheduler(DiffastScheduler, originals.SASolverScheduler):
     """Drop-in for SASolverScheduler."""
 
-    _Output = SchedulerOutput
-
     def _recipe(self, begin, options):
         return dpm_family.sa_solver(self, begin)
 
-    def step(self, model_output, timestep, sample, generator=None, return_dict=True):
-        """Returns the previous sample; see diffusers."""
-        output = without_variance(self.config, model_output)
-        return self._advance(output, timestep, sample, return_dict, generator)
+    step = _step_without_variance
 
 
 @drop_in(originals.FlowMatchEulerDiscreteScheduler)
@@ -386,18 +360,8 @@ class DiffastFlowMatchEulerDiscreteScheduler(
     ):
         """Returns the previous sample; see diffusers."""
         if per_token_timesteps is not None:  # a noise level an element is no plan
-            return super().step(
-                model_output,
-                timestep,
-                sample,
-                s_churn,
-                s_tmin,
-                s_tmax,
-                s_noise,
-                generator,
-                per_token_timesteps,
-                return_dict,
-            )
+            rest = (s_churn, s_tmin, s_tmax, s_noise, generator, per_token_timesteps, return_dict)
+            return super().step(model_output, timestep, sample, *rest)
         options = self._options  # diffusers takes these and does not use them
         return self._advance(model_output, timestep, sample, return_dict, generator, options)
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from diffast import ops
@@ -104,6 +105,7 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
         """Returns the factor of the network's input at each entry of timesteps, if it has one."""
         return None
 
+    _Output: type = SchedulerOutput
     _options: tuple = ()  # the arguments of `step` that a plan depends on, at their defaults
 
     def _after_set_timesteps(self, device) -> None:

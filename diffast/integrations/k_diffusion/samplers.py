@@ -48,117 +48,63 @@ def _float32(levels, device):
     return torch.tensor(levels, dtype=torch.float32, device=device)
 
 
-def sample_euler(
-    model,
-    x,
-    sigmas,
-    extra_args=None,
-    callback=None,
-    disable=None,
-    s_churn=0.0,
-    s_tmin=0.0,
-    s_tmax=float("inf"),
-    s_noise=1.0,
-):
-    """Returns samples of Euler's method with churn (algorithm 2 of Karras et al. 2022)."""
-    churn = (s_churn, s_tmin, s_tmax, s_noise)
-    return _churned("euler", churn, model, x, sigmas, extra_args, callback, disable)
+def _named(sample, solver, about):
+    """Returns the function as `sample_<solver>`, with its docstring."""
+    sample.__name__ = sample.__qualname__ = f"sample_{solver}"
+    sample.__doc__ = about
+    return sample
 
 
-def sample_heun(
-    model,
-    x,
-    sigmas,
-    extra_args=None,
-    callback=None,
-    disable=None,
-    s_churn=0.0,
-    s_tmin=0.0,
-    s_tmax=float("inf"),
-    s_noise=1.0,
-):
-    """Returns samples of Heun's method with churn (Karras et al. 2022, algorithm 2)."""
-    churn = (s_churn, s_tmin, s_tmax, s_noise)
-    return _churned("heun", churn, model, x, sigmas, extra_args, callback, disable)
+def _churning(solver, about):
+    """Returns a sampler that raises the noise before its steps."""
 
-
-def sample_dpm_2(
-    model,
-    x,
-    sigmas,
-    extra_args=None,
-    callback=None,
-    disable=None,
-    s_churn=0.0,
-    s_tmin=0.0,
-    s_tmax=float("inf"),
-    s_noise=1.0,
-):
-    """Returns samples of DPM-Solver-2 with churn: the slope at the middle of log sigma."""
-    churn = (s_churn, s_tmin, s_tmax, s_noise)
-    return _churned("dpm_2", churn, model, x, sigmas, extra_args, callback, disable)
-
-
-def sample_euler_ancestral(
-    model,
-    x,
-    sigmas,
-    extra_args=None,
-    callback=None,
-    disable=None,
-    eta=1.0,
-    s_noise=1.0,
-    noise_sampler=None,
-):
-    """Returns samples of Euler steps below each level and fresh noise up to it."""
-    options = {"eta": eta, "s_noise": s_noise}
-    return _noised(
-        "euler_ancestral", options, noise_sampler, model, x, sigmas, extra_args, callback, disable
-    )
-
-
-def sample_dpm_2_ancestral(
-    model,
-    x,
-    sigmas,
-    extra_args=None,
-    callback=None,
-    disable=None,
-    eta=1.0,
-    s_noise=1.0,
-    noise_sampler=None,
-):
-    """Returns samples of DPM-Solver-2 steps below each level and fresh noise up to it."""
-    options = {"eta": eta, "s_noise": s_noise}
-    return _noised(
-        "dpm_2_ancestral", options, noise_sampler, model, x, sigmas, extra_args, callback, disable
-    )
-
-
-def sample_dpmpp_2s_ancestral(
-    model,
-    x,
-    sigmas,
-    extra_args=None,
-    callback=None,
-    disable=None,
-    eta=1.0,
-    s_noise=1.0,
-    noise_sampler=None,
-):
-    """Returns samples of DPM-Solver++(2S) steps below each level and fresh noise up to it."""
-    options = {"eta": eta, "s_noise": s_noise}
-    return _noised(
-        "dpmpp_2s_ancestral",
-        options,
-        noise_sampler,
+    def sample(
         model,
         x,
         sigmas,
-        extra_args,
-        callback,
-        disable,
-    )
+        extra_args=None,
+        callback=None,
+        disable=None,
+        s_churn=0.0,
+        s_tmin=0.0,
+        s_tmax=float("inf"),
+        s_noise=1.0,
+    ):
+        churn = (s_churn, s_tmin, s_tmax, s_noise)
+        return _churned(solver, churn, model, x, sigmas, extra_args, callback, disable)
+
+    return _named(sample, solver, about)
+
+
+sample_euler = _churning(
+    "euler", "Returns samples of Euler's method with churn (algorithm 2 of Karras et al. 2022)."
+)
+sample_heun = _churning(
+    "heun", "Returns samples of Heun's method with churn (Karras et al. 2022, algorithm 2)."
+)
+sample_dpm_2 = _churning(
+    "dpm_2", "Returns samples of DPM-Solver-2 with churn: the slope at the middle of log sigma."
+)
+
+
+def _noising(solver, about, sample_with):
+    """Returns a sampler that adds noise in its steps."""
+
+    def sample(
+        model,
+        x,
+        sigmas,
+        extra_args=None,
+        callback=None,
+        disable=None,
+        eta=1.0,
+        s_noise=1.0,
+        noise_sampler=None,
+    ):
+        call = (model, x, sigmas, extra_args, callback, disable)
+        return sample_with(solver, {"eta": eta, "s_noise": s_noise}, noise_sampler, *call)
+
+    return _named(sample, solver, about)
 
 
 def sample_lms(model, x, sigmas, extra_args=None, callback=None, disable=None, order=4):
@@ -246,24 +192,6 @@ def sample_dpmpp_2m_sde(
     )
 
 
-def sample_dpmpp_3m_sde(
-    model,
-    x,
-    sigmas,
-    extra_args=None,
-    callback=None,
-    disable=None,
-    eta=1.0,
-    s_noise=1.0,
-    noise_sampler=None,
-):
-    """Returns samples of DPM-Solver++(3M) SDE."""
-    options = {"eta": eta, "s_noise": s_noise}
-    return _on_path(
-        "dpmpp_3m_sde", options, noise_sampler, model, x, sigmas, extra_args, callback, disable
-    )
-
-
 def _plain(solver, options, model, x, sigmas, extra_args, callback, disable, **noise):
     """Returns the samples of a plan; x where there is no step."""
     levels = levels_of(f"sample_{solver}", sigmas)
@@ -304,3 +232,21 @@ def _churned(base, churn, model, x, sigmas, extra_args, callback, disable):
     plan = sigma_plan("churn", levels, base=base, **options)
     draw = drawn_each_step(lambda: torch.randn_like(x), plan, levels)
     return run(model, x, plan, levels, sigmas, extra_args, callback, disable, draw)
+
+
+sample_euler_ancestral = _noising(
+    "euler_ancestral",
+    "Returns samples of Euler steps below each level and fresh noise up to it.",
+    _noised,
+)
+sample_dpm_2_ancestral = _noising(
+    "dpm_2_ancestral",
+    "Returns samples of DPM-Solver-2 steps below each level and fresh noise up to it.",
+    _noised,
+)
+sample_dpmpp_2s_ancestral = _noising(
+    "dpmpp_2s_ancestral",
+    "Returns samples of DPM-Solver++(2S) steps below each level and fresh noise up to it.",
+    _noised,
+)
+sample_dpmpp_3m_sde = _noising("dpmpp_3m_sde", "Returns samples of DPM-Solver++(3M) SDE.", _on_path)

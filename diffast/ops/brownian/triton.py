@@ -9,7 +9,7 @@ import triton.language as tl
 from diffast.ops.brownian import reference
 from diffast.ops.brownian.checks import check_brownian_out
 from diffast.ops.brownian.reference import END, LAST_WORD, LEVELS
-from diffast.ops.launch import grid_of, split_batch, word_at
+from diffast.ops.launch import grid_of, place_of, split_batch, word_at
 from diffast.ops.normal.triton import draw
 from diffast.ops.streams import BROWNIAN_NOISE
 
@@ -63,12 +63,7 @@ def brownian_kernel(
     BLOCK: tl.constexpr,
 ):
     """Writes the increment and the path's value for BLOCK elements of one sample."""
-    i_program = tl.program_id(0)
-    programs = (elements - 1) // BLOCK + 1
-    i_sample = (i_program // programs).to(tl.int64)
-    start = (i_program % programs).to(tl.int64) * BLOCK
-    o_element = start + tl.arange(0, BLOCK)
-    m_element = o_element < elements
+    i_sample, _, start, o_element, m_element = place_of(elements, BLOCK)
     o_batch = i_sample * elements + o_element
     seed, sample_id = tl.load(p_streams + i_sample * 3), tl.load(p_streams + i_sample * 3 + 1)
     seed_lo, seed_hi = word_at(seed, 0), word_at(seed, 32)

@@ -11,21 +11,72 @@ from diffast.ops.combine.checks import (
     check_table,
     check_table_out,
 )
-from diffast.ops.launch import grid_of, has_float64, int32, split_batch, word_at
-from diffast.ops.normal.triton import draw
-from diffast.ops.streams import SLOT_SHIFT, STAGE_LIMIT
+from diffast.ops.launch import (
+    grid_of,
+    has_float64,
+    int32,
+    load_inputs,
+    place_of,
+    split_batch,
+    word_at,
+)
+from diffast.ops.normal.triton import with_normals
+from diffast.ops.streams import STAGE_LIMIT
 
-SLOT = tl.constexpr(1 << SLOT_SHIFT)
-STAGE_MASK = tl.constexpr(STAGE_LIMIT - 1)
+_STAGE_MASK = tl.constexpr(STAGE_LIMIT - 1)
 
 
 @triton.jit
-def weight_at(numbers, p_table, o_sample, i_number: tl.constexpr):
+def _weight_at(numbers, p_table, o_sample, i_number: tl.constexpr):
     """Returns one float32 weight: of the host's numbers, or of the sample's part of a table."""
     if p_table is not None:
         return tl.load(p_table + o_sample + i_number).to(tl.float32)
     else:
         return tl.full([], numbers[i_number], tl.float32)
+
+
+@triton.jit
+def row_of(
+    b_xs,
+    b_clamped,
+    b_zs,
+    weights,
+    noise_weights,
+    p_table,
+    p_noise_table,
+    i_first,  # the sample's first row of a table
+    r: tl.constexpr,
+    CLAMP: tl.constexpr,
+):
+    """Returns row r before any clamp; `b_clamped` is row 0 after it."""
+    INPUTS: tl.constexpr = len(b_xs)
+    NOISES: tl.constexpr = len(b_zs)
+    COLUMNS: tl.constexpr = INPUTS + CLAMP
+    o_table, o_noise = i_first * COLUMNS, i_first * NOISES
+    b_y = b_xs[0] * _weight_at(weights, p_table, o_table, r * COLUMNS)
+    for k in tl.static_range(1, INPUTS):
+        b_y = b_y + b_xs[k] * _weight_at(weights, p_table, o_table, r * COLUMNS + k)
+    if CLAMP and r > 0:
+        b_y = b_y + b_clamped * _weight_at(weights, p_table, o_table, r * COLUMNS + INPUTS)
+    for m in tl.static_range(NOISES):
+        b_y = b_y + b_zs[m] * _weight_at(noise_weights, p_noise_table, o_noise, r * NOISES + m)
+    return b_y
+
+
+@triton.jit
+def clamp_to(b_y, low, high):
+    """Returns the block within its limits; NaN stays NaN."""
+    b_low, b_high = tl.full([], low, b_y.dtype), tl.full([], high, b_y.dtype)
+    b_y = tl.where(b_y < b_low, b_low, b_y)
+    return tl.where(b_y > b_high, b_high, b_y)
+
+
+@triton.jit
+def report(p_status, i_sample, m_bad, word):
+    """Notes the stage of a word as the sample's, if an element is bad and no stage is noted."""
+    bad = tl.max(m_bad.to(tl.int32), axis=0)
+    before = tl.load(p_status + i_sample)
+    tl.store(p_status + i_sample, (word & _STAGE_MASK).to(tl.int64), mask=(bad > 0) & (before < 0))
 
 
 @triton.jit(do_not_specialize=["seed_lo", "seed_hi", "word"])
@@ -53,19 +104,9 @@ def combine_kernel(
     BLOCK: tl.constexpr,
 ):
     """Writes all rows of `combine` for BLOCK elements of one sample."""
-    COLUMNS: tl.constexpr = INPUTS + CLAMP
-    i_program = tl.program_id(0)
-    programs = (elements - 1) // BLOCK + 1  # of one sample
-    i_sample = (i_program // programs).to(tl.int64)
-    start = (i_program % programs).to(tl.int64) * BLOCK
-    o_element = start + tl.arange(0, BLOCK)
-    m_element = o_element < elements
+    i_sample, _, start, o_element, m_element = place_of(elements, BLOCK)
     o_batch = i_sample * elements + o_element
-
-    b_xs = ()
-    for k in tl.static_range(INPUTS):
-        b_xs = b_xs + (tl.load(p_xs[k] + o_batch, mask=m_element, other=0.0).to(tl.float32),)
-
+    b_xs = load_inputs(p_xs, o_batch, m_element, tl.float32, INPUTS)
     stage_word = word_at(word, 0)
     if p_streams is not None:
         stage_word = word_at(tl.load(p_streams + i_sample * 3 + 2), 0)
@@ -79,38 +120,28 @@ def combine_kernel(
             seed = tl.load(p_streams + i_sample * 3)
             seed_low, seed_high = word_at(seed, 0), word_at(seed, 32)
             sample_id = tl.load(p_streams + i_sample * 3 + 1)
-        id_low, id_high = word_at(sample_id, 0), word_at(sample_id, 32)
-        for m in tl.static_range(NOISES):
-            slot_word = stage_word + m * SLOT
-            b_zs = b_zs + (draw(start, slot_word, id_low, id_high, seed_low, seed_high, BLOCK),)
+        b_zs = with_normals(
+            b_zs, start, stage_word, sample_id, seed_low, seed_high, tl.float32, NOISES, BLOCK
+        )
 
     # An output may be an input, and more than one thread may hold an element.
     tl.debug_barrier()
-    o_table, o_noise = i_sample * (ROWS * COLUMNS), i_sample * (ROWS * NOISES)
+    i_first = i_sample * ROWS
     b_clamped = b_xs[0]
     m_bad = o_element < 0
     for r in tl.static_range(ROWS):
-        b_y = b_xs[0] * weight_at(weights, p_table, o_table, r * COLUMNS)
-        for k in tl.static_range(1, INPUTS):
-            b_y = b_y + b_xs[k] * weight_at(weights, p_table, o_table, r * COLUMNS + k)
-        if CLAMP and r > 0:
-            b_y = b_y + b_clamped * weight_at(weights, p_table, o_table, r * COLUMNS + INPUTS)
-        for m in tl.static_range(NOISES):
-            b_y = b_y + b_zs[m] * weight_at(noise_weights, p_noise_table, o_noise, r * NOISES + m)
+        b_y = row_of(
+            b_xs, b_clamped, b_zs, weights, noise_weights, p_table, p_noise_table, i_first, r, CLAMP
+        )
         m_bad = m_bad | (b_y - b_y != 0.0)
         if CLAMP and r == 0:
-            b_low, b_high = tl.full([], low, tl.float32), tl.full([], high, tl.float32)
-            b_y = tl.where(b_y < b_low, b_low, b_y)
-            b_y = tl.where(b_y > b_high, b_high, b_y)
-            b_clamped = b_y
+            b_clamped = clamp_to(b_y, low, high)
+            b_y = b_clamped
         if r >= HIDDEN:
             p_y = p_ys[r - HIDDEN]
             tl.store(p_y + o_batch, b_y.to(p_y.dtype.element_ty), mask=m_element)
     if p_status is not None:
-        bad = tl.max((m_bad & m_element).to(tl.int32), axis=0)
-        before = tl.load(p_status + i_sample)
-        stage = (stage_word & STAGE_MASK).to(tl.int64)
-        tl.store(p_status + i_sample, stage, mask=(bad > 0) & (before < 0))
+        report(p_status, i_sample, m_bad & m_element, stage_word)
 
 
 def _launch(

@@ -11,11 +11,11 @@ import torch
 import triton
 import triton.language as tl
 
-from diffast.ops.combine.triton import SLOT, STAGE_MASK, new_outputs, weight_at
+from diffast.ops.combine.triton import clamp_to, new_outputs, report, row_of
 from diffast.ops.combine_error import reference
 from diffast.ops.combine_error.checks import check_error, check_error_out, unstored
-from diffast.ops.launch import grid_of, has_float64, split_batch, word_at
-from diffast.ops.normal.triton import draw
+from diffast.ops.launch import grid_of, has_float64, load_inputs, place_of, split_batch, word_at
+from diffast.ops.normal.triton import with_normals
 
 SUMS_AT_ONCE = 128  # partial sums that the second kernel takes at a time
 
@@ -60,49 +60,32 @@ def error_kernel(
     BLOCK: tl.constexpr,
 ):
     """Writes the stored rows for BLOCK elements of one sample, and the partial sums of the rest."""
-    COLUMNS: tl.constexpr = INPUTS + CLAMP
-    i_program = tl.program_id(0)
-    programs = (elements - 1) // BLOCK + 1  # of one sample
-    i_sample = (i_program // programs).to(tl.int64)
-    start = (i_program % programs).to(tl.int64) * BLOCK
-    o_element = start + tl.arange(0, BLOCK)
-    m_element = o_element < elements
+    i_sample, i_block, start, o_element, m_element = place_of(elements, BLOCK)
     o_batch = i_sample * elements + o_element
-
-    b_xs = ()
-    for k in tl.static_range(INPUTS):
-        b_xs = b_xs + (tl.load(p_xs[k] + o_batch, mask=m_element, other=0.0).to(tl.float32),)
+    b_xs = load_inputs(p_xs, o_batch, m_element, tl.float32, INPUTS)
     b_zs = ()
     if NOISES > 0:
         seed = tl.load(p_streams + i_sample * 3)
         sample_id = tl.load(p_streams + i_sample * 3 + 1)
         word = word_at(tl.load(p_streams + i_sample * 3 + 2), 0)
-        keys = (word_at(sample_id, 0), word_at(sample_id, 32), word_at(seed, 0), word_at(seed, 32))
-        for m in tl.static_range(NOISES):
-            slot_word = word + m * SLOT
-            b_zs = b_zs + (draw(start, slot_word, keys[0], keys[1], keys[2], keys[3], BLOCK),)
+        seed_lo, seed_hi = word_at(seed, 0), word_at(seed, 32)
+        b_zs = with_normals(
+            b_zs, start, word, sample_id, seed_lo, seed_hi, tl.float32, NOISES, BLOCK
+        )
 
     # An output may be an input, and more than one thread may hold an element.
     tl.debug_barrier()
-    o_table, o_noise = i_sample * (ROWS * COLUMNS), i_sample * (ROWS * NOISES)
+    i_first = i_sample * ROWS
     b_clamped = b_xs[0]
     b_error = b_xs[0]
     b_size = b_xs[0]
     b_measured = b_xs[0]
     m_bad = o_element < 0
     for r in tl.static_range(ROWS):
-        b_y = b_xs[0] * weight_at(None, p_table, o_table, r * COLUMNS)
-        for k in tl.static_range(1, INPUTS):
-            b_y = b_y + b_xs[k] * weight_at(None, p_table, o_table, r * COLUMNS + k)
-        if CLAMP and r > 0:
-            b_y = b_y + b_clamped * weight_at(None, p_table, o_table, r * COLUMNS + INPUTS)
-        for m in tl.static_range(NOISES):
-            b_y = b_y + b_zs[m] * weight_at(None, p_noise_table, o_noise, r * NOISES + m)
+        b_y = row_of(b_xs, b_clamped, b_zs, None, None, p_table, p_noise_table, i_first, r, CLAMP)
         m_bad = m_bad | (b_y - b_y != 0.0)
         if CLAMP and r == 0:
-            b_low, b_high = tl.full([], low, tl.float32), tl.full([], high, tl.float32)
-            b_y = tl.where(b_y < b_low, b_low, b_y)
-            b_clamped = tl.where(b_y > b_high, b_high, b_y)
+            b_clamped = clamp_to(b_y, low, high)
         elif r < ERROR:
             p_y = p_ys[r - CLAMP]
             tl.store(p_y + o_batch, b_y.to(p_y.dtype.element_ty), mask=m_element)
@@ -122,16 +105,15 @@ def error_kernel(
     # Elements beyond the end may hold normals.
     m_none = (b_error == 0.0) | (o_element >= elements)
     b_q = tl.where(m_none, 0.0, tl.div_rn(b_error, tl.where(m_none, 1.0, b_delta))).to(tl.float64)
-    p_partial = p_partials + (i_sample * programs + i_program % programs) * 2
+    blocks = (elements - 1) // BLOCK + 1
+    p_partial = p_partials + (i_sample * blocks + i_block) * 2
     tl.store(p_partial, _fold(tl.abs(b_q) if LARGEST else b_q * b_q, LARGEST))
     if MEASURE:
         b_measured = tl.where(m_element, b_measured, 0.0).to(tl.float64)
         tl.store(p_partial + 1, _fold(b_measured * b_measured, False))
     if p_status is not None:
-        bad = tl.max((m_bad & m_element).to(tl.int32), axis=0)
-        before = tl.load(p_status + i_sample)
-        stage = (word_at(tl.load(p_streams + i_sample * 3 + 2), 0) & STAGE_MASK).to(tl.int64)
-        tl.store(p_status + i_sample, stage, mask=(bad > 0) & (before < 0))
+        word = word_at(tl.load(p_streams + i_sample * 3 + 2), 0)
+        report(p_status, i_sample, m_bad & m_element, word)
 
 
 @triton.jit

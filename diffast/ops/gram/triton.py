@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from diffast.ops.gram.checks import check_gram
-from diffast.ops.launch import grid_of, has_float64, split_batch
+from diffast.ops.launch import grid_of, has_float64, load_inputs, place_of, split_batch
 
 SUMS_AT_ONCE = 128  # partial sums that the second kernel takes at a time
 
@@ -47,27 +47,19 @@ def gram_kernel(
     """Writes the partial sums of all pairs of rows for BLOCK elements of one sample."""
     TYPE: tl.constexpr = tl.float64 if WIDE else tl.float32
     PAIRS: tl.constexpr = ROWS * (ROWS + 1) // 2
-    i_program = tl.program_id(0)
-    programs = (elements - 1) // BLOCK + 1  # of one sample
-    i_sample = (i_program // programs).to(tl.int64)
-    i_block = i_program % programs
-    o_element = i_block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    m_element = o_element < elements
-    o_batch = i_sample * elements + o_element
-
-    b_xs = ()
-    for k in tl.static_range(INPUTS):
-        b_xs = b_xs + (tl.load(p_xs[k] + o_batch, mask=m_element, other=0.0).to(TYPE),)
+    i_sample, i_block, _, o_element, m_element = place_of(elements, BLOCK)
+    b_xs = load_inputs(p_xs, i_sample * elements + o_element, m_element, TYPE, INPUTS)
     b_rows = ()
     for r in tl.static_range(ROWS):
         p_row = p_weights + (i_sample * ROWS + r) * INPUTS
         b_y = tl.where(m_element, dot(p_row, b_xs, INPUTS, TYPE), 0.0)
         b_rows = b_rows + (b_y.to(tl.float64),)
-    p_partial = p_partials + i_sample * PAIRS * programs + i_block
+    blocks = (elements - 1) // BLOCK + 1
+    p_partial = p_partials + i_sample * PAIRS * blocks + i_block
     for i in tl.static_range(ROWS):
         for j in tl.static_range(i, ROWS):
             tl.store(p_partial, tl.sum(b_rows[i] * b_rows[j], axis=0))
-            p_partial += programs
+            p_partial += blocks
 
 
 @triton.jit

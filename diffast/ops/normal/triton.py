@@ -4,12 +4,14 @@ import torch
 import triton
 import triton.language as tl
 
-from diffast.ops.launch import grid_of, has_float64, int32, split_batch, word_at
+from diffast.ops.launch import grid_of, has_float64, int32, place_of, split_batch, word_at
 from diffast.ops.normal import reference
 from diffast.ops.normal.checks import check_normal_out
+from diffast.ops.streams import SLOT_SHIFT
 
 # Words as Triton takes them: tl.umulhi and wrapping sums want uint32.
 _MUL_X, _MUL_Z = tl.constexpr(0xD2511F53), tl.constexpr(0xCD9E8D57)
+_SLOT = tl.constexpr(1 << SLOT_SHIFT)
 _WEYL_LO, _WEYL_HI = tl.constexpr(0x9E3779B9), tl.constexpr(0xBB67AE85)
 
 
@@ -71,21 +73,37 @@ def draw(start, word, id_lo, id_hi, seed_lo, seed_hi, BLOCK: tl.constexpr):
     return tl.interleave(tl.interleave(n_0, n_2), tl.interleave(n_1, n_3))
 
 
+@triton.jit
+def with_normals(
+    b_columns,
+    start,
+    word,
+    sample_id,
+    seed_lo,
+    seed_hi,
+    TYPE: tl.constexpr,
+    NOISES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Returns the columns, and after them the normals of all slots of a stage's word."""
+    id_lo, id_hi = word_at(sample_id, 0), word_at(sample_id, 32)
+    for m in tl.static_range(NOISES):
+        b_z = draw(start, word + m * _SLOT, id_lo, id_hi, seed_lo, seed_hi, BLOCK)
+        b_columns = b_columns + (b_z.to(TYPE),)
+    return b_columns
+
+
 @triton.jit(do_not_specialize=["seed_lo", "seed_hi", "word"])
 def normal_kernel(p_y, p_ids, scale, seed_lo, seed_hi, word, elements, BLOCK: tl.constexpr):
     """Writes scale * N(0, 1) for BLOCK elements of one sample."""
-    i_program = tl.program_id(0)
-    programs = (elements - 1) // BLOCK + 1
-    i_sample = (i_program // programs).to(tl.int64)
-    start = (i_program % programs).to(tl.int64) * BLOCK
-    o_element = start + tl.arange(0, BLOCK)
+    i_sample, _, start, o_element, m_element = place_of(elements, BLOCK)
     sample_id = tl.load(p_ids + i_sample)
     id_low, id_high = word_at(sample_id, 0), word_at(sample_id, 32)
     b_z = draw(
         start, word_at(word, 0), id_low, id_high, word_at(seed_lo, 0), word_at(seed_hi, 0), BLOCK
     )
     b_y = (b_z * tl.full([], scale, tl.float32)).to(p_y.dtype.element_ty)
-    tl.store(p_y + i_sample * elements + o_element, b_y, mask=o_element < elements)
+    tl.store(p_y + i_sample * elements + o_element, b_y, mask=m_element)
 
 
 def normal_out(ids, seed, stage, scale, out):

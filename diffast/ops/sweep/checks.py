@@ -1,5 +1,7 @@
 """What `sweep` refuses."""
 
+from typing import NamedTuple
+
 import torch
 
 from diffast.ops.checks import (
@@ -14,28 +16,33 @@ from diffast.ops.checks import (
 from diffast.ops.schema import JOB, MAX_ENTRIES, MAX_NOISES, MAX_OUTPUTS
 
 
-def check_sweep(
-    x,
-    outputs,
-    slopes,
-    weights,
-    changes,
-    tails,
-    line,
-    jobs,
-    walk,
-    ids,
-    seed,
-    noises,
-    parts,
-    clamp,
-    chunk,
-    points,
-    states,
-    norms,
-    pointers: bool = True,
-) -> None:
-    """Refuses a bad call of `sweep` (`pointers`: its tensors have real memory)."""
+class Call(NamedTuple):
+    """The arguments of `sweep`, as the schema has them; reference.py says what they are."""
+
+    x: torch.Tensor
+    outputs: list[torch.Tensor]
+    slopes: torch.Tensor | None
+    weights: torch.Tensor
+    changes: torch.Tensor
+    tails: torch.Tensor
+    line: torch.Tensor
+    jobs: torch.Tensor
+    walk: torch.Tensor
+    ids: torch.Tensor
+    seed: int
+    noises: int
+    parts: bool
+    clamp: list[float]
+    points: torch.Tensor
+    states: torch.Tensor
+    norms: torch.Tensor | None
+
+
+def check_sweep(*args, pointers: bool = True, **named) -> Call:
+    """Refuses a bad call of `sweep` (`pointers`: its tensors have real memory); returns it."""
+    call = Call(*args, **named)
+    x, outputs, states, ids = call.x, call.outputs, call.states, call.ids
+    noises, clamp = call.noises, call.clamp
     check(
         x.dtype in (torch.float32, torch.float64),
         f"sweep: x has dtype {dtype_text(x)} but float32 or float64 is needed",
@@ -58,7 +65,7 @@ def check_sweep(
             f"sweep: outputs[{i}] has dtype {dtype_text(output)} but x has {dtype_text(x)}",
         )
         _check_state(f"outputs[{i}]", output, list(x.shape), beside)
-    _check_state("points", points, list(x.shape), beside, x.dtype)
+    _check_state("points", call.points, list(x.shape), beside, x.dtype)
     check(
         states.dim() == x.dim() + 1
         and states.shape[2:] == x.shape[1:]
@@ -68,21 +75,21 @@ def check_sweep(
     )
     _check_state("states", states, list(states.shape), beside, x.dtype)
     entries = states.shape[1] - 4
-    stages = weights.shape[0] if weights.dim() else 0
-    made = 2 + (entries > 0) + bool(parts)
-    columns = 1 + bool(parts) + len(outputs) + entries + bool(clamp) + noises
-    width = 2 + bool(parts) + entries + noises
-    jobs_count = jobs.shape[0] if jobs.dim() else 0
-    length = walk.shape[1] if walk.dim() == 2 else 0
+    stages = call.weights.shape[0] if call.weights.dim() else 0
+    made = 2 + (entries > 0) + bool(call.parts)
+    columns = 1 + bool(call.parts) + len(outputs) + entries + bool(clamp) + noises
+    width = 2 + bool(call.parts) + entries + noises
+    jobs_count = call.jobs.shape[0] if call.jobs.dim() else 0
+    length = call.walk.shape[1] if call.walk.dim() == 2 else 0
     for name, t, dtype, shape in (
-        ("weights", weights, torch.float64, [stages, made, columns]),
-        ("changes", changes, torch.float64, [stages, made]),
-        ("tails", tails, torch.float64, [stages, made - 1, width]),
-        ("line", line, torch.float64, [stages, 4]),
-        ("slopes", slopes, torch.float64, [rows]),
-        ("jobs", jobs, torch.int32, [jobs_count, len(JOB)]),
-        ("walk", walk, torch.int32, [jobs_count, length]),
-        ("norms", norms, torch.float64, [jobs_count, length + 1]),
+        ("weights", call.weights, torch.float64, [stages, made, columns]),
+        ("changes", call.changes, torch.float64, [stages, made]),
+        ("tails", call.tails, torch.float64, [stages, made - 1, width]),
+        ("line", call.line, torch.float64, [stages, 4]),
+        ("slopes", call.slopes, torch.float64, [rows]),
+        ("jobs", call.jobs, torch.int32, [jobs_count, len(JOB)]),
+        ("walk", call.walk, torch.int32, [jobs_count, length]),
+        ("norms", call.norms, torch.float64, [jobs_count, length + 1]),
     ):
         if t is not None:
             beside.numbers(name, t, dtype, shape)
@@ -92,16 +99,11 @@ def check_sweep(
     )
     beside.place("ids", ids)
     check_limits("sweep", clamp)
-    check(chunk >= 0, f"sweep: chunk {chunk} but 0 (one walk) or more is needed")
-    check(
-        chunk == 0 or not (entries or parts or clamp),
-        f"sweep: chunk {chunk} but only walks without entries, parts and a clamp go in chunks",
-    )
-    if not pointers:
-        return
-    _check_overlap(x, outputs, points, states)
-    if x.device.type == "cpu":
-        _check_jobs(x, jobs, walk, ids, states, stages)
+    if pointers:
+        _check_overlap(x, outputs, call.points, states)
+    if pointers and x.device.type == "cpu":
+        _check_jobs(x, call.jobs, call.walk, ids, states, stages)
+    return call
 
 
 def _check_state(name, t, shape, beside, dtype=None) -> None:

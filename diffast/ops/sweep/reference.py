@@ -30,11 +30,6 @@ the last stage p, a, h_1 .. h_E, d and e are written to states[state_out]. Befor
 tail, norms[job, real] is set to the sum of (p - p')^2, where p' is the point that states[state_out]
 held. All other norms are 0. Jobs run in any order: no job reads a row or a state that another job
 writes, and no job has a row twice.
-
-With chunk > 0 (E = 0, no parts, no clamp) the stages with outputs are done in chunks of so many,
-all chunks at once. First each chunk runs from x[q] of its first stage (the first chunk from p) to
-an end f. Let A be the product over a chunk of (weights[stage, p's row, a] + c). Then chunk n + 1
-runs again from start_(n+1) = f_n + A_n (start_n - the point from which chunk n ran first).
 """
 
 import torch
@@ -42,69 +37,23 @@ import torch
 from diffast.ops.combine.reference import clamp_to, sum_columns
 from diffast.ops.normal.reference import draw
 from diffast.ops.streams import SLOT_SHIFT
-from diffast.ops.sweep.checks import check_sweep
+from diffast.ops.sweep.checks import Call, check_sweep
 
 SAMPLE, FROM, STATE_IN, STATE_OUT, FIRST, REAL, TAIL, WRITE = range(8)
 
 
-def sweep(
-    x,
-    outputs,
-    slopes,
-    weights,
-    changes,
-    tails,
-    line,
-    jobs,
-    walk,
-    ids,
-    seed,
-    noises,
-    parts,
-    clamp,
-    chunk,
-    points,
-    states,
-    norms,
-):
+def sweep(*args):
     """Runs all jobs; writes into `points`, `states` and `norms`. See the top of this file."""
-    check_sweep(
-        x,
-        outputs,
-        slopes,
-        weights,
-        changes,
-        tails,
-        line,
-        jobs,
-        walk,
-        ids,
-        seed,
-        noises,
-        parts,
-        clamp,
-        chunk,
-        points,
-        states,
-        norms,
-    )
-    if norms is not None:
-        norms.zero_()
-    if x.numel() == 0 or not len(jobs):
-        return
-    run = _Sweep(x, outputs, slopes, weights, changes, tails, line, ids, seed, noises, parts)
-    run.clamp, run.points, run.states, run.norms = clamp, points, states, norms
-    for j, job in enumerate(jobs.tolist()):
-        run.job(j, job, walk[j].tolist(), chunk)
+    call = _Sweep(*check_sweep(*args))
+    if call.norms is not None:
+        call.norms.zero_()
+    if call.x.numel() > 0:
+        for j, job in enumerate(call.jobs.tolist()):
+            call.job(j, job, call.walk[j].tolist())
 
 
-class _Sweep:
+class _Sweep(Call):
     """One call; elements of a row are flat, [D]."""
-
-    def __init__(self, x, outputs, slopes, weights, changes, tails, line, ids, seed, noises, parts):
-        self.x, self.outputs, self.slopes = x, outputs, slopes
-        self.weights, self.changes, self.tails, self.line = weights, changes, tails, line
-        self.ids, self.seed, self.noises, self.parts = ids, seed, noises, parts
 
     def number(self, value):
         """Returns a float64 number of a table in the arithmetic type."""
@@ -169,14 +118,11 @@ class _Sweep:
         point = rows[-1]
         return point, rows[-2] if self.parts else point, entries
 
-    def job(self, j, job, rows, chunk):
+    def job(self, j, job, rows):
         sample, first, real = job[SAMPLE], job[FIRST], job[REAL]
         place, along = self.start(job)
-        starts = self.chunk_starts(place, job, rows, chunk) if chunk else {}
         for k in range(real):
             q, stage = rows[k], first + k
-            if k in starts:
-                place = (starts[k], starts[k], [])
             if self.norms is not None:
                 self.norms[j, k] = _squares(place[0] - self.x[q])
             p = place[0]
@@ -208,30 +154,6 @@ class _Sweep:
         planes = [plane.clone() for plane in self.states[job[STATE_IN]]]
         p, a = planes[:2]
         return (p, a if self.parts else p, planes[2 : 2 + entries]), tuple(planes[-2:])
-
-    def chunk_starts(self, place, job, rows, chunk):
-        """Returns where the chunks after the first begin, by the index of their first stage."""
-        sample, first, real = job[SAMPLE], job[FIRST], job[REAL]
-        start = begin = place[0]
-        starts = {}
-        for low in range(0, real - chunk, chunk):
-            if low:
-                begin = self.x[rows[low]]
-            walked = (begin, begin, [])
-            gain = torch.ones((), dtype=self.x.dtype, device=self.x.device)
-            for k in range(low, low + chunk):
-                walked, _ = self.real(walked, first + k, rows[k], sample)
-                factor = self.number(self.weights[first + k, -1, 0])
-                if self.slopes is not None:
-                    factor = factor + self.number(
-                        self.changes[first + k, -1] * self.slopes[rows[k]]
-                    )
-                gain = gain * factor
-            distance = start - begin
-            moved = distance * gain
-            moved = torch.where(distance == 0, torch.full_like(moved, -0.0), moved)
-            start = starts[low + chunk] = walked[0] + moved
-        return starts
 
 
 def _squares(value):
