@@ -3,7 +3,7 @@
 import pytest
 import torch
 from op_cases import assert_same_bits
-from test_face import DETERMINISTIC, STOCHASTIC, VP, denoiser_of, each_run, initial, network, run
+from test_face import DETERMINISTIC, STOCHASTIC, denoiser_of, initial, network, run
 
 import diffast as df
 from diffast.executors.results import FINE

@@ -1,4 +1,4 @@
-"""`df.sample(noise="path")`: every stochastic solver on a Brownian path, its law and its stability."""
+"""`df.sample(noise="path")`: stochastic solvers on a Brownian path, its law and its stability."""
 
 import numpy as np
 import pytest
