@@ -213,7 +213,7 @@ def test_long_histories_are_kept_and_their_buffers_reused():
 
 
 def test_entries_of_slopes_work_like_entries_of_x0():
-    # Euler with the slope remembered in place of x0: entries weigh the network's input too.
+    # Euler with the epsilon-like slope remembered in place of x0: entries weigh x too.
     schedule = SCHEDULES["edm"]
     grid = df.grids.karras(schedule, 5)
     base = df.solvers.euler(schedule, grid)

@@ -1,4 +1,4 @@
-"""`df.sample(noise="path")`: stochastic solvers on a Brownian path, their law and stability."""
+"""`df.sample(noise="path")`: stochastic solvers on a Brownian path, its law and its stability."""
 
 import numpy as np
 import pytest

@@ -8,7 +8,6 @@ import torch
 from adaptive_cases import METHODS, Gaussian, denoiser, run, spectrum
 
 import diffast as df
-from diffast.ops.schema import FAILED_CALLS, FAILED_FINITE, FAILED_STEP, FINISHED
 
 VP = df.schedules.vp_linear()
 each_method = pytest.mark.parametrize("name", METHODS)
@@ -159,8 +158,8 @@ def test_clamp_and_hook():
     assert torch.allclose(hooked.x, out.x, atol=1e-5)
     seen = []
 
-    def look(x0, t):
-        seen.append((len(x0), len(t)))
+    def look(x0, info):
+        seen.append((len(x0), len(info.time)))
         return x0
 
     looked = df.sample_adaptive(given, "pec", (50, 2), on_x0=look, clamp=(-0.5, 0.5))
@@ -225,14 +224,17 @@ def test_a_sample_that_is_not_finite_fails_alone(name, fault):
         return df.sample_adaptive(given, method, (5, 3), seed=1, **options)
 
     good = samples(Faulty(fault, bad=-1))
-    with pytest.warns(RuntimeWarning, match=r"1 of 5 samples failed: 2 \(id 2\): not finite"):
-        out = samples(Faulty(fault))
+    message = r"1 of 5 samples failed: 2 \(id 2\): not finite"
+    with pytest.raises(df.NonFiniteError, match=message) as caught:
+        samples(Faulty(fault))
+    out = caught.value.result
     others = [0, 1, 3, 4]
     assert torch.equal(out.x[others], good.x[others])
     assert torch.equal(out.nfe[others], good.nfe[others])
-    assert out.status.tolist() == [FINISHED, FINISHED, FAILED_FINITE, FINISHED, FINISHED]
-    assert out.outcomes[2] == "not finite"
-    assert out.x.isfinite().all()
+    assert out.fine.tolist() == [True, True, False, True, True]
+    assert out.status[2] == out.nfe[2] - 1
+    assert out.outcomes == ("finished", "finished", "not finite", "finished", "finished")
+    assert out.x[others].isfinite().all() and out.x[2].isnan().all()
     assert out.nfe[2] < good.nfe[2]
     assert out.wasted == 0
 
@@ -241,9 +243,11 @@ def test_a_sample_that_is_not_finite_fails_alone(name, fault):
 def test_a_fault_at_the_first_call(name):
     labels = {"label": torch.arange(3)}
     given = df.Denoiser(Faulty(float("nan"), bad=1, below=2.0), VP, "x0", conditions=labels)
-    with pytest.warns(RuntimeWarning, match="not finite"):
-        out = df.sample_adaptive(given, name.split(",")[0], (3, 3), **METHODS[name])
-    assert out.status.tolist() == [FINISHED, FAILED_FINITE, FINISHED]
+    with pytest.raises(df.NonFiniteError, match="not finite") as caught:
+        df.sample_adaptive(given, name.split(",")[0], (3, 3), **METHODS[name])
+    out = caught.value.result
+    assert out.status.tolist() == [-1, 0, -1]
+    assert out.outcomes == ("finished", "not finite", "finished")
     assert out.nfe[1] == 1
 
 
@@ -268,13 +272,14 @@ def test_a_network_that_raises_or_answers_wrongly():
 
 
 def test_sample_fails_when_its_step_or_calls_run_out():
-    with pytest.warns(RuntimeWarning, match="too many calls"):
-        out = run("pec", (3, 2), max_calls=10)
-    assert out.status.tolist() == [FAILED_CALLS] * 3
+    with pytest.raises(df.StepLimitError, match="too many calls") as caught:
+        run("pec", (3, 2), max_calls=10)
+    out = caught.value.result
+    assert out.outcomes == ("too many calls",) * 3 and out.status.tolist() == [9] * 3
     assert out.nfe.tolist() == [10] * 3
-    with pytest.warns(RuntimeWarning, match="step too small"):
-        out = run("pec, tight", (3, 2), rtol=1e-3, h_min=0.1)
-    assert (out.status == FAILED_STEP).all()
+    with pytest.raises(df.StepLimitError, match="step too small") as caught:
+        run("pec, tight", (3, 2), rtol=1e-3, h_min=0.1)
+    assert caught.value.result.outcomes == ("step too small",) * 3
 
 
 def test_a_first_step_beyond_the_end():
@@ -294,7 +299,7 @@ def test_a_first_step_beyond_the_end():
         ({"method": "ggf", "rtol": 0.0, "atol": 0.0}, "ggf: rtol = 0 and atol = 0"),
         ({"method": "dopri5", "atol": -1.0}, "dopri5: atol = -1.0, but it must be finite"),
         ({"noise": "redraw"}, "noise is 'redraw' but pec is never run"),
-        ({"noise": "fresh"}, "noise is 'fresh' but must be one of bridge, path, redraw"),
+        ({"noise": "fresh"}, "noise is 'fresh' but must be one of counter, path, bridge, redraw"),
         ({"method": "dpm_23", "noise": "bridge"}, "noise is 'bridge' but dpm_23 draws none"),
         ({"method": "heun"}, "embedded solver 'heun' is not known"),
         ({"h_init": 0.0}, "h_init is 0.0 but must be above 0"),
@@ -327,7 +332,7 @@ def test_a_solver_is_not_changed_by_a_run():
 
 def test_the_signature_names_all_options():
     names = list(inspect.signature(df.sample_adaptive).parameters)
-    assert names[:5] == ["denoiser", "method", "shape", "progress", "seed"]
+    assert names[:5] == ["denoiser", "method", "shape", "seed", "ids"]
     assert names[-2:] == ["trace", "options"]
     described = inspect.getdoc(df.AdaptiveOptions)
     for name in names[4:-1]:
