@@ -2,20 +2,14 @@
 
 import torch
 
-from diffast.ops.accept.checks import check_accept
 from diffast.ops.brownian.checks import check_brownian_out
 from diffast.ops.checks import check
-from diffast.ops.combine.checks import (
-    check_combine,
-    check_combine_out,
-    check_table,
-    check_table_out,
-)
-from diffast.ops.combine_error.checks import check_error, check_error_out
-from diffast.ops.gram.checks import check_gram
+from diffast.ops.combine.checks import check_combine, check_table
+from diffast.ops.combine.reference import promoted
+from diffast.ops.combine_error.checks import check_error
+from diffast.ops.load import modules
 from diffast.ops.normal.checks import check_normal_out
-from diffast.ops.schema import MAX_ROWS, library, overload_of
-from diffast.ops.sweep.checks import check_sweep
+from diffast.ops.schema import MAX_ROWS, SCHEMAS, library, overload_of
 
 _ops = torch.ops.diffast
 
@@ -34,15 +28,8 @@ def _brownian(streams, nodes, weights, depth, last, shape, dtype):
     return [increment, value]
 
 
-def _promoted(xs) -> torch.dtype:
-    dtype = xs[0].dtype
-    for x in xs[1:]:
-        dtype = torch.promote_types(dtype, x.dtype)
-    return dtype
-
-
 def _new_rows(xs, rows: int) -> list[torch.Tensor]:
-    return [xs[0].new_empty(xs[0].shape, dtype=_promoted(xs)) for _ in range(rows)]
+    return [xs[0].new_empty(xs[0].shape, dtype=promoted(xs)) for _ in range(rows)]
 
 
 def _fake_combine(xs, *call):
@@ -92,33 +79,34 @@ def _no_gradient(argument):
     return [] if isinstance(argument, (list, tuple)) and not argument else None
 
 
-def _setup_host(ctx, inputs, output):
+def _setup(ctx, inputs, output):
     xs, weights, *_, clamp = inputs
     _no_clamp(clamp)
-    ctx.weights = weights
+    if isinstance(weights, torch.Tensor):
+        ctx.save_for_backward(weights)
+    else:
+        ctx.weights = weights
     ctx.others = [_no_gradient(argument) for argument in inputs[1:]]
     ctx.dtypes = [x.dtype for x in xs]
 
 
-def _backward_host(ctx, grads):
-    # x_k's gradient is a row of `combine` over the rows' gradients: column k of the weights.
+def _backward(ctx, grads, combine_columns):
+    """Returns the gradients: x_k's is made of the rows' by column k of the weights."""
     inputs = len(ctx.dtypes)
     grads = [grad.contiguous() for grad in grads]
     back = []
     for first in range(0, inputs, MAX_ROWS):
-        last = min(first + MAX_ROWS, inputs)
-        table = [w for k in range(first, last) for w in ctx.weights[k::inputs]]
-        back += _ops.combine(grads, table, [], 0, 0, None, [])
+        back += combine_columns(grads, range(first, min(first + MAX_ROWS, inputs)))
     back = [grad.to(dtype) for grad, dtype in zip(back, ctx.dtypes, strict=True)]
     return back, *ctx.others
 
 
-def _setup_table(ctx, inputs, output):
-    xs, weights, *_, clamp = inputs
-    _no_clamp(clamp)
-    ctx.save_for_backward(weights)
-    ctx.others = [_no_gradient(argument) for argument in inputs[1:]]
-    ctx.dtypes = [x.dtype for x in xs]
+def _backward_host(ctx, grads):
+    def combine_columns(grads, columns):
+        table = [w for k in columns for w in ctx.weights[k :: len(ctx.dtypes)]]
+        return _ops.combine(grads, table, [], 0, 0, None, [])
+
+    return _backward(ctx, grads, combine_columns)
 
 
 def _backward_table(ctx, grads):
@@ -127,14 +115,12 @@ def _backward_table(ctx, grads):
         not ctx.needs_input_grad[1],
         "combine: the table requires grad but is a constant of the op",
     )
-    inputs = len(ctx.dtypes)
-    grads = [grad.contiguous() for grad in grads]
-    back = []
-    for first in range(0, inputs, MAX_ROWS):
-        table = weights[:, :, first : first + MAX_ROWS].transpose(1, 2).contiguous()
-        back += _ops.combine.table(grads, table, None, None, [])
-    back = [grad.to(dtype) for grad, dtype in zip(back, ctx.dtypes, strict=True)]
-    return back, *ctx.others
+
+    def combine_columns(grads, columns):
+        table = weights[:, :, columns.start : columns.stop].transpose(1, 2).contiguous()
+        return _ops.combine.table(grads, table, None, None, [])
+
+    return _backward(ctx, grads, combine_columns)
 
 
 def _requires_grad(value) -> bool:
@@ -160,38 +146,23 @@ def register() -> None:
     """Registers everything about the ops that is not a kernel."""
     library.impl("normal", _normal, "CompositeExplicitAutograd")
     library.impl("brownian", _brownian, "CompositeExplicitAutograd")
-    for name, fake in {
+    fakes = {
         "combine": _fake_combine,
-        "combine.out": _fake_out(check_combine_out),
         "combine.table": _fake_table,
-        "combine.table_out": _fake_out(check_table_out),
         "combine_error": _fake_error,
-        "combine_error.out": _fake_out(check_error_out),
-        "accept": _fake_out(check_accept),
-        "gram": _fake_out(check_gram),
-        "sweep": _fake_out(check_sweep),
         "brownian": _fake_brownian,
-        "brownian.out": _fake_out(check_brownian_out),
         "normal": _fake_normal,
-        "normal.out": _fake_out(check_normal_out),
-    }.items():
+    }
+    checks = {name: check for module in modules("checks") for name, check in module.CHECKS.items()}
+    for name in SCHEMAS:
+        fake = fakes.get(name) or _fake_out(checks[name])
         torch.library.register_fake(f"diffast::{name}", fake, lib=library)
     torch.library.register_autograd(
-        "diffast::combine", _backward_host, setup_context=_setup_host, lib=library
+        "diffast::combine", _backward_host, setup_context=_setup, lib=library
     )
     torch.library.register_autograd(
-        "diffast::combine.table", _backward_table, setup_context=_setup_table, lib=library
+        "diffast::combine.table", _backward_table, setup_context=_setup, lib=library
     )
-    for name in (
-        "combine.out",
-        "combine.table_out",
-        "combine_error",
-        "combine_error.out",
-        "accept",
-        "gram",
-        "sweep",
-        "brownian",
-        "brownian.out",
-        "normal.out",
-    ):
+    # `combine` has a gradient, and `normal` no tensor that could require one.
+    for name in SCHEMAS.keys() - {"combine", "combine.table", "normal"}:
         library.impl(name, _refuse_grad(overload_of(name)), "Autograd")

@@ -196,9 +196,7 @@ def _launch(
 
 def new_outputs(xs, rows: int) -> list[torch.Tensor]:
     """Returns new tensors for so many rows, of the inputs' promoted dtype."""
-    dtype = xs[0].dtype
-    for x in xs[1:]:
-        dtype = torch.promote_types(dtype, x.dtype)
+    dtype = reference.promoted(xs)
     return [torch.empty_like(xs[0], dtype=dtype) for _ in range(rows)]
 
 
