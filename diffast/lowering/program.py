@@ -31,7 +31,7 @@ from diffast.plan.registers import D_RAW, NEW, Z1, Z2, D, H, V, X, Y
 COND, UNCOND, X0, NOISE = "cond", "uncond", "x0", "noise"
 
 # Names whose place in the order of the sums is fixed; slots stand between, the oldest entry first.
-_FIRST = (Y, V, X, COND, UNCOND)
+_FIRST = (Y, V, X, COND, UNCOND, *(f"g{k}" for k in range(1, 10)))
 _LAST = (X0, NOISE)
 
 
@@ -311,7 +311,7 @@ def _with_copied_state(written: dict[str, Row]) -> dict[str, Row]:
 def _calls(estimate: Row, written, slot, copies, held, constraints: Constraints):
     rows = [(slot_name(slot) if name == H else name, row) for name, row in written.items()]
     rows += [(f"copy{k}", written[X]) for k in range(copies)]
-    order = (*_FIRST, *(f"g{k}" for k in range(1, 10)), *map(slot_name, held), *_LAST)
+    order = (*_FIRST, *map(slot_name, held), *_LAST)
     given, clamp = constraints.given_noise, constraints.clamp
     if constraints.hook:
         first = call_of([(X0, estimate)], order, given, clamp)
@@ -333,16 +333,16 @@ def call_of(rows: list[tuple[str, Row]], order, given_noise: bool = False, clamp
     noise = [row.noise for _, row in rows]
     if given_noise and any(noise):
         rows = [(target, Row({**row.weights, NOISE: row.noise})) for target, row in rows]
-    if any(row.second for _, row in rows):
+    if any([row.second for _, row in rows]):
         noise = [weight for _, row in rows for weight in (row.noise, row.second)]
-    used = {name for _, row in rows for name in row.weights}
+    used = set().union(*[row.weights for _, row in rows])
     if clamp:  # the clamped row is the last column, not a tensor
         used.discard(X0)
     names = [name for name in order if name in used]
     weighed = [*names, X0] if clamp else names
     return Call(
         tuple(names),
-        tuple(target for target, _ in rows),
+        tuple([target for target, _ in rows]),
         [row.weights.get(name, 0.0) for _, row in rows for name in weighed],
         noise if any(noise) and not given_noise else [],
         clamp,
@@ -361,15 +361,12 @@ class _Slots:
         self.last_use, self.count = last_use, 0
         self._holds: dict[int, int] = {}  # stage -> slot, the oldest entry first
         self._free: list[int] = []
-        self._made: list[int] = []  # stages that made entries, newest first
+        self._numbers: dict[int, int] = {}  # stage -> how many entries there were before its own
 
     def columns(self, i: int) -> dict[int, str]:
         """Returns the tensors' names by the age of their entry."""
-        return {
-            age: slot_name(self._holds[stage])
-            for age, stage in enumerate(self._made, 1)
-            if stage in self._holds
-        }
+        made = len(self._numbers)
+        return {made - self._numbers[stage]: slot_name(slot) for stage, slot in self._holds.items()}
 
     def held(self) -> tuple[int, ...]:
         """Returns the slots that hold entries, the oldest first."""
@@ -380,7 +377,7 @@ class _Slots:
         # An entry that is read for the last time may be overwritten by the same call.
         for stage in [s for s in self._holds if self.last_use[s] == i]:
             self._free.append(self._holds.pop(stage))
-        self._made.insert(0, i)
+        self._numbers[i] = len(self._numbers)
         if i not in self.last_use:
             return -1
         slot = self._free.pop() if self._free else self.count
@@ -394,9 +391,9 @@ def _last_uses(stages) -> dict[int, int]:
     made: list[int] = []
     last = {}
     for i, rows in enumerate(stages):
-        ages = {int(c[1:]) for row in rows.values() for c in row if c[0] == "h" and c != NEW}
-        for age in ages:
-            last[made[-age]] = i
+        for column in set().union(*rows.values()):
+            if column[0] == "h" and column != NEW:
+                last[made[-int(column[1:])]] = i
         if rows.get(H):
             made.append(i)
     return last

@@ -87,41 +87,45 @@ def check_shapes(plan: Plan) -> None:
 
 def check_numbers(plan: Plan) -> None:
     """Raises ValueError for a number that is not finite, or a time or index out of bounds."""
-    stages = plan.stages
-    low, high = getattr(plan.schedule, "domain", (-np.inf, np.inf))
-    for i, t in enumerate((*plan.times.tolist(), plan.end, plan.start)):
-        calls_nothing = i < stages and np.isnan(t)
-        if not calls_nothing and not (np.isfinite(t) and low <= t <= high):
-            where = f"stage {i}" if i < stages else ("end", "start")[i - stages]
-            raise ValueError(
-                f"Plan {plan.name}: {where}: t = {t}, but the schedule holds for {low} to {high}"
-            )
+    _check_times(plan)
     if plan.blocks is not None:
         _check_blocks(plan)
     for field, array in (("matrix", plan.matrix), ("spans", plan.spans)):
-        bad = ~np.isfinite(array)
-        if bad.any():
-            i, *k = (int(n) for n in np.argwhere(bad)[0])
-            where = f"{field}{k}"
-            if field == "matrix":
-                where = f"weight of {plan.columns[k[1]]} in {plan.rows[k[0]]}"
-            raise ValueError(f"Plan {plan.name}: stage {i}: {where} = {array[(i, *k)]}")
+        if np.isfinite(array).all():
+            continue
+        i, *k = (int(n) for n in np.argwhere(~np.isfinite(array))[0])
+        where = f"{field}{k}"
+        if field == "matrix":
+            where = f"weight of {plan.columns[k[1]]} in {plan.rows[k[0]]}"
+        raise ValueError(f"Plan {plan.name}: stage {i}: {where} = {array[(i, *k)]}")
     _check_levels(plan)
     _check_unwritten(plan)
 
 
+def _check_times(plan):
+    low, high = getattr(plan.schedule, "domain", (-np.inf, np.inf))
+    times = np.append(plan.times, (plan.end, plan.start))
+    fine = np.isfinite(times) & (low <= times) & (times <= high)
+    fine[:-2] |= np.isnan(times[:-2])  # no call
+    if not fine.all():
+        i = int(np.argmin(fine))
+        where = f"stage {i}" if i < plan.stages else ("end", "start")[i - plan.stages]
+        raise ValueError(
+            f"Plan {plan.name}: {where}: t = {times[i]}, but the schedule holds for {low} to {high}"
+        )
+
+
 def _check_levels(plan):
-    for r, name in enumerate(plan.rows):
-        if name in (H, V):  # v may hold nothing
-            continue
-        bad = ~np.isfinite(plan.levels[:, r]).all(1)
-        if bad.any():
-            i = int(np.argmax(bad))
-            alpha, sigma = plan.levels[i, r]
-            raise ValueError(
-                f"Plan {plan.name}: stage {i}: alpha = {alpha}, sigma = {sigma} for {name}, but "
-                "they must be finite"
-            )
+    told = [r for r, name in enumerate(plan.rows) if name not in (H, V)]  # v may hold nothing
+    bad = ~np.isfinite(plan.levels[:, told]).all(axis=2)
+    if bad.any():
+        k = int(np.argmax(bad.any(axis=0)))
+        i = int(np.argmax(bad[:, k]))
+        alpha, sigma = plan.levels[i, told[k]].tolist()
+        raise ValueError(
+            f"Plan {plan.name}: stage {i}: alpha = {alpha}, sigma = {sigma} for "
+            f"{plan.rows[told[k]]}, but they must be finite"
+        )
 
 
 def _check_blocks(plan):
@@ -138,37 +142,46 @@ def _check_blocks(plan):
 
 def _check_unwritten(plan):
     """Refuses weights on what holds nothing: early entries, estimates without a call, old v."""
-    made = 0
-    holds = {X, Y}
-    for i in range(plan.stages):
-        calls = not np.isnan(plan.times[i])
-        entry = H in plan.rows and plan.matrix[i, 0].any()
-        for c, column in enumerate(plan.columns):
-            used = plan.matrix[i, :, c] != 0.0
-            if not used.any():
-                continue
-            reason = None
-            if column in (D, D_RAW) or column[0] == "g":
-                reason = None if calls else "but the stage calls no network"
-            elif column == NEW:
-                if not entry:
-                    reason = "but the stage makes no entry"
-                elif H in plan.rows and used[0]:
-                    reason = "but an entry is not made of itself"
-            elif column[0] == "h" and int(column[1:]) > made:
-                reason = f"but {made} exist before it"
-            elif column in (X, Y, V) and column not in holds:
-                reason = "but it holds nothing"
-            if reason:
-                r = int(np.argmax(used))
-                raise ValueError(
-                    f"Plan {plan.name}: stage {i}: {plan.rows[r]} has weight "
-                    f"{plan.matrix[i, r, c]} on {column}, {reason}"
-                )
-        made += entry
-        for r, name in enumerate(plan.rows):
-            if name in (Y, V):
-                (holds.add if plan.matrix[i, r].any() else holds.discard)(name)
+    weighed = plan.matrix != 0.0
+    wrong = weighed.any(axis=1)  # [S, C]; from here on those that are
+    calls, entry = ~np.isnan(plan.times), _makes_entry(plan)
+    always = np.ones(plan.stages, dtype=bool)
+    made = np.cumsum(entry) - entry
+    for c, column in enumerate(plan.columns):
+        if column in (D, D_RAW) or column[0] == "g":
+            fine = calls
+        elif column == NEW:
+            fine = entry & ~weighed[:, 0, c] if H in plan.rows else entry
+        elif column[0] == "h":
+            fine = made >= int(column[1:])
+        elif column in (Y, V):
+            written = weighed[:-1, plan.rows.index(column)].any(axis=1)
+            fine = np.concatenate([[column == Y], written])
+        else:
+            fine = always
+        wrong[:, c] &= ~fine
+    if not wrong.any():
+        return
+    i, c = (int(n) for n in np.argwhere(wrong)[0])
+    column, r = plan.columns[c], int(np.argmax(weighed[i, :, c]))
+    reason = "it holds nothing"
+    if column in (D, D_RAW) or column[0] == "g":
+        reason = "the stage calls no network"
+    elif column == NEW:
+        reason = "an entry is not made of itself" if entry[i] else "the stage makes no entry"
+    elif column[0] == "h":
+        reason = f"{made[i]} exist before it"
+    raise ValueError(
+        f"Plan {plan.name}: stage {i}: {plan.rows[r]} has weight {plan.matrix[i, r, c]} on "
+        f"{column}, but {reason}"
+    )
+
+
+def _makes_entry(plan):
+    """Returns whether each stage makes an entry, [S]."""
+    if H not in plan.rows:
+        return np.zeros(plan.stages, dtype=bool)
+    return plan.matrix[:, 0].any(axis=1)
 
 
 def check_consistent(plan: Plan) -> None:
@@ -179,16 +192,21 @@ def check_consistent(plan: Plan) -> None:
     """
     if plan.check == "finite":
         return
-    _check_end(plan)
-    holds = _Held(plan)
+    start, end = levels_of(plan.schedule, (plan.start, plan.end))
+    if not np.isfinite(start).all():
+        raise ValueError(
+            f"Plan {plan.name}: start: alpha = {start[0]}, sigma = {start[1]} at t = {plan.start}"
+        )
+    _check_end(plan, end)
+    holds = _Held(plan, start)
     _check_x0(plan, holds)
     if plan.check == "full":
         _check_noise(plan, holds)
 
 
-def _check_end(plan: Plan) -> None:
-    """Refuses a last x that stands elsewhere than at the plan's end."""
-    wanted, stands = levels_of(plan.schedule, plan.end), plan.levels[-1, plan.rows.index(X)]
+def _check_end(plan: Plan, wanted: np.ndarray) -> None:
+    """Refuses a last x that stands elsewhere than at the plan's end, at the level wanted."""
+    stands = plan.levels[-1, plan.rows.index(X)]
     wrong = ~(np.abs(stands - wanted) <= TOLERANCE_NOISE * np.abs(wanted))
     for k, name in enumerate(("alpha", "sigma")[: 2 if plan.check == "full" else 1]):
         if wrong[k]:
@@ -205,48 +223,47 @@ class _Held:
     rounding is relative to.
     """
 
-    def __init__(self, plan: Plan):
-        stages, names = plan.stages, plan.columns
-        self.x0, self.size = np.zeros((stages, len(names))), np.zeros((stages, len(names)))
-        self.noise = np.zeros((stages, len(names)))
-        start = levels_of(plan.schedule, plan.start)
-        if not np.isfinite(start).all():
-            raise ValueError(
-                f"Plan {plan.name}: start: alpha = {start[0]}, sigma = {start[1]} at t = "
-                f"{plan.start}"
-            )
+    def __init__(self, plan: Plan, start: np.ndarray):
         self.start = start
+        self.x0, self.size, self.noise = np.zeros((3, plan.stages, len(plan.columns)))
         calls = ~np.isnan(plan.times)
-        for c, name in enumerate(names):
+        for c, name in enumerate(plan.columns):
             if name in (X, Y, V):
-                before = np.vstack([start, plan.levels[:-1, plan.rows.index(name)]])
-                before = np.nan_to_num(before)
-                self.x0[:, c], self.noise[:, c] = before[:, 0], np.abs(before[:, 1])
+                before = plan.levels[:-1, plan.rows.index(name)]
+                self.x0[0, c], self.noise[0, c] = start
+                self.x0[1:, c], self.noise[1:, c] = before.T
             elif name in (D, D_RAW):
                 self.x0[:, c] = calls
             elif name in (Z1, Z2):
                 self.noise[:, c] = 1.0
-            self.size[:, c] = np.abs(self.x0[:, c])
+        if V in plan.columns:  # it may hold nothing
+            np.nan_to_num(self.x0, copy=False)
+            np.nan_to_num(self.noise, copy=False)
+        np.abs(self.x0, out=self.size)
+        np.abs(self.noise, out=self.noise)
         if H in plan.rows:
             self._fill_entries(plan)
 
     def _fill_entries(self, plan: Plan) -> None:
+        old = {int(n[1:]): c for c, n in enumerate(plan.columns) if n[0] == "h"}
+        new = old.pop(0, None)
         row = plan.matrix[:, 0]
-        old = {c: int(n[1:]) for c, n in enumerate(plan.columns) if n[0] == "h"}
-        made: list[np.ndarray] = []  # (x0, size, noise) of entries, newest first
-        for i in range(plan.stages):
-            for c, age in old.items():
-                if 0 < age <= len(made):
-                    self.x0[i, c], self.size[i, c], self.noise[i, c] = made[age - 1]
-            if not row[i].any():
-                continue
-            weights = np.abs(row[i])
-            entry = np.array([row[i] @ self.x0[i], weights @ self.size[i], weights @ self.noise[i]])
-            for c, age in old.items():
-                if age == 0:
-                    self.x0[i, c], self.size[i, c], self.noise[i, c] = entry
-            made.insert(0, entry)
-            del made[max(old.values(), default=0) :]
+        weights = np.abs(row)
+        made = np.flatnonzero(row.any(axis=1))
+        before = np.searchsorted(made, np.arange(plan.stages))  # how many there are
+        of_entries = row[:, [*old.values()]].any(axis=1)
+        tables = ((self.x0, row), (self.size, weights), (self.noise, weights))
+        # Entries made of other entries come one after another, all others at once.
+        groups = [made] if not of_entries.any() else made[:, None]
+        for group in groups:
+            later = np.arange(group[0], plan.stages)
+            for held, weigh in tables:
+                entries = _dot(weigh[made], held[made])
+                for age, c in old.items():
+                    known = later[before[later] >= age]
+                    held[known, c] = entries[before[known] - age]
+                if new is not None:
+                    held[made, new] = entries
 
 
 def _checked_rows(plan):
@@ -255,9 +272,8 @@ def _checked_rows(plan):
         if name == H:
             continue
         rows = plan.matrix[:, r]
-        levels = plan.levels[:, r]
-        written = rows.any(1) if name in (Y, V, ERROR) else np.ones(plan.stages, dtype=bool)
-        yield name, rows, written, levels
+        written = rows.any(axis=1) if name in (Y, V, ERROR) else np.ones(plan.stages, dtype=bool)
+        yield name, rows, written, plan.levels[:, r]
 
 
 def _check_x0(plan, holds):
@@ -273,7 +289,9 @@ def _check_noise(plan, holds):
     unrolled = propagate(plan, estimates=False)
     for name, rows, written, levels in _checked_rows(plan):
         made = unrolled[name]
-        has = np.sqrt((holds.start[1] * made[:, 0]) ** 2 + _dot(made[:, 1:], made[:, 1:]))
+        has = np.abs(holds.start[1] * made[:, 0])
+        if made.shape[1] > 1:
+            has = np.sqrt(has**2 + _dot(made[:, 1:], made[:, 1:]))
         scale, want = _dot(np.abs(rows), holds.noise), levels[:, 1]
         wrong = written & ~(np.abs(has - want) <= TOLERANCE_NOISE * scale)
         if wrong.any():

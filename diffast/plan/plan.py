@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
@@ -96,20 +97,20 @@ class Plan:
         """Returns S, the number of stages."""
         return len(self.times)
 
-    @property
+    @cached_property
     def calls(self) -> np.ndarray:
         """Returns the stages that call the network, [nfe] int."""
-        return np.flatnonzero(~np.isnan(self.times))
+        return _frozen(np.flatnonzero(~np.isnan(self.times)), np.int64)
 
-    @property
+    @cached_property
     def call_times(self) -> np.ndarray:
         """Returns the model times of the network calls, [nfe]."""
-        return self.times[~np.isnan(self.times)]
+        return _frozen(self.times[self.calls], np.float64)
 
     @property
     def nfe(self) -> int:
         """Returns the number of network calls (function evaluations) of a run."""
-        return int((~np.isnan(self.times)).sum())
+        return len(self.calls)
 
     @property
     def history(self) -> int:
@@ -157,28 +158,23 @@ class Plan:
 
     def _spans(self) -> np.ndarray:
         """Returns [S, 2]; by default to the time of x after, from where y was last written."""
-        given = np.full((self.stages, 2), np.nan) if self.spans is None else self.spans
-        if not np.isnan(given).any():
-            return given
-        # A stage's rows are made of what stood at its call; x stands where the next call does.
-        following = self.times.copy()
-        last = self.end
-        for i in range(self.stages - 1, -1, -1):
-            following[i], last = last, last if np.isnan(self.times[i]) else self.times[i]
-        spans = np.array(given)
-        base = self.start
-        for i in range(self.stages):
-            if np.isnan(spans[i]).any():
-                spans[i] = base, following[i]
-            if Y not in self.rows or not self._keeps(i, Y):
-                base = following[i]
-        return spans
-
-    def _keeps(self, i: int, register: str) -> bool:
-        """Returns whether the stage leaves the register as it is."""
-        row = self.matrix[i, self.rows.index(register)]
-        at = self.columns.index(register)
-        return row[at] == 1.0 and np.count_nonzero(row) == 1
+        if self.spans is not None and not np.isnan(self.spans).any():
+            return self.spans
+        stages = np.arange(self.stages)
+        # x stands where the next call does.
+        following = np.append(self.call_times, self.end)[
+            np.searchsorted(self.calls, stages, side="right")
+        ]
+        wrote = np.ones(self.stages, dtype=bool)
+        if Y in self.rows:
+            row, at = self.matrix[:, self.rows.index(Y)], self.columns.index(Y)
+            wrote = (row[:, at] != 1.0) | (np.count_nonzero(row, axis=1) != 1)
+        last = np.maximum.accumulate(np.where(wrote, stages, -1))
+        before = np.append(self.start, following)[np.append(0, last[:-1] + 1)]
+        found = np.stack([before, following], axis=1)
+        if self.spans is None:
+            return found
+        return np.where(np.isnan(self.spans).any(axis=1)[:, None], found, self.spans)
 
     def __repr__(self) -> str:
         """Returns one line for people."""

@@ -20,7 +20,8 @@ same columns: nothing is overwritten before every row is done.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,11 +40,13 @@ ROWS = (H, Y, V, X, ERROR)
 X0_LEVEL, MOMENTUM_LEVEL, ERROR_LEVEL = (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)
 
 _COLUMN = re.compile(r"y|v|x|h\d+|d|d_raw|g[1-9]\d*|z1|z2")
+_ENTRIES = tuple(f"h{age}" for age in range(64))
 _FIXED = {"y": 0, "v": 1, "x": 2, "d": 4, "d_raw": 5, "z1": 7, "z2": 8}
 
 Row = Mapping[str, Any]
 
 
+@cache
 def column_key(name: str) -> tuple[int, int]:
     """Returns what columns are sorted by.
 
@@ -62,7 +65,7 @@ def column_key(name: str) -> tuple[int, int]:
 
 def entry_column(age: int) -> str:
     """Returns the column of the entry that was made `age` stages with entries ago."""
-    return f"h{age}"
+    return _ENTRIES[age] if age < len(_ENTRIES) else f"h{age}"
 
 
 def pack(rows: Mapping[str, Row], stages: int) -> tuple[tuple, tuple, np.ndarray]:
@@ -199,17 +202,22 @@ class Stages:
         from diffast.plan.plan import Plan
 
         rows = self._rows()
-        stages = len(self.times)
-        names, columns, matrix = pack({name: {} for name in rows}, stages)
-        used = {column for row in rows.values() for stage in row for column in stage}
-        columns = tuple(sorted({*columns, *used}, key=column_key))
-        matrix = np.zeros((stages, len(names), len(columns)))
+        names = tuple(name for name in ROWS if name in rows)
+        used = {name for name in names if name in (X, Y, V)}
+        used.update(*(stage for row in rows.values() for stage in row))
+        columns = tuple(sorted(used, key=column_key))
+        stages, width = len(self.times), len(columns)
         index = {column: k for k, column in enumerate(columns)}
-        levels = np.full((stages, len(names), 2), np.nan)
+        places, weights = [], []
         for r, register in enumerate(names):
             for i, row in enumerate(rows[register]):
-                for column, weight in row.items():
-                    matrix[i, r, index[column]] = weight
+                first = (i * len(names) + r) * width
+                places += [first + index[column] for column in row]
+                weights += row.values()
+        matrix = np.zeros((stages, len(names), width))
+        matrix.reshape(-1)[places] = weights
+        levels = np.full((stages, len(names), 2), np.nan)
+        for r, register in enumerate(names):
             if register != H:
                 levels[:, r] = self._levels(register)
         spans = None
@@ -239,11 +247,12 @@ class Stages:
             rows[V] = [self._settled(stage, V) for stage in self.written]
         if any(stage[ERROR] is not None for stage in self.written):
             rows[ERROR] = [stage[ERROR] or {} for stage in self.written]
-        columns = {column for row in rows.values() for stage in row for column in stage}
+        columns = set().union(*(stage for row in rows.values() for stage in row))
+        entries = {column for column in columns if column[0] == "h"}
         given = any(stage[H] is not None for stage in self.written)
-        if not given and {c for c in columns if c[0] == "h"} == {NEW}:  # nothing is remembered
+        if not given and entries == {NEW}:  # nothing is remembered
             rows = {name: [_renamed(stage, NEW, D) for stage in row] for name, row in rows.items()}
-        elif given or any(column[0] == "h" for column in columns):
+        elif given or entries:
             rows[H] = [
                 {D: 1.0} if stage[H] is None and time == time else stage[H] or {}
                 for stage, time in zip(self.written, self.times, strict=True)
@@ -262,15 +271,15 @@ class Stages:
         return row
 
     def _levels(self, register: str) -> np.ndarray:
-        found = np.empty((len(self.times), 2))
         stands = [stage[register] for stage in self.stands]
-        at_times = [i for i, level in enumerate(stands) if not isinstance(level, Sequence)]
-        if at_times:
-            times = np.array([stands[i] for i in at_times], dtype=np.float64)
-            found[at_times] = levels_of(self.schedule, times)
-        for i, level in enumerate(stands):
-            if isinstance(level, Sequence):
-                found[i] = level
+        pairs = [i for i, level in enumerate(stands) if isinstance(level, (tuple, list))]
+        if not pairs:
+            return levels_of(self.schedule, stands)
+        found = np.empty((len(stands), 2))
+        found[pairs] = [stands[i] for i in pairs]
+        timed = sorted({*range(len(stands))} - {*pairs})
+        if timed:
+            found[timed] = levels_of(self.schedule, [stands[i] for i in timed])
         return found
 
 
@@ -296,4 +305,7 @@ def entries(weights: np.ndarray, first: int = 0) -> dict[str, np.ndarray]:
         first: age of the first one; 0 is the stage's own entry.
     """
     weights = np.asarray(weights, dtype=np.float64)
+    if weights.ndim == 1:
+        weights = weights.tolist()
+        return {entry_column(first + k): weight for k, weight in enumerate(weights)}
     return {entry_column(first + k): weights[..., k] for k in range(weights.shape[-1])}

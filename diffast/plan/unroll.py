@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffast.plan.registers import D_RAW, NEW, Z1, Z2, D, H, V, X, Y
+from diffast.plan.registers import D_RAW, Z1, Z2, D, H, V, X, Y
 
 if TYPE_CHECKING:
     from diffast.plan.plan import Plan
@@ -33,46 +33,87 @@ def propagate(plan: Plan, estimates: bool) -> dict[str, np.ndarray]:
     that grows with S and not with its square.
     """
     stages = plan.stages
-    names = {name: k for k, name in enumerate(plan.columns)}
-    normals = [z for z in (Z1, Z2) if z in names and plan.matrix[:, :, names[z]].any()]
+    at = {name: k for k, name in enumerate(plan.columns)}
+    normals = [z for z in (Z1, Z2) if z in at and plan.matrix[:, :, at[z]].any()]
     if normals:
         normals = [Z1, Z2] if Z2 in normals else [Z1]
-    first = {z: 1 + stages * (estimates + n) for n, z in enumerate(normals)}
     width = 1 + stages * (estimates + len(normals))
-    out = {name: np.zeros((stages, width)) for name in plan.rows}
-    held = np.zeros((len(names), width))  # what each column holds, as weights of the sources
-    for name in (X, Y):
-        if name in names:
-            held[names[name], 0] = 1.0
-    ages = sorted(int(name[1:]) for name in names if name[0] == "h" and name != NEW)
-    oldest = ages[-1] if ages else 0
-    entries = np.zeros((oldest + 1, width))  # [age - 1], the newest first
-    for i in range(stages):
+    if width == 1:
+        made = _scalars(plan, at)
+    else:
+        made = np.empty((stages, len(plan.rows), width))
+        fresh = [(at.get(z), 1 + stages * (estimates + n)) for n, z in enumerate(normals)]
         if estimates:
-            for name in (D, D_RAW):
-                if name in names:
-                    held[names[name], 1 : i + 1] = 0.0
-                    held[names[name], 1 + i] = 1.0
-        for z in normals:
-            if z in names:
-                held[names[z]] = 0.0
-                held[names[z], first[z] + i] = 1.0
-        for age in ages:
-            held[names[f"h{age}"]] = entries[age - 1]
-        if H in plan.rows:
-            row = plan.matrix[i, 0]
-            entry = row @ held
-            out[H][i] = entry
-            if NEW in names:
-                held[names[NEW]] = entry
-            if row.any():
-                entries[1:] = entries[:-1]
-                entries[0] = entry
-        made = plan.matrix[i] @ held
-        for r, name in enumerate(plan.rows):
-            if name != H:
-                out[name][i] = made[r]
-        for name in (X, Y, V):
-            if name in plan.rows and name in names:
-                held[names[name]] = out[name][i]
-    return out
+            fresh += [(at.get(name), 1) for name in (D, D_RAW)]
+        _vectors(plan, at, [(c, first) for c, first in fresh if c is not None], made)
+    return {name: made[:, r] for r, name in enumerate(plan.rows)}
+
+
+def _places(plan, at):
+    """Returns the places of h0, of older entries by age, and of states: (column, row) pairs."""
+    ages = {int(name[1:]): c for name, c in at.items() if name[0] == "h"}
+    new = ages.pop(0, None)
+    states = [(at[name], plan.rows.index(name)) for name in (X, Y, V) if name in at]
+    return new, ages, states
+
+
+def _vectors(plan, at, fresh, made):
+    """Fills made [S, R, width].
+
+    Args:
+        plan: any plan.
+        at: the columns' places.
+        fresh: (place, first) of columns that stand for a source of their own in every stage.
+        made: what is written.
+    """
+    new, ages, states = _places(plan, at)
+    held = np.zeros((len(at), made.shape[2]))  # what each column holds, as weights of the sources
+    for column, _ in states:
+        held[column, 0] = 1.0
+    if V in at:  # it holds nothing at first
+        held[at[V]] = 0.0
+    columns, rows = (list(places) for places in zip(*states, strict=True))
+    columns = columns[0] if len(columns) == 1 else columns
+    rows = rows[0] if len(rows) == 1 else rows
+    entries = np.zeros((max(ages, default=0) + 1, made.shape[2]))  # the newest first
+    taken, order = [*ages.values()], [age - 1 for age in ages]
+    remembers = H in plan.rows and (plan.matrix[:, 0].any(axis=1)).tolist()
+    for i, row in enumerate(plan.matrix):
+        for column, first in fresh:
+            held[column, first + i - 1] = 0.0
+            held[column, first + i] = 1.0
+        if new is not None:
+            np.matmul(row[0], held, out=held[new])
+        np.matmul(row, held, out=made[i])
+        if taken and remembers[i]:
+            entries[1:] = entries[:-1]
+            entries[0] = made[i, 0]
+            held[taken] = entries[order]
+        held[columns] = made[i, rows]
+
+
+def _scalars(plan, at):
+    """Returns made [S, R, 1], where the initial state is the only source."""
+    new, ages, states = _places(plan, at)
+    held, entries = [0.0] * len(at), []
+    for column, _ in states:
+        held[column] = 1.0
+    if V in at:  # it holds nothing at first
+        held[at[V]] = 0.0
+    remembers = H in plan.rows and plan.matrix[:, 0].any(axis=1).tolist()
+    places = np.nonzero(plan.matrix)  # stage by stage, row by row: the entry's first
+    bounds = np.searchsorted(places[0], np.arange(plan.stages + 1)).tolist()
+    terms = [*zip(*(p.tolist() for p in places[1:]), plan.matrix[places].tolist(), strict=True)]
+    made = [[0.0] * len(plan.rows) for _ in range(plan.stages)]
+    for i, written in enumerate(made):
+        for r, column, weight in terms[bounds[i] : bounds[i + 1]]:
+            written[r] += weight * held[column]
+            if new is not None and r == 0:
+                held[new] = written[0]
+        if remembers and remembers[i]:
+            entries.insert(0, written[0])
+            for age, column in ages.items():
+                held[column] = entries[age - 1] if age <= len(entries) else 0.0
+        for column, r in states:
+            held[column] = written[r]
+    return np.array(made)[:, :, None]
