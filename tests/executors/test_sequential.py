@@ -5,9 +5,12 @@ import pytest
 import torch
 from closed_forms import Mixture, Network
 from numpy_executor import run as run_numpy
+from plan_tables import table
 
 import diffast as df
 from diffast import ops
+from diffast.lowering.program import lower
+from diffast.plan import Stages, one_call_plan
 
 SCHEDULES = {
     "vp_linear": df.schedules.vp_linear(),
@@ -193,24 +196,14 @@ def test_long_histories_are_kept_and_their_buffers_reused():
     schedule = SCHEDULES["edm"]
     grid = df.grids.karras(schedule, 12)
     base = df.solvers.euler(schedule, grid)
-    point = np.zeros((12, 6))
-    point[:, :3] = base.point
-    for i in range(12):
-        for back in range(1, min(i, 3) + 1):
-            weight = 0.05 * back * base.point[i, 2]
-            point[i, 2 + back] += weight
-            point[i, 2] -= weight
-    plan = df.Plan(
-        schedule=schedule,
-        times=base.times,
-        end=base.end,
-        read=base.read,
-        point=point,
-        anchor=point,
-        anchor_at=base.anchor_at,
-        steps=12,
-        name="made up",
-    )
+    stages = Stages(schedule, base.start)
+    ends = [*base.times[1:], base.end]
+    for i, (keep, new) in enumerate(table(base, "x", "x", "d").tolist()):
+        old = {f"h{age}": 0.05 * age * new for age in range(1, min(i, 3) + 1)}
+        row = {"x": keep, "d": new - sum(old.values())} | old
+        stages.add(base.times[i], ends[i], row)
+    plan = stages.plan("made up", 12)
+    assert (plan.history, lower(plan, df.Prediction(schedule, "x0")).slots) == (3, 3)
     noise = ops.normal((5, 3), seed=4, dtype=torch.float64) * 80
     network = Network(truth(schedule), "epsilon")
     out = df.sample(df.Denoiser(network, schedule, predicts="epsilon"), plan, noise=noise)
@@ -218,23 +211,14 @@ def test_long_histories_are_kept_and_their_buffers_reused():
     np.testing.assert_allclose(out.x.numpy(), wanted, rtol=0, atol=1e-10)
 
 
-def test_reads_of_slopes_work_like_reads_of_x0():
-    # Euler with the epsilon-like slope remembered in place of x0: reads weigh the model input too.
+def test_entries_that_are_slopes_work_like_entries_that_are_estimates():
+    # Euler by the slope (x - x0) / sigma: the entry weighs the model input too.
     schedule = SCHEDULES["edm"]
     base = df.solvers.euler(schedule, df.grids.karras(schedule, 5))
     slope = 1.0 / base.times
-    ends = np.append(base.times[1:], base.end)
-    plan = df.Plan(
-        schedule=schedule,
-        times=base.times,
-        end=base.end,
-        read=np.stack([slope, -slope], axis=1),
-        point=np.stack([np.ones(5), np.zeros(5), ends - base.times], axis=1),
-        anchor=np.stack([np.ones(5), np.zeros(5), ends - base.times], axis=1),
-        anchor_at=base.anchor_at,
-        steps=5,
-        name="slopes",
-    )
+    grid = np.append(base.times, base.end)
+    x, entry = {"x": 1.0, "h0": np.diff(grid)}, {"x": slope, "d": -slope}
+    plan = one_call_plan("slopes", schedule, grid, x, h=entry)
     noise = ops.normal((5, 3), seed=4, dtype=torch.float64) * 80
     denoiser = df.Denoiser(Network(truth(schedule)), schedule)
     first, second = (df.sample(denoiser, p, noise=noise).x for p in (base, plan))

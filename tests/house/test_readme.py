@@ -114,7 +114,7 @@ RESULTS = {
     ("README", 4): lambda f: (
         f["out"].x.shape == (16, 3, 64, 64) and f["out"].nfe.tolist() == [20] * 16
     ),
-    ("README", 5): lambda f: np.array_equal(f["same"].point, f["plan"].point),
+    ("README", 5): lambda f: np.array_equal(f["same"].matrix, f["plan"].matrix),
     ("README", 6): lambda f: all(same_as_alone(f, b) for b in range(3)),
     ("README", 7): lambda f: f["out"].finished.all() and f["digits"].abs().max() < 1.5,
     ("README", 8): lambda f: same_as_sequential(f),
