@@ -5,42 +5,48 @@ TORCH ?= torch==2.13.0
 # Processes that share the tests.
 JOBS ?= 2
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
+PYTEST = $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal
 # Native sources: a change rebuilds the extensions.
 NATIVE = $(shell find csrc -type f) setup.py pyproject.toml
+# The packages of an extra of pyproject.toml, without building the package again.
+EXTRA = import sys, tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+  print(*project["optional-dependencies"][sys.argv[1]], sep="\n")
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test slow lint bench clean
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.installed-pictures
 	$(VENV)/bin/diffast demo
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal
+	$(PYTEST) -m "not slow"
 
-lint: $(VENV)/.installed-lint
+# What `make test` leaves out.
+slow: $(VENV)/.installed-test
+	$(PYTEST) -m slow
+
+lint: $(VENV)/.installed-test $(VENV)/.installed-lint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc' | \
 	  xargs $(VENV)/bin/clang-format --dry-run --Werror
+	$(VENV)/bin/lint-imports --no-cache --no-logo
+	$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python
 
-bench: $(VENV)/.installed-test
-	$(PIP) install --quiet "pytest-benchmark>=4"
+bench: $(VENV)/.installed-test $(VENV)/.installed-bench
 	$(VENV)/bin/python -m pytest bench
 
 # The build runs against the torch installed here: without isolation, with its tools beside it.
 $(VENV)/.installed: $(NATIVE)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install "$(TORCH)" "setuptools>=77" wheel ninja "pybind11>=2.13"
+	$(PIP) install "$(TORCH)" "setuptools>=77" wheel ninja
 	$(PIP) install --no-build-isolation --editable .
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) install --no-build-isolation --editable ".[test]"
-	$(PIP) install --no-deps "k-diffusion==0.1.1.post1"
-	touch $@
-
-$(VENV)/.installed-lint: $(VENV)/.installed
-	$(PIP) install "ruff==0.17.5" "clang-format==23.1.5"
+$(VENV)/.installed-%: $(VENV)/.installed
+	$(VENV)/bin/python -c '$(EXTRA)' $* > $(VENV)/$*.txt
+	$(PIP) install --requirement $(VENV)/$*.txt
+	if [ $* = test ]; then $(PIP) install --no-deps "k-diffusion==0.1.1.post1"; fi
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info diffast/*.so .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info diffast/*.so .pytest_cache .ruff_cache

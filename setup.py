@@ -1,4 +1,4 @@
-"""Builds diffast's three extensions: `_cpu`, `_cuda` (where wanted) and `_host`."""
+"""Builds diffast's extensions: `_cpu`, and `_cuda` where it is wanted."""
 
 import os
 import sys
@@ -6,15 +6,13 @@ from glob import glob
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 try:
     import torch
     from torch.utils import cpp_extension
 except ImportError:
-    sys.exit(
-        "diffast builds against the torch you already have: install torch, then "
-        "pip install --no-build-isolation ."
-    )
+    torch = None
 
 # The oldest torch whose binaries these may meet; the stable ABI is frozen at that version.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
@@ -26,6 +24,17 @@ NVCC_FLAGS += ["-Xcompiler=-fvisibility=hidden"]
 DEFAULT_ARCHS = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
 
+class TorchIsMissing(build_ext):
+    """Stands in for torch's build command, so that metadata and the sdist need no torch."""
+
+    def run(self):
+        """Ends with one line."""
+        sys.exit(
+            "diffast builds against the torch you already have: install torch, then "
+            "pip install --no-build-isolation ."
+        )
+
+
 def wants_cuda() -> bool:
     """Returns whether `_cuda` is built: DIFFAST_CUDA=0|1, or else as torch was built."""
     asked = os.environ.get("DIFFAST_CUDA", "")
@@ -34,8 +43,8 @@ def wants_cuda() -> bool:
     return asked == "1" if asked else torch.version.cuda is not None
 
 
-def sources(folder: str, *endings: str) -> list[str]:
-    return sorted(path for ending in endings for path in glob(f"csrc/{folder}/*{ending}"))
+def sources(*patterns: str) -> list[str]:
+    return sorted(path for pattern in patterns for path in glob(f"csrc/{pattern}"))
 
 
 def headers() -> list[str]:
@@ -58,7 +67,7 @@ def cuda_extension() -> Extension:
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS)
     return cpp_extension.CppExtension(
         "diffast._cuda",
-        sources("cuda", ".cpp", ".cu"),
+        sources("cuda/*.cpp", "ops/*/cuda.cu"),
         include_dirs=[str(home / "include")],
         library_dirs=[str(home / "lib64")],
         libraries=["cudart_static", "rt", "dl", "pthread"],
@@ -72,28 +81,18 @@ def cuda_extension() -> Extension:
 
 
 def extensions() -> list[Extension]:
-    import pybind11
-
     cpu = cpp_extension.CppExtension(
         "diffast._cpu",
-        sources("cpu", ".cpp"),
+        sources("cpu/*.cpp", "ops/*/cpu.cpp"),
         extra_compile_args={"cxx": [*HOST_FLAGS, TORCH_TARGET]},
         depends=headers(),
         py_limited_api=True,
     )
-    host = Extension(
-        "diffast._host",
-        sources("host", ".cpp"),
-        depends=headers(),
-        include_dirs=[pybind11.get_include()],
-        extra_compile_args=HOST_FLAGS,
-        language="c++",
-    )
-    return [cpu, host] + ([cuda_extension()] if wants_cuda() else [])
+    return [cpu] + ([cuda_extension()] if wants_cuda() else [])
 
 
 setup(
-    ext_modules=extensions(),
-    cmdclass={"build_ext": cpp_extension.BuildExtension},
+    ext_modules=extensions() if torch else [Extension("diffast._cpu", [])],
+    cmdclass={"build_ext": cpp_extension.BuildExtension if torch else TorchIsMissing},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -199,7 +199,7 @@ def test_digits(benchmark, measure, report, threads, request):
             sigma = float(torch.tan(t[0]))
             return network(x * (sigma * sigma + 1.0) ** 0.5, sigma)
 
-        return lambda: df.sample(df.Denoiser(call, schedule), plan, noise=x)
+        return lambda: df.sample(df.Denoiser(call, schedule, predicts="x0"), plan, x=x)
 
     runs = {
         "diffast": lambda: digit_loop(ours, network, x, steps),

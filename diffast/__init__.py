@@ -12,26 +12,37 @@ Example:
 from importlib import import_module
 from typing import Any
 
+from diffast._namespace import attributes
+
 __version__ = "0.1.0"
 
 # Where each public name lives. Loaded when first asked for: plans can be made without torch.
 _HOMES = {
+    "AdaptiveOptions": "diffast.executors.adaptive.options",
     "AdaptiveSamples": "diffast.executors.adaptive.sample",
     "BrownianPath": "diffast.noise.brownian",
     "Denoiser": "diffast.model.denoiser",
     "LearnedVariance": "diffast.model.learned_variance",
     "Plan": "diffast.plan",
-    "Prediction": "diffast.model.denoiser",
-    "Progress": "diffast.executors.sequential",
-    "Samples": "diffast.executors.sequential",
+    "Prediction": "diffast.model.prediction",
+    "FailedSamples": "diffast.executors.results",
+    "Info": "diffast.executors.results",
+    "NonFiniteError": "diffast.executors.results",
+    "ParallelSamples": "diffast.executors.parallel.sample",
+    "Progress": "diffast.executors.results",
+    "Result": "diffast.executors.results",
+    "Round": "diffast.executors.parallel.rounds",
+    "Samples": "diffast.executors.results",
+    "StepLimitError": "diffast.executors.results",
     "Stepper": "diffast.executors.stepwise",
     "add_noise": "diffast.noise.forward_process",
     "backends": "diffast.ops",
     "digits": "diffast.digits",
+    "embedded": "diffast.solvers.embedded",
     "grids": "diffast.grids",
     "integrations": "diffast.integrations",
     "ops": "diffast.ops",
-    "pairs": "diffast.solvers.embedded",
+    "pairs": "diffast.solvers.embedded",  # the older name of `embedded`
     "sample": "diffast.executors.sequential",
     "sample_adaptive": "diffast.executors.adaptive.sample",
     "sample_parallel": "diffast.executors.parallel.sample",
@@ -40,19 +51,17 @@ _HOMES = {
     "unroll": "diffast.plan",
 }
 
-__all__ = list(_HOMES)
+__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]: __init__.pyi lists them
+
+
+_unknown, __dir__ = attributes(__name__, __all__)
 
 
 def __getattr__(name: str) -> Any:
     """Returns the public object of that name, or the module behind it."""
     if name not in _HOMES:
-        raise AttributeError(f"module 'diffast' has no attribute {name!r}")
+        return _unknown(name)
     module = import_module(_HOMES[name])
-    value = getattr(module, name, module)
+    value = vars(module).get(name, module)
     globals()[name] = value
     return value
-
-
-def __dir__() -> list[str]:
-    """Returns the public names."""
-    return sorted([*globals(), *__all__])

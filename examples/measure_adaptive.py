@@ -60,7 +60,7 @@ def arguments() -> argparse.Namespace:
 
 def denoiser_of(network, schedule, labels) -> df.Denoiser:
     """Returns the denoiser of some labels."""
-    return df.Denoiser(network, schedule, conditions={"labels": labels})
+    return df.Denoiser(network, schedule, predicts="x0", conditions={"labels": labels})
 
 
 def digits(network, name, options, start, count, batch, seed):

@@ -7,7 +7,10 @@
     python examples/measure_parallel.py time --out time.png
     python examples/measure_parallel.py digits --count 8 --solver ddim --steps 50
 
-Each writes its numbers beside the picture, as JSON. Networks are closed forms, but for `digits`.
+    python examples/measure_parallel.py window --draw --out window.png
+
+Each writes its numbers beside the picture, as JSON; --draw draws from that file without measuring.
+Networks are closed forms, except that of `digits`.
 """
 
 import argparse
@@ -23,6 +26,51 @@ import torch
 import diffast as df
 
 SCHEDULE = df.schedules.vp_linear()
+
+# Colours that colour-blind people can tell apart (Okabe and Ito), without yellow.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#7F7F7F")
+MARKERS = "os^Dv<>P"
+
+# How each measurement is drawn: column across and up, columns that tell the lines apart, title,
+# names of both axes, and how a line is named.
+PICTURES = {
+    "window": (
+        *("window", "rounds_mean", ("method", "tol")),
+        "Rounds against window: DDIM with 100 stages, mixture in 256 dimensions",
+        *("window (stages of a sample at a time)", "network rounds (mean of the samples)"),
+        "{}, tolerance {:g}",
+    ),
+    "dimension": (
+        *("dimensions", "rounds", ("method",)),
+        "Rounds against dimension: PIADM-ODE on a normal, 4 sqrt(d) stages",
+        *("dimensions d", "network rounds (slowest of 4 samples)"),
+        "{}",
+    ),
+    "blocks": (
+        *("of", "rounds", ("plan", "block", "method")),
+        "Rounds of PIADM's plans with 405 stages, on three mixtures",
+        *("mixture", "network rounds (slowest of 4 samples)"),
+        "{}, blocks of length {:g}, {}",
+    ),
+    "memory": (
+        *("method", "tensors", ()),
+        "Peak memory of a run with 32 rows of 4 MiB",
+        *("method", "memory (tensors of all rows)"),
+        "",
+    ),
+    "time": (
+        *("steps", "milliseconds", ("kind",)),
+        "Time of one sample: DDIM, network of matrix products",
+        *("stages of the plan", "time (milliseconds, median of 5)"),
+        "{}",
+    ),
+    "digits": (
+        *("method", "rounds_mean", ("tol",)),
+        "Rounds of the embedded network's digits",
+        *("method", "network rounds (mean of the digits)"),
+        "tolerance {:g}",
+    ),
+}
 
 
 def coefficients(t, x):
@@ -52,7 +100,7 @@ def mixture(dimensions, components=16, spread=0.25, seed=0, manifold=None):
         mean = torch.softmax(-square / (2 * variance), dim=1) @ means
         return mean + alpha * spread**2 / variance * (x - alpha * mean)
 
-    return df.Denoiser(network, SCHEDULE)
+    return df.Denoiser(network, SCHEDULE, predicts="x0")
 
 
 def normal(dimensions):
@@ -63,7 +111,7 @@ def normal(dimensions):
         alpha, sigma = coefficients(t, x)
         return alpha * variances / (alpha**2 * variances + sigma**2) * x
 
-    return df.Denoiser(network, SCHEDULE)
+    return df.Denoiser(network, SCHEDULE, predicts="x0")
 
 
 def relative(x, wanted):
@@ -74,7 +122,7 @@ def relative(x, wanted):
 
 def own_rounds(out, stages):
     """Returns the rounds of each sample, [B]."""
-    starts = np.array([step.start for step in out.history])
+    starts = np.array([step.settled for step in out.history])
     return (starts < stages).sum(0) + 1
 
 
@@ -106,7 +154,7 @@ def window(options):
             rows.append({"method": method, "tol": tol, "window": size})
             rows[-1] |= facts_of(out, plan, wanted)
             print(rows[-1], flush=True)
-    return rows, ("window", "rounds_mean", ("method", "tol"), "log")
+    return rows
 
 
 def dimension(options):
@@ -126,7 +174,7 @@ def dimension(options):
             rows[-1] |= facts_of(out, plan, wanted)
             rows[-1]["rounds_over_log2"] = rows[-1]["rounds"] / np.log2(dimensions) ** 2
             print(rows[-1], flush=True)
-    return rows, ("dimensions", "rounds", ("method",), "log")
+    return rows
 
 
 def blocks(options):
@@ -150,24 +198,24 @@ def blocks(options):
                     rows[-1] |= {"blocks": len(plan.blocks), "method": method}
                     rows[-1] |= facts_of(out, plan, wanted)
                     print(rows[-1], flush=True)
-    return rows, ("problem", "rounds", ("plan", "block", "method"), "linear")
+    return rows
 
 
 def memory(options):
-    """Peak memory of a run, in tensors of all rows; each method in a process of its own."""
+    """Peak memory of a run, in tensors of all rows. Each method runs in a process of its own."""
     rows = []
     for method in ("secant", "prior", "anderson", "paradigms", "speculative"):
         command = [sys.executable, __file__, "peak", "--solver", method]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         rows.append({"method": method, "tensors": float(said)})
         print(rows[-1], flush=True)
-    return rows, ("method", "tensors", (), "linear")
+    return rows
 
 
 def peak(options):
     """Prints the peak memory of one run (method: --solver) over that before it."""
     stages, elements = 32, 1 << 20
-    denoiser = df.Denoiser(lambda x, t: x * 0.5, SCHEDULE)
+    denoiser = df.Denoiser(lambda x, t: x * 0.5, SCHEDULE, predicts="x0")
     name = "ddpm" if options.solver == "speculative" else "ddim"
     plan = df.solvers.get(name)(SCHEDULE, df.grids.uniform_time(SCHEDULE, stages))
     run = {"method": options.solver, "seed": 1}
@@ -197,7 +245,7 @@ def time_of(options):
         # The matrices are read once a call, whatever its rows: what a GPU is for small batches.
         return 0.5 * torch.tanh(torch.tanh(x @ first) @ middle) @ last
 
-    denoiser = df.Denoiser(network, SCHEDULE)
+    denoiser = df.Denoiser(network, SCHEDULE, predicts="x0")
     rows = []
     for steps in (25, 50, 100, 200):
         plan = df.solvers.ddim(SCHEDULE, df.grids.uniform_time(SCHEDULE, steps))
@@ -213,14 +261,16 @@ def time_of(options):
             rows.append({"kind": kind, "steps": steps, "milliseconds": 1e3 * np.median(values)})
             rows[-1] |= facts_of(out, plan, wanted)
             print(rows[-1], flush=True)
-    return rows, ("steps", "milliseconds", ("kind",), "linear")
+    return rows
 
 
 def digits(options):
     """Rounds of the embedded network, by method."""
     schedule = df.schedules.edm()
     labels = torch.arange(options.count) % 10
-    denoiser = df.Denoiser(df.digits.load_unet(), schedule, conditions={"labels": labels})
+    denoiser = df.Denoiser(
+        df.digits.load_unet(), schedule, predicts="x0", conditions={"labels": labels}
+    )
     grid = df.grids.karras(schedule, options.steps)
     plan = df.solvers.get(options.solver)(schedule, grid)
     shape = (options.count, 1, 28, 28)
@@ -235,30 +285,47 @@ def digits(options):
         rows.append({"method": method, "tol": tol, "stages": plan.stages})
         rows[-1] |= facts_of(out, plan, wanted)
         print(rows[-1], flush=True)
-    return rows, ("method", "rounds_mean", ("tol",), "linear")
+    return rows
 
 
-def draw(rows, axes_of, path):
-    """Draws one line for each value of the names in `axes_of[2]`."""
+def draw(rows, what, path):
+    """Draws one line for each value of the columns that tell lines apart."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
 
-    across, up, names, scale = axes_of
+    across, up, names, title, below, beside, label = PICTURES[what]
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for label in dict.fromkeys(tuple(row[name] for name in names) for row in rows):
-        line = [row for row in rows if tuple(row[name] for name in names) == label]
+    lines = dict.fromkeys(tuple(row[name] for name in names) for row in rows)
+    for number, key in enumerate(lines):
+        line = [row for row in rows if tuple(row[name] for name in names) == key]
         x, y = [row[across] for row in line], [row[up] for row in line]
-        axes.plot(x, y, marker="o", label=" ".join(str(part) for part in label))
-    if not isinstance(rows[0][across], str):
-        axes.set_xscale(scale)
-    axes.set(xlabel=across, ylabel=up)
+        color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+        style = "none" if isinstance(x[0], str) else ("-", "--")[number % 2]
+        marks = {"marker": marker, "markersize": 7, "markerfacecolor": "none"}
+        axes.plot(x, y, color=color, linestyle=style, label=label.format(*key), **marks)
+    values = list(dict.fromkeys(row[across] for row in rows))
+    if isinstance(values[0], str):
+        axes.margins(x=0.25)
+        axes.set_xticks(values, [value.replace(", ", ",\n") for value in values])
+    else:
+        axes.set_xscale("log")
+        axes.set_xticks(values)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.minorticks_off()
+    axes.set(xlabel=below, ylabel=beside, title=title)
+    axes.set_ylim(bottom=0)
     axes.grid(visible=True, alpha=0.3)
-    axes.legend()
+    if names and len(lines) <= 4:
+        axes.legend()
+    elif names:
+        figure.legend(loc="outside lower center", ncols=2)
+        figure.set_size_inches(7, 6)
     figure.savefig(path, dpi=120)
 
 
 def main():
-    """Runs one measurement."""
+    """Runs or draws one measurement."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -268,16 +335,24 @@ def main():
     parser.add_argument(
         "--out", type=Path, help="picture; its numbers go to the same name in .json"
     )
+    parser.add_argument(
+        "--draw", action="store_true", help="draw from the .json beside --out, measure nothing"
+    )
     parser.add_argument("--count", type=int, default=16, help="samples (%(default)s)")
     parser.add_argument("--solver", default="ddim", help="of digits (%(default)s)")
     parser.add_argument("--steps", type=int, default=50, help="of digits (%(default)s)")
     options = parser.parse_args()
+    if options.draw and (options.out is None or options.what == "peak"):
+        parser.error("--draw needs --out, and a measurement that has a picture")
+    if options.draw:
+        draw(json.loads(options.out.with_suffix(".json").read_text()), options.what, options.out)
+        return
     measure = {"window": window, "dimension": dimension, "blocks": blocks}
     measure |= {"memory": memory, "peak": peak, "time": time_of, "digits": digits}
-    rows, axes_of = measure[options.what](options)
+    rows = measure[options.what](options)
     if options.out is not None:
         options.out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
-        draw(rows, axes_of, options.out)
+        draw(rows, options.what, options.out)
 
 
 if __name__ == "__main__":

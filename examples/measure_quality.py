@@ -49,6 +49,7 @@ def sampled_digits(options: argparse.Namespace) -> tuple[torch.Tensor, torch.Ten
         denoiser = df.Denoiser(
             network,
             schedule,
+            predicts="x0",
             conditions={"labels": some},
             unconditional={"labels": torch.tensor([df.digits.NULL_LABEL])},
             guidance=options.guidance,

@@ -1,20 +1,20 @@
-// The inner loops of the CPU ops, once per instruction set. The same source (kernels.inc) is
-// compiled for the baseline and for AVX2; `kernels()` picks when the library is loaded. Both give
-// the same bits: vector width is all that differs.
+// The inner loops of the CPU ops. The same source (kernels.inc) is compiled for the baseline
+// instruction set and for AVX2; `kernels()` chooses when it is first called. Both give the same
+// bits, since they differ in the width of the vectors only.
 #pragma once
 
 #include <cstdint>
 
-#include "../error_args.h"
-#include "../gram_args.h"
-#include "../sweep_args.h"
+#include "../ops/combine_error/args.h"
+#include "../ops/gram/args.h"
+#include "../ops/sweep/args.h"
 
 namespace diffast::cpu {
 
-// Blocks of four normals computed at a time: their words live on the stack, in the L1 cache.
+// Philox blocks (of four normals) that are computed at a time; their words lie on the stack.
 constexpr int kNormalBlocks = 64;
 
-constexpr int kMaxGroup = 4;  // rows one call takes
+constexpr int kMaxGroup = 4;  // rows of one call at most
 
 template <typename T>
 struct RowsCall {
@@ -27,7 +27,8 @@ struct RowsCall {
   bool stream;  // non-temporal stores
 };
 
-// The norm of a row: of row / (what `form` makes of the rest) or, not scaled, of the row itself.
+// The norm of a row, divided element by element by the tolerance that `form` describes, or as it
+// is.
 template <typename T>
 struct NormCall {
   const T* row;     // `count` elements
@@ -43,7 +44,7 @@ struct NormCall {
 
 constexpr int kMaxPathSteps = 25;  // the middle, an end, and 23 levels
 
-// The way to a node of a Brownian path, one normal a step: the middle, an end, then between.
+// The steps to a node of a Brownian path, one normal each: the middle, an end, then values between.
 template <typename T>
 struct DescentCall {
   T* out;  // `count` values
@@ -53,10 +54,10 @@ struct DescentCall {
   int steps;  // 1 or more
   uint32_t word[kMaxPathSteps];
   T keep[kMaxPathSteps], fresh[kMaxPathSteps];
-  bool up[kMaxPathSteps];  // whether the step's value is the lower end of the bracket from then on
+  bool up[kMaxPathSteps];  // whether the new value is the interval's lower end in the next step
 };
 
-// One call takes as many columns and rows as this where it makes the rows itself.
+// Up to so many columns and rows, a call of `gram` makes the rows itself.
 constexpr int kFusedColumns = 4;
 constexpr int kFusedRows = 2;
 
@@ -73,7 +74,8 @@ struct GramCall {
 
 constexpr int kMaxAhead = 1 + kMaxOutputs;
 
-// One stage of a walk: p goes to the point, the rows are columns summed and the change.
+// One stage of a sweep's job: p is copied to the point, and each row is a weighted sum of columns
+// and the change with p - x.
 template <typename T>
 struct WalkCall {
   const T* column[kMaxWalkColumns];  // `count` elements each
@@ -82,15 +84,15 @@ struct WalkCall {
   const T* x;                        // where the network was called
   T* point;                          // may be x
   const T* weight;                   // [rows, columns]
-  T change[kMaxMade];                // what a row gains for each unit of p - x
-  const void* ahead[kMaxAhead];      // what will be read next, `count` elements each,
+  T change[kMaxMade];                // added to a row for each unit of p - x
+  const void* ahead[kMaxAhead];      // what is read next, to be prefetched: `count` elements each,
   int64_t ahead_bytes[kMaxAhead];    // of so many bytes
   int aheads;
   int columns;
   int rows;
   int64_t count;
-  bool changes;  // otherwise no row gains anything
-  bool stream;   // a non-temporal store of the point; the caller's fence
+  bool changes;  // otherwise `change` is not read
+  bool stream;   // a non-temporal store of the point; the caller makes the fence
 };
 
 struct Kernels {

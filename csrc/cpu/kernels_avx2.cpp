@@ -9,14 +9,14 @@
 #include "kernels.h"
 
 #if defined(DIFFAST_HAS_AVX2_BUILD)
-// Everything below is compiled for AVX2 and half conversions; every header with functions that are
-// not always inlined stands above. No FMA: contraction would change the bits.
+// Everything below is compiled for AVX2 and half conversions. Headers with functions that are not
+// always inlined are included above. FMA stays off: contraction would change the bits.
 #pragma GCC push_options
 #pragma GCC target("avx2,f16c")
-#include "../error_norm.h"
-#include "../half.h"
-#include "../normal.h"
-#include "../row.h"
+#include "../core/half.h"
+#include "../core/normal.h"
+#include "../core/row.h"
+#include "../ops/combine_error/norm.h"
 
 namespace diffast::cpu::avx2 {
 namespace {

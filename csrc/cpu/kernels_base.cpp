@@ -5,10 +5,10 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "../error_norm.h"
-#include "../half.h"
-#include "../normal.h"
-#include "../row.h"
+#include "../core/half.h"
+#include "../core/normal.h"
+#include "../core/row.h"
+#include "../ops/combine_error/norm.h"
 #include "kernels.h"
 
 namespace diffast::cpu {

@@ -1,4 +1,4 @@
-// Sums over the pieces of a sample.
+// What all sums over chunks need.
 #pragma once
 
 #include <cmath>
@@ -6,7 +6,7 @@
 
 namespace diffast::cpu {
 
-// The sign and payload of a NaN would depend on the order of its operands.
+// Makes every NaN the same: its sign and payload would depend on the order of the operands.
 inline double one_nan(double value) {
   return std::isnan(value) ? std::numeric_limits<double>::quiet_NaN() : value;
 }

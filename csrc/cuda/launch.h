@@ -1,14 +1,15 @@
-// What the CUDA glue calls: one function an op, in plain structs, without any torch header.
+// The launchers that ops.cpp calls: one for each op, with plain structs and no torch header.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
-#include "../accept.h"
-#include "../brownian_args.h"
-#include "../combine_args.h"
-#include "../error_args.h"
-#include "../gram_args.h"
-#include "../sweep_args.h"
+#include "../ops/accept/args.h"
+#include "../ops/brownian/args.h"
+#include "../ops/combine/args.h"
+#include "../ops/combine_error/args.h"
+#include "../ops/gram/args.h"
+#include "../ops/normal/args.h"
+#include "../ops/sweep/args.h"
 
 namespace diffast {
 

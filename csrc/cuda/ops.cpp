@@ -1,22 +1,24 @@
-// The CUDA ops: the shared checks, the tensors' device and its current stream, then a launch. One
-// file for both, because an object file is named after its source and the kernels have the names.
+// Registers the CUDA ops. Each call goes through the op's checks, then the kernels are launched on
+// the tensors' device and its current stream.
 #include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
+#include <torch/headeronly/util/Exception.h>
 
-#include "../accept_tensors.h"
-#include "../brownian_tensors.h"
-#include "../error_tensors.h"
-#include "../gram_tensors.h"
-#include "../sweep_tensors.h"
-#include "../tensors.h"
+#include "../ops/accept/checks.h"
+#include "../ops/brownian/checks.h"
+#include "../ops/combine/checks.h"
+#include "../ops/combine_error/checks.h"
+#include "../ops/gram/checks.h"
+#include "../ops/normal/checks.h"
+#include "../ops/sweep/checks.h"
 #include "launch.h"
 
 namespace diffast::cuda {
 namespace {
 
-// The stable way to torch's current stream that torch 2.11 already has.
+// torch's current stream, by the function of the stable ABI that torch 2.11 has.
 cudaStream_t current_stream(int32_t device) {
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
@@ -29,9 +31,8 @@ void run(const char* op, cudaError_t (*launch)(const Args&, cudaStream_t), const
   const int32_t device = first.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const cudaError_t error = launch(args, current_stream(device));
-  STD_TORCH_CHECK(error == cudaSuccess, op, ": the CUDA kernel was not launched on ",
-                  device_text(first), ": ", cudaGetErrorString(error), " (",
-                  cudaGetErrorName(error), ")");
+  STD_TORCH_CHECK(error == cudaSuccess, op, ": the CUDA kernel was not launched on cuda:", device,
+                  ": ", cudaGetErrorString(error), " (", cudaGetErrorName(error), ")");
 }
 
 void run_brownian(const BrownianArgs& args, const Tensor& first) {
@@ -42,7 +43,8 @@ void run_combine(const CombineArgs& args, const Tensor& first) {
   run("combine", launch_combine, args, first);
 }
 
-// The partial sums live as long as the call: the allocator gives them away in the stream's order.
+// The partial sums may be freed right after the launch: torch's allocator hands their memory out
+// again in the stream's order.
 void run_combine_error(const ErrorArgs& args, const Tensor& first) {
   ErrorArgs e = args;
   const int64_t chunks = error_chunks(e.rows);
@@ -52,17 +54,17 @@ void run_combine_error(const ErrorArgs& args, const Tensor& first) {
   run("combine_error", launch_combine_error, e, first);
 }
 
-// Partial sums, as for `combine_error`.
+// Allocates partial sums, as for `combine_error`.
 void run_gram(const GramArgs& args, const Tensor& first) {
   GramArgs g = args;
-  const int64_t pieces = gram_pieces(g.rows);
+  const int64_t chunks = gram_chunks(g.rows);
   Tensor partials = torch::stable::new_empty(
-      first, {g.rows.samples, pieces > 1 ? pieces : 0, gram_sums(g)}, ScalarType::Double);
+      first, {g.rows.samples, chunks > 1 ? chunks : 0, gram_sums(g)}, ScalarType::Double);
   g.partials = static_cast<double*>(partials.mutable_data_ptr());
   run("gram", launch_gram, g, first);
 }
 
-// And the notes of chunks.
+// Allocates partial sums, and where chunks begin and end.
 void run_sweep(const SweepArgs& args, const Tensor& x) {
   SweepArgs a = args;
   const int64_t noted = a.job_count * (sweep_chunks(a) - 1);

@@ -1,5 +1,5 @@
-// The few lines of PTX that the kernels need, and what they mean in plain C++: a test compiles the
-// kernels for the host and runs them there (tests/emulate_cuda.cpp).
+// The few lines of PTX that the kernels need, and the same in plain C++ for the tests, which
+// compile the kernels for the host and run them there (tests/helpers/emulate_cuda.cpp).
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -10,8 +10,8 @@ namespace diffast::cuda {
 
 #if defined(__CUDACC__)
 
-// Written out: inside the loop over rows the compiler takes a plain assignment apart into four
-// stores, and __stwb() orders what needs no order.
+// Written in PTX because the compiler splits a plain assignment inside the loop over rows into four
+// stores, and __stwb() adds an ordering that is not needed.
 __device__ __forceinline__ void store_part(uint4* to, const uint4& part) {
   asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
                :
@@ -27,7 +27,7 @@ __device__ __forceinline__ void store_part(uint2* to, const uint2& part) {
                : "memory");
 }
 
-// The same number, but unknown to the compiler.
+// Returns the same number, about which the compiler then knows nothing.
 __device__ __forceinline__ uint64_t opaque(uint64_t value) {
   asm volatile("" : "+l"(value));
   return value;

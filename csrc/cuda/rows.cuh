@@ -1,10 +1,10 @@
-// What the kernels of `combine` and `combine_error` share: weights in shared memory, the rows of a
-// group of four elements, the report of a bad sum.
+// What the kernels of `combine`, `combine_error` and `gram` share: weights in shared memory, the
+// rows of a group of four elements, the report of a sum that is not finite.
 #pragma once
 
-#include "../normal.h"
-#include "../row.h"
-#include "lanes.cuh"
+#include "../core/normal.h"
+#include "../core/row.h"
+#include "elements.cuh"
 
 namespace diffast::cuda {
 namespace {
@@ -35,7 +35,7 @@ __device__ __forceinline__ void fill_weights(const CombineArgs& a, int64_t first
        i += step) {
     const int row = i / S::kStride;
     const int slot = i % S::kStride;
-    // A padded column is -0 * +0, and adding -0 changes no number, not even the sign of a zero.
+    // A padded column is -0 * 0 = -0. Adding -0 changes no number, not even the sign of a zero.
     T value = T(-0.0);
     if (slot < a.inputs)
       value = T(weight[row * width + slot]);
@@ -63,16 +63,17 @@ __device__ __forceinline__ Stream stream_of(const CombineArgs& a, int64_t sample
 __device__ __forceinline__ bool is_finite(float value) { return value - value == 0.0f; }
 __device__ __forceinline__ bool is_finite(double value) { return value - value == 0.0; }
 
-// The noises of one group. The loop stays a loop: two copies of Philox cost more than the choice.
+// Draws the noises of one group. The loop is not unrolled: two copies of Philox cost more than the
+// selects below.
 __device__ __forceinline__ void draw_noises(const Stream& stream, int noises, uint32_t block,
-                                            float (&z)[kMaxNoises][kLanes]) {
+                                            float (&z)[kMaxNoises][kPerThread]) {
 #pragma unroll 1
   for (int m = 0; m < noises; ++m) {
     const uint32_t word = stream.word + (uint32_t(m) << kSlotShift);
-    // A seed that it knew the compiler would turn into twenty round keys, kept across groups.
+    // With a known seed the compiler would keep twenty round keys in registers across groups.
     const Normals4 normals = normals_of_block(block, word, stream.id, opaque(stream.seed));
 #pragma unroll
-    for (int i = 0; i < kLanes; ++i) {
+    for (int i = 0; i < kPerThread; ++i) {
       z[0][i] = m == 0 ? normals.value[i] : z[0][i];
       z[1][i] = normals.value[i];
     }
@@ -86,12 +87,12 @@ struct Limits {
 
 struct KeepNone {
   template <typename T>
-  __device__ __forceinline__ void operator()(int, const T (&)[kLanes]) const {}
+  __device__ __forceinline__ void operator()(int, const T (&)[kPerThread]) const {}
 };
 
-// Group `block` of one sample, which begins at element `offset` of the batch and has `count`
-// elements; returns whether every sum was finite. `keep(row, values)` sees every row; lanes from
-// `count` on hold anything.
+// Makes all rows of group `block` of one sample; returns whether every sum was finite. The group
+// begins at element `offset` of the batch and has `count` elements. `keep(row, values)` is called
+// for every row; values from `count` on are undefined.
 template <typename T, int Columns, bool Aligned, bool Noise, typename Keep>
 __device__ __forceinline__ bool combine_group(const CombineArgs& a, const T* weights,
                                               const Stream& stream, const Limits<T>& limits,
@@ -102,24 +103,24 @@ __device__ __forceinline__ bool combine_group(const CombineArgs& a, const T* wei
 #pragma unroll
   for (int k = 0; k < Columns; ++k)
     raw[k] = k < a.inputs ? load4<T, Aligned>(a.x[k], a.x_type[k], offset, count) : Raw<T>{};
-  float z[kMaxNoises][kLanes] = {};
+  float z[kMaxNoises][kPerThread] = {};
   if constexpr (Noise) draw_noises(stream, a.noises, block, z);
-  T x[kLanes][Columns];
+  T x[kPerThread][Columns];
 #pragma unroll
   for (int k = 0; k < Columns; ++k) {
-    T value[kLanes] = {};
+    T value[kPerThread] = {};
     if (k < a.inputs) widen4(raw[k], a.x_type[k], value);
 #pragma unroll
-    for (int i = 0; i < kLanes; ++i) x[i][k] = value[i];
+    for (int i = 0; i < kPerThread; ++i) x[i][k] = value[i];
   }
-  T clamped[kLanes] = {};
+  T clamped[kPerThread] = {};
   bool finite = true;
 #pragma unroll 1
   for (int r = 0; r < a.rows; ++r) {
     const T* weight = weights + r * S::kStride;
-    T y[kLanes];
+    T y[kPerThread];
 #pragma unroll
-    for (int i = 0; i < kLanes; ++i) {
+    for (int i = 0; i < kPerThread; ++i) {
       y[i] = row_dot<T, Columns>(weight, x[i]);
       if (a.clamp && r > 0) y[i] = y[i] + weight[S::kClamped] * clamped[i];
       if (Noise) y[i] = y[i] + weight[S::kNoise] * T(z[0][i]);
@@ -128,7 +129,8 @@ __device__ __forceinline__ bool combine_group(const CombineArgs& a, const T* wei
     }
     if (a.clamp && r == 0) {
 #pragma unroll
-      for (int i = 0; i < kLanes; ++i) clamped[i] = y[i] = clamp_to(y[i], limits.low, limits.high);
+      for (int i = 0; i < kPerThread; ++i)
+        clamped[i] = y[i] = clamp_to(y[i], limits.low, limits.high);
     }
     keep(r, y);
     if (a.y[r]) store4<T, Aligned>(a.y[r], a.y_type[r], offset, count, y);
@@ -147,7 +149,7 @@ __device__ __forceinline__ void report(const CombineArgs& a, int64_t sample) {
 }
 
 inline bool all_aligned(const CombineArgs& a) {
-  if (a.elements % kLanes != 0) return false;
+  if (a.elements % kPerThread != 0) return false;
   for (int k = 0; k < a.inputs; ++k)
     if (!is_aligned(a.x[k], a.x_type[k])) return false;
   for (int r = 0; r < a.rows; ++r)

@@ -330,12 +330,12 @@ def _profile_adaptive(arguments: argparse.Namespace, denoiser, given: dict):
     from diffast import sample_adaptive
     from diffast.cli import profiling
 
-    out = sample_adaptive(denoiser, arguments.adaptive, trace=True, **given)
+    out = sample_adaptive(denoiser, arguments.adaptive, trace=True, throw=False, **given)
     facts = profiling.adaptive_facts(out)
     statuses = ", ".join(f"{count} {reason}" for reason, count in facts["statuses"].items())
     lines = (
         f"network calls  {facts['calls_mean']:.1f} a digit, {facts['calls_most']} the slowest",
-        f"attempts       {facts['accepted']} accepted, {facts['rejected']} rejected",
+        f"trial steps    {facts['accepted']} accepted, {facts['rejected']} rejected",
         f"digits         {statuses}",
     )
     return arguments.adaptive, facts, lines, partial(profiling.draw_steps, out)
@@ -387,10 +387,4 @@ def _doctor(_: argparse.Namespace) -> int:
     print(f"triton   {diffast.ops.triton_version() or 'not installed'}")
     for device, entry in diffast.backends().items():
         print(f"{device:<8} {entry['backend']}: {entry['reason']}")
-    try:
-        from diffast import _host
-
-        print(f"host     built with {_host.build_info()['compiler']}")
-    except ImportError:
-        print("host     the _host extension is missing (only tests and tables need it)")
     return 0

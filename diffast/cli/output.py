@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,17 @@ def check_path(path: str | Path) -> Path:
     """Returns the path if samples can be written there; called before the work, not after.
 
     Raises:
-        ValueError: for an ending that is not known, a missing folder, or one without permission.
+        ValueError: for an ending that is not known, a missing folder, one without permission, or
+            a PNG where Pillow is not installed.
     """
     path = Path(path)
     if path.suffix not in ENDINGS:
         raise ValueError(f"output {path} ends in {path.suffix!r} but must end in {_listed()}")
+    if path.suffix == ".png" and find_spec("PIL") is None:
+        raise ValueError(
+            f"output {path} needs Pillow, which is not installed: pip install 'diffast[pictures]', "
+            "or write .npz or .safetensors"
+        )
     if path.is_dir():
         raise ValueError(f"output {path} is a folder but a file is needed")
     folder = path.parent

@@ -7,8 +7,15 @@ against the stages of the plan.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from diffast import ParallelSamples
+
+# Colours that colour-blind people can tell apart (Okabe and Ito).
+_BLUE, _VERMILION, _GRAY = "#0072B2", "#D55E00", "#7F7F7F"
 
 
 def adaptive_facts(out) -> dict:
@@ -30,7 +37,7 @@ def adaptive_facts(out) -> dict:
         "rejected": int(out.rejected.sum()),
         "forgotten": int(out.forgotten.sum()),
         "wasted": out.wasted,
-        "statuses": {reason: out.reasons().count(reason) for reason in sorted(set(out.reasons()))},
+        "statuses": {word: out.outcomes.count(word) for word in sorted(set(out.outcomes))},
         "attempts": {
             name: np.asarray(getattr(steps, name)).tolist()
             for name in ("sample", "lam", "lam_to", "error", "accepted")
@@ -70,8 +77,8 @@ def draw_steps(out, path: str | Path, title: str = "") -> None:
     figure.savefig(path, dpi=120)
 
 
-def parallel_facts(out) -> dict:
-    """Returns numbers about a parallel run, as JSON can hold them.
+def parallel_facts(out: ParallelSamples) -> dict:
+    """Returns numbers about a parallel run, in types that JSON has.
 
     Args:
         out: what `df.sample_parallel` returned.
@@ -82,7 +89,7 @@ def parallel_facts(out) -> dict:
         "rounds": out.rounds,
         "evaluations_mean": round(calls.mean().item(), 3) if len(out.nfe) else 0.0,
         "rows": out.rows,
-        "settled": [step.start.tolist() for step in out.history],
+        "settled": [step.settled.tolist() for step in out.history],
         "error": [
             [value if np.isfinite(value) else None for value in step.error.tolist()]
             for step in out.history
@@ -90,8 +97,8 @@ def parallel_facts(out) -> dict:
     }
 
 
-def draw_rounds(out, stages: int, path: str | Path, title: str = "") -> None:
-    """Draws in which round each stage was settled, and the error that was estimated by round.
+def draw_rounds(out: ParallelSamples, stages: int, path: str | Path, title: str = "") -> None:
+    """Draws the round in which each stage was settled, and the estimated error of each round.
 
     Args:
         out: what `df.sample_parallel` returned.
@@ -107,20 +114,21 @@ def draw_rounds(out, stages: int, path: str | Path, title: str = "") -> None:
     figure = Figure(figsize=(8, 6), layout="constrained")
     settled, errors = figure.subplots(2, 1)
     count = len(out.nfe)
-    starts = np.array([np.zeros(count), *(step.start for step in out.history)])  # [rounds + 1, B]
+    starts = np.array([np.zeros(count), *(step.settled for step in out.history)])  # [rounds + 1, B]
     rounds = np.arange(len(starts))
     for b in range(count):
-        settled.step(starts[:, b], rounds, where="pre", color="tab:blue", alpha=0.3)
+        label = "one sample" if b == 0 else None
+        settled.step(starts[:, b], rounds, where="pre", color=_BLUE, alpha=0.3, label=label)
     if count:
-        settled.plot(np.median(starts, axis=1), rounds, color="black", label="median")
-        settled.legend()
-    settled.plot([0, stages], [0, stages], color="tab:gray", linestyle=":")
-    settled.set(xlabel="stage of the plan", ylabel="rounds until it is settled", title=title)
+        settled.plot(np.median(starts, axis=1), rounds, color="black", label="median of samples")
+    settled.plot([0, stages], [0, stages], color=_GRAY, linestyle=":", label="one stage a round")
+    settled.legend()
+    settled.set(xlabel="settled stages of the plan", ylabel="network rounds", title=title)
     settled.set(xlim=(0, stages), ylim=(0, max(1, out.rounds)))
     error = np.array([step.error for step in out.history]).reshape(len(out.history), count)
     error = np.where(np.isfinite(error) & (error > 0), error, np.nan)
-    errors.plot(rounds[1:], error, color="tab:red", alpha=0.3, marker=".")
-    errors.set(xlabel="round", ylabel="estimated relative error", yscale="log")
+    errors.plot(rounds[1:], error, color=_VERMILION, alpha=0.3, marker=".")
+    errors.set(xlabel="network round", ylabel="estimated relative error of a sample", yscale="log")
     for axes in (settled, errors):
         axes.grid(visible=True, which="both", alpha=0.3)
     figure.savefig(path, dpi=120)

@@ -82,8 +82,8 @@ class ResBlock(nn.Module):
         self.dropout = dropout
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        for zero in self.conv2.parameters():
+            nn.init.zeros_(zero)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """The block's output, [B, outputs, H, W], from x [B, inputs, H, W], embedding [B, E]."""
@@ -155,8 +155,8 @@ class DigitUNet(nn.Module):
         self.dec28 = level(count[0], 2 * outer, outer)
         self.norm = nn.GroupNorm(8, outer)
         self.head = nn.Conv2d(outer, 1, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        for zero in self.head.parameters():
+            nn.init.zeros_(zero)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """The denoised images x0, [B, 1, 28, 28], dtype of ``x``.

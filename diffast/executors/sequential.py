@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from diffast import ops
+from diffast.executors.context import (
+    Clamp,
+    OnX0,
+    check_noise,
+    check_schedules,
+    hooked,
+    ids_of,
+    limits_of,
+    progress_bar,
+    put_initial,
+    put_opening,
+    state_like,
+)
+from diffast.executors.results import (
+    FINE,
+    Info,
+    NonFiniteError,
+    Progress,
+    Samples,
+    describe,
+)
 from diffast.lowering.program import (
     COND,
     NOISE,
@@ -17,47 +36,23 @@ from diffast.lowering.program import (
     X0,
     Call,
     Constraints,
+    Program,
     Stage,
     branches_of,
+    estimate_name,
     lower,
+    output_names,
 )
 from diffast.model.denoiser import Denoiser, time_dtype
 from diffast.noise.brownian import path_noise
 from diffast.plan import Plan
 from diffast.plan.registers import X, Y
 
-
-@dataclass(frozen=True)
-class Samples:
-    """What a run returns.
-
-    Attributes:
-        x: the samples [B, ...], of the state's dtype. After an interruption: the last x0 estimate.
-        nfe: network calls per sample, [B] int64. A guided call of 2B rows counts once.
-        completed: False if the callback stopped the run.
-    """
-
-    x: torch.Tensor
-    nfe: torch.Tensor
-    completed: bool = True
-
-
-class Progress(NamedTuple):
-    """What a callback sees after each stage. The tensors are live buffers: clone what you keep.
-
-    Attributes:
-        stage: number of this network call, from 0.
-        stages: how many there are.
-        time: model time of the call.
-        x0: the clean estimate [B, ...] after any clamp or hook.
-        x: the next model input [B, ...]; after the last stage the samples.
-    """
-
-    stage: int
-    stages: int
-    time: float
-    x0: torch.Tensor
-    x: torch.Tensor
+# Why a source of noise cannot be had here.
+_SOURCES = {
+    "bridge": "nothing is rejected on a fixed grid, which a bridge is for: use 'counter' or 'path'",
+    "redraw": "nothing is rejected on a fixed grid: use 'counter'",
+}
 
 
 def sample(
@@ -65,91 +60,68 @@ def sample(
     plan: Plan,
     shape: Sequence[int] | None = None,
     *,
+    x: torch.Tensor | None = None,
     seed: int = 0,
     ids: Sequence[int] | torch.Tensor | None = None,
-    noise: torch.Tensor | str | None = None,
+    noise: str | Callable[[int], torch.Tensor] = "counter",
     device: torch.device | str | None = None,
-    clamp: tuple[float, float] | None = None,
-    on_x0: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
-    draw: Callable[[int], torch.Tensor] | None = None,
-    path: bool = False,
+    clamp: Clamp | None = None,
+    on_x0: OnX0 | None = None,
     callback: Callable[[Progress], bool | None] | None = None,
     progress: bool = False,
+    throw: bool = True,
 ) -> Samples:
     """Returns samples of the denoiser's distribution by running the plan.
 
     Sample b's noise depends on (seed, ids[b]) and the stage alone: it is the same picture in a
-    batch of 1 or 1,000, in any order, on any device. The state is float32, float64 if `noise` is.
+    batch of 1 or 1,000, in any order, on any device. The state is float32, float64 if `x` is.
 
     Args:
         denoiser: the network and what it predicts.
-        plan: a solver's tables, for the denoiser's schedule.
-        shape: [B, ...] of the state; not needed with `noise`.
+        plan: a solver's matrices, for the denoiser's schedule.
+        shape: [B, ...] of the state; not needed with `x`.
+        x: the initial state, alpha x0 + sigma eps at the plan's start, [B, ...]; None: the
+            package's noise, scaled by sigma. Not written to.
         seed: any integer of 64 bits.
         ids: B integers of 64 bits; default 0 .. B-1.
-        noise: the initial state itself, alpha x0 + sigma eps at the plan's first time, in place of
-            the package's noise (scaled by sigma). Not written to. Or "path", for `path=True`.
-        device: where to run; default: `noise`'s, else the network's.
+        noise: where fresh noise comes from. "counter": a normal for each (seed, id, stage,
+            element). "path": one Brownian path a sample, in the log-SNR, so that pictures change
+            little with the number of steps; up to 12 normals for one. A callable is called as
+            `noise(stage)` at every stage that draws (-1: before the first call) and returns
+            normals [B, ...]: for noise that has to equal another program's.
+        device: where to run; default: that of `x`, else the network's.
         clamp: (low, high) for the x0 estimate, fused into the kernel.
-        on_x0: called as `on_x0(x0, stage)` with the estimate [B, ...] (clamped, if so wished);
-            what it returns is used instead. Costs one more kernel a stage.
-        draw: called as `draw(stage)` at every stage that uses fresh noise (-1: the plan's opening);
-            the [B, ...] it returns is used in place of the package's own normals. For noise that
-            has to equal another program's; slower, and whatever its batches make of it. Not for
-            plans that draw two normals a stage.
-        path: takes fresh noise from one Brownian path a sample, in the log-SNR clock: pictures
-            change little with the number of steps. Up to 12 normals for one.
+        on_x0: called as `on_x0(x0, info)` with the estimate [B, ...] (after the clamp, if any) and
+            an `Info`; what it returns is used instead. Costs one more kernel a stage.
         callback: called after every stage with a `Progress`; a true answer stops the run.
         progress: whether to show a progress bar on stderr.
+        throw: whether failed samples raise; otherwise `status` says which failed.
 
     Raises:
-        ValueError: for arguments that disagree; the message names the two facts. With `path` also
-            for plans that put noise back (churn, restart), with `path` and `draw` for those that
-            draw two normals a stage (Langevin correctors).
-        FloatingPointError: if the network's output or a state is not finite; the message names the
-            stage and the samples.
+        ValueError: for arguments that disagree; the message names the two facts. With "path" also
+            for plans that put noise back (churn, restart), and with "path" or a callable for plans
+            that draw two normals a stage (Langevin correctors).
+        NonFiniteError: at the end of the run, if samples are not finite; its `result` holds the
+            others.
     """
-    preview = callback is not None
-    if isinstance(noise, str):
-        if noise != "path":
-            raise ValueError(f"sample: noise is {noise!r} but must be a tensor or 'path'")
-        noise, path = None, True
-    if path and draw is not None:
-        raise ValueError("sample: draw is given and path is true, but noise comes from one of them")
-    run = _Run(denoiser, plan, shape, noise, device, seed, ids, clamp, on_x0, draw, path, preview)
-    calls = 0
-    with torch.inference_mode(), progress_bar(plan.nfe, plan.name, "call", progress) as bar:
-        run.start(noise)
-        while calls < plan.nfe and run.batch:
+    run = _Run(denoiser, plan, shape, x, device, seed, ids, clamp, on_x0, noise, callback)
+    calls, total = 0, len(run.stages)
+    with torch.inference_mode(), progress_bar(total, plan.name, "call", progress) as bar:
+        run.start(x)
+        while calls < total and run.batch and not run.lost:
             run.stage(calls)
             calls += 1
             bar.update()
             if callback is not None and callback(run.progress(calls - 1)):
                 break
-        run.check_end()
-    completed = calls == plan.nfe or not run.batch
-    nfe = torch.full((run.batch,), calls, dtype=torch.int64, device=run.device)
-    return Samples(run.points[-1] if completed else run.x0, nfe, completed)
-
-
-class _NoBar:
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    def update(self, count=1):
-        return None
-
-
-def progress_bar(total: int, name: str, unit: str, wanted: bool):
-    """Returns tqdm's bar on stderr, or something with its `update` that shows nothing."""
-    if not wanted:
-        return _NoBar()
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc=name, unit=unit)
+    completed = calls == total or not run.batch or run.lost
+    evaluations = sum(len(stage.times) for stage in run.stages[:calls])
+    nfe = torch.full((run.batch,), evaluations, dtype=torch.int64, device=run.device)
+    x = run.points[calls - 1 if run.lost else -1] if completed else run.x0
+    result = Samples(x, nfe, run.status, completed).with_blanks()
+    if throw and not bool(result.fine.all()):
+        raise NonFiniteError(run.complaint(), result)
+    return result
 
 
 class _Call(NamedTuple):
@@ -169,31 +141,35 @@ class _Run:
     Buffers are made outside inference mode, so that the samples are ordinary tensors.
     """
 
-    def __init__(
-        self, denoiser, plan, shape, noise, device, seed, ids, clamp, on_x0, draw, path, preview
-    ):
-        if plan.schedule != denoiser.schedule:
-            raise ValueError(
-                f"sample: the plan is for {plan.schedule} but the denoiser for {denoiser.schedule}"
-            )
-        self.denoiser, self.plan, self.on_x0, self.draw = denoiser, plan, on_x0, draw
-        self.shape, self.device, self.dtype = state_like(denoiser, shape, noise, device)
+    def __init__(self, denoiser, plan, shape, x, device, seed, ids, clamp, on_x0, noise, callback):
+        check_schedules("sample", plan, denoiser)
+        noise = check_noise("sample", noise, _SOURCES)
+        self.denoiser, self.plan, self.on_x0 = denoiser, plan, on_x0
+        self.shape, self.device, self.dtype = state_like("sample", denoiser, shape, x, device)
         self.batch = self.shape[0]
         self.seed = ops.fold_seed(seed)
-        self.ids = ids_of(ids, self.batch, self.device)
-        if path:
+        self.ids = ids_of("sample", ids, self.batch, self.device)
+        self.draw = noise if callable(noise) else None
+        if noise == "path":
             self.draw = path_noise(plan, self.shape, self.seed, self.ids, self.dtype)
-        self.limits = limits_of(clamp)
-        guided = "both" in branches_of(plan, denoiser)
-        self._make_network_input(guided)
-        self.program = lower(plan, denoiser, self._constraints(guided, preview))
+        self.limits = limits_of("sample", clamp)
+        guided, inputs = "both" in branches_of(plan, denoiser), plan.called.shape[1]
+        self._make_network_input(guided, inputs)
+        preview = callback is not None
+        self.program: Program = lower(plan, denoiser, self._constraints(guided, preview))
+        self.gradients = self._gradients()
         self.stages = self.program.stages
-        self.x0 = self._new() if preview or on_x0 is not None else None
-        self.status = torch.full((self.batch,), -1, dtype=torch.int64, device=self.device)
+        self.x0s: list[torch.Tensor | None] = [None] * inputs
+        if preview or on_x0 is not None or (self.limits and inputs > 1):
+            self.x0s = [self._new() for _ in range(inputs)]
+        self.x0 = self.x0s[0]
+        self.status = torch.full((self.batch,), FINE, dtype=torch.int64, device=self.device)
         # Looked at after every stage on the CPU, where that is free; on a device it would wait for
-        # the queue, so there once, at the end.
+        # the queue.
         self.seen = self.status.numpy() if self.device.type == "cpu" else None
-        self.unseen = b"\xff" * (8 * self.batch)  # the status as bytes while nothing is wrong
+        self.known = self.status.numpy().tobytes() if self.seen is not None else b""
+        self.reasons: dict[int, str] = {}  # what failed, by row
+        self.lost = False  # whether every sample has failed
         self._prepare_network()
         self._bind()
 
@@ -201,14 +177,14 @@ class _Run:
         rows = self.batch if batch is None else batch
         return torch.empty((rows, *self.shape[1:]), dtype=dtype or self.dtype, device=self.device)
 
-    def _make_network_input(self, guided: bool) -> None:
+    def _make_network_input(self, guided: bool, inputs: int) -> None:
         """Makes the tensor that the network reads where that is not the state itself."""
         dtype = self.denoiser.dtype or self.dtype
         self.network_input = None
-        if guided or dtype != self.dtype:
-            self.network_input = self._new((1 + guided) * self.batch, dtype)
-        # Of the state's dtype, its front half can be x and save a copy.
-        shared = self.network_input is not None and dtype == self.dtype
+        if guided or inputs > 1 or dtype != self.dtype:
+            self.network_input = self._new((1 + guided) * inputs * self.batch, dtype)
+        # Of the state's dtype, its front part can be x and save a copy.
+        shared = self.network_input is not None and dtype == self.dtype and inputs == 1
         self.front = self.network_input[: self.batch] if shared else None
 
     def _constraints(self, guided: bool, preview: bool) -> Constraints:
@@ -224,20 +200,42 @@ class _Run:
             x_stays=shared,
         )
 
+    def _gradients(self) -> Callable[..., Sequence[torch.Tensor]] | None:
+        if not self.program.gradients:
+            return None
+        found = getattr(self.denoiser, "gradients", None)
+        if found is None:
+            raise ValueError(
+                f"sample: plan {self.plan.name} weighs {self.program.gradients} gradients of "
+                "guidance terms, but the denoiser has no `gradients`"
+            )
+        return found
+
     def _prepare_network(self) -> None:
-        self.arguments = {
-            kind: self.denoiser.arguments(self.batch, self.device, kind)
-            for kind in self.program.branches
+        kinds = {(stage.branches, len(stage.times)) for stage in self.stages}
+        self.arguments = {kind: self._arguments(*kind) for kind in kinds}
+        told = [time for stage in self.stages for time in stage.times]
+        times = iter(torch.tensor(told, dtype=time_dtype(self.dtype), device=self.device))
+        self.times = []
+        for stage in self.stages:
+            rows = self._rows(stage) // len(stage.times)
+            parts = [next(times).expand(rows) for _ in stage.times]
+            self.times.append(parts[0] if len(parts) == 1 else torch.cat(parts))
+
+    def _arguments(self, branches: str, inputs: int) -> dict[str, Any]:
+        """Returns the conditions of a call on so many inputs at once."""
+        found = self.denoiser.arguments(self.batch, self.device, branches)
+        if inputs == 1:
+            return found
+        return {
+            name: torch.cat([value] * inputs)
+            if isinstance(value, torch.Tensor) and value.dim()
+            else value
+            for name, value in found.items()
         }
-        times = torch.tensor(
-            [stage.time for stage in self.stages],
-            dtype=time_dtype(self.dtype),
-            device=self.device,
-        )
-        self.times = [times[i].expand(self._rows(s)) for i, s in enumerate(self.stages)]
 
     def _rows(self, stage: Stage) -> int:
-        return (2 if stage.branches == "both" else 1) * self.batch
+        return (2 if stage.branches == "both" else 1) * len(stage.times) * self.batch
 
     def _bind(self) -> None:
         """Gives every name of the program its tensor, stage by stage.
@@ -253,29 +251,27 @@ class _Run:
         for i, stage in enumerate(self.stages):
             last = i + 1 == len(self.stages)
             self.inputs.append(self._network_reads(stage, at[X]))
-            to = dict(at)
-            if stage.joined:
-                to[X] = to[Y] = self._new() if last and self.front is not None else home
-            else:
-                moves = X if self.front is None else Y
-                to[X] = to[Y] = home
-                to[moves] = self._spare(spare, "away")
-            for call in stage.calls:
-                for name in call.targets:
-                    if name not in to and name != X0 and not name.startswith("copy"):
-                        to[name] = self._spare(spare, name)
-            to |= {f"copy{k}": copy for k, copy in enumerate(self._copies(i + 1))}
+            to = at | {X: home, Y: home}
+            if not stage.joined:
+                to[X if self.front is None else Y] = self._spare(spare, "away")
+            elif last and self.front is not None:
+                to[X] = to[Y] = self._new()
+            for name in (name for call in stage.calls for name in call.targets):
+                if name not in to and not name.startswith((X0, "copy")):
+                    to[name] = self._spare(spare, name)
             self.points.append(to[X])
-            self.calls.append([self._bound(call, at, to) for call in stage.calls])
-            at = {name: tensor for name, tensor in to.items() if not name.startswith("copy")}
+            copies = {f"copy{k}": copy for k, copy in enumerate(self._copies(i + 1))}
+            self.calls.append([self._bound(call, at, to | copies) for call in stage.calls])
+            at = to
 
-    def _spare(self, spare: dict, name: str) -> torch.Tensor:
+    def _spare(self, spare: dict[str, torch.Tensor], name: str) -> torch.Tensor:
         if name not in spare:
             spare[name] = self._new()
         return spare[name]
 
     def _bound(self, call: Call, at: dict, to: dict) -> _Call:
-        outs = [self.x0 if name == X0 else to[name] for name in call.targets]
+        to = {estimate_name(e): x0 for e, x0 in enumerate(self.x0s)} | to
+        outs = [to[name] for name in call.targets]
         return _Call(
             [at.get(name, name) for name in call.columns],
             call.weights,
@@ -295,37 +291,21 @@ class _Run:
         parts = self.network_input[: self._rows(self.stages[i])].split(self.batch)
         return list(parts if self.front is None else parts[1:])
 
-    def start(self, noise: torch.Tensor | None) -> None:
+    def start(self, x: torch.Tensor | None) -> None:
         """Puts the initial state where the network reads it."""
-        if noise is None:
-            scale = float(self.plan.schedule.sigma(self.plan.start))
-            ops.normal_out(self.ids, self.seed, ops.INITIAL_NOISE, scale, self.state)
-        else:
-            self.state.copy_(noise)
-        self._open()
+        scale = float(self.plan.schedule.sigma(self.plan.start))
+        put_initial(self.state, x, scale, self.seed, self.ids)
+        given = None if self.draw is None else lambda: self._drawn(-1)
+        put_opening(self.state, self.program.opening, self.seed, self.ids, given)
         for copy in self._copies(0):
             copy.copy_(self.state)
-
-    def _open(self) -> None:
-        """Moves the initial state to where the first network call stands."""
-        if self.program.opening is None:
-            return
-        keep, fresh = self.program.opening
-        if fresh and self.draw is not None:
-            xs = [self.state, self._drawn(-1)]
-            ops.combine_out(xs, [keep, fresh], [self.state])
-        else:
-            word, noise = ops.OPENING_NOISE, [fresh] if fresh else []
-            ops.combine_out(
-                [self.state], [keep], [self.state], None, word, noise, self.seed, self.ids
-            )
 
     def _drawn(self, i: int) -> torch.Tensor:
         z = self.draw(i)
         if not isinstance(z, torch.Tensor) or z.shape != self.state.shape:
             got = list(z.shape) if isinstance(z, torch.Tensor) else type(z).__name__
             raise ValueError(
-                f"sample: draw returned {got} at stage {i}, but the state is "
+                f"sample: noise returned {got} at stage {i}, but the state is "
                 f"{list(self.state.shape)}"
             )
         return z.contiguous()
@@ -333,123 +313,82 @@ class _Run:
     def stage(self, i: int) -> None:
         """Runs one stage: the network, then the prepared calls."""
         x = self.inputs[i]
-        halves = self.stages[i].branches
+        branches, times = self.stages[i].branches, self.stages[i].times
         before = None if x.is_inference() else x._version
-        output = self.denoiser.call(x, self.times[i], self.arguments[halves])
+        output = self.denoiser.call(x, self.times[i], self.arguments[branches, len(times)])
         if before is not None and x._version != before:
             raise ValueError(
                 f"sample: the network wrote into its input at stage {i}, but the solver still "
                 "needs it: give it a copy"
             )
-        filled = {COND: output, UNCOND: output, X0: self.x0}
-        if halves == "both":
-            filled |= {COND: output[: self.batch], UNCOND: output[self.batch :]}
-        for number, call in enumerate(self.calls[i]):
-            if number == 1:
-                filled[X0] = self._hooked(i)
-            if call.draws and NOISE not in filled:
-                filled[NOISE] = self._drawn(i)
-            xs = [filled[x] if isinstance(x, str) else x for x in call.columns]
-            # What a stage does not need is left out: every argument costs its way in.
-            rest = (call.noise, self.seed, self.ids, call.clamp)
-            rest = rest if call.noise or call.clamp else ()
-            ops.combine_out(xs, call.weights, call.outs, self.status, i, *rest)
-        if self.seen is not None and self.seen.tobytes() != self.unseen:
-            raise FloatingPointError(self._complaint(i, output))
+        filled = self._outputs(output, branches, len(times))
+        if self.gradients is not None:
+            made = self.gradients(x[: self.batch], self.times[i][: self.batch])
+            filled |= {f"g{k}": g.contiguous() for k, g in enumerate(made, 1)}
+        *estimates, main = self.calls[i]
+        for number, call in enumerate(estimates):
+            self._make(i, call, filled)
+            filled[estimate_name(number)] = self._hooked(i, number)
+        if main.draws:
+            filled[NOISE] = self._drawn(i)
+        self._make(i, main, filled)
+        if self.seen is not None and self.seen.tobytes() != self.known:
+            self._note_failures(i, output)
 
-    def _hooked(self, i: int) -> torch.Tensor:
-        x0 = self.on_x0(self.x0, i)
-        if not isinstance(x0, torch.Tensor) or x0.shape != self.x0.shape:
-            got = list(x0.shape) if isinstance(x0, torch.Tensor) else type(x0).__name__
-            raise ValueError(
-                f"sample: on_x0 was given {list(self.x0.shape)} but returned {got} at stage {i}"
-            )
-        if x0 is not self.x0:
-            self.x0.copy_(x0)
-        return self.x0
+    def _outputs(self, output: torch.Tensor, branches: str, inputs: int) -> dict[str, torch.Tensor]:
+        """Returns the network's outputs by name; those for one input stand together."""
+        if inputs == 1 and branches != "both":
+            return {COND: output, UNCOND: output}
+        each = 1 + (branches == "both")
+        parts = output.split(self.batch)
+        filled = {}
+        for e in range(inputs):
+            own = parts[e * each : (e + 1) * each]
+            cond, uncond = output_names(e)
+            filled[cond], filled[uncond] = own[0], own[-1]
+        return filled
+
+    def _make(self, i: int, call: _Call, filled: dict[str, torch.Tensor]) -> None:
+        xs = [filled[x] if isinstance(x, str) else x for x in call.columns]
+        # What a stage does not need is left out: every argument costs its way in.
+        rest = (call.noise, self.seed, self.ids, call.clamp)
+        rest = rest if call.noise or call.clamp else ()
+        ops.combine_out(xs, call.weights, call.outs, self.status, i, *rest)
+
+    def _hooked(self, i: int, number: int) -> torch.Tensor:
+        """Returns the x0 estimate for one input, after the hook if there is one."""
+        x0 = self.x0s[number]
+        if self.on_x0 is None:
+            return x0
+        rows = self._rows(self.stages[i]) // len(self.stages[i].times)
+        times = self.times[i][number * rows :][: self.batch]
+        changed = hooked("sample", self.on_x0, x0, Info(i, times, self.ids))
+        if changed is not x0:
+            x0.copy_(changed)
+        return x0
+
+    def _note_failures(self, i: int, output: torch.Tensor) -> None:
+        """Keeps why samples failed at stage i."""
+        bad = (self.status == i).nonzero()[:, 0].tolist()
+        rows = output.reshape(-1, self.batch, *self.shape[1:]).transpose(0, 1)
+        for b in bad:
+            fine = bool(rows[b].isfinite().all())
+            what = "the state made of a finite network output" if fine else "the network's output"
+            self.reasons[b] = what
+        self.known = self.seen.tobytes()
+        self.lost = bool((self.status != FINE).all())
 
     def progress(self, i: int) -> Progress:
         """Returns what the callback sees after stage i."""
         return Progress(i, len(self.stages), self.stages[i].time, self.x0, self.points[i])
 
-    def check_end(self) -> None:
-        """Raises if a device run met a value that is not finite; the one wait of the run."""
-        if self.seen is None and bool((self.status >= 0).any()):
-            raise FloatingPointError(self._complaint(None, None))
-
-    def _complaint(self, i: int | None, output: torch.Tensor | None) -> str:
-        status = self.status.tolist()
-        i = min(stage for stage in status if stage >= 0) if i is None else i
-        bad = [b for b, stage in enumerate(status) if stage == i]
-        what = "the network's output or the state made of it"
-        if output is not None:
-            rows = output.reshape(-1, self.batch, *self.shape[1:]).transpose(0, 1)
-            fine = bool(rows[bad].isfinite().all())
-            what = "the state made of a finite network output" if fine else "the network's output"
-        where = ", ".join(f"{b} (id {int(self.ids[b])})" for b in bad[:8])
-        more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
-        return (
-            f"sample: {what} is not finite at stage {i} (t = {self.stages[i].time:g}) for sample "
-            f"{where}{more}"
-        )
-
-
-def state_like(denoiser, shape, noise, device) -> tuple[tuple[int, ...], torch.device, Any]:
-    """Returns shape, device and dtype of the state, from what a run was given.
-
-    Raises:
-        ValueError: what disagrees.
-    """
-    if noise is None:
-        if shape is None:
-            raise ValueError("sample: neither shape nor noise is given, but one is needed")
-        shape = tuple(int(n) for n in shape)
-        if len(shape) < 1 or min(shape) < 0:
-            raise ValueError(f"sample: shape is {list(shape)} but [B, ...] is needed")
-        place = denoiser.device() if device is None else torch.device(device)
-        return shape, place, torch.float32
-    if noise.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"sample: noise is {noise.dtype} but the state is float32 or float64")
-    if noise.dim() < 1:
-        raise ValueError("sample: noise has no batch dimension, but [B, ...] is needed")
-    if shape is not None and tuple(shape) != tuple(noise.shape):
-        raise ValueError(f"sample: shape is {list(shape)} but noise has {list(noise.shape)}")
-    if not bool(noise.isfinite().all()):
-        bad = int((~noise.isfinite()).nonzero()[0, 0])
-        raise ValueError(f"sample: noise must be finite but sample {bad} is not")
-    place = noise.device if device is None else torch.device(device)
-    return tuple(noise.shape), place, noise.dtype
-
-
-def ids_of(ids, batch: int, device: torch.device) -> torch.Tensor:
-    """Returns the ids as int64 [B] on the device.
-
-    Raises:
-        ValueError: what disagrees.
-    """
-    if ids is None:
-        return torch.arange(batch, dtype=torch.int64, device=device)
-    try:
-        given = torch.as_tensor(ids)
-    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"sample: ids must be integers of 64 bits, signed: {error}") from None
-    whole = not given.dtype.is_floating_point and not given.dtype.is_complex
-    if given.numel() and not (whole and given.dtype != torch.bool):
-        raise ValueError(f"sample: ids are {given.dtype} but integers are needed")
-    if tuple(given.shape) != (batch,):
-        raise ValueError(f"sample: ids are {list(given.shape)} but there are {batch} samples")
-    return given.to(device=device, dtype=torch.int64).contiguous()
-
-
-def limits_of(clamp) -> list[float]:
-    """Returns the clamp as the ops take it.
-
-    Raises:
-        ValueError: what disagrees.
-    """
-    if clamp is None:
-        return []
-    low, high = (float(limit) for limit in clamp)
-    if not (np.isfinite([low, high]).all() and low < high):
-        raise ValueError(f"sample: clamp is ({low:g}, {high:g}) but must be finite and in order")
-    return [low, high]
+    def complaint(self) -> str:
+        """Returns which samples failed, where and why."""
+        status, ids = self.status.tolist(), self.ids.tolist()
+        failed = []
+        for b in (b for b, stage in enumerate(status) if stage != FINE):
+            i = status[b]
+            what = self.reasons.get(b, "the network's output or the state made of it")
+            what = f"{what} is not finite at stage {i} (t = {self.stages[i].time:g})"
+            failed.append((b, ids[b], what))
+        return f"sample: {len(failed)} of {self.batch} samples failed: {describe(failed)}"

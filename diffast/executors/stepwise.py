@@ -12,14 +12,23 @@ join and leave a running batch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 
 from diffast import ops
-from diffast.lowering.program import Constraints, lower
+from diffast.executors.context import (
+    Clamp,
+    OnX0,
+    check_noise,
+    hooked,
+    ids_of,
+    limits_of,
+    refuse,
+)
+from diffast.executors.results import FINE, Info, NonFiniteError, Samples, describe
+from diffast.lowering.program import Constraints, check_one_input, lower
 from diffast.lowering.step_table import (
     AT_NOISE,
     AT_UNCOND,
@@ -33,6 +42,14 @@ from diffast.lowering.step_table import (
 from diffast.model.denoiser import time_dtype
 from diffast.plan import Plan
 from diffast.plan.registers import H, V, X, Y
+
+# Why a source of noise cannot be had here.
+_SOURCES = {
+    "path": "a path needs the times of the whole run: use df.sample, or give normals as z",
+    "bridge": "nothing is rejected on a fixed grid: use 'counter' or 'given'",
+    "redraw": "nothing is rejected on a fixed grid: use 'counter' or 'given'",
+    "callable": "step takes the normals themselves: use 'given' and hand them over as z",
+}
 
 
 class State(NamedTuple):
@@ -79,14 +96,17 @@ class Stepper:
             `Prediction` where nothing calls the network from here).
         device: where the samples are.
         dtype: what the network wants its input in; None: the state's, which is float32 or float64.
-        given_noise: the fresh normals are given to `step` as a tensor, in place of the package's.
+        noise: where fresh noise comes from: "counter", or "given": the normals are handed to
+            `step` as `z`.
         clamp: (low, high) for the x0 estimate, fused into the kernel.
-        on_x0: called as `on_x0(x0, stage)` with the estimate [B, ...] and the stage (an int, or
-            [B] int64); what it returns is used instead. Costs one more kernel a stage.
+        on_x0: called as `on_x0(x0, info)` with the estimate [B, ...] (after the clamp, if any) and
+            an `Info`; what it returns is used instead. Costs one more kernel a stage.
+        callback: refused: whoever calls `step` sees every stage.
+        progress: refused, for the same reason.
 
     Raises:
-        ValueError: no plans; a clamp out of order; a clamp and a hook together; given noise for a
-            plan that draws two normals a stage; what `lower` raises.
+        ValueError: no plans; a clamp out of order; another source of noise; given noise for a plan
+            that draws two normals a stage; what `lower` raises.
     """
 
     def __init__(
@@ -96,25 +116,26 @@ class Stepper:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
-        given_noise: bool = False,
-        clamp: tuple[float, float] | None = None,
-        on_x0: Callable | None = None,
+        noise: str = "counter",
+        clamp: Clamp | None = None,
+        on_x0: OnX0 | None = None,
+        callback: None = None,
+        progress: bool = False,
     ):
         """Multiplies the plans out; see the class."""
-        if clamp is not None and on_x0 is not None:
-            raise ValueError("Stepper: clamp and on_x0 are both given, but one of them acts on x0")
+        loop = "the loop around `step` is yours: call it there"
+        refuse("Stepper", callback=(callback, loop), progress=(progress, loop))
+        if noise != "given":
+            check_noise("Stepper", noise, _SOURCES)
         pairs = [(plans, denoiser)] if isinstance(plans, Plan) else list(plans)
         if not pairs:
             raise ValueError("Stepper: 0 plans, but at least 1 is needed")
         self.plans = tuple(plan for plan, _ in pairs)
-        self.device, self.dtype, self.given_noise = torch.device(device), dtype, given_noise
-        self.limits = [] if clamp is None else [float(limit) for limit in clamp]
-        if self.limits and not -math.inf < self.limits[0] < self.limits[1] < math.inf:
-            raise ValueError(
-                f"Stepper: clamp is {tuple(self.limits)} but must be finite and in order"
-            )
-        self.on_x0 = on_x0
-        how = Constraints(bool(self.limits), on_x0 is not None, given_noise=given_noise)
+        self.device, self.dtype, self.given = torch.device(device), dtype, noise == "given"
+        self.limits, self.on_x0 = limits_of("Stepper", clamp), on_x0
+        how = Constraints(bool(self.limits), on_x0 is not None, given_noise=self.given)
+        for plan, _ in pairs:
+            check_one_input("Stepper", plan)
         self.programs = [lower(plan, read, how) for plan, read in pairs]
         self.slots = max(program.slots for program in self.programs)
         self.calls: list[StepCall | None] = []  # None: a plan's end
@@ -139,7 +160,7 @@ class Stepper:
         plan: int | Sequence[int] | torch.Tensor = 0,
         seed: int = 0,
         ids: Sequence[int] | torch.Tensor | None = None,
-        noise: torch.Tensor | None = None,
+        z: torch.Tensor | None = None,
         each: bool = False,
     ) -> tuple[State, torch.Tensor, torch.Tensor]:
         """Returns (state, first model inputs [B, ...], model times [B]).
@@ -149,7 +170,7 @@ class Stepper:
             plan: which plan to follow; several numbers, [B]: one a sample (then `each` is set).
             seed: any integer of 64 bits.
             ids: B integers of 64 bits that fix each sample's noise, default 0 .. B-1.
-            noise: normals [B, ...] for the plan's opening, with `given_noise`.
+            z: normals [B, ...] for the noise before the first call, with noise="given".
             each: True: samples may stand at different stages from now on.
 
         Raises:
@@ -158,11 +179,7 @@ class Stepper:
         if x.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"Stepper: x is {x.dtype} but the state is float32 or float64")
         batch = x.shape[0]
-        ids = torch.arange(batch) if ids is None else torch.as_tensor(ids)
-        if batch and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
-            raise ValueError(f"Stepper: ids are {ids.dtype} but integers are needed")
-        if tuple(ids.shape) != (batch,):
-            raise ValueError(f"Stepper: ids are {list(ids.shape)} but there are {batch} samples")
+        ids = ids_of("Stepper", ids, batch, self.device)
         numbers = torch.as_tensor(plan)
         if numbers.dim() not in (0, 1) or (numbers.dim() and tuple(numbers.shape) != (batch,)):
             raise ValueError(
@@ -173,9 +190,9 @@ class Stepper:
             raise ValueError(
                 f"Stepper: plan {sorted(chosen)} but there are {len(self.plans)} plans, from 0"
             )
-        seed, ids = ops.fold_seed(seed), ids.to(self.device, torch.int64).contiguous()
-        status = torch.full((batch,), -1, dtype=torch.int64, device=self.device)
-        x = self._opened(x.contiguous(), chosen, numbers, seed, ids, noise)
+        seed = ops.fold_seed(seed)
+        status = torch.full((batch,), FINE, dtype=torch.int64, device=self.device)
+        x = self._opened(x.contiguous(), chosen, numbers, seed, ids, z)
         state = State(0, x, None, None, (None,) * self.slots, seed, ids, status)
         if each or numbers.dim():
             row = torch.tensor(self.first, dtype=torch.int64)[numbers].to(self.device)
@@ -184,18 +201,18 @@ class Stepper:
             state = state._replace(row=self.first[int(numbers)])
         return state, self._network_input(x), self.time(state)
 
-    def _opened(self, x, chosen, numbers, seed, ids, noise):
+    def _opened(self, x, chosen, numbers, seed, ids, z):
         openings = [program.opening or (1.0, 0.0) for program in self.programs]
         if all(openings[p] == (1.0, 0.0) for p in chosen):
             return x
         table = torch.tensor(openings, dtype=torch.float64)[numbers].to(self.device)
         table = table.expand(len(x), 2)
         keep, fresh = table[:, None, :1].contiguous(), table[:, None, 1:].contiguous()
-        if self.given_noise:
-            if noise is None:
-                raise ValueError("Stepper: the plan opens with noise, but none is given")
+        if self.given:
+            if z is None:
+                raise ValueError("Stepper: the plan begins with noise, but no z is given")
             weights = torch.cat([keep, fresh], 2)
-            return ops.combine_table([x, noise.contiguous()], weights, None, None, [])[0]
+            return ops.combine_table([x, z.contiguous()], weights, None, None, [])[0]
         words = torch.full_like(ids, ops.OPENING_NOISE)
         streams = torch.stack([torch.full_like(ids, seed), ids, words], 1)
         return ops.combine_table([x], keep, fresh, streams, [])[0]
@@ -204,7 +221,7 @@ class Stepper:
         self,
         state: State,
         output: torch.Tensor | tuple[torch.Tensor, torch.Tensor],
-        noise: torch.Tensor | None = None,
+        z: torch.Tensor | None = None,
     ) -> tuple[State, torch.Tensor, torch.Tensor]:
         """Returns (state, next model inputs [B, ...], their model times [B]) after one call.
 
@@ -214,25 +231,25 @@ class Stepper:
             state: from `start` or `step`; not changed.
             output: what the network said of the model inputs, [B, ...]; with guidance the pair
                 (conditional, unconditional).
-            noise: normals [B, ...], with `given_noise`.
+            z: normals [B, ...], with noise="given".
 
         Raises:
-            ValueError: an output of another shape; guidance without a pair; noise given or
+            ValueError: an output of another shape; guidance without a pair; normals given or
                 missing.
         """
         cond, uncond = output if isinstance(output, (tuple, list)) else (output, None)
-        self._check(state, cond, uncond, noise)
-        given = (t if t is None else t.contiguous() for t in (cond, uncond, noise))
-        cond, uncond, noise = given
-        fixed = [state.y, state.v, state.x, cond, uncond, None, noise]
+        self._check(state, cond, uncond, z)
+        given = (t if t is None else t.contiguous() for t in (cond, uncond, z))
+        cond, uncond, z = given
+        fixed = [state.y, state.v, state.x, cond, uncond, None, z]
         if isinstance(state.row, int):
             state = self._step_together(state, fixed)
         else:
             state = self._step_each(state, fixed)
         return state, self._network_input(state.x), self.time(state)
 
-    def _check(self, state, cond, uncond, noise, stepping=True):
-        for name, tensor in (("output", cond), ("unconditional output", uncond), ("noise", noise)):
+    def _check(self, state, cond, uncond, z, stepping=True):
+        for name, tensor in (("output", cond), ("unconditional output", uncond), ("z", z)):
             if tensor is not None and tensor.shape != state.x.shape:
                 raise ValueError(
                     f"Stepper: {name} is {list(tensor.shape)} but the state is "
@@ -240,10 +257,10 @@ class Stepper:
                 )
         if self.guided and uncond is None:
             raise ValueError("Stepper: a plan is guided, but one output is given and not a pair")
-        if noise is not None and not self.given_noise:
-            raise ValueError("Stepper: noise is given, but given_noise is not set")
-        if noise is None and self.draws and stepping:
-            raise ValueError("Stepper: given_noise is set and a plan is stochastic, but noise none")
+        if z is not None and not self.given:
+            raise ValueError("Stepper: z is given, but noise is 'counter'")
+        if z is None and self.draws and stepping:
+            raise ValueError("Stepper: noise is 'given' and a plan draws, but no z is given")
 
     def _step_together(self, state: State, fixed: list) -> State:
         call = self.calls[state.row]
@@ -257,10 +274,16 @@ class Stepper:
         stage = state.row - self.first[self._plan_of(state.row)]
         if self.on_x0 is not None:
             x0 = torch.empty_like(state.x)
-            ops.combine_out([tensors[k] for k in call.x0_columns], call.x0_weights, [x0])
-            tensors[AT_X0] = self._hooked(x0, stage)
-        rest = (call.noise, state.seed, state.ids, self.limits)
-        rest = rest if call.noise or self.limits else ()
+            xs, weights = [tensors[k] for k in call.x0_columns], call.x0_weights
+            if self.limits:
+                clamped = [*weights, 0.0]
+                ops.combine_out(xs, clamped, [x0], None, 0, [], 0, None, self.limits)
+            else:
+                ops.combine_out(xs, weights, [x0])
+            tensors[AT_X0] = self._hooked(x0, stage, state)
+        limits = self.limits if call.clamped else []
+        rest = (call.noise, state.seed, state.ids, limits)
+        rest = rest if call.noise or limits else ()
         ops.combine_out(
             [tensors[k] for k in call.columns], call.weights, outs, status, stage, *rest
         )
@@ -272,12 +295,9 @@ class Stepper:
         v = made.get(V, state.v if V in call.keeps else None)
         return State(state.row + 1, made[X], y, v, slots, state.seed, state.ids, status)
 
-    def _hooked(self, x0, stage):
-        changed = self.on_x0(x0, stage)
-        if not isinstance(changed, torch.Tensor) or changed.shape != x0.shape:
-            got = list(changed.shape) if isinstance(changed, torch.Tensor) else type(changed)
-            raise ValueError(f"Stepper: on_x0 was given {list(x0.shape)} but returned {got}")
-        return changed.contiguous()
+    def _hooked(self, x0: torch.Tensor, stage: int | torch.Tensor, state: State) -> torch.Tensor:
+        info = Info(stage, self.time(state), state.ids)
+        return hooked("Stepper", self.on_x0, x0, info).contiguous()
 
     def _plan_of(self, row: int) -> int:
         return max(p for p, first in enumerate(self.first) if first <= row)
@@ -289,16 +309,19 @@ class Stepper:
         words = table.words[row]
         if self.on_x0 is not None:
             x0 = torch.empty_like(state.x)
-            xs = [tensors[k] for k in table.x0_columns]
-            ops.combine_table_out(xs, table.x0[row], None, None, [], [x0], None)
-            tensors[AT_X0] = self._hooked(x0, words)
+            xs, weights = [tensors[k] for k in table.x0_columns], table.x0[row]
+            if self.limits:
+                weights = torch.cat([weights, torch.zeros_like(weights[:, :, :1])], 2)
+            ops.combine_table_out(xs, weights, None, None, self.limits, [x0], None)
+            tensors[AT_X0] = self._hooked(x0, words, state)
         xs = [tensors[k] for k in table.columns]
         streams = torch.stack([state.seed, state.ids, words], 1)
         weights, noise = table.weights[row], None
         if table.noise is not None:
             noise = table.noise[row]
         status = state.status.clone()
-        hidden = int(bool(self.limits))  # the clamped row 0 is not written
+        limits = self.limits if self.on_x0 is None else []
+        hidden = int(bool(limits))  # the clamped row 0 is not written
         outs = [torch.empty_like(state.x) for _ in range(weights.shape[1] - hidden)]
         for first in range(0, len(outs), ops.MAX_ROWS - hidden):
             last = first + ops.MAX_ROWS - hidden
@@ -307,7 +330,7 @@ class Stepper:
                 _rows(weights, first, last, hidden),
                 None if noise is None else _rows(noise, first, last, hidden),
                 streams,
-                self.limits,
+                limits,
                 outs[first:last],
                 status,
             )
@@ -332,9 +355,31 @@ class Stepper:
         x0 = sum(
             weights[..., 0, n].view(shape) * tensors[k] for n, k in enumerate(table.x0_columns)
         )
-        if self.limits:
-            return x0.clamp(*self.limits)
-        return x0 if self.on_x0 is None else self._hooked(x0, self.stage(state))
+        x0 = x0.clamp(*self.limits) if self.limits else x0
+        return x0 if self.on_x0 is None else self._hooked(x0, self.stage(state), state)
+
+    def result(self, state: State, throw: bool = True) -> Samples:
+        """Returns the samples of a state, those that failed as NaN; waits for the device.
+
+        Args:
+            state: from `start` or `step`.
+            throw: whether failed samples raise; otherwise `status` says which failed.
+
+        Raises:
+            NonFiniteError: if samples are not finite; its `result` holds the others.
+        """
+        done, stage = self.done(state), self.stage(state)
+        nfe = stage if isinstance(stage, torch.Tensor) else torch.full_like(state.ids, stage)
+        completed = done if isinstance(done, bool) else bool(done.all())
+        result = Samples(state.x, nfe, state.status, completed).with_blanks()
+        if throw and not bool(result.fine.all()):
+            status, ids = state.status.tolist(), state.ids.tolist()
+            what = "the network's output or the state made of it is not finite at stage"
+            failed = [(b, ids[b], f"{what} {i}") for b, i in enumerate(status) if i != FINE]
+            raise NonFiniteError(
+                f"Stepper: {len(failed)} of {len(ids)} samples failed: {describe(failed)}", result
+            )
+        return result
 
     def separate(self, state: State) -> State:
         """Returns the state as one whose samples may stand at different stages."""
@@ -408,7 +453,7 @@ class Stepper:
                 self._times,
                 self.slots,
                 self.carried,
-                bool(self.limits),
+                bool(self.limits) and self.on_x0 is None,
                 self.device,
             )
         return self._table

@@ -13,6 +13,9 @@ the last (and there too by two-stage solvers, unless it is clean).
     part part_by_strength part_by_denoise                      a grid, cut
 """
 
+from typing import TYPE_CHECKING
+
+from diffast._namespace import attributes, listing
 from diffast.grids.checks import check_grid
 from diffast.grids.cuts import part, part_by_denoise, part_by_strength
 from diffast.grids.even import leading, linspace, trailing, uniform_time
@@ -73,3 +76,7 @@ __all__ = [
     "uniform_time",
     "vp",
 ]
+
+__doc__ = f"{__doc__}{listing('df.grids', {name: globals()[name] for name in __all__})}"
+if not TYPE_CHECKING:  # a checker is to tell misspelt names itself
+    __getattr__, __dir__ = attributes(__name__, __all__)

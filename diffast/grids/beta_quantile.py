@@ -5,11 +5,12 @@ from __future__ import annotations
 from math import lgamma
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 TINY = 1e-300
 
 
-def beta_quantile(p, a, b) -> np.ndarray:
+def beta_quantile(p: ArrayLike, a: ArrayLike, b: ArrayLike) -> np.ndarray:
     """Returns the x with I_x(a, b) = p, absolutely to 1e-12 and better; shape of p, float64.
 
     Newton's method inside a bracket that every evaluation narrows: a step that would leave it goes
@@ -42,7 +43,7 @@ def beta_quantile(p, a, b) -> np.ndarray:
     return np.where(upper, 1.0 - x, x)
 
 
-def incomplete_beta(x, a, b) -> np.ndarray:
+def incomplete_beta(x: ArrayLike, a: ArrayLike, b: ArrayLike) -> np.ndarray:
     """Returns I_x(a, b) = integral of u^(a-1) (1-u)^(b-1) from 0 to x, over that from 0 to 1.
 
     The continued fraction of Abramowitz & Stegun 26.5.8, evaluated forwards (Lentz); past the mean,

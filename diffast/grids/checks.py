@@ -5,9 +5,12 @@ from __future__ import annotations
 import operator
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+from diffast.schedules import Schedule
 
 
-def check_grid(schedule, times) -> np.ndarray:
+def check_grid(schedule: Schedule, times: ArrayLike) -> np.ndarray:
     """Returns times as a float64 grid fit for a solver, [N+1].
 
     A time beyond an end of the schedule by less than 1e-9 of its range is put on that end.
@@ -49,7 +52,7 @@ def check_grid(schedule, times) -> np.ndarray:
     return inside
 
 
-def check_steps(name, steps, count=None):
+def check_steps(name: str, steps: int, count: int | None = None) -> int:
     """Returns steps as an int; ValueError unless it is whole, 1 or more and at most count."""
     try:
         steps = operator.index(steps)
@@ -62,7 +65,7 @@ def check_steps(name, steps, count=None):
     return steps
 
 
-def check_positive(name, **options):
+def check_positive(name: str, **options: float) -> None:
     """Raises ValueError unless every option is a positive, finite number."""
     for option, value in options.items():
         if not 0 < value < np.inf:

@@ -5,12 +5,23 @@ At a step of a grid plain slicing does: grid[:k + 1] is the first k steps, grid[
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffast.grids.checks import check_grid, check_steps
+from diffast.schedules import Schedule
 
 
-def part(schedule, grid, start=None, end=None, sigma_start=None, sigma_end=None) -> np.ndarray:
+def part(
+    schedule: Schedule,
+    grid: ArrayLike,
+    start: float | None = None,
+    end: float | None = None,
+    sigma_start: float | None = None,
+    sigma_end: float | None = None,
+) -> np.ndarray:
     """Returns the grid from start to end, both of them points of it; [M+1] float64.
 
     The grid's own points between the two are kept.
@@ -45,7 +56,7 @@ def part(schedule, grid, start=None, end=None, sigma_start=None, sigma_end=None)
     return check_grid(schedule, np.concatenate([[first], grid[between], [last]]))
 
 
-def part_by_strength(schedule, grid, strength) -> np.ndarray:
+def part_by_strength(schedule: Schedule, grid: ArrayLike, strength: float) -> np.ndarray:
     """Returns the last floor(N strength) steps of a grid of N; [floor(N strength) + 1] float64.
 
     The img2img of diffusers: noise the image to the first time returned and go on from there.
@@ -73,7 +84,7 @@ def part_by_strength(schedule, grid, strength) -> np.ndarray:
     return grid[steps - keep :]
 
 
-def part_by_denoise(make, steps, denoise) -> np.ndarray:
+def part_by_denoise(make: Callable[[int], np.ndarray], steps: int, denoise: float) -> np.ndarray:
     """Returns the last steps steps of a grid of floor(steps / denoise); [steps+1] float64.
 
     The img2img of ComfyUI: the number of steps is what was asked for, and they are as small as

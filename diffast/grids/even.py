@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from diffast.grids.checks import check_grid, check_steps
+from diffast.schedules import Schedule
 
 
-def uniform_time(schedule, steps, start=None, end=None) -> np.ndarray:
+def uniform_time(
+    schedule: Schedule, steps: int, start: float | None = None, end: float | None = None
+) -> np.ndarray:
     """Returns times evenly spaced in model time; [steps+1] float64.
 
     For `flow` the usual Euler grid 1, 1 - 1/N ... 0; for `from_betas` N-1 down to -1, fractional
@@ -32,7 +35,7 @@ def uniform_time(schedule, steps, start=None, end=None) -> np.ndarray:
     return check_grid(schedule, times)
 
 
-def trailing(schedule, steps) -> np.ndarray:
+def trailing(schedule: Schedule, steps: int) -> np.ndarray:
     """Returns the training indices round(N - i N / steps) - 1, then -1 (clean); [steps+1] float64.
 
     Starts at N-1, pure noise: the spacing Lin et al. 2024 ("Common diffusion noise schedules and
@@ -51,7 +54,7 @@ def trailing(schedule, steps) -> np.ndarray:
     return _indices(schedule, np.round(count - np.arange(steps) * (count / steps)) - 1.0)
 
 
-def leading(schedule, steps, steps_offset=0) -> np.ndarray:
+def leading(schedule: Schedule, steps: int, steps_offset: int = 0) -> np.ndarray:
     """Returns the training indices i floor(N / steps) + steps_offset, then -1; [steps+1] float64.
 
     The spacing of DDIM and PNDM (Lin et al. 2024, table 2). It does not start at N-1.
@@ -77,7 +80,7 @@ def leading(schedule, steps, steps_offset=0) -> np.ndarray:
     return _indices(schedule, first - np.arange(steps) * float(count // steps))
 
 
-def linspace(schedule, steps) -> np.ndarray:
+def linspace(schedule: Schedule, steps: int) -> np.ndarray:
     """Returns round(linspace(N-1, 0, steps)), then -1 (clean); [steps+1] float64.
 
     The spacing of improved DDPM (Lin et al. 2024, table 2): both the noisiest and the cleanest

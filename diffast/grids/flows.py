@@ -7,10 +7,12 @@ import numpy as np
 from diffast.grids.checks import check_grid, check_positive, check_steps
 from diffast.grids.given import levels_to_grid
 from diffast.grids.shifts import shifted
-from diffast.schedules import Flow
+from diffast.schedules import Flow, Schedule
 
 
-def flow_sigmas(schedule, steps, flow_shift=1.0, timesteps=1000) -> np.ndarray:
+def flow_sigmas(
+    schedule: Schedule, steps: int, flow_shift: float = 1.0, timesteps: int = 1000
+) -> np.ndarray:
     """Returns the times of diffusers' use_flow_sigmas; [steps+1] float64.
 
     Even from 1 - 1/timesteps to 0, then `shifted` by flow_shift (DPMSolver, UniPC, DEIS and
@@ -31,7 +33,9 @@ def flow_sigmas(schedule, steps, flow_shift=1.0, timesteps=1000) -> np.ndarray:
     return shifted(schedule, times, flow_shift)
 
 
-def flow_match(schedule, steps, shift=1.0, timesteps=1000) -> np.ndarray:
+def flow_match(
+    schedule: Schedule, steps: int, shift: float = 1.0, timesteps: int = 1000
+) -> np.ndarray:
     """Returns the default times of diffusers' FlowMatchEulerDiscreteScheduler; [steps+1] float64.
 
     steps times even from 1 to s(1/timesteps), s the shift u -> shift u / (1 + (shift - 1) u), then
@@ -55,7 +59,11 @@ def flow_match(schedule, steps, shift=1.0, timesteps=1000) -> np.ndarray:
 
 
 def linear_quadratic(
-    schedule, steps, threshold_noise=0.025, linear_steps=None, sigma_max=None
+    schedule: Schedule,
+    steps: int,
+    threshold_noise: float = 0.025,
+    linear_steps: int | None = None,
+    sigma_max: float | None = None,
 ) -> np.ndarray:
     """Returns a grid with small even steps first, then growing ones; [steps+1] float64.
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffast.grids.checks import check_grid, check_positive, check_steps
+from diffast.schedules import Schedule
 
 # A list of noise levels in float32 may pass the schedule's own start by its rounding.
 ROUNDING = 1e-6
 
 
-def from_times(schedule, times, to_zero=False) -> np.ndarray:
+def from_times(schedule: Schedule, times: ArrayLike, to_zero: bool = False) -> np.ndarray:
     """Returns the given model times as a grid; [N+1] float64.
 
     For `from_betas` these are training indices (diffusers' custom timesteps), for `flow` its t
@@ -28,7 +30,7 @@ def from_times(schedule, times, to_zero=False) -> np.ndarray:
     return check_grid(schedule, np.append(times, schedule.t_end) if to_zero else times)
 
 
-def from_sigmas(schedule, sigmas, to_zero=False) -> np.ndarray:
+def from_sigmas(schedule: Schedule, sigmas: ArrayLike, to_zero: bool = False) -> np.ndarray:
     """Returns the model times that have the given noise levels sigma/alpha; [N+1] float64.
 
     The sigmas of k-diffusion, and of diffusers' and ComfyUI's models with noise or v prediction.
@@ -48,7 +50,14 @@ def from_sigmas(schedule, sigmas, to_zero=False) -> np.ndarray:
     return levels_to_grid("from_sigmas", schedule, np.append(sigmas, 0.0) if to_zero else sigmas)
 
 
-def vp(schedule, steps, beta_d=19.9, beta_min=0.1, eps_s=1e-3, to_zero=True) -> np.ndarray:
+def vp(
+    schedule: Schedule,
+    steps: int,
+    beta_d: float = 19.9,
+    beta_min: float = 0.1,
+    eps_s: float = 0.001,
+    to_zero: bool = True,
+) -> np.ndarray:
     """Returns the noise levels of a variance-preserving model in even times; [steps+1] float64.
 
     sigma/alpha = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1), t from 1 to eps_s in even steps
@@ -78,7 +87,9 @@ def vp(schedule, steps, beta_d=19.9, beta_min=0.1, eps_s=1e-3, to_zero=True) -> 
     return levels_to_grid("vp", schedule, np.append(levels, 0.0) if to_zero else levels)
 
 
-def levels_to_grid(name, schedule, levels, forgive=ROUNDING) -> np.ndarray:
+def levels_to_grid(
+    name: str, schedule: Schedule, levels: np.ndarray, forgive: float = ROUNDING
+) -> np.ndarray:
     """Returns the grid of the noise levels sigma/alpha; see `from_sigmas`.
 
     Args:

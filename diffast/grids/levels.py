@@ -12,9 +12,17 @@ import numpy as np
 
 from diffast.grids.beta_quantile import beta_quantile
 from diffast.grids.checks import check_grid, check_positive, check_steps
+from diffast.schedules import Schedule
 
 
-def karras(schedule, steps, rho=7.0, sigma_min=None, sigma_max=None, to_zero=True) -> np.ndarray:
+def karras(
+    schedule: Schedule,
+    steps: int,
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    to_zero: bool = True,
+) -> np.ndarray:
     """Returns times whose sigma/alpha, to the power 1/rho, is evenly spaced; [steps+1] float64.
 
     (sigma_max^(1/rho) + i/(n-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, i = 0..n-1 (Karras et
@@ -39,7 +47,13 @@ def karras(schedule, steps, rho=7.0, sigma_min=None, sigma_max=None, to_zero=Tru
     return _by_level("karras", schedule, steps, sigma_min, sigma_max, to_zero, log_levels)
 
 
-def uniform_logsnr(schedule, steps, sigma_min=None, sigma_max=None, to_zero=True) -> np.ndarray:
+def uniform_logsnr(
+    schedule: Schedule,
+    steps: int,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    to_zero: bool = True,
+) -> np.ndarray:
     """Returns times evenly spaced in lam = log(alpha/sigma); [steps+1] float64.
 
     Lu et al. 2022 (DPM-Solver); `karras` as rho goes to infinity. Also named `exponential`
@@ -67,7 +81,12 @@ lu = uniform_logsnr
 
 
 def polyexponential(
-    schedule, steps, rho=1.0, sigma_min=None, sigma_max=None, to_zero=True
+    schedule: Schedule,
+    steps: int,
+    rho: float = 1.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    to_zero: bool = True,
 ) -> np.ndarray:
     """Returns times polynomial in log(sigma/alpha); [steps+1] float64.
 
@@ -94,7 +113,13 @@ def polyexponential(
 
 
 def laplace(
-    schedule, steps, mu=0.0, beta=0.5, sigma_min=None, sigma_max=None, to_zero=True
+    schedule: Schedule,
+    steps: int,
+    mu: float = 0.0,
+    beta: float = 0.5,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    to_zero: bool = True,
 ) -> np.ndarray:
     """Returns times at even quantiles of a Laplace distribution of log(sigma/alpha), [steps+1].
 
@@ -136,7 +161,13 @@ def laplace(
     return _by_level("laplace", schedule, steps, sigma_min, sigma_max, to_zero, log_levels)
 
 
-def kl_optimal(schedule, steps, sigma_min=None, sigma_max=None, to_zero=True) -> np.ndarray:
+def kl_optimal(
+    schedule: Schedule,
+    steps: int,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    to_zero: bool = True,
+) -> np.ndarray:
     """Returns times even in arctan(sigma/alpha), the angle of `trig`; [steps+1] float64.
 
     tan((1 - x) arctan(sigma_max) + x arctan(sigma_min)), x = i/(n-1): the grid that minimises the
@@ -165,7 +196,13 @@ def kl_optimal(schedule, steps, sigma_min=None, sigma_max=None, to_zero=True) ->
 
 
 def beta_sigmas(
-    schedule, steps, alpha=0.6, beta=0.6, sigma_min=None, sigma_max=None, to_zero=True
+    schedule: Schedule,
+    steps: int,
+    alpha: float = 0.6,
+    beta: float = 0.6,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    to_zero: bool = True,
 ) -> np.ndarray:
     """Returns times whose sigma/alpha stands at even quantiles of a beta distribution, [steps+1].
 
@@ -195,7 +232,13 @@ def beta_sigmas(
     return _by_level("beta_sigmas", schedule, steps, sigma_min, sigma_max, to_zero, log_levels)
 
 
-def ou_early(schedule, steps, sigma_min=None, sigma_max=None, to_zero=False) -> np.ndarray:
+def ou_early(
+    schedule: Schedule,
+    steps: int,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    to_zero: bool = False,
+) -> np.ndarray:
     """Returns times even in OU time t down to t = 1, then even in log(t); [steps+1] float64.
 
     t = log(1 + (sigma/alpha)^2), which is -2 log(alpha) where alpha^2 + sigma^2 = 1: steps of at

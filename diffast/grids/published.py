@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from diffast.grids.checks import check_steps
 from diffast.grids.given import levels_to_grid
+from diffast.schedules import Schedule
 
 # Sabour et al. 2024, "Align your steps", table 3: sigma/alpha of the 10-step grids.
 AYS = {
@@ -17,7 +20,12 @@ AYS = {
 DIGIT = 5e-4  # half a unit of the tables' last digit
 
 
-def ays(schedule, steps, model="sd15", to_zero=True) -> np.ndarray:
+def ays(
+    schedule: Schedule,
+    steps: int,
+    model: Literal["sd15", "sdxl", "svd", "deepfloyd"] = "sd15",
+    to_zero: bool = True,
+) -> np.ndarray:
     """Returns the Align Your Steps grid of a published model; [steps+1] float64.
 
     The table's 11 levels for 10 steps; for other counts the logarithm of the level is interpolated

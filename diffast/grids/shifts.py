@@ -7,12 +7,13 @@ u -> s u / (1 + (s - 1) u). A shift belongs to the grid and is applied once.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffast.grids.checks import check_grid, check_positive
-from diffast.schedules import Flow
+from diffast.schedules import Flow, Schedule
 
 
-def shifted(schedule, grid, shift) -> np.ndarray:
+def shifted(schedule: Schedule, grid: ArrayLike, shift: float) -> np.ndarray:
     """Returns the grid with every sigma/alpha multiplied by shift; [N+1] float64.
 
     On `flow` u -> shift u / (1 + (shift - 1) u) (Esser et al. 2024, "Scaling rectified flow
@@ -31,7 +32,9 @@ def shifted(schedule, grid, shift) -> np.ndarray:
     return _moved("shifted", schedule, grid, 1.0, float(np.log(shift)))
 
 
-def shifted_exponential(schedule, grid, mu, sigma=1.0) -> np.ndarray:
+def shifted_exponential(
+    schedule: Schedule, grid: ArrayLike, mu: float, sigma: float = 1.0
+) -> np.ndarray:
     """Returns the grid with lam -> sigma lam - mu; [N+1] float64.
 
     On `flow` u -> exp(mu) / (exp(mu) + (1/u - 1)^sigma), the dynamic shift of Flux. With sigma = 1
@@ -54,7 +57,11 @@ def shifted_exponential(schedule, grid, mu, sigma=1.0) -> np.ndarray:
 
 
 def dynamic_shift(
-    image_tokens, base_tokens=256, max_tokens=4096, base_shift=0.5, max_shift=1.15
+    image_tokens: float,
+    base_tokens: float = 256,
+    max_tokens: float = 4096,
+    base_shift: float = 0.5,
+    max_shift: float = 1.15,
 ) -> float:
     """Returns mu of `shifted_exponential` for an image of that many tokens.
 
@@ -88,7 +95,7 @@ def dynamic_shift(
     return float(base_shift + share * (max_shift - base_shift))
 
 
-def stretched_to_terminal(schedule, grid, shift_terminal) -> np.ndarray:
+def stretched_to_terminal(schedule: Schedule, grid: ArrayLike, shift_terminal: float) -> np.ndarray:
     """Returns a flow grid stretched so that its last noisy time is shift_terminal; [N+1] float64.
 
     u -> 1 - (1 - u) (1 - shift_terminal) / (1 - u_last): the signal level of every point is

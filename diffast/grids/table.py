@@ -17,9 +17,10 @@ import numpy as np
 
 from diffast.grids.beta_quantile import beta_quantile
 from diffast.grids.checks import check_grid, check_positive, check_steps
+from diffast.schedules import Schedule
 
 
-def simple(schedule, steps, timesteps=1000) -> np.ndarray:
+def simple(schedule: Schedule, steps: int, timesteps: int = 1000) -> np.ndarray:
     """Returns the entries N-1 - floor(i N / steps) of the table, then the clean end; [steps+1].
 
     Args:
@@ -36,7 +37,7 @@ def simple(schedule, steps, timesteps=1000) -> np.ndarray:
     return _grid(schedule, index, count)
 
 
-def ddim_uniform(schedule, steps, timesteps=1000) -> np.ndarray:
+def ddim_uniform(schedule: Schedule, steps: int, timesteps: int = 1000) -> np.ndarray:
     """Returns every k-th entry of the table from the second on, then the clean end; [M+1] float64.
 
     Entries 1, 1 + k, 1 + 2k ... below N, k = floor(N / steps). Where steps does not divide N these
@@ -56,7 +57,7 @@ def ddim_uniform(schedule, steps, timesteps=1000) -> np.ndarray:
     return _grid(schedule, np.arange(1.0, count, count // steps)[::-1], count)
 
 
-def normal(schedule, steps, timesteps=1000) -> np.ndarray:
+def normal(schedule: Schedule, steps: int, timesteps: int = 1000) -> np.ndarray:
     """Returns times even from the table's last entry to its first, then the clean end; [steps+1].
 
     Places N-1 - i (N-1) / (steps-1), not rounded: `linspace` is the rounded one.
@@ -74,7 +75,7 @@ def normal(schedule, steps, timesteps=1000) -> np.ndarray:
     return _grid(schedule, (count - 1) * (1.0 - np.arange(steps) / max(steps - 1, 1)), count)
 
 
-def sgm_uniform(schedule, steps, timesteps=1000) -> np.ndarray:
+def sgm_uniform(schedule: Schedule, steps: int, timesteps: int = 1000) -> np.ndarray:
     """Returns the first steps of the steps + 1 entries of `normal`, then the clean end; [steps+1].
 
     Places N-1 - i (N-1) / steps, not rounded (Stability's generative-models).
@@ -92,7 +93,9 @@ def sgm_uniform(schedule, steps, timesteps=1000) -> np.ndarray:
     return _grid(schedule, (count - 1) * (1.0 - np.arange(steps) / steps), count)
 
 
-def beta(schedule, steps, alpha=0.6, beta=0.6, timesteps=1000) -> np.ndarray:
+def beta(
+    schedule: Schedule, steps: int, alpha: float = 0.6, beta: float = 0.6, timesteps: int = 1000
+) -> np.ndarray:
     """Returns table entries at even quantiles of a beta distribution, then the clean end; [M+1].
 
     Entries round((N-1) q(1 - i/steps)), halves up, i = 0..steps-1, q the quantile function of

@@ -2,12 +2,21 @@
 
 from importlib import import_module
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+from diffast._namespace import attributes
+
+if TYPE_CHECKING:
+    from diffast.integrations import comfyui, diffusers, edm, k_diffusion
 
 __all__ = ["comfyui", "diffusers", "edm", "k_diffusion"]
+_unknown, __dir__ = attributes(__name__, __all__)
 
 
-def __getattr__(name: str) -> ModuleType:
+def _load(name: str) -> ModuleType:
     """Returns the interface of that name, loaded when it is first asked for."""
-    if name not in __all__:
-        raise AttributeError(f"module 'diffast.integrations' has no attribute {name!r}")
-    return import_module(f"diffast.integrations.{name}")
+    return import_module(f"diffast.integrations.{name}") if name in __all__ else _unknown(name)
+
+
+if not TYPE_CHECKING:  # a checker is to tell misspelt names itself
+    __getattr__ = _load

@@ -7,6 +7,8 @@ Example, in place of `edm_sampler` of EDM's generate.py:
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -71,9 +73,10 @@ def edm_sampler(
         with torch.inference_mode(False), torch.no_grad():
             return net(x, t[0], class_labels)
 
-    noise = {"draw": draw} if S_churn else {}
+    noise: dict[str, Any] = {"noise": draw} if S_churn else {}
     with torch.no_grad():
-        return sample(Denoiser(network, plan.schedule), plan, noise=start * levels[0], **noise).x
+        denoiser = Denoiser(network, plan.schedule, predicts="x0")
+        return sample(denoiser, plan, x=start * levels[0], **noise).x
 
 
 def _rounded(net, levels, device) -> np.ndarray:

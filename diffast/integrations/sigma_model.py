@@ -112,7 +112,7 @@ def run(
         callback: called once a step, after its first model call, with {'x', 'i', 'sigma',
             'sigma_hat', 'denoised'}. 'x' is a copy; what the callback writes into it has no effect.
         disable: True for no progress bar; None: none where stderr is no terminal.
-        draw: the normals of a stage, as `df.sample` wants them; None: the package's noise.
+        draw: the normals of a stage, as `df.sample` wants them as `noise`; None: the package's.
         seed: of the package's noise.
         path: whether that is one Brownian path a sample.
     """
@@ -120,12 +120,16 @@ def run(
     with tqdm(total=plan.steps, disable=disable) as bar:
         network = _Steps(model, plan, levels, sigmas, x.dtype, extra_args or {}, callback, bar)
         low = None if x.dtype == dtype else x.dtype
-        denoiser = Denoiser(network, plan.schedule, dtype=low)
-        noise = {"path": path} if draw is None else {"draw": lambda stage: draw(stage).to(dtype)}
+        denoiser = Denoiser(network, plan.schedule, predicts="x0", dtype=low)
+        noise = ("path" if path else "counter") if draw is None else _cast(draw, dtype)
         with torch.no_grad():
-            out = sample(denoiser, plan, noise=x.detach().to(dtype), seed=seed, **noise)
+            out = sample(denoiser, plan, x=x.detach().to(dtype), seed=seed, noise=noise)
         bar.update()
     return out.x.to(x.dtype)
+
+
+def _cast(draw, dtype):
+    return lambda stage: draw(stage).to(dtype)
 
 
 class _Steps:
@@ -135,7 +139,7 @@ class _Steps:
         self.model, self.extra_args, self.callback, self.bar = model, extra_args, callback, bar
         self.sigmas, self.dtype, self.calls = sigmas, dtype, 0
         self.starts = step_starts(plan, levels)
-        self.levels = None
+        self.levels: Any = None
         if callback is not None:
             self.levels = torch.tensor(plan.call_times, dtype=sigmas.dtype, device=sigmas.device)
 
@@ -166,7 +170,7 @@ class _Steps:
 def drawn_by(
     noise_sampler: Callable[..., torch.Tensor], plan: Plan, sigmas: torch.Tensor
 ) -> Callable[[int], torch.Tensor]:
-    """Returns `draw` for `df.sample` that asks noise_sampler(sigma, sigma_next), as k-diffusion.
+    """Returns `noise` for `df.sample` that asks noise_sampler(sigma, sigma_next), as k-diffusion.
 
     Args:
         noise_sampler: returns N(0, 1) for two noise levels, given as tensors like sigmas[i].
@@ -174,7 +178,7 @@ def drawn_by(
         sigmas: gives dtype and device.
     """
     opening = [plan.start, plan.call_times[0]]
-    spans = np.vstack([plan.spans[plan.calls], opening])  # the opening's at -1
+    spans = np.vstack([np.asarray(plan.spans)[plan.calls], opening])  # the opening's at -1
     spans = torch.tensor(spans, dtype=sigmas.dtype, device=sigmas.device)
     return lambda stage: noise_sampler(spans[stage, 0], spans[stage, 1])
 
@@ -182,7 +186,7 @@ def drawn_by(
 def drawn_each_step(
     normal: Callable[[], torch.Tensor], plan: Plan, levels: tuple[float, ...]
 ) -> Callable[[int], torch.Tensor]:
-    """Returns `draw` for a churned plan that takes one normal a step, needed or not.
+    """Returns `noise` for a churned plan that takes one normal a step, needed or not.
 
     So do k-diffusion and EDM: a step outside [s_tmin, s_tmax] draws and throws away, and the steps
     after it get the same numbers there and here.

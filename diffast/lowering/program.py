@@ -7,32 +7,50 @@ the same tensor as x, what a clamp or a hook changes. Executors bind tensors to 
 
     name            tensor
     y, v, x         the plan's registers
-    cond, uncond    outputs of the network for the two branches of classifier-free guidance
+    cond, uncond    outputs of the network for the two branches of classifier-free guidance;
+                    cond2, uncond2 .. for the further inputs x2 ..
     g1, g2 ..       gradients of guidance terms
     slot0 ..        remembered entries
-    x0              the x0 estimate after a clamp or a hook
+    x0              the x0 estimate after a clamp or a hook; x0_2 .. for x2 ..
     noise           a normal that the caller gives, in place of the kernel's own
-    copy0 ..        further places where x has to be written, for the next network call
+    copy0 ..        further places where x has to be written, for the next network call; those of
+                    x2 .. follow
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from diffast.lowering.estimate import COND, UNCOND, X0, estimate_row
 from diffast.lowering.silent import without_silent_stages
+from diffast.lowering.slots import Slots, last_uses, slot_name
 from diffast.plan import Plan
-from diffast.plan.registers import D_RAW, NEW, Z1, Z2, D, H, V, X, Y
+from diffast.plan.registers import (
+    NEW,
+    Z1,
+    Z2,
+    H,
+    V,
+    X,
+    Y,
+    input_number,
+    input_register,
+)
 
-COND, UNCOND, X0, NOISE = "cond", "uncond", "x0", "noise"
+NOISE = "noise"
 
 # Names whose place in the order of the sums is fixed; slots stand between, the oldest entry first.
-_FIRST = (Y, V, X, COND, UNCOND, *(f"g{k}" for k in range(1, 10)))
-_LAST = (X0, NOISE)
+_INPUTS = tuple(input_register(e) for e in range(4))
+_FIRST = (Y, V, *_INPUTS)
+_OUTPUTS = tuple(f"{name}{e or ''}" for e in (0, 2, 3, 4) for name in (COND, UNCOND))
+_GRADIENTS = tuple(f"g{k}" for k in range(1, 10))
+_LAST = (X0, "x0_2", "x0_3", "x0_4", NOISE)
 
 
 class Outputs(Protocol):
@@ -101,18 +119,19 @@ class Stage:
     """One network call and what follows it.
 
     Args:
-        time: model time of the call.
+        times: model time of the call, one for each input that it is made on at once.
         branches: "cond", "uncond" or "both": what the network is called on.
-        x0: row of the x0 estimate.
-        rows: the written registers: h (the entry), y, v, x, in this order where present.
-        calls: the `combine` calls. With a hook two: the x0 estimate, then the others.
+        x0: row of the x0 estimate for x.
+        rows: the written registers: h (the entry), y, v, x2 .., x, in this order where present.
+        calls: the `combine` calls. The last one makes the rows. Before it come those that make an
+            x0 estimate each, where a hook or the clamp of several estimates needs that.
         slot: number of the slot that the entry goes to; -1: none is made that is read later.
         held: the slots that hold entries when the stage begins, the oldest entry first.
         joined: whether y is x after the stage.
         keeps: which of y and v stay as they are.
     """
 
-    time: float
+    times: tuple[float, ...]
     branches: str
     x0: Row
     rows: Mapping[str, Row]
@@ -121,6 +140,11 @@ class Stage:
     held: tuple[int, ...]
     joined: bool
     keeps: frozenset[str]
+
+    @property
+    def time(self) -> float:
+        """Returns the model time of the call on x."""
+        return self.times[0]
 
 
 @dataclass(frozen=True)
@@ -134,6 +158,8 @@ class Program:
         slots: how many slots the entries need.
         carried: which of y and v any stage holds beside x.
         gradients: how many guidance gradients rows weigh.
+        inputs: on how many inputs x, x2 .. the network is called at once, at most.
+        branches: what the network is called on in any stage.
     """
 
     stages: tuple[Stage, ...]
@@ -141,22 +167,18 @@ class Program:
     slots: int
     carried: tuple[str, ...]
     gradients: int
-    branches: frozenset[str] = field(default_factory=frozenset)
+    inputs: int
+    branches: frozenset[str]
 
     @property
     def buffers(self) -> int:
-        """Returns how many tensors of the state's size a run holds: x, y, v and the slots."""
-        return 1 + len(self.carried) + self.slots
+        """Returns how many tensors of the state's size a run holds: inputs, y, v and the slots."""
+        return self.inputs + len(self.carried) + self.slots
 
 
 # What was lowered, by the numbers that went in: users run a plan many times over.
 _lowered: WeakKeyDictionary = WeakKeyDictionary()
 _KEPT = 8
-
-
-def slot_name(number: int) -> str:
-    """Returns the name of a slot's tensor."""
-    return f"slot{number}"
 
 
 def lower(plan: Plan, outputs: Outputs, constraints: Constraints = Constraints()) -> Program:  # noqa: B008
@@ -171,54 +193,73 @@ def lower(plan: Plan, outputs: Outputs, constraints: Constraints = Constraints()
         ValueError: given noise for a plan that draws two normals a stage; a stage without a network
             call that cannot be joined to the call before it; what `outputs` raises.
     """
-    times = plan.call_times
-    a, b = outputs.affine(times)
-    scales = outputs.scales(times)
-    key = (a.tobytes(), b.tobytes(), scales.tobytes(), constraints)
+    inputs = _inputs_of(plan, outputs)
+    key = (constraints, *(numbers.tobytes() for numbers in inputs))
     kept = _lowered.setdefault(plan, {})
     if key not in kept:
         if len(kept) == _KEPT:
             kept.pop(next(iter(kept)))
-        numbers = a.tolist(), b.tolist(), scales.tolist()
-        kept[key] = _lower(plan, times.tolist(), *numbers, constraints)
+        kept[key] = _lower(plan, inputs, constraints)
     return kept[key]
+
+
+def _inputs_of(plan: Plan, outputs: Outputs) -> list[np.ndarray]:
+    """Returns for each input x, x2 .. [calls, 4] of (time, a, b, scale); NaN where not called."""
+    found = []
+    for times in plan.times.reshape(plan.stages, -1)[plan.calls].T:
+        numbers = np.full((len(times), 4), np.nan)
+        called = ~np.isnan(times)
+        a, b = outputs.affine(times[called])
+        numbers[called] = np.stack([times[called], a, b, outputs.scales(times[called])], axis=1)
+        found.append(numbers)
+    return found
 
 
 def branches_of(plan: Plan, outputs: Outputs) -> frozenset[str]:
     """Returns what the network is called on in any stage: "cond", "uncond", "both"."""
-    return frozenset(_branches(scale) for scale in outputs.scales(plan.call_times).tolist())
+    scales = np.stack(_inputs_of(plan, outputs), axis=1)[:, :, 3]
+    return frozenset(map(_branches, scales.tolist()))
 
 
-def _lower(plan: Plan, times, a, b, scales, constraints: Constraints) -> Program:
+def _lower(plan: Plan, inputs: list[np.ndarray], constraints: Constraints) -> Program:
     opening, stages = without_silent_stages(plan)
     if constraints.given_noise:
         _check_one_normal(plan, stages)
-    last_use = _last_uses(stages)
-    slots = _Slots(last_use)
-    branches = [_branches(scale) for scale in scales]
+    slots = Slots(last_uses(stages))
+    numbers = np.stack(inputs, axis=1).tolist()  # [calls][E] of (time, a, b, scale)
+    called = [[tuple(n) for n in stage if n[0] == n[0]] for stage in numbers]
+    branches = [_branches(scale for *_, scale in stage) for stage in called]
     together = True  # x and y are one tensor when the stage begins
     made: list[Stage] = []
     for i, rows in enumerate(stages):
-        x0 = {X: a[i], **_outputs(scales[i], b[i])}
-        lowered = _Lowered(rows, x0, constraints, slots.columns(i), together)
+        estimates = [_estimate(e, *n[1:]) for e, n in enumerate(called[i])]
+        lowered = _Lowered(rows, estimates, constraints, slots.columns(), together)
         held = slots.held()
-        slot = slots.take(i) if H in rows else -1
+        slot = slots.take(i) if rows.get(H) else -1
         written, joined, keeps = _written(rows, lowered, slot, together, i + 1 == len(stages))
         if constraints.x_stays and Y in keeps and together:
-            written = _with_copied_state(written)
-            keeps -= {Y}
-        copies = dict(constraints.copies).get(branches[i + 1], 0) if i + 1 < len(stages) else 0
-        estimate = lowered.tidy(x0)
-        calls = _calls(estimate, written, slot, copies, held, constraints)
-        made.append(
-            Stage(times[i], branches[i], estimate, written, calls, slot, held, joined, keeps)
-        )
+            written, keeps = _with_copied_state(written), keeps - {Y}
+        copies: list[tuple[str, int]] = []
+        if i + 1 < len(stages):
+            count = dict(constraints.copies).get(branches[i + 1], 0)
+            following = [e for e, n in enumerate(numbers[i + 1]) if n[0] == n[0]]
+            copies = [(input_register(e), k) for e in following for k in range(count)]
+        calls = _calls(lowered.estimates, written, slot, copies, held, constraints)
+        times = tuple([n[0] for n in called[i]])
+        estimate = lowered.estimates[0]
+        made.append(Stage(times, branches[i], estimate, written, calls, slot, held, joined, keeps))
         together = joined
-    carried = tuple(
-        name for name in (Y, V) if any(name in stage.rows or name in stage.keeps for stage in made)
-    )
+    beside = [n for n in (Y, V) if any(n in s.rows or n in s.keeps for s in made)]
     gradients = max((int(c[1:]) for c in plan.columns if c[0] == "g"), default=0)
-    return Program(tuple(made), opening, slots.count, carried, gradients, frozenset(branches))
+    return Program(
+        tuple(made),
+        opening,
+        slots.count,
+        tuple(beside),
+        gradients,
+        len(inputs),
+        frozenset(branches),
+    )
 
 
 class _Lowered:
@@ -227,28 +268,31 @@ class _Lowered:
     def __init__(self, rows, x0, constraints, slots, together):
         self.x0, self.slots, self.together = x0, slots, together
         self.kept = constraints.clamp or constraints.hook
-        self.estimate = {X0: 1.0} if self.kept else x0
-        self.entry = self.multiplied(rows.get(H, {}))
         self.rows = rows
+        self.estimates = [self.tidy(weights) for weights in x0]
+        self.entry = self.multiplied(rows.get(H, {}))
 
     def multiplied(self, row) -> dict[str, float]:
         """Returns the weights of a row with its estimates and the new entry written out."""
         weights: dict[str, float] = {}
-        if NEW in row:
-            _add(weights, row[NEW], self.entry)
-        if D in row:
-            _add(weights, row[D], self.estimate)
-        for name in (Y, V, X):
-            if name in row:
-                _add(weights, 1.0, {name: row[name]})
-        if D_RAW in row:
-            _add(weights, row[D_RAW], self.x0)
-        for name, weight in row.items():
-            if name[0] == "h" and name != NEW:
-                weights[self.slots[int(name[1:])]] = weight
-            elif name[0] == "g":
-                weights[name] = weight
+        for name in sorted(row, key=_in_order):
+            for tensor, part in self._parts(name).items():
+                part = row[name] * part
+                weights[tensor] = weights[tensor] + part if tensor in weights else part
         return weights
+
+    def _parts(self, column: str) -> Mapping[str, float]:
+        """Returns a column over tensors."""
+        kind = column[0]
+        if column == NEW:
+            return self.entry
+        if kind == "h":
+            return {self.slots[int(column[1:])]: 1.0}
+        if kind == "d":
+            number = input_number(column)
+            kept = self.kept and not column.endswith("_raw")
+            return {estimate_name(number): 1.0} if kept else self.x0[number]
+        return {} if kind == "z" else {column: 1.0}
 
     def row(self, name) -> Row:
         """Returns a row of the stage, lowered."""
@@ -263,22 +307,46 @@ class _Lowered:
         return Row({name: w for name, w in weights.items() if w != 0.0}, noise, second)
 
 
-def _add(weights: dict, factor: float, more: Mapping[str, float]) -> None:
-    for name, weight in more.items():
-        part = factor * weight
-        weights[name] = weights[name] + part if name in weights else part
+@cache
+def _in_order(column: str) -> tuple[int, str]:
+    """Returns what the columns of a row are sorted by, in the order in which they add up."""
+    if column.endswith("_raw"):
+        return 3, column
+    return (0 if column == NEW else {"d": 1, "y": 2, "v": 2, "x": 2}.get(column[0], 4)), column
 
 
-def _branches(scale: float) -> str:
-    return "cond" if scale == 1.0 else "uncond" if scale == 0.0 else "both"
+def _branches(scales: Iterable[float]) -> str:
+    """Returns what a stage calls the network on, whose inputs have these scales or NaN."""
+    found = {"cond" if s == 1.0 else "uncond" if s == 0.0 else "both" for s in scales if s == s}
+    return found.pop() if len(found) == 1 else "both"
 
 
-def _outputs(scale: float, b: float) -> dict[str, float]:
-    if scale == 1.0:
-        return {COND: b}
-    if scale == 0.0:
-        return {UNCOND: b}
-    return {COND: b * scale, UNCOND: b * (1.0 - scale)}
+def _estimate(number: int, a: float, b: float, scale: float) -> dict[str, float]:
+    """Returns the x0 estimate for an input over that input and the network's outputs for it."""
+    row = estimate_row(a, b, scale, input_register(number))
+    if not number:
+        return row
+    named = dict(zip((COND, UNCOND), output_names(number), strict=True))
+    return {named.get(name, name): weight for name, weight in row.items()}
+
+
+def estimate_name(number: int) -> str:
+    """Returns the name of the x0 estimate for an input, by its number from 0."""
+    return _LAST[number]
+
+
+def output_names(number: int) -> tuple[str, ...]:
+    """Returns the names of the network's outputs (cond, uncond) for an input."""
+    return _OUTPUTS[2 * number : 2 * number + 2]
+
+
+def check_one_input(who: str, plan: Plan) -> None:
+    """Raises ValueError if a stage calls the network on several inputs at once."""
+    if plan.called.shape[1] > 1:
+        raise ValueError(
+            f"{who}: {plan.name} calls the network on {plan.called.shape[1]} inputs at once, but "
+            "only df.sample runs such plans"
+        )
 
 
 def _written(rows, lowered: _Lowered, slot: int, together: bool, last: bool):
@@ -288,6 +356,7 @@ def _written(rows, lowered: _Lowered, slot: int, together: bool, last: bool):
     if slot >= 0:
         written[H] = lowered.row(H)
     joined = last or Y not in rows or rows[Y] == rows[X]
+    others = [] if last else [name for name in _INPUTS[1:] if rows.get(name)]
     if not joined:
         if rows[Y] == {Y: 1.0}:
             keeps.add(Y)
@@ -297,6 +366,7 @@ def _written(rows, lowered: _Lowered, slot: int, together: bool, last: bool):
         keeps.add(V)
     elif not last and rows.get(V):
         written[V] = lowered.row(V)
+    written |= {name: lowered.row(name) for name in others}
     written[X] = lowered.row(X)
     return written, joined, frozenset(keeps)
 
@@ -308,16 +378,17 @@ def _with_copied_state(written: dict[str, Row]) -> dict[str, Row]:
     return entry | copied | {name: row for name, row in written.items() if name != H}
 
 
-def _calls(estimate: Row, written, slot, copies, held, constraints: Constraints):
+def _calls(estimates: list[Row], written, slot, copies, held, constraints: Constraints):
     rows = [(slot_name(slot) if name == H else name, row) for name, row in written.items()]
-    rows += [(f"copy{k}", written[X]) for k in range(copies)]
-    order = (*_FIRST, *map(slot_name, held), *_LAST)
+    rows += [(f"copy{n}", written[name]) for n, (name, _) in enumerate(copies)]
+    order = (*_FIRST, *_OUTPUTS, *_GRADIENTS, *map(slot_name, held), *_LAST)
     given, clamp = constraints.given_noise, constraints.clamp
-    if constraints.hook:
-        first = call_of([(X0, estimate)], order, given, clamp)
-        return first, call_of(rows, order, given, False)
-    if constraints.clamp or constraints.preview:
-        rows = [(X0, estimate), *rows]
+    shown = [(estimate_name(e), row) for e, row in enumerate(estimates)]
+    if constraints.hook or (clamp and len(estimates) > 1):
+        first = [call_of([row], order, given, clamp) for row in shown]
+        return *first, call_of(rows, order, given, False)
+    if clamp or constraints.preview:
+        rows = [shown[0], *rows]
     return (call_of(rows, order, given, clamp),)
 
 
@@ -342,61 +413,11 @@ def call_of(rows: list[tuple[str, Row]], order, given_noise: bool = False, clamp
     weighed = [*names, X0] if clamp else names
     return Call(
         tuple(names),
-        tuple([target for target, _ in rows]),
+        tuple(target for target, _ in rows),
         [row.weights.get(name, 0.0) for _, row in rows for name in weighed],
         noise if any(noise) and not given_noise else [],
         clamp,
     )
-
-
-class _Slots:
-    """Which slot holds the entry of which stage."""
-
-    def __init__(self, last_use: dict[int, int]):
-        """Begins with no entry.
-
-        Args:
-            last_use: the last stage that reads a stage's entry, by the stage that made it.
-        """
-        self.last_use, self.count = last_use, 0
-        self._holds: dict[int, int] = {}  # stage -> slot, the oldest entry first
-        self._free: list[int] = []
-        self._numbers: dict[int, int] = {}  # stage -> how many entries there were before its own
-
-    def columns(self, i: int) -> dict[int, str]:
-        """Returns the tensors' names by the age of their entry."""
-        made = len(self._numbers)
-        return {made - self._numbers[stage]: slot_name(slot) for stage, slot in self._holds.items()}
-
-    def held(self) -> tuple[int, ...]:
-        """Returns the slots that hold entries, the oldest first."""
-        return tuple(self._holds.values())
-
-    def take(self, i: int) -> int:
-        """Frees what stage i reads last; returns the slot of its entry, -1 if nobody reads it."""
-        # An entry that is read for the last time may be overwritten by the same call.
-        for stage in [s for s in self._holds if self.last_use[s] == i]:
-            self._free.append(self._holds.pop(stage))
-        self._numbers[i] = len(self._numbers)
-        if i not in self.last_use:
-            return -1
-        slot = self._free.pop() if self._free else self.count
-        self.count = max(self.count, slot + 1)
-        self._holds[i] = slot
-        return slot
-
-
-def _last_uses(stages) -> dict[int, int]:
-    """Returns the last stage that reads a stage's entry, by the stage that made it."""
-    made: list[int] = []
-    last = {}
-    for i, rows in enumerate(stages):
-        for column in set().union(*rows.values()):
-            if column[0] == "h" and column != NEW:
-                last[made[-int(column[1:])]] = i
-        if rows.get(H):
-            made.append(i)
-    return last
 
 
 def _check_one_normal(plan: Plan, stages) -> None:

@@ -22,7 +22,7 @@ def without_silent_stages(plan: Plan) -> tuple[tuple[float, float] | None, list[
         ValueError: a silent stage that cannot be joined to the call before it.
     """
     stages = _rows_of(plan)
-    silent = np.isnan(plan.times)
+    silent = (~plan.called.any(axis=1)).tolist()
     first = int(plan.calls[0])
     opening = None
     if first:
@@ -75,7 +75,7 @@ def _product(plan: Plan, i: int, before: Rows, after: Rows) -> Rows:
     def multiplied(row: dict[str, float]) -> dict[str, float]:
         out: dict[str, float] = {}
         for column, weight in row.items():
-            if column in (X, Y, V):
+            if column in before and column != H:
                 parts = before[column]
             elif column in normals:
                 parts = {normals[column]: 1.0}

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from diffast.lowering.program import COND, NOISE, UNCOND, X0, Program, Stage, call_of, slot_name
+from diffast.lowering.program import COND, NOISE, UNCOND, X0, Program, Stage, call_of
+from diffast.lowering.slots import slot_name
 from diffast.plan.registers import H, V, X, Y
 
 # Registers by number; the slots come after them.
@@ -35,6 +36,7 @@ class StepCall:
         x0_columns: as `columns`, for the x0 estimate alone.
         x0_weights: [columns] of the x0 estimate.
         rows: how many rows the call makes.
+        clamped: whether row 0 is the x0 estimate, which is clamped.
     """
 
     columns: tuple[int, ...]
@@ -47,6 +49,7 @@ class StepCall:
     x0_columns: tuple[int, ...]
     x0_weights: list[float]
     rows: int
+    clamped: bool
 
     @property
     def parts(self) -> bool:
@@ -75,6 +78,7 @@ def _numbered(stage: Stage) -> StepCall:
         tuple(numbers[name] for name in estimate.columns),
         estimate.weights,
         len(main.targets),
+        main.clamped,
     )
 
 

@@ -16,10 +16,11 @@ from diffast.lowering.program import (
     Program,
     Row,
     Stage,
+    check_one_input,
     identity,
     lower,
-    slot_name,
 )
+from diffast.lowering.slots import slot_name
 from diffast.plan import Plan
 from diffast.plan.registers import H, V, X
 
@@ -77,6 +78,7 @@ def tables_of(plan: Plan, outputs: Outputs, clamp: bool = False) -> Tables:
         ValueError: a plan that carries a state and a momentum beside x, or weighs gradients of
             guidance terms; what `lower` raises.
     """
+    check_one_input("sample_parallel", plan)
     program = lower(plan, outputs, Constraints(clamp=clamp))
     if len(program.carried) > 1 or program.gradients:
         raise ValueError(

@@ -1,27 +1,56 @@
-"""Attempts of adaptive samples as tables of weights: every sample's own, for one call of an op.
+"""Trial steps of an embedded solver as tables of weights, every sample with its own.
 
-A pair's rows (diffast/solvers/pairs) name what they weigh. Here the x0 estimate d is written out as
-what the network was given and what it answered, the noise z as what is known of the path, and rows
-of samples at different stages are put into one table [B, rows, columns].
+An embedded solver's rows name registers. `lower_trial` settles once which tensors a run needs and
+which tensor is moved where after a trial step. In every round the program then makes two tables:
+
+    input table    for the network inputs: the noise z1 is written out over the Brownian path
+    settle table   for what follows the answer: the estimate d is written out over the network's
+                   input and answers (prediction type, guidance, clamp, hook)
+
+Rows of samples at different calls are put into one table [B, rows, columns].
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from diffast.solvers.embedded import Nodes, Pair
-from diffast.solvers.embedded.bridge import HELD, NEW, bridge, increment
+from diffast.lowering.estimate import COND, UNCOND, X0, estimate_row, written_out
+from diffast.plan.registers import ERROR, Z1, X, Y
+from diffast.solvers.embedded import EmbeddedSolver, Node, Step
+from diffast.solvers.embedded.bridge import HELD, NEW, bridge
+from diffast.solvers.embedded.solver import DRAWN, JUDGED, NEW_SIZE, SIZE, Row
 
-# Tensors that rows weigh, in the order of the sums; entries and slots are numbered.
-COND, UNCOND, X0, NOISE = "cond", "uncond", "x0", "noise"
-SLOT = "slot"
+# The path's increment, where a caller draws it as a tensor.
+NOISE = "noise"
+
+# The calls that samples may be at: (number, mask [B]); the mask is None where it is all samples.
+Stages = list[tuple[int, Any]]
+
+
+class TrialNoise(NamedTuple):
+    """Where the noise of trial steps comes from.
+
+    Attributes:
+        kind: "fresh", "bridge", "path" or "none".
+        rejected: number of rejected points that a sample remembers (of "bridge").
+    """
+
+    kind: str
+    rejected: int
+
+    @property
+    def holds(self) -> bool:
+        """Returns whether the path's value is held from trial step to trial step."""
+        return self.kind in ("bridge", "path")
 
 
 class Table(NamedTuple):
-    """A table for `combine` or `combine_error`.
+    """A table for `combine_table` or `combine_error`.
 
     Attributes:
         columns: names of the tensors it weighs.
@@ -34,199 +63,259 @@ class Table(NamedTuple):
     noise: torch.Tensor | None
 
 
-def order_of(pair: Pair, slots: int) -> tuple[str, ...]:
-    """Returns the names of all tensors that a pair's rows may weigh, in the order of the sums."""
-    held = ("x", *pair.keeps, *pair.entries)
-    return (*held, "point", COND, UNCOND, X0, HELD, NEW, *slot_names(slots), NOISE)
-
-
-def slot_names(slots: int) -> tuple[str, ...]:
-    """Returns the names of the remembered points."""
-    return tuple(f"{SLOT}{k}" for k in range(slots))
-
-
-def move_rows(pair: Pair, xp, stage: int, nodes: Nodes) -> dict[str, dict]:
-    """Returns the rows of what is changed after a stage's call, by name.
-
-    Stage 0 is the call at the state itself, the last one the one that the decision follows.
-    """
-    if stage == pair.calls:
-        return pair.states(xp, nodes)
-    return {f"e{stage}": pair.entry(xp, nodes.call)}
-
-
-def is_copy(row: dict) -> bool:
-    """Returns whether the row is the model input itself."""
-    return set(row) == {"point"} and isinstance(row["point"], float) and row["point"] == 1.0
-
-
-class Layout(NamedTuple):
-    """What is written where.
+class SettleTable(NamedTuple):
+    """A table for `combine_error`: the proposals, then the error, the sizes and the drawn noise.
 
     Attributes:
-        proposals: number of tensors that hold what may be moved.
-        moves: (stage, source name, target name); sources are "point" or "proposal0", ...
+        table: the weights.
+        tolerance: [B, 2] float64 (atol, rtol).
+        measured: whether the last row is the drawn noise.
     """
 
-    proposals: int
-    moves: tuple[tuple[int, str, str], ...]
+    table: Table
+    tolerance: torch.Tensor
+    measured: bool
 
 
-def layout_of(pair: Pair, nodes: Nodes) -> Layout:
-    """Returns the layout of a pair; the nodes are an example."""
-    moves, most = [], 0
-    for stage in range(pair.calls + 1):
-        used = 0
-        for name, row in move_rows(pair, np, stage, nodes).items():
-            if is_copy(row):
-                moves.append((stage, "point", name))
-                continue
-            moves.append((stage, f"proposal{used}", name))
-            used += 1
-        most = max(most, used)
-    return Layout(most, tuple(moves))
-
-
-class Estimate(NamedTuple):
-    """What the network's answer says of x0, in arrays [B]: d = a point + b (w cond + (1-w) uncond).
-
-    `kept`: the estimate comes as a tensor (a hook) or as the clamped column, under the name X0.
-    """
-
-    a: Any
-    b: Any
-    scale: Any
-    kept: bool
-
-    def rows(self) -> dict:
-        """Returns the row of d over the network's input and answers."""
-        row = {"point": self.a}
-        if isinstance(self.scale, float):
-            if self.scale != 0.0:
-                row[COND] = self.b * self.scale
-            if self.scale != 1.0:
-                row[UNCOND] = self.b * (1.0 - self.scale)
-            return row
-        return row | {COND: self.b * self.scale, UNCOND: self.b * (1.0 - self.scale)}
-
-    def written_out(self, row: dict) -> dict:
-        """Returns the row without "d"."""
-        if "d" not in row:
-            return row
-        row = dict(row)
-        weight = row.pop("d")
-        for name, part in ({X0: 1.0} if self.kept else self.rows()).items():
-            row[name] = row.get(name, 0.0) + weight * part
-        return row
-
-
-class Noise(NamedTuple):
-    """Where the noise of attempts comes from.
+@dataclass(frozen=True)
+class TrialProgram:
+    """What a run of an embedded solver binds to tensors.
 
     Attributes:
-        kind: "fresh", "bridge", "path" or "none".
-        slots: number of remembered points (of "bridge").
+        solver: the method.
+        prediction: gives `weights`, the x0 estimate from input and answer at a node.
+        noise: where the noise comes from.
+        hook: whether the x0 estimate is made as a tensor of its own, for a hook.
+        clamp: whether the x0 estimate is clamped.
+        held: names of the tensors that go with a sample from trial step to trial step.
+        proposals: names of the tensors that a settle table writes.
+        sources: names of the tensors that accepted rows are copied from.
+        passing: names of the tensors that are made anew in every round, sources among them.
+        moves: (call, source, target) by number in `sources` and `held`, three by three.
+        memory: (source, targets ...): what a rejected step drew and where it is remembered.
     """
 
-    kind: str
-    slots: int
+    solver: EmbeddedSolver
+    prediction: Any
+    noise: TrialNoise
+    hook: bool
+    clamp: bool
+    held: tuple[str, ...]
+    proposals: tuple[str, ...]
+    sources: tuple[str, ...]
+    passing: tuple[str, ...]
+    moves: list[int]
+    memory: list[int]
+
+    @cached_property
+    def rejected(self) -> tuple[str, ...]:
+        """Returns the names of the remembered points."""
+        return _rejected_names(self.noise)
+
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """Returns the names of all tensors that rows may weigh, in the order of the sums."""
+        solver = self.solver
+        held = (Y, *solver.carried, *solver.entries)
+        return (*held, X, COND, UNCOND, X0, HELD, NEW, *self.rejected, NOISE)
+
+    def input_table(self, step: Step, stages: Stages, rejected: dict, copies: int) -> Table:
+        """Returns the table of the network inputs and, with a bridge, of the path's new values.
+
+        Args:
+            step: the samples' trial steps.
+            stages: the calls that samples are at.
+            rejected: positions [B] of remembered points by name, inf where there is none.
+            copies: how many tensors the network input is written to.
+        """
+        parts = []
+        for call, mask in stages:
+            row, value = self.input_rows(step, call, rejected)
+            parts.append((mask, [row] * copies + [value] * (self.noise.kind == "bridge")))
+        return _assemble(step, parts, self.order)
+
+    def input_rows(self, step: Step, call: int, rejected: dict) -> tuple[Row, Row]:
+        """Returns the rows of the network input of a call and of the path's value at the end.
+
+        The column z1 in them is a fresh normal number.
+        """
+        row = dict(self.solver.rows_before(step, call)[X])
+        if not self.noise.holds or Z1 not in row:
+            return row, {HELD: 1.0}
+        weight = row.pop(Z1)
+        if self.noise.kind == "path":
+            return row | {NOISE: weight}, {}
+        variable = "time" if self.solver.time_variable == "time" else "lam"
+        drawn = bridge(step.xp, variable, step.start.position, step.end.position, rejected)
+        on_new = weight * drawn.noise[NEW]
+        row |= {name: on_new * part for name, part in drawn.value.items()}
+        row[HELD] = row[HELD] + weight * drawn.noise[HELD]
+        return row | {Z1: on_new * drawn.fresh}, drawn.value | {Z1: drawn.fresh}
+
+    def estimate_table(self, step: Step, scale: Any) -> Table:
+        """Returns the table of the x0 estimate alone; with a clamp its last column is 0."""
+        table = _assemble(step, [(None, [self._estimate(step, scale)])], self.order)
+        if not self.clamp:
+            return table
+        weights = torch.cat([table.weights, torch.zeros_like(table.weights[:, :, :1])], dim=2)
+        return table._replace(weights=weights)
+
+    def settle_table(self, step: Step, stages: Stages, scale: Any) -> SettleTable:
+        """Returns the table of all that follows the network's answer.
+
+        Without a hook, a clamp makes the x0 estimate the first row, and its clamped self the last
+        column.
+
+        Args:
+            step: the samples' trial steps.
+            stages: the calls that samples are at.
+            scale: guidance scale, a float or an array [B].
+        """
+        estimate = self._estimate(step, scale)
+        parts = [(mask, self.settle_rows(step, call, estimate)) for call, mask in stages]
+        measured = any(rows[-1] for _, rows in parts)
+        if not measured:
+            parts = [(mask, rows[:-1]) for mask, rows in parts]
+        table = _assemble(step, parts, self.order, X0 if self._fused else None)
+        # Where no sample is judged in this round, any tolerance will do.
+        judged = stages[-1][0] == self.solver.calls
+        atol, rtol = self.solver.tolerance(step) if judged else (1.0, 0.0)
+        tolerance = numbers(step, 1, 2, {(0, 0): atol, (0, 1): rtol})[:, 0]
+        return SettleTable(table, tolerance, measured)
+
+    def settle_rows(self, step: Step, call: int, estimate: Row) -> list[Row]:
+        """Returns the rows of one call, {} where there is none; the last one is the drawn noise.
+
+        Args:
+            step: the samples' trial steps.
+            call: which call.
+            estimate: the row of the x0 estimate.
+        """
+        kept = {X0: 1.0} if self.hook or self.clamp else estimate
+        rows = {n: written_out(r, kept) for n, r in self.solver.rows_after(step, call).items()}
+        made = [row for name, row in rows.items() if name not in JUDGED and not _is_copy(row)]
+        made += [{}] * (len(self.proposals) - len(made))
+        judged = (ERROR,) if self.solver.error_form == "scalar" else (ERROR, SIZE, NEW_SIZE)
+        judged = [rows.get(name, {}) for name in (*judged, DRAWN)]
+        return [estimate, *made, *judged] if self._fused else [*made, *judged]
 
     @property
-    def holds(self) -> bool:
-        """Returns whether the path's value is held from attempt to attempt."""
-        return self.kind in ("bridge", "path")
+    def _fused(self) -> bool:
+        """Returns whether the table makes and clamps the x0 estimate as its first row."""
+        return self.clamp and not self.hook
+
+    def _estimate(self, step: Step, scale: Any) -> Row:
+        call = step.call
+        a, b = self.prediction.weights(call.alpha, call.sigma, call.dalpha, call.dsigma)
+        return estimate_row(a, b, scale)
 
 
-def settle_rows(pair: Pair, xp, stage: int, nodes: Nodes, estimate: Estimate, proposals: int):
-    """Returns (rows of the outputs, [error, before, after, noise] rows, judgement) of one stage.
-
-    Rows are {} where there is none, the judgement None but for the last stage.
-    """
-    made = [row for row in move_rows(pair, xp, stage, nodes).values() if not is_copy(row)]
-    made = [estimate.written_out(row) for row in made]
-    made += [{}] * (proposals - len(made))
-    if stage < pair.calls:
-        return made, [{}] * 4, None
-    judged = pair.judge(xp, nodes)
-    rows = [judged.error, judged.before or {}, judged.after or {}, judged.noise or {}]
-    return made, [estimate.written_out(row) for row in rows], judged
-
-
-def point_rows(
-    pair: Pair, xp, stage: int, nodes: Nodes, noise: Noise, slots: dict
-) -> tuple[dict, dict]:
-    """Returns the rows of one stage's model input and of the path's value at the attempt's end.
-
-    "z" in them is a fresh normal number.
-    """
-    if stage == 0:
-        return {"x": 1.0}, {HELD: 1.0}
-    row = dict(pair.point(xp, stage, nodes))
-    if noise.kind not in ("bridge", "path") or "z" not in row:
-        return row, {HELD: 1.0}
-    weight = row.pop("z")
-    if noise.kind == "path":
-        return row | {NOISE: weight}, {}
-    clock = "time" if pair.clock == "time" else "lam"
-    drawn = bridge(xp, clock, nodes.at.position, nodes.to.position, slots)
-    on_new = weight * drawn.noise[NEW]
-    row |= {name: on_new * part for name, part in drawn.value.items()}
-    row[HELD] = row[HELD] + weight * drawn.noise[HELD]
-    return row | {"z": on_new * drawn.fresh}, drawn.value | {"z": drawn.fresh}
-
-
-def assemble(xp, batch: int, parts: list, order: tuple, device, last: str | None = None) -> Table:
-    """Returns the table of rows of several stages.
+def lower_trial(
+    solver: EmbeddedSolver, prediction: Any, noise: TrialNoise, hook: bool, clamp: bool
+) -> TrialProgram:
+    """Returns the program of a solver's trial steps.
 
     Args:
-        xp: array module.
-        batch: number of samples.
-        parts: (mask [B] or None, rows) of each stage that samples are at; as many rows each.
+        solver: any embedded solver.
+        prediction: gives `weights(alpha, sigma, dalpha, dsigma)`.
+        noise: where the noise comes from.
+        hook: whether a hook sees the x0 estimate.
+        clamp: whether the x0 estimate is clamped.
+    """
+    rejected = _rejected_names(noise)
+    held = (Y, *solver.carried, *solver.entries, *((HELD, *rejected) if noise.holds else ()))
+    moves, most = [], 0
+    for call, rows in enumerate(_example_rows(solver)):
+        made = 0
+        for name, row in rows.items():
+            source = X if _is_copy(row) else f"proposal{made}"
+            made += source != X
+            moves.append((call, source, name))
+        most = max(most, made)
+    proposals = tuple(f"proposal{k}" for k in range(most))
+    sources = (*proposals, X, *((NEW,) if noise.holds else ()))
+    if noise.holds:
+        moves.append((solver.calls, NEW, HELD))
+    drawn = (NOISE,) if noise.kind == "path" else ()
+    return TrialProgram(
+        solver,
+        prediction,
+        noise,
+        hook,
+        clamp,
+        held,
+        proposals,
+        sources,
+        passing=(*sources, *drawn, *((X0,) if hook else ())),
+        moves=[n for c, s, t in moves for n in (c, sources.index(s), held.index(t))],
+        memory=[sources.index(NEW), *map(held.index, rejected)] if rejected else [],
+    )
+
+
+def _rejected_names(noise: TrialNoise) -> tuple[str, ...]:
+    return tuple(f"rejected{k}" for k in range(noise.rejected))
+
+
+def _is_copy(row: Row) -> bool:
+    """Returns whether the row is the network input itself."""
+    return set(row) == {X} and isinstance(row[X], float) and row[X] == 1.0
+
+
+def _example_rows(solver: EmbeddedSolver) -> list[dict[str, Row]]:
+    """Returns the rows of registers after each call, of a step of any numbers: for their names."""
+    start, end = (
+        Node(np.float64(p), 0.5, np.float64(p), 0.6, 0.8, -1.0, 1.0, 1.0) for p in (-0.6, -0.5)
+    )
+    step = Step(np, start, end, end)
+    rows = [solver.rows_after(step, call) for call in range(solver.calls + 1)]
+    return [{n: row for n, row in found.items() if n not in JUDGED} for found in rows]
+
+
+def _assemble(step: Step, parts: list, order: tuple[str, ...], last: str | None = None) -> Table:
+    """Returns the table of rows of several calls.
+
+    Args:
+        step: the samples' trial steps.
+        parts: (mask [B] or None, rows) of each call that samples are at; as many rows each.
         order: names in the order of the sums.
-        device: of the samples.
         last: a name whose column is the clamped row: the last one, and no tensor.
     """
     used = {name for _, rows in parts for row in rows for name in row}
     columns = tuple(name for name in order if name in used and name != last)
     index = {name: k for k, name in enumerate(columns)} | ({last: len(columns)} if last else {})
-    height, width = len(parts[0][1]), len(columns) + (last is not None)
     cells: dict[tuple[int, int], Any] = {}
     fresh: dict[tuple[int, int], Any] = {}
     for mask, rows in parts:
         for r, row in enumerate(rows):
             for name, value in row.items():
-                if name == "z":
-                    _put(xp, fresh, (r, 0), mask, value)
-                else:
-                    _put(xp, cells, (r, index[name]), mask, value)
-    weights = numbers(xp, batch, height, width, cells, device)
-    noise = numbers(xp, batch, height, 1, fresh, device) if fresh else None
-    return Table(columns, weights, noise)
+                if mask is not None:
+                    value = step.xp.where(mask, value, 0.0)
+                at, key = (fresh, (r, 0)) if name == Z1 else (cells, (r, index[name]))
+                at[key] = at[key] + value if key in at else value
+    height = len(parts[0][1])
+    weights = numbers(step, height, len(columns) + (last is not None), cells)
+    return Table(columns, weights, numbers(step, height, 1, fresh) if fresh else None)
 
 
-def _put(xp, cells: dict, key, mask, value) -> None:
-    if mask is not None:
-        value = xp.where(mask, value, 0.0)
-    cells[key] = cells[key] + value if key in cells else value
+def numbers(step: Step, height: int, width: int, cells: dict) -> torch.Tensor:
+    """Returns [B, height, width] float64 numbers, 0 but for the given cells.
 
-
-def numbers(xp, batch: int, height: int, width: int, cells: dict, device) -> torch.Tensor:
-    """Returns [B, height, width] float64 numbers on the device, 0 but for the given cells."""
-    if xp is np:
-        table = np.zeros((batch, height, width))
+    Args:
+        step: gives the array module, B and the device.
+        height: rows.
+        width: columns.
+        cells: numbers or arrays [B] by (row, column).
+    """
+    position = step.start.position
+    if step.xp is np:
+        table = np.zeros((len(position), height, width))
         for (r, c), value in cells.items():
             table[:, r, c] = value
         return torch.from_numpy(table)
-    zero = torch.zeros((), dtype=torch.float64, device=device).expand(batch)
+    zero = torch.zeros((), dtype=torch.float64, device=position.device).expand(len(position))
     columns = [zero] * (height * width)
     for (r, c), value in cells.items():
         if not isinstance(value, torch.Tensor):
             value = zero + value
         columns[r * width + c] = value
-    return torch.stack(columns, dim=1).reshape(batch, height, width)
-
-
-def path_weights(xp, at, to, device) -> torch.Tensor:
-    """Returns [B, 2] weights over (new, held) values of the N(0, 1) noise between log-SNRs."""
-    row = increment(xp, "lam", at, to)
-    return numbers(xp, len(at), 1, 2, {(0, 0): row[NEW], (0, 1): row[HELD]}, device)[:, 0]
+    return torch.stack(columns, dim=1).reshape(len(position), height, width)

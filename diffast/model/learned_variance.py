@@ -10,12 +10,14 @@ plan has weight 1 on its noise, and the noise comes multiplied by the predicted 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
 from diffast import ops
+from diffast.model.outputs import tensor_of
 from diffast.plan import Plan
 from diffast.solvers.compat import with_noise_weights
 
@@ -36,7 +38,7 @@ def deviation(predicted: torch.Tensor, low: float, high: float) -> torch.Tensor:
     return torch.exp((predicted + 1.0) * (0.5 * (high - low)) + low)
 
 
-def bounds(schedule, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def bounds(schedule: Any, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the logs of the least and the largest deviation of ancestral steps, [S] each.
 
     The posterior's, sqrt(beta) sigma_t / sigma_s, and the forward step's, sqrt(beta), with
@@ -74,7 +76,7 @@ class LearnedVariance:
         ValueError: another kind; a plan without noise or with more calls than steps.
     """
 
-    def __init__(self, network: Callable, schedule, plan: Plan, kind: str = "range"):
+    def __init__(self, network: Callable[..., Any], schedule: Any, plan: Plan, kind: str = "range"):
         """Prepares the plan; see the class."""
         if kind not in KINDS:
             raise ValueError(f"LearnedVariance: kind = {kind!r}, but it must be one of {KINDS}")
@@ -88,12 +90,12 @@ class LearnedVariance:
         self.plan = with_noise_weights(plan, (plan.weights("x", "z1") != 0.0).astype(np.float64))
         self._predicted: torch.Tensor | None = None
 
-    def parameters(self):
+    def parameters(self) -> Iterator[torch.Tensor]:
         """Yields the network's parameters: where they are is where the samples are made."""
         parameters = getattr(self.network, "parameters", None)
         return iter(()) if parameters is None else parameters()
 
-    def __call__(self, x: torch.Tensor, t: torch.Tensor, **conditions) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, **conditions: Any) -> torch.Tensor:
         """Returns the prediction [B, C, ...], and keeps the variance for `draw`.
 
         Raises:
@@ -101,7 +103,7 @@ class LearnedVariance:
         """
         output = self.network(x, t, **conditions)
         if not isinstance(output, torch.Tensor):
-            output = output[0] if isinstance(output, (tuple, list)) else output.sample
+            output = tensor_of(output, who="LearnedVariance")
         channels = x.shape[1]
         if output.shape != (len(x), 2 * channels, *x.shape[2:]):
             raise ValueError(
@@ -111,10 +113,12 @@ class LearnedVariance:
         prediction, self._predicted = output.split(channels, dim=1)
         return prediction
 
-    def draw(self, batch: int, seed: int = 0, ids: torch.Tensor | None = None) -> Callable:
+    def draw(
+        self, batch: int, seed: int = 0, ids: torch.Tensor | None = None
+    ) -> Callable[[int], torch.Tensor]:
         """Returns the noise of `df.sample(..., draw=)`: the package's own, times the deviation.
 
-        With guidance the conditional half's variance counts.
+        With guidance the conditional branch's variance counts.
 
         Args:
             batch: number of samples B.
@@ -123,6 +127,11 @@ class LearnedVariance:
         """
 
         def noise(stage: int) -> torch.Tensor:
+            if self._predicted is None:
+                raise ValueError(
+                    f"LearnedVariance: the noise of stage {stage} is asked for, but the network "
+                    "was not called yet, so its deviation is not known"
+                )
             predicted = self._predicted[:batch]
             scale = predicted.sqrt()
             if self.kind == "range":

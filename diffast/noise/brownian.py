@@ -231,7 +231,7 @@ def path_noise(
             "given"
         )
     drawn = np.flatnonzero(sum(np.abs(plan.weights(row, "z1")) for row in plan.rows))
-    if np.isnan(plan.times[drawn]).any():
+    if not plan.called[drawn].any(axis=1).all():
         raise ValueError(
             f"sample: {plan.name} puts noise back before a call, but a path goes from noise to data"
         )

@@ -1,8 +1,11 @@
-"""The fused ops: `combine` and `normal`, served by C++, CUDA, Triton or the torch reference.
+"""The fused ops, served by C++, CUDA, Triton or the torch reference.
 
-`combine` and `normal` below are the comfortable forms. Executors that have prepared everything
-beforehand call the overloads themselves, bound here by name: `combine_out`, `combine_table`,
-`combine_table_out`, `normal_out` (their schemas: diffast/ops/schema.py).
+`combine` and `normal` below are the convenient forms. Executors prepare everything beforehand and
+call the other functions, which have the arguments of an op's overload (diffast/ops/schema.py).
+
+Each op has a folder here. The functions `combine`, `accept`, `gram`, `sweep` and `normal` have the
+names of such folders: `diffast.ops.sweep` is the function. `from diffast.ops.sweep import
+reference` finds the folder all the same.
 """
 
 from collections.abc import Sequence
@@ -11,8 +14,10 @@ import torch
 
 from diffast.ops import load as _load
 from diffast.ops import register as _register
+from diffast.ops.explain import explained as _explained
 from diffast.ops.load import backends, triton_version
-from diffast.ops.noise import (
+from diffast.ops.schema import MAX_INPUTS, MAX_NOISES, MAX_ROWS
+from diffast.ops.streams import (
     BROWNIAN_NOISE,
     COUPLING_NOISE,
     INITIAL_NOISE,
@@ -21,21 +26,20 @@ from diffast.ops.noise import (
     STEP_NOISE,
     fold_seed,
 )
-from diffast.ops.schema import MAX_INPUTS, MAX_NOISES, MAX_ROWS
 
 _load.load()
 _register.register()
 
-combine_host = torch.ops.diffast.combine.default
-combine_out = torch.ops.diffast.combine.out
-combine_table = torch.ops.diffast.combine.table
-combine_table_out = torch.ops.diffast.combine.table_out
-combine_error_out = torch.ops.diffast.combine_error.out
-accept = torch.ops.diffast.accept.default
-gram = torch.ops.diffast.gram.default
-sweep = torch.ops.diffast.sweep.default
-brownian_out = torch.ops.diffast.brownian.out
-normal_out = torch.ops.diffast.normal.out
+combine_host = _explained("combine")
+combine_out = _explained("combine.out")
+combine_table = _explained("combine.table")
+combine_table_out = _explained("combine.table_out")
+combine_error_out = _explained("combine_error.out")
+accept = _explained("accept")
+gram = _explained("gram")
+sweep = _explained("sweep")
+brownian_out = _explained("brownian.out")
+normal_out = _explained("normal.out")
 
 __all__ = [
     "BROWNIAN_NOISE",

@@ -1,23 +1,18 @@
 """Loads the compiled kernels and says which implementation serves which device, and why."""
 
 import ctypes
+import importlib
 import importlib.metadata
 import os
 from pathlib import Path
 
 import torch
 
-from diffast.ops import (
-    reference,
-    reference_accept,
-    reference_brownian,
-    reference_error,
-    reference_gram,
-    reference_sweep,
-)
 from diffast.ops.schema import library
 
 BACKENDS = ("", "cuda", "triton", "reference")
+# The folders beside this file. Each has reference.py, triton.py and checks.py.
+OPS = ("accept", "brownian", "combine", "combine_error", "gram", "normal", "sweep")
 _report: dict[str, dict[str, str]] = {}
 
 
@@ -66,23 +61,20 @@ def _load_cuda(wanted: str) -> None:
         _register_triton(wanted, reason)
 
 
+def modules(kind: str) -> list:
+    """Returns the modules `reference`, `triton` or `checks` of all ops."""
+    return [importlib.import_module(f"diffast.ops.{op}.{kind}") for op in OPS]
+
+
 def _register_triton(wanted: str, reason: str) -> None:
     try:
-        from diffast.ops import (
-            triton,
-            triton_accept,
-            triton_brownian,
-            triton_error,
-            triton_gram,
-            triton_sweep,
-        )
+        found = modules("triton")
     except ModuleNotFoundError as error:
         if error.name != "triton" or wanted == "triton":
             raise
         _report["cuda"] = {"backend": "reference", "reason": f"{reason}, and so is triton"}
         return
-    modules = (triton, triton_error, triton_accept, triton_brownian, triton_gram, triton_sweep)
-    for module in modules:
+    for module in found:
         for name, function in module.IMPLEMENTATIONS.items():
             library.impl(name, function, "CUDA")
     _report["cuda"] = {"backend": "triton", "reason": reason}
@@ -91,23 +83,12 @@ def _register_triton(wanted: str, reason: str) -> None:
 def load() -> None:
     """Registers the reference for every device and the best kernels over it.
 
-    A missing binary is remembered and reported; one that fails to load raises.
+    A missing binary is reported by `backends`; a binary that fails to load raises.
     """
     wanted = _wanted()
-    for name, function in {
-        "combine": reference.combine,
-        "combine.out": reference.combine_out,
-        "combine.table": reference.combine_table,
-        "combine.table_out": reference.combine_table_out,
-        "combine_error": reference_error.combine_error,
-        "combine_error.out": reference_error.combine_error_out,
-        "accept": reference_accept.accept,
-        "gram": reference_gram.gram,
-        "sweep": reference_sweep.sweep,
-        "brownian.out": reference_brownian.brownian_out,
-        "normal.out": reference.normal_out,
-    }.items():
-        library.impl(name, function, "CompositeExplicitAutograd")
+    for module in modules("reference"):
+        for name, function in module.IMPLEMENTATIONS.items():
+            library.impl(name, function, "CompositeExplicitAutograd")
     _load_cpu(wanted)
     _load_cuda(wanted)
 

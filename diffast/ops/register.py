@@ -1,14 +1,21 @@
-"""Fakes (shapes for torch.compile), autograd for the linear part, and the returning `normal`."""
+"""Fakes for torch.compile, autograd of `combine`, returning forms of `normal` and `brownian`."""
 
 import torch
 
-from diffast.ops import checks
-from diffast.ops.checks_accept import check_accept
-from diffast.ops.checks_brownian import check_brownian
-from diffast.ops.checks_error import check_error, check_error_outputs
-from diffast.ops.checks_gram import check_gram
-from diffast.ops.checks_sweep import check_sweep
-from diffast.ops.schema import MAX_ROWS, library
+from diffast.ops.accept.checks import check_accept
+from diffast.ops.brownian.checks import check_brownian_out
+from diffast.ops.checks import check
+from diffast.ops.combine.checks import (
+    check_combine,
+    check_combine_out,
+    check_table,
+    check_table_out,
+)
+from diffast.ops.combine_error.checks import check_error, check_error_out
+from diffast.ops.gram.checks import check_gram
+from diffast.ops.normal.checks import check_normal_out
+from diffast.ops.schema import MAX_ROWS, library, overload_of
+from diffast.ops.sweep.checks import check_sweep
 
 _ops = torch.ops.diffast
 
@@ -34,72 +41,46 @@ def _promoted(xs) -> torch.dtype:
     return dtype
 
 
-def _fake_combine(xs, weights, noise, seed, stage, ids, clamp):
-    rows = checks.check_host(xs, weights, noise, stage, ids, clamp)
+def _new_rows(xs, rows: int) -> list[torch.Tensor]:
     return [xs[0].new_empty(xs[0].shape, dtype=_promoted(xs)) for _ in range(rows)]
 
 
-def _fake_combine_out(
-    xs, weights, outs, status=None, stage=0, noise=(), seed=0, ids=None, clamp=()
-):
-    rows = checks.check_host(xs, weights, noise, stage, ids, clamp)
-    checks.check_outputs(xs, outs, rows, bool(clamp), status, pointers=False)
+def _fake_combine(xs, *call):
+    return _new_rows(xs, check_combine(xs, *call))
 
 
-def _fake_table(xs, weights, noise, streams, clamp):
-    rows = checks.check_table(xs, weights, noise, streams, clamp)
-    return [xs[0].new_empty(xs[0].shape, dtype=_promoted(xs)) for _ in range(rows)]
+def _fake_table(xs, *call):
+    return _new_rows(xs, check_table(xs, *call))
 
 
-def _fake_table_out(xs, weights, noise, streams, clamp, outs, status):
-    rows = checks.check_table(xs, weights, noise, streams, clamp)
-    checks.check_outputs(xs, outs, rows, bool(clamp), status, pointers=False)
-    checks.check_status_streams(status, streams)
+def _fake_error(xs, *call):
+    tolerance = call[4]
+    return [*_new_rows(xs, check_error(xs, *call)), torch.empty_like(tolerance)]
 
 
 def _fake_normal(ids, shape, seed, stage, scale, dtype):
     out = ids.new_empty([ids.shape[0], *shape], dtype=dtype)
-    checks.check_normal(ids, stage, scale, out)
+    check_normal_out(ids, seed, stage, scale, out)
     return out
-
-
-def _fake_normal_out(ids, seed, stage, scale, out):
-    checks.check_normal(ids, stage, scale, out)
-
-
-def _fake_error(xs, weights, noise, streams, clamp, tolerance, form, norm, measure):
-    outputs = check_error(xs, weights, noise, streams, clamp, tolerance, form, norm, measure)
-    made = [xs[0].new_empty(xs[0].shape, dtype=_promoted(xs)) for _ in range(outputs)]
-    return [*made, torch.empty_like(tolerance)]
-
-
-def _fake_error_out(
-    xs, weights, noise, streams, clamp, tolerance, form, norm, measure, outs, norms, status
-):
-    outputs = check_error(xs, weights, noise, streams, clamp, tolerance, form, norm, measure)
-    check_error_outputs(xs, outs, outputs, norms, status, streams, pointers=False)
-
-
-def _fake_accept(*call):
-    check_accept(*call, pointers=False)
-
-
-def _fake_sweep(*call):
-    check_sweep(*call, pointers=False)
 
 
 def _fake_brownian(streams, nodes, weights, depth, last, shape, dtype):
     increment = streams.new_empty([streams.shape[0], *shape], dtype=dtype)
-    check_brownian(streams, nodes, weights, depth, last, increment, None, pointers=False)
+    check_brownian_out(streams, nodes, weights, depth, last, increment, pointers=False)
     return [increment, torch.empty_like(increment)]
 
 
-def _fake_brownian_out(streams, nodes, weights, depth, last, increment, value=None):
-    check_brownian(streams, nodes, weights, depth, last, increment, value, pointers=False)
+def _fake_out(check_call):
+    """Returns the fake of an op that writes into given tensors: its checks, without addresses."""
+
+    def fake(*call, **named):
+        check_call(*call, **named, pointers=False)
+
+    return fake
 
 
 def _no_clamp(clamp) -> None:
-    checks.check(
+    check(
         not clamp,
         "combine: an input requires grad but the gradient through a clamp is not defined here: "
         "clamp with torch.clamp",
@@ -107,7 +88,7 @@ def _no_clamp(clamp) -> None:
 
 
 def _no_gradient(argument):
-    # Under torch.compile the backward has to return [] where an empty list came in.
+    # Under torch.compile the backward has to return [] for an argument that was an empty list.
     return [] if isinstance(argument, (list, tuple)) and not argument else None
 
 
@@ -120,7 +101,7 @@ def _setup_host(ctx, inputs, output):
 
 
 def _backward_host(ctx, grads):
-    # The transpose of the table is a table: x_k's gradient is row k over the rows' gradients.
+    # x_k's gradient is a row of `combine` over the rows' gradients: column k of the weights.
     inputs = len(ctx.dtypes)
     grads = [grad.contiguous() for grad in grads]
     back = []
@@ -142,7 +123,7 @@ def _setup_table(ctx, inputs, output):
 
 def _backward_table(ctx, grads):
     (weights,) = ctx.saved_tensors
-    checks.check(
+    check(
         not ctx.needs_input_grad[1],
         "combine: the table requires grad but is a constant of the op",
     )
@@ -164,7 +145,7 @@ def _requires_grad(value) -> bool:
 
 def _refuse_grad(overload):
     def call(*args):
-        checks.check(
+        check(
             not (torch.is_grad_enabled() and _requires_grad(args)),
             f"{overload}: a tensor requires grad but this form of the op has no gradient: use "
             "the returning form of combine, or torch.no_grad()",
@@ -181,18 +162,18 @@ def register() -> None:
     library.impl("brownian", _brownian, "CompositeExplicitAutograd")
     for name, fake in {
         "combine": _fake_combine,
-        "combine.out": _fake_combine_out,
+        "combine.out": _fake_out(check_combine_out),
         "combine.table": _fake_table,
-        "combine.table_out": _fake_table_out,
+        "combine.table_out": _fake_out(check_table_out),
         "combine_error": _fake_error,
-        "combine_error.out": _fake_error_out,
-        "accept": _fake_accept,
-        "gram": check_gram,
-        "sweep": _fake_sweep,
+        "combine_error.out": _fake_out(check_error_out),
+        "accept": _fake_out(check_accept),
+        "gram": _fake_out(check_gram),
+        "sweep": _fake_out(check_sweep),
         "brownian": _fake_brownian,
-        "brownian.out": _fake_brownian_out,
+        "brownian.out": _fake_out(check_brownian_out),
         "normal": _fake_normal,
-        "normal.out": _fake_normal_out,
+        "normal.out": _fake_out(check_normal_out),
     }.items():
         torch.library.register_fake(f"diffast::{name}", fake, lib=library)
     torch.library.register_autograd(
@@ -213,6 +194,4 @@ def register() -> None:
         "brownian.out",
         "normal.out",
     ):
-        packet, _, overload = name.partition(".")
-        kernel = getattr(getattr(_ops, packet), overload or "default")
-        library.impl(name, _refuse_grad(kernel), "Autograd")
+        library.impl(name, _refuse_grad(overload_of(name)), "Autograd")

@@ -1,10 +1,10 @@
 """The ops' schemas: the one place where their arguments are named.
 
-In `combine.out`, which every step of a plan is, what a plain step needs comes first and the rest
-has defaults: an argument that is left out costs nothing, one that is given 0.2 to 0.4 us on its way
-through the dispatcher. The others keep to the plain order: with defaults torch's autograd
-registration miscounts the gradients of a returning form, and with the outputs before another tensor
-its inductor (2.13) calls `combine.table_out` with its arguments shifted.
+Every step of a plan is one call of `combine.out`. What a plain step needs comes first there, and
+the other arguments have defaults: an argument that is left out costs nothing, and one that is given
+costs 0.2 to 0.4 us in the dispatcher. The other ops have no defaults, for two reasons. With
+defaults, torch's autograd registration miscounts the gradients of a returning form. With outputs
+before another tensor, its inductor (2.13) calls `combine.table_out` with shifted arguments.
 
 `xs` are K tensors of one shape [B, ...]; row r of the result is
 
@@ -17,7 +17,7 @@ is one more column of the later rows. z_m are the normals of `normal`, slot m of
 which a sum was not finite (fill it with -1 beforehand).
 
 `combine_error` has a table of weights whose rows are, in order: the clamped row (with a clamp), the
-outputs, the error row e, the rows `before` and `after` (not for the form "scalar"), the measured
+outputs, the error row e, the rows `before` and `after` (absent for the form "scalar"), the measured
 row (with `measure`). Only the outputs are stored. `norms` [B, 2] are the error norm
 
     q = e / delta, 0 where e = 0; the root of the mean of q^2 ("l2"), or max |q| ("linf")
@@ -27,8 +27,7 @@ row (with `measure`). Only the outputs are stored. `norms` [B, 2] are the error 
 and the root of the mean of the measured row's squares (0 without one). delta and q are rounded like
 the rows, sums are in float64, in an order that depends on the number of elements alone.
 
-`accept`, `brownian`, `gram` and `sweep` are described where they are specified: reference_accept.py
-and the other files named so.
+`accept`, `brownian`, `gram` and `sweep` are specified in reference.py of their folders.
 """
 
 import torch
@@ -37,12 +36,12 @@ MAX_INPUTS = 16
 MAX_ROWS = 8
 MAX_NOISES = 2
 
-# What `form` and `norm` of `combine_error` stand for, by index.
+# The meanings of `form` and `norm` of `combine_error`, by index.
 ERROR_FORMS = ("scalar", "max", "sum")
 ERROR_NORMS = ("l2", "linf")
 
-# What `accept` is told, by position: its rule (numbers), its flags (whole numbers), and what it
-# knows of each sample: control (float64; slots of remembered points follow) and counts (int64).
+# The numbers that `accept` is given, by position: its rule (numbers), its flags (whole numbers),
+# and for each sample control (float64; slots of remembered points follow) and counts (int64).
 RULE = (
     "threshold",
     "safety",
@@ -74,12 +73,12 @@ MAX_OUTPUTS = 2  # of the network: with guidance there are two
 MAX_GRAM_INPUTS = 8
 MAX_GRAM_ROWS = 4
 
-# What a job of `sweep` is, by position: whose noise, which row of x it begins at (-1: a state), the
-# states it begins at and ends in (-1: none), its first stage, how many stages with outputs and how
-# many without, whether points are written.
+# The numbers of a job of `sweep`, by position: whose id the noise has, the row of x that it begins
+# at (-1: a state), the states that it begins at and ends in (-1: none), its first stage, how many
+# stages with outputs, how many without, and whether points are written.
 JOB = ("sample", "from", "state_in", "state_out", "first", "real", "tail", "write")
 
-# counts.status: running, or why not.
+# counts.status: whether a sample is running, and otherwise why it is not.
 RUNNING, FINISHED, FAILED_FINITE, FAILED_STEP, FAILED_CALLS = range(5)
 
 SCHEMAS = {
@@ -112,6 +111,13 @@ SCHEMAS = {
     "-> Tensor",
     "normal.out": "(Tensor ids, int seed, int stage, float scale, Tensor(a!) out) -> ()",
 }
+
+
+def overload_of(name: str) -> torch._ops.OpOverload:
+    """Returns the op that SCHEMAS calls so: `combine` or `combine.out`."""
+    packet, _, overload = name.partition(".")
+    return getattr(getattr(torch.ops.diffast, packet), overload or "default")
+
 
 library = torch.library.Library("diffast", "DEF")
 for _name, _schema in SCHEMAS.items():

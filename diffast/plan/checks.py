@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffast.plan.registers import (
-    D_RAW,
-    ERROR,
     NEW,
     ROWS,
     Z1,
     Z2,
-    D,
     H,
     V,
     X,
     Y,
     column_key,
+    input_number,
+    input_register,
     levels_of,
 )
 from diffast.plan.unroll import propagate
@@ -53,21 +52,10 @@ def check_shapes(plan: Plan) -> None:
         raise ValueError(
             f"Plan {plan.name}: check = {plan.check!r}, but it must be one of {', '.join(CHECKS)}"
         )
-    if plan.times.ndim != 1 or not plan.times.size:
-        refuse("times", plan.times, "[S], S >= 1")
-    if plan.rows != tuple(name for name in ROWS if name in plan.rows) or X not in plan.rows:
-        raise ValueError(
-            f"Plan {plan.name}: rows = {plan.rows}, but they must be x and others of {ROWS}, in "
-            "this order"
-        )
-    keys = [column_key(name) for name in plan.columns]
-    if keys != sorted(set(keys)):
-        raise ValueError(f"Plan {plan.name}: columns = {plan.columns}, but they must be in order")
-    for name in (X, Y, V):
-        if (name in plan.rows) != (name in plan.columns):
-            where = "a row" if name in plan.rows else "a column"
-            raise ValueError(f"Plan {plan.name}: {name} is {where} alone, but it must be both")
-    stages, names = plan.times.size, len(plan.rows)
+    if plan.times.ndim not in (1, 2) or not plan.times.size:
+        refuse("times", plan.times, "[S] or [S, E], S >= 1")
+    _check_names(plan)
+    stages, names = len(plan.times), len(plan.rows)
     wanted = {
         "matrix": (stages, names, len(plan.columns)),
         "levels": (stages, names, 2),
@@ -79,8 +67,35 @@ def check_shapes(plan: Plan) -> None:
             refuse(field, array, list(want))
     if plan.blocks is not None and plan.blocks.ndim != 1:
         refuse("blocks", plan.blocks, "[B]")
-    if not plan.nfe:
-        raise ValueError(f"Plan {plan.name}: no stage calls the network, but one must")
+    _check_calls(plan)
+
+
+def _check_names(plan: Plan) -> None:
+    if plan.rows != tuple(name for name in ROWS if name in plan.rows) or X not in plan.rows:
+        raise ValueError(
+            f"Plan {plan.name}: rows = {plan.rows}, but they must be x and others of {ROWS}, in "
+            "this order"
+        )
+    keys = [column_key(name) for name in plan.columns]
+    if keys != sorted(set(keys)):
+        raise ValueError(f"Plan {plan.name}: columns = {plan.columns}, but they must be in order")
+    inputs = [input_register(e) for e in range(plan.called.shape[1])]
+    for name in (*inputs, Y, V):
+        if (name in plan.rows) != (name in plan.columns):
+            where = "a row" if name in plan.rows else "a column"
+            raise ValueError(f"Plan {plan.name}: {name} is {where} alone, but it must be both")
+    for name in inputs:
+        if name not in plan.rows:
+            raise ValueError(f"Plan {plan.name}: the network is called on {name}, but no row is")
+
+
+def _check_calls(plan: Plan) -> None:
+    if not plan.nfe or (plan.called[:, 1:] > plan.called[:, :1]).any():
+        inputs = [input_register(e) for e in range(plan.called.shape[1])]
+        raise ValueError(
+            f"Plan {plan.name}: the stages call the network on {plan.called.sum(0).tolist()} of "
+            f"{inputs}, but one must call it, and on x before any other"
+        )
     if not 1 <= plan.steps <= plan.nfe:
         raise ValueError(f"Plan {plan.name}: {plan.steps} steps, but {plan.nfe} network calls")
 
@@ -90,7 +105,7 @@ def check_numbers(plan: Plan) -> None:
     _check_times(plan)
     if plan.blocks is not None:
         _check_blocks(plan)
-    for field, array in (("matrix", plan.matrix), ("spans", plan.spans)):
+    for field, array in (("matrix", plan.matrix), ("spans", np.asarray(plan.spans))):
         if np.isfinite(array).all():
             continue
         i, *k = (int(n) for n in np.argwhere(~np.isfinite(array))[0])
@@ -99,25 +114,28 @@ def check_numbers(plan: Plan) -> None:
             where = f"weight of {plan.columns[k[1]]} in {plan.rows[k[0]]}"
         raise ValueError(f"Plan {plan.name}: stage {i}: {where} = {array[(i, *k)]}")
     _check_levels(plan)
+    _check_inputs(plan)
     _check_unwritten(plan)
 
 
-def _check_times(plan):
+def _check_times(plan: Plan) -> None:
     low, high = getattr(plan.schedule, "domain", (-np.inf, np.inf))
+    inputs = plan.called.shape[1]
     times = np.append(plan.times, (plan.end, plan.start))
     fine = np.isfinite(times) & (low <= times) & (times <= high)
     fine[:-2] |= np.isnan(times[:-2])  # no call
     if not fine.all():
-        i = int(np.argmin(fine))
-        where = f"stage {i}" if i < plan.stages else ("end", "start")[i - plan.stages]
+        k = int(np.argmin(fine))
+        where = f"stage {k // inputs}" if k < len(times) - 2 else ("end", "start")[k - len(times)]
         raise ValueError(
-            f"Plan {plan.name}: {where}: t = {times[i]}, but the schedule holds for {low} to {high}"
+            f"Plan {plan.name}: {where}: t = {times[k]}, but the schedule holds for {low} to {high}"
         )
 
 
 def _check_levels(plan):
-    told = [r for r, name in enumerate(plan.rows) if name not in (H, V)]  # v may hold nothing
+    told = [r for r, name in enumerate(plan.rows) if name != H]
     bad = ~np.isfinite(plan.levels[:, told]).all(axis=2)
+    bad &= plan.matrix[:, told].any(axis=2) | (np.array(plan.rows)[told] == X)
     if bad.any():
         k = int(np.argmax(bad.any(axis=0)))
         i = int(np.argmax(bad[:, k]))
@@ -140,33 +158,32 @@ def _check_blocks(plan):
         )
 
 
-def _check_unwritten(plan):
+def _check_inputs(plan: Plan) -> None:
+    """Refuses calls on what holds nothing."""
+    for e in range(1, plan.called.shape[1]):
+        name = input_register(e)
+        wrong = plan.called[:, e] & ~_holds(plan, name)
+        if wrong.any():
+            raise ValueError(
+                f"Plan {plan.name}: stage {int(np.argmax(wrong))}: the network is called on "
+                f"{name}, but it holds nothing"
+            )
+
+
+def _check_unwritten(plan: Plan) -> None:
     """Refuses weights on what holds nothing: early entries, estimates without a call, old v."""
-    weighed = plan.matrix != 0.0
-    wrong = weighed.any(axis=1)  # [S, C]; from here on those that are
-    calls, entry = ~np.isnan(plan.times), _makes_entry(plan)
-    always = np.ones(plan.stages, dtype=bool)
+    weighed = plan.matrix.any(axis=1)
+    entry = _makes_entry(plan)
     made = np.cumsum(entry) - entry
-    for c, column in enumerate(plan.columns):
-        if column in (D, D_RAW) or column[0] == "g":
-            fine = calls
-        elif column == NEW:
-            fine = entry & ~weighed[:, 0, c] if H in plan.rows else entry
-        elif column[0] == "h":
-            fine = made >= int(column[1:])
-        elif column in (Y, V):
-            written = weighed[:-1, plan.rows.index(column)].any(axis=1)
-            fine = np.concatenate([[column == Y], written])
-        else:
-            fine = always
-        wrong[:, c] &= ~fine
+    wrong = weighed & ~np.stack([_readable(plan, c, entry, made) for c in plan.columns], axis=1)
     if not wrong.any():
         return
     i, c = (int(n) for n in np.argwhere(wrong)[0])
-    column, r = plan.columns[c], int(np.argmax(weighed[i, :, c]))
+    r, column = int(np.argmax(plan.matrix[i, :, c] != 0.0)), plan.columns[c]
     reason = "it holds nothing"
-    if column in (D, D_RAW) or column[0] == "g":
-        reason = "the stage calls no network"
+    if column[0] in "dg":
+        needed = _needed(column)
+        reason = "the stage calls no network" + (f" on {needed}" if needed != X else "")
     elif column == NEW:
         reason = "an entry is not made of itself" if entry[i] else "the stage makes no entry"
     elif column[0] == "h":
@@ -177,11 +194,38 @@ def _check_unwritten(plan):
     )
 
 
-def _makes_entry(plan):
+def _needed(column: str) -> str:
+    """Returns the input that an estimate or a gradient is made for."""
+    return input_register(input_number(column) if column[0] == "d" else 0)
+
+
+def _makes_entry(plan: Plan) -> np.ndarray:
     """Returns whether each stage makes an entry, [S]."""
-    if H not in plan.rows:
-        return np.zeros(plan.stages, dtype=bool)
-    return plan.matrix[:, 0].any(axis=1)
+    return plan.matrix[:, 0].any(axis=1) & (H in plan.rows)
+
+
+def _holds(plan: Plan, register: str) -> np.ndarray:
+    """Returns whether a register holds something when each stage begins, [S]."""
+    written = plan.matrix[:-1, plan.rows.index(register)].any(axis=1) | (register == X)
+    return np.append(register in (X, Y), written)
+
+
+def _readable(plan: Plan, column: str, entry: np.ndarray, made: np.ndarray) -> np.ndarray:
+    """Returns whether each stage may weigh a column, [S].
+
+    Args:
+        plan: any plan.
+        column: its name.
+        entry: whether each stage makes an entry, [S].
+        made: how many there are before it, [S].
+    """
+    if column[0] in "dg":
+        return plan.called[:, input_number(_needed(column))]
+    if column == NEW:
+        return entry & (plan.matrix[:, 0, plan.columns.index(NEW)] == 0.0)
+    if column[0] == "h":
+        return made >= int(column[1:])
+    return _holds(plan, column) if column[0] in "xyv" else np.ones(plan.stages, dtype=bool)
 
 
 def check_consistent(plan: Plan) -> None:
@@ -205,7 +249,7 @@ def check_consistent(plan: Plan) -> None:
 
 
 def _check_end(plan: Plan, wanted: np.ndarray) -> None:
-    """Refuses a last x that stands elsewhere than at the plan's end, at the level wanted."""
+    """Refuses a last x that stands elsewhere than at the plan's end, whose level is wanted."""
     stands = plan.levels[-1, plan.rows.index(X)]
     wrong = ~(np.abs(stands - wanted) <= TOLERANCE_NOISE * np.abs(wanted))
     for k, name in enumerate(("alpha", "sigma")[: 2 if plan.check == "full" else 1]):
@@ -225,45 +269,39 @@ class _Held:
 
     def __init__(self, plan: Plan, start: np.ndarray):
         self.start = start
-        self.x0, self.size, self.noise = np.zeros((3, plan.stages, len(plan.columns)))
-        calls = ~np.isnan(plan.times)
+        self.x0, self.noise = np.zeros((2, plan.stages, len(plan.columns)))
         for c, name in enumerate(plan.columns):
-            if name in (X, Y, V):
+            if name[0] in "xyv":
                 before = plan.levels[:-1, plan.rows.index(name)]
-                self.x0[0, c], self.noise[0, c] = start
-                self.x0[1:, c], self.noise[1:, c] = before.T
-            elif name in (D, D_RAW):
-                self.x0[:, c] = calls
+                self.x0[:, c] = np.append(start[0], before[:, 0])
+                self.noise[:, c] = np.append(start[1], before[:, 1])
+            elif name[0] == "d":
+                self.x0[:, c] = plan.called[:, input_number(name)]
             elif name in (Z1, Z2):
                 self.noise[:, c] = 1.0
-        if V in plan.columns:  # it may hold nothing
-            np.nan_to_num(self.x0, copy=False)
-            np.nan_to_num(self.noise, copy=False)
-        np.abs(self.x0, out=self.size)
+        np.nan_to_num(self.x0, copy=False)  # of registers that hold nothing
+        np.nan_to_num(self.noise, copy=False)
+        self.size = np.abs(self.x0)
         np.abs(self.noise, out=self.noise)
         if H in plan.rows:
             self._fill_entries(plan)
 
     def _fill_entries(self, plan: Plan) -> None:
-        old = {int(n[1:]): c for c, n in enumerate(plan.columns) if n[0] == "h"}
-        new = old.pop(0, None)
-        row = plan.matrix[:, 0]
-        weights = np.abs(row)
-        made = np.flatnonzero(row.any(axis=1))
+        ages = {int(name[1:]): c for c, name in enumerate(plan.columns) if name[0] == "h"}
+        new = ages.pop(0, None)
+        made = np.flatnonzero(_makes_entry(plan))
         before = np.searchsorted(made, np.arange(plan.stages))  # how many there are
-        of_entries = row[:, [*old.values()]].any(axis=1)
-        tables = ((self.x0, row), (self.size, weights), (self.noise, weights))
-        # Entries made of other entries come one after another, all others at once.
-        groups = [made] if not of_entries.any() else made[:, None]
-        for group in groups:
-            later = np.arange(group[0], plan.stages)
-            for held, weigh in tables:
-                entries = _dot(weigh[made], held[made])
-                for age, c in old.items():
-                    known = later[before[later] >= age]
+        row = plan.matrix[made, 0]
+        # Entries that weigh others come one after another, all others at once.
+        rounds = len(made) if row[:, [*ages.values()]].any() else 1
+        for held, weights in ((self.x0, row), (self.size, np.abs(row)), (self.noise, np.abs(row))):
+            for _ in range(rounds):
+                entries = _dot(weights, held[made])
+                for age, c in ages.items():
+                    known = np.flatnonzero(before >= age)
                     held[known, c] = entries[before[known] - age]
-                if new is not None:
-                    held[made, new] = entries
+            if new is not None:
+                held[made, new] = entries
 
 
 def _checked_rows(plan):
@@ -272,8 +310,9 @@ def _checked_rows(plan):
         if name == H:
             continue
         rows = plan.matrix[:, r]
-        written = rows.any(axis=1) if name in (Y, V, ERROR) else np.ones(plan.stages, dtype=bool)
-        yield name, rows, written, plan.levels[:, r]
+        levels = plan.levels[:, r]
+        written = rows.any(1) if name != X else np.ones(plan.stages, dtype=bool)
+        yield name, rows, written, levels
 
 
 def _check_x0(plan, holds):

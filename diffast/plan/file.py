@@ -13,8 +13,7 @@ import numpy as np
 
 from diffast import schedules
 from diffast.plan.older_files import FIELDS as OLDER
-from diffast.plan.older_files import OPTIONAL as OPTIONAL_IN_OLDER
-from diffast.plan.older_files import convert
+from diffast.plan.older_files import OPTIONAL, convert
 from diffast.plan.plan import Plan
 
 FORMAT = "diffast plan"
@@ -62,7 +61,24 @@ def load(path: str | PathLike) -> Plan:
     if type(version) is not int or version not in (*OLDER, VERSION):
         raise ValueError(f"{path}: version {version}, but 1 to {VERSION} are known")
     arrays, numbers = OLDER.get(version, (_ARRAYS, _NUMBERS))
-    optional = _OPTIONAL if version == VERSION else OPTIONAL_IN_OLDER
+    fields = _fields(path, body, arrays, numbers, _OPTIONAL if version == VERSION else OPTIONAL)
+    schedule = schedules.from_dict(body["schedule"])
+    try:
+        fields |= {field: _numbers(fields[field]) for field in arrays}
+        fields["end"] = float(fields["end"])
+        if version != VERSION:
+            fields = convert(schedule, fields)
+    except (TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"{path}: not the numbers of a plan: {error}") from None
+    return Plan(schedule=schedule, **fields)
+
+
+def _fields(path: Path, body: dict, arrays, numbers, optional) -> dict[str, Any]:
+    """Returns the fields of a file, None for those that are not there.
+
+    Raises:
+        ValueError: a field that is missing, unknown or of another kind.
+    """
     wanted = {"format", "version", "schedule", *arrays, *numbers}
     missing = sorted(wanted - {*body} - {*optional})
     unknown = sorted({*body} - wanted)
@@ -76,22 +92,16 @@ def load(path: str | PathLike) -> Plan:
         names = fields.get(field, [])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{path}: {field} = {names!r}, but it must be a list of names")
-    schedule = schedules.from_dict(body["schedule"])
-    try:
-        fields |= {field: _numbers(fields[field]) for field in arrays}
-        fields["end"] = float(fields["end"])
-        if version != VERSION:
-            fields = convert(schedule, fields)
-    except (TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"{path}: not the numbers of a plan: {error}") from None
-    return Plan(schedule=schedule, **fields)
+    return fields
 
 
 def _with_null(array: np.ndarray) -> Any:
     """Returns the array as nested lists, None for NaN, which JSON does not know."""
     if not np.isnan(array).any():
         return array.tolist()
-    return np.where(np.isnan(array), None, array.astype(object)).tolist()
+    filled = array.astype(object)
+    filled[np.isnan(array)] = None
+    return filled.tolist()
 
 
 def _numbers(array: Any) -> np.ndarray | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from diffast.plan.checks import check_consistent, check_numbers, check_shapes
-from diffast.plan.registers import NEW, ROWS, Z1, Z2, D, H, V, X, Y, column_key
+from diffast.plan.registers import NEW, Z1, Z2, D, H, V, X, Y, column_key
 
 # Of a plan with more stages than this, people see the first and the last ones.
 _SHOWN_FIRST, _SHOWN_LAST = 12, 3
@@ -28,7 +28,8 @@ class Plan:
 
     Args:
         schedule: schedule, with alpha(t) and sigma(t).
-        times: [S] model time that the network is told; NaN: the stage calls no network.
+        times: [S] model time that the network is told; NaN: the stage calls no network. Or [S, E],
+            for stages that call it on x, x2 .. at once, as one batch; NaN: that one is not called.
         end: model time at which x stands at last.
         rows: R names of what a stage writes, in the order of `registers.ROWS`. A row of zeros
             writes nothing: the register then holds nothing, and no entry is remembered.
@@ -99,18 +100,23 @@ class Plan:
 
     @cached_property
     def calls(self) -> np.ndarray:
-        """Returns the stages that call the network, [nfe] int."""
-        return _frozen(np.flatnonzero(~np.isnan(self.times)), np.int64)
+        """Returns the stages that call the network, [calls] int."""
+        return _frozen(np.flatnonzero(self.called.any(axis=1)), np.int64)
+
+    @cached_property
+    def called(self) -> np.ndarray:
+        """Returns which of its inputs x, x2 .. a stage calls the network on, [S, E] bool."""
+        return _frozen(~np.isnan(self.times.reshape(self.stages, -1)), np.bool_)
 
     @cached_property
     def call_times(self) -> np.ndarray:
-        """Returns the model times of the network calls, [nfe]."""
-        return _frozen(self.times[self.calls], np.float64)
+        """Returns the model times of the network calls on x, one a stage that calls, [calls]."""
+        return _frozen(self.times.reshape(self.stages, -1)[self.calls, 0], np.float64)
 
-    @property
+    @cached_property
     def nfe(self) -> int:
-        """Returns the number of network calls (function evaluations) of a run."""
-        return len(self.calls)
+        """Returns the number of network evaluations of a run; those of one batch count each."""
+        return int(self.called.sum())
 
     @property
     def history(self) -> int:
@@ -124,12 +130,12 @@ class Plan:
 
     def step_starts(self) -> np.ndarray:
         """Returns the network calls before which y is x, the first included, [n] int."""
+        numbers = np.arange(len(self.calls))
         if Y not in self.rows:
-            return np.arange(self.nfe)
+            return numbers
         x, y = (self.matrix[:, self.rows.index(name)] for name in (X, Y))
         joined = np.flatnonzero((x == y).all(axis=1)) + 1
-        calls = np.append(self.calls, self.stages)
-        return np.flatnonzero(np.isin(calls[:-1], joined) | (np.arange(self.nfe) == 0))
+        return np.flatnonzero(np.isin(self.calls, joined) | (numbers == 0))
 
     def weights(self, row: str, column: str) -> np.ndarray:
         """Returns the weights of one column in one row, [S]; zeros where the plan has neither."""
@@ -161,20 +167,21 @@ class Plan:
         if self.spans is not None and not np.isnan(self.spans).any():
             return self.spans
         stages = np.arange(self.stages)
-        # x stands where the next call does.
-        following = np.append(self.call_times, self.end)[
-            np.searchsorted(self.calls, stages, side="right")
-        ]
-        wrote = np.ones(self.stages, dtype=bool)
-        if Y in self.rows:
-            row, at = self.matrix[:, self.rows.index(Y)], self.columns.index(Y)
-            wrote = (row[:, at] != 1.0) | (np.count_nonzero(row, axis=1) != 1)
-        last = np.maximum.accumulate(np.where(wrote, stages, -1))
-        before = np.append(self.start, following)[np.append(0, last[:-1] + 1)]
-        found = np.stack([before, following], axis=1)
+        after = np.searchsorted(self.calls, stages, side="right")  # number of the next call
+        following = np.append(self.call_times, self.end)[after]  # where x stands for it
+        wrote = np.where(self._keeps(Y), -1, stages)
+        last = np.append(-1, np.maximum.accumulate(wrote)[:-1])
+        found = np.stack([np.append(self.start, following)[last + 1], following], axis=1)
         if self.spans is None:
             return found
         return np.where(np.isnan(self.spans).any(axis=1)[:, None], found, self.spans)
+
+    def _keeps(self, register: str) -> np.ndarray:
+        """Returns whether each stage leaves a register as it is, [S]; never where there is none."""
+        if register not in self.rows:
+            return np.zeros(self.stages, dtype=bool)
+        row = self.matrix[:, self.rows.index(register)]
+        return (row[:, self.columns.index(register)] == 1.0) & (np.count_nonzero(row, axis=1) == 1)
 
     def __repr__(self) -> str:
         """Returns one line for people."""
@@ -197,24 +204,24 @@ class Plan:
         return "\n".join(lines)
 
     def _stage_lines(self, i: int) -> list[str]:
-        time = "no call" if np.isnan(self.times[i]) else f"t = {self.times[i]:.6g}"
-        head = f"  {i:>4}  {time:<14}"
-        lines = []
-        plain = {H: {D: 1.0}, Y: {Y: 1.0}, V: {V: 1.0}}  # not worth a line
-        written = {
+        told = ", ".join(f"{t:.6g}" for t in self.times.reshape(self.stages, -1)[i] if t == t)
+        head = f"  {i:>4}  {f't = {told}' if told else 'no call':<14}"
+        rows = {
             name: {c: w for c, w in zip(self.columns, row.tolist(), strict=True) if w}
             for name, row in zip(self.rows, self.matrix[i], strict=True)
         }
-        joined = Y in written and written[Y] == written[X]
-        for name in ROWS:
-            row = written.get(name)
-            if row is None or row == plain.get(name) or (name == Y and joined):
-                continue
-            if not row and name != X:
-                continue
-            label = "x = y" if name == X and joined else NEW if name == H else name
-            terms = " ".join(f"{weight:+.6g} {column}" for column, weight in row.items()) or "0"
-            lines.append(f"{label} = {terms}")
+        # Not worth a line: a register that stays, holds nothing or is x, an entry that is d.
+        plain = {H: {D: 1.0}, Y: {Y: 1.0}, V: {V: 1.0}}
+        joined = rows.get(Y) == rows[X]
+        if joined:
+            del rows[Y]
+        labels = {X: "x = y" if joined else X, H: NEW}
+        shown = {name: row for name, row in rows.items() if row != plain.get(name)}
+        lines = [
+            f"{labels.get(name, name)} = {_terms(row)}"
+            for name, row in shown.items()
+            if row or name == X
+        ]
         return [(head if not n else " " * len(head)) + "  " + line for n, line in enumerate(lines)]
 
     def save(self, path: str | PathLike) -> None:
@@ -237,6 +244,10 @@ class Plan:
         from diffast.plan import file
 
         return file.load(path)
+
+
+def _terms(row: dict[str, float]) -> str:
+    return " ".join(f"{weight:+.6g} {column}" for column, weight in row.items()) or "0"
 
 
 def _frozen(array, dtype):

@@ -6,10 +6,12 @@ A stage is one matrix. Its columns are what a row may weigh, its rows are what t
     y           the step's state, where it is another tensor than x               y
     v           a momentum of unit mass                                           v
     x           what the network was called on                                    x
+    x2 ..       further inputs, for stages that call the network on several       x2 ..
     h0          the entry that this stage's own row h makes                       h
     h1 .. hH    entries of earlier stages, newest first                           -
     d           the x0 estimate for x, after a clamp or a hook                    -
     d_raw       the x0 estimate for x as the network gave it                      -
+    d2 ..       the estimates for x2 .., and d2_raw .. as the network gave them   -
     g1, g2 ..   gradients of guidance terms at x                                  -
     z1, z2      two independent fresh normals, N(0, I)                            -
 
@@ -30,18 +32,20 @@ if TYPE_CHECKING:
     from diffast.plan.plan import Plan
 
 X, Y, V, H, D, D_RAW, ERROR = "x", "y", "v", "h", "d", "d_raw", "error"
+X2 = "x2"
 Z1, Z2 = "z1", "z2"
 NEW = "h0"  # the entry that the stage itself makes
 
 # Rows in the order in which a plan holds them: an entry first, since the others may weigh it.
-ROWS = (H, Y, V, X, ERROR)
+ROWS = (H, Y, V, "x2", "x3", "x4", X, ERROR)
 
 # Levels that are no model time: (alpha, sigma) of an x0 estimate and of a momentum.
 X0_LEVEL, MOMENTUM_LEVEL, ERROR_LEVEL = (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)
 
-_COLUMN = re.compile(r"y|v|x|h\d+|d|d_raw|g[1-9]\d*|z1|z2")
+_COLUMN = re.compile(r"(y|v|x[2-4]?|h\d+|d[2-4]?|d[2-4]?_raw|g[1-9]\d*|z1|z2)")
+# Groups of columns in their order; numbers sort within a group.
 _ENTRIES = tuple(f"h{age}" for age in range(64))
-_FIXED = {"y": 0, "v": 1, "x": 2, "d": 4, "d_raw": 5, "z1": 7, "z2": 8}
+_GROUPS = {"y": 0, "v": 1, "x": 2, "h": 3, "d": 4, "d_raw": 5, "g": 6, "z": 7}
 
 Row = Mapping[str, Any]
 
@@ -55,12 +59,23 @@ def column_key(name: str) -> tuple[int, int]:
     """
     if not _COLUMN.fullmatch(name):
         raise ValueError(
-            f"plan: a row weighs {name!r}, but the columns are y, v, x, h0, h1 .., d, d_raw, "
-            "g1 .., z1 and z2"
+            f"plan: a row weighs {name!r}, but the columns are y, v, x, x2 .., h0, h1 .., d, d2 "
+            ".., d_raw, d2_raw .., g1 .., z1 and z2"
         )
-    if name in _FIXED:
-        return _FIXED[name], 0
-    return (3 if name[0] == "h" else 6), int(name[1:])
+    raw = "_raw" if name.endswith("_raw") else ""
+    number = name[1:].removesuffix("_raw")
+    return _GROUPS[name[0] + raw], int(number or 0)
+
+
+def input_register(number: int) -> str:
+    """Returns the register of a stage's input, by its number from 0: x, x2, x3 .."""
+    return X if not number else f"x{number + 1}"
+
+
+@cache
+def input_number(register: str) -> int:
+    """Returns the number of the input that x, x2 .. or one of its estimates d, d2_raw .. is for."""
+    return int(register[1:].removesuffix("_raw") or 1) - 1
 
 
 def entry_column(age: int) -> str:
@@ -78,7 +93,7 @@ def pack(rows: Mapping[str, Row], stages: int) -> tuple[tuple, tuple, np.ndarray
     names = tuple(name for name in ROWS if name in rows)
     used = {column for row in rows.values() for column in row}
     # A register that is written can be read, and keeps its value by a weight of 1 on itself.
-    used |= {name for name in names if name in (X, Y, V)}
+    used |= {name for name in names if name not in (H, ERROR)}
     columns = tuple(sorted(used, key=column_key))
     matrix = np.zeros((stages, len(names), len(columns)))
     for r, name in enumerate(names):
@@ -144,11 +159,12 @@ class Stages:
     def __init__(self, schedule: Any, start: float):
         """Begins without a stage."""
         self.schedule, self.start = schedule, float(start)
-        self.times: list[float] = []
-        self.written: list[dict[str, Row]] = []
+        self.times: list[float | tuple[float, ...]] = []
+        self.rows: list[dict[str, Any]] = []
         self.stands: list[dict[str, Any]] = []  # register -> model time or (alpha, sigma)
-        self.spans: list[tuple[float, float] | None] = []
+        self.spans: list[tuple[float, float]] = []
         self.end = self.start
+        self.apart = False  # whether y is ever another tensor than x
 
     def __len__(self) -> int:
         """Returns how many stages there are."""
@@ -156,7 +172,7 @@ class Stages:
 
     def add(
         self,
-        time: float | None,
+        time: float | tuple[float, ...] | None,
         to: float,
         x: Row,
         *,
@@ -164,31 +180,42 @@ class Stages:
         y_at: Any = None,
         h: Row | None = None,
         v: Row | str | None = None,
+        x2: Row | None = None,
+        x2_at: float | None = None,
         error: Row | None = None,
         span: tuple[float, float] | None = None,
     ) -> None:
         """Adds a stage.
 
         Args:
-            time: model time of the network call; None: the stage calls no network.
+            time: model time of the network call; None: the stage calls no network; (t, t2): it
+                calls the network on x and x2 at once.
             to: model time at which x stands after it.
             x: row of x.
             y: row of y; "x": y becomes the same tensor as x; "keep": y stays.
             y_at: where a row y stands: a model time, or (alpha, sigma).
             h: row of the new entry; None: {"d": 1} if any stage of the plan weighs entries.
             v: row of the momentum; "keep"; None: no momentum is held after the stage.
+            x2: row of a second input of the next call.
+            x2_at: model time at which x2 stands.
             error: row of the error estimate.
             span: model times (from, to) of the Brownian increment that z1 stands for.
         """
-        if y == "keep":
-            at = self.stands[-1][Y] if self.stands else self.start
-        else:
-            at = to if y == X else y_at
-        written: dict[str, Any] = {X: x, Y: y, V: v, H: h, ERROR: error}
-        self.times.append(np.nan if time is None else float(time))
-        self.written.append(written)
-        self.stands.append({X: to, Y: at, V: MOMENTUM_LEVEL, ERROR: ERROR_LEVEL})
-        self.spans.append(span)
+        rows = {X: x, Y: y, V: v, H: h, X2: x2, ERROR: error}
+        rows = {name: row for name, row in rows.items() if row is not None}
+        at = self.stands[-1][Y] if y == "keep" and self.stands else self.start
+        at = to if y == X else at if y == "keep" else y_at
+        self.apart |= y != X
+        for name in (Y, V):
+            if rows.get(name) == "keep":
+                rows[name] = {name: 1.0}
+        if y == X:
+            rows[Y] = x
+        self.times.append(np.nan if time is None else time)
+        self.rows.append(rows)
+        x2_at = to if x2_at is None else x2_at
+        self.stands.append({X: to, Y: at, V: MOMENTUM_LEVEL, X2: x2_at, ERROR: ERROR_LEVEL})
+        self.spans.append(span or (np.nan, np.nan))
         self.end = float(to)
 
     def plan(self, name: str, steps: int, **options: Any) -> Plan:
@@ -201,78 +228,59 @@ class Stages:
         """
         from diffast.plan.plan import Plan
 
-        rows = self._rows()
-        names = tuple(name for name in ROWS if name in rows)
-        used = {name for name in names if name in (X, Y, V)}
-        used.update(*(stage for row in rows.values() for stage in row))
+        stages = self._settled()
+        written = set().union(*stages)
+        names = tuple(name for name in ROWS if name in written)
+        used = set().union(*[row for rows in stages for row in rows.values()])
+        used |= written - {H, ERROR}
         columns = tuple(sorted(used, key=column_key))
-        stages, width = len(self.times), len(columns)
-        index = {column: k for k, column in enumerate(columns)}
-        places, weights = [], []
-        for r, register in enumerate(names):
-            for i, row in enumerate(rows[register]):
-                first = (i * len(names) + r) * width
-                places += [first + index[column] for column in row]
-                weights += row.values()
-        matrix = np.zeros((stages, len(names), width))
-        matrix.reshape(-1)[places] = weights
-        levels = np.full((stages, len(names), 2), np.nan)
+        matrix = _matrix(stages, names, columns)
+        levels = np.full((len(stages), len(names), 2), np.nan)
         for r, register in enumerate(names):
             if register != H:
                 levels[:, r] = self._levels(register)
-        spans = None
-        if any(span is not None for span in self.spans):
-            spans = [(np.nan, np.nan) if span is None else span for span in self.spans]
-        fields = {"times": self.times, "end": self.end, "start": self.start, "spans": spans}
-        return Plan(
-            schedule=self.schedule,
-            rows=names,
-            columns=columns,
-            matrix=matrix,
-            levels=levels,
-            name=name,
-            steps=steps,
-            **(fields | options),
-        )
+        fields = {
+            "times": self._times(),
+            "start": self.start,
+            "end": self.end,
+            "spans": self.spans,
+            "rows": names,
+            "columns": columns,
+            "matrix": matrix,
+            "levels": levels,
+        }
+        return Plan(schedule=self.schedule, name=name, steps=steps, **(fields | options))
 
-    def _rows(self) -> dict[str, list[Row]]:
-        """Returns the rows of every written register, stage by stage; y only if it ever parts."""
-        apart = any(stage[Y] != X for stage in self.written)
-        rows: dict[str, list[Row]] = {X: [stage[X] for stage in self.written]}
-        if apart:
-            rows[Y] = [self._settled(stage, Y) for stage in self.written]
-        else:
-            rows[X] = [_without_y(row) for row in rows[X]]
-        if any(stage[V] is not None for stage in self.written):
-            rows[V] = [self._settled(stage, V) for stage in self.written]
-        if any(stage[ERROR] is not None for stage in self.written):
-            rows[ERROR] = [stage[ERROR] or {} for stage in self.written]
-        columns = set().union(*(stage for row in rows.values() for stage in row))
-        entries = {column for column in columns if column[0] == "h"}
-        given = any(stage[H] is not None for stage in self.written)
-        if not given and entries == {NEW}:  # nothing is remembered
-            rows = {name: [_renamed(stage, NEW, D) for stage in row] for name, row in rows.items()}
-        elif given or entries:
-            rows[H] = [
-                {D: 1.0} if stage[H] is None and time == time else stage[H] or {}
-                for stage, time in zip(self.written, self.times, strict=True)
-            ]
-            if not apart:
-                rows[H] = [_without_y(row) for row in rows[H]]
-        return rows
+    def _settled(self) -> list[dict[str, Row]]:
+        """Returns the rows of each stage: y only if it ever parts from x, h only if it is read."""
+        read = set().union(*[row for rows in self.rows for row in rows.values()])
+        read = {column for column in read if column[0] == "h"}
+        remembers = any(H in rows for rows in self.rows) or read - {NEW}
+        names = ({} if self.apart else {Y: X}) | ({NEW: D} if not remembers else {})
+        stages = []
+        for rows, time in zip(self.rows, self.times, strict=True):
+            silent = time != time
+            if remembers and H not in rows and not silent:
+                rows = rows | {H: {D: 1.0}}
+            if names:
+                kept = {name: row for name, row in rows.items() if self.apart or name != Y}
+                rows = {name: _renamed(row, names) for name, row in kept.items()}
+            stages.append(rows)
+        return stages
 
-    @staticmethod
-    def _settled(stage: dict[str, Any], register: str) -> Row:
-        row = stage[register]
-        if row is None:
-            return {}
-        if isinstance(row, str):
-            return stage[X] if row == X else {register: 1.0}
-        return row
+    def _times(self) -> np.ndarray:
+        """Returns the times as a plan holds them, [S] or [S, E]."""
+        inputs = max(len(t) if isinstance(t, tuple) else 1 for t in self.times)
+        if inputs == 1:
+            return np.array(self.times, dtype=np.float64).reshape(-1)
+        times = np.full((len(self.times), inputs), np.nan)
+        for i, time in enumerate(self.times):
+            times[i, : np.size(time)] = time
+        return times
 
     def _levels(self, register: str) -> np.ndarray:
         stands = [stage[register] for stage in self.stands]
-        pairs = [i for i, level in enumerate(stands) if isinstance(level, (tuple, list))]
+        pairs = [i for i, level in enumerate(stands) if isinstance(level, tuple)]
         if not pairs:
             return levels_of(self.schedule, stands)
         found = np.empty((len(stands), 2))
@@ -283,18 +291,29 @@ class Stages:
         return found
 
 
-def _without_y(row: Row) -> Row:
-    return _renamed(row, Y, X)
+def _matrix(stages: list[dict[str, Row]], names: tuple, columns: tuple) -> np.ndarray:
+    """Returns the matrix [S, R, C] of rows by name."""
+    index = {column: k for k, column in enumerate(columns)}
+    places, weights = [], []
+    for i, rows in enumerate(stages):
+        for r, register in enumerate(names):
+            row, first = rows.get(register, {}), (i * len(names) + r) * len(columns)
+            places += [first + index[column] for column in row]
+            weights += row.values()
+    matrix = np.zeros(len(stages) * len(names) * len(columns))
+    matrix[places] = weights
+    return matrix.reshape(len(stages), len(names), len(columns))
 
 
-def _renamed(row: Row, old: str, new: str) -> Row:
-    """Returns the row with the weight of `old` added to that of `new`."""
-    if old not in row:
+def _renamed(row: Row, names: Mapping[str, str]) -> Row:
+    """Returns the row with other columns; weights that then fall together are added."""
+    if names.keys().isdisjoint(row):
         return row
-    row = dict(row)
-    weight = row.pop(old)
-    row[new] = row[new] + weight if new in row else weight
-    return row
+    renamed: dict[str, Any] = {}
+    for column, weight in sorted(row.items(), key=lambda item: item[0] in names):
+        column = names.get(column, column)
+        renamed[column] = renamed[column] + weight if column in renamed else weight
+    return renamed
 
 
 def entries(weights: np.ndarray, first: int = 0) -> dict[str, np.ndarray]:
@@ -306,6 +325,5 @@ def entries(weights: np.ndarray, first: int = 0) -> dict[str, np.ndarray]:
     """
     weights = np.asarray(weights, dtype=np.float64)
     if weights.ndim == 1:
-        weights = weights.tolist()
-        return {entry_column(first + k): weight for k, weight in enumerate(weights)}
+        return {entry_column(first + k): weight for k, weight in enumerate(weights.tolist())}
     return {entry_column(first + k): weights[..., k] for k in range(weights.shape[-1])}

@@ -16,9 +16,13 @@ Every schedule answers, for a float64 scalar or array of its model time t:
 A time outside `domain`, or a lam no time of the domain has, raises ValueError.
 """
 
+from typing import TYPE_CHECKING
+
+from diffast._namespace import attributes, listing
 from diffast.schedules.cosine import VPCosine, vp_cosine
 from diffast.schedules.discrete import FromBetas, from_betas, zero_terminal_snr
 from diffast.schedules.interpolants import Flow, Trig, flow, trig
+from diffast.schedules.protocol import Schedule
 from diffast.schedules.saved import from_dict
 from diffast.schedules.sigma_space import SigmaSpace, edm, ve
 from diffast.schedules.vp import SubVP, VPLinear, sub_vp, vp_linear
@@ -26,6 +30,7 @@ from diffast.schedules.vp import SubVP, VPLinear, sub_vp, vp_linear
 __all__ = [
     "Flow",
     "FromBetas",
+    "Schedule",
     "SigmaSpace",
     "SubVP",
     "Trig",
@@ -42,3 +47,7 @@ __all__ = [
     "vp_linear",
     "zero_terminal_snr",
 ]
+
+__doc__ = f"{__doc__}{listing('df.schedules', {name: globals()[name] for name in __all__})}"
+if not TYPE_CHECKING:  # a checker is to tell misspelt names itself
+    __getattr__, __dir__ = attributes(__name__, __all__)

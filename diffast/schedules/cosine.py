@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffast.schedules.domain import check_lams, check_t_min, check_times
 
@@ -45,7 +46,7 @@ class VPCosine:
     t_start, t_end, domain = 1.0, 0.0, (0.0, 1.0)
 
     @property
-    def kinks(self):
+    def kinks(self) -> tuple[float, ...]:
         """Returns the time from which on the slope of log(alpha) is held, alone."""
         return (float(self._t_clip),)
 
@@ -58,13 +59,13 @@ class VPCosine:
         # -d log(alpha^2)/dt = 2 w tan(u) = 2 w / tan(w (1 - t))
         return 1.0 - np.arctan2(2.0 * self._w, COSINE_STEEPEST) / self._w
 
-    def alpha(self, t):
+    def alpha(self, t: ArrayLike) -> np.ndarray:
         """Returns cos(u) / cos(u0), written as sin(pi/2 - u) / cos(u0), times the clipped tail."""
         t = check_times(self, t)
         base = np.sin(self._w * (1.0 - np.minimum(t, self._t_clip))) / np.cos(self._w * self.s)
         return base * np.exp(-0.5 * COSINE_STEEPEST * np.maximum(t - self._t_clip, 0.0))
 
-    def sigma(self, t):
+    def sigma(self, t: ArrayLike) -> np.ndarray:
         """Returns sqrt(sin(u - u0) sin(u + u0)) / cos(u0): sqrt(1 - alpha^2), uncancelled."""
         t = check_times(self, t)
         inner = np.minimum(t, self._t_clip) * self._w
@@ -72,7 +73,7 @@ class VPCosine:
         alpha2 = self.alpha(t) ** 2
         return np.sqrt(np.where(t > self._t_clip, 1.0 - alpha2, s2))[()]
 
-    def derivatives(self, t):
+    def derivatives(self, t: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Returns (-beta alpha / 2, beta alpha^2 / (2 sigma)), beta = min(2 w tan(u), steepest)."""
         t = check_times(self, t)
         rate = 2.0 * self._w / np.tan(self._w * (1.0 - np.minimum(t, self._t_clip)))
@@ -80,12 +81,12 @@ class VPCosine:
         with np.errstate(divide="ignore"):
             return -0.5 * rate * alpha, 0.5 * rate * alpha**2 / self.sigma(t)
 
-    def lam(self, t):
+    def lam(self, t: ArrayLike) -> np.ndarray:
         """Returns log(alpha / sigma)."""
         with np.errstate(divide="ignore"):
             return np.log(self.alpha(t)) - np.log(self.sigma(t))
 
-    def time(self, lam):
+    def time(self, lam: ArrayLike) -> np.ndarray:
         """Returns atan2(sin(u - u0), cos(u - u0)) / w, with both from alpha and sigma."""
         lam = check_lams(self, lam)
         alpha2, sigma2 = np.exp(-np.logaddexp(0, -2 * lam)), np.exp(-np.logaddexp(0, 2 * lam))
@@ -99,6 +100,6 @@ class VPCosine:
         tail = self._t_clip + 2.0 * below / COSINE_STEEPEST
         return np.clip(np.where(t > self._t_clip, tail, t), 0.0, 1.0)[()]
 
-    def to_dict(self):
+    def to_dict(self) -> dict:
         """Returns the schedule as a dict that JSON can hold; `from_dict` reads it."""
         return {"name": "vp_cosine", "s": self.s, "t_min": self.t_min}

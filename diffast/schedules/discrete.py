@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffast.schedules.domain import check_lams, check_times
 
 
-def from_betas(betas: np.ndarray) -> FromBetas:
+def from_betas(betas: ArrayLike) -> FromBetas:
     """Returns the schedule of a model trained on N discrete steps; t is the index, -1 to N-1.
 
     alpha_i^2 = prod_{j<=i} (1 - beta_j), sigma_i^2 = 1 - alpha_i^2 at the indices (Ho et al. 2020);
@@ -27,7 +28,7 @@ def from_betas(betas: np.ndarray) -> FromBetas:
     return FromBetas(tuple(check_betas("from_betas", betas).tolist()))
 
 
-def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
+def zero_terminal_snr(betas: ArrayLike) -> np.ndarray:
     """Returns the betas rescaled so that the last step leaves no signal at all; [N] float64.
 
     alpha_i -> (alpha_i - alpha_{N-1}) alpha_0 / (alpha_0 - alpha_{N-1}), alpha_i^2 the product of
@@ -72,29 +73,29 @@ class FromBetas:
         object.__setattr__(self, "_lam", lam)
 
     @property
-    def t_start(self):
+    def t_start(self) -> float:
         """Returns the last index, N - 1."""
         return self.timesteps - 1.0
 
     @property
-    def domain(self):
+    def domain(self) -> tuple[float, float]:
         """Returns (-1, N - 1)."""
         return (-1.0, self.timesteps - 1.0)
 
     @property
-    def kinks(self):
+    def kinks(self) -> tuple[float, ...]:
         """Returns the indices, at each of which the slope of lam changes."""
         return tuple(np.arange(self.timesteps - 1.0))
 
-    def alpha(self, t):
+    def alpha(self, t: ArrayLike) -> np.ndarray:
         """Returns sqrt(1 / (1 + exp(-2 lam)))."""
         return np.exp(-0.5 * np.logaddexp(0.0, -2.0 * self.lam(t)))
 
-    def sigma(self, t):
+    def sigma(self, t: ArrayLike) -> np.ndarray:
         """Returns sqrt(1 / (1 + exp(2 lam)))."""
         return np.exp(-0.5 * np.logaddexp(0.0, 2.0 * self.lam(t)))
 
-    def derivatives(self, t):
+    def derivatives(self, t: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Returns (alpha sigma^2 lam', -sigma alpha^2 lam'); at an index, as just above it."""
         t = check_times(self, t)
         alpha, sigma, first = self.alpha(t), self.sigma(t), self._sigma2_first
@@ -114,7 +115,7 @@ class FromBetas:
     def _sigma2_first(self):
         return np.exp(-np.logaddexp(0.0, 2.0 * self._lam[0]))
 
-    def lam(self, t):
+    def lam(self, t: ArrayLike) -> np.ndarray:
         """Returns lam, linear between the indices; below 0 that of sigma^2 = sigma_0^2 (t + 1)."""
         t = check_times(self, t)
         finite = self._finite
@@ -127,7 +128,7 @@ class FromBetas:
                 lam = np.where(t > self.timesteps - 2, last, lam)
         return lam[()]
 
-    def time(self, lam):
+    def time(self, lam: ArrayLike) -> np.ndarray:
         """Returns the fractional index at which lam stands."""
         lam = check_lams(self, lam)
         finite = self._finite
@@ -139,12 +140,12 @@ class FromBetas:
             t = np.where(lam < self._lam[-2], last, t)
         return t[()]
 
-    def to_dict(self):
+    def to_dict(self) -> dict:
         """Returns the schedule as a dict that JSON can hold; `from_dict` reads it."""
         return {"name": "from_betas", "betas": list(self.betas)}
 
 
-def check_betas(name, betas):
+def check_betas(name: str, betas: ArrayLike) -> np.ndarray:
     """Returns betas as [N] float64; see `from_betas` for what raises ValueError."""
     betas = np.asarray(betas, dtype=np.float64)
     if betas.ndim != 1 or betas.size < 2:

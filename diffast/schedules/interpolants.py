@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffast.schedules.domain import check_t_min, check_times
 
@@ -49,30 +50,30 @@ class Flow:
 
     t_start, t_end, domain = 1.0, 0.0, (0.0, 1.0)
 
-    def alpha(self, t):
+    def alpha(self, t: ArrayLike) -> np.ndarray:
         """Returns 1 - t."""
         return 1.0 - check_times(self, t)
 
-    def sigma(self, t):
+    def sigma(self, t: ArrayLike) -> np.ndarray:
         """Returns t."""
         return +check_times(self, t)
 
-    def derivatives(self, t):
+    def derivatives(self, t: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Returns (-1, 1)."""
         t = check_times(self, t)
         return -np.ones_like(t)[()], np.ones_like(t)[()]
 
-    def lam(self, t):
+    def lam(self, t: ArrayLike) -> np.ndarray:
         """Returns log(1 - t) - log(t)."""
         t = check_times(self, t)
         with np.errstate(divide="ignore"):
             return np.log1p(-t) - np.log(t)
 
-    def time(self, lam):
+    def time(self, lam: ArrayLike) -> np.ndarray:
         """Returns 1 / (1 + exp(lam))."""
         return np.exp(-np.logaddexp(0.0, np.asarray(lam, dtype=np.float64)))
 
-    def to_dict(self):
+    def to_dict(self) -> dict:
         """Returns the schedule as a dict that JSON can hold; `from_dict` reads it."""
         return {"name": "flow", "t_min": self.t_min}
 
@@ -85,29 +86,29 @@ class Trig:
 
     t_start, t_end, domain = 0.5 * np.pi, 0.0, (0.0, 0.5 * np.pi)
 
-    def alpha(self, t):
+    def alpha(self, t: ArrayLike) -> np.ndarray:
         """Returns cos(t), as the sine of the rest of the quarter turn: exactly 0 at its end."""
         return np.sin(self.t_start - check_times(self, t))
 
-    def sigma(self, t):
+    def sigma(self, t: ArrayLike) -> np.ndarray:
         """Returns sin(t)."""
         return np.sin(check_times(self, t))
 
-    def derivatives(self, t):
+    def derivatives(self, t: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Returns (-sin(t), cos(t))."""
         return -self.sigma(t), self.alpha(t)
 
-    def lam(self, t):
+    def lam(self, t: ArrayLike) -> np.ndarray:
         """Returns -log(tan(t)), as log(alpha) - log(sigma)."""
         with np.errstate(divide="ignore"):
             return np.log(self.alpha(t)) - np.log(self.sigma(t))
 
-    def time(self, lam):
+    def time(self, lam: ArrayLike) -> np.ndarray:
         """Returns arctan(exp(-lam)), as the angle of (alpha, sigma): no lam is too large."""
         lam = np.asarray(lam, dtype=np.float64)
         alpha, sigma = np.logaddexp(0.0, -2.0 * lam), np.logaddexp(0.0, 2.0 * lam)
         return np.arctan2(np.exp(-0.5 * sigma), np.exp(-0.5 * alpha))
 
-    def to_dict(self):
+    def to_dict(self) -> dict:
         """Returns the schedule as a dict that JSON can hold; `from_dict` reads it."""
         return {"name": "trig", "t_min": self.t_min}

@@ -7,6 +7,7 @@ from inspect import signature
 from diffast.schedules.cosine import vp_cosine
 from diffast.schedules.discrete import from_betas
 from diffast.schedules.interpolants import flow, trig
+from diffast.schedules.protocol import Schedule
 from diffast.schedules.sigma_space import edm
 from diffast.schedules.vp import sub_vp, vp_linear
 
@@ -21,7 +22,7 @@ BUILDERS = {
 }
 
 
-def from_dict(record: dict):
+def from_dict(record: dict) -> Schedule:
     """Returns the schedule whose `to_dict()` is record; equal to the one that made it.
 
     A schedule's dict holds its name and its numbers and nothing else, so that JSON holds it to the

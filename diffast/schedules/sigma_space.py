@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffast.schedules.domain import check_times
 
@@ -50,38 +51,38 @@ class SigmaSpace:
     t_end, domain = 0.0, (0.0, np.inf)
 
     @property
-    def t_start(self):
+    def t_start(self) -> float:
         """Returns sigma_max."""
         return self.sigma_max
 
     @property
-    def t_min(self):
+    def t_min(self) -> float:
         """Returns sigma_min."""
         return self.sigma_min
 
-    def alpha(self, t):
+    def alpha(self, t: ArrayLike) -> np.ndarray:
         """Returns 1."""
         return np.ones_like(check_times(self, t))[()]
 
-    def sigma(self, t):
+    def sigma(self, t: ArrayLike) -> np.ndarray:
         """Returns t."""
         return +check_times(self, t)
 
-    def derivatives(self, t):
+    def derivatives(self, t: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Returns (0, 1)."""
         t = check_times(self, t)
         return np.zeros_like(t)[()], np.ones_like(t)[()]
 
-    def lam(self, t):
+    def lam(self, t: ArrayLike) -> np.ndarray:
         """Returns -log(t)."""
         with np.errstate(divide="ignore"):
             return -np.log(check_times(self, t))
 
-    def time(self, lam):
+    def time(self, lam: ArrayLike) -> np.ndarray:
         """Returns exp(-lam)."""
         return np.exp(-np.asarray(lam, dtype=np.float64))
 
-    def to_dict(self):
+    def to_dict(self) -> dict:
         """Returns the schedule as a dict that JSON can hold; `from_dict` reads it."""
         return {"name": "sigma_space", "sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffast.schedules.domain import check_lams, check_t_min, check_times
 
@@ -54,31 +55,31 @@ class VPLinear:
 
     t_start, t_end, domain = 1.0, 0.0, (0.0, 1.0)
 
-    def alpha(self, t):
+    def alpha(self, t: ArrayLike) -> np.ndarray:
         """Returns exp(-B/2)."""
         return np.exp(-0.5 * _integral(self, t))
 
-    def sigma(self, t):
+    def sigma(self, t: ArrayLike) -> np.ndarray:
         """Returns sqrt(1 - exp(-B))."""
         return np.sqrt(-np.expm1(-_integral(self, t)))
 
-    def derivatives(self, t):
+    def derivatives(self, t: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Returns (-beta alpha / 2, beta alpha^2 / (2 sigma)); the latter is inf at t = 0."""
         alpha, beta = self.alpha(t), _rate(self, t)
         with np.errstate(divide="ignore"):
             return -0.5 * beta * alpha, 0.5 * beta * alpha**2 / self.sigma(t)
 
-    def lam(self, t):
+    def lam(self, t: ArrayLike) -> np.ndarray:
         """Returns -(B + log(1 - exp(-B))) / 2."""
         b = _integral(self, t)
         with np.errstate(divide="ignore"):
             return -0.5 * (b + np.log(-np.expm1(-b)))
 
-    def time(self, lam):
+    def time(self, lam: ArrayLike) -> np.ndarray:
         """Returns t with B(t) = log(1 + exp(-2 lam))."""
         return _integral_time(self, np.logaddexp(0.0, -2.0 * check_lams(self, lam)))
 
-    def to_dict(self):
+    def to_dict(self) -> dict:
         """Returns the schedule as a dict that JSON can hold; `from_dict` reads it."""
         return {
             "name": "vp_linear",
@@ -98,30 +99,30 @@ class SubVP:
 
     t_start, t_end, domain = 1.0, 0.0, (0.0, 1.0)
 
-    def alpha(self, t):
+    def alpha(self, t: ArrayLike) -> np.ndarray:
         """Returns exp(-B/2)."""
         return np.exp(-0.5 * _integral(self, t))
 
-    def sigma(self, t):
+    def sigma(self, t: ArrayLike) -> np.ndarray:
         """Returns 1 - exp(-B)."""
         return -np.expm1(-_integral(self, t))
 
-    def derivatives(self, t):
+    def derivatives(self, t: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Returns (-beta alpha / 2, beta alpha^2)."""
         alpha, beta = self.alpha(t), _rate(self, t)
         return -0.5 * beta * alpha, beta * alpha**2
 
-    def lam(self, t):
+    def lam(self, t: ArrayLike) -> np.ndarray:
         """Returns -log(2 sinh(B/2)) = -B/2 - log(1 - exp(-B))."""
         b = _integral(self, t)
         with np.errstate(divide="ignore"):
             return -0.5 * b - np.log(-np.expm1(-b))
 
-    def time(self, lam):
+    def time(self, lam: ArrayLike) -> np.ndarray:
         """Returns t with B(t) = 2 asinh(exp(-lam) / 2)."""
         return _integral_time(self, 2.0 * np.arcsinh(0.5 * np.exp(-check_lams(self, lam))))
 
-    def to_dict(self):
+    def to_dict(self) -> dict:
         """Returns the schedule as a dict that JSON can hold; `from_dict` reads it."""
         return {
             "name": "sub_vp",

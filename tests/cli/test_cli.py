@@ -258,7 +258,7 @@ def test_profile_writes_numbers(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--adaptive", "nothing"], "pair 'nothing' is not known"),
+        (["--adaptive", "nothing"], "embedded solver 'nothing' is not known"),
         (["--adaptive", "--set", "rtol"], "'rtol' but NAME=VALUE is needed"),
         (["--adaptive", "--set", "rtol=0"], "rtol = 0, but it must be above 0"),
         (["--adaptive", "--set", "colour=3"], "unexpected keyword argument"),

@@ -56,7 +56,9 @@ def test_equals_the_numpy_executor_in_float64(name, solver):
     schedule = SCHEDULES[name]
     plan = SOLVERS[solver](schedule, grid_of(schedule))
     noise = ops.normal((4, 3), seed=9, dtype=torch.float64) * schedule.sigma(plan.times[:1])[0]
-    out = df.sample(df.Denoiser(Network(truth(schedule)), schedule), plan, noise=noise, seed=5)
+    out = df.sample(
+        df.Denoiser(Network(truth(schedule)), schedule, predicts="x0"), plan, x=noise, seed=5
+    )
     wanted = reference_points(plan, truth(schedule).x0, noise, seed=5)[-1]
     assert out.x.dtype == torch.float64
     np.testing.assert_allclose(out.x.numpy(), wanted, rtol=0, atol=1e-12 * float(noise.abs().max()))
@@ -73,7 +75,7 @@ def test_every_prediction_gives_the_same_samples(name, solver, predicts):
     plan = SOLVERS[solver](schedule, grid)
     noise = ops.normal((4, 3), seed=9, dtype=torch.float64)
     x0, other = (
-        df.sample(df.Denoiser(Network(truth(schedule), p), schedule, predicts=p), plan, noise=noise)
+        df.sample(df.Denoiser(Network(truth(schedule), p), schedule, predicts=p), plan, x=noise)
         for p in ("x0", predicts)
     )
     np.testing.assert_allclose(other.x.numpy(), x0.x.numpy(), rtol=0, atol=1e-10)
@@ -98,7 +100,7 @@ def test_guidance_is_one_batched_call_and_folds_into_the_step(solver, dtype):
         dtype=dtype,
     )
     state = noise if dtype is None else noise.float()
-    out = df.sample(denoiser, plan, noise=state)
+    out = df.sample(denoiser, plan, x=state)
     assert len(network.calls) == plan.stages
     assert {call[0] for call in network.calls} == {(8, 3)}
     assert {call[1] for call in network.calls} == {dtype or torch.float64}
@@ -130,9 +132,9 @@ def test_guidance_interval_calls_the_network_on_half_the_rows_outside_it():
     def scale(t):
         return 3.0 if 0.1 < t < 5 else (0.0 if t >= 5 else 1.0)
 
-    denoiser = df.Denoiser(network, schedule, guidance=scale, **conditions)
+    denoiser = df.Denoiser(network, schedule, "x0", guidance=scale, **conditions)
     noise = ops.normal((3, 3), seed=2, dtype=torch.float64) * 80
-    out = df.sample(denoiser, plan, noise=noise)
+    out = df.sample(denoiser, plan, x=noise)
     rows = [call[0][0] for call in network.calls]
     assert rows == [6 if 0.1 < t < 5 else 3 for t in plan.times]
     assert {3, 6} == set(rows)
@@ -170,23 +172,23 @@ def test_clamp_hook_and_preview_agree_with_the_specification(solver, guided):
     def look(p):
         previews.append((p.x0.clone(), p.x.clone()))
 
-    with_clamp = df.sample(denoiser, plan, noise=noise, clamp=(low, high), callback=look)
+    with_clamp = df.sample(denoiser, plan, x=noise, clamp=(low, high), callback=look)
     points = reference_points(plan, clamped, noise)
     np.testing.assert_allclose(with_clamp.x.numpy(), points[-1], rtol=0, atol=1e-11)
     for i, (x0, x) in enumerate(previews):
         np.testing.assert_allclose(x.numpy(), points[i + 1], rtol=0, atol=1e-11)
         wanted = clamped(points[i], plan.times[i])
         np.testing.assert_allclose(x0.numpy(), wanted, rtol=0, atol=1e-11)
-    quiet = df.sample(denoiser, plan, noise=noise, clamp=(low, high))
+    quiet = df.sample(denoiser, plan, x=noise, clamp=(low, high))
     assert torch.equal(quiet.x, with_clamp.x)
 
     def hook(x0, stage):
         return x0.clamp(low, high)
 
-    hooked = df.sample(denoiser, plan, noise=noise, on_x0=hook)
+    hooked = df.sample(denoiser, plan, x=noise, on_x0=hook)
     np.testing.assert_allclose(hooked.x.numpy(), points[-1], rtol=0, atol=1e-11)
-    plain = df.sample(denoiser, plan, noise=noise)
-    seen = df.sample(denoiser, plan, noise=noise, callback=lambda p: None)
+    plain = df.sample(denoiser, plan, x=noise)
+    seen = df.sample(denoiser, plan, x=noise, callback=lambda p: None)
     assert torch.equal(plain.x, seen.x)
     assert not torch.equal(plain.x, quiet.x)
 
@@ -206,7 +208,7 @@ def test_long_histories_are_kept_and_their_buffers_reused():
     assert (plan.history, lower(plan, df.Prediction(schedule, "x0")).slots) == (3, 3)
     noise = ops.normal((5, 3), seed=4, dtype=torch.float64) * 80
     network = Network(truth(schedule), "epsilon")
-    out = df.sample(df.Denoiser(network, schedule, predicts="epsilon"), plan, noise=noise)
+    out = df.sample(df.Denoiser(network, schedule, predicts="epsilon"), plan, x=noise)
     wanted = reference_points(plan, truth(schedule).x0, noise)[-1]
     np.testing.assert_allclose(out.x.numpy(), wanted, rtol=0, atol=1e-10)
 
@@ -220,15 +222,15 @@ def test_entries_that_are_slopes_work_like_entries_that_are_estimates():
     x, entry = {"x": 1.0, "h0": np.diff(grid)}, {"x": slope, "d": -slope}
     plan = one_call_plan("slopes", schedule, grid, x, h=entry)
     noise = ops.normal((5, 3), seed=4, dtype=torch.float64) * 80
-    denoiser = df.Denoiser(Network(truth(schedule)), schedule)
-    first, second = (df.sample(denoiser, p, noise=noise).x for p in (base, plan))
+    denoiser = df.Denoiser(Network(truth(schedule)), schedule, predicts="x0")
+    first, second = (df.sample(denoiser, p, x=noise).x for p in (base, plan))
     np.testing.assert_allclose(first.numpy(), second.numpy(), rtol=0, atol=1e-11)
 
 
 def test_a_sample_does_not_depend_on_its_batch():
     schedule = SCHEDULES["vp_linear"]
     plan = df.solvers.euler_ancestral(schedule, df.grids.karras(schedule, 7))
-    denoiser = df.Denoiser(Network(truth(schedule)), schedule)
+    denoiser = df.Denoiser(Network(truth(schedule)), schedule, predicts="x0")
     ids = [7, -3, 2**62, 0, 11]
     together = df.sample(denoiser, plan, shape=(5, 3), seed=1, ids=ids)
     for row, i in enumerate(ids):
@@ -247,7 +249,7 @@ def test_initial_noise_has_the_level_of_the_first_time():
         first.append(x.clone())
         return x * 0
 
-    df.sample(df.Denoiser(network, schedule), plan, shape=(1, 4096), seed=3)
+    df.sample(df.Denoiser(network, schedule, predicts="x0"), plan, shape=(1, 4096), seed=3)
     assert torch.equal(first[0], ops.normal((1, 4096), seed=3, scale=80.0))
 
 
@@ -256,7 +258,7 @@ def test_results_are_ordinary_tensors_and_the_noise_is_left_alone():
     plan = df.solvers.heun(schedule, df.grids.karras(schedule, 4))
     noise = torch.randn(3, 3, generator=torch.Generator().manual_seed(0)) * 80
     kept = noise.clone()
-    out = df.sample(df.Denoiser(Network(truth(schedule)), schedule), plan, noise=noise)
+    out = df.sample(df.Denoiser(Network(truth(schedule)), schedule, predicts="x0"), plan, x=noise)
     assert torch.equal(noise, kept)
     assert not out.x.is_inference()
     weight = torch.ones(3, requires_grad=True)
@@ -274,7 +276,7 @@ def test_the_network_sees_times_of_the_batch_and_eval_outputs_may_be_strided():
         seen.append((t.clone(), torch.is_inference_mode_enabled()))
         return (x * 0.5).to(memory_format=torch.channels_last)
 
-    out = df.sample(df.Denoiser(network, schedule), plan, shape=(2, 3, 4, 4))
+    out = df.sample(df.Denoiser(network, schedule, predicts="x0"), plan, shape=(2, 3, 4, 4))
     assert out.x.is_contiguous()
     times = torch.stack([t for t, _ in seen])
     assert times.shape == (5, 2)
@@ -286,8 +288,12 @@ def test_the_network_sees_times_of_the_batch_and_eval_outputs_may_be_strided():
 def test_network_outputs_in_a_box_are_unpacked(wrap):
     schedule = SCHEDULES["edm"]
     plan = df.solvers.euler(schedule, df.grids.karras(schedule, 3))
-    plain = df.sample(df.Denoiser(lambda x, t: x * 0.1, schedule), plan, shape=(2, 5))
-    boxed = df.sample(df.Denoiser(lambda x, t: wrap(x * 0.1), schedule), plan, shape=(2, 5))
+    plain = df.sample(
+        df.Denoiser(lambda x, t: x * 0.1, schedule, predicts="x0"), plan, shape=(2, 5)
+    )
+    boxed = df.sample(
+        df.Denoiser(lambda x, t: wrap(x * 0.1), schedule, predicts="x0"), plan, shape=(2, 5)
+    )
     assert torch.equal(plain.x, boxed.x)
 
 
@@ -308,7 +314,9 @@ def test_callback_interrupts_and_returns_the_preview():
         assert p.time == plan.times[p.stage]
         return p.stage == 3
 
-    out = df.sample(df.Denoiser(network, schedule), plan, shape=(2, 3), callback=stop)
+    out = df.sample(
+        df.Denoiser(network, schedule, predicts="x0"), plan, shape=(2, 3), callback=stop
+    )
     assert not out.completed
     assert len(network.calls) == 4
     assert out.nfe.tolist() == [4, 4]
@@ -329,7 +337,9 @@ def test_bad_network_output_is_reported_with_stage_and_sample(value):
         return y
 
     with pytest.raises(FloatingPointError, match=r"network's output.*stage 3 .*sample 2 \(id 30\)"):
-        df.sample(df.Denoiser(network, schedule), plan, shape=(4, 3), ids=[10, 20, 30, 40])
+        df.sample(
+            df.Denoiser(network, schedule, predicts="x0"), plan, shape=(4, 3), ids=[10, 20, 30, 40]
+        )
     assert len(calls) == 4
 
 
@@ -366,23 +376,25 @@ def test_bad_arguments_name_the_two_facts(change, message):
     if "noise" in change and "shape" not in change:
         call["shape"] = None
     with pytest.raises(ValueError, match=message):
-        df.sample(df.Denoiser(lambda x, t: x, schedule), plan, **call)
+        df.sample(df.Denoiser(lambda x, t: x, schedule, predicts="x0"), plan, **call)
 
 
 def test_plan_and_denoiser_must_share_the_schedule():
     plan = df.solvers.euler(SCHEDULES["edm"], df.grids.karras(SCHEDULES["edm"], 3))
     with pytest.raises(ValueError, match="the plan is for .* but the denoiser for"):
-        df.sample(df.Denoiser(lambda x, t: x, SCHEDULES["flow"]), plan, shape=(2, 3))
+        df.sample(df.Denoiser(lambda x, t: x, SCHEDULES["flow"], predicts="x0"), plan, shape=(2, 3))
 
 
 def test_wrong_network_shapes_hooks_and_in_place_networks_are_refused():
     schedule = SCHEDULES["edm"]
     plan = df.solvers.euler(schedule, df.grids.karras(schedule, 3))
     with pytest.raises(ValueError, match=r"given x of shape \[2, 3\] but returned \[2, 2\]"):
-        df.sample(df.Denoiser(lambda x, t: x[:, :2], schedule), plan, shape=(2, 3))
+        df.sample(df.Denoiser(lambda x, t: x[:, :2], schedule, predicts="x0"), plan, shape=(2, 3))
     with pytest.raises(ValueError, match="wrote into its input at stage 0"):
-        df.sample(df.Denoiser(lambda x, t: x.mul_(0.5), schedule), plan, shape=(2, 3))
-    denoiser = df.Denoiser(lambda x, t: x * 0.5, schedule)
+        df.sample(
+            df.Denoiser(lambda x, t: x.mul_(0.5), schedule, predicts="x0"), plan, shape=(2, 3)
+        )
+    denoiser = df.Denoiser(lambda x, t: x * 0.5, schedule, predicts="x0")
     with pytest.raises(ValueError, match=r"on_x0 was given \[2, 3\] but returned NoneType"):
         df.sample(denoiser, plan, shape=(2, 3), on_x0=lambda x0, i: None)
 
@@ -390,15 +402,19 @@ def test_wrong_network_shapes_hooks_and_in_place_networks_are_refused():
 def test_a_network_may_return_its_input():
     schedule = SCHEDULES["edm"]
     plan = df.solvers.dpmpp_2m(schedule, df.grids.karras(schedule, 5))
-    same = df.sample(df.Denoiser(lambda x, t: x, schedule), plan, shape=(2, 3))
-    copy = df.sample(df.Denoiser(lambda x, t: x.clone(), schedule), plan, shape=(2, 3))
+    same = df.sample(df.Denoiser(lambda x, t: x, schedule, predicts="x0"), plan, shape=(2, 3))
+    copy = df.sample(
+        df.Denoiser(lambda x, t: x.clone(), schedule, predicts="x0"), plan, shape=(2, 3)
+    )
     assert torch.equal(same.x, copy.x)
 
 
 def test_an_empty_batch_is_fine():
     schedule = SCHEDULES["edm"]
     plan = df.solvers.heun(schedule, df.grids.karras(schedule, 3))
-    out = df.sample(df.Denoiser(lambda x, t: x, schedule), plan, shape=(0, 3, 4), ids=[])
+    out = df.sample(
+        df.Denoiser(lambda x, t: x, schedule, predicts="x0"), plan, shape=(0, 3, 4), ids=[]
+    )
     assert out.x.shape == (0, 3, 4)
     assert out.nfe.shape == (0,)
 

@@ -96,7 +96,11 @@ def test_pictures_change_less_and_less_with_the_number_of_steps(name, options):
         ends = []
         for n in counts:
             plan = plan_of(name, options, df.grids.karras(EDM, n))
-            ends.append(df.sample(denoiser, plan, shape, seed=3, path=path).x.double())
+            ends.append(
+                df.sample(
+                    denoiser, plan, shape, seed=3, noise="path" if path else "counter"
+                ).x.double()
+            )
         pairs = zip(ends[:-1], ends[1:], strict=True)
         changes[path] = [float((a - b).abs().mean()) for a, b in pairs]
     slope = np.polyfit(np.log(counts[:-1]), np.log(changes[True]), 1)[0]
@@ -147,7 +151,7 @@ def test_the_variance_of_samples_is_the_plan_s(name, options, path):
         return v / (v + t.reshape(-1, 1).to(x.dtype) ** 2) * x
 
     denoiser = df.Denoiser(network, EDM, predicts="x0")
-    x = df.sample(denoiser, plan, (1, 2**17), seed=5, path=path).x
+    x = df.sample(denoiser, plan, (1, 2**17), seed=5, noise="path" if path else "counter").x
     wanted = variance(plan, v, path) * (v + EDM.sigma(plan.end) ** 2)
     # The initial state is sigma eps alone, in place of x0 + sigma eps.
     unit = variance_of_start(plan, v)
@@ -165,11 +169,11 @@ def variance_of_start(plan, v):
 def test_sample_b_is_the_same_in_every_batch_and_with_every_seed_of_its_own():
     denoiser, _ = exact(EDM)
     plan = df.solvers.dpmpp_2m_sde(EDM, df.grids.karras(EDM, 8))
-    whole = df.sample(denoiser, plan, (4, 2), seed=2, ids=[5, -1, 8, 0], path=True).x
+    whole = df.sample(denoiser, plan, (4, 2), seed=2, ids=[5, -1, 8, 0], noise="path").x
     for b, sample in enumerate((5, -1, 8, 0)):
-        alone = df.sample(denoiser, plan, (1, 2), seed=2, ids=[sample], path=True).x
+        alone = df.sample(denoiser, plan, (1, 2), seed=2, ids=[sample], noise="path").x
         assert_same_bits(alone, whole[b : b + 1])
-    other = df.sample(denoiser, plan, (4, 2), seed=3, ids=[5, -1, 8, 0], path=True).x
+    other = df.sample(denoiser, plan, (4, 2), seed=3, ids=[5, -1, 8, 0], noise="path").x
     assert not torch.equal(other, whole)
 
 
@@ -179,21 +183,21 @@ def test_it_is_draw_with_a_path():
     spans = plan.spans
     path = BrownianPath(FLOW, shape, 4, spans=spans[drawn(plan)])
     wanted = df.sample(
-        denoiser, plan, shape, seed=4, draw=lambda stage: path.increment(*spans[stage])
+        denoiser, plan, shape, seed=4, noise=lambda stage: path.increment(*spans[stage])
     )
-    assert_same_bits(df.sample(denoiser, plan, shape, seed=4, path=True).x, wanted.x)
+    assert_same_bits(df.sample(denoiser, plan, shape, seed=4, noise="path").x, wanted.x)
 
 
 def test_float64_states_and_plans_without_noise():
     denoiser, shape = exact(EDM)
     noise = 80 * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     plan = df.solvers.seeds_2(EDM, df.grids.karras(EDM, 8))
-    wide = df.sample(denoiser, plan, noise=noise, path=True).x
-    single = df.sample(denoiser, plan, noise=noise.float(), path=True).x
+    wide = df.sample(denoiser, plan, x=noise, noise="path").x
+    single = df.sample(denoiser, plan, x=noise.float(), noise="path").x
     assert wide.dtype == torch.float64 and (wide - single).abs().max() < 1e-3
     plan = df.solvers.dpmpp_2m(EDM, df.grids.karras(EDM, 8))
     assert_same_bits(
-        df.sample(denoiser, plan, shape, path=True).x, df.sample(denoiser, plan, shape).x
+        df.sample(denoiser, plan, shape, noise="path").x, df.sample(denoiser, plan, shape).x
     )
 
 
@@ -206,20 +210,20 @@ def test_plans_that_put_noise_back_are_refused_before_anything_runs(name, option
     denoiser = df.Denoiser(network, EDM, predicts="x0")
     message = r"sample: (churn|restart)\(heun.* puts noise back .* a path goes from noise to data"
     with pytest.raises(ValueError, match=message):
-        df.sample(denoiser, plan, (2, 2), path=True)
+        df.sample(denoiser, plan, (2, 2), noise="path")
     with pytest.raises(ValueError, match="draw is given and path is true"):
-        df.sample(denoiser, plan, (2, 2), path=True, draw=lambda stage: None)
+        df.sample(denoiser, plan, (2, 2), noise="path", noise=lambda stage: None)
     late = df.solvers.churn(EDM, df.grids.karras(EDM, 8), s_churn=5.0, s_tmax=1.0)
     assert late.nfe == late.stages
     with pytest.raises(ValueError, match=r"puts noise back at stage \d+, from t = .* to t = "):
-        df.sample(denoiser, late, (2, 2), path=True)
+        df.sample(denoiser, late, (2, 2), noise="path")
 
 
 def test_path_by_the_name_of_its_noise():
     plan = plan_of("euler_ancestral", {}, df.grids.karras(EDM, 4))
     denoiser = df.Denoiser(Network(Mixture(EDM, [[0.5, -0.5]])), EDM, predicts="x0")
     named = df.sample(denoiser, plan, shape=(3, 2), noise="path", seed=2)
-    assert torch.equal(named.x, df.sample(denoiser, plan, shape=(3, 2), path=True, seed=2).x)
+    assert torch.equal(named.x, df.sample(denoiser, plan, shape=(3, 2), noise="path", seed=2).x)
     assert not torch.equal(named.x, df.sample(denoiser, plan, shape=(3, 2), seed=2).x)
     with pytest.raises(ValueError, match="noise is 'tree' but must be a tensor or 'path'"):
         df.sample(denoiser, plan, shape=(3, 2), noise="tree")

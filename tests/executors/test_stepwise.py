@@ -27,7 +27,7 @@ from diffast.executors.stepwise import Stepper
 def test_every_solver_gives_the_bits_of_sample(name):
     plan, noise = plan_of(name), noise_of()
     denoiser = df.Denoiser(network, VP, predicts="v")
-    wanted = df.sample(denoiser, plan, noise=noise, seed=7, ids=IDS).x
+    wanted = df.sample(denoiser, plan, x=noise, seed=7, ids=IDS).x
     stepper = Stepper(plan, denoiser)
     together = run(stepper, *stepper.start(noise, seed=7, ids=IDS))
     assert torch.equal(together.x, wanted)
@@ -45,8 +45,8 @@ def test_every_solver_gives_the_bits_of_sample(name):
 def test_other_schedules_give_the_bits_of_sample(schedule, name):
     plan = BUILDERS[name](schedule, df.grids.uniform_time(schedule, 5))
     noise = noise_of() * float(schedule.sigma(plan.start))
-    denoiser = df.Denoiser(lambda x, t: network(x, t * 0.1), schedule)
-    wanted = df.sample(denoiser, plan, noise=noise, seed=7, ids=IDS).x
+    denoiser = df.Denoiser(lambda x, t: network(x, t * 0.1), schedule, predicts="x0")
+    wanted = df.sample(denoiser, plan, x=noise, seed=7, ids=IDS).x
     stepper, call = Stepper(plan, denoiser), denoiser.network
     assert torch.equal(run(stepper, *stepper.start(noise, seed=7, ids=IDS), call=call).x, wanted)
     assert torch.equal(run(stepper, *staggered(stepper, noise, call=call), call=call).x, wanted)
@@ -71,7 +71,7 @@ def test_dtypes_give_the_bits_of_sample(name, state, half):
 
     plan, noise = plan_of(name), noise_of(dtype=state)
     denoiser = df.Denoiser(call, VP, predicts="v", dtype=half)
-    wanted = df.sample(denoiser, plan, noise=noise, seed=7, ids=IDS).x
+    wanted = df.sample(denoiser, plan, x=noise, seed=7, ids=IDS).x
     stepper = Stepper(plan, denoiser, dtype=half)
     for begin in (stepper.start(noise, seed=7, ids=IDS), staggered(stepper, noise, call=call)):
         ended = run(stepper, *begin, call=call)
@@ -86,7 +86,7 @@ def test_dtypes_give_the_bits_of_sample(name, state, half):
 @some
 def test_guidance_takes_pairs_and_gives_the_bits_of_sample(name, scale):
     plan, noise, denoiser = plan_of(name), noise_of(), guided(scale)
-    wanted = df.sample(denoiser, plan, noise=noise, seed=7, ids=IDS).x
+    wanted = df.sample(denoiser, plan, x=noise, seed=7, ids=IDS).x
     stepper = Stepper(plan, denoiser)
     for begin in (stepper.start(noise, seed=7, ids=IDS), staggered(stepper, noise, call=pair)):
         assert torch.equal(run(stepper, *begin, call=pair).x, wanted)
@@ -96,15 +96,15 @@ def test_guidance_takes_pairs_and_gives_the_bits_of_sample(name, scale):
 def test_clamp_and_hook_give_the_bits_of_sample(name):
     plan, noise = plan_of(name), noise_of()
     denoiser = df.Denoiser(network, VP, predicts="v")
-    clamped = df.sample(denoiser, plan, noise=noise, seed=7, ids=IDS, clamp=(-0.3, 0.25)).x
-    assert not torch.equal(clamped, df.sample(denoiser, plan, noise=noise, seed=7, ids=IDS).x)
+    clamped = df.sample(denoiser, plan, x=noise, seed=7, ids=IDS, clamp=(-0.3, 0.25)).x
+    assert not torch.equal(clamped, df.sample(denoiser, plan, x=noise, seed=7, ids=IDS).x)
 
     def hook(x0, stage):
         shape = (-1, *[1] * (x0.dim() - 1))
         stage = stage.view(shape) if isinstance(stage, torch.Tensor) else stage
         return x0 * 0.5 + 0.125 * stage
 
-    hooked = df.sample(denoiser, plan, noise=noise, seed=7, ids=IDS, on_x0=hook).x
+    hooked = df.sample(denoiser, plan, x=noise, seed=7, ids=IDS, on_x0=hook).x
     for options, wanted in (({"clamp": (-0.3, 0.25)}, clamped), ({"on_x0": hook}, hooked)):
         stepper = Stepper(plan, denoiser, **options)
         for begin in (stepper.start(noise, seed=7, ids=IDS), staggered(stepper, noise)):
@@ -116,10 +116,10 @@ def test_given_noise_gives_the_bits_of_sample_with_draw(name):
     plan, noise = plan_of(name), noise_of()
     fresh = {i: ops.normal((4, 5), seed=100 + i) for i in range(-1, plan.stages)}
     denoiser = df.Denoiser(network, VP, predicts="v")
-    wanted = df.sample(denoiser, plan, noise=noise, draw=fresh.__getitem__).x
-    stepper = Stepper(plan, denoiser, given_noise=True)
+    wanted = df.sample(denoiser, plan, x=noise, noise=fresh.__getitem__).x
+    stepper = Stepper(plan, denoiser, noise="given")
     for each in (False, True):
-        state, x, t = stepper.start(noise, noise=fresh[-1], each=each)
+        state, x, t = stepper.start(noise, z=fresh[-1], each=each)
         for i in range(plan.stages):
             z = fresh[i] if stepper.draws else None
             state, x, t = stepper.step(state, network(x, t), z)
@@ -135,7 +135,7 @@ def test_plans_of_different_solvers_lengths_and_guidance_share_a_batch():
     ]
     stepper, noise = Stepper(pairs), noise_of()
     wanted = [
-        df.sample(denoiser, plan, noise=noise, seed=7, ids=IDS).x[b]
+        df.sample(denoiser, plan, x=noise, seed=7, ids=IDS).x[b]
         for b, (plan, denoiser) in enumerate(pairs)
     ]
     at_once = stepper.start(noise, plan=[0, 1, 2, 3], seed=7, ids=IDS)
@@ -156,7 +156,7 @@ def test_plans_of_different_solvers_lengths_and_guidance_share_a_batch():
 def test_samples_join_and_leave_mid_run(name):
     plan, noise = plan_of(name), noise_of()
     denoiser = df.Denoiser(network, VP, predicts="v")
-    wanted = df.sample(denoiser, plan, noise=noise, seed=7, ids=IDS).x
+    wanted = df.sample(denoiser, plan, x=noise, seed=7, ids=IDS).x
     stepper = Stepper(plan, denoiser)
     state = run(stepper, *stepper.start(noise, seed=7, ids=IDS), steps=3)
     first = stepper.select(state, torch.tensor([2, 0]))
@@ -167,7 +167,7 @@ def test_samples_join_and_leave_mid_run(name):
     assert torch.equal(state.x, wanted[[2, 0, 1, 3]])
     assert state.ids.tolist() == [IDS[2], IDS[0], IDS[1], IDS[3]]
     # every run keeps its seed
-    other = df.sample(denoiser, plan, noise=noise, seed=8, ids=IDS).x
+    other = df.sample(denoiser, plan, x=noise, seed=8, ids=IDS).x
     one, two = (run(stepper, *stepper.start(noise, seed=s, ids=IDS), steps=2) for s in (7, 8))
     both = stepper.join(one, two)
     both = run(stepper, both, both.x, stepper.time(both))
@@ -198,7 +198,7 @@ def test_an_ended_sample_stays_whatever_finite_output_comes(name):
 def test_a_bad_output_touches_its_own_sample_alone(name, each, value):
     plan, noise = plan_of(name), noise_of()
     denoiser = df.Denoiser(network, VP, predicts="v")
-    wanted = df.sample(denoiser, plan, noise=noise, seed=7, ids=IDS).x
+    wanted = df.sample(denoiser, plan, x=noise, seed=7, ids=IDS).x
     stepper = Stepper(plan, denoiser)
     state, x, t = stepper.start(noise, seed=7, ids=IDS, each=each)
     for i in range(plan.stages):

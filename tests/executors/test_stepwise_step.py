@@ -79,7 +79,7 @@ def test_estimates_are_those_of_progress(kind):
 
     options = {"clamp": {"clamp": (-0.3, 0.25)}, "hook": {"on_x0": hook}}.get(kind, {})
     seen = []
-    df.sample(denoiser, plan, noise=noise, callback=lambda p: seen.append(p.x0.clone()), **options)
+    df.sample(denoiser, plan, x=noise, callback=lambda p: seen.append(p.x0.clone()), **options)
     stepper = Stepper(plan, denoiser, **options)
     for each in (False, True):
         state, x, t = stepper.start(noise, each=each)

@@ -13,7 +13,8 @@ import torch
 from op_cases import CLAMPS, FLOATS, Case, assert_same_bits, into, random_tensor
 
 from diffast import ops
-from diffast.ops import reference
+from diffast.ops.combine import reference
+from diffast.ops.normal import reference as reference_normal
 
 pytestmark = [
     pytest.mark.gpu,
@@ -33,7 +34,7 @@ SPECIFICATION = {
     "combine.table": reference.combine_table,
     "combine.out": reference.combine_out,
     "combine.table_out": reference.combine_table_out,
-    "normal.out": reference.normal_out,
+    "normal.out": reference_normal.normal_out,
 }
 
 
@@ -43,9 +44,10 @@ def backend(request):
     if request.param == "loaded":
         return LOADED
     pytest.importorskip("triton")
-    from diffast.ops import triton
+    from diffast.ops.combine import triton as combine
+    from diffast.ops.normal import triton as normal
 
-    return triton.IMPLEMENTATIONS
+    return combine.IMPLEMENTATIONS | normal.IMPLEMENTATIONS
 
 
 def on_gpu(value):
@@ -141,7 +143,7 @@ def test_normal(backend, dtype, size):
         call = (ids, (i - 1) * 2**62 - 7, i << 28 | 77, scale)
         (out,), wanted = poisoned((4, size), (dtype,), i), torch.empty(4, size, dtype=dtype)
         backend["normal.out"](*on_gpu(call), out)
-        reference.normal_out(*call, wanted)
+        reference_normal.normal_out(*call, wanted)
         assert_same_bits(out.cpu(), wanted, (size, scale))
 
 

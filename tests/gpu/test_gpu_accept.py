@@ -13,7 +13,7 @@ from op_cases import FLOATS
 from test_accept import plain_call
 
 from diffast import ops
-from diffast.ops import reference_accept
+from diffast.ops.accept import reference as reference_accept
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,7 +26,7 @@ def op(request):
     if request.param == "loaded":
         return ops.accept
     pytest.importorskip("triton")
-    from diffast.ops import triton_accept
+    from diffast.ops.accept import triton as triton_accept
 
     return triton_accept.accept
 

@@ -39,7 +39,7 @@ def test_same_samples_as_on_the_cpu(name):
     out = sample(name, (9, 3), seed=2)
     given = df.Denoiser(Gaussian(VP, spectrum(3)), VP, predicts="x0")
     host = df.sample_adaptive(given, name.split(",")[0], (9, 3), seed=2, **METHODS[name])
-    assert out.finished.all()
+    assert out.fine.all()
     assert torch.allclose(out.x.cpu(), host.x, atol=2e-3, rtol=1e-3)
 
 

@@ -22,7 +22,7 @@ def brownian_out(request):
     if request.param == "loaded":
         return ops.brownian_out
     pytest.importorskip("triton")
-    from diffast.ops import triton_brownian
+    from diffast.ops.brownian import triton as triton_brownian
 
     return triton_brownian.brownian_out
 

@@ -61,7 +61,7 @@ def test_stepper_does_not_wait(no_waits):
         df.solvers.dpmpp_2m(schedule, df.grids.karras(schedule, 9)),
         df.solvers.dpmpp_2m_sde(schedule, df.grids.karras(schedule, 7)),
     ]
-    reads = df.Prediction(schedule)
+    reads = df.Prediction(schedule, predicts="x0")
     results = {}
     for device in ("cpu", "cuda"):
         stepper = df.Stepper([(plan, reads) for plan in plans], device=device)

@@ -10,7 +10,7 @@ from op_cases import FLOATS, assert_same_bits
 from test_gpu import on_gpu, poisoned
 
 from diffast import ops
-from diffast.ops import reference_error
+from diffast.ops.combine_error import reference as reference_error
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,7 +29,7 @@ def backend(request):
     if request.param == "loaded":
         return LOADED
     pytest.importorskip("triton")
-    from diffast.ops import triton_error
+    from diffast.ops.combine_error import triton as triton_error
 
     return triton_error.IMPLEMENTATIONS
 

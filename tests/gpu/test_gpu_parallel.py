@@ -35,14 +35,6 @@ def test_it_is_the_sequential_result(name, method):
     assert (close.x - wanted).norm() <= 1e-2 * wanted.norm()
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 16])
-def test_chunks_of_the_walk_settle_on_the_same_result(chunk):
-    plan = plan_of("ddim", 50)
-    wanted = df.sample(DENOISER, plan, (1, 64), seed=4, device="cuda").x
-    made = df.sample_parallel(DENOISER, plan, (1, 64), seed=4, device="cuda", tol=0.0, chunk=chunk)
-    assert torch.equal(made.x, wanted)
-
-
 def test_speculation_runs():
     plan = plan_of("ddpm")
     made = df.sample_parallel(DENOISER, plan, (64, 10), seed=4, device="cuda", method="speculative")

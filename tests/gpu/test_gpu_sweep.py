@@ -10,7 +10,7 @@ from test_gpu import on_gpu
 from walk_cases import Walks, assert_close_sums, check_gram, check_negative_zeros, gram_case
 
 from diffast import ops
-from diffast.ops import reference_sweep
+from diffast.ops.sweep import reference as reference_sweep
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,7 +24,8 @@ def backend(request):
     if request.param == "loaded":
         return {"sweep": ops.sweep, "gram": ops.gram}
     pytest.importorskip("triton")
-    from diffast.ops import triton_gram, triton_sweep
+    from diffast.ops.gram import triton as triton_gram
+    from diffast.ops.sweep import triton as triton_sweep
 
     return triton_gram.IMPLEMENTATIONS | triton_sweep.IMPLEMENTATIONS
 

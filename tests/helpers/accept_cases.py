@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from op_cases import FLOATS, assert_guards, assert_same_bits, guarded, placed
 
-from diffast.ops import reference_accept
+from diffast.ops.accept import reference as reference_accept
 from diffast.ops.schema import CONTROLS, COUNTS, FLAGS, RULE
 
 INF, NAN = float("inf"), float("nan")

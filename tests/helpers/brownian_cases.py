@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from op_cases import assert_guards, assert_same_bits, guarded
 
-from diffast.ops import reference_brownian
+from diffast.ops.brownian import reference as reference_brownian
 
 SIZES = (0, 1, 3, 4, 7, 63, 64, 1000, 1028, 4097)
 DTYPES = (torch.float32, torch.float64)

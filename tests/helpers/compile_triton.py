@@ -14,7 +14,9 @@ from triton.compiler import ASTSource
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from diffast.ops import triton as ops
+from diffast.ops.combine import triton as ops
+from diffast.ops.launch import LARGE_BLOCK
+from diffast.ops.normal import triton as normal
 
 ARCHITECTURES = (80, 90, 100)
 HALVES = ("*fp16", "*bf16")
@@ -59,7 +61,7 @@ def combine_source(xs, ys, noises=0, table=False, clamp=False, status=False, ids
     arguments |= {"p_ids": "*i64"} if ids else {}
     arguments |= {"p_status": "*i64"} if status else {}
     constants = {"INPUTS": len(xs), "ROWS": rows, "HIDDEN": 0, "NOISES": noises, "CLAMP": clamp}
-    constants["BLOCK"] = ops._BLOCK
+    constants["BLOCK"] = LARGE_BLOCK
     return source(ops.combine_kernel, arguments, constants, {"p_xs": len(xs), "p_ys": rows})
 
 
@@ -67,7 +69,7 @@ def normal_source(y):
     """Returns the source of normal_kernel for an output of type `y`."""
     arguments = {"p_y": y, "p_ids": "*i64", "scale": "fp32", "elements": "i32"}
     arguments |= dict.fromkeys(("seed_lo", "seed_hi", "word"), "i32")
-    return source(ops.normal_kernel, arguments, {"BLOCK": ops._BLOCK}, {"p_y": 0})
+    return source(normal.normal_kernel, arguments, {"BLOCK": LARGE_BLOCK}, {"p_y": 0})
 
 
 def look(xs, ys, options, arch):
@@ -136,7 +138,7 @@ def count_launches():
     ops.combine_out([x], [1.0, 0.0], [], status, clamp=[0.0, 1.0])
     found["combine, nothing but a status"] = distinct()
     for i, seed in enumerate(seeds):
-        ops.normal_out(torch.arange(3), seed, i * i, 0.5 * i, x)
+        normal.normal_out(torch.arange(3), seed, i * i, 0.5 * i, x)
     found["normal, other seeds, stages and scales"] = distinct()
     return found
 

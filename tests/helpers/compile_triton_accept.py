@@ -13,7 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from diffast.ops import triton_accept as ops
+from diffast.ops.accept import triton as ops
 
 # Slots, or the types of the planes of each copy.
 DECIDE = {"no slots": 0, "four slots": 4}
@@ -45,7 +45,7 @@ def decide_source(slots):
 def copy_source(types):
     routes = tuple(range(len(types)))
     arguments = {"p_from": types, "p_to": types, "p_route": "*i32", "elements": "i32"}
-    constants = {"ROUTES": routes, "COPIES": len(types), "BLOCK": ops._BLOCK}
+    constants = {"ROUTES": routes, "COPIES": len(types), "BLOCK": ops.LARGE_BLOCK}
     pointers = {"p_from": len(types), "p_to": len(types)}
     return source(ops.copy_kernel, arguments, constants, pointers)
 

@@ -1,4 +1,4 @@
-"""Run by test_compile_brownian.py in a process of its own: compiles triton_brownian.py's kernel.
+"""Run by test_compile_brownian.py in a process of its own: compiles brownian/triton.py.
 
 Prints one line of JSON: what the PTX of each case holds, and how many kernels the launcher asked
 for.
@@ -14,8 +14,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from diffast.ops import triton_brownian as ops
-from diffast.ops.triton import _BLOCK
+from diffast.ops.brownian import triton as ops
+from diffast.ops.launch import LARGE_BLOCK
 
 NAMES = ("ld.global.v4", "st.global.v4", "div.rn", "sqrt.rn")
 
@@ -28,7 +28,7 @@ def look(known, value, arch):
     arguments |= {"p_value": "*fp32"} if value else {}
     pointers = {name: 0 for name in ("p_last", "p_increment", "p_value") if name in arguments}
     compiled = triton.compile(
-        source(ops.brownian_kernel, arguments, {"BLOCK": _BLOCK}, pointers),
+        source(ops.brownian_kernel, arguments, {"BLOCK": LARGE_BLOCK}, pointers),
         target=GPUTarget("cuda", arch, 32),
         options={"num_warps": 4, "enable_fp_fusion": False},
     )

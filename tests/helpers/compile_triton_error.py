@@ -1,4 +1,4 @@
-"""Run by test_compile_error.py in a process of its own: compiles the kernels of triton_error.py.
+"""Run by test_compile_error.py in a process of its own: compiles combine_error/triton.py.
 
 Prints one line of JSON: what the PTX of each case holds.
 """
@@ -10,8 +10,8 @@ import triton
 from compile_triton import ARCHITECTURES, HALVES, source
 from triton.backends.compiler import GPUTarget
 
-from diffast.ops import triton_error as ops
-from diffast.ops.triton import _BLOCK
+from diffast.ops.combine_error import triton as ops
+from diffast.ops.launch import LARGE_BLOCK
 
 # Inputs, outputs, then what differs from form "scalar".
 CASES = {
@@ -35,14 +35,14 @@ def error_source(xs, ys, form=0, largest=False, measure=False, noises=0, clamp=F
     error = len(ys) + clamp
     constants = {"INPUTS": len(xs), "ROWS": error + 1 + 2 * (form > 0) + measure, "ERROR": error}
     constants |= {"NOISES": noises, "CLAMP": clamp, "FORM": form, "LARGEST": largest}
-    constants |= {"MEASURE": measure, "BLOCK": _BLOCK}
+    constants |= {"MEASURE": measure, "BLOCK": LARGE_BLOCK}
     return source(ops.error_kernel, arguments, constants, {"p_xs": len(xs), "p_ys": len(ys)})
 
 
 def norms_source(largest):
     """Returns the source of norms_kernel."""
     arguments = {"p_partials": "*fp64", "p_norms": "*fp64", "elements": "i32", "blocks": "i32"}
-    constants = {"LARGEST": largest, "MEASURE": True, "SUMS": ops._SUMS}
+    constants = {"LARGEST": largest, "MEASURE": True, "SUMS": ops.SUMS_AT_ONCE}
     return source(ops.norms_kernel, arguments, constants, {})
 
 

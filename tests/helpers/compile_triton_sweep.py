@@ -1,4 +1,4 @@
-"""Run by test_compile_sweep.py in a process of its own: compiles triton_sweep.py, triton_gram.py.
+"""Run by test_compile_sweep.py in a process of its own: compiles sweep/triton.py, gram/triton.py.
 
 Prints one line of JSON: what the PTX of each case holds, and how many kernels the launchers asked
 for.
@@ -15,7 +15,8 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 from walk_cases import Walks, gram_case
 
-from diffast.ops import triton_gram, triton_sweep
+from diffast.ops.gram import triton as triton_gram
+from diffast.ops.sweep import triton as triton_sweep
 
 
 class Driver:

@@ -1,89 +1,117 @@
-"""What a pair means, in plain numpy: the steps of its rows over given positions, all accepted."""
+"""What an embedded solver means, in plain numpy: its steps over given positions, all accepted.
+
+Beside it what the plans of the same methods mean, as far as these methods need it.
+"""
 
 from typing import NamedTuple
 
 import numpy as np
 
-from diffast.executors.adaptive.time_variable import Clock
-from diffast.solvers.embedded import Nodes
+from diffast.executors.adaptive.time_variable import TimeInterval
+from diffast.solvers.embedded import Step
 
 
 class Walk(NamedTuple):
-    """States after each attempt [N+1, ...], error rows [N, ...], network calls of the walk."""
+    """States after each step [N+1, ...], error rows [N, ...], network calls of the walk."""
 
     states: np.ndarray
     errors: np.ndarray
     calls: int
 
 
-def clock_of(pair, schedule, until=None):
-    """Returns the pair's clock with all that its nodes can have."""
-    return Clock(schedule, pair.clock, schedule.t_min if until is None else until, slopes=True)
+def interval_of(solver, schedule, until=None):
+    """Returns the solver's time variable with all that its nodes can have."""
+    until = schedule.t_min if until is None else until
+    return TimeInterval(schedule, solver.time_variable, until, slopes=True)
 
 
-def positions_of(pair, schedule, times):
-    """Returns the positions of model times, of finite log-SNR or on the clock "flow"."""
-    clock = clock_of(pair, schedule)
-    if pair.clock == "flow":
+def positions_of(solver, schedule, times):
+    """Returns the positions of model times, of finite log-SNR or of the time variable "flow"."""
+    if solver.time_variable == "flow":
         alpha, sigma = schedule.alpha(times), schedule.sigma(times)
         return -sigma / (alpha + sigma)
-    return clock.positions(schedule.lam(times))
+    return interval_of(solver, schedule).positions(schedule.lam(times))
 
 
 def apply(row, held):
-    """Returns the row over what is held by name [B, ...]."""
+    """Returns the row over registers by name [B, ...]."""
     total = 0.0
     for name, weight in row.items():
         weight = np.asarray(weight, dtype=np.float64)
-        total = (
-            total
-            + weight.reshape(weight.shape + (1,) * (held["x"].ndim - weight.ndim)) * (held[name])
-        )
+        shape = weight.shape + (1,) * (held["y"].ndim - weight.ndim)
+        total = total + weight.reshape(shape) * held[name]
     return total
 
 
-def walk(pair, schedule, positions, denoise, x, noise=None):
-    """Returns the walk of a pair over positions [N+1] from a state x [B, ...].
+def walk(solver, schedule, positions, denoise, x, noise=None):
+    """Returns the walk of a solver over positions [N+1] from a state x [B, ...].
 
     Args:
-        pair: any pair.
+        solver: any embedded solver.
         schedule: any schedule.
-        positions: of the pair's clock, the same for all samples.
+        positions: of its time variable, the same for all samples.
         denoise: (x, t) -> x0 estimate, t a number.
         x: state at the first position.
-        noise: number of the attempt -> N(0, 1) numbers shaped as x; None: no noise.
+        noise: number of the step -> N(0, 1) numbers shaped as x; None: no noise.
     """
-    clock, held, calls = clock_of(pair, schedule), {"x": np.asarray(x, np.float64)}, 1
+    interval, count = interval_of(solver, schedule), 0
+    held = {"y": np.asarray(x, np.float64)}
+    held |= {name: held["y"] for name in solver.carried}
 
     def node(position):
         with np.errstate(divide="ignore"):
-            return clock.nodes(np.full(len(x), position))
+            return interval.nodes(np.full(len(x), position))
 
-    def asked(point, where):
-        with np.errstate(all="ignore"):  # the entry of a clock "flow" at alpha = 0 needs no alpha
-            row = pair.entry(np, where)
-        d = denoise(point, float(where.time[0]))
-        return apply(row, held | {"point": point, "d": d}), d
+    def called(step, call, held):
+        """Returns the rows after a call, applied, and what those of the judgement are made of."""
+        nonlocal count
+        count += 1
+        point = apply(solver.rows_before(step, call)["x"], held)
+        given = held | {"x": point, "d": denoise(point, float(step.call.time[0]))}
+        with np.errstate(all="ignore"):  # "flow" at alpha = 0 needs no alpha
+            rows = solver.rows_after(step, call)
+        return {name: apply(row, given) for name, row in rows.items()}
 
-    held["e0"], _ = asked(held["x"], node(positions[0]))
-    held |= {name: held["x"] for name in pair.keeps}
-    states, errors = [held["x"]], []
-    for n, (at, to) in enumerate(zip(positions, positions[1:], strict=False)):
-        reach = float(pair.reach(np, np.array([at]), np.array([to]))[0])
-        z = np.zeros_like(held["x"]) if noise is None else noise(n)
-        for call, part in enumerate(pair.fractions, start=1):
-            where = reach if part == 1.0 else at + part * (reach - at)
-            nodes = Nodes(node(at), node(to), node(where))
-            point = apply(pair.point(np, call, nodes), held | {"z": z})
-            if call < pair.calls:
-                held[f"e{call}"], d = asked(point, nodes.call)
-        d = denoise(point, float(nodes.call.time[0]))
-        calls += pair.calls
-        given = held | {"point": point, "d": d, "z": z}
-        errors.append(apply(pair.judge(np, nodes).error, given))
-        held |= {name: apply(row, given) for name, row in pair.states(np, nodes).items()}
-        states.append(held["x"])
-        if not pair.reuses:
-            held["e0"], _ = asked(held["x"], nodes.to)
-            calls += 1
-    return Walk(np.stack(states), np.stack(errors), calls)
+    states, errors, fresh = [held["y"]], [], True
+    for n, (start, end) in enumerate(zip(positions, positions[1:], strict=False)):
+        reach = float(solver.reach(np, np.array([start]), np.array([end]))[0])
+        z = {"z1": np.zeros_like(held["y"]) if noise is None else noise(n)}
+        for call, part in enumerate((0.0, *solver.fractions)):
+            where = reach if part == 1.0 else start + part * (reach - start)
+            if call or fresh:
+                step = Step(np, node(start), node(end), node(where))
+                found = called(step, call, held | z)
+                errors += [found.pop("error")] if "error" in found else []
+                held |= {k: v for k, v in found.items() if k in held or k.startswith("h")}
+        states.append(held["y"])
+        fresh = not solver.reuses_last_call
+    if fresh:  # the call at the last state, which an adaptive run makes
+        called(Step(np, node(positions[-1]), None, node(positions[-1])), 0, held)
+    return Walk(np.stack(states), np.stack(errors), count)
+
+
+def run_plan(plan, denoise, x, noise=None):
+    """Returns x at every stage and at the end, [S+1, ...] float64, of a plan with one call a stage.
+
+    Args:
+        plan: any plan without a momentum.
+        denoise: (x, t) -> x0 estimate.
+        x: initial state.
+        noise: number of the stage -> N(0, 1) numbers shaped as x; None: no noise.
+    """
+    held, entries, points = dict.fromkeys("xy", np.asarray(x, np.float64)), [], []
+    for i, matrix in enumerate(plan.matrix):
+        points.append(held["x"])
+        d = denoise(held["x"], plan.times[i])
+        held |= {"d": d, "d_raw": d, "z1": 0.0 if noise is None else noise(i)}
+        held |= {f"h{age}": entry for age, entry in enumerate(reversed(entries), 1)}
+        written = {}
+        for name, row in zip(plan.rows, matrix, strict=True):
+            if row.any():
+                weights = zip(plan.columns, row, strict=True)
+                written[name] = sum(w * held[column] for column, w in weights if w)
+            if name == "h" and name in written:
+                held["h0"] = written["h"]
+                entries.append(written.pop("h"))
+        held |= written
+    return np.stack([*points, held["x"]])

@@ -51,8 +51,8 @@ inline double join(int high, int low) {
 #define __double_as_longlong emulated::as<long long, double>
 #define __hiloint2double emulated::join
 
-#include "../csrc/accept_tensors.h"
-#include "../csrc/cuda/accept.cu"
+#include "../../csrc/ops/accept/checks.h"
+#include "../../csrc/ops/accept/cuda.cu"
 
 namespace diffast::cuda {
 namespace {

@@ -1,8 +1,8 @@
 // The CUDA kernel of `brownian`, run on the host. Ops: diffast_emulated_brownian.
 // clang-format off: the stand-in comes first
 #include "emulate_cuda.h"
-#include "../csrc/cuda/brownian.cu"
-#include "../csrc/brownian_tensors.h"
+#include "../../csrc/ops/brownian/cuda.cu"
+#include "../../csrc/ops/brownian/checks.h"
 // clang-format on
 
 namespace diffast::cuda {

@@ -1,9 +1,9 @@
 // The CUDA kernels of `combine` and `normal`, run on the host. Ops: diffast_emulated.
 // clang-format off: the stand-in comes first
 #include "emulate_cuda.h"
-#include "../csrc/cuda/combine.cu"
-#include "../csrc/cuda/normal.cu"
-#include "../csrc/tensors.h"
+#include "../../csrc/ops/combine/cuda.cu"
+#include "../../csrc/ops/normal/cuda.cu"
+#include "../../csrc/ops/combine/checks.h"
 // clang-format on
 
 namespace diffast::cuda {

@@ -131,7 +131,7 @@ inline unsigned long long atomicCAS(unsigned long long* at, unsigned long long o
 
 using std::min;
 
-#include "../csrc/cuda/lanes.cuh"
+#include "../../csrc/cuda/elements.cuh"
 
 namespace diffast::cuda {
 namespace {

@@ -1,8 +1,8 @@
 // The CUDA kernels of `combine_error`, run on the host. Ops: diffast_emulated_error.
 // clang-format off: the stand-in comes first
 #include "emulate_cuda.h"
-#include "../csrc/cuda/combine_error.cu"
-#include "../csrc/error_tensors.h"
+#include "../../csrc/ops/combine_error/cuda.cu"
+#include "../../csrc/ops/combine_error/checks.h"
 // clang-format on
 
 namespace diffast::cuda {

@@ -15,10 +15,10 @@ inline double __shfl_down_sync(unsigned mask, double value, int distance) {
   return other;
 }
 
-#include "../csrc/cuda/gram.cu"
-#include "../csrc/cuda/sweep.cu"
-#include "../csrc/gram_tensors.h"
-#include "../csrc/sweep_tensors.h"
+#include "../../csrc/ops/gram/cuda.cu"
+#include "../../csrc/ops/sweep/cuda.cu"
+#include "../../csrc/ops/gram/checks.h"
+#include "../../csrc/ops/sweep/checks.h"
 // clang-format on
 
 namespace diffast::cuda {
@@ -38,7 +38,7 @@ struct Scratch {
 void run_gram(const GramArgs& args, const Tensor&) {
   set = set_call<GramArgs>;
   GramArgs g = args;
-  Scratch<double> partials(g.rows.samples * gram_pieces(g.rows) * gram_sums(g));
+  Scratch<double> partials(g.rows.samples * gram_chunks(g.rows) * gram_sums(g));
   g.partials = partials.at;
   STD_TORCH_CHECK(launch_gram(g, nullptr) == cudaSuccess, "gram: not launched");
 }

@@ -17,7 +17,8 @@ from op_cases import (
 )
 
 from diffast import ops
-from diffast.ops import reference, reference_error
+from diffast.ops.combine import reference
+from diffast.ops.combine_error import reference as reference_error
 
 FORMS, NORMS = range(3), range(2)
 # outputs, form, norm, measure, noises, clamp: every combination that fits into eight rows.

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from diffast import ops
-from diffast.ops import reference
+from diffast.ops.combine import reference
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 CLAMPS = ("no clamp", "row 0 stored", "row 0 hidden")

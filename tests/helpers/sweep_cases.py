@@ -5,7 +5,7 @@ import torch
 from op_cases import FLOATS, assert_guards, assert_same_bits, guarded, random_tensor, random_weights
 
 from diffast import ops
-from diffast.ops import reference_sweep
+from diffast.ops.sweep import reference as reference_sweep
 
 # The op's arguments, in order.
 NAMES = ("x", "outputs", "slopes", "weights", "changes", "tails", "line", "jobs", "walk", "ids")

@@ -8,14 +8,14 @@ import pytest
 from places import ROOT
 from solver_cases import ALL_SOLVERS
 from test_embedded import BUILDS
-from test_layout import ALLOWED, PACKAGE
+from test_layout import PACKAGE, ROOMS
 
 from diffast import grids, schedules, solvers
-from diffast.solvers import embedded as pairs
+from diffast.solvers import embedded
 
 DOCS = ROOT / "docs"
 TEXT = (DOCS / "solvers.md").read_text()
-AT_PAIRS, AFTER_PAIRS = TEXT.index("\n## Pairs"), TEXT.index("\n## One map")
+AT_EMBEDDED, AFTER_EMBEDDED = TEXT.index("\n## Embedded solvers"), TEXT.index("\n## One map")
 # name -> (options, columns ...)
 ROW = re.compile(r"^\| `(\w+)\(([^`]*)\)` \| (.*) \|$", re.M)
 
@@ -24,10 +24,10 @@ def rows_of(text):
     return {name: (options, *rest.split(" | ")) for name, options, rest in ROW.findall(text)}
 
 
-# name -> (options, order, calls, words) of the family tables; of the pairs (options, clock, order,
-# the error's order, calls, words)
-ROWS = rows_of(TEXT[:AT_PAIRS] + TEXT[AFTER_PAIRS:])
-PAIR_ROWS = rows_of(TEXT[AT_PAIRS:AFTER_PAIRS])
+# name -> (options, order, calls, words) of the family tables; of the embedded solvers (options, time
+# variable, order, the error's order, calls, words)
+ROWS = rows_of(TEXT[:AT_EMBEDDED] + TEXT[AFTER_EMBEDDED:])
+EMBEDDED_ROWS = rows_of(TEXT[AT_EMBEDDED:AFTER_EMBEDDED])
 FRACTIONS = {"1/3": 1 / 3, "2/3": 2 / 3, "inf": np.inf}
 each_solver = pytest.mark.parametrize("name", solvers.SOLVERS)
 
@@ -62,30 +62,30 @@ def test_orders_are_those_of_the_tests(case):
         assert order == wanted + weak
 
 
-each_pair = pytest.mark.parametrize("name", pairs.PAIRS)
+each_embedded = pytest.mark.parametrize("name", embedded.EMBEDDED)
 
 
-def test_pairs_are_all_there_and_no_others():
-    assert set(PAIR_ROWS) == set(pairs.PAIRS)
+def test_embedded_solvers_are_all_there_and_no_others():
+    assert set(EMBEDDED_ROWS) == set(embedded.EMBEDDED)
 
 
-@each_pair
-def test_options_of_pairs(name):
-    parameters = list(inspect.signature(pairs.get(name)).parameters.values())
-    check_options(PAIR_ROWS[name][0], parameters)
+@each_embedded
+def test_options_of_embedded_solvers(name):
+    parameters = list(inspect.signature(embedded.get(name)).parameters.values())
+    check_options(EMBEDDED_ROWS[name][0], parameters)
 
 
-@each_pair
-def test_columns_of_pairs(name):
-    _, clock, order, error, calls, _ = PAIR_ROWS[name]
-    pair = pairs.get(name)()
-    runge_kutta = name in solvers.runge_kutta.TABLEAUS
-    assert clock == ("rho, flow" if runge_kutta else pair.clock)
-    _, solution, of_error = BUILDS[f"{name}_{pair.clock}" if runge_kutta else name]
+@each_embedded
+def test_columns_of_embedded_solvers(name):
+    _, variable, order, error, calls, _ = EMBEDDED_ROWS[name]
+    solver = embedded.get(name)()
+    runge_kutta = isinstance(solver, embedded.RungeKutta)
+    assert variable == ("rho, flow" if runge_kutta else solver.time_variable)
+    _, solution, of_error = BUILDS[f"{name}_{solver.time_variable}" if runge_kutta else name]
     weak = {case.name: f"{case.order} weak" for case in ALL_SOLVERS if case.sense == "weak"}
     assert order == (str(solution) if solution else weak[name])
-    assert error == ("1.5" if pair.noise == "point" else str(of_error))
-    assert float(calls) == pair.calls + (not pair.reuses)
+    assert error == ("1.5" if solver.noise == "input" else str(of_error))
+    assert float(calls) == solver.calls + (not solver.reuses_last_call)
 
 
 @each_solver
@@ -151,7 +151,7 @@ def test_files_that_are_named_exist(path):
 def test_the_architecture_names_every_part():
     text = (DOCS / "architecture.md").read_text()
     named = set(re.findall(r"[`\s/](\w+\.py|\w+/)(?=[`\s])", text))
-    parts = {part if (PACKAGE / part).is_dir() else f"{part}.py" for part in ALLOWED}
+    parts = {part if (PACKAGE / part).is_dir() else f"{part}.py" for part in ROOMS}
     parts = {part if part.endswith(".py") else f"{part}/" for part in parts}
     for folder in ("solvers", "integrations/diffusers"):
         parts |= {path.name for path in (PACKAGE / folder).glob("*.py")} - {"__init__.py"}

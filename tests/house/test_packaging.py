@@ -5,12 +5,16 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import tomllib
 
 import pytest
 import torch
 from places import ROOT
 
 import diffast as df
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def run_python(program, **environment):
@@ -23,14 +27,6 @@ def run_python(program, **environment):
 def test_the_compiled_cpu_kernels_serve_the_cpu():
     entry = df.backends()["cpu"]
     assert entry["backend"].startswith("c++"), entry
-
-
-def test_host_module_is_there():
-    from diffast import _host
-
-    assert _host.build_info()["max_inputs"] == df.ops.MAX_INPUTS
-    assert _host.build_info()["max_rows"] == df.ops.MAX_ROWS
-    assert _host.build_info()["max_noises"] == df.ops.MAX_NOISES
 
 
 def test_the_cpu_library_uses_the_stable_abi_only():
@@ -68,7 +64,7 @@ SAMPLE = """
 import torch, diffast as df
 s = df.schedules.edm()
 plan = df.solvers.euler_ancestral(s, df.grids.karras(s, 5))
-out = df.sample(df.Denoiser(lambda x, t: x * 0.1, s), plan, shape=(2, 3, 5))
+out = df.sample(df.Denoiser(lambda x, t: x * 0.1, s, "x0"), plan, shape=(2, 3, 5))
 print(df.backends()['cpu']['backend'], '|', df.backends()['cpu']['reason'])
 print(out.x.view(torch.int32).flatten().tolist())
 """
@@ -92,43 +88,96 @@ def test_a_broken_binary_is_loud(tmp_path):
     assert "_cpu.abi3.so" in broken.stderr
 
 
-def setup(program_before, **environment):
+def setup(program_before, *arguments, root=ROOT, **environment):
     program = (
-        f"{program_before}\nimport sys, os, runpy\nos.chdir({str(ROOT)!r})\n"
-        "sys.argv = ['setup.py', '--version']\nrunpy.run_path('setup.py', run_name='__main__')"
+        f"{program_before}\nimport sys, os, runpy\nos.chdir({str(root)!r})\n"
+        f"sys.argv = ['setup.py', *{arguments}]\nrunpy.run_path('setup.py', run_name='__main__')"
     )
     return run_python(program, **environment)
 
 
-def test_building_without_torch_says_so_in_one_line():
-    refused = setup("import sys; sys.modules['torch'] = None")
+NO_TORCH = "import sys; sys.modules['torch'] = None"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of what git holds: building leaves files behind."""
+    root = tmp_path_factory.mktemp("checkout") / "diffast"
+    skip = shutil.ignore_patterns(
+        *(".git", ".venv", ".*_cache", "build", "dist", "*.egg-info", "*.so", "__pycache__")
+    )
+    shutil.copytree(ROOT, root, ignore=skip)
+    return root
+
+
+def test_the_version_stands_in_one_place():
+    assert PROJECT["project"]["dynamic"] == ["version"]
+    assert setup(NO_TORCH, "--version").stdout.strip() == df.__version__
+
+
+@pytest.mark.parametrize("command", ["build_ext", "bdist_wheel"])
+def test_building_without_torch_says_so_in_one_line(command, checkout):
+    refused = setup(NO_TORCH, "-q", command, root=checkout)
     assert refused.returncode == 1
-    assert refused.stderr.strip().splitlines() == [
+    assert refused.stderr.strip().splitlines()[-1:] == [
         "diffast builds against the torch you already have: install torch, then "
         "pip install --no-build-isolation ."
     ]
+    assert "Traceback" not in refused.stderr
+
+
+def test_the_sdist_is_made_without_torch_and_holds_what_building_and_testing_need(checkout):
+    made = setup(NO_TORCH, "-q", "sdist", root=checkout)
+    assert made.returncode == 0, made.stderr
+    (archive,) = (checkout / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as held:
+        names = {name.partition("/")[2] for name in held.getnames()}
+        info = held.extractfile(f"diffast-{df.__version__}/PKG-INFO").read().decode()
+    for folder in ("bench", "csrc", "diffast", "docs", "examples", "tests"):
+        files = [p for p in (checkout / folder).rglob("*") if p.is_file()]
+        assert {str(p.relative_to(checkout)) for p in files} <= names, folder
+    assert {"Makefile", "pyproject.toml", "setup.py", ".ci/run", "CHANGELOG.md"} <= names
+    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+    for field in ("Author: ", "Keywords: ", "License-Expression: Apache-2.0", "Classifier: Typing"):
+        assert f"\n{field}" in info
 
 
 def test_the_cuda_switch_is_checked(tmp_path):
-    assert "DIFFAST_CUDA is 'yes' but must be 0 or 1" in setup("", DIFFAST_CUDA="yes").stderr
+    assert (
+        "DIFFAST_CUDA is 'yes' but must be 0 or 1"
+        in setup("", "--version", DIFFAST_CUDA="yes").stderr
+    )
     if torch.version.cuda is None:
-        refused = setup("", DIFFAST_CUDA="1", CUDA_HOME=str(tmp_path))
+        refused = setup("", "--version", DIFFAST_CUDA="1", CUDA_HOME=str(tmp_path))
         assert f"{tmp_path}/bin/nvcc does not exist: set CUDA_HOME" in refused.stderr
 
 
 def test_base_install_is_small():
-    import tomllib
+    names = {re.match(r"[a-z0-9_-]+", d).group() for d in PROJECT["project"]["dependencies"]}
+    assert names == {"torch", "numpy", "safetensors", "tqdm"}
 
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    names = {re.match(r"[a-z0-9_-]+", d).group() for d in project["dependencies"]}
-    assert names == {"torch", "numpy", "safetensors", "tqdm", "pillow"}
+
+def test_a_png_without_pillow_is_refused_before_the_work(tmp_path):
+    program = (
+        "import sys; sys.modules['PIL'] = None\n"
+        "import diffast.cli.output as output\n"
+        "output.find_spec = lambda name: None\n"
+        "from diffast.cli import main\n"
+        f"sys.exit(main(['sample', '--out', {str(tmp_path / 'a.png')!r}]))"
+    )
+    refused = run_python(program)
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        f"diffast: output {tmp_path}/a.png needs Pillow, which is not installed: "
+        "pip install 'diffast[pictures]', or write .npz or .safetensors\n"
+    )
 
 
 def test_import_is_lean():
     program = (
         "import sys, torch; before = set(sys.modules)\nimport diffast as df; df.sample; df.ops\n"
         "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
-        "print(sorted(new & {'tqdm', 'safetensors', 'PIL', 'scipy', 'triton', 'pybind11'}))"
+        "print(sorted(new & {'tqdm', 'safetensors', 'PIL', 'scipy', 'triton'}))"
     )
     if torch.version.cuda is not None:
         pytest.skip("a CUDA torch may load triton for its kernels")

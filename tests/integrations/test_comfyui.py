@@ -358,9 +358,9 @@ def test_counter_noise_is_the_packages(comfy):
     out, _ = generate(comfy, named(comfy, "diffast_euler_ancestral"), Eps(), sigmas=sigmas)
     schedule = df.schedules.edm(float(sigmas[-2]), float(sigmas[0]))
     plan = df.solvers.euler_ancestral(schedule, sigmas.double().numpy())
-    denoiser = df.Denoiser(lambda x, t: Guider(Eps())(x, t, {}, 0), schedule)
+    denoiser = df.Denoiser(lambda x, t: Guider(Eps())(x, t, {}, 0), schedule, predicts="x0")
     noise, _ = latents()
-    wanted = df.sample(denoiser, plan, noise=noise * sigmas[0], seed=5).x
+    wanted = df.sample(denoiser, plan, x=noise * sigmas[0], seed=5).x
     torch.testing.assert_close(out, wanted, rtol=0, atol=0)
     assert not torch.equal(ops.normal(SHAPE, seed=5), ops.normal(SHAPE, seed=6))
 

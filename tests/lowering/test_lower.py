@@ -105,7 +105,7 @@ def test_runs_equal_the_numpy_executor(plan, how, guided):
             return raw * 0.5 if "on_x0" in keywords else raw
 
     noise = noise_of(plan)
-    out = df.sample(denoiser, plan, noise=noise, **keywords)
+    out = df.sample(denoiser, plan, x=noise, **keywords)
     close(out.x, reference(plan, x0, noise, change))
 
 
@@ -113,8 +113,8 @@ def test_runs_equal_the_numpy_executor(plan, how, guided):
 def test_previews_do_not_change_a_run(plan):
     denoiser, noise = df.Denoiser(Network(TRUTH, "v"), VP, predicts="v"), noise_of(plan)
     for options in ({}, {"clamp": LIMITS}, {"on_x0": lambda x0, i: x0 * 0.5}):
-        plain = df.sample(denoiser, plan, noise=noise, **options)
-        seen = df.sample(denoiser, plan, noise=noise, callback=lambda p: None, **options)
+        plain = df.sample(denoiser, plan, x=noise, **options)
+        seen = df.sample(denoiser, plan, x=noise, callback=lambda p: None, **options)
         assert torch.equal(plain.x, seen.x)
 
 
@@ -135,7 +135,7 @@ def test_draw_is_asked_once_for_each_noise_and_used(name, how):
     change = {"clamp": lambda raw: np.clip(raw, *LIMITS), "hook": lambda raw: raw * 0.5}.get(how)
     noise = noise_of(plan)
     denoiser = df.Denoiser(Network(TRUTH, "v"), VP, predicts="v")
-    out = df.sample(denoiser, plan, noise=noise, draw=draw, **keywords)
+    out = df.sample(denoiser, plan, x=noise, noise=draw, **keywords)
     drawn = plan.weights("x", "z1") + plan.weights("y", "z1") != 0
     used = np.flatnonzero(drawn[plan.calls]).tolist()
     assert drawn[0] and np.isnan(plan.times[0])
@@ -147,38 +147,38 @@ def test_draw_is_asked_once_for_each_noise_and_used(name, how):
 @each_plan
 def test_drawing_the_packages_own_noise_changes_no_sample(plan):
     denoiser, noise = df.Denoiser(Network(TRUTH, "v"), VP, predicts="v"), noise_of(plan)
-    own = df.sample(denoiser, plan, noise=noise, seed=6)
-    drawn = df.sample(denoiser, plan, noise=noise, draw=package_noise(noise.shape, seed=6))
+    own = df.sample(denoiser, plan, x=noise, seed=6)
+    drawn = df.sample(denoiser, plan, x=noise, noise=package_noise(noise.shape, seed=6))
     np.testing.assert_allclose(own.x.numpy(), drawn.x.numpy(), rtol=0, atol=1e-12)
 
 
 def test_draw_is_not_asked_by_a_deterministic_plan():
     plan = solvers.heun(VP, GRID)
-    denoiser = df.Denoiser(Network(TRUTH), VP)
-    df.sample(denoiser, plan, (2, 3), draw=lambda i: pytest.fail("asked"))
+    denoiser = df.Denoiser(Network(TRUTH), VP, predicts="x0")
+    df.sample(denoiser, plan, (2, 3), noise=lambda i: pytest.fail("asked"))
 
 
 @pytest.mark.parametrize(
     ("value", "facts"),
     [
-        (torch.zeros(4, 2), r"draw returned \[4, 2\] at stage -1, but the state is \[4, 3\]"),
-        (torch.zeros(3), r"draw returned \[3\]"),
-        (None, "draw returned NoneType"),
-        (np.zeros((4, 3)), "draw returned ndarray"),
+        (torch.zeros(4, 2), r"noise returned \[4, 2\] at stage -1, but the state is \[4, 3\]"),
+        (torch.zeros(3), r"noise returned \[3\]"),
+        (None, "noise returned NoneType"),
+        (np.zeros((4, 3)), "noise returned ndarray"),
     ],
 )
 def test_draws_of_another_shape_are_refused(value, facts):
     denoiser = df.Denoiser(Network(TRUTH, "v"), VP, predicts="v")
     with pytest.raises(ValueError, match=facts):
-        df.sample(denoiser, PLANS["churn"], (4, 3), draw=lambda i: value)
+        df.sample(denoiser, PLANS["churn"], (4, 3), noise=lambda i: value)
 
 
 def test_draws_may_be_strided():
     plan = PLANS["churn"]
     denoiser, noise = df.Denoiser(Network(TRUTH, "v"), VP, predicts="v"), noise_of(plan)
     fresh = package_noise((3, 4))
-    one = df.sample(denoiser, plan, noise=noise, draw=lambda i: fresh(i).T)
-    two = df.sample(denoiser, plan, noise=noise, draw=lambda i: fresh(i).T.contiguous())
+    one = df.sample(denoiser, plan, x=noise, noise=lambda i: fresh(i).T)
+    two = df.sample(denoiser, plan, x=noise, noise=lambda i: fresh(i).T.contiguous())
     assert torch.equal(one.x, two.x)
 
 
@@ -193,7 +193,7 @@ def first_inputs(plan, batch=1, size=3, **options):
         seen.append(x.clone())
         return x * 0
 
-    df.sample(df.Denoiser(network, plan.schedule), plan, (batch, size), **options)
+    df.sample(df.Denoiser(network, plan.schedule, predicts="x0"), plan, (batch, size), **options)
     return seen[0]
 
 
@@ -232,7 +232,7 @@ def test_an_opening_without_noise_scales_the_state():
         seen.append(x.clone())
         return x * 0
 
-    df.sample(df.Denoiser(network, EDM), half, noise=noise)
+    df.sample(df.Denoiser(network, EDM, predicts="x0"), half, x=noise)
     assert torch.equal(seen[0], noise * 0.5)
     assert torch.equal(noise, torch.full((2, 3), 8.0))
 
@@ -267,7 +267,7 @@ def test_unchanged_estimates_are_weighed_unclamped():
 
 def test_y_is_x_only_where_all_their_weights_are():
     plan = with_y(solvers.euler(VP, GRID))
-    denoiser = df.Denoiser(Network(TRUTH), VP)
+    denoiser = df.Denoiser(Network(TRUTH), VP, predicts="x0")
     program = lower(plan, denoiser)
     assert all(stage.joined and "y" not in stage.rows for stage in program.stages)
     assert (program.carried, program.buffers) == ((), 1)

@@ -1,11 +1,14 @@
 """What a network's output means for x0, and what the wrapper refuses."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from closed_forms import Mixture, Network
 
 import diffast as df
+from diffast.model.prediction import PREDICTIONS
 
 MEANS = np.array([[0.8, -0.5], [-0.9, 0.4]])
 SCHEDULES = {
@@ -64,25 +67,54 @@ def test_epsilon_at_alpha_zero_is_refused():
     ],
 )
 def test_what_cannot_be_is_refused_when_made(change, message):
-    call = {"network": lambda x, t: x, "schedule": SCHEDULES["edm"]} | change
+    call = {"network": lambda x, t: x, "schedule": SCHEDULES["edm"], "predicts": "x0"} | change
     with pytest.raises(ValueError, match=message):
         df.Denoiser(**call)
 
 
-def test_guidance_without_an_unconditional_half_is_refused():
-    denoiser = df.Denoiser(lambda x, t: x, SCHEDULES["edm"], guidance=2.0)
+def test_a_forgotten_prediction_type_is_refused_with_the_list_of_them():
+    schedule = SCHEDULES["edm"]
+    known = {
+        "x0": "EDM and k-diffusion",
+        "epsilon": "DDPM, Stable Diffusion 1",
+        "v": "Stable Diffusion 2.*Imagen",
+        "flow": "Stable Diffusion 3, Flux",
+        "score": "score-based",
+        "reverse_flow": "from_velocity",
+    }
+    assert list(known) == list(PREDICTIONS)
+    for who, make in (
+        ("Denoiser", lambda **given: df.Denoiser(lambda x, t: x, schedule, **given)),
+        ("Prediction", lambda **given: df.Prediction(schedule, **given)),
+    ):
+        for given in ({}, {"predicts": None}):
+            with pytest.raises(TypeError, match=f"^{who}: predicts is missing, but") as error:
+                make(**given)
+            for name, networks in known.items():
+                assert re.search(rf"'{name}' \([^)]*{networks}", str(error.value)), name
+        with pytest.raises(ValueError, match=f"^{who}: predicts 'noise' but the known"):
+            make(predicts="noise")
+    assert df.Denoiser(lambda x, t: x, schedule, "v").predicts == "v"
+    assert df.Prediction(schedule, "v") == df.Prediction(schedule, predicts="v")
+
+
+def test_guidance_without_an_unconditional_branch_is_refused():
+    denoiser = df.Denoiser(lambda x, t: x, SCHEDULES["edm"], predicts="x0", guidance=2.0)
     with pytest.raises(ValueError, match="guidance is 2 but there are no unconditional"):
         denoiser.scales(np.array([1.0]))
-    wrong = df.Denoiser(lambda x, t: x, SCHEDULES["edm"], guidance=lambda t: float("nan"))
+    wrong = df.Denoiser(
+        lambda x, t: x, SCHEDULES["edm"], predicts="x0", guidance=lambda t: float("nan")
+    )
     with pytest.raises(ValueError, match="guidance is nan at t = 1"):
         wrong.scales(np.array([1.0]))
 
 
-def test_conditions_are_rows_of_the_batch_and_repeated_for_both_halves():
+def test_conditions_are_rows_of_the_batch_and_repeated_for_both_branches():
     labels = torch.arange(3)
     denoiser = df.Denoiser(
         lambda x, t: x,
         SCHEDULES["edm"],
+        predicts="x0",
         conditions={"labels": labels, "mode": "fast", "context": torch.ones(1, 4)},
         unconditional={"labels": torch.tensor([9]), "mode": "fast", "context": torch.zeros(1, 4)},
         guidance=2.0,
@@ -101,19 +133,22 @@ def test_conditions_that_cannot_be_stacked_are_refused():
         denoiser = df.Denoiser(
             lambda x, t: x,
             SCHEDULES["edm"],
+            predicts="x0",
             conditions={k: v[0] for k, v in conditions.items()},
             unconditional={k: v[1] for k, v in conditions.items()},
             guidance=2.0,
         )
         return denoiser.arguments(2, torch.device("cpu"), "both")
 
-    with pytest.raises(ValueError, match="'mode' differs between the halves"):
+    with pytest.raises(ValueError, match="'mode' differs between the cfg branches"):
         both(mode=("fast", "slow"))
     with pytest.raises(ValueError, match=r"\[2, 4\] but \[2, 5\]"):
         both(context=(torch.zeros(2, 4), torch.zeros(1, 5)))
 
 
 def test_device_is_the_networks():
-    assert df.Denoiser(lambda x, t: x, SCHEDULES["edm"]).device() == torch.device("cpu")
+    assert df.Denoiser(lambda x, t: x, SCHEDULES["edm"], predicts="x0").device() == torch.device(
+        "cpu"
+    )
     module = torch.nn.Linear(2, 2, device="meta")
-    assert df.Denoiser(module, SCHEDULES["edm"]).device() == torch.device("meta")
+    assert df.Denoiser(module, SCHEDULES["edm"], predicts="x0").device() == torch.device("meta")

@@ -29,8 +29,8 @@ def test_against_the_formula(kind):
     out = df.sample(
         df.Denoiser(learned, SCHEDULE, predicts="epsilon"),
         learned.plan,
-        noise=x,
-        draw=learned.draw(3, seed=5, ids=ids),
+        x=x,
+        noise=learned.draw(3, seed=5, ids=ids),
     )
     # the posterior mean of Ho et al., eq. 7, and Nichol and Dhariwal's variance, step by step
     times = np.append(GRID[:-1], -1).astype(int)
@@ -69,8 +69,8 @@ def test_fixed_ends_are_the_fixed_variances():
         got = df.sample(
             df.Denoiser(learned, SCHEDULE, predicts="epsilon"),
             learned.plan,
-            noise=x,
-            draw=learned.draw(2, seed=3),
+            x=x,
+            noise=learned.draw(2, seed=3),
         ).x
         a, b = df.Prediction(SCHEDULE, "epsilon").affine(plan.times)
         place = {t: i for i, t in enumerate(plan.times)}
@@ -95,7 +95,7 @@ def test_guidance_and_batches():
         unconditional={"shift": torch.zeros(1, 1, 1, 1)},
         guidance=2.0,
     )
-    whole = df.sample(denoiser, learned.plan, (4, 1, 3, 3), seed=2, draw=learned.draw(4, seed=2)).x
+    whole = df.sample(denoiser, learned.plan, (4, 1, 3, 3), seed=2, noise=learned.draw(4, seed=2)).x
     alone = df.Denoiser(
         learned,
         SCHEDULE,
@@ -106,7 +106,7 @@ def test_guidance_and_batches():
     )
     ids = torch.tensor([2])
     one = df.sample(
-        alone, learned.plan, (1, 1, 3, 3), seed=2, ids=ids, draw=learned.draw(1, seed=2, ids=ids)
+        alone, learned.plan, (1, 1, 3, 3), seed=2, ids=ids, noise=learned.draw(1, seed=2, ids=ids)
     ).x
     torch.testing.assert_close(whole[2:3], one, rtol=1e-5, atol=1e-5)
 

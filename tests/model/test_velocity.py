@@ -76,7 +76,7 @@ def test_equals_torchdiffeq_on_the_same_times(method, build):
     schedule = df.schedules.flow()
     plan = build(schedule, 1.0 - s.numpy())
     asked, field.times = field.times, []
-    got = df.sample(df.Denoiser.from_velocity(field), plan, noise=x).x
+    got = df.sample(df.Denoiser.from_velocity(field), plan, x=x).x
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
     np.testing.assert_allclose(field.times, asked, rtol=0, atol=1e-12)
 
@@ -89,7 +89,7 @@ def test_euler_goes_all_the_way_to_the_data():
         wanted = odeint(lambda t, y: field(x=y, t=t), x, s, method="euler")[-1]
     schedule = df.schedules.flow()
     plan = df.solvers.euler(schedule, df.grids.uniform_time(schedule, 10))
-    got = df.sample(df.Denoiser.from_velocity(field), plan, noise=x).x
+    got = df.sample(df.Denoiser.from_velocity(field), plan, x=x).x
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-13)
 
 
@@ -106,7 +106,7 @@ def test_a_field_of_positional_arguments_and_other_paths():
 
     denoiser = df.Denoiser.from_velocity(lambda x, t: func(t, x), schedule)
     plan = df.solvers.dpmpp_2m(schedule, df.grids.karras(schedule, 6))
-    got = df.sample(denoiser, plan, noise=noise()).x
+    got = df.sample(denoiser, plan, x=noise()).x
     torch.testing.assert_close(got, clean, rtol=0, atol=1e-12)
 
 
@@ -116,7 +116,7 @@ def test_conditions_and_guidance_reach_the_field():
     shift = torch.tensor([[0.3, 0.0, -0.2]])
 
     def run(**given):
-        return df.sample(df.Denoiser.from_velocity(field, **given), plan, noise=x).x
+        return df.sample(df.Denoiser.from_velocity(field, **given), plan, x=x).x
 
     moved = run(conditions={"shift": shift})
     assert float((moved - run()).abs().max()) > 0.1
@@ -134,7 +134,7 @@ def test_the_field_is_called_by_keyword_with_one_time_a_sample():
         return torch.zeros_like(x)
 
     plan = df.solvers.euler(df.schedules.flow(), [1.0, 0.75, 0.0])
-    df.sample(df.Denoiser.from_velocity(field), plan, noise=noise(torch.float32, rows=2))
+    df.sample(df.Denoiser.from_velocity(field), plan, x=noise(torch.float32, rows=2))
     assert calls == [(torch.float32, [0.0, 0.0]), (torch.float32, [0.25, 0.25])]
 
 

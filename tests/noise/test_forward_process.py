@@ -41,22 +41,22 @@ def test_from_pure_noise_it_is_the_start_of_a_run():
     schedule = SCHEDULES["edm"]
     grid = df.grids.karras(schedule, 6)
     plan = df.solvers.heun(schedule, grid)
-    denoiser = df.Denoiser(lambda x, t: torch.tanh(x), schedule)
+    denoiser = df.Denoiser(lambda x, t: torch.tanh(x), schedule, predicts="x0")
     start = df.add_noise(schedule, torch.zeros(4, 3), grid[0], seed=8)
     whole = df.sample(denoiser, plan, (4, 3), seed=8)
-    assert torch.equal(df.sample(denoiser, plan, noise=start, seed=8).x, whole.x)
+    assert torch.equal(df.sample(denoiser, plan, x=start, seed=8).x, whole.x)
 
 
 def test_image_to_image():
     # little strength leaves the picture, more strength less of it
     schedule = SCHEDULES["flow"]
     image = torch.linspace(-1, 1, 32).view(2, 16)
-    denoiser = df.Denoiser(lambda x, t: 0.5 * x, schedule)
+    denoiser = df.Denoiser(lambda x, t: 0.5 * x, schedule, predicts="x0")
     gaps = []
     for strength in (0.1, 0.5, 1.0):
         grid = df.grids.part_by_strength(schedule, df.grids.uniform_time(schedule, 20), strength)
         start = df.add_noise(schedule, image, grid[0], seed=3)
-        out = df.sample(denoiser, df.solvers.dpmpp_2m(schedule, grid), noise=start, seed=3)
+        out = df.sample(denoiser, df.solvers.dpmpp_2m(schedule, grid), x=start, seed=3)
         assert out.nfe.tolist() == [round(20 * strength)] * 2
         gaps.append(float((out.x - image).square().mean()))
     assert gaps[0] < gaps[1] < gaps[2]

@@ -9,7 +9,7 @@ from accept_cases import INF, NAN, flags, named, rule
 from test_k_diffusion import theirs  # noqa: F401
 
 from diffast import ops
-from diffast.ops import reference_accept
+from diffast.ops.accept import reference as reference_accept
 from diffast.ops.schema import COUNTS, FAILED_CALLS, FAILED_STEP, FINISHED, RUNNING
 
 BACKENDS = {"c++": ops.accept, "reference": reference_accept.accept}

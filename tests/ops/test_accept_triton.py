@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def op():
-    from diffast.ops import triton_accept
+    from diffast.ops.accept import triton as triton_accept
 
     def call(*arguments):
         with np.errstate(all="ignore"):  # errors of 0, infinite and none are part of the tests

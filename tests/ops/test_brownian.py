@@ -24,11 +24,13 @@ from brownian_cases import (
 )
 from op_cases import assert_same_bits
 from places import ROOT
+from refusals import can_be_faked, check_fake_refuses, check_refused
 from torch._dynamo.utils import counters
 from torch.library import opcheck
 
 from diffast import ops
-from diffast.ops import reference, reference_brownian
+from diffast.ops.brownian import reference as reference_brownian
+from diffast.ops.normal import reference as reference_normal
 from diffast.ops.schema import MAX_DEPTH
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
@@ -136,7 +138,7 @@ def test_the_constants_are_the_exact_ones_rounded_once():
             keep, square = 1 / (up + down), (up - down) / (up + down)
             wanted.append((float(keep), float(square.sqrt())))
     assert [reference_brownian.END, *reference_brownian.LEVELS] == wanted
-    header = (ROOT / "csrc" / "brownian.h").read_text()
+    header = (ROOT / "csrc" / "ops" / "brownian" / "tree.h").read_text()
     numbers = re.findall(r"\{([\d.e-]+), ([\d.e-]+)\},", header)
     pairs = [(float(a), float(b)) for a, b in numbers]
     assert pairs == [wanted[0], (0.0, 0.0), *wanted[1:]]
@@ -148,7 +150,7 @@ def test_the_tree_is_the_one_that_is_written_down():
 
     def z(k):
         word = ops.BROWNIAN_NOISE + k
-        return reference.draw(3, torch.tensor([4]), word, 5)[0]
+        return reference_normal.draw(3, torch.tensor([4]), word, 5)[0]
 
     path = {16: z(1)}
     keep, fresh = (np.float32(number).item() for number in reference_brownian.END)
@@ -311,7 +313,7 @@ REFUSED = [
     ),
     (
         dict(nodes=torch.zeros(2, 2, dtype=torch.int64, device="meta")),
-        "brownian: nodes is on device:-1 but increment is on cpu",
+        "brownian: nodes is on meta but increment is on cpu",
     ),
     (dict(nodes=LONGS[:, ::2]), f"brownian: nodes of shape [2, 2] {READS}"),
     (dict(increment=torch.zeros(4, 2).T), f"brownian: increment of shape [2, 4] {WALKS}"),
@@ -323,7 +325,7 @@ REFUSED = [
         dict(value=X.double()),
         "brownian: value is float64 [2, 4] but increment is float32 [2, 4]",
     ),
-    (dict(last=META), "brownian: last is on device:-1 but increment is on cpu"),
+    (dict(last=META), "brownian: last is on meta but increment is on cpu"),
     (dict(value=torch.zeros(4, 2).T), f"brownian: value of shape [2, 4] {WALKS}"),
     (
         dict(increment=X, value=SHIFTED),
@@ -338,36 +340,12 @@ REFUSED = [
 ]
 
 
-def refused_by_the_kernel(call):
-    kernel = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
-    with pytest.raises(RuntimeError) as error:
-        ops.brownian_out.redispatch(kernel, *call)
-    return str(error.value)
-
-
 @pytest.mark.parametrize(("given", "text"), REFUSED, ids=[text for _, text in REFUSED])
-def test_both_refuse_it_in_the_same_words(given, text):
-    call = bad_call(**given)
-    where, said = re.fullmatch(r"(\w+, \S+:\d+, )?(.*)", refused_by_the_kernel(call)).groups()
-    assert where and "brownian_tensors.h" in where, "refused by something else"
-    assert said == text
-    with pytest.raises(RuntimeError) as plain:
-        reference_brownian.brownian_out(*call)
-    assert str(plain.value).replace("meta", "device:-1") == text
-    if "overlaps" in text or "device:" in text:
-        return
-    mode = torch._subclasses.FakeTensorMode()
-    fakes = [mode.from_tensor(t) if isinstance(t, torch.Tensor) else t for t in call]
-    with mode, pytest.raises(RuntimeError) as fake:
-        ops.brownian_out(*fakes)
-    assert str(fake.value) == text
-
-
-def test_every_check_in_the_header_is_refused_above():
-    source = (ROOT / "csrc" / "brownian_tensors.h").read_text()
-    texts = [refused_by_the_kernel(bad_call(**given)) for given, _ in REFUSED]
-    raised = {line for text in texts for line in re.findall(r"brownian_tensors\.h:(\d+)", text)}
-    assert len(raised) == source.count("STD_TORCH_CHECK(") == 12
+def test_it_is_refused_in_clear_words_and_nothing_is_written(given, text):
+    call, functions = bad_call(**given), (ops.brownian_out, reference_brownian.brownian_out)
+    check_refused("brownian.out", *functions, call, text)
+    if can_be_faked(text):
+        check_fake_refuses("brownian.out", call, text)
 
 
 def test_a_hash_of_one_path_that_must_never_change():

@@ -21,7 +21,7 @@ from op_cases import (
 )
 
 from diffast import ops
-from diffast.ops import reference
+from diffast.ops.combine import reference
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
@@ -141,7 +141,7 @@ def threads(request):
 
 STREAMED = (
     # shape, input dtypes, output dtype, rows: each moves more than the 64 MiB (kStreamBytes in
-    # csrc/cpu/combine.cpp) from which outputs bypass the caches
+    # csrc/cpu/row_chunks.h) from which outputs bypass the caches
     ((1, 9_000_007), FLOATS[:1], torch.float32, 1),
     ((3, 1_500_000), FLOATS[:1] * 2, torch.float32, 2),
     ((1, 2_250_001), FLOATS[:1] * 4, torch.float32, 4),

@@ -27,7 +27,7 @@ from op_cases import FLOATS, assert_same_bits, guarded
 from places import HELPERS, ROOT
 
 from diffast import ops
-from diffast.ops import reference_error
+from diffast.ops.combine_error import reference as reference_error
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 

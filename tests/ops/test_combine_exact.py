@@ -9,12 +9,13 @@ from functools import cache
 
 import numpy as np
 import pytest
+import shared_arithmetic as shared
 import torch
 from op_cases import Case, assert_same_bits, random_tensor
 from output_hashes import hashes
 from places import HELPERS, ROOT
 
-from diffast import _host, ops
+from diffast import ops
 
 DIGITS = {torch.float64: (53, -1074), torch.float32: (24, -149)}  # significand, last exponent
 
@@ -95,7 +96,7 @@ def test_numpy_agrees(inputs, wide):
     for rows, slots, clamp in ((1, 0, None), (2, 1, None), (4, 2, (-0.3, 0.9)), (8, 0, (0.0, 1.0))):
         noises = [
             np.stack(
-                [_host.normals(seed=9, id=i, word=4 + (m << 26), count=shape[1]) for i in ids]
+                [shared.normals(seed=9, id=i, word=4 + (m << 26), count=shape[1]) for i in ids]
             ).astype(arithmetic)
             for m in range(slots)
         ]

@@ -38,7 +38,7 @@ def test_cuda_arithmetic_is_rounded_as_written(tmp_path):
     if not NVCC.exists():
         pytest.skip(f"{NVCC} is missing: nothing to compile CUDA with")
     ptx = tmp_path / "kernel.ptx"
-    source = ROOT / "csrc" / "cuda" / "combine_error.cu"
+    source = ROOT / "csrc" / "ops" / "combine_error" / "cuda.cu"
     command = [str(NVCC), *FLAGS, "-arch=sm_90", "-ptx", "-o", str(ptx), str(source)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -52,7 +52,7 @@ def test_cuda_arithmetic_is_rounded_as_written(name, tmp_path):
     if not NVCC.exists():
         pytest.skip(f"{NVCC} is missing: nothing to compile CUDA with")
     ptx = tmp_path / "kernel.ptx"
-    source = ROOT / "csrc" / "cuda" / f"{name}.cu"
+    source = ROOT / "csrc" / "ops" / name / "cuda.cu"
     command = [str(NVCC), *FLAGS, "-arch=sm_90", "-ptx", "-o", str(ptx), str(source)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,6 @@
 """The CUDA kernels' own source, run on the host thread by thread, equals the reference.
 
-tests/emulate_cuda.cpp compiles csrc/cuda/*.cu with the host's compiler and a small stand-in for the
+emulate_cuda.cpp compiles csrc/ops/*/cuda.cu with the host's compiler and a small stand-in for the
 CUDA runtime. What nvcc makes of the same source is looked at in test_compile.py.
 """
 
@@ -30,7 +30,8 @@ from op_cases import (
 )
 from places import HELPERS
 
-from diffast.ops import reference
+from diffast.ops.combine import reference
+from diffast.ops.normal import reference as reference_normal
 from diffast.ops.schema import SCHEMAS
 
 CUDA = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
@@ -176,7 +177,7 @@ def test_elements_behind_the_end_do_not_count_as_not_finite(emulated):
     rng = np.random.default_rng(12)
     case = Case(rng, tensors(rng, FLOATS[:1], (100, 1)), 1, 1)
     case.weights, case.noise, case.ids = [1.0], [2.5e38], torch.arange(100)
-    z = reference.draw(case.seed, case.ids, case.stage, 4).abs()
+    z = reference_normal.draw(case.seed, case.ids, case.stage, 4).abs()
     assert ((z[:, 0] < 1.3) & (z[:, 1:].max(dim=1).values > 1.4)).any()
     check(emulated, case, "overflow", forms=(2,))
 
@@ -248,6 +249,6 @@ def test_normal_equals_the_reference(emulated, dtype, size):
         wanted = torch.full((batch, size), torch.nan, dtype=dtype)
         seed, stage = (i - 12) * 2**59 + 12345, i % 16 << 28 | 77
         emulated.normal(ids, seed, stage, scale, out)
-        reference.normal_out(ids, seed, stage, scale, wanted)
+        reference_normal.normal_out(ids, seed, stage, scale, wanted)
         assert_same_bits(out, wanted, (batch, size, dtype, offset, scale))
         assert_guards(out, buffer)

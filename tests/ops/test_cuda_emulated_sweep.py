@@ -12,8 +12,8 @@ from sweep_cases import SweepCase, check_sweep, random_options
 from test_cuda_emulated import build
 from walk_cases import Walks, check_gram, check_negative_zeros, gram_case
 
-from diffast.ops import reference_sweep
 from diffast.ops.schema import SCHEMAS
+from diffast.ops.sweep import reference as reference_sweep
 
 
 @pytest.fixture(scope="module")

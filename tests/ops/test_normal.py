@@ -4,12 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
+import shared_arithmetic as shared
 import torch
 from op_cases import FLOATS, assert_guards, assert_same_bits, guarded
 from scipy import stats
 
-from diffast import _host, ops
-from diffast.ops import reference
+from diffast import ops
+from diffast.ops.normal import reference as reference_normal
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
@@ -38,29 +39,29 @@ def test_philox_gives_the_published_words(counter, key, result):
     low, high = words(key)
     counters = np.array([words(counter)], dtype=np.uint32)
     keys = np.array([low | high << 32], dtype=np.uint64)
-    assert _host.philox(counters, keys)[0].tolist() == words(result)
-    found = reference.philox([torch.tensor(word) for word in words(counter)], low, high)
+    assert shared.philox(counters, keys)[0].tolist() == words(result)
+    found = reference_normal.philox([torch.tensor(word) for word in words(counter)], low, high)
     assert [int(word) for word in found] == words(result)
 
 
 def test_the_first_numbers_of_the_op_are_the_published_words_transformed():
     """Block 0 of seed 0, id 0, stage 0 is the first published answer."""
     x, y, z, w = words(KNOWN_ANSWERS[0][2])
-    wanted = _host.to_normals(np.array([x, z], np.uint32), np.array([y, w], np.uint32))
+    wanted = shared.to_normals(np.array([x, z], np.uint32), np.array([y, w], np.uint32))
     assert_same_bits(draw([0], 4, seed=0, stage=0), torch.from_numpy(wanted.reshape(1, 4)))
 
 
 def test_the_counter_layout():
-    """Seed, id, stage, slot and purpose stand where csrc/normal.h says, in all their bits."""
+    """Seed, id, stage, slot and purpose stand where csrc/core/normal.h says, in all their bits."""
     seed, sample, stage, purpose = 0xFEDCBA9876543210, -0x123456789ABCDEF, 0x2ABCDEF, 0xB
     for slot in range(4):
         word = stage | slot << 26 | purpose << 28
         two = sample % 2**64
         counters = np.array([[b, word, two % 2**32, two >> 32] for b in range(300)], np.uint32)
-        found = _host.philox(counters, np.full(300, seed, dtype=np.uint64))
-        pairs = _host.to_normals(found[:, ::2].ravel(), found[:, 1::2].ravel())
+        found = shared.philox(counters, np.full(300, seed, dtype=np.uint64))
+        pairs = shared.to_normals(found[:, ::2].ravel(), found[:, 1::2].ravel())
         wanted = torch.from_numpy(pairs.reshape(1, 1200))
-        host = torch.from_numpy(_host.normals(seed=seed, id=sample, word=word, count=1200))
+        host = torch.from_numpy(shared.normals(seed=seed, id=sample, word=word, count=1200))
         assert_same_bits(host[None], wanted)
         if slot == 0:
             assert_same_bits(draw([sample], 1200, seed=seed, stage=word), wanted)
@@ -82,9 +83,9 @@ def test_million_normals_are_the_same_bits_on_every_backend():
     for seed, sample, stage in ((0, 0, 0), (-7, 2**62, 2**26 - 1 + ops.BROWNIAN_NOISE)):
         z = draw([sample], 2**20, seed=seed, stage=stage)
         wanted = torch.empty(1, 2**20)
-        reference.normal_out(torch.tensor([sample]), seed, stage, 1.0, wanted)
+        reference_normal.normal_out(torch.tensor([sample]), seed, stage, 1.0, wanted)
         assert_same_bits(z, wanted)
-        host = _host.normals(seed=seed % 2**64, id=sample, word=stage, count=2**20)
+        host = shared.normals(seed=seed % 2**64, id=sample, word=stage, count=2**20)
         assert_same_bits(z, torch.from_numpy(host)[None])
 
 
@@ -92,8 +93,8 @@ def test_words_at_the_edges_of_their_range_are_the_same_on_every_backend():
     """Every pair out of 2,000 words around powers of two and quadrant borders."""
     edges = np.concatenate([np.arange(-5, 6)] + [2**k + np.arange(-5, 6) for k in range(8, 33)])
     radius, angle = (grid.ravel() for grid in np.meshgrid(edges % 2**32, edges % 2**32))
-    host = _host.to_normals(radius.astype(np.uint32), angle.astype(np.uint32))
-    first, second = reference.to_normals(torch.from_numpy(radius), torch.from_numpy(angle))
+    host = shared.to_normals(radius.astype(np.uint32), angle.astype(np.uint32))
+    first, second = reference_normal.to_normals(torch.from_numpy(radius), torch.from_numpy(angle))
     assert_same_bits(torch.from_numpy(host), torch.stack([first, second], dim=1))
 
 
@@ -105,7 +106,7 @@ def test_normal_out_equals_the_reference(dtype, scale):
         out, buffer = guarded((batch, size), dtype, offset)
         wanted = torch.full((batch, size), torch.nan, dtype=dtype)
         ops.normal_out(ids, 5, ops.INITIAL_NOISE, scale, out)
-        reference.normal_out(ids, 5, ops.INITIAL_NOISE, scale, wanted)
+        reference_normal.normal_out(ids, 5, ops.INITIAL_NOISE, scale, wanted)
         assert_same_bits(out, wanted, (dtype, scale, batch, size))
         assert_guards(out, buffer)
 
@@ -196,7 +197,7 @@ def test_uniform_is_within_three_quarters_of_an_ulp():
             + [np.arange(0, 2**32, 4093), np.arange(2**16), 2**32 - 1 - np.arange(2**16)]
         )
     )
-    found = _host.to_uniform(bits.astype(np.uint32)).astype(np.float64)
+    found = shared.to_uniform(bits.astype(np.uint32)).astype(np.float64)
     exact = (bits + 0.5) / 2**32
     ulp = 2.0 ** (np.floor(np.log2(exact)) - 23)
     assert (np.abs(found - exact) / ulp).max() <= 0.75
@@ -216,7 +217,7 @@ def test_log_is_within_two_ulp():
     bits = np.unique(bits[(bits >= 0x2F000000) & (bits <= one)]).astype(np.uint32)
     u = bits.view(np.float32)
     assert u[0] == 2.0**-33
-    found = _host.log_uniform(u).astype(np.float64)
+    found = shared.log_uniform(u).astype(np.float64)
     exact = np.log(u.astype(np.float64))
     assert found[-1] == exact[-1] == 0  # log(1)
     ulp = 2.0 ** (np.floor(np.log2(np.abs(exact[:-1]))) - 23)
@@ -226,7 +227,7 @@ def test_log_is_within_two_ulp():
 
 def word_of_radius_two():
     candidates = np.uint32(np.exp(-2.0) * 2**32) + np.arange(2000, dtype=np.uint32)
-    exact = _host.to_normals(candidates, np.zeros_like(candidates))[:, 0] == 2
+    exact = shared.to_normals(candidates, np.zeros_like(candidates))[:, 0] == 2
     return candidates[exact][0]
 
 
@@ -235,18 +236,18 @@ def test_sine_and_cosine_are_within_twice_2_to_the_minus_24():
     borders = np.arange(9)[:, None] * 2**29 + np.arange(-5000, 5001)
     angles = np.unique(np.concatenate([np.arange(0, 2**32, 4093), borders.ravel() % 2**32]))
     radius = np.full(len(angles), word_of_radius_two())
-    z = _host.to_normals(radius, angles.astype(np.uint32)).astype(np.float64) / 2
+    z = shared.to_normals(radius, angles.astype(np.uint32)).astype(np.float64) / 2
     exact = angles * (2 * np.pi / 2**32)
     assert np.abs(z[:, 0] - np.cos(exact)).max() <= 2.1 * 2.0**-24
     assert np.abs(z[:, 1] - np.sin(exact)).max() <= 2.1 * 2.0**-24
     assert np.abs((z**2).sum(axis=1) - 1).max() <= 2.7 * 2.0**-24
-    axes = _host.to_normals(radius[:4], (np.arange(4) * 2**30).astype(np.uint32))
+    axes = shared.to_normals(radius[:4], (np.arange(4) * 2**30).astype(np.uint32))
     assert axes.tolist() == [[2, 0], [0, 2], [-2, 0], [0, -2]]
 
 
 def test_the_radius_is_within_two_ulp_up_to_the_tail():
     bits = np.unique(np.concatenate([np.arange(2**18), np.arange(0, 2**32 - 2**18, 4099)]))
-    found = _host.to_normals(bits.astype(np.uint32), np.zeros(len(bits), np.uint32))[:, 0]
+    found = shared.to_normals(bits.astype(np.uint32), np.zeros(len(bits), np.uint32))[:, 0]
     exact = np.sqrt(-2 * np.log((bits + 0.5) / 2**32))
     # The uniform's rounding next to 1 is not a matter of the radius: relative, to exp(-1/8).
     assert np.abs(found / exact - 1)[exact > 0.5].max() <= 4 * 2.0**-24
@@ -260,9 +261,9 @@ def test_the_tail_has_the_normal_probability(limit, tolerance):
     count = int(np.exp(-(limit**2) / 2) * 2**32) + 2
     angles = ((np.arange(2**16) + 0.37) * 2**16).astype(np.uint32)
     beyond = sum(
-        (np.abs(_host.to_normals(np.full_like(angles, word), angles)[:, 0]) > limit).mean()
+        (np.abs(shared.to_normals(np.full_like(angles, word), angles)[:, 0]) > limit).mean()
         for word in np.arange(count, dtype=np.uint32)
     )
     assert beyond / 2**32 == pytest.approx(2 * stats.norm.sf(limit), rel=tolerance)
-    last = _host.to_normals(np.array([count], np.uint32), np.zeros(1, np.uint32))[0, 0]
+    last = shared.to_normals(np.array([count], np.uint32), np.zeros(1, np.uint32))[0, 0]
     assert last < limit

@@ -10,6 +10,7 @@ import os
 
 import numpy as np
 import pytest
+import shared_arithmetic as shared
 import torch
 from op_cases import (
     CLAMPS,
@@ -24,8 +25,8 @@ from op_cases import (
     random_tensor,
 )
 
-from diffast import _host
-from diffast.ops import reference
+from diffast.ops.combine import reference
+from diffast.ops.normal import reference as reference_normal
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(
@@ -39,7 +40,14 @@ LIMITS = (-(2**63), -1, 0, 1, 16, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1)
 
 @pytest.fixture(scope="module")
 def ops():
-    from diffast.ops import triton
+    from diffast.ops.combine import triton
+
+    return triton
+
+
+@pytest.fixture(scope="module")
+def normal():
+    from diffast.ops.normal import triton
 
     return triton
 
@@ -171,7 +179,7 @@ def test_weights_that_float32_rounds_underflows_or_overflows(ops):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_normal_equals_the_reference(ops, dtype):
+def test_normal_equals_the_reference(normal, dtype):
     # The interpreter's bfloat16 is wrong below 2**-126 by more than an ulp.
     tiny = 1e-30 if dtype == torch.bfloat16 else 1e-40
     sizes = itertools.product((0, 1, 3), (0, 1, 7, 63, 1000, 4097))
@@ -180,20 +188,22 @@ def test_normal_equals_the_reference(ops, dtype):
         out, buffer = guarded((batch, size), dtype)
         wanted = torch.full((batch, size), torch.nan, dtype=dtype)
         call = (ids, LIMITS[i % 10], i % 16 << 28 | 77, (1.0, -2.5, tiny)[i % 3])
-        ops.normal_out(*call, out)
-        reference.normal_out(*call, wanted)
+        normal.normal_out(*call, out)
+        reference_normal.normal_out(*call, wanted)
         assert_close_bits(out, wanted, call)
         assert_guards(out, buffer)
 
 
-def test_a_million_normals_are_the_same_bits_on_triton_reference_and_host(ops):
+def test_a_million_normals_are_the_same_bits_on_triton_reference_and_host(normal):
+    from diffast.ops.launch import int32
+
     count, seed, sample, word = 2**20, -(2**62) - 12345, -(2**33) - 7, 1 << 28 | 5
     got = torch.full((1, count), torch.nan)
     ids = torch.tensor([sample])
-    words = (ops._int32(seed), ops._int32(seed >> 32), word)
-    ops.normal_kernel[(16,)](got, ids, 1.0, *words, count, BLOCK=count // 16)
-    assert_same_bits(got, reference.draw(seed, ids, word, count))
-    host = _host.normals(seed % 2**64, sample, word, count)
+    words = (int32(seed), int32(seed >> 32), word)
+    normal.normal_kernel[(16,)](got, ids, 1.0, *words, count, BLOCK=count // 16)
+    assert_same_bits(got, reference_normal.draw(seed, ids, word, count))
+    host = shared.normals(seed % 2**64, sample, word, count)
     assert_same_bits(got[0], torch.from_numpy(host))
 
 
@@ -210,7 +220,7 @@ def test_float64_is_served_by_the_reference(ops):
                 assert_same_bits(a, b, (name, position))
 
 
-def test_a_call_is_refused_in_the_words_of_the_other_backends(ops):
+def test_a_call_is_refused_in_the_words_of_the_other_backends(ops, normal):
     x = torch.zeros(2, 3)
     with pytest.raises(RuntimeError, match="1 inputs but 0 weights"):
         ops.combine([x], [], [], 0, 0, None, [])
@@ -221,13 +231,17 @@ def test_a_call_is_refused_in_the_words_of_the_other_backends(ops):
         status = torch.zeros(2, dtype=torch.int64)
         ops.combine_table_out([x], table, None, None, [], [x], status)
     with pytest.raises(RuntimeError, match="the scale is nan"):
-        ops.normal_out(torch.zeros(2, dtype=torch.int64), 0, 0, float("nan"), x)
+        normal.normal_out(torch.zeros(2, dtype=torch.int64), 0, 0, float("nan"), x)
 
 
-def test_implementations_are_those_that_the_loader_registers(ops):
-    from diffast.ops import triton_accept, triton_brownian, triton_error, triton_gram, triton_sweep
+def test_implementations_are_those_that_the_loader_registers(ops, normal):
+    from diffast.ops.accept import triton as triton_accept
+    from diffast.ops.brownian import triton as triton_brownian
+    from diffast.ops.combine_error import triton as triton_error
+    from diffast.ops.gram import triton as triton_gram
     from diffast.ops.schema import SCHEMAS
+    from diffast.ops.sweep import triton as triton_sweep
 
-    modules = (ops, triton_error, triton_accept, triton_brownian, triton_gram, triton_sweep)
+    modules = (ops, normal, triton_error, triton_accept, triton_brownian, triton_gram, triton_sweep)
     names = [name for module in modules for name in module.IMPLEMENTATIONS]
     assert sorted(names) == sorted(set(SCHEMAS) - {"normal", "brownian"})

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def ops():
-    from diffast.ops import triton_brownian
+    from diffast.ops.brownian import triton as triton_brownian
 
     return triton_brownian
 

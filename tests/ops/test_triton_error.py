@@ -10,7 +10,7 @@ from error_cases import VARIANTS, ErrorCase, assert_close_norms, check_error, te
 from op_cases import FLOATS, assert_same_bits
 from test_triton import assert_close_bits
 
-from diffast.ops import reference_error
+from diffast.ops.combine_error import reference as reference_error
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(
@@ -22,7 +22,7 @@ NARROW = FLOATS[:3]
 
 @pytest.fixture(scope="module")
 def ops():
-    from diffast.ops import triton_error
+    from diffast.ops.combine_error import triton as triton_error
 
     return triton_error
 

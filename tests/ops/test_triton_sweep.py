@@ -10,7 +10,7 @@ from op_cases import FLOATS, assert_same_bits
 from sweep_cases import SweepCase, check_sweep, random_options
 from walk_cases import Walks, check_gram, check_negative_zeros, gram_case
 
-from diffast.ops import reference_sweep
+from diffast.ops.sweep import reference as reference_sweep
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(
@@ -20,14 +20,14 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def sweep():
-    from diffast.ops import triton_sweep
+    from diffast.ops.sweep import triton as triton_sweep
 
     return triton_sweep.sweep
 
 
 @pytest.fixture(scope="module")
 def gram():
-    from diffast.ops import triton_gram
+    from diffast.ops.gram import triton as triton_gram
 
     return triton_gram.gram
 
@@ -52,7 +52,9 @@ def test_sizes(sweep, size):
 
 
 def test_large_blocks(sweep, monkeypatch):
-    monkeypatch.setattr("diffast.ops.triton_sweep._MANY", 600)
+    from diffast.ops.sweep import triton
+
+    monkeypatch.setattr(triton, "_MANY", 600)
     rng = np.random.default_rng(2)
     for chunk in (0, 2):
         Walks(rng, 1203, 1, 3, noises=1, chunk=chunk).check(sweep, chunk)

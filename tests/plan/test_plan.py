@@ -198,7 +198,7 @@ AT_X, AT_H1, AT_D = range(3)
 @pytest.mark.parametrize(
     ("field", "change", "facts"),
     [
-        ("times", lambda a: a[:, None], r"times has shape \[3, 1\], but it must be \[S\]"),
+        ("times", lambda a: a[:, None, None], r"times has shape \[3, 1, 1\], but it must be \[S\]"),
         ("times", lambda a: a[:0], r"times has shape \[0\]"),
         ("matrix", lambda a: a[:2], r"matrix has shape \[2, 2, 3\], but it must be \[3, 2, 3\]"),
         ("matrix", lambda a: a[:, :, :2], r"matrix has shape \[3, 2, 2\], but it must be"),
@@ -219,7 +219,11 @@ AT_X, AT_H1, AT_D = range(3)
         ("columns", lambda a: ("h1", "d", "z1"), "x is a row alone, but it must be both"),
         ("columns", lambda a: ("y", "x", "d"), "y is a column alone, but it must be both"),
         ("columns", lambda a: ("v", "x", "d"), "v is a column alone, but it must be both"),
-        ("columns", lambda a: ("x", "h1", "z3"), "weighs 'z3', but the columns are y, v, x, h0"),
+        (
+            "columns",
+            lambda a: ("x", "h1", "z3"),
+            "weighs 'z3', but the columns are y, v, x, x2",
+        ),
         ("columns", lambda a: ("x", "h1", "g0"), "weighs 'g0', but the columns are"),
         ("columns", lambda a: ("x", "h", "d"), "weighs 'h', but the columns are"),
         ("columns", lambda a: ("x", "d", "error"), "weighs 'error', but the columns are"),
@@ -229,7 +233,11 @@ AT_X, AT_H1, AT_D = range(3)
         ("levels", lambda a: poisoned(a, (1, X, 1), 7.0), r"stage 1: x holds .* must be sigma = 7"),
         ("times", lambda a: poisoned(a, 1, np.inf), "stage 1: t = inf"),
         ("times", lambda a: poisoned(a, 1, -1.0), "stage 1: t = -1.0, but .* 0.0 to inf"),
-        ("times", lambda a: np.full(3, np.nan), "no stage calls the network, but one must"),
+        (
+            "times",
+            lambda a: np.full(3, np.nan),
+            r"network on \[0\] of \['x'\], but one must",
+        ),
         (
             "times",
             lambda a: poisoned(a, 1, np.nan),

@@ -167,7 +167,7 @@ def test_older_files_give_the_bits_of_todays_builders(name):
             one, two = (df.sample(denoiser, p, (3, 5), seed=4, **options).x for p in (plan, built))
             assert torch.equal(one, two), label
     if name == "dpmpp_sde.json":
-        one, two = (df.sample(denoiser, p, (3, 5), path=True).x for p in (plan, built))
+        one, two = (df.sample(denoiser, p, (3, 5), noise="path").x for p in (plan, built))
         assert torch.equal(one, two)
 
 

@@ -201,7 +201,7 @@ def test_sample_is_the_run_in_numpy(plan, how):
     }.get(how, {})
     x = ops.normal((3, 7), seed=1, dtype=torch.float64) * float(schedule.sigma(plan.start))
     denoiser = df.Denoiser(lambda x, t: torch.sin(x) * 0.7, schedule, predicts="x0")
-    got = df.sample(denoiser, plan, noise=x, seed=5, **options).x
+    got = df.sample(denoiser, plan, x=x, seed=5, **options).x
     want = run_numpy(
         plan,
         lambda x, t: 0.7 * np.sin(x),
@@ -218,7 +218,7 @@ def test_sample_is_the_run_in_numpy(plan, how):
 def test_stepper_gives_the_bits_of_sample(plan, dtype):
     noise = noise_of(dtype=dtype)
     denoiser = df.Denoiser(network, plan.schedule, predicts="v" if plan.schedule == VP else "x0")
-    wanted = df.sample(denoiser, plan, noise=noise, seed=7, ids=IDS).x
+    wanted = df.sample(denoiser, plan, x=noise, seed=7, ids=IDS).x
     stepper = Stepper(plan, denoiser)
     together = run(stepper, *stepper.start(noise, seed=7, ids=IDS))
     each = run(stepper, *stepper.start(noise, seed=7, ids=IDS, each=True))
@@ -239,14 +239,14 @@ def test_plans_with_one_normal_and_with_two_share_a_batch():
     chosen = [0, 1, 2, 1]
     state = run(stepper, *stepper.start(noise, plan=chosen, seed=7, ids=IDS))
     for b, p in enumerate(chosen):
-        alone = df.sample(denoiser, plans[p], noise=noise[b : b + 1], seed=7, ids=IDS[b : b + 1])
+        alone = df.sample(denoiser, plans[p], x=noise[b : b + 1], seed=7, ids=IDS[b : b + 1])
         assert torch.equal(state.x[b : b + 1], alone.x)
 
 
 def test_guidance_and_a_clamp_change_no_bit_between_the_executors():
     plan, noise = corrected(), noise_of()
     denoiser = guided(1.7)
-    wanted = df.sample(denoiser, plan, noise=noise, seed=7, ids=IDS, clamp=(-0.5, 0.6)).x
+    wanted = df.sample(denoiser, plan, x=noise, seed=7, ids=IDS, clamp=(-0.5, 0.6)).x
     stepper = Stepper(plan, denoiser, clamp=(-0.5, 0.6))
     for each in (False, True):
         state = run(stepper, *stepper.start(noise, seed=7, ids=IDS, each=each), call=pair)
@@ -303,13 +303,13 @@ def test_rows_and_calls_carry_the_second_weight():
     ("call", "facts"),
     [
         (
-            lambda d, p: df.sample(d, p, (2, 3), draw=lambda i: None),
+            lambda d, p: df.sample(d, p, (2, 3), noise=lambda i: None),
             "given noise: piadm_ode.* at stage 1,",
         ),
-        (lambda d, p: df.sample(d, p, (2, 3), path=True), "sample: path: .* at stage 1,"),
+        (lambda d, p: df.sample(d, p, (2, 3), noise="path"), "sample: path: .* at stage 1,"),
         (lambda d, p: df.sample(d, p, (2, 3), noise="path"), "but 1 a stage can be given"),
         (
-            lambda d, p: Stepper(p, d, given_noise=True),
+            lambda d, p: Stepper(p, d, noise="given"),
             r"given noise: piadm_ode\(.*\) draws 2 norm",
         ),
     ],

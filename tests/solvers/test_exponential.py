@@ -58,7 +58,7 @@ def test_identities():
             exponential.res_3s(schedule, grid),
             solvers.dpmpp_3s(schedule, grid, kind="midpoint"),
         )
-        same(exponential.res_2s(schedule, grid, c2=1.0), exponential.etdrk2(schedule, grid))
+        same(exponential.res_2s(schedule, grid, c2=1.0), solvers.etdrk2(schedule, grid))
 
 
 def cox_matthews(x, s, t, denoise):

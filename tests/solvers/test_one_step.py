@@ -14,7 +14,7 @@ from diffast.solvers.ode.singlestep import fast_orders
 
 BUILDERS = {
     runge_kutta.midpoint: 2,
-    runge_kutta.ralston: 2,
+    solvers.ralston: 2,
     runge_kutta.bosh3: 3,
     runge_kutta.rk4: 4,
     runge_kutta.dopri5: 6,
@@ -26,7 +26,7 @@ BUILDERS = {
     solvers.dpmpp_3s: 3,
     exponential.res_2s: 2,
     exponential.res_3s: 3,
-    exponential.etdrk2: 2,
+    solvers.etdrk2: 2,
     exponential.etdrk3: 3,
     exponential.etdrk4: 4,
     exponential.krogstad4: 4,

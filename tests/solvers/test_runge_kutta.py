@@ -170,4 +170,4 @@ def test_midpoint_has_order_3_on_gaussian_data():
 def test_midpoint_at_the_end_is_heun(schedule):
     grid = grids.karras(schedule, 8, sigma_max=10.0)
     same(runge_kutta.midpoint(schedule, grid, r=1.0), solvers.heun(schedule, grid))
-    same(runge_kutta.midpoint(schedule, grid, r=2 / 3), runge_kutta.ralston(schedule, grid))
+    same(runge_kutta.midpoint(schedule, grid, r=2 / 3), solvers.ralston(schedule, grid))

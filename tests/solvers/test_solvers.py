@@ -332,7 +332,8 @@ def test_names():
         schedule = schedules.vp_linear() if name.startswith("piadm") else schedules.edm()
         plan = build(schedule, grids.karras(schedule, 3), **NEEDED.get(name, {}))
         assert plan.name.startswith(name)
-    with pytest.raises(ValueError, match="solver 'dpmpp_3x' is not known, but these are: euler"):
+    near = r"\(did you mean dpmpp_3s or dpmpp_3m or dpmpp_2s\?\)"
+    with pytest.raises(ValueError, match=f"'dpmpp_3x' is not known {near}, but these are: euler"):
         solvers.get("dpmpp_3x")
 
 

@@ -8,7 +8,7 @@ more, unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -31,24 +31,25 @@ class Batch:
         shape: [B, ...] of a tensor.
         dtype: of the tensors.
         device: of everything.
-        held: names of the tensors that go with a sample from attempt to attempt, zero at first.
+        held: names of the tensors that go with a sample from trial step to trial step. They are
+            zero at first.
         passing: names of those that are made anew in every round.
         control: [B, C] float64, see `diffast.ops.schema.CONTROLS`.
         counts: [B, N] int64, see `diffast.ops.schema.COUNTS`.
         streams: [B, 3] int64.
         compact: whether samples leave before all are done.
         leave: called with (rows, statuses) of those that leave, before their rows are reused.
-        moved: called when the batch has become another.
+        moved: called after rows were removed or moved.
     """
 
     def __init__(
         self,
-        shape,
+        shape: Sequence[int],
         dtype: torch.dtype,
         device: torch.device,
         *,
-        held,
-        passing,
+        held: Sequence[str],
+        passing: Sequence[str],
         control: torch.Tensor,
         counts: torch.Tensor,
         streams: torch.Tensor,

@@ -1,24 +1,31 @@
-"""The adaptive executor's loop.
+"""The adaptive executor's rounds: it binds the tensors of a trial program and calls the ops.
 
-A round is one fused row for every sample's own next model input, one network call, one pass for its
-outcome and error, one decision a sample.
+A round is one network call of every sample in the batch. First `combine_table` makes the network
+inputs, then the network is called once, `combine_error` makes what follows from the answers and the
+scaled errors, and `accept` decides for every sample and copies what was accepted.
 
-Samples are at stages and steps of their own; those that are done leave the batch. What is known of
-a sample (position, step, stage, counts) is on the device and is not asked for there, but for an
+Samples are at steps and calls of their own; those that are done leave the batch. What is known of a
+sample (position, step, call, counts) is on the device. It is not asked for there, but for an
 occasional copy of the statuses that is not waited for.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import torch
 
 from diffast import ops
+from diffast.executors.adaptive import path
 from diffast.executors.adaptive.batch import Batch, on_host
-from diffast.executors.adaptive.time_variable import Clock, DeviceClock
-from diffast.lowering import trial_steps as attempts
-from diffast.lowering.trial_steps import COND, NOISE, UNCOND, X0, Estimate, Noise
-from diffast.model.denoiser import time_dtype
+from diffast.executors.adaptive.options import AdaptiveOptions
+from diffast.executors.adaptive.time_variable import DeviceTimeVariable, TimeInterval
+from diffast.executors.context import hooked, put_initial
+from diffast.executors.results import Info, Progress
+from diffast.lowering.estimate import COND, UNCOND, X0, estimate_row
+from diffast.lowering.trial_steps import NOISE, SettleTable, Stages, TrialProgram
+from diffast.model.denoiser import Denoiser, time_dtype
 from diffast.ops.schema import (
     CONTROLS,
     COUNTS,
@@ -29,11 +36,10 @@ from diffast.ops.schema import (
     FAILED_STEP,
     FINISHED,
     FLAGS,
-    PATH_RANGE,
     RULE,
     RUNNING,
 )
-from diffast.solvers.embedded import Nodes, Pair
+from diffast.solvers.embedded import Node, Step
 from diffast.solvers.embedded.bridge import HELD, NEW
 
 STATUSES = {
@@ -43,114 +49,127 @@ STATUSES = {
     FAILED_STEP: "step too small",
     FAILED_CALLS: "too many calls",
 }
-PATH_DEPTH = 20
-PATH_CELL = 2.0 * PATH_RANGE / 2.0**PATH_DEPTH  # between two nodes of a path, in log-SNR
 
 
-class Run:
+class Place(NamedTuple):
+    """What a run's tensors are, and whose noise they get.
+
+    Attributes:
+        shape, dtype, device: of the state.
+        ids: [B] int64 on the device.
+        seed: folded.
+        limits: clamp of the x0 estimate, or nothing.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    ids: torch.Tensor
+    seed: int
+    limits: list[float]
+
+
+class AdaptiveRun:
     """The tensors of one run and its rounds.
 
     Args:
         denoiser: the network and what it predicts.
-        pair: the method.
-        clock: positions of the pair's kind.
-        noise: where the noise comes from.
-        shape, device, dtype: of the state.
-        ids: [B] int64 on the device.
-        seed: folded.
-        limits: clamp of the x0 estimate, or nothing.
-        on_x0: hook on the x0 estimate, or None.
-        rejects: whether attempts may be rejected.
-        denoise: whether samples end as x0 estimates.
-        step: first step, in units of the clock.
-        most_calls: network calls after which a sample fails.
-        compact: whether finished samples leave the batch.
-        traced: whether steps are recorded.
+        program: the method's trial steps; its controller is the run's.
+        interval: positions of the method's kind.
+        place: what the tensors are.
+        options: of the run.
     """
 
     def __init__(
         self,
-        denoiser,
-        pair: Pair,
-        clock: Clock,
-        noise: Noise,
-        *,
-        shape,
-        device,
-        dtype,
-        ids,
-        seed,
-        limits,
-        on_x0,
-        rejects,
-        denoise,
-        step,
-        most_calls,
-        compact,
-        traced,
+        denoiser: Denoiser,
+        program: TrialProgram,
+        interval: TimeInterval,
+        place: Place,
+        options: AdaptiveOptions,
     ):
         """Settles what the rounds need; no network call yet."""
-        self.denoiser, self.pair, self.clock, self.noise = denoiser, pair, clock, noise
-        self.shape, self.device, self.dtype = shape, device, dtype
-        self.ids, self.seed, self.limits, self.on_x0 = ids, seed, limits, on_x0
-        self.prediction = denoiser.prediction
-        self.denoise = denoise
-        self.on_host = on_host(device)
+        self.denoiser, self.program, self.interval = denoiser, program, interval
+        self.solver, self.noise = program.solver, program.noise.kind
+        self.shape, self.dtype, self.device, self.ids, self.seed, self.limits = place
+        self.options, self.on_x0 = options, options.on_x0
+        self.on_host = on_host(self.device)
         self.xp = np if self.on_host else torch
-        self.scale, self.halves = self._guidance()
-        self.looked_up = clock if self.on_host else self._device_clock()
-        self.order = attempts.order_of(pair, noise.slots)
-        self.slots = attempts.slot_names(noise.slots)
-        self._prepare_rule(rejects, most_calls)
-        self._prepare_tensors(step, compact)
-        self.trace = [] if traced else None
+        self._prepare_guidance()
+        self._prepare_rule()
+        self._prepare_network_input()
+        self.out = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        self.batch = Batch(
+            self.shape,
+            self.dtype,
+            self.device,
+            held=program.held,
+            passing=program.passing,
+            **self._begin(),
+            compact=options.compact,
+            leave=self._take,
+            moved=self._moved,
+        )
+        self._moved()
+        self.trace = [] if options.trace else None
         self.rounds = 0
 
     # What is settled before the first call.
 
-    def _guidance(self):
-        """Returns the scale, a number or None where it depends on the time, and what is called."""
+    def _prepare_guidance(self) -> None:
+        """Settles the scale (None where it depends on the time), the branches, and the nodes."""
         if callable(self.denoiser.guidance):
-            return None, "both"
-        scale = float(self.denoiser.scales(np.zeros(1))[0])
-        return scale, {0.0: "uncond", 1.0: "cond"}.get(scale, "both")
-
-    def _device_clock(self):
-        scales = self.denoiser.scales if self.scale is None else None
-        return DeviceClock(self.clock, self.device, scales)
-
-    def _prepare_rule(self, rejects: bool, most_calls: int) -> None:
-        controller = dict(self.pair.controller)
-        if not rejects:
-            controller["always"] = 1
-        controller |= {
-            "last": self.pair.calls,
-            "restart": 1 if self.pair.reuses else 0,
-            "final": int(self.denoise),
-            "most_calls": most_calls,
-        }
-        self.rule = [float(controller.get(name, 0.0)) for name in RULE]
-        self.flags = [int(controller.get(name, 0)) for name in FLAGS]
-        self.balance, self.step_max = controller.get("balance", 0), controller["step_max"]
-
-    def _begin(self, step: float) -> dict:
-        """Returns what `accept` keeps of each sample: all of them begin alike."""
-        batch, clock = self.shape[0], self.clock
-        step, rest = min(step, self.step_max), clock.end - clock.start
-        if step >= rest:
-            to = clock.end
+            self.scale, self.branches = None, "both"
         else:
-            to = clock.start + (0.5 * rest if self.balance and rest < 2.0 * step else step)
-        # Before the first attempt the error counts as 1; a PID rule takes the first one for it.
-        before = np.nan if self.pair.controller["by_factor"] else 1.0
-        start = {"at": clock.start, "to": to, "end": clock.end, "before": before}
-        control = [start.get(name, np.nan) for name in CONTROLS] + [np.inf] * self.noise.slots
+            self.scale = float(self.denoiser.scales(np.zeros(1))[0])
+            self.branches = {0.0: "uncond", 1.0: "cond"}.get(self.scale, "both")
+        self.device_table = None
+        if not self.on_host:
+            scales = self.denoiser.scales if self.scale is None else None
+            self.device_table = DeviceTimeVariable(self.interval, self.device, scales)
+
+    def _prepare_rule(self) -> None:
+        solver, options = self.solver, self.options
+        rule = solver.controller | {
+            "always": int(not options.reject),
+            "last": solver.calls,
+            "restart": int(solver.reuses_last_call),
+            "final": int(options.denoise),
+            "most_calls": int(options.max_calls),
+        }
+        self.rule = [float(rule[name]) for name in RULE]
+        self.flags = [int(rule[name]) for name in FLAGS]
+
+    def _prepare_network_input(self) -> None:
+        """Makes the tensor that the network reads, where it cannot read the program's x."""
+        wanted, both = self.denoiser.dtype or self.dtype, self.branches == "both"
+        self.network_input = None
+        if both or wanted != self.dtype:
+            rows = (1 + both) * self.shape[0]
+            self.network_input = torch.empty(
+                (rows, *self.shape[1:]), dtype=wanted, device=self.device
+            )
+        self.conditions = self.denoiser.arguments(self.shape[0], self.device, self.branches)
+
+    def _begin(self) -> dict[str, torch.Tensor]:
+        """Returns what `accept` keeps of each sample: all of them begin alike."""
+        interval, rule, step = self.interval, self.solver.controller, self.options.h_init
+        step = min(self.solver.step if step is None else step, rule["step_max"])
+        end, rest = interval.end, interval.end - interval.start
+        if step < rest:
+            half = rule["balance"] and rest < 2.0 * step
+            end = interval.start + (0.5 * rest if half else step)
+        # Before the first trial step the error counts as 1; a PID rule takes the first one for it.
+        before = np.nan if rule["by_factor"] else 1.0
+        start = {"at": interval.start, "to": end, "end": interval.end, "before": before}
+        control = [start.get(name, np.nan) for name in CONTROLS]
+        control += [np.inf] * self.program.noise.rejected
         first = {"status": RUNNING, "stage": 1, "calls": 1}
         counts = [first.get(name, 0) for name in COUNTS]
 
         def spread(numbers, dtype):
             row = torch.tensor(numbers, dtype=dtype, device=self.device)
-            return row.expand(batch, -1).clone()
+            return row.expand(self.shape[0], -1).clone()
 
         streams = spread([self.seed, 0, 0], torch.int64)
         streams[:, 1] = self.ids
@@ -158,140 +177,94 @@ class Run:
         self.final = {"control": torch.empty_like(control), "counts": torch.empty_like(counts)}
         return {"control": control, "counts": counts, "streams": streams}
 
-    def _prepare_tensors(self, step: float, compact: bool) -> None:
-        at = self.clock.nodes(np.array([self.clock.start]))
-        to = self.clock.nodes(np.array([0.5 * (self.clock.start + self.clock.end)]))
-        with np.errstate(all="ignore"):
-            layout = attempts.layout_of(self.pair, Nodes(at, to, to))
-        held = ["x", *self.pair.keeps, *self.pair.entries]
-        held += [HELD, *self.slots] if self.noise.holds else []
-        proposals = [f"proposal{k}" for k in range(layout.proposals)]
-        sources = [*proposals, "point"] + ([NEW] if self.noise.holds else [])
-        passing = list(sources)
-        passing += [NOISE] if self.noise.kind == "path" else []
-        passing += [X0] if self.on_x0 is not None else []
-        moves = list(layout.moves)
-        moves += [(self.pair.calls, NEW, HELD)] if self.noise.holds else []
-        self.proposals, self.sources, self.targets = proposals, sources, held
-        self.moves = [
-            number
-            for stage, source, target in moves
-            for number in (stage, sources.index(source), held.index(target))
-        ]
-        self.memory = [sources.index(NEW), *map(held.index, self.slots)] if self.slots else []
-        wanted = self.denoiser.dtype or self.dtype
-        self.network_input = None
-        if self.halves == "both" or wanted != self.dtype:
-            rows = (2 if self.halves == "both" else 1) * self.shape[0]
-            self.network_input = torch.empty(
-                (rows, *self.shape[1:]), dtype=wanted, device=self.device
-            )
-        self.every = self.denoiser.arguments(self.shape[0], self.device, self.halves)
-        self.out = torch.empty(self.shape, dtype=self.dtype, device=self.device)
-        self.batch = Batch(
-            self.shape,
-            self.dtype,
-            self.device,
-            held=held,
-            passing=passing,
-            **self._begin(step),
-            compact=compact,
-            leave=self._take,
-            moved=self._moved,
-        )
-        self._moved()
-
     def _moved(self) -> None:
         """Prepares what goes with the samples that are in the batch now."""
         batch = self.batch
-        self.source_list = [batch.view[name] for name in self.sources]
-        self.target_list = [batch.view[name] for name in self.targets]
-        self.arguments = self.every
+        self.sources = [batch.view[name] for name in self.program.sources]
+        self.targets = [batch.view[name] for name in self.program.held]
+        self.arguments = self.conditions
         if batch.size < self.shape[0]:
             rows = torch.from_numpy(batch.samples[: batch.size]).to(self.device)
-            both = self.halves == "both"
+            both = self.branches == "both"
             rows = torch.cat([rows, rows + self.shape[0]]) if both else rows
             self.arguments = {
                 name: value[rows] if isinstance(value, torch.Tensor) and value.dim() else value
-                for name, value in self.every.items()
+                for name, value in self.conditions.items()
             }
 
-    # The start: one call at the first model time.
+    # The start: call 0, at the first model time.
 
-    def start(self, state: torch.Tensor | None) -> None:
+    def start(self, x: torch.Tensor | None) -> None:
         """Puts the initial state in place and makes the first call."""
-        schedule, tensors, status = (
-            self.denoiser.schedule,
-            self.batch.view,
-            self.batch.now["status"],
-        )
-        x, d, times = tensors["x"], tensors["proposal0"], np.array([float(schedule.t_start)])
-        sigma = float(schedule.sigma(times)[0])
-        if state is None:
-            ops.normal_out(self.ids, self.seed, ops.INITIAL_NOISE, sigma, x)
-        else:
-            x.copy_(state)
-        for part in self._network_parts():
-            part.copy_(x)
-        tensors["point"].copy_(x)
-        outputs = self._ask(torch.from_numpy(times).to(self.device).expand(self.batch.size))
-        a, b = (float(w[0]) for w in self.denoiser.affine(times))
+        schedule, view = self.denoiser.schedule, self.batch.view
+        status, size = self.batch.now["status"], self.batch.size
+        times = np.array([float(schedule.t_start)])
+        y, d, sigma = view["y"], view["proposal0"], float(schedule.sigma(times)[0])
+        put_initial(y, x, sigma, self.seed, self.ids)
+        for tensor in (view["x"], *self._network_parts()):
+            tensor.copy_(y)
+        answers = self._ask(torch.from_numpy(times).to(self.device).expand(size))
+        a, b = (float(weight[0]) for weight in self.denoiser.affine(times))
         scale = float(self.denoiser.scales(times)[0]) if self.scale is None else self.scale
-        row, columns = Estimate(a, b, scale, False).rows(), tensors | outputs
-        xs, weights = [columns[name] for name in row], list(row.values())
-        if self.limits:
-            weights.append(0.0)
+        row, columns = estimate_row(a, b, scale), view | answers
+        weights = [*row.values(), *([0.0] if self.limits else [])]
+        xs = [columns[name] for name in row]
         ops.combine_out(xs, weights, [d], status, 0, [], 0, None, self.limits)
         if self.on_x0 is not None:
-            d.copy_(self._hooked(d, times.repeat(self.batch.size)))
-        node = self.clock.nodes(np.array([self.clock.start]))
-        if self.clock.opens:  # from noise alone to the first position, see FIRST_LAM
-            alpha, level = float(node.alpha[0]), float(node.sigma[0]) / sigma
-            ops.combine_out([x, d], [level, alpha], [x], status)
-        entry, held = _alone(self.pair.entry(np, node)), {"point": x, "d": d}
-        xs = [held[name] for name in entry]
-        ops.combine_out(xs, list(entry.values()), [tensors["e0"]], status)
-        if self.pair.keeps:
-            tensors["prev"].copy_(x)
-        if self.noise.kind == "path":
-            self._draw_path(None, self.looked_up.nodes(self.batch.control[:, 0]))
-        failed = self.batch.now["status"] >= 0
-        self.batch.now["counts"][:, 0] = torch.where(failed, FAILED_FINITE, RUNNING)
+            d.copy_(self._hooked(d, times.repeat(size)))
+        node = self.interval.nodes(np.array([self.interval.start]))
+        if self.interval.opens:  # from noise alone to the first position by Euler's step
+            alpha, keep = float(node.alpha[0]), float(node.sigma[0]) / sigma
+            ops.combine_out([y, d], [keep, alpha], [y], status)
+        for name, row in self.solver.rows_after(Step(np, node, None, node), 0).items():
+            row, columns = _of_one(row), {"x": y, "d": d}
+            xs = [columns[column] for column in row]
+            ops.combine_out(xs, list(row.values()), [view[name]], status)
+        for name in self.solver.carried:
+            view[name].copy_(y)
+        if self.noise == "path":
+            position = self.batch.control[:, 0]
+            step = Step(self.xp, self._nodes(position)[0], None, None)
+            path.draw_start(step, self.batch.now["streams"], view[NOISE], view[HELD])
+        self.batch.now["counts"][:, 0] = torch.where(status >= 0, FAILED_FINITE, RUNNING)
         self.batch.poll(self.rounds)
 
-    def _network_parts(self) -> tuple:
-        """Returns where the network reads the model input, if not from the state's tensor."""
+    def _network_parts(self) -> tuple[torch.Tensor, ...]:
+        """Returns the tensors, beside x, that the network inputs are written to."""
         if self.network_input is None:
             return ()
         size = self.batch.size
-        if self.halves != "both":
+        if self.branches != "both":
             return (self.network_input[:size],)
         return self.network_input[: 2 * size].split(size)
 
-    def _ask(self, times: torch.Tensor) -> dict:
+    def _ask(self, times: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns the network's answers by name, for what lies in its input tensor."""
-        x, size = self.batch.view["point"], self.batch.size
+        x, size, both = self.batch.view["x"], self.batch.size, self.branches == "both"
         times = times.to(time_dtype(self.dtype))
-        both = self.halves == "both"
         if self.network_input is not None:
             x = self.network_input[: (1 + both) * size]
         output = self.denoiser.call(x, torch.cat([times, times]) if both else times, self.arguments)
         if both:
             return {COND: output[:size], UNCOND: output[size:]}
-        return {COND if self.halves == "cond" else UNCOND: output}
+        return {COND if self.branches == "cond" else UNCOND: output}
 
     # One round.
 
     def round(self) -> None:
         """Runs one network call of every sample in the batch, and what follows from it."""
         self.rounds += 1
-        now = self.batch.now
+        now, program = self.batch.now, self.program
         with np.errstate(all="ignore"):
-            nodes, scale, masks = self._nodes()
-            self._point(nodes, masks)
-            times = nodes.call.time
-            outputs = self._ask(torch.from_numpy(times) if self.on_host else times)
-            self._settle(nodes, scale, masks, outputs)
+            stages = self._stages()
+            step, scale = self._step(stages)
+            self._write_inputs(step, stages)
+            times = step.call.time
+            answers = self._ask(torch.from_numpy(times) if self.on_host else times)
+            columns = self.batch.view | answers
+            if self.on_x0 is not None:
+                self._write_estimate(step, scale, columns)
+            self._settle(program.settle_table(step, stages, scale), columns)
         if self.trace is not None:
             rows = self.batch.samples[: self.batch.size].copy()
             before = rows, now["control"].clone(), now["counts"].clone()
@@ -300,179 +273,121 @@ class Run:
             now["status"],
             self.rule,
             self.flags,
-            self.moves,
-            self.memory,
-            self.source_list,
+            program.moves,
+            program.memory,
+            self.sources,
             now["control"],
             now["counts"],
             now["streams"],
-            self.target_list,
+            self.targets,
         )
         if self.trace is not None:
             self.trace.append((*before, now["counts"].clone(), now["control"].clone()))
         self.batch.poll(self.rounds)
 
-    def _stages(self) -> list:
-        """Returns (stage, mask or None) of the stages that samples may be at."""
-        calls = self.pair.calls
-        if self.pair.reuses:
+    def _stages(self) -> Stages:
+        """Returns the calls that samples may be at, with masks where they may differ."""
+        calls = self.solver.calls
+        if self.solver.reuses_last_call:
             return [((self.rounds - 1) % calls + 1, None)]
-        stage = self.batch.counts[:, 1]
-        return [(k, stage == k) for k in range(calls + 1)]
+        call = self.batch.counts[:, 1]
+        return [(k, call == k) for k in range(calls + 1)]
 
-    def _nodes(self):
-        """Returns the nodes of every sample's attempt, the guidance scales there, the stages."""
-        xp, pair, control = self.xp, self.pair, self.batch.control
-        at, to = control[:, 0], control[:, 1]
-        masks = self._stages()
-        reach = pair.reach(xp, at, to)
-        alone = len(masks) == 1
-        fraction = pair.fractions[masks[0][0] - 1] if alone else None
-        same = alone and fraction == 1.0 and reach is to
-        positions = [at, to]
-        if not same:
-            if alone:
-                call = reach if fraction == 1.0 else at + fraction * (reach - at)
-            else:
-                call = at
-                for (_, mask), part in zip(masks[1:], pair.fractions, strict=True):
-                    there = reach if part == 1.0 else at + part * (reach - at)
-                    call = xp.where(mask, there, call)
-            positions.append(call)
-        stacked = np.stack(positions) if self.on_host else torch.stack(positions)
-        if self.on_host:
-            found, scales = self.clock.nodes(stacked), None
+    def _step(self, stages: Stages) -> tuple[Step, Any]:
+        """Returns every sample's trial step, and the guidance scales at its call."""
+        xp, solver, control = self.xp, self.solver, self.batch.control
+        start, end = control[:, 0], control[:, 1]
+        reach = solver.reach(xp, start, end)
+
+        def place(call):
+            part = solver.fractions[call - 1]
+            return reach if part == 1.0 else start + part * (reach - start)
+
+        positions = [start, end]
+        if len(stages) == 1:
+            call = place(stages[0][0])
         else:
-            found, scales = self.looked_up.nodes_and_scales(stacked)
-        split = [type(found)(*(None if f is None else f[k] for f in found)) for k in (0, 1, -1)]
-        nodes = Nodes(*split)
+            call = start
+            for k, mask in stages[1:]:
+                call = xp.where(mask, place(k), call)
+        if call is not end:
+            positions.append(call)
+        found, scales = self._nodes(xp.stack(positions))
+        nodes = [Node(*(None if f is None else f[k] for f in found)) for k in (0, 1, -1)]
         scale = self.scale
         if scale is None:
-            scale = self.denoiser.scales(nodes.call.time) if self.on_host else scales[-1]
-        return nodes, scale, masks
+            scale = self.denoiser.scales(nodes[-1].time) if self.on_host else scales[-1]
+        return Step(xp, *nodes), scale
 
-    def _point(self, nodes, masks) -> None:
-        """Writes every sample's next model input, and its path's next value."""
-        noise, view = self.noise, self.batch.view
-        slots = self._slots()
-        if noise.kind == "path":
-            self._draw_path(nodes.at, nodes.to)
-        copies = self._network_parts()
-        outs = [view["point"], *copies]
-        parts = []
-        for stage, mask in masks:
-            point, value = attempts.point_rows(self.pair, self.xp, stage, nodes, noise, slots)
-            rows = [point] * len(outs)
-            parts.append((mask, [*rows, value] if noise.kind == "bridge" else rows))
-        outs += [view[NEW]] if noise.kind == "bridge" else []
-        table = attempts.assemble(self.xp, self.batch.size, parts, self.order, self.device)
+    def _nodes(self, positions) -> tuple[Node, torch.Tensor | None]:
+        """Returns the nodes of positions and, on a device, the guidance scales there."""
+        if self.on_host:
+            return self.interval.nodes(positions), None
+        return self.device_table.nodes_and_scales(positions)
+
+    def _write_inputs(self, step: Step, stages: Stages) -> None:
+        """Writes every sample's next network input, and its path's next value."""
+        view, streams = self.batch.view, self.batch.now["streams"]
+        if self.noise == "path":
+            path.draw_step(step, streams, view[HELD], view[NOISE], view[NEW])
+        outs = [view["x"], *self._network_parts()]
+        table = self.program.input_table(step, stages, self._rejected(), len(outs))
+        if self.noise == "bridge":
+            outs.append(view[NEW])
         xs = [view[name] for name in table.columns]
-        streams = None if table.noise is None else self.batch.now["streams"]
+        streams = None if table.noise is None else streams
         ops.combine_table_out(xs, table.weights, table.noise, streams, [], outs, None)
 
-    def _slots(self) -> dict:
+    def _rejected(self) -> dict[str, Any]:
         """Returns the positions of remembered points by name; on the host none if all are free."""
         first, control = len(CONTROLS), self.batch.control
-        if self.on_host and self.slots and np.isinf(control[:, first:]).all():
+        names = self.program.rejected
+        if self.on_host and names and np.isinf(control[:, first:]).all():
             return {}
-        return {name: control[:, first + k] for k, name in enumerate(self.slots)}
+        return {name: control[:, first + k] for k, name in enumerate(names)}
 
-    def _draw_path(self, at, to) -> None:
-        """Writes the path's values at the nodes nearest to `to` and the noise since `at`.
-
-        With `at` None only the values, as those where the samples stand.
-        """
-        xp, view = self.xp, self.batch.view
-        last, new = (None, view[HELD]) if at is None else (view[HELD], view[NEW])
-        end = self._tree_nodes(to.lam)
-        begin = 0.0 * end - 1.0 if at is None else self._tree_nodes(at.lam)
-        # An attempt has at least one cell; what ends in its own has no length and no noise.
-        end = xp.where(end > begin, end, begin + 1.0)
-        weights = attempts.path_weights(xp, begin * PATH_CELL, end * PATH_CELL, self.device)
-        nodes = attempts.numbers(
-            xp, self.batch.size, 1, 2, {(0, 0): begin, (0, 1): end}, self.device
-        )
-        nodes = nodes[:, 0].to(torch.int64)
-        streams = self.batch.now["streams"]
-        ops.brownian_out(streams, nodes, weights, PATH_DEPTH, last, view[NOISE], new)
-
-    def _tree_nodes(self, lam):
-        """Returns the numbers of the tree's nodes nearest to log-SNRs, as float64."""
-        xp, most = self.xp, 2.0**PATH_DEPTH - 1.0
-        number = xp.round((lam + PATH_RANGE) / PATH_CELL)
-        number = xp.where(number < 0.0, 0.0, number)
-        return xp.where(number > most, most, number)
-
-    def _settle(self, nodes, scale, masks, outputs) -> None:
-        """Writes what may be moved and the scaled errors."""
-        xp, pair, call = self.xp, self.pair, nodes.call
-        a, b = self.prediction.weights(call.alpha, call.sigma, call.dalpha, call.dsigma)
-        hooked, clamped = self.on_x0 is not None, bool(self.limits)
-        estimate = Estimate(a, b, scale, hooked or clamped)
-        columns = self.batch.view | outputs
-        if hooked:
-            self._estimate(estimate, columns, call)
-        clamp = self.limits if clamped and not hooked else []
-        form = ERROR_FORMS.index(pair.form)
-        parts, noises = [], []
-        for stage, mask in masks:
-            made, rows, judged = attempts.settle_rows(
-                pair, xp, stage, nodes, estimate, len(self.proposals)
-            )
-            *rows, noise = rows
-            rows = [*made, *(rows if form else rows[:1])]
-            parts.append((mask, [estimate.rows(), *rows] if clamp else rows))
-            noises.append(noise)
-        measured = any(noises)
-        if measured:
-            parts = [(mask, [*rows, n]) for (mask, rows), n in zip(parts, noises, strict=True)]
-        last = X0 if clamp else None
-        table = attempts.assemble(xp, self.batch.size, parts, self.order, self.device, last)
+    def _settle(self, settle: SettleTable, columns: dict[str, torch.Tensor]) -> None:
+        """Writes the proposals and the scaled errors."""
+        table, view, now = settle.table, self.batch.view, self.batch.now
         ops.combine_error_out(
             [columns[name] for name in table.columns],
             table.weights,
             table.noise,
-            self.batch.now["streams"],
-            clamp,
-            self._tolerance(judged),
-            form,
-            ERROR_NORMS.index(pair.norm),
-            measured,
-            [self.batch.view[name] for name in self.proposals],
-            self.batch.now["norms"],
-            self.batch.now["status"],
+            now["streams"],
+            self.limits if self.on_x0 is None else [],
+            settle.tolerance,
+            ERROR_FORMS.index(self.solver.error_form),
+            ERROR_NORMS.index(self.solver.error_norm),
+            settle.measured,
+            [view[name] for name in self.program.proposals],
+            now["norms"],
+            now["status"],
         )
 
-    def _tolerance(self, judged) -> torch.Tensor:
-        """Returns [B, 2] of (atol, rtol); where nothing is judged yet any will do."""
-        cells = {(0, 0): judged.atol, (0, 1): judged.rtol} if judged else {(0, 0): 1.0}
-        return attempts.numbers(self.xp, self.batch.size, 1, 2, cells, self.device)[:, 0]
-
-    def _estimate(self, estimate, columns, call) -> None:
+    def _write_estimate(self, step: Step, scale: Any, columns: dict[str, torch.Tensor]) -> None:
         """Makes the x0 estimate and lets the hook see it."""
-        row = estimate.rows()
-        table = attempts.assemble(
-            self.xp, self.batch.size, [(None, [row])], self.order, self.device
-        )
-        x0 = self.batch.view[X0]
+        x0, table = self.batch.view[X0], self.program.estimate_table(step, scale)
         xs = [columns[name] for name in table.columns]
-        if self.limits:
-            weights = torch.cat([table.weights, torch.zeros_like(table.weights[:, :, :1])], dim=2)
-            ops.combine_table_out(xs, weights, None, None, self.limits, [x0], None)
-        else:
-            ops.combine_table_out(xs, table.weights, None, None, [], [x0], None)
-        x0.copy_(self._hooked(x0, call.time))
+        ops.combine_table_out(xs, table.weights, None, None, self.limits, [x0], None)
+        x0.copy_(self._hooked(x0, step.call.time))
 
-    def _hooked(self, x0: torch.Tensor, times) -> torch.Tensor:
-        changed = self.on_x0(x0, times)
-        if not isinstance(changed, torch.Tensor) or changed.shape != x0.shape:
-            got = (
-                list(changed.shape) if isinstance(changed, torch.Tensor) else type(changed).__name__
-            )
-            raise ValueError(
-                f"sample_adaptive: on_x0 was given {list(x0.shape)} but returned {got}"
-            )
-        return changed
+    def _hooked(self, x0: torch.Tensor, times: Any) -> torch.Tensor:
+        now = self.batch.now
+        times = torch.from_numpy(times) if self.on_host or isinstance(times, np.ndarray) else times
+        calls = now["counts"][:, COUNTS.index("calls")]
+        info = Info(calls.clone(), times.to(self.device), now["streams"][:, 1].clone())
+        return hooked("sample_adaptive", self.on_x0, x0, info)
+
+    def progress(self) -> Progress:
+        """Returns what the callback sees: the states of the samples in the batch."""
+        time = self._nodes(self.batch.control[:, 0])[0].time
+        time = torch.from_numpy(np.asarray(time)) if self.on_host else time
+        return Progress(self.rounds, None, time, None, self.batch.view["y"])
+
+    def stop(self) -> None:
+        """Hands over the states of all samples that are still in the batch."""
+        size = self.batch.size
+        self._take(np.arange(size), np.full(size, RUNNING))
 
     def _take(self, done: np.ndarray, statuses: np.ndarray) -> None:
         """Writes the results of rows of the batch that leave it."""
@@ -481,17 +396,16 @@ class Run:
         start = torch.from_numpy(done).to(self.device)
         for name, final in self.final.items():
             final[to] = batch.now[name][start]
-        x = batch.view["x"][start]
-        if self.denoise:
+        x = batch.view["y"][start]
+        if self.options.denoise:
             good = torch.from_numpy(statuses == FINISHED).to(self.device)
-            node = self.clock.nodes(np.array([self.clock.end]))
-            row = _alone(self.pair.estimate(np, node))
-            xs = [x if name == "x" else batch.view[name][start] for name in row]
+            row = _of_one(self.solver.estimate(self.interval.nodes(np.array([self.interval.end]))))
+            xs = [x if name == "y" else batch.view[name][start] for name in row]
             (x0,) = ops.combine_host(xs, list(row.values()), [], 0, 0, None, [])
             x = torch.where(good.reshape(-1, *[1] * (x.dim() - 1)), x0, x)
         self.out[to] = x
 
 
-def _alone(row: dict) -> dict:
+def _of_one(row: dict[str, Any]) -> dict[str, float]:
     """Returns a row of one sample's weights as numbers."""
     return {name: float(np.asarray(weight).flat[0]) for name, weight in row.items()}

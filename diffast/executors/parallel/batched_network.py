@@ -1,6 +1,9 @@
-"""The network on rows: pairs of a sample and a stage, in one call or in calls of one size."""
+"""The network on rows, pairs of a sample and a stage, in one call or in calls of one size."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,95 +11,113 @@ import torch
 from diffast.lowering.program import COND, UNCOND
 from diffast.model.denoiser import Denoiser, time_dtype
 
+# Runs one chunk of a round's rows; returns its outputs, one [chunk, ...] for each branch.
+RunChunk = Callable[[slice], list[torch.Tensor]]
+# Runs chunks of `rows` rows in all; returns the outputs of all rows.
+RunChunks = Callable[[list[slice], int, RunChunk], list[torch.Tensor]]
 
-class RowNetwork:
-    """Calls a denoiser's network on rows that stand at times of their own.
+_BRANCHES = {(COND,): "cond", (UNCOND,): "uncond", (COND, UNCOND): "both"}
+
+
+class BatchedNetwork:
+    """Calls a denoiser's network on rows, each at a time of its own.
 
     Args:
         denoiser: the network, its conditions and guidance.
         times: [S] model times of the plan's calls.
-        outputs: which halves are asked for: (COND,), (UNCOND,) or (COND, UNCOND).
+        branches: which outputs are asked for: (COND,), (UNCOND,) or (COND, UNCOND).
         batch: number of samples.
         device: where the rows are.
         dtype: of the rows.
         batch_size: rows of one network call; None: all of a round's.
-        share: called as `share(pieces, rows, run)`: runs its part of a round's pieces and returns
-            the outputs of all; None: all are run here.
+        run_chunks: runs a round's chunks; None: all are run here, one after another.
     """
 
-    def __init__(self, denoiser: Denoiser, times, outputs, batch, device, dtype, batch_size, share):
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        times: np.ndarray,
+        branches: tuple[str, ...],
+        batch: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        batch_size: int | None,
+        run_chunks: RunChunks | None,
+    ):
         """Fetches the conditions and the times."""
-        kinds = {(COND,): "cond", (UNCOND,): "uncond", (COND, UNCOND): "both"}
-        self.denoiser, self.kind, self.batch = denoiser, kinds[outputs], batch
-        self.device, self.batch_size, self.share = device, batch_size, share
+        self.denoiser, self.kind, self.batch = denoiser, _BRANCHES[branches], batch
+        self.batch_size, self.run_chunks = batch_size, run_chunks
         self.arguments = denoiser.arguments(batch, device, self.kind)
-        kept = time_dtype(dtype)
-        self.times = torch.tensor(np.asarray(times).tolist(), dtype=kept, device=device)
+        self.times = torch.tensor(times.tolist(), dtype=time_dtype(dtype), device=device)
         self.rows_called = 0
 
-    def __call__(self, x: torch.Tensor, stage: torch.Tensor, sample: torch.Tensor) -> list:
-        """Returns the outputs, one [A, ...] for each half.
+    def __call__(
+        self, x: torch.Tensor, stage: torch.Tensor, sample: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """Returns the outputs, one [size, ...] for each branch.
 
         Args:
-            x: [A, ...] rows.
-            stage: int64 [A].
-            sample: int64 [A], whose conditions a row takes.
+            x: [size, ...] rows.
+            stage: int64 [size].
+            sample: int64 [size]: whose conditions each row takes.
 
         Raises:
             ValueError: what `Denoiser.call` raises; a network that writes into its input.
         """
         size = len(x) if self.batch_size is None else self.batch_size
-        pieces = [slice(low, min(low + size, len(x))) for low in range(0, len(x), size)]
+        chunks = [slice(low, min(low + size, len(x))) for low in range(0, len(x), size)]
         times = self.times.index_select(0, stage)
         self.rows_called += len(x)
 
-        def run(piece):
-            return self._call(x[piece], times[piece], sample[piece])
+        def run(chunk: slice) -> list[torch.Tensor]:
+            return self._call(x[chunk], times[chunk], sample[chunk])
 
-        if self.share is not None:
-            return self.share(pieces, len(x), run)
-        if len(pieces) == 1:
-            return run(pieces[0])
-        return assemble(pieces, len(x), run)
+        if self.run_chunks is not None:
+            return self.run_chunks(chunks, len(x), run)
+        if len(chunks) == 1:
+            return run(chunks[0])
+        return run_all(chunks, len(x), run)
 
-    def _call(self, x, times, sample) -> list:
+    def _call(
+        self, x: torch.Tensor, times: torch.Tensor, sample: torch.Tensor
+    ) -> list[torch.Tensor]:
         count = len(x)
-        wanted = self.denoiser.dtype or x.dtype
+        network_input = x.to(self.denoiser.dtype or x.dtype)
         arguments = {name: self._rows(value, sample) for name, value in self.arguments.items()}
         if self.kind == "both":
-            given = torch.cat([x.to(wanted)] * 2)
-            output = self.denoiser.call(given, times.repeat(2), arguments)
+            output = self.denoiser.call(torch.cat([network_input] * 2), times.repeat(2), arguments)
             return [output[:count], output[count:]]
-        given = x.to(wanted)
-        before = None if given.is_inference() else given._version
-        output = self.denoiser.call(given, times, arguments)
-        if before is not None and given is x and given._version != before:
+        shared = network_input is x and not x.is_inference()
+        before = x._version if shared else None
+        output = self.denoiser.call(network_input, times, arguments)
+        if shared and x._version != before:
             raise ValueError(
                 "sample_parallel: the network wrote into its input, but the solver still needs "
                 "it: give it a copy"
             )
         return [output]
 
-    def _rows(self, value, sample):
+    def _rows(self, value: Any, sample: torch.Tensor) -> Any:
+        """Returns a condition's rows of the samples; of both branches one after the other."""
         if not isinstance(value, torch.Tensor) or value.dim() == 0:
             return value
-        halves = [v.index_select(0, sample) for v in value.split(self.batch)]
-        return halves[0] if len(halves) == 1 else torch.cat(halves)
+        branches = [v.index_select(0, sample) for v in value.split(self.batch)]
+        return branches[0] if len(branches) == 1 else torch.cat(branches)
 
 
-def assemble(pieces, rows: int, run) -> list:
-    """Returns the outputs of all pieces as one tensor a half.
+def run_all(chunks: Sequence[slice], rows: int, run: RunChunk) -> list[torch.Tensor]:
+    """Runs chunks one after another; returns their outputs as one tensor [rows, ...] a branch.
 
     Args:
-        pieces: slices of the rows.
-        rows: how many there are.
-        run: called with a piece; returns its outputs.
+        chunks: slices of the rows; at least one.
+        rows: how many rows there are.
+        run: called with a chunk; returns its outputs.
     """
-    whole = None
-    for piece in pieces:
-        made = run(piece)
-        if whole is None:
+    whole: list[torch.Tensor] = []
+    for chunk in chunks:
+        made = run(chunk)
+        if not whole:
             whole = [output.new_empty((rows, *output.shape[1:])) for output in made]
         for into, output in zip(whole, made, strict=True):
-            into[piece].copy_(output)
+            into[chunk].copy_(output)
     return whole

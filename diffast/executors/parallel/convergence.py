@@ -1,4 +1,8 @@
-"""When a window moves on: the rules by which stages count as settled."""
+"""The convergence test: how many stages of a window are settled after a sweep.
+
+A sweep gave the point of each stage a new value. A stage is left when the changes of all points up
+to it were small enough. The test is one for all methods; methods differ in its numbers.
+"""
 
 from __future__ import annotations
 
@@ -6,129 +10,125 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# How little of its last change a stage may be assumed to change by next: 0.1 let one in ten errors
-# be above the tolerance.
+from diffast.executors.parallel.methods import Method
+from diffast.plan import Plan
+
+# The least ratio of two changes in a row that the error estimate uses. With 0.1 one error in ten
+# was above the tolerance.
 _LEAST_RATIO = 0.3
 
-# How much larger than estimated the error may be: measured, see docs/parallel.md.
+# The error may be this much larger than its estimate: measured, see docs/parallel.md.
 _SAFETY = 4.0
 
 
-@dataclass
-class FinalError:
-    """Moves past stages whose next change would move the sample by less than `tol`.
+@dataclass(frozen=True)
+class Convergence:
+    """The numbers of one run's convergence test.
 
-    After a sweep a stage's point moved by e. The network has not been asked at the new point, but
-    the sweep followed the network's slope, so what is left is what the slope gets wrong: about e
-    times the ratio of this change to the one before it, as far as that is below 1. To the sample it
-    matters by the gain from that stage to the end: the prior's, or what the same sweep showed, the
-    change that arrived at the end; whichever is more. With tol = 0 only points that did not move at
-    all are settled: then the result is the sequential one.
+    Point n is settled when its change is at most `changes[n]` and the sample's estimated error from
+    it at most `error`. The window's first stage is always left: its network call was on a settled
+    point.
+
+    The error of the sample by point n is estimated as follows. The network has not been called on
+    the new point, but the sweep followed the network's slope, so only what the slope gets wrong is
+    left: the change times its ratio to the change of the round before. That reaches the sample with
+    a gain: `gains[n]`, or more where more arrived at the window's end in the same sweep.
 
     Args:
-        tol: error of the sample relative to its root mean square.
+        changes: [S + 1] allowed root mean square change of the point at each stage; inf: any.
+        error: allowed error of the sample relative to its root mean square; inf: any.
         gains: [S + 1] change of the sample per change of the point at each stage.
+        ends: increasing stages that windows do not cross, the last one S.
+        whole: whether a window is left only when all of its stages are settled.
+        most: with `whole`, rounds after which a window is left in any case; None: no such number.
+        together: whether all samples leave as many stages as the slowest of them.
     """
 
-    tol: float
+    changes: np.ndarray
+    error: float
     gains: np.ndarray
+    ends: np.ndarray
+    whole: bool = False
+    most: int | None = None
+    together: bool = False
 
-    def stride(self, sample, start: int, change, before, scale: float) -> tuple[int, float]:
-        """Returns how many stages of a window are settled, and the sample's estimated error.
+    def test(
+        self,
+        start: np.ndarray,
+        count: np.ndarray,
+        change: np.ndarray,
+        before: np.ndarray,
+        scale: np.ndarray,
+        rounds: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns how many stages of each window are settled, and each sample's error, [J] each.
 
         Args:
-            sample: which sample.
-            start: the window's first stage.
-            change: [w + 1] root mean square change of the points of its stages, and behind them.
-            before: [w] that of the round before; NaN for new stages.
-            scale: root mean square of the sample.
+            start: [J] first stage of each window.
+            count: [J] stages of each window, at least 1.
+            change: [J, W + 1] root mean square change of the points of the stages, and of the point
+                after the last. What stands after that is not used.
+            before: [J, W] changes of the round before; NaN for new stages.
+            scale: [J] root mean square of the samples.
+            rounds: [J] rounds that each window's first row has been at its stage.
         """
-        error = self.errors(start, change, before) / scale
-        settled = change[:-1] == 0.0 if self.tol == 0.0 else error * _SAFETY <= self.tol
-        moved = np.flatnonzero(~settled[1:])
-        stride = int(moved[0]) + 1 if moved.size else len(error)
-        return stride, float(error.max(initial=0.0))
+        place = np.arange(before.shape[1])
+        inside = place < count[:, None]
+        stage = np.minimum(start[:, None] + place, len(self.gains) - 1)
+        error = self._errors(start, count, change, before, stage) / scale[:, None]
+        settled = (change[:, :-1] <= self.changes[stage]) & (error * _SAFETY <= self.error)
+        settled[:, 0] = True
+        left = np.cumprod(settled & inside, axis=1).sum(axis=1)
+        if self.whole:
+            left[(left < count) & (rounds != self.most)] = 0
+            left[left > 0] = count[left > 0]
+        if self.together and len(left):
+            left[:] = left.min()
+        return left, np.where(inside, error, 0.0).max(axis=1, initial=0.0)
 
-    def errors(self, start: int, change, before) -> np.ndarray:
-        """Returns the estimated errors of the sample by each stage of a window, [w]."""
-        count = len(change) - 1
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = change[:-1] / before
-        ratio = np.where(np.isnan(ratio), 1.0, np.clip(ratio, _LEAST_RATIO, 1.0))
-        behind = self.gains[start + count] * change[-1]
-        arrived = np.maximum(self.gains[start : start + count] * change[:-1], behind)
-        return np.where(np.isnan(arrived), np.inf, arrived * ratio)
-
-    def together(self, strides: np.ndarray, running: np.ndarray) -> np.ndarray:
-        """Returns the strides of all samples, [B]: each its own."""
-        return strides
-
-    def limits(self, start: np.ndarray) -> np.ndarray:
-        """Returns the stage that each sample's window may not go beyond, [B]."""
-        return np.full_like(start, len(self.gains) - 1)
+    def _errors(self, start, count, change, before, stage) -> np.ndarray:
+        """Returns the estimated error of the sample by each stage of each window, [J, W]."""
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            ratio = change[:, :-1] / before
+            ratio = np.where(np.isnan(ratio), 1.0, np.clip(ratio, _LEAST_RATIO, 1.0))
+            last = np.take_along_axis(change, count[:, None], axis=1)
+            arrived = self.gains[start + count][:, None] * last
+            arrived = np.maximum(self.gains[stage] * change[:, :-1], arrived)
+            return np.where(np.isnan(arrived), np.inf, arrived * ratio)
 
 
-@dataclass
-class PerStep(FinalError):
-    """The rule of ParaDiGMS: changes are compared with the noise that DDPM would add at that step.
-
-    All samples move on together, by the stride of the slowest (Shih et al. 2023, algorithm 1). The
-    last point has no noise to be compared with, so a run ends with a round of its last stage.
+def convergence_of(
+    method: Method, plan: Plan, gains: np.ndarray, tol: float, sweeps: int | None
+) -> Convergence:
+    """Returns the numbers of a method's convergence test.
 
     Args:
-        tol: change of a point relative to that noise.
-        gains: [S + 1].
-        noise: [S + 1] standard deviation of DDPM's noise at the step that begins at each point; 0
-            at the last.
+        method: which.
+        plan: which.
+        gains: [S + 1] change of the sample per change of the point at each stage.
+        tol: tolerance; 0: only points that did not change are settled.
+        sweeps: most rounds of a block.
     """
-
-    noise: np.ndarray = None
-
-    def stride(self, sample, start: int, change, before, scale: float) -> tuple[int, float]:
-        """Returns how many stages of a window are settled, and the sample's estimated error."""
-        _, error = super().stride(sample, start, change, before, scale)
-        settled = change[1:] <= self.tol * self.noise[start + 1 : start + len(change)]
-        # The last of the window moves on at least: its network call was on a settled point.
-        moved = np.flatnonzero(~settled)
-        stride = int(moved[0]) + 1 if moved.size else len(change) - 1
-        return stride, error
-
-    def together(self, strides: np.ndarray, running: np.ndarray) -> np.ndarray:
-        """Returns the strides of all samples, [B]: the smallest."""
-        strides[running] = strides[running].min()
-        return strides
+    changes, error = np.full(plan.nfe + 1, np.inf), tol
+    if method.per_step:
+        changes, error = tol * _step_noise(plan), np.inf
+    elif tol == 0.0:
+        changes, error = np.zeros(plan.nfe + 1), np.inf
+    ends = np.array([plan.nfe])
+    if method.blocks and plan.blocks is not None:
+        ends = np.append(plan.blocks[1:], plan.nfe)
+    return Convergence(changes, error, gains, ends, method.blocks, sweeps, method.together)
 
 
-@dataclass
-class Barriers(FinalError):
-    """The rule of PIADM: a block of stages is swept a number of times and left as a whole.
+def _step_noise(plan: Plan) -> np.ndarray:
+    """Returns the deviation of DDPM's posterior at the step that begins at each point, [S + 1].
 
-    Args:
-        tol: error of the sample relative to its root mean square; ends a block early.
-        gains: [S + 1].
-        blocks: first stage of each block.
-        sweeps: rounds a block gets at most; None: as many as `tol` needs.
+    It is 0 at the last point, and at the point before where the plan ends without noise. Those are
+    settled only when they do not change, so the last stage usually takes a round of its own.
     """
-
-    blocks: np.ndarray = None
-    sweeps: int | None = None
-
-    def __post_init__(self):
-        """Begins to count."""
-        self.ends = np.append(self.blocks[1:], len(self.gains) - 1)
-        self.done: dict[int, int] = {}
-
-    def stride(self, sample, start: int, change, before, scale: float) -> tuple[int, float]:
-        """Returns the whole window once it is settled or has had its sweeps, and else 0."""
-        stride, error = super().stride(sample, start, change, before, scale)
-        count = len(change) - 1
-        self.done[sample] = self.done.get(sample, 0) + 1
-        if stride < count and self.done[sample] != self.sweeps:
-            return 0, error
-        self.done[sample] = 0
-        return count, error
-
-    def limits(self, start: np.ndarray) -> np.ndarray:
-        """Returns the end of the block that each sample's window begins in, [B]."""
-        block = np.searchsorted(self.blocks, start, side="right") - 1
-        return self.ends[np.clip(block, 0, len(self.ends) - 1)]
+    times = np.append(plan.call_times, plan.end)
+    alpha, sigma = plan.schedule.alpha(times), plan.schedule.sigma(times)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        fresh = 1.0 - (alpha[:-1] * sigma[1:] / (alpha[1:] * sigma[:-1])) ** 2
+    fresh = sigma[1:] * np.sqrt(np.maximum(fresh, 0.0))
+    return np.append(np.where(np.isfinite(fresh), fresh, 0.0), 0.0)

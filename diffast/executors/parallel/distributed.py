@@ -1,20 +1,22 @@
-"""Several devices: the network calls of a round shared out over the ranks of a process group.
+"""Several devices: the network calls of a round are divided among the ranks of a process group.
 
-Every rank holds all states and makes every sweep, which costs next to nothing; what is exchanged
-is one all-gather of the network's outputs a round. So all ranks hold the same bits, and go the same
-way without a word about it.
+Every rank holds all states and makes every sweep, which costs little. Each round has one exchange,
+an all-gather of the network's outputs. All ranks therefore hold the same bits and take the same
+decisions without further messages.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 
-from diffast.executors.parallel.batched_network import assemble
+from diffast.executors.parallel.batched_network import RunChunk, run_all
 
 
-class Ranks:
-    """Shares pieces of a round over a process group.
+class DistributedChunks:
+    """Runs the chunks of a round on all ranks of a process group.
 
     Args:
         group: of torch.distributed; None: the default group.
@@ -23,7 +25,7 @@ class Ranks:
         ValueError: if there is no such group.
     """
 
-    def __init__(self, group=None):
+    def __init__(self, group: Any = None):
         """Asks the group for its size."""
         if not (dist.is_available() and dist.is_initialized()):
             raise ValueError(
@@ -33,45 +35,47 @@ class Ranks:
         self.group = group
         self.rank, self.world = dist.get_rank(group), dist.get_world_size(group)
 
-    def __call__(self, pieces: list[slice], rows: int, run) -> list[torch.Tensor]:
-        """Returns the outputs of all rows, one tensor a half; runs only this rank's pieces.
+    def __call__(self, chunks: list[slice], rows: int, run: RunChunk) -> list[torch.Tensor]:
+        """Returns the outputs of all rows, one tensor a branch; runs only this rank's chunks.
 
         Args:
-            pieces: slices of the rows, of one size but the last. A single one is cut into as many
-                as there are ranks.
+            chunks: slices of the rows, of one size but the last. A single chunk is cut into as
+                many as there are ranks.
             rows: how many rows there are.
-            run: called with a piece; returns its outputs.
+            run: called with a chunk; returns its outputs.
 
         Raises:
             RuntimeError: if another rank died or did not answer within the group's timeout.
         """
-        if len(pieces) == 1:
+        if len(chunks) == 1:
             size = -(-rows // self.world)
-            pieces = [slice(low, min(low + size, rows)) for low in range(0, rows, size)]
-        size = pieces[0].stop - pieces[0].start
-        each = -(-len(pieces) // self.world)  # pieces of a rank
-        mine = pieces[self.rank * each : (self.rank + 1) * each]
-        share = size * each
+            chunks = [slice(low, min(low + size, rows)) for low in range(0, rows, size)]
+        size = chunks[0].stop - chunks[0].start
+        each = -(-len(chunks) // self.world)  # chunks of a rank
+        mine = chunks[self.rank * each : (self.rank + 1) * each]
+        share = size * each  # rows of a rank
         first = self.rank * share
-        local = None
+        local: list[torch.Tensor] = []
         if mine:
-            moved = [slice(p.start - first, p.stop - first) for p in mine]
-            at = {p.start: q for p, q in zip(moved, mine, strict=True)}
-            local = assemble(moved, share, lambda piece: run(at[piece.start]))
+            moved = [slice(c.start - first, c.stop - first) for c in mine]
+            original = {c.start: o for c, o in zip(moved, mine, strict=True)}
+            local = run_all(moved, share, lambda chunk: run(original[chunk.start]))
+        else:  # more ranks than chunks: one is run to know the shape of an output
+            outputs = run(chunks[-1])
+            local = [output.new_zeros((share, *output.shape[1:])) for output in outputs]
         try:
-            return self._gather(local, pieces, rows, share, run)
+            return self._gather(local, rows)
         except RuntimeError as error:
             raise RuntimeError(
                 f"sample_parallel: rank {self.rank} of {self.world} got no answer from another "
                 f"rank, which may have died: {error}"
             ) from error
 
-    def _gather(self, local, pieces, rows, share, run) -> list[torch.Tensor]:
-        if local is None:  # more ranks than pieces: the shape of an output is not known here
-            local = [output.new_zeros((share, *output.shape[1:])) for output in run(pieces[-1])]
+    def _gather(self, local: list[torch.Tensor], rows: int) -> list[torch.Tensor]:
+        """Returns the first `rows` rows of what all ranks have, rank by rank."""
         whole = []
         for output in local:
-            parts = output.new_empty((self.world * share, *output.shape[1:]))
+            parts = output.new_empty((self.world * len(output), *output.shape[1:]))
             dist.all_gather_into_tensor(parts, output.contiguous(), group=self.group)
             whole.append(parts[:rows])
         return whole

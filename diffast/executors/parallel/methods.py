@@ -1,8 +1,8 @@
-"""The methods of `sample_parallel`: what a sweep takes for the network's slope, and its rules.
+"""The methods of `sample_parallel` as data, and the slopes they give the network.
 
-All of them are one walk, x'_{n+1} = F_n(x_n) + A_n (x'_n - x_n), and differ in A_n, which means in
-the slope G of the x0 estimate that `sweep` is told: A = w + k G, where a stage's row weighs its
-point by w and its x0 estimate by k.
+Every method sweeps through the plan with x'_{n+1} = F_n(x_n) + A_n (x'_n - x_n). Methods differ in
+A_n. `sweep` is told the slope G of the x0 estimate: where a stage's row weighs its input by w and
+the x0 estimate by k, A = w + k G.
 """
 
 from __future__ import annotations
@@ -13,27 +13,37 @@ import numpy as np
 
 from diffast.lowering.sweep_tables import ALPHA, GAIN, Tables
 
+# How d x0 / d x of the network is approximated.
+PRIOR = "prior"  # alpha / (alpha^2 + sigma^2), which is exact for data N(0, 1)
+HELD = "held"  # 1 / alpha: the noise that the network saw is held
+UNIT = "unit"  # whatever makes A = 1: differences from point to point are added up
+
 
 @dataclass(frozen=True)
 class Method:
-    """What a method is made of.
+    """What one method is made of.
 
     Args:
-        slope: "prior", "frozen" or "unit", see `slopes`.
-        secant: whether slopes are measured from the last two rounds instead.
-        memory: earlier rounds that are mixed in (Anderson); 0: none.
-        copies: whether new points are copies of the last one instead of a continued line.
-        barrier: whether a block of stages is left only as a whole.
-        together: whether all samples move on by the stride of the slowest.
-        exact: whether guesses are taken or reflected so that samples have the plan's law.
+        slope: PRIOR, HELD or UNIT.
+        secant: whether slopes are measured from the last two rounds. `slope` then serves the rows
+            that are new.
+        memory: how many earlier rounds are mixed into the next points; 0: none.
+        copies: whether a new point is a copy of the window's last one. Otherwise new points
+            continue the line through the last x0 estimate and its noise.
+        per_step: whether `tol` bounds each point's change relative to the noise that DDPM adds at
+            its step. Otherwise `tol` bounds the error of the sample.
+        together: whether all samples leave as many stages as the slowest of them.
+        blocks: whether windows end at the plan's blocks, and blocks are left only as a whole.
+        exact: whether guesses are accepted by a coupling that keeps the plan's law.
     """
 
-    slope: str = "prior"
+    slope: str = PRIOR
     secant: bool = False
     memory: int = 0
     copies: bool = False
-    barrier: bool = False
+    per_step: bool = False
     together: bool = False
+    blocks: bool = False
     exact: bool = False
 
 
@@ -42,45 +52,42 @@ METHODS = {
     "prior": Method(),
     "anderson": Method(memory=2),
     "speculative": Method(secant=True, exact=True),
-    "paradigms": Method("unit", copies=True, together=True),
-    "piadm": Method("frozen", copies=True, barrier=True),
+    "paradigms": Method(UNIT, copies=True, per_step=True, together=True),
+    "piadm": Method(HELD, copies=True, blocks=True),
 }
 
 
-def slopes(kind: str, tables: Tables, name: str) -> np.ndarray:
-    """Returns how the x0 estimate follows the point, beyond what it does by itself, [S].
-
-    "prior" is the slope for N(0, 1) data, alpha / (alpha^2 + sigma^2). "frozen" keeps the noise,
-    and so the score, that the network saw, 1 / alpha: the iteration of PIADM. "unit" makes a step's
-    point follow its own point one to one: ParaDiGMS adds up differences.
+def slopes_of(method: Method, tables: Tables, plan_name: str) -> np.ndarray:
+    """Returns the slopes of the x0 estimate without `tables.own`, what follows x by itself, [S].
 
     Args:
-        kind: one of these.
+        method: whose slopes.
         tables: the plan's.
-        name: the plan's, for messages.
+        plan_name: for messages.
 
     Raises:
-        ValueError: "unit" for a plan whose stages have anchors of their own.
+        ValueError: UNIT for a plan whose steps do not start at the network's input.
     """
     alpha = tables.line[:, ALPHA]
-    if kind == "unit":
-        if tables.parts:
-            raise ValueError(
-                f"sample_parallel: method 'paradigms' adds up steps from point to point, but the "
-                f"stages of plan {name} start at anchors"
-            )
-        follows, own = tables.tails[:, -1, 1 + tables.entries], tables.tails[:, -1, 0]
-        with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if method.slope == UNIT:
+            if tables.parts:
+                raise ValueError(
+                    f"sample_parallel: method 'paradigms' adds up steps from point to point, but "
+                    f"the stages of plan {plan_name} start at a state beside the network's input"
+                )
+            follows, own = tables.tails[:, -1, 1 + tables.entries], tables.tails[:, -1, 0]
             whole = (1.0 - own) / follows
-    else:
-        with np.errstate(divide="ignore"):
-            whole = tables.line[:, GAIN] if kind == "prior" else 1.0 / alpha
-    # Where there is no such slope the point is the initial state, or nobody asks for the estimate.
+        elif method.slope == PRIOR:
+            whole = tables.line[:, GAIN]
+        else:
+            whole = 1.0 / alpha
+    # Where the slope is not finite, x is the initial state, or no row weighs the x0 estimate.
     return np.where(np.isfinite(whole), whole - tables.own, 0.0)
 
 
-def copying(tables: Tables) -> np.ndarray:
-    """Returns tails whose every stage leaves everything as it is, [S, rows - 1, columns]."""
+def copying_tails(tables: Tables) -> np.ndarray:
+    """Returns tails whose stages leave x and the register beside it alone, as `Tables.tails`."""
     tails = np.zeros_like(tables.tails)
     tails[:, -1, int(tables.parts)] = 1.0
     if tables.parts:
@@ -88,10 +95,11 @@ def copying(tables: Tables) -> np.ndarray:
     return tails
 
 
-def limits(tables: Tables) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the least and the largest slope that a secant may have, [S] each.
+def secant_limits(tables: Tables) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the least and the largest slope that a measured one may have, [S] each.
 
-    The x0 estimate does not move against its point, and not more than with the noise held.
+    The whole slope lies within [0, 1 / alpha]: the x0 estimate does not move against x, and does
+    not move more than with the noise held.
     """
     with np.errstate(divide="ignore"):
         most = 1.0 / tables.line[:, ALPHA]

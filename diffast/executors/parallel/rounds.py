@@ -1,83 +1,148 @@
-"""The parallel-in-time executor's rounds: one network call and one sweep for all samples."""
+"""The parallel executor's engine: rounds of one network call and one sweep for all samples."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from diffast import ops
-from diffast.executors.parallel.anderson import Mixing
-from diffast.executors.parallel.methods import copying, limits, slopes
+from diffast.executors.parallel.batched_network import BatchedNetwork
+from diffast.executors.parallel.methods import Method, copying_tails, secant_limits, slopes_of
+from diffast.executors.parallel.mixing import Mixing
 from diffast.executors.parallel.windows import Windows
-from diffast.lowering.sweep_tables import ALPHA, SIGMA
+from diffast.executors.results import FINE
+from diffast.lowering.sweep_tables import ALPHA, SIGMA, Tables
+from diffast.plan import Plan
 
-# A secant is not measured over a shorter way than this, relative to the points: rounding errors of
-# the network would be what it sees. The slope of the round before stays.
+# A slope is measured only where the point moved further than this, relative to its size. Below it
+# the rounding errors of the network would be measured, so the slope of the round before is kept.
 _SHORTEST = 3e-5
 
-# Relative difference between two places of a batch that kernels chosen by size may make.
+# Relative difference between two places of a batch that is still rounding: kernels are chosen by
+# the batch's size.
 _ROUNDING = 1e-3
 
 
-@dataclass
+@dataclass(frozen=True)
 class Round:
-    """What a round came to; kept for the result and for pictures.
+    """What one round did; kept for the result and for pictures.
 
     Attributes:
-        start: [B] stages that are settled after it.
-        rows: pairs the network was called on, those that only fill up the batch not counted.
-        error: [B] estimated relative error of the sample before it.
+        settled: [B] how many stages are settled after it.
+        rows: pairs (sample, stage) that the network was called on, without rows that only fill up
+            the batch.
+        error: [B] estimated relative error of each sample before the round.
     """
 
-    start: np.ndarray
+    settled: np.ndarray
     rows: int
     error: np.ndarray
 
 
-class Run:
-    """The buffers of one run. Tensors of rows are [size, ...], states [2 B, 4 + entries, ...].
+class Verdict(NamedTuple):
+    """What a rule says after a network call.
 
-    State b is where sample b's window starts, state B + b where it ends.
+    Attributes:
+        settled: [B] how many stages of each window are settled.
+        error: [B] estimated relative error of each sample.
+        failed: samples whose next settled point is not finite.
     """
 
-    def __init__(self, method, plan, tables, network, ids, seed, shape, dtype, device, clamp):
-        """Makes the states and puts the plan's tables where the rows are."""
+    settled: np.ndarray
+    error: np.ndarray
+    failed: list[int]
+
+
+class Rule(Protocol):
+    """Tells settled stages, and makes the points of the next round."""
+
+    def judge(self, outputs: list[torch.Tensor]) -> Verdict:
+        """Returns how many stages are settled, after the network's outputs [size, ...]."""
+        ...
+
+    def follow(self, settled: np.ndarray, rows: np.ndarray) -> None:
+        """Makes the next points, after windows have moved on.
+
+        Args:
+            settled: [B] stages that each window has just left.
+            rows: [B, window] the windows' rows before.
+        """
+        ...
+
+    def moved(self, came: np.ndarray, index: torch.Tensor) -> None:
+        """Called after rows were moved.
+
+        Args:
+            came: row i came from row came[i].
+            index: the same on the device.
+        """
+        ...
+
+    def clear(self, rows: torch.Tensor) -> None:
+        """Called when rows of a failed sample are set to zero."""
+        ...
+
+
+class ParallelRun:
+    """The buffers of one run. Tensors of rows are [size, ...], states [2 B, 4 + entries, ...].
+
+    State b is where sample b's window starts, state B + b where it ends. Where x is all that a
+    sweep carries, the window's first row takes the place of state b.
+    """
+
+    rule: Rule
+    windows: Windows
+
+    def __init__(
+        self,
+        method: Method,
+        plan: Plan,
+        tables: Tables,
+        network: BatchedNetwork,
+        ids: torch.Tensor,
+        seed: int,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        clamp: list[float],
+        static: bool,
+    ):
+        """Makes the states and puts the plan's tables on the device."""
         self.method, self.plan, self.tables, self.network = method, plan, tables, network
         self.ids, self.seed, self.device, self.dtype = ids, seed, device, dtype
         self.samples, self.elements = shape[0], shape[1:]
         self.numel = int(np.prod(shape[1:]))
-        self.clamp = clamp
+        self.clamp, self.static = clamp, static
         self.rounds: list[Round] = []
         self.calls = np.zeros(shape[0], dtype=np.int64)
+        self.status = np.full(shape[0], FINE, dtype=np.int64)
+        self.reasons: dict[int, str] = {}  # what failed, by sample
         self.batch_difference: float | None = None
-        self.static = False
-        self.chunk = 0
-        planes = 4 + tables.entries
+        self.mixing = Mixing(method.memory) if method.memory else None
         self.states = torch.zeros(
-            (2 * self.samples, planes, *self.elements), dtype=dtype, device=device
+            (2 * self.samples, 4 + tables.entries, *self.elements), dtype=dtype, device=device
         )
-        tails = copying(tables) if method.copies else tables.tails
-        base = slopes(method.slope, tables, plan.name)
-        self.on_device = [
+        tails = copying_tails(tables) if method.copies else tables.tails
+        self.plan_tables = [
             torch.from_numpy(np.ascontiguousarray(table)).to(device)
             for table in (tables.weights, tables.changes, tails, tables.line)
         ]
-        self.base = torch.from_numpy(base).to(device)
+        self.base_slopes = torch.from_numpy(slopes_of(method, tables, plan.name)).to(device)
         if method.secant:
             self._prepare_secant()
-        self.mixing = Mixing(method.memory) if method.memory else None
 
     def _prepare_secant(self) -> None:
         tables, device = self.tables, self.device
-        stages, halves = tables.slope.shape
-        weights = np.zeros((stages, 2, 2 + 2 * halves))
+        stages, branches = tables.slope.shape
+        weights = np.zeros((stages, 2, 2 + 2 * branches))
         weights[:, 0, :2] = 1.0, -1.0
         weights[:, 1, 2::2] = tables.slope
         weights[:, 1, 3::2] = -tables.slope
-        least, most = limits(tables)
+        least, most = secant_limits(tables)
         shortest = _SHORTEST**2 * (tables.line[:, ALPHA] ** 2 + tables.line[:, SIGMA] ** 2)
         bounds = np.stack([least, most, shortest * self.numel], axis=1)
         self.secant_weights = torch.from_numpy(weights).to(device)
@@ -90,137 +155,166 @@ class Run:
 
     @property
     def planes(self) -> int:
-        """Returns how many tensors of all rows a run holds at its most, outputs included."""
-        halves = len(self.tables.outputs)
+        """Returns how many tensors of all rows the run holds at most, outputs included."""
+        branches = len(self.tables.outputs)
         cast = self.network.denoiser.dtype not in (None, self.dtype)
-        given = 2 if halves == 2 else int(cast)
-        mixed = 2 * self.method.memory + 1 if self.method.memory else 0
-        mixed += 3 if self.method.exact else 0  # points made and guessed, and their noise
-        return (1 + self.doubled) + mixed + halves * (1 + self.method.secant) + given
+        network_input = 2 if branches == 2 else int(cast)
+        more = 2 * self.method.memory + 1 if self.method.memory else 0
+        more += 3 if self.method.exact else 0  # points made and guessed, and their noise
+        return (1 + self.doubled) + more + branches * (1 + self.method.secant) + network_input
 
-    def open(self, windows: Windows) -> None:
-        """Makes the rows and fills every window; the initial states stand in `states`."""
-        self.windows = windows
-        self.x = self._rows(windows.size)
-        self.other = self._rows(windows.size) if self.doubled else self.x
-        self.last: list[torch.Tensor] = []  # the outputs of the round before
-        self.gains: torch.Tensor | None = None  # slopes of this round
-        self.checked = False
-        self.slopes = torch.zeros(windows.size, dtype=torch.float64, device=self.device)
-        self.changed = np.full(windows.size, np.nan)
-        self.stale = np.ones(self.samples, dtype=bool)  # whether there is no state at the end
+    def put(self, *arrays: np.ndarray) -> list[torch.Tensor]:
+        """Returns arrays of one dtype as tensors on the device, after a single copy."""
+        if self.device.type == "cpu":
+            return [torch.from_numpy(array) for array in arrays]
+        flat = torch.from_numpy(np.concatenate([array.reshape(-1) for array in arrays]))
+        there = flat.pin_memory().to(self.device, non_blocking=True)
+        parts = there.split([array.size for array in arrays])
+        return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
 
-    def begin(self, rule) -> None:
-        """Fills every window with guesses.
-
-        Args:
-            rule: says how far windows may go.
-        """
+    def open(self, windows: Windows, rule: Rule) -> None:
+        """Makes the rows and fills every window with guesses; `states` holds the initial states."""
+        self.windows, self.rule = windows, rule
+        self.x = self._new_rows(windows.size)
+        self.made = self._new_rows(windows.size) if self.doubled else self.x  # the next points
+        self.outputs: list[torch.Tensor] = []  # of the round before
+        self.row_slopes: torch.Tensor | None = None  # of this round
+        self.checked = False  # whether two places of a batch were compared
+        self.measured = torch.zeros(windows.size, dtype=torch.float64, device=self.device)
+        self.waiting = np.ones(self.samples, dtype=bool)  # whether there is no state at the end
         if self.numel:
-            self.fill(rule.limits(self.windows.start), None, None)
-            self.x, self.other = self.other, self.x
+            self.fill(np.zeros(self.samples, dtype=np.int64), windows.rows)
+            self.x, self.made = self.made, self.x
 
-    def _rows(self, size: int) -> torch.Tensor:
-        # Rows that hold no pair are given to the network all the same: not with garbage.
+    def _new_rows(self, size: int) -> torch.Tensor:
+        # Rows without a pair go through the network too, so they are filled with zeros.
         return torch.zeros((size, *self.elements), dtype=self.dtype, device=self.device)
 
-    def fill(self, limit: np.ndarray, strides: np.ndarray | None, rows_before) -> None:
-        """Hands free rows to the windows and continues their walks into them.
+    def fill(self, settled: np.ndarray, rows: np.ndarray) -> None:
+        """Gives free rows to the windows, and continues their sweeps into these rows.
 
         Args:
-            limit: [B] stage that no window may go beyond.
-            strides: [B] stages just left behind, or None at the beginning.
-            rows_before: the rows of the windows before they were left, [B, window].
+            settled: [B] stages that each window has just left.
+            rows: [B, window] the windows' rows before.
         """
         windows, samples = self.windows, self.samples
-        jobs, walks = [], []
-        if strides is not None and not self.tables.simple:
-            for b in np.flatnonzero(strides):
-                first = int(windows.start[b] - strides[b])
-                jobs.append((b, -1, b, b, first, int(strides[b]), 0, 0))
-                walks.append(rows_before[b, : strides[b]])
+        left = np.zeros(0, dtype=np.int64)
+        if not self.tables.simple:  # their states have to follow to where windows now start
+            left = np.flatnonzero(settled)
         count = windows.count.copy()
-        got = windows.grow(limit)
-        for b in np.flatnonzero(got):
-            if self.stale[b]:
-                state, first, new = b, windows.start[b], windows.rows[b, : windows.count[b]]
-            else:
-                state, first = samples + b, windows.start[b] + count[b]
-                new = windows.rows[b, count[b] : count[b] + got[b]]
-            jobs.append((b, -1, state, samples + b, int(first), 0, len(new), 1))
-            walks.append(new)
-            self.stale[b] = False
-            self.changed[new] = np.nan
-        if jobs:
-            x = self.other if self.tables.simple else self.x
-            self._sweep(x, self.last, self.gains, jobs, walks, self.other, None)
+        got = windows.grow()
+        new = np.flatnonzero(got)
+        waiting = self.waiting[new]
+        begin, stop = count[new], windows.count[new]
+        jobs = np.zeros((len(left) + len(new), 8), dtype=np.int32)
+        jobs[:, 0], jobs[:, 1] = np.append(left, new), -1
+        jobs[:, 2] = np.append(left, np.where(waiting, new, samples + new))
+        jobs[:, 3] = np.append(left, samples + new)
+        jobs[:, 4] = np.append(windows.start[left] - settled[left], windows.start[new] + begin)
+        jobs[: len(left), 5], jobs[len(left) :, 6] = settled[left], got[new]
+        jobs[len(left) :, 7] = 1
+        walk = _walk(
+            np.concatenate([rows[left], windows.rows[new]]),
+            np.append(0 * left, begin),
+            np.append(settled[left], stop),
+        )
+        self.waiting[new] = False
+        if len(jobs):
+            x = self.made if self.tables.simple else self.x
+            self.sweep(x, self.outputs, jobs, walk)
 
-    def _sweep(self, x, outputs, slopes, jobs, walks, points, norms) -> None:
-        length = max((len(walk) for walk in walks), default=0)
-        walk = np.full((len(jobs), max(length, 1)), -1, dtype=np.int32)
-        for j, rows in enumerate(walks):
-            walk[j, : len(rows)] = rows
+    def sweep(
+        self,
+        x: torch.Tensor,
+        outputs: list[torch.Tensor],
+        jobs: np.ndarray,
+        walk: np.ndarray,
+        norms: torch.Tensor | None = None,
+    ) -> None:
+        """Sweeps into the next points and the states.
+
+        Args:
+            x: [size, ...] the points of the network call.
+            outputs: of the network call; none before the first one.
+            jobs: int32 [J, 8], see the op.
+            walk: int32 [J, W] rows of each job.
+            norms: [J, W + 1] float64, written: squared changes of the points.
+        """
         if len(outputs) != len(self.tables.outputs):  # before the first call: not read
             outputs = [torch.empty_like(x)] * len(self.tables.outputs)
         ops.sweep(
             x,
             outputs,
-            slopes,
-            *self.on_device,
-            self._put(np.array(jobs, dtype=np.int32).reshape(-1, 8)),
-            self._put(walk),
+            self.row_slopes,
+            *self.plan_tables,
+            *self.put(jobs, walk),
             self.ids,
             self.seed,
             self.tables.noises,
             self.tables.parts,
             self.clamp,
-            self.chunk,
-            points,
+            0,
+            self.made,
             self.states,
             norms,
         )
 
-    def _put(self, array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type == "cpu":
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+    def round(self) -> int:
+        """Runs one round; returns how many stages it settled."""
+        windows = self.windows
+        outputs = self._call_network()
+        self.row_slopes = self._slopes(outputs)
+        pairs = windows.pairs()[0]
+        windows.age[pairs] += 1
+        verdict = self.rule.judge(outputs)
+        for b in verdict.failed:
+            outputs = self._drop(b, outputs)
+        rows = windows.rows.copy()
+        windows.advance(verdict.settled)
+        self.outputs = outputs
+        self.rule.follow(verdict.settled, rows)
+        settled = np.where(self.status == FINE, windows.start, self.status)
+        self.rounds.append(Round(settled, len(pairs), verdict.error))
+        self._shrink()
+        return int(verdict.settled.sum())
 
-    def ask(self) -> list[torch.Tensor]:
+    def _call_network(self) -> list[torch.Tensor]:
         """Calls the network on all rows; returns its outputs."""
         while True:
             rows, sample, stage = self.windows.pairs()
-            stages = np.zeros(self.windows.size, dtype=np.int64)
-            samples = np.zeros_like(stages)
-            stages[rows], samples[rows] = stage, sample
-            twin = self._twin(rows, stages, samples)
+            table = np.zeros((3, self.windows.size), dtype=np.int64)
+            table[0, rows], table[1, rows], table[2] = stage, sample, self.windows.age
+            twin = self._twin(rows, table)
+            (there,) = self.put(table)
             try:
-                outputs = self.network(self.x, self._put(stages), self._put(samples))
+                outputs = self.network(self.x, there[0], there[1])
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error) or self.windows.size == 1:
                     raise
                 self._halve(error)
                 continue
-            self.stage = stages
+            self.stage, self.age = there[0], there[2]
             if twin is not None:
                 self._compare(outputs, *twin)
-            np.add.at(self.calls, sample, 1)
+            self.calls += self.windows.count
             return outputs
 
-    def _twin(self, rows, stages, samples):
+    def _twin(self, rows: np.ndarray, table: np.ndarray) -> tuple[int, int] | None:
         """Puts one pair into a second, free row; returns both rows, or None."""
         if self.checked or not self.windows.free or not len(rows):
             return None
         one, two = int(rows[0]), self.windows.free[-1]
         self.x[two] = self.x[one]
-        stages[two], samples[two] = stages[one], samples[one]
+        table[:2, two] = table[:2, one]
         return one, two
 
-    def _compare(self, outputs, one: int, two: int) -> None:
-        """Looks once whether a row's place in the batch changes the network's answer."""
-        self.checked = True
+    def _compare(self, outputs: list[torch.Tensor], one: int, two: int) -> None:
+        """Compares, once a run, the network's answers to one input at two places of its batch."""
         size = max(float(output[one].abs().max()) for output in outputs)
         apart = max(float((output[one] - output[two]).abs().max()) for output in outputs)
+        if not np.isfinite([size, apart]).all():
+            return
+        self.checked = True
         self.batch_difference = apart / size if size > 0 else apart
         if self.batch_difference > _ROUNDING:
             warnings.warn(
@@ -231,7 +325,8 @@ class Run:
                 stacklevel=2,
             )
 
-    def _halve(self, error) -> None:
+    def _halve(self, error: Exception) -> None:
+        """Goes on with half as many rows, after the network ran out of memory."""
         size = max(1, self.windows.size // 2)
         warnings.warn(
             f"sample_parallel: out of memory with {self.windows.size} rows a network call: going "
@@ -243,25 +338,24 @@ class Run:
         first = self.windows.rows[:, 0].copy()
         self.windows.cut(size)
         lost = np.flatnonzero((before > 0) & (self.windows.count == 0))
-        if lost.size:  # they wait, and begin anew from where they are
-            self.stale[lost] = True
+        if lost.size:  # these wait, and later begin again from their settled point
+            self.waiting[lost] = True
             if self.tables.simple:
                 for b in lost:
                     self.states[b, 0] = self.x[int(first[b])]
         self._compact(size)
 
     def _compact(self, size: int) -> None:
+        """Moves all pairs into a pool of `size` rows."""
         came = self.windows.compact(size)
-        self.changed = self.changed[came]
-        index = self._put(came)
+        (index,) = self.put(came)
         self.x = self.x.index_select(0, index)
-        self.other = self.other.index_select(0, index) if self.doubled else self.x
-        self.slopes = self.slopes.index_select(0, index)
-        self.last = [output.index_select(0, index) for output in self.last]
-        if self.mixing is not None:
-            self.mixing.select(index)
+        self.made = self.made.index_select(0, index) if self.doubled else self.x
+        self.measured = self.measured.index_select(0, index)
+        self.outputs = [output.index_select(0, index) for output in self.outputs]
+        self.rule.moved(came, index)
 
-    def shrink(self) -> None:
+    def _shrink(self) -> None:
         """Halves the pool while half of it is enough for all pairs."""
         size, wanted = self.windows.size, self.windows.wanted
         if self.static or not wanted:
@@ -272,132 +366,82 @@ class Run:
         if size < self.windows.size:
             self._compact(size)
 
-    def measure(self, outputs) -> torch.Tensor:
+    def _slopes(self, outputs: list[torch.Tensor]) -> torch.Tensor:
         """Returns the slopes of all rows, [size]."""
-        stage = self._put(self.stage)
-        base = self.base.index_select(0, stage)
+        base = self.base_slopes.index_select(0, self.stage)
         if not self.method.secant:
             return base
-        fresh = self._put(self.windows.age == 0)
-        self.slopes = torch.where(fresh, base, self.slopes)
-        if self.last:
-            xs = [self.x, self.other]
-            for now, then in zip(outputs, self.last, strict=True):
+        fresh = self.age == 0
+        self.measured = torch.where(fresh, base, self.measured)
+        if self.outputs:
+            xs = [self.x, self.made]  # the points of this round and of the one before
+            for now, then in zip(outputs, self.outputs, strict=True):
                 xs += [now, then]
             sums = torch.empty((len(self.x), 3), dtype=torch.float64, device=self.device)
-            ops.gram(xs, self.secant_weights.index_select(0, stage), sums)
-            bounds = self.secant_bounds.index_select(0, stage)
-            slope = torch.minimum(
-                torch.maximum(sums[:, 1] / sums[:, 0], bounds[:, 0]), bounds[:, 1]
-            )
-            known = ~fresh & (sums[:, 0] > bounds[:, 2])
-            self.slopes = torch.where(known, slope, self.slopes)
-        return self.slopes
+            ops.gram(xs, self.secant_weights.index_select(0, self.stage), sums)
+            bounds = self.secant_bounds.index_select(0, self.stage)
+            slope = sums[:, 1] / sums[:, 0]
+            slope = torch.minimum(torch.maximum(slope, bounds[:, 0]), bounds[:, 1])
+            # A point or output may be infinite, far from where the network was trained.
+            known = ~fresh & (sums[:, 0] > bounds[:, 2]) & slope.isfinite()
+            self.measured = torch.where(known, slope, self.measured)
+        return self.measured
 
-    def round(self, rule) -> np.ndarray:
-        """Runs one round; returns how many stages each sample has left behind, [B].
+    def is_broken(
+        self, b: int, place: int, point: torch.Tensor, outputs: list[torch.Tensor]
+    ) -> bool:
+        """Returns whether a settled point is not finite, and if so, notes why sample b failed.
 
         Args:
-            rule: says strides and limits.
-
-        Raises:
-            FloatingPointError: if a point that follows from settled ones alone is not finite.
+            b: the sample.
+            place: which stage of its window leads to the point; those before are settled.
+            point: [...].
+            outputs: of the network call, [size, ...] each.
         """
-        windows, samples = self.windows, self.samples
-        outputs = self.ask()
-        self.gains = self.measure(outputs)
-        running = np.flatnonzero(windows.count)
-        jobs, walks = [], []
-        for b in running:
-            count = int(windows.count[b])
-            first = int(windows.start[b])
-            begin = (int(windows.rows[b, 0]), -1) if self.tables.simple else (-1, b)
-            jobs.append((b, *begin, samples + b, first, count, 0, 1))
-            walks.append(windows.rows[b, :count])
-        length = int(windows.count.max())
-        norms = torch.empty((len(jobs), length + 1), dtype=torch.float64, device=self.device)
-        self._sweep(self.x, outputs, self.gains, jobs, walks, self.other, norms)
-        sums = None if self.mixing is None else self.mixing.note(self.x, self.other)
-        change, scale, sums = self._read(norms, sums)
-        strides = np.zeros(samples, dtype=np.int64)
-        error = np.zeros(samples)
-        windows.age[windows.pairs()[0]] += 1
-        for j, b in enumerate(running):
-            count, rows = int(windows.count[b]), windows.rows[b, : windows.count[b]]
-            if not np.isfinite(change[j, min(1, count)]):
-                raise FloatingPointError(self._complaint(b))
-            size = max(float(scale[b]), 1e-30) if np.isfinite(scale[b]) else 1.0
-            strides[b], error[b] = rule.stride(
-                b, int(windows.start[b]), change[j, : count + 1], self.changed[rows], size
-            )
-            self.changed[rows] = change[j, :count]
-        gammas = None if sums is None else self._gammas(sums, running)
-        strides = rule.together(strides, running)
-        rows_before = windows.rows.copy() if not self.tables.simple else None
-        windows.advance(strides)
-        self.last = outputs
-        self.fill(rule.limits(windows.start), strides, rows_before)
-        if not self.method.secant:  # or they would live on beside the next ones
-            self.last = []
-        self._turn(gammas)
-        self.rounds.append(
-            Round(windows.start.copy(), int(len(walks) and sum(map(len, walks))), error)
-        )
-        self.shrink()
-        return strides
+        if bool(point.isfinite().all()):
+            return False
+        row = int(self.windows.rows[b, place])
+        fine = all(bool(output[row].isfinite().all()) for output in outputs)
+        what = "the state made of a finite network output" if fine else "the network's output"
+        self.status[b], self.reasons[b] = self.windows.start[b] + place, what
+        return True
 
-    def _gammas(self, sums: np.ndarray, running: np.ndarray) -> np.ndarray:
-        """Returns how much of each earlier round every row takes, [size, rounds - 1]."""
-        gammas = np.zeros((self.windows.size, len(self.mixing.rounds) - 1))
-        for b in running:
-            rows = self.windows.rows[b, : self.windows.count[b]]
-            gammas[rows] = self.mixing.gammas(sums[rows], self.windows.age[rows])
-        return gammas
+    def _drop(self, b: int, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Ends a failed sample; returns the outputs with zeros in its rows."""
+        (rows,) = self.put(self.windows.drop(b))
+        self.states[self.samples + b] = torch.nan
+        self.waiting[b] = False
+        for points in (self.x, self.made):
+            points.index_fill_(0, rows, 0.0)
+        self.rule.clear(rows)
+        return [output.index_fill(0, rows, 0.0) for output in outputs]
 
-    def _turn(self, gammas: np.ndarray | None) -> None:
-        """Makes the new points the points of the next round."""
-        if self.mixing is None:
-            self.x, self.other = self.other, self.x
-            return
-        if gammas is None:
-            self.x = self.other
-        else:
-            # Rows that are new have no earlier rounds, and a window starts at a settled point.
-            rows, _, _ = self.windows.pairs()
-            kept = np.zeros_like(gammas)
-            kept[rows] = gammas[rows] * (self.windows.age[rows] > 0)[:, None]
-            kept[self.windows.rows[self.windows.count > 0, 0]] = 0.0
-            self.x = self.mixing.mix(kept, self.other)
-        self.other = self.mixing.take(self.x)
+    def settled_states(self) -> torch.Tensor:
+        """Returns each sample's settled point, [B, ...]: the sample itself where it is finished."""
+        windows, order = self.windows, np.arange(self.samples)
+        inside = windows.count > 0
+        ends = ~inside & ~self.waiting
+        (index,) = self.put(order + self.samples * ends)
+        x = self.states[:, 0].index_select(0, index)
+        if self.tables.simple and inside.any():
+            into, rows = self.put(order[inside], windows.rows[inside, 0].astype(np.int64))
+            x.index_copy_(0, into, self.x.index_select(0, rows))
+        return x
 
-    def _read(self, norms, sums) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Returns the rms changes [jobs, length + 1], that of the samples [B] and the sums.
-
-        It is the one wait of a round.
-        """
-        estimate = self.states[self.samples :, -2].contiguous()
-        one = torch.ones((self.samples, 1, 1), dtype=torch.float64, device=self.device)
-        squares = torch.empty((self.samples, 1), dtype=torch.float64, device=self.device)
-        ops.gram([estimate], one, squares)
-        parts = [norms, squares] if sums is None else [norms, squares, sums]
-        read = torch.cat([part.reshape(-1) for part in parts]).cpu().numpy()
-        first, second = norms.numel(), norms.numel() + self.samples
-        alpha = float(self.plan.schedule.alpha(np.array([self.plan.end]))[0])
-        sigma = float(self.plan.schedule.sigma(np.array([self.plan.end]))[0])
-        mean = read[first:second] / self.numel
-        change = np.sqrt(read[:first] / self.numel).reshape(norms.shape)
-        rest = None if sums is None else read[second:].reshape(sums.shape)
-        return change, np.sqrt(alpha**2 * mean + sigma**2), rest
-
-    def _complaint(self, b: int) -> str:
-        stage = int(self.windows.start[b])
-        return (
-            f"sample_parallel: the network's output or the state made of it is not finite at stage "
-            f"{stage} (t = {self.plan.call_times[stage]:g}) for sample {b} (id {int(self.ids[b])})"
-        )
+    def settled_times(self) -> torch.Tensor:
+        """Returns the model time where each sample's settled part ends, [B]."""
+        times = np.append(self.plan.call_times, self.plan.end)[self.rounds[-1].settled]
+        return torch.from_numpy(times).to(dtype=self.network.times.dtype, device=self.device)
 
 
-def _is_out_of_memory(error) -> bool:
+def _walk(rows: np.ndarray, begin: np.ndarray, stop: np.ndarray) -> np.ndarray:
+    """Returns rows[j, begin[j] : stop[j]] of each j, filled up with -1, int32 [J, at least 1]."""
+    place = begin[:, None] + np.arange(max(int((stop - begin).max(initial=0)), 1))
+    found = np.take_along_axis(rows, np.minimum(place, rows.shape[1] - 1), axis=1)
+    return np.where(place < stop[:, None], found, np.int32(-1))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return "can't allocate memory" in str(error) or "out of memory" in str(error).lower()

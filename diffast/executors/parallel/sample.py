@@ -1,48 +1,61 @@
-"""Parallel in time: all stages of a plan at once, in a few rounds of one network call each."""
+"""`df.sample_parallel`: all stages of a plan at once, in a few rounds of one network call each."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from diffast import ops
-from diffast.executors.parallel.batched_network import RowNetwork
-from diffast.executors.parallel.convergence import Barriers, FinalError, PerStep
-from diffast.executors.parallel.distributed import Ranks
-from diffast.executors.parallel.methods import METHODS
-from diffast.executors.parallel.rounds import Round, Run
-from diffast.executors.parallel.speculative import SpeculativeRun, check_plan
+from diffast.executors import context
+from diffast.executors.parallel.batched_network import BatchedNetwork
+from diffast.executors.parallel.changes import ByChange
+from diffast.executors.parallel.convergence import convergence_of
+from diffast.executors.parallel.coupling import ByCoupling, check_plan
+from diffast.executors.parallel.distributed import DistributedChunks
+from diffast.executors.parallel.methods import METHODS, Method
+from diffast.executors.parallel.rounds import ParallelRun, Round
 from diffast.executors.parallel.windows import Windows
-from diffast.executors.sequential import ids_of, limits_of, progress_bar, state_like
-from diffast.lowering.sweep_tables import Tables, tables_of
+from diffast.executors.results import FINE, NonFiniteError, Progress, Result, describe
+from diffast.lowering.sweep_tables import tables_of
 from diffast.model.denoiser import Denoiser
 from diffast.plan import Plan
 
+_WHO = "sample_parallel"
+_ONE_KERNEL = "a stage's noise is drawn within one kernel, in every round anew: "
+
+# Why a source of noise cannot be had here.
+_SOURCES = {
+    "path": _ONE_KERNEL + "use 'counter', or df.sample",
+    "callable": _ONE_KERNEL + "use 'counter', or df.sample",
+    "bridge": "nothing is rejected on a fixed grid, which a bridge is for: use 'counter'",
+    "redraw": "nothing is rejected on a fixed grid: use 'counter'",
+}
+_NO_HOOK = "the x0 estimates live within one kernel: use clamp, or df.sample"
+
 
 @dataclass(frozen=True)
-class ParallelSamples:
-    """What a parallel run returns.
+class ParallelSamples(Result):
+    """What `df.sample_parallel` returns: a `Result`.
+
+    After an interruption x holds the states that are settled, each at a time of its own. `nfe` does
+    not count rows that only fill up a batch.
 
     Attributes:
-        x: the samples [B, ...], of the state's dtype.
-        nfe: network evaluations of each sample, [B] int64. Those of rows that only fill up a batch
-            are not counted; a guided call of 2 rows counts once.
         rounds: network rounds, one after another.
         rows: rows that the network was called on in all rounds, those that fill up included.
-        history: what each round came to, see `Round`.
-        batch_difference: by how much the network's answer to one and the same input differed
-            between two places of its batch, relative to the largest number; None: not looked at,
-            since no row was free. Where it is not 0, tol=0 is the sequential result no closer than
-            that.
+        history: what each round did, see `Round`.
+        batch_difference: by how much the network's answers to one input differed between two
+            places of its batch, relative to the largest number; None: not compared, since no row
+            was free. Where it is not 0, the result with tol=0 differs from the sequential one by
+            about as much.
         acceptance: of "speculative": share of the steps whose guess was taken as it was.
     """
 
-    x: torch.Tensor
-    nfe: torch.Tensor
     rounds: int
     rows: int
     history: tuple[Round, ...]
@@ -62,104 +75,117 @@ def sample_parallel(
     batch_size: int | None = None,
     static: bool = False,
     sweeps: int | None = None,
-    chunk: int = 0,
-    ranks: bool | object = False,
+    ranks: Any = False,
+    x: torch.Tensor | None = None,
     seed: int = 0,
     ids: Sequence[int] | torch.Tensor | None = None,
-    noise: torch.Tensor | None = None,
+    noise: str = "counter",
     device: torch.device | str | None = None,
-    clamp: tuple[float, float] | None = None,
+    clamp: context.Clamp | None = None,
+    on_x0: None = None,
+    callback: Callable[[Progress], bool | None] | None = None,
     progress: bool = False,
+    throw: bool = True,
 ) -> ParallelSamples:
     """Returns what `sample` returns for the same arguments, up to `tol`, in fewer network rounds.
 
-    Each round calls the network on many stages of every sample at once, at points that are guesses
-    first, and walks the plan through the answers (Picard iteration; Shih et al. 2023, Chen et al.
-    2024). It pays where a large batch costs the network less than as many small ones.
+    Each round calls the network on many stages of every sample at once, first at guessed points,
+    and then sweeps through the plan with its outputs (Picard iteration; Shih et al. 2023, Chen et
+    al. 2024). That pays where one large batch costs the network less than many small ones.
 
     Args:
         denoiser: the network and what it predicts.
-        plan: any plan of `df.solvers`.
-        shape: [B, ...] of the state; not needed with `noise`.
+        plan: any plan of `df.solvers`, for the denoiser's schedule.
+        shape: [B, ...] of the state; not needed with `x`.
         method: "secant" (slopes of the network measured from the last two rounds), "prior" (those
             it would have for N(0, 1) data), "anderson" (three rounds of "prior" mixed), "paradigms"
-            (ParaDiGMS: its slope, its stop rule, its stride), "piadm" (noise held; swept block by
-            block, for plans with blocks) or "speculative" (for one-step stochastic plans: guesses
-            are taken or reflected so that samples have the plan's law exactly, though they are
-            other samples than the sequential ones; tol has no say).
+            (ParaDiGMS: its slope, its stop rule, all samples together), "piadm" (noise held; block
+            by block, for plans with blocks) or "speculative" (for one-step stochastic plans:
+            guesses are taken or reflected so that samples have the plan's law exactly. They are
+            other samples than the sequential ones, and tol is not used).
         window: stages of a sample at a time, at most; None: all.
         tol: error of a sample, relative to its root mean square and to the sequential result. For
-            "paradigms" its own: change per step relative to the noise DDPM adds there. 0: exactly
+            "paradigms": change of a point relative to the noise that DDPM adds there. 0: exactly
             the sequential result, to the bit if the network's answer does not depend on the batch.
-        memory_limit: bytes that the run's own tensors may take, its network's outputs included and
-            its inner ones not; rows are as many as fit.
-        batch_size: rows of one network call; a round then is as many calls as it takes. None: one.
-        static: keeps the number of rows, where otherwise it is halved whenever half is enough.
-        sweeps: rounds that a block gets at most ("piadm").
-        chunk: stages that a thread of a GPU walks in one go, other threads the others ("sweep").
-            0: all. For few and small samples; changes the last bits.
+        memory_limit: bytes that the run's own tensors may take, with the network's outputs and
+            without what the network needs inside. Rows are as many as fit.
+        batch_size: rows of one network call; a round is then as many calls as it takes. None: one.
+        static: keeps the number of rows. Otherwise it is halved whenever half is enough.
+        sweeps: most rounds of a block ("piadm").
         ranks: True or a process group of torch.distributed: every rank makes the same call, the
-            network runs on its share of the rows and all get all samples. With a `batch_size` the
+            network runs on its share of the rows, and all get all samples. With a `batch_size` the
             network's calls have the shapes they have in one process, and the samples its bits.
+        x: the initial state, as for `sample`. Not written to.
         seed: any integer of 64 bits.
         ids: B integers of 64 bits; default 0 .. B-1.
-        noise: the initial state, as for `sample`.
-        device: where to run; default: `noise`'s, else the network's.
-        clamp: (low, high) for the x0 estimate.
+        noise: "counter", see `sample`; other sources cannot be had here.
+        device: where to run; default: that of `x`, else the network's.
+        clamp: (low, high) for the x0 estimate, fused into the kernel.
+        on_x0: cannot be had here.
+        callback: called after every round with a `Progress`: `stage` is the number of the round,
+            `x` the settled states and `time` [B] their model times. A true answer stops the run.
         progress: whether to show a bar of settled stages on stderr.
+        throw: whether failed samples raise; otherwise `status` says which failed.
 
     Raises:
         ValueError: for arguments that disagree; the message names the two facts.
-        FloatingPointError: if what follows from settled points alone is not finite.
+        NonFiniteError: at the end of the run, if settled states are not finite for some samples;
+            its `result` holds the others.
         RuntimeError: if a rank dies, on every other one, within its group's timeout.
     """
-    if plan.schedule != denoiser.schedule:
-        raise ValueError(
-            f"sample_parallel: the plan is for {plan.schedule} but the denoiser for "
-            f"{denoiser.schedule}"
-        )
-    _check_numbers(method, plan, window, tol, memory_limit, batch_size, sweeps)
-    shape, device, dtype = state_like(denoiser, shape, noise, device)
-    ids = ids_of(ids, shape[0], device)
-    limits = limits_of(clamp)
+    context.check_schedules(_WHO, plan, denoiser)
+    context.check_noise(_WHO, noise, _SOURCES)
+    context.refuse(_WHO, on_x0=(on_x0, _NO_HOOK))
+    chosen = _method(method)
+    _check_numbers(window, tol, memory_limit, batch_size, sweeps, plan)
+    _check_blocks(method, plan, window, sweeps)
+    shape, place, dtype = context.state_like(_WHO, denoiser, shape, x, device)
+    limits = context.limits_of(_WHO, clamp)
     tables = tables_of(plan, denoiser, bool(limits))
-    share = None if ranks is False else Ranks(None if ranks is True else ranks)
-    network = RowNetwork(
-        denoiser, plan.call_times, tables.outputs, shape[0], device, dtype, batch_size, share
-    )
-    chosen = METHODS[method]
-    seed = ops.fold_seed(seed)
     if chosen.exact:
         check_plan(plan, tables, limits)
-    kind = SpeculativeRun if chosen.exact else Run
-    run = kind(chosen, plan, tables, network, ids, seed, shape, dtype, device, limits)
-    run.static, run.chunk = static, chunk if tables.simple and not limits else 0
-    rule = _rule(method, plan, tables, tol, sweeps)
-    windows = _windows(run, window, memory_limit, batch_size)
-    total = shape[0] * plan.nfe
-    with torch.inference_mode(), progress_bar(total, plan.name, "stage", progress) as bar:
-        _start(run, plan, noise)
-        run.open(windows)
-        run.begin(rule)
-        while windows.running.size and run.numel:
-            bar.update(int(run.round(rule).sum()))
-    x = run.states[: shape[0], 0] if not run.numel else run.states[shape[0] :, 0]
-    return ParallelSamples(
-        x.clone(),
-        torch.from_numpy(run.calls).to(device),
-        len(run.rounds),
-        network.rows_called,
-        tuple(run.rounds),
-        run.batch_difference,
-        run.accepted / max(run.tested, 1) if chosen.exact else None,
+    chunks = None if ranks is False else DistributedChunks(None if ranks is True else ranks)
+    network = BatchedNetwork(
+        denoiser, plan.call_times, tables.outputs, shape[0], place, dtype, batch_size, chunks
     )
+    run = ParallelRun(
+        chosen,
+        plan,
+        tables,
+        network,
+        context.ids_of(_WHO, ids, shape[0], place),
+        ops.fold_seed(seed),
+        shape,
+        dtype,
+        place,
+        limits,
+        static,
+    )
+    convergence = convergence_of(chosen, plan, tables.gains, tol, sweeps)
+    size = _pool_size(run, window, memory_limit, batch_size)
+    windows = Windows(shape[0], plan.nfe, window or plan.nfe, size, convergence.ends)
+    rule = ByCoupling(run) if chosen.exact else ByChange(run, convergence, size)
+    total = shape[0] * plan.nfe
+    with torch.inference_mode(), context.progress_bar(total, plan.name, "stage", progress) as bar:
+        _start(run, x)
+        run.open(windows, rule)
+        while windows.running.size and run.numel:
+            bar.update(run.round())
+            if callback is not None and callback(_progress(run)):
+                break
+    acceptance = rule.accepted / max(rule.tested, 1) if isinstance(rule, ByCoupling) else None
+    return _result(run, acceptance, throw)
 
 
-def _check_numbers(method, plan, window, tol, memory_limit, batch_size, sweeps) -> None:
-    if method not in METHODS:
+def _method(name: str) -> Method:
+    if name not in METHODS:
         raise ValueError(
-            f"sample_parallel: method is {method!r} but the known methods are {', '.join(METHODS)}"
+            f"sample_parallel: method is {name!r} but the known methods are {', '.join(METHODS)}"
         )
+    return METHODS[name]
+
+
+def _check_numbers(window, tol, memory_limit, batch_size, sweeps, plan: Plan) -> None:
     if window is not None and not 1 <= window <= plan.nfe:
         raise ValueError(
             f"sample_parallel: window is {window} but plan {plan.name} has {plan.nfe} stages"
@@ -173,28 +199,37 @@ def _check_numbers(method, plan, window, tol, memory_limit, batch_size, sweeps) 
     ):
         if value is not None and value < 1:
             raise ValueError(f"sample_parallel: {name} is {value} but must be positive")
-    if METHODS[method].barrier:
-        if plan.blocks is None:
+
+
+def _check_blocks(method: str, plan: Plan, window: int | None, sweeps: int | None) -> None:
+    if not METHODS[method].blocks:
+        if sweeps is not None:
             raise ValueError(
-                f"sample_parallel: method {method!r} sweeps block by block, but plan {plan.name} "
-                "has no blocks"
+                f"sample_parallel: sweeps is {sweeps} but method {method!r} has no blocks to sweep"
             )
-        longest = int(np.diff([*plan.blocks, plan.nfe]).max())
-        if window is not None and window < longest:
-            raise ValueError(
-                f"sample_parallel: window is {window} but the longest block of plan {plan.name} "
-                f"has {longest} stages"
-            )
-    elif sweeps is not None:
+        return
+    if plan.blocks is None:
         raise ValueError(
-            f"sample_parallel: sweeps is {sweeps} but method {method!r} has no blocks to sweep"
+            f"sample_parallel: method {method!r} sweeps block by block, but plan {plan.name} "
+            "has no blocks"
+        )
+    longest = int(np.diff([*plan.blocks, plan.nfe]).max())
+    if window is not None and window < longest:
+        raise ValueError(
+            f"sample_parallel: window is {window} but the longest block of plan {plan.name} "
+            f"has {longest} stages"
         )
 
 
-def _windows(run: Run, window, memory_limit, batch_size) -> Windows:
-    stages = run.plan.nfe
-    window = stages if window is None else window
-    size = max(1, window * run.samples)
+def _pool_size(
+    run: ParallelRun, window: int | None, memory_limit: int | None, batch_size: int | None
+) -> int:
+    """Returns how many rows the run has.
+
+    Raises:
+        ValueError: if not even one row fits into the memory limit.
+    """
+    size = max(1, (window or run.plan.nfe) * run.samples)
     if memory_limit is not None:
         row = run.numel * run.states.element_size() * run.planes
         left = memory_limit - run.states.numel() * run.states.element_size()
@@ -204,43 +239,57 @@ def _windows(run: Run, window, memory_limit, batch_size) -> Windows:
                 f"{run.samples} samples and one row take {memory_limit - left + row}"
             )
         size = min(size, left // row) if row else size
-        if run.method.together:  # one window for all
+        if run.method.together:  # all windows have one length
             size = max(1, size // run.samples) * run.samples
     if batch_size is not None:
         size = max(1, size // batch_size) * batch_size if memory_limit else size
         size = -(-size // batch_size) * batch_size
-    return Windows(run.samples, stages, window, size)
+    return size
 
 
-def _rule(method: str, plan: Plan, tables: Tables, tol: float, sweeps: int | None):
-    if METHODS[method].together:
-        return PerStep(tol, tables.gains, _step_noise(plan))
-    if METHODS[method].barrier:
-        return Barriers(tol, tables.gains, plan.blocks, sweeps)
-    return FinalError(tol, tables.gains)
-
-
-def _step_noise(plan: Plan) -> np.ndarray:
-    """Returns the deviation of DDPM's posterior at the step that begins at each point, [S + 1]."""
-    times = np.append(plan.call_times, plan.end)
-    alpha, sigma = plan.schedule.alpha(times), plan.schedule.sigma(times)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        fresh = 1.0 - (alpha[:-1] * sigma[1:] / (alpha[1:] * sigma[:-1])) ** 2
-    fresh = sigma[1:] * np.sqrt(np.maximum(fresh, 0.0))
-    return np.append(np.where(np.isfinite(fresh), fresh, 0.0), 0.0)
-
-
-def _start(run: Run, plan: Plan, noise: torch.Tensor | None) -> None:
+def _start(run: ParallelRun, x: torch.Tensor | None) -> None:
     """Puts the initial states where the samples' windows start."""
     state = torch.empty((run.samples, *run.elements), dtype=run.dtype, device=run.device)
-    if noise is None:
-        scale = float(plan.schedule.sigma(plan.start))
-        ops.normal_out(run.ids, run.seed, ops.INITIAL_NOISE, scale, state)
-    else:
-        state.copy_(noise)
-    if run.tables.opening is not None:
-        keep, fresh = run.tables.opening
-        word, fresh = ops.OPENING_NOISE, [fresh] if fresh else []
-        ops.combine_out([state], [keep], [state], None, word, fresh, run.seed, run.ids)
-    run.states[: run.samples, 0] = state
-    run.states[: run.samples, 1] = state
+    scale = float(run.plan.schedule.sigma(run.plan.start))
+    context.put_initial(state, x, scale, run.seed, run.ids)
+    context.put_opening(state, run.tables.opening, run.seed, run.ids)
+    run.states[: run.samples, :2] = state[:, None]
+
+
+def _progress(run: ParallelRun) -> Progress:
+    """Returns what the callback sees after a round."""
+    times = run.settled_times()
+    return Progress(len(run.rounds) - 1, None, times, None, run.settled_states())
+
+
+def _result(run: ParallelRun, acceptance: float | None, throw: bool) -> ParallelSamples:
+    """Returns the result.
+
+    Raises:
+        NonFiniteError: with `throw`, if samples failed.
+    """
+    result = ParallelSamples(
+        run.settled_states(),
+        torch.from_numpy(run.calls).to(run.device),
+        torch.from_numpy(run.status).to(run.device),
+        not run.numel or not run.windows.running.size,
+        len(run.rounds),
+        run.network.rows_called,
+        tuple(run.rounds),
+        run.batch_difference,
+        acceptance,
+    ).with_blanks()
+    if throw and bool((run.status != FINE).any()):
+        raise NonFiniteError(_complaint(run), result)
+    return result
+
+
+def _complaint(run: ParallelRun) -> str:
+    """Returns which samples failed, where and why."""
+    ids, failed = run.ids.tolist(), []
+    for b in np.flatnonzero(run.status != FINE).tolist():
+        stage = int(run.status[b])
+        time = run.plan.call_times[stage]
+        what = f"{run.reasons[b]} is not finite at stage {stage} (t = {time:g})"
+        failed.append((b, ids[b], what))
+    return f"{_WHO}: {len(failed)} of {run.samples} samples failed: {describe(failed)}"

@@ -8,25 +8,29 @@ import numpy as np
 class Windows:
     """Every sample's window of stages and the rows that hold them.
 
-    A row is one (sample, stage) pair of a network call. Sample b waits for the network at stages
-    start[b] .. start[b] + count[b] - 1, the k-th of them in row rows[b, k]. Rows that a sample
-    leaves behind go to whoever is furthest from a full window: nobody waits for the slowest.
+    A row is one pair (sample, stage) of a network call. Sample b waits for the network at stages
+    start[b] .. start[b] + count[b] - 1; row rows[b, k] holds the k-th of them. Rows that a sample
+    leaves go to the samples with the shortest windows, so no sample waits for the slowest.
 
     Args:
         samples: number of samples B.
         stages: number of stages S of the plan.
-        window: stages of one sample at a time, at most.
+        window: most stages of one sample at a time.
         size: rows of the pool.
+        ends: increasing stages that windows do not cross, the last one S; None: S alone.
     """
 
-    def __init__(self, samples: int, stages: int, window: int, size: int):
+    def __init__(
+        self, samples: int, stages: int, window: int, size: int, ends: np.ndarray | None = None
+    ):
         """Begins with empty windows and all rows free."""
         self.stages, self.window, self.size = stages, window, size
+        self.ends = np.array([stages]) if ends is None else ends
         self.start = np.zeros(samples, dtype=np.int64)
         self.count = np.zeros(samples, dtype=np.int64)
         self.rows = np.full((samples, window), -1, dtype=np.int32)
         self.free = list(range(size))
-        # How many rounds a row has been at its pair: fresh rows have no earlier answer.
+        # How many rounds each row has been at its pair: 0 where the pair has no earlier answer.
         self.age = np.zeros(size, dtype=np.int64)
 
     @property
@@ -51,29 +55,35 @@ class Windows:
         place = np.arange(len(sample)) - before
         return self.rows[sample, place], sample, self.start[sample] + place
 
-    def advance(self, strides: np.ndarray) -> None:
-        """Leaves the first strides[b] stages of every window behind."""
-        for b in np.flatnonzero(strides):
-            stride, count = int(strides[b]), int(self.count[b])
-            self.free += self.rows[b, :stride].tolist()
-            self.rows[b, : count - stride] = self.rows[b, stride:count]
-            self.rows[b, count - stride : count] = -1
-            self.start[b] += stride
-            self.count[b] -= stride
+    def advance(self, settled: np.ndarray) -> None:
+        """Leaves the first settled[b] stages of every window."""
+        for b in np.flatnonzero(settled):
+            left, count = int(settled[b]), int(self.count[b])
+            self.free += self.rows[b, :left].tolist()
+            self.rows[b, : count - left] = self.rows[b, left:count]
+            self.rows[b, count - left : count] = -1
+            self.start[b] += left
+            self.count[b] -= left
 
-    def grow(self, limits: np.ndarray) -> np.ndarray:
-        """Gives free rows to windows; returns how many each got, [B].
+    def drop(self, b: int) -> np.ndarray:
+        """Ends sample b, which failed; returns the rows that it held."""
+        rows = self.rows[b, : self.count[b]].astype(np.int64)
+        self.free += rows.tolist()
+        self.rows[b] = -1
+        self.start[b], self.count[b] = self.stages, 0
+        return rows
 
-        Args:
-            limits: [B] stage that no window may go beyond.
-        """
+    def grow(self) -> np.ndarray:
+        """Gives free rows to windows; returns how many each got, [B]."""
+        block = np.searchsorted(self.ends, self.start, side="right")
+        limits = self.ends[np.minimum(block, len(self.ends) - 1)]
         room = np.minimum(self.window, limits - self.start) - self.count
         room[self.start >= self.stages] = 0
         room = np.maximum(room, 0)
         got = np.zeros_like(self.count)
         left = len(self.free)
         while left and room.any():
-            # The shortest windows first, level by level, so that all come to be of one length.
+            # The shortest windows get rows first, level by level, until all have one length.
             wanting = np.flatnonzero(room)
             wanting = wanting[np.argsort((self.count + got)[wanting], kind="stable")]
             height = (self.count + got)[wanting]
@@ -94,13 +104,13 @@ class Windows:
         return got
 
     def cut(self, size: int) -> None:
-        """Gives up the ends of windows until `size` rows are enough for the rest."""
+        """Frees the ends of windows until `size` rows are enough for the rest."""
         level = int(self.count.max())
         while np.minimum(self.count, level).sum() > size and level > 1:
             level -= 1
         kept = np.minimum(self.count, level)
         over = int(kept.sum()) - size
-        if over > 0:  # not even one row each: the last samples wait
+        if over > 0:  # there is not even one row each, so the last samples wait
             kept[np.flatnonzero(kept)[-over:]] = 0
         for b in np.flatnonzero(kept < self.count):
             self.free += self.rows[b, kept[b] : self.count[b]].tolist()

@@ -22,7 +22,7 @@ class _SamplerNode:
     CATEGORY = "sampling/custom_sampling/samplers"
 
     def _wrapped(self, function):
-        from comfy.samplers import KSAMPLER
+        from comfy.samplers import KSAMPLER  # pyright: ignore[reportMissingImports]: ComfyUI's own
 
         return (KSAMPLER(function),)
 

@@ -10,8 +10,8 @@ PREFIX = "diffast_"
 
 def register() -> None:
     """Registers every sampler and schedule under `diffast_` and its name; twice does no harm."""
-    import comfy.samplers
-    from comfy.k_diffusion import sampling
+    import comfy.samplers  # pyright: ignore[reportMissingImports]: ComfyUI's own
+    from comfy.k_diffusion import sampling  # pyright: ignore[reportMissingImports]: ComfyUI's own
 
     ksampler = comfy.samplers.KSampler
     for name, entry in SAMPLERS.items():

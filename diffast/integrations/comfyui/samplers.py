@@ -73,7 +73,7 @@ SAMPLERS: dict[str, Entry] = {
 
 def is_flow(model_sampling: Any) -> bool:
     """Returns whether ComfyUI's model_sampling is that of a flow model."""
-    from comfy.model_sampling import CONST
+    from comfy.model_sampling import CONST  # pyright: ignore[reportMissingImports]: ComfyUI's own
 
     return isinstance(model_sampling, CONST)
 

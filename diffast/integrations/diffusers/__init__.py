@@ -15,7 +15,7 @@ from diffast.integrations.diffusers.scheduler import DiffastScheduler as Diffast
 
 globals().update({kind.__name__: kind for kind in KINDS.values()})
 
-__all__ = [
+__all__ = [  # pyright: ignore[reportUnsupportedDunderAll]: the drop-ins are made by name
     "KINDS",
     "DiffastScheduler",
     "Report",

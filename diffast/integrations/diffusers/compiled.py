@@ -6,6 +6,8 @@ constant of the graph: a run takes two graphs, for the first step and for the ot
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -19,16 +21,16 @@ def stepper_of(recipe: Recipe, counter: bool, device) -> Stepper:
         recipe.plan,
         recipe.reads,
         device=device,
-        given_noise=not counter,
+        noise="counter" if counter else "given",
         clamp=None if recipe.clamp is None else (-recipe.clamp, recipe.clamp),
-        on_x0=None if recipe.hook is None else _ignoring_stage(recipe.hook),
+        on_x0=None if recipe.hook is None else _ignoring_info(recipe.hook),
     )
     stepper.table()
     return stepper
 
 
-def _ignoring_stage(hook):
-    return lambda x0, stage: hook(x0)
+def _ignoring_info(hook):
+    return lambda x0, info: hook(x0)
 
 
 class CompiledRun:
@@ -42,8 +44,8 @@ class CompiledRun:
         self.boundary = None
         if self.recipe.boundary is not None:
             self.boundary = torch.tensor(self.recipe.boundary, device=stepper.device)
-        self.factors = None
-        self.state: State | None = None
+        self.factors: Any = None  # a tensor, where the network's input is scaled
+        self.state: Any = None  # State, after the first step
 
     def step(self, sample, output, row, generator, noise):
         """Returns (next sample, x0 estimate), [B, ...] each, of the sample's promoted dtype.
@@ -60,7 +62,7 @@ class CompiledRun:
         dtype = output.dtype
         if not self.recipe.wide and sample.dtype != dtype:
             dtype = torch.promote_types(dtype, sample.dtype)
-        state = self._state(sample, row, generator)
+        state: Any = self._state(sample, row, generator)
         if noise is not None and self.counter:
             raise ValueError("step: variance_noise is given, but noise is 'counter'")
         if not self.draws:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -46,14 +48,15 @@ def dpm_multistep(scheduler, begin) -> Recipe:
         space, grid = _space(config, sigmas)
     final_first = config.euler_at_final or config.final_sigmas_type == "zero"
     orders = _rising_orders(config, len(scheduler.timesteps), begin, final_first)
-    how = {"orders": orders, "kind": config.solver_type}
+    how: dict[str, Any] = {"orders": orders, "kind": config.solver_type}
     kind, third = config.algorithm_type, config.solver_order == 3
+    published: dict[str, Any] = {"form": "compat"} if third else {}
     if kind == "dpmsolver++":
         build = solvers.dpmpp_3m if third else solvers.dpmpp_2m
-        plan = build(space, grid, **how, **({"form": "compat"} if third else {}))
+        plan = build(space, grid, **how, **published)
     elif kind == "dpmsolver":
         build = solvers.dpm_solver_3m if third else solvers.dpm_solver_2m
-        plan = build(space, grid, **how, **({"form": "compat"} if third else {}))
+        plan = build(space, grid, **how, **published)
     elif kind == "sde-dpmsolver++":
         # diffusers' third order has the wrong sign in one term; this is the published one
         plan = (

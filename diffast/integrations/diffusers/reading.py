@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,8 +18,8 @@ class Reading:
         b: [S] weights of the network's output.
     """
 
-    a: np.ndarray
-    b: np.ndarray
+    a: ArrayLike
+    b: ArrayLike
 
     def affine(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns (a, b), [S] each."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import itemgetter
+from typing import Any
 
 import torch
 
 from diffast import ops
-from diffast.lowering.program import Constraints, lower
+from diffast.lowering.program import Constraints, check_one_input, lower
 from diffast.lowering.step_table import AT_X, AT_X0, AT_Y, FIXED, numbered
 from diffast.plan import Plan
 from diffast.plan.registers import V, Y
@@ -40,9 +42,9 @@ class Recipe:
     """
 
     plan: Plan
-    reads: object
+    reads: Any
     clamp: float | None = None
-    hook: object = None
+    hook: Callable[[torch.Tensor], torch.Tensor] | None = None
     draws: tuple[bool, ...] = ()
     noise_dtype: torch.dtype | None = None
     wide: bool = False
@@ -67,6 +69,7 @@ class Prepared:
         self.limits = [] if recipe.clamp is None else [-recipe.clamp, recipe.clamp]
         self.given = not counter or recipe.deviations is not None
         how = Constraints(bool(self.limits), recipe.hook is not None, given_noise=self.given)
+        check_one_input("step", recipe.plan)
         program = lower(recipe.plan, recipe.reads, how)
         if V in program.carried or program.opening:
             raise ValueError(
@@ -211,7 +214,8 @@ class Run:
 
     def _shown(self, i, sample, output, noise, dtype):
         x0 = torch.empty(sample.shape, dtype=dtype, device=sample.device)
-        of_sample, of_output, of_noise = map(float, self.recipe.estimates[i])
+        estimates: Any = self.recipe.estimates
+        of_sample, of_output, of_noise = map(float, estimates[i])
         if noise is not None:
             weights = [of_sample, of_output, of_noise]
             ops.combine_out([sample, output, noise], weights, [x0])
@@ -228,9 +232,10 @@ class Run:
         return x0
 
     def _slot(self, slot: int, sample) -> torch.Tensor:
-        if self.slots[slot] is None:
-            self.slots[slot] = _new(sample)
-        return self.slots[slot]
+        kept = self.slots[slot]
+        if kept is None:
+            kept = self.slots[slot] = _new(sample)
+        return kept
 
     def _away(self, sample) -> torch.Tensor:
         if self.away is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +50,12 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
 
     config_name = "scheduler_config.json"
     order = 1
+    # Set by `drop_in` and by `set_timesteps`; None until then.
+    _compiled: Any  # CompiledRun
+    _factors: Any  # list of factors of the network's input, where there are any
+    _positions: Any  # dict: timestep -> index
+    _run: Any  # Run
+    _step_index: Any  # int
     _searches = False  # whether the original looks each timestep up, and so keeps no step index
 
     @classmethod
@@ -198,27 +205,32 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
             )
         return i
 
-    def _init_step_index(self, timestep) -> None:
+    def _init_step_index(self, timestep) -> int:
         begin = getattr(self, "_begin_index", None)
         self._step_index = self._position(timestep) if begin is None else begin
+        return self._step_index
 
     def index_for_timestep(self, timestep, schedule_timesteps=None) -> int:
         """Returns the index at which a run that starts with that timestep starts."""
         if schedule_timesteps is None:
             return self._position(timestep)
-        return super().index_for_timestep(timestep, schedule_timesteps)
+        # the original's, the other base
+        return super().index_for_timestep(  # pyright: ignore[reportAttributeAccessIssue]
+            timestep, schedule_timesteps
+        )
 
     def _index(self, timestep) -> int:
         if self._searches:
             return self._position(timestep)
-        if self._step_index is None:
-            self._init_step_index(timestep)
-        if self._step_index >= self._count:  # `run.next` says so too: it never gets there
+        i = self._step_index
+        if i is None:
+            i = self._init_step_index(timestep)
+        if i >= self._count:  # `run.next` says so too: it never gets there
             raise ValueError(
-                f"{type(self).__name__}: step {self._step_index}, but {self._count} were set: "
+                f"{type(self).__name__}: step {i}, but {self._count} were set: "
                 "call set_timesteps before another run"
             )
-        return self._step_index
+        return i
 
     # --- the step ---------------------------------------------------------------------------
 
@@ -228,9 +240,10 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
         """Returns what `step` returns: a fused step from the sample by the network's output."""
         if _is_compiling():
             if self._compiled is None or self._compiled.options != options:
-                self._trace_with(options)
+                self._trace_with(options)  # pyright: ignore[reportAttributeAccessIssue]
             row = self._first_row(timestep)
-            result, x0 = self._compiled.step(sample, output, row, generator, noise)
+            compiled: Any = self._compiled
+            result, x0 = compiled.step(sample, output, row, generator, noise)
             return self._traced_output(return_dict, result, x0)
         i = self._position(timestep) if self._searches else self._step_index
         run = self._run
@@ -308,10 +321,11 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
         if _is_compiling() or (self._compiled is not None and self._compiled.state is not None):
             self.is_scale_input_called = True
             return self._compiled.scaled(sample, self._first_row(timestep))
-        if self._step_index is None:
-            self._init_step_index(timestep)
+        i = self._step_index
+        if i is None:
+            i = self._init_step_index(timestep)
         self.is_scale_input_called = True
-        return sample * self._factors[self._step_index]
+        return sample * self._factors[i]
 
 
 def _kind_of(config) -> type:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from tqdm.auto import tqdm
@@ -11,7 +14,8 @@ from diffast.executors.adaptive.rounds import STATUSES
 from diffast.executors.adaptive.sample import prepare
 from diffast.model.denoiser import Denoiser
 from diffast.ops.schema import CONTROLS, COUNTS, FAILED_FINITE, FINISHED
-from diffast.solvers import embedded as pairs
+from diffast.solvers import embedded
+from diffast.solvers.embedded.controllers import factor
 
 # Nothing but a model that answers with ever new numbers needs so many.
 MOST_CALLS = 1_000_000
@@ -24,34 +28,34 @@ STATUS, STAGE, ACCEPTED, REJECTED = (
 
 
 def sample_dpm_adaptive(
-    model,
-    x,
-    sigma_min,
-    sigma_max,
-    extra_args=None,
-    callback=None,
-    disable=None,
-    order=3,
-    rtol=0.05,
-    atol=0.0078,
-    h_init=0.05,
-    pcoeff=0.0,
-    icoeff=1.0,
-    dcoeff=0.0,
-    accept_safety=0.81,
-    eta=0.0,
-    s_noise=1.0,
-    noise_sampler=None,
-    return_info=False,
-):
+    model: Callable,
+    x: torch.Tensor,
+    sigma_min: float | torch.Tensor,
+    sigma_max: float | torch.Tensor,
+    extra_args: dict[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], object] | None = None,
+    disable: bool | None = None,
+    order: int = 3,
+    rtol: float = 0.05,
+    atol: float = 0.0078,
+    h_init: float = 0.05,
+    pcoeff: float = 0.0,
+    icoeff: float = 1.0,
+    dcoeff: float = 0.0,
+    accept_safety: float = 0.81,
+    eta: float = 0.0,
+    s_noise: float = 1.0,
+    noise_sampler: Callable | None = None,
+    return_info: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, dict[str, int]]:
     """Returns samples of DPM-Solver-12 or -23 with adaptive steps.
 
     Every sample takes steps of its own, from its own error; k-diffusion takes one step for the
     whole batch, from the error of all of it. The model is called on the whole batch until the
     slowest sample is done, with another sigma for each sample.
 
-    A batch of one takes k-diffusion's steps. The model is not asked again about a state that a
-    rejected attempt has left as it was, so there are fewer calls.
+    A batch of one takes k-diffusion's steps. After a rejected step the model is not asked again
+    about the state, which is still the same, so there are fewer calls.
 
     Args:
         model: called as model(x, sigma [B], **extra_args); returns the x0 estimate.
@@ -59,9 +63,9 @@ def sample_dpm_adaptive(
         sigma_min: noise level of the returned state, above 0.
         sigma_max: noise level of x.
         extra_args: passed to the model.
-        callback: called after every attempt (those of several samples at once, as they come) with
-            k-diffusion's dictionary: 'x' (a copy) and 'denoised' are of all samples, the numbers
-            those of the sample that is furthest behind.
+        callback: called with k-diffusion's dictionary after every round in which a trial step was
+            decided. 'x' (a copy) and 'denoised' are of all samples, the numbers are those of the
+            sample that is furthest behind.
         disable: True for no progress bar; None: none where stderr is no terminal.
         order: 2 or 3.
         rtol: relative tolerance.
@@ -70,15 +74,14 @@ def sample_dpm_adaptive(
         pcoeff: proportional coefficient of the step-size controller.
         icoeff: integral coefficient.
         dcoeff: differential coefficient.
-        accept_safety: least factor on the step with which an attempt is accepted.
+        accept_safety: least factor on the step with which a trial step is accepted.
         eta: strength of the noise, 0 to 1.
         s_noise: factor on the noise.
-        noise_sampler: has to be None if eta > 0: the noise is the package's, of each sample and
-            attempt, keyed by extra_args["seed"] if it is there, else by a number from torch's
-            generator.
+        noise_sampler: has to be None if eta > 0. The noise is the package's own for each sample and
+            trial step, with the seed extra_args["seed"], or a number from torch's generator.
         return_info: whether to return also the dictionary of 'steps', 'nfe', 'n_accept' and
-            'n_reject', of the sample with the most attempts, nfe as k-diffusion counts it: `order`
-            an attempt.
+            'n_reject', of the sample with the most trial steps. nfe is counted as k-diffusion does:
+            `order` calls a trial step.
 
     Raises:
         ValueError: a number out of its range, or a noise_sampler.
@@ -91,8 +94,7 @@ def sample_dpm_adaptive(
             "steps of their own here, which only the package's noise follows"
         )
     space = schedules.edm(float(sigma_min), float(sigma_max))
-    rule = pairs.pid(1.5 if eta else order, pcoeff, icoeff, dcoeff, accept_safety)
-    pair = pairs.DPM(
+    solver = embedded.DPM(
         order,
         float(rtol),
         float(atol),
@@ -101,7 +103,8 @@ def sample_dpm_adaptive(
         s_noise=s_noise,
         lam_end=float(space.lam(space.sigma_min)),
     )
-    pair.controller = rule
+    order_of_error = 1.5 if eta else order
+    solver.controller = embedded.pid(order_of_error, pcoeff, icoeff, dcoeff, accept_safety)
     extra_args = extra_args or {}
     seed = extra_args.get("seed") if eta else 0
     seed = int(torch.randint(2**63 - 1, ())) if seed is None else seed
@@ -109,11 +112,11 @@ def sample_dpm_adaptive(
     with tqdm(disable=disable) as bar, torch.no_grad():
         network = _Model(model, x.dtype, extra_args, callback is not None, bar)
         low = None if x.dtype == dtype else x.dtype
-        denoiser, state = Denoiser(network, space, dtype=low), x.detach().to(dtype)
+        denoiser, state = Denoiser(network, space, predicts="x0", dtype=low), x.detach().to(dtype)
         run = prepare(
             denoiser,
-            pair,
-            state=state,
+            solver,
+            x=state,
             seed=seed,
             denoise=False,
             max_calls=MOST_CALLS,
@@ -126,7 +129,7 @@ def sample_dpm_adaptive(
 
 
 def _walk(run, state, network, callback, order):
-    """Runs all rounds; with a callback, tells it of each in which an attempt was decided."""
+    """Runs all rounds; with a callback, tells it of each in which a trial step was decided."""
     if not run.batch.size:
         return
     steps, told = _Steps(run), 0
@@ -142,44 +145,43 @@ def _walk(run, state, network, callback, order):
 
 
 class _Steps:
-    """Steps as k-diffusion counts them: the one that is cut short at the end goes on uncut.
+    """Steps as k-diffusion counts them: a step that is cut short at the end counts uncut.
 
-    If an attempt that was cut short is rejected, the next step is a part of the whole one, and
-    maybe the same attempt again. The executor's next step is a part of what was tried.
+    If a step that was cut short is rejected, k-diffusion's next step is a part of the uncut step.
+    It may be the same step again. The executor's next step is a part of the step that was tried.
     """
 
     def __init__(self, run):
         self.control, self.counts = (run.batch.records[name] for name in ("control", "counts"))
-        self.rule = run.pair.controller
+        self.rule = run.solver.controller
         self.control[:, BEFORE] = torch.nan  # errors before the first are those of the first
-        self.h = torch.full_like(self.control[:, TO], run.pair.step)
+        self.h = torch.full_like(self.control[:, TO], run.solver.step)
 
     def record(self):
         """Returns what `follow` has to know of the time before a round."""
-        return self.control[:, BEFORE : BEFORE2 + 1].clone(), self._attempts()
+        return self.control[:, BEFORE : BEFORE2 + 1].clone(), self._decisions()
 
-    def follow(self, errors, attempts):
-        """Sets the next attempts after a round; returns whose attempt was decided, [B]."""
-        decided = self._attempts() > attempts
+    def follow(self, errors, decisions):
+        """Sets the next steps after a round; returns whose trial step was decided, [B]."""
+        decided = self._decisions() > decisions
         error = self.control[:, ERROR]
         before = torch.where(errors[:, 0].isnan(), error, errors[:, 0])
         before2 = torch.where(errors[:, 1].isnan(), before, errors[:, 1])
-        factor = error ** -self.rule["error_power"] * before ** self.rule["before_power"]
-        factor = factor * before2 ** -self.rule["before2_power"]
-        self.h = torch.where(decided, self.h * (1.0 + torch.atan(factor - 1.0)), self.h)
+        wanted = factor(self.rule, error, before, before2)
+        self.h = torch.where(decided, self.h * (1.0 + torch.atan(wanted - 1.0)), self.h)
         to = torch.minimum(self.control[:, AT] + self.h, self.control[:, END])
         self.control[:, TO] = torch.where(decided, to, self.control[:, TO])
         return decided
 
-    def _attempts(self):
+    def _decisions(self):
         return self.counts[:, ACCEPTED] + self.counts[:, REJECTED]
 
 
 def _report(run, steps, denoised, number, dtype, order):
     """Returns what k-diffusion tells its callback."""
     control, counts = (run.batch.records[name].cpu().numpy() for name in ("control", "counts"))
-    attempts = counts[:, ACCEPTED] + counts[:, REJECTED]
-    behind = np.lexsort((-attempts, control[:, AT]))[0]
+    decisions = counts[:, ACCEPTED] + counts[:, REJECTED]
+    behind = np.lexsort((-decisions, control[:, AT]))[0]
     at, error = (
         torch.tensor(value, dtype=dtype, device=run.device)
         for value in (control[behind, AT], control[behind, ERROR] - steps.rule["error_eps"])
@@ -187,7 +189,7 @@ def _report(run, steps, denoised, number, dtype, order):
     return {
         "sigma": at.neg().exp(),
         "sigma_hat": at.neg().exp(),
-        "x": run.batch.tensors["x"].clone(),
+        "x": run.batch.tensors["y"].clone(),
         "i": number,
         "t": at,
         "t_up": at,
@@ -199,7 +201,7 @@ def _report(run, steps, denoised, number, dtype, order):
 
 
 def _info(counts, order):
-    """Returns k-diffusion's counts, of the sample with the most attempts."""
+    """Returns k-diffusion's counts, of the sample with the most trial steps."""
     if not len(counts):
         return {"steps": 0, "nfe": 0, "n_accept": 0, "n_reject": 0}
     accepted, rejected = (counts[:, column].astype(int) for column in (ACCEPTED, REJECTED))
@@ -222,9 +224,11 @@ def _check(run):
 class _Model:
     """The model as a network that keeps, if it is wanted, the estimate for each sample's state."""
 
+    run: Any = None  # set when it is made: the run asks the network
+
     def __init__(self, model, dtype, extra_args, keeps, bar):
         self.model, self.dtype, self.extra_args = model, dtype, extra_args
-        self.keeps, self.bar, self.run, self.denoised = keeps, bar, None, None
+        self.keeps, self.bar, self.denoised = keeps, bar, None
 
     def __call__(self, x, sigma):
         denoised = self.model(x, sigma.to(self.dtype), **self.extra_args)

@@ -41,7 +41,7 @@ class BrownianTreeNoiseSampler:
         """Makes the paths; nothing is drawn yet."""
         if seed is None:
             seed = int(torch.randint(0, 2**63 - 1, ()))
-        if np.ndim(seed):
+        if not isinstance(seed, int) and np.ndim(seed):
             seed = [int(one) for one in seed]
         self.dtype = x.dtype
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32

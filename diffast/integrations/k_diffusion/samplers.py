@@ -195,6 +195,7 @@ def sample_dpm_fast(
     sigmas = torch.tensor(levels, dtype=dtype, device=x.device)
 
     def with_times(info):
+        assert callback is not None  # see below
         callback(info | {"t": -info["sigma"].log(), "t_up": -info["sigma_hat"].log()})
 
     seen = None if callback is None else with_times

@@ -6,16 +6,27 @@ is said in each docstring; where it contradicts the noise level, the plan's chec
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
 from diffast.plan import Plan, Stages, one_call_plan
 from diffast.plan.registers import entries
+from diffast.schedules import Schedule
 from diffast.solvers.core.noise_split import ancestral, diffusive
 from diffast.solvers.ode.adams import EVEN
 
 
-def ddim_strides(schedule, starts, ends, eta=0.0, raw_noise=False) -> Plan:
+def ddim_strides(
+    schedule: Schedule,
+    starts: ArrayLike,
+    ends: ArrayLike,
+    eta: float = 0.0,
+    raw_noise: bool = False,
+) -> Plan:
     """Returns DDIM steps each with ends of its own, as diffusers' DDIMScheduler takes them.
 
     Its step goes from t to t - N/S whatever the next t is (timestep_spacing "linspace", and
@@ -43,7 +54,14 @@ def ddim_strides(schedule, starts, ends, eta=0.0, raw_noise=False) -> Plan:
     return one_call_plan(f"ddim(eta={eta:g})", schedule, grid, x, check=check)
 
 
-def late_churn(schedule, grid, gamma, s_noise, reads, churned) -> Plan:
+def late_churn(
+    schedule: Schedule,
+    grid: ArrayLike,
+    gamma: ArrayLike,
+    s_noise: float,
+    reads: tuple[ArrayLike, ArrayLike],
+    churned: tuple[ArrayLike, ArrayLike],
+) -> Plan:
     """Returns Euler steps whose noise is raised after the network was called, as in diffusers.
 
     Karras et al. 2022, algorithm 2, raises the noise from sigma to s' = (1 + gamma) sigma and then
@@ -66,7 +84,7 @@ def late_churn(schedule, grid, gamma, s_noise, reads, churned) -> Plan:
     grid = np.asarray(grid, np.float64)
     raised = (1.0 + np.asarray(gamma, np.float64)) * grid[:-1]
     fresh = s_noise * np.sqrt(raised**2 - grid[:-1] ** 2)
-    (a, b), (a_hat, b_hat) = reads, churned
+    a, b, a_hat, b_hat = (np.asarray(w, np.float64) for w in (*reads, *churned))
     ratio = grid[1:] / raised
     of_x = ratio + (1.0 - ratio) * a_hat  # of x'
     of_output = (1.0 - ratio) * b_hat / b  # of the output, as b output = d - a x
@@ -74,7 +92,7 @@ def late_churn(schedule, grid, gamma, s_noise, reads, churned) -> Plan:
     return one_call_plan("euler(late churn)", schedule, grid, x, check="finite")
 
 
-def with_boundary(plan: Plan, skip, out) -> Plan:
+def with_boundary(plan: Plan, skip: np.ndarray, out: np.ndarray) -> Plan:
     """Returns a first-order plan for estimates c_skip x + c_out d, with a clamp between them.
 
     A consistency model's boundary scalings act after diffusers' LCMScheduler has clamped d. Where
@@ -90,7 +108,7 @@ def with_boundary(plan: Plan, skip, out) -> Plan:
     return plan.with_weights(changed, check="finite")
 
 
-def with_noise_weights(plan: Plan, weights) -> Plan:
+def with_noise_weights(plan: Plan, weights: ArrayLike) -> Plan:
     """Returns the plan with other weights of the fresh noise, [S], in both rows.
 
     For noise that is scaled element by element before it comes (a network that predicts its
@@ -102,7 +120,14 @@ def with_noise_weights(plan: Plan, weights) -> Plan:
     )
 
 
-def pndm(schedule, times, transfers, means, based, velocity=False) -> Plan:
+def pndm(
+    schedule: Schedule,
+    times: Sequence[float],
+    transfers: Sequence[tuple[float, float]],
+    means: Sequence[Mapping[int, float]],
+    based: Sequence[bool],
+    velocity: bool = False,
+) -> Plan:
     """Returns diffusers' PNDMScheduler as a table over the network's outputs themselves.
 
     Liu et al. 2022, eq. 9 and 11 (see `plms`), with what that program makes of it: a step goes from
@@ -139,7 +164,7 @@ def pndm(schedule, times, transfers, means, based, velocity=False) -> Plan:
     return stages.plan("pndm", len(times), check="finite")
 
 
-def slope_pairs(schedule, grid, middles=None) -> Plan:
+def slope_pairs(schedule: Schedule, grid: ArrayLike, middles: ArrayLike | None = None) -> Plan:
     """Returns Heun's or the midpoint rule on the slope (x - x0) / sigma. Order 2, 2 calls a step.
 
     The maps of `heun` and `dpm_2`, written with the slope for the state that the network was really
@@ -160,7 +185,7 @@ def slope_pairs(schedule, grid, middles=None) -> Plan:
         if t == 0.0:
             stages.add(s, t, {"y": 1.0, "h0": t - s}, h=slope)
             continue
-        m = t if middles is None else middles[n]
+        m = t if middles is None else np.asarray(middles)[n]
         half = 0.5 if middles is None else 1.0
         stages.add(s, m, {"y": 1.0, "h0": m - s}, y="keep", h=slope)
         last = {"y": 1.0, "h0": half * (t - s), "h1": (1.0 - half) * (t - s)}
@@ -169,7 +194,12 @@ def slope_pairs(schedule, grid, middles=None) -> Plan:
     return stages.plan(name, len(grid) - 1, check="x0")
 
 
-def singlestep_sde(schedule, grid, orders, kind="midpoint") -> Plan:
+def singlestep_sde(
+    schedule: Schedule,
+    grid: ArrayLike,
+    orders: Sequence[int],
+    kind: Literal["midpoint", "heun"] = "midpoint",
+) -> Plan:
     """Returns the single-step form of DPM-Solver++ SDE whose inner calls are grid points.
 
     Blocks of 1, 2 or 3 intervals, each grid point from the block's start with all estimates since
@@ -223,7 +253,9 @@ def _block_slopes(lam, begin, end, order, alpha_t, kind):
     return line * slope + bend * curve
 
 
-def pndm_stages(times, stride, clean, warm) -> tuple[list, list, list]:
+def pndm_stages(
+    times: Sequence[int], stride: int, clean: int, warm: Sequence[int]
+) -> tuple[list, list, list]:
     """Returns the (transfers, means, based) of `pndm` for the times that diffusers calls.
 
     Args:

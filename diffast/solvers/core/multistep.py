@@ -104,8 +104,8 @@ def build(
             _single_step(rows, schedule, state, (kind, ticks, s, t), i, calls)
             growth *= max(1.0, (fall - 1.0) ** 2)
             continue
-        can_open = opening is not None and finite and not clean and tame
-        if can_open and opening(rows, schedule, n, grid, s, t):
+        can_open = finite and not clean and tame
+        if opening is not None and can_open and opening(rows, schedule, n, grid, s, t):
             growth *= max(1.0, (fall - 1.0) ** 3)
             continue
         if clean or s.alpha == 0.0 or not finite:
@@ -117,7 +117,7 @@ def build(
             weights = rule(kind, ticks, s, [node for _, node in used], t)
         point = {key: factor * weight for key, weight in state.items()}
         add_to(point, [i, *(j for j, _ in used)], weights)
-        waits = correct is not None and corrected[n] and n + 1 < steps
+        waits = corrected is not None and corrected[n] and n + 1 < steps
         if waits and ways[n + 1][0] == kind and tame:
             pending = (kind, ticks, s, [(i, s), *used])
             growth *= max(1.0, 0.5 * fall * (fall - 1.0))

@@ -13,6 +13,8 @@ clock; for "rho" h is the step in lam, for "flow" it is so at low noise only.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from diffast.grids import check_grid
@@ -53,7 +55,7 @@ def one_step(name, schedule, grid, methods, clock=None) -> Plan:
     for n, method in enumerate(methods):
         method = euler_method if sigma[n + 1] == 0.0 else method
         groups.setdefault((method, clock_of_step(clock, alpha[n])), []).append(n)
-    blocks = [None] * steps
+    blocks: list[Any] = [None] * steps
     for (method, by), members in groups.items():
         n = np.array(members)
         level = clock_level(by, alpha, sigma)[1]

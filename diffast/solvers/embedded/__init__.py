@@ -1,23 +1,43 @@
-"""Pairs: adaptive methods for `df.sample_adaptive`, and the table of their names."""
+"""Embedded solvers: adaptive methods for `df.sample_adaptive`, and the table of their names."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
+from diffast._namespace import attributes, listing, lookup
 from diffast.solvers.embedded.controllers import pid as pid
 from diffast.solvers.embedded.controllers import plain as plain
 from diffast.solvers.embedded.controllers import proportional_integral as proportional_integral
 from diffast.solvers.embedded.dpm import DPM as DPM
 from diffast.solvers.embedded.ggf import GGF as GGF
 from diffast.solvers.embedded.ggf import EulerHeun as EulerHeun
+from diffast.solvers.embedded.grid import GridCall as GridCall
+from diffast.solvers.embedded.grid import on_grid as on_grid
+from diffast.solvers.embedded.grid import on_grid_rows as on_grid_rows
 from diffast.solvers.embedded.pec import PEC as PEC
 from diffast.solvers.embedded.runge_kutta import RungeKutta as RungeKutta
-from diffast.solvers.embedded.solver import Judgement as Judgement
+from diffast.solvers.embedded.solver import EmbeddedSolver as EmbeddedSolver
 from diffast.solvers.embedded.solver import Node as Node
-from diffast.solvers.embedded.solver import Nodes as Nodes
-from diffast.solvers.embedded.solver import Pair as Pair
+from diffast.solvers.embedded.solver import Step as Step
+from diffast.solvers.embedded.time_variable import TimeVariable as TimeVariable
 
-PAIRS = {
+__all__ = [
+    "DPM",
+    "GGF",
+    "PEC",
+    "EmbeddedSolver",
+    "EulerHeun",
+    "RungeKutta",
+    "get",
+    "on_grid",
+    "pid",
+    "plain",
+    "proportional_integral",
+]
+
+EMBEDDED: dict[str, Callable[..., EmbeddedSolver]] = {
     "pec": PEC,
     "ggf": GGF,
     "euler_heun": EulerHeun,
@@ -29,12 +49,15 @@ PAIRS = {
 }
 
 
-def get(name: str):
-    """Returns the builder of the pair of that name: options -> Pair.
+def get(name: str) -> Callable[..., EmbeddedSolver]:
+    """Returns the builder of the embedded solver of that name: options -> EmbeddedSolver.
 
     Raises:
-        ValueError: an unknown name; the message lists the known ones.
+        ValueError: an unknown name; the message gives the nearest ones, and all of them.
     """
-    if name not in PAIRS:
-        raise ValueError(f"pair {name!r} is not known, but these are: {', '.join(PAIRS)}")
-    return PAIRS[name]
+    return lookup("embedded solver", EMBEDDED, name)
+
+
+__doc__ = f"{__doc__}{listing('df.embedded', EMBEDDED)}"
+if not TYPE_CHECKING:  # a checker is to tell misspelt names itself
+    __getattr__, __dir__ = attributes(__name__, __all__)

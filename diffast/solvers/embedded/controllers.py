@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-# The integral controller that does nothing special; the others say where they differ.
-PLAIN = {
+# All numbers of a rule, with the values of the plain integral controller. Other controllers are
+# made from it by the numbers that differ. `reference_accept.py` says what each one does.
+PLAIN: dict[str, float] = {
     "threshold": 1.0,
     "safety": 0.9,
     "error_power": 1.0,
@@ -27,9 +29,12 @@ PLAIN = {
     "by_factor": 0,
 }
 
+# Numbers that belong to the method. They stay when a controller is chosen by name.
+OF_THE_METHOD = ("step_min", "step_max", "balance", "noise_floor", "error_eps")
 
-def plain(power: float, safety: float = 0.9, **changes) -> dict:
-    """Returns h <- safety h E^-power after an attempt of error E, clipped to [1/5, 5].
+
+def plain(power: float, safety: float = 0.9, **changes: float) -> dict[str, float]:
+    """Returns h <- safety h E^-power after a step of error E, clipped to [1/5, 5].
 
     Args:
         power: the exponent, 1 over the order of the error in h.
@@ -40,7 +45,18 @@ def plain(power: float, safety: float = 0.9, **changes) -> dict:
     return rule | {"reject_safety": safety, "reject_power": power} | changes
 
 
-def proportional_integral(order: float, **changes) -> dict:
+def gotta_go_fast(r: float = 0.9, theta: float = 0.9) -> dict[str, float]:
+    """Returns h <- theta h E^-r without bounds (Jolicoeur-Martineau et al. 2021, algorithm 1).
+
+    Args:
+        r: the exponent.
+        theta: factor on every step.
+    """
+    free = {"least": 0.0, "most": math.inf, "reject_least": 0.0, "reject_most": math.inf}
+    return plain(r, theta, **free)
+
+
+def proportional_integral(order: float, **changes: float) -> dict[str, float]:
     """Returns the PI rule h <- 0.9 h E^(-0.7/k) E_before^(0.4/k), k = order.
 
     Gustafsson 1991; the exponents of Hairer, Norsett & Wanner, "Solving ODEs I", section IV.2.
@@ -53,7 +69,14 @@ def proportional_integral(order: float, **changes) -> dict:
     return PLAIN | power | {"error_floor": 1e-4, "calm": 1} | changes
 
 
-def pid(order, pcoeff=0.0, icoeff=1.0, dcoeff=0.0, accept_safety=0.81, **changes) -> dict:
+def pid(
+    order: float,
+    pcoeff: float = 0.0,
+    icoeff: float = 1.0,
+    dcoeff: float = 0.0,
+    accept_safety: float = 0.81,
+    **changes: float,
+) -> dict[str, float]:
     """Returns the PID rule of k-diffusion: limited factor 1 + atan(f - 1), accepted by its size.
 
     Args:
@@ -61,7 +84,7 @@ def pid(order, pcoeff=0.0, icoeff=1.0, dcoeff=0.0, accept_safety=0.81, **changes
         pcoeff: proportional coefficient.
         icoeff: integral coefficient.
         dcoeff: differential coefficient.
-        accept_safety: least factor of an accepted attempt.
+        accept_safety: least factor of an accepted step.
         changes: other numbers, by name.
     """
     return (
@@ -79,3 +102,23 @@ def pid(order, pcoeff=0.0, icoeff=1.0, dcoeff=0.0, accept_safety=0.81, **changes
         }
         | changes
     )
+
+
+# Controllers that a run may choose by name, whatever its method: without the method's numbers.
+NAMED = {
+    name: {key: value for key, value in rule.items() if key not in OF_THE_METHOD}
+    for name, rule in (("pi", proportional_integral(2.0)), ("ggf", gotta_go_fast()))
+}
+
+
+def factor(rule: dict, error: Any, before: Any, before2: Any) -> Any:
+    """Returns E^-error_power E1^before_power E2^-before2_power, of numbers or tensors.
+
+    Args:
+        rule: the numbers of a controller.
+        error: of the step just tried.
+        before: of the accepted step before.
+        before2: of the one before that.
+    """
+    found = error ** -rule["error_power"] * before ** rule["before_power"]
+    return found * before2 ** -rule["before2_power"]

@@ -1,14 +1,21 @@
-"""Stochastic Improved Euler pairs in the SDE's own time: "Gotta Go Fast", and Lamba's variant."""
+"""Stochastic Improved Euler methods in the SDE's own time: "Gotta Go Fast", and Lamba's variant."""
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
-from diffast.solvers.embedded.controllers import PLAIN, plain
-from diffast.solvers.embedded.solver import Judgement, Pair, check_positive, check_tolerances
+from diffast.solvers.embedded.controllers import PLAIN, gotta_go_fast
+from diffast.solvers.embedded.solver import (
+    EmbeddedSolver,
+    Node,
+    Row,
+    Step,
+    check_positive,
+    check_tolerances,
+)
 
 
-class GGF(Pair):
+class GGF(EmbeddedSolver):
     """The adaptive solver of Jolicoeur-Martineau et al. 2021, "Gotta Go Fast", algorithm 1.
 
     With the reverse drift b(x, t) = f(t) x - g(t)^2 score(x, t), one z for both stages and h > 0,
@@ -26,7 +33,7 @@ class GGF(Pair):
         atol: absolute tolerance: 0.0078 for data in [-1, 1], 0.0039 for data in [0, 1].
         r: exponent of the error in the next step.
         theta: factor on the next step.
-        extrapolate: whether an accepted attempt keeps x'' (else x').
+        extrapolate: whether an accepted step keeps x'' (else x').
         norm: "l2" or "linf".
         previous: whether the tolerance looks at x'_prev, the last accepted x' (True), or at the
             state x (False, which is what the published JAX code does).
@@ -38,80 +45,74 @@ class GGF(Pair):
         ValueError: a number out of its range.
     """
 
-    name, clock, fractions = "ggf", "time", (1.0,)
-    form, slopes = "max", True
-    slots = 8  # the step may grow without bound, and many points far ahead be rejected
+    name, time_variable, fractions = "ggf", "time", (1.0,)
+    error_form, needs_slopes, allows_redraw = "max", True, True
+    # The step may grow without bound, so many points far ahead may be rejected.
+    rejected_points = 8
+    consistent = False  # Euler's steps in the SDE's time
 
     def __init__(
         self,
-        rtol=0.05,
-        atol=0.0078,
-        r=0.9,
-        theta=0.9,
-        extrapolate=True,
-        norm="l2",
-        previous=True,
-        lamba=False,
-        step=0.01,
+        rtol: float = 0.05,
+        atol: float = 0.0078,
+        r: float = 0.9,
+        theta: float = 0.9,
+        extrapolate: bool = True,
+        norm: str = "l2",
+        previous: bool = True,
+        lamba: bool = False,
+        step: float = 0.01,
     ):
         """Checks the options and settles the step-size rule."""
         check_tolerances(self.name, rtol, atol)
         check_positive(self.name, r=r, theta=theta, step=step)
-        self.rtol, self.atol, self.norm, self.step = rtol, atol, norm, step
+        self.rtol, self.atol, self.error_norm, self.step = rtol, atol, norm, step
         self.extrapolate, self.previous, self.lamba = extrapolate, previous, lamba
-        self.noise = "state" if lamba else "point"
-        self.keeps = ("prev",) if previous else ()
-        free = {"least": 0.0, "most": math.inf, "reject_least": 0.0, "reject_most": math.inf}
-        self.controller = plain(r, theta, **free)
+        self.noise = "state" if lamba else "input"
+        self.carried = ("prev",) if previous else ()
+        self.controller = gotta_go_fast(r, theta)
 
-    def point(self, xp, call, nodes):
+    def input_row(self, step: Step, call: int) -> Row:
         """Returns the row of x', without its noise for Lamba's error."""
-        h = nodes.to.position - nodes.at.position
-        row = _euler({}, 1.0, h, nodes.at, "x", "e0")
-        row["x"] = row["x"] + 1.0
+        row = _euler({}, 1.0, _length(step), step.start, "y", "h0")
+        row["y"] = row["y"] + 1.0
         if not self.lamba:
-            row["z"] = _fresh(xp, nodes)
+            row["z1"] = _fresh(step)
         return row
 
-    def states(self, xp, nodes):
-        """Returns the rows of the new state, and of x' if it is held."""
-        row = self._correction(xp, nodes) if self.extrapolate else {}
-        row["point"] = row.get("point", 0.0) + 1.0
+    def new_rows(self, step: Step) -> dict[str, Row]:
+        """Returns the rows of the new state, of x' if it is carried, and of x'' - x'."""
+        error = self._correction(step)
+        state = dict(error) if self.extrapolate else {}
+        state["x"] = state.get("x", 0.0) + 1.0
         if self.lamba:
-            row["z"] = _fresh(xp, nodes)
-        return {"x": row} | ({"prev": {"point": 1.0}} if self.previous else {})
+            state["z1"] = _fresh(step)
+        rows = {"y": state}
+        if self.previous:
+            rows["prev"] = {"x": 1.0}
+        size = {"prev" if self.previous else "y": 1.0}
+        return rows | {"error": error, "size": size, "new_size": {"x": 1.0}}
 
-    def judge(self, xp, nodes):
-        """Returns x'' - x' as the error, and the mixed tolerance."""
-        return Judgement(
-            error=self._correction(xp, nodes),
-            before={"prev" if self.previous else "x": 1.0},
-            after={"point": 1.0},
-            noise=None,
-            atol=self.atol,
-            rtol=self.rtol,
-        )
-
-    def _correction(self, xp, nodes):
+    def _correction(self, step: Step) -> Row:
         """Returns the row of x'' - x' = (x~ - x') / 2."""
-        h = nodes.to.position - nodes.at.position
-        row = _euler({}, 0.5, h, nodes.to, "point", "d")
-        row = _euler(row, -0.5, h, nodes.at, "x", "e0")
+        h = _length(step)
+        row = _euler({}, 0.5, h, step.end, "x", "d")
+        row = _euler(row, -0.5, h, step.start, "y", "h0")
         if self.lamba:
             return row
-        # z = (x' - x + h b) / (sqrt(h) g), so that no noise has to be held or drawn again.
-        turn = 0.5 * (xp.sqrt(_diffusion(nodes.to) / _diffusion(nodes.at)) - 1.0)
-        row["point"] = row["point"] + turn
-        row["x"] = row["x"] - turn
-        return _euler(row, -turn, h, nodes.at, "x", "e0")
+        # z = (x' - x + h b) / (sqrt(h) g), so the noise is neither held nor drawn again.
+        turn = 0.5 * (step.xp.sqrt(_diffusion(step.end) / _diffusion(step.start)) - 1.0)
+        row["x"] = row["x"] + turn
+        row["y"] = row["y"] - turn
+        return _euler(row, -turn, h, step.start, "y", "h0")
 
 
 class EulerHeun(GGF):
     """Heun's method on the drift with Euler's error, noise added after the decision.
 
     x'' = x - (h/2)(b(x, t) + b(x - h b, t - h)) + sqrt(h) g(t) z with Lamba's error (Lamba 2003),
-    of the drift alone: what is accepted does not depend on z, so no draw is ever thrown away. A PI
-    controller for an error of order 2.
+    of the drift alone. What is accepted does not depend on z, so no draw is ever thrown away. The
+    controller is a PI rule for an error of order 2.
 
     Args:
         rtol: relative tolerance.
@@ -120,26 +121,32 @@ class EulerHeun(GGF):
         norm: "l2" or "linf".
     """
 
-    name = "euler_heun"
+    name, allows_redraw = "euler_heun", False
 
-    def __init__(self, rtol=0.05, atol=0.0078, step=0.01, norm="l2"):
+    def __init__(
+        self, rtol: float = 0.05, atol: float = 0.0078, step: float = 0.01, norm: str = "l2"
+    ):
         """Checks the options and settles the step-size rule."""
         super().__init__(rtol, atol, norm=norm, previous=False, lamba=True, step=step)
         power = {"error_power": 0.35, "before_power": 0.2, "reject_power": 0.5}
         self.controller = PLAIN | power | {"error_floor": 1e-4, "calm": 1}
 
 
-def _diffusion(node):
-    """Returns g^2 = 2 sigma^2 (log(sigma)' - log(alpha)') of the clock's time."""
+def _length(step: Step) -> Any:
+    return step.end.position - step.start.position
+
+
+def _diffusion(node: Node) -> Any:
+    """Returns g^2 = 2 sigma^2 (log(sigma)' - log(alpha)') of the time variable."""
     slope = node.dsigma / node.sigma - node.dalpha / node.alpha
     return 2.0 * node.sigma**2 * slope * node.rate
 
 
-def _fresh(xp, nodes):
-    return xp.sqrt((nodes.to.position - nodes.at.position) * _diffusion(nodes.at))
+def _fresh(step: Step) -> Any:
+    return step.xp.sqrt(_length(step) * _diffusion(step.start))
 
 
-def _euler(row, factor, h, node, x, d):
+def _euler(row: Row, factor: Any, h: Any, node: Node, x: str, d: str) -> Row:
     """Returns the row plus factor times -h b(x) = -h (f x - g^2 (alpha d - x) / sigma^2)."""
     f = node.dalpha / node.alpha * node.rate
     pull = _diffusion(node) / node.sigma**2

@@ -1,37 +1,59 @@
-"""Embedded pairs: adaptive methods as tables that depend on where a sample stands and steps to.
+"""What an embedded solver is: rows of weights as functions of a step's start and end.
 
-A sample stands at a position `at` of the pair's clock, holding a state x and one entry e0, made of
-the x0 estimate for x. An attempt to move to position `to` takes the network calls 1 .. calls, each
-at a model input `point` made of what is held; what is made of each estimate d is entry e1, e2, ...
-After the last call come the new state, its entry if the pair has it by then (`reuses`: no call at
-the new state is needed), and an error estimate; the executor decides and moves.
+A solver walks a time variable from noise to data. A step from `start` to `end` makes the network
+calls 1 .. calls, each at a node of its own. Call 0 is the call at the state itself, at `start`. It
+comes before the first step. A solver with `reuses_last_call` never makes it again, because its last
+call stands at the new state. The others make it again after each accepted step.
 
-All of it is linear, so a pair is a set of rows, dicts {name: weight}: over
+A row is a dict {column: weight}. These registers are the columns that rows read:
 
-    "x" "prev" "e0" "e1" ...    what the sample holds
-    "point" "d"                 the call's model input and x0 estimate
-    "z"                         the attempt's N(0, 1) noise
+    x             the network input of the call
+    d             the x0 estimate of the call
+    y             the state at the start of the step
+    h0, h1, ...   entries, one a call: h{k} is made of the answer of call k
+    z1            the step's N(0, 1) noise
+    prev          a further register that a solver may carry from step to step
 
-Weights are float64 arrays [B], one number a sample, in the array module `xp` (numpy, or torch on
-the sample's device): the same lines make the tables of a fixed grid and those of every sample's own
-step.
+`rows_before(step, call)` writes x. `rows_after(step, call)` writes the entry of that call; after
+the last call it writes what an accepted step changes (y, h0 with `reuses_last_call`, the carried
+registers), and the rows that judge the step:
+
+    error            the error estimate
+    size, new_size   the tolerance is relative to the larger of the two; not for the form "scalar"
+    drawn            the step's noise z1 as a row: the error is divided by its size. May be absent
+
+Every row reads the registers as they were before any row of the same dict is written.
+
+Weights are Python floats or arrays in the array module `step.xp`. Rows use only arithmetic,
+ROW_COMPARISONS and ARRAY_FUNCTIONS. They never branch on a value of an array, and they look nothing
+up beside the step. So one description serves every sample's own step in numpy or torch, a fixed
+grid, and an array module that records operations.
 """
 
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any, NamedTuple
 
-# Clocks, by what a position is; all increase from noise to data.
-CLOCKS = ("lam", "rho", "flow", "time")
+from diffast.plan.registers import ERROR, D, X, Y
+
+# The functions of the array module that rows, `reach` and the bridge may call, and the comparisons
+# of rows and `reach`. The bridge also uses <=, == and &.
+ARRAY_FUNCTIONS = ("exp", "expm1", "log1p", "sqrt", "where")
+ROW_COMPARISONS = ("lt", "gt")
+
+SIZE, NEW_SIZE, DRAWN = "size", "new_size", "drawn"
+JUDGED = (ERROR, SIZE, NEW_SIZE, DRAWN)
+
+Row = dict[str, Any]
 
 
 class Node(NamedTuple):
-    """Where samples stand: arrays [B] of numbers of the schedule.
+    """A point of a time variable: arrays [B] of numbers of the schedule.
 
-    `dalpha` and `dsigma` are derivatives by the model time and `rate` is d(model time) /
-    d(position), with its sign turned: positions increase while the noise falls. They are None
-    unless the pair asks for `slopes`.
+    `dalpha` and `dsigma` are derivatives by the model time. `rate` is -d(model time)/d(position):
+    positions increase while the noise falls. They are None where nobody asked for derivatives.
     """
 
     position: Any
@@ -44,95 +66,125 @@ class Node(NamedTuple):
     rate: Any = None
 
 
-class Nodes(NamedTuple):
-    """The nodes of an attempt: where it starts, where it leads, where the network is called."""
+class Step:
+    """A step as rows see it: its nodes, and the numbers that depend on both ends.
 
-    at: Node
-    to: Node
-    call: Node
+    This class computes the numbers from log-SNRs. `GridStep` computes them from levels, which
+    stay finite at alpha = 0 and sigma = 0.
 
-
-class Judgement(NamedTuple):
-    """How an attempt is judged.
-
-    Attributes:
-        error: row of the error estimate.
-        before, after: rows whose larger size the tolerance is relative to; None with the form
-            "scalar".
-        noise: row of the attempt's noise z, whose size the error is divided by; None: it is not.
-        atol, rtol: numbers or arrays [B].
+    Args:
+        xp: the array module.
+        start: node of the state.
+        end: node that the step leads to.
+        call: node of the network call. For `rows_before` and `rows_after` of call k it is that of
+            call k.
     """
 
-    error: dict
-    before: dict | None
-    after: dict | None
-    noise: dict | None
-    atol: Any
-    rtol: Any
+    def __init__(self, xp: Any, start: Node, end: Any, call: Any):
+        """Keeps the nodes."""
+        self.xp, self.start, self.end, self.call = xp, start, end, call
+
+    @cached_property
+    def h(self) -> Any:
+        """Returns the step in log-SNR."""
+        return self.end.lam - self.start.lam
+
+    @cached_property
+    def sde_split(self) -> tuple[Any, Any, Any]:
+        """Returns the weights (keep, pull, fresh) of the reverse SDE's exact step.
+
+        x_end = keep x_start + pull m + fresh z for an x0 estimate m that is constant over the step:
+        keep = (sigma'/sigma) e^-h, pull = alpha' (1 - e^-2h), fresh = sigma' sqrt(1 - e^-2h).
+        """
+        xp, start, end = self.xp, self.start, self.end
+        lost = -xp.expm1(-2.0 * self.h)
+        keep = end.sigma / start.sigma * xp.exp(-self.h)
+        return keep, end.alpha * lost, end.sigma * xp.sqrt(lost)
 
 
-class Pair:
-    """What every pair has; a pair is a subclass with its own rows.
+class EmbeddedSolver:
+    """The base class of embedded solvers. A subclass has rows and the data below.
 
     Attributes:
         name: what people call it.
-        clock: one of CLOCKS.
-        fractions: where in the attempt each call stands, as parts of it, one a call.
-        reuses: whether the entry of the new state comes with the attempt.
-        form, norm: of the error, see `diffast.ops` ("scalar", "max", "sum"; "l2", "linf").
-        noise: "point" (in the model input), "state" (added after the decision) or "none".
-        keeps: names of tensors held beside x and the entries.
-        slots: how many rejected points a sample remembers.
-        slopes: whether nodes need derivatives.
-        controller: numbers of the step-size rule by name, see `diffast.ops` (RULE and FLAGS).
-        step: first step, in units of the clock.
+        time_variable: the kind of positions that steps are measured in, see `TimeVariable`.
+        fractions: where the calls 1 .. calls stand, as parts of the way from start to `reach`.
+        reuses_last_call: whether the last call stands at the new state and replaces call 0.
+        starts_at_noise: whether rows on a grid are finite for a step out of alpha = 0. Otherwise
+            that step is Euler's.
+        consistent: whether rows keep the exact levels alpha and sigma, as a plan's check asks.
+        error_form, error_norm: see `diffast.ops` ("scalar", "max", "sum"; "l2", "linf").
+        noise: "input" (z1 is in a network input), "state" (z1 is added to the state after the
+            decision, which does not depend on it) or "none".
+        carried: registers beside y and the entries that go from step to step. Each holds the state
+            at the start.
+        rejected_points: how many rejected points a sample remembers.
+        allows_redraw: whether noise may be drawn anew after a rejection, which changes the law.
+        needs_slopes: whether nodes need derivatives.
+        controller: the numbers of the step-size rule, see `controllers`.
+        step: the first step, in units of the time variable.
     """
 
-    name = "pair"
-    clock = "lam"
+    name = "embedded"
+    time_variable = "lam"
     fractions: tuple[float, ...] = (1.0,)
-    reuses = False
-    form, norm = "max", "l2"
+    reuses_last_call = False
+    starts_at_noise = False
+    consistent = True
+    error_form, error_norm = "max", "l2"
     noise = "none"
-    keeps: tuple[str, ...] = ()
-    slots = 2
-    slopes = False
+    carried: tuple[str, ...] = ()
+    rejected_points = 2
+    allows_redraw = False
+    needs_slopes = False
     controller: dict[str, float]
     step = 0.1
+    atol: Any
+    rtol: Any
 
     @property
     def calls(self) -> int:
-        """Returns the number of network calls of an attempt."""
+        """Returns the number of network calls of a step beside call 0."""
         return len(self.fractions)
 
     @property
     def entries(self) -> tuple[str, ...]:
-        """Returns the names of the entries that are held."""
-        return tuple(f"e{k}" for k in range(self.calls))
+        """Returns the names of the entries: the last call's is held only under the name h0."""
+        return tuple(f"h{k}" for k in range(self.calls))
 
-    def entry(self, xp, node: Node) -> dict:
-        """Returns the row of an entry made of ("point", "d") at a node."""
-        return {"d": 1.0}
+    def entry(self, node: Node) -> Row:
+        """Returns the row over x and d of the entry that a call at the node makes."""
+        return {D: 1.0}
 
-    def reach(self, xp, at, to):
+    def reach(self, xp: Any, start: Any, end: Any) -> Any:
         """Returns the positions that `fractions` are parts of the way to."""
-        return to
+        return end
 
-    def point(self, xp, call: int, nodes: Nodes) -> dict:
-        """Returns the row of the model input of that call, 1 .. calls."""
+    def rows_before(self, step: Step, call: int) -> dict[str, Row]:
+        """Returns the row of x, the network input of call 0 .. calls."""
+        return {X: {Y: 1.0} if call == 0 else self.input_row(step, call)}
+
+    def rows_after(self, step: Step, call: int) -> dict[str, Row]:
+        """Returns the rows of all that is written after call 0 .. calls."""
+        if call == self.calls:
+            return self.new_rows(step)
+        return {f"h{call}": self.entry(step.call)}
+
+    def input_row(self, step: Step, call: int) -> Row:
+        """Returns the row of the network input of call 1 .. calls."""
         raise NotImplementedError
 
-    def states(self, xp, nodes: Nodes) -> dict[str, dict]:
-        """Returns the rows of what an accepted attempt changes, by name ("x" at least)."""
+    def new_rows(self, step: Step) -> dict[str, Row]:
+        """Returns the rows of what an accepted step changes and of what judges the step."""
         raise NotImplementedError
 
-    def judge(self, xp, nodes: Nodes) -> Judgement:
-        """Returns how the attempt is judged."""
-        raise NotImplementedError
+    def tolerance(self, step: Step) -> tuple[Any, Any]:
+        """Returns (atol, rtol), numbers or arrays [B]."""
+        return self.atol, self.rtol
 
-    def estimate(self, xp, node: Node) -> dict:
-        """Returns the row over ("x", "e0") of the x0 estimate for x."""
-        return {"e0": 1.0}
+    def estimate(self, node: Node) -> Row:
+        """Returns the row over y and h0 of the x0 estimate for the state at the node."""
+        return {"h0": 1.0}
 
 
 def check_positive(name: str, **numbers: float) -> None:

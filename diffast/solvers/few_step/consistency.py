@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
 from diffast.plan import Plan, one_call_plan
+from diffast.schedules import Schedule
 
 
-def lcm(schedule, grid) -> Plan:
+def lcm(schedule: Schedule, grid: ArrayLike) -> Plan:
     """Returns multistep consistency sampling: x_t = alpha_t d_s + sigma_t z. 1 call a step.
 
     Song et al. 2023 ("Consistency models"), algorithm 1; Luo et al. 2023 (LCM), algorithm 3. The
@@ -30,7 +32,7 @@ def lcm(schedule, grid) -> Plan:
     return one_call_plan("lcm", schedule, grid, {"d": alpha, "z1": sigma})
 
 
-def tcd(schedule, grid, gamma=0.3) -> Plan:
+def tcd(schedule: Schedule, grid: ArrayLike, gamma: float = 0.3) -> Plan:
     """Returns strategic stochastic sampling of a trajectory consistency model. 1 call a step.
 
     Zheng et al. 2024 ("Trajectory consistency distillation"), algorithm 4: from s by Euler's step

@@ -10,9 +10,13 @@ then falls as N^-2 log N at best (on `flow` in even times) unless start="single"
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffast.plan import Plan
+from diffast.schedules import Schedule
 from diffast.solvers.core.integrals import adams, moments
 from diffast.solvers.core.multistep import build, check_choice, check_order
 
@@ -25,7 +29,13 @@ EVEN = (
 )
 
 
-def lms(schedule, grid, order=4, orders=None, start="rise") -> Plan:
+def lms(
+    schedule: Schedule,
+    grid: ArrayLike,
+    order: int = 4,
+    orders: ArrayLike | None = None,
+    start: Literal["rise", "single"] = "rise",
+) -> Plan:
     """Returns Adams-Bashforth with variable steps in rho. Orders 1 to 4, 1 call a step.
 
     alpha_t (rho_t - rho_s) b_j is alpha_t times the integral over the step of Lagrange's polynomial
@@ -50,7 +60,9 @@ def lms(schedule, grid, order=4, orders=None, start="rise") -> Plan:
     return build(schedule, grid, name, order, "noise", "rho", orders=orders, start=start)
 
 
-def ipndm(schedule, grid, order=4, orders=None) -> Plan:
+def ipndm(
+    schedule: Schedule, grid: ArrayLike, order: int = 4, orders: ArrayLike | None = None
+) -> Plan:
     """Returns improved PNDM: the even-step coefficients on any grid. 1 call a step.
 
     b = (3, -1)/2, (23, -16, 5)/12, (55, -59, 37, -9)/24 (Zhang & Chen 2023, "iPNDM" in appendix H;
@@ -72,7 +84,9 @@ def ipndm(schedule, grid, order=4, orders=None) -> Plan:
     return build(schedule, grid, name, order, "noise", "rho", predict=rule, orders=orders)
 
 
-def gradient_estimation(schedule, grid, gamma=2.0, orders=None) -> Plan:
+def gradient_estimation(
+    schedule: Schedule, grid: ArrayLike, gamma: float = 2.0, orders: ArrayLike | None = None
+) -> Plan:
     """Returns gradient estimation: b = (gamma, 1 - gamma). Order 1, at 1.5 order 2; 1 call a step.
 
     Permenter & Yuan 2023 ("Interpreting and improving diffusion models from an optimization
@@ -95,7 +109,14 @@ def gradient_estimation(schedule, grid, gamma=2.0, orders=None) -> Plan:
     return build(schedule, grid, name, 2, "noise", "rho", predict=rule, orders=orders)
 
 
-def ipndm_v(schedule, grid, order=4, form="exact", orders=None, start="rise") -> Plan:
+def ipndm_v(
+    schedule: Schedule,
+    grid: ArrayLike,
+    order: int = 4,
+    form: Literal["exact", "compat"] = "exact",
+    orders: ArrayLike | None = None,
+    start: Literal["rise", "single"] = "rise",
+) -> Plan:
     """Returns iPNDM with variable steps: `lms` by another name, or as it is published.
 
     With h, h1, h2 ... the newest steps in rho, backward differences with variable steps give

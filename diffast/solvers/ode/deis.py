@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from numpy.typing import ArrayLike
+
 from diffast.plan import Plan
+from diffast.schedules import Schedule
 from diffast.solvers.core.multistep import build, check_choice, check_order
 
 
-def deis(schedule, grid, order=3, clock="logrho", orders=None, start="rise") -> Plan:
+def deis(
+    schedule: Schedule,
+    grid: ArrayLike,
+    order: int = 3,
+    clock: Literal["logrho", "sigma"] = "logrho",
+    orders: ArrayLike | None = None,
+    start: Literal["rise", "single"] = "rise",
+) -> Plan:
     """Returns DEIS (tAB-DEIS, rhoAB-DEIS). Orders 1 to 4, 1 call a step, remembers slopes.
 
     With rho = sigma/alpha and eps_j remembered at s_j (Zhang & Chen 2023, eq. 14, 15, where eps is

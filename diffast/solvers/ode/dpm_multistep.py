@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from numpy.typing import ArrayLike
+
 from diffast.plan import Plan
+from diffast.schedules import Schedule
 from diffast.solvers.core.multistep import build, check_choice
 from diffast.solvers.ode.dpmpp import FORMS, KINDS, taylor
 
 
-def dpm_solver_2m(schedule, grid, kind="midpoint", orders=None, start="rise") -> Plan:
+def dpm_solver_2m(
+    schedule: Schedule,
+    grid: ArrayLike,
+    kind: Literal["midpoint", "heun"] = "midpoint",
+    orders: ArrayLike | None = None,
+    start: Literal["rise", "single"] = "rise",
+) -> Plan:
     """Returns DPM-Solver(2M), noise form. Order 2, 1 call a step, remembers 2 slopes.
 
     With h = lam_t - lam_s, h' the step before, and eps_s, eps_r at s and one step earlier (the
@@ -40,7 +51,14 @@ def dpm_solver_2m(schedule, grid, kind="midpoint", orders=None, start="rise") ->
     return build(schedule, grid, name, 2, "noise", "lam", predict=rule, orders=orders, start=start)
 
 
-def dpm_solver_3m(schedule, grid, form="exact", kind="heun", orders=None, start="rise") -> Plan:
+def dpm_solver_3m(
+    schedule: Schedule,
+    grid: ArrayLike,
+    form: Literal["exact", "compat"] = "exact",
+    kind: Literal["midpoint", "heun"] = "heun",
+    orders: ArrayLike | None = None,
+    start: Literal["rise", "single"] = "rise",
+) -> Plan:
     """Returns DPM-Solver(3M), noise form. Order 3 (see start) or, form="compat", 2; 1 call a step.
 
     With D1 and D2 as in `dpmpp_3m`, of slopes,

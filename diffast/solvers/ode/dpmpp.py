@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
 from diffast.plan import Plan, one_call_plan
+from diffast.schedules import Schedule
 from diffast.solvers.core.integrals import adams, moments
 from diffast.solvers.core.multistep import build, check_choice, check_orders
 
 FORMS, KINDS = ("exact", "compat"), ("midpoint", "heun")
 
 
-def dpmpp_2m(schedule, grid, kind="midpoint", orders=None) -> Plan:
+def dpmpp_2m(
+    schedule: Schedule,
+    grid: ArrayLike,
+    kind: Literal["midpoint", "heun"] = "midpoint",
+    orders: ArrayLike | None = None,
+) -> Plan:
     """Returns DPM-Solver++(2M). Order 2, 1 call a step, remembers 2 estimates.
 
     With h = lam_t - lam_s, h' the step before, and estimates d_s, d_r at s and one step earlier,
@@ -51,7 +60,14 @@ def dpmpp_2m(schedule, grid, kind="midpoint", orders=None) -> Plan:
     return one_call_plan(f"dpmpp_2m({kind})", schedule, grid, x)
 
 
-def dpmpp_3m(schedule, grid, form="exact", kind="heun", orders=None, start="rise") -> Plan:
+def dpmpp_3m(
+    schedule: Schedule,
+    grid: ArrayLike,
+    form: Literal["exact", "compat"] = "exact",
+    kind: Literal["midpoint", "heun"] = "heun",
+    orders: ArrayLike | None = None,
+    start: Literal["rise", "single"] = "rise",
+) -> Plan:
     """Returns DPM-Solver++(3M). Order 3 (see start) or, form="compat", 2; 1 call a step.
 
     With v = (lam - lam_s) / h, and x0 = d_s + D1 v + D2 v^2 the parabola through the three newest

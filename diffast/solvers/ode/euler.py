@@ -7,12 +7,15 @@ with sigma_down^2 + sigma_up^2 = sigma_t^2: no alpha_s in a denominator (it is 0
 
 from __future__ import annotations
 
+from numpy.typing import ArrayLike
+
 from diffast.grids import check_grid
 from diffast.plan import Plan, one_call_plan
+from diffast.schedules import Schedule
 from diffast.solvers.core.noise_split import ancestral, check_bounded_eta, check_s_noise
 
 
-def euler(schedule, grid) -> Plan:
+def euler(schedule: Schedule, grid: ArrayLike) -> Plan:
     """Returns Euler's method in sigma/alpha: DDIM with eta = 0. Order 1, 1 call a step.
 
     x_t = (sigma_t / sigma_s) x_s + (alpha_t - alpha_s sigma_t / sigma_s) x0 (Song et al. 2021,
@@ -29,7 +32,7 @@ def euler(schedule, grid) -> Plan:
     return _first_order(schedule, grid, 0.0, 1.0, "full", "euler")
 
 
-def ddim(schedule, grid, eta=0.0, s_noise=1.0) -> Plan:
+def ddim(schedule: Schedule, grid: ArrayLike, eta: float = 0.0, s_noise: float = 1.0) -> Plan:
     """Returns DDIM with noise of strength eta. Order 1, weak order 1 if eta > 0, 1 call a step.
 
     Song et al. 2021, eq. 12 and 16. Their eta sqrt((1 - a_t)/(1 - a_s)) sqrt(1 - a_s/a_t) with
@@ -49,28 +52,6 @@ def ddim(schedule, grid, eta=0.0, s_noise=1.0) -> Plan:
     """
     eta = check_bounded_eta("ddim", eta)
     return _first_order(schedule, grid, eta, *check_s_noise("ddim", s_noise), f"ddim(eta={eta:g})")
-
-
-def euler_ancestral(schedule, grid, eta=1.0, s_noise=1.0) -> Plan:
-    """Returns an Euler step down to a lower noise level, then fresh noise up. Weak order 1, 1 call.
-
-    With rho = sigma/alpha: rho_up^2 = eta^2 rho_t^2 (rho_s^2 - rho_t^2) / rho_s^2 and
-    rho_down^2 = rho_t^2 - rho_up^2 (k-diffusion's sigmas, where alpha = 1). rho_t/rho_s is exp(-h),
-    so alpha_t rho_up is the noise of `ddim` for every eta, not only 1: one map by two names.
-
-    Args:
-        schedule: any schedule.
-        grid: [N+1] model times from noisy to clean.
-        eta: 0 for Euler to 1 for ancestral.
-        s_noise: factor on the fresh noise; other than 1, the plan is checked for x0 alone.
-
-    Raises:
-        ValueError: eta outside [0, 1]; s_noise negative or not finite; a grid that `check_grid`
-            refuses.
-    """
-    eta = check_bounded_eta("euler_ancestral", eta)
-    s_noise, check = check_s_noise("euler_ancestral", s_noise)
-    return _first_order(schedule, grid, eta, s_noise, check, f"euler_ancestral(eta={eta:g})")
 
 
 def _first_order(schedule, grid, eta, s_noise, check, name):

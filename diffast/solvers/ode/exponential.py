@@ -15,14 +15,23 @@ not get smaller as they get more: from t = 1 in even times the error falls as N^
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffast.plan import Plan
+from diffast.schedules import Schedule
 from diffast.solvers.core.one_step import check_ratio, one_step
 from diffast.solvers.core.phi import phi
 
 
-def res_2s(schedule, grid, c2=0.5, clock=None) -> Plan:
+def res_2s(
+    schedule: Schedule,
+    grid: ArrayLike,
+    c2: float = 0.5,
+    clock: Literal["rho", "flow"] | None = None,
+) -> Plan:
     """Returns the two-stage exponential method, "RES 2S". Order 2, 2 calls a step.
 
     a_21 = c2 phi_1(-c2 h); b_2 = phi_2 / c2 (Hochbruck & Ostermann 2005, "Explicit exponential
@@ -48,7 +57,13 @@ def res_2s(schedule, grid, c2=0.5, clock=None) -> Plan:
     return one_step("res_2s", schedule, grid, method, clock)
 
 
-def res_3s(schedule, grid, c2=1 / 3, c3=2 / 3, clock=None) -> Plan:
+def res_3s(
+    schedule: Schedule,
+    grid: ArrayLike,
+    c2: float = 1 / 3,
+    c3: float = 2 / 3,
+    clock: Literal["rho", "flow"] | None = None,
+) -> Plan:
     """Returns the three-stage exponential method, "RES 3S". Order 3, 3 calls a step.
 
         a_32 = gamma c2 phi_2(-c2 h) + (c3^2 / c2) phi_2(-c3 h)
@@ -86,29 +101,9 @@ def res_3s(schedule, grid, c2=1 / 3, c3=2 / 3, clock=None) -> Plan:
     return one_step("res_3s", schedule, grid, method, clock)
 
 
-def etdrk2(schedule, grid, clock=None) -> Plan:
-    """Returns ETD2RK: an exponential Heun. Order 2, 2 calls a step.
-
-    a_21 = phi_1, c_2 = 1; b_2 = phi_2 (Cox & Matthews 2002, "Exponential time differencing for
-    stiff systems", eq. 22): `res_2s` with c2 = 1, whose second call is the end of the step.
-
-    Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
-        clock: "rho", "flow" or None, see `res_2s`.
-
-    Raises:
-        ValueError: another clock; a grid that `check_grid` refuses.
-    """
-
-    def method(ratio):
-        h = -np.log(ratio)
-        return _nodes(ratio, 1.0), _lower(h, [], [phi(2, h)])
-
-    return one_step("etdrk2", schedule, grid, method, clock)
-
-
-def etdrk3(schedule, grid, clock=None) -> Plan:
+def etdrk3(
+    schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None
+) -> Plan:
     """Returns ETD3RK, which is Kutta's third-order method as h -> 0. Order 3, 3 calls a step.
 
     c = (1/2, 1), a_32 = 2 phi_1; b_2 = 4 phi_2 - 8 phi_3, b_3 = 4 phi_3 - phi_2
@@ -132,7 +127,9 @@ def etdrk3(schedule, grid, clock=None) -> Plan:
     return one_step("etdrk3", schedule, grid, method, clock)
 
 
-def etdrk4(schedule, grid, clock=None) -> Plan:
+def etdrk4(
+    schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None
+) -> Plan:
     """Returns ETD4RK, which is the classical method as h -> 0. Order 4, 4 calls a step.
 
         c = (1/2, 1/2, 1),      a_32 = phi_1(-h/2) / 2,      a_42 = 0,      a_43 = phi_1(-h/2)
@@ -157,7 +154,9 @@ def etdrk4(schedule, grid, clock=None) -> Plan:
     return one_step("etdrk4", schedule, grid, method, clock)
 
 
-def krogstad4(schedule, grid, clock=None) -> Plan:
+def krogstad4(
+    schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None
+) -> Plan:
     """Returns Krogstad's ETDRK4-B, the classical method as h -> 0. Order 4, 4 calls a step.
 
     c = (1/2, 1/2, 1), a_32 = phi_2(-h/2), a_42 = 0, a_43 = 2 phi_2, and the b of `etdrk4`

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from numpy.typing import ArrayLike
+
 from diffast.plan import Plan
+from diffast.schedules import Schedule
 from diffast.solvers.core.integrals import keep, levels_at, moments
 from diffast.solvers.core.multistep import X, add_to, build, check_choice, check_order
 from diffast.solvers.ode.adams import mean_of_slopes
 
 
-def plms(schedule, grid, order=4, start="euler", orders=None) -> Plan:
+def plms(
+    schedule: Schedule,
+    grid: ArrayLike,
+    order: int = 4,
+    start: Literal["euler", "repeat", "prk"] = "euler",
+    orders: ArrayLike | None = None,
+) -> Plan:
     """Returns PNDM's linear multistep method. Order 2 on any smooth grid (see `ipndm`).
 
     Liu et al. 2022 ("Pseudo numerical methods for diffusion models on manifolds"): every step is

@@ -14,10 +14,13 @@ there: dy/dq has the rate 1/q. Exponential methods have no such bound.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffast.plan import Plan
+from diffast.schedules import Schedule
 from diffast.solvers.core.one_step import check_ratio, from_slopes, one_step
 
 # Largest rounding of a row sum; the entries go up to 30.
@@ -32,14 +35,20 @@ class Tableau:
         nodes: c_i of the stages after the first.
         rows: a_ij, one row a stage after the first, one number longer each.
         weights: b_j.
+        order: of the method; 0 where nothing needs it.
+        errors: b_j - b^_j, the weights of the slopes in an embedded error estimate. The last one is
+            that of the slope at the new state. Empty without an estimate.
 
     Raises:
-        ValueError: wrong lengths; a row that does not add up to its node, or weights not to 1.
+        ValueError: wrong lengths; a row that does not add up to its node, weights not to 1, or
+            errors not to 0.
     """
 
     nodes: tuple[float, ...]
     rows: tuple[tuple[float, ...], ...]
     weights: tuple[float, ...]
+    order: int = 0
+    errors: tuple[float, ...] = ()
 
     def __post_init__(self):
         """Checks lengths and sums."""
@@ -53,6 +62,12 @@ class Tableau:
                 raise ValueError(
                     f"Tableau: row {i} adds up to {sum(row)}, but it must be its node {node}"
                 )
+        if self.errors and len(self.errors) != len(self.weights) + 1:
+            raise ValueError(
+                f"Tableau: {len(self.errors)} errors, but it must be {len(self.weights) + 1}"
+            )
+        if not abs(sum(self.errors)) <= TOLERANCE:
+            raise ValueError(f"Tableau: errors add up to {sum(self.errors)}, but it must be 0")
 
     def __call__(self, ratio):
         """Returns (nodes, gain) of steps with q_t / q_s = ratio [N], see `one_step`."""
@@ -73,6 +88,9 @@ BOSH3 = Tableau(
     nodes=(1 / 2, 3 / 4),
     rows=((1 / 2,), (0.0, 3 / 4)),
     weights=(2 / 9, 1 / 3, 4 / 9),
+    order=3,
+    # Bogacki & Shampine 1989, the pair 3(2)
+    errors=(2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
 )
 DOPRI5 = Tableau(
     nodes=(1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0),
@@ -84,6 +102,9 @@ DOPRI5 = Tableau(
         (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
     ),
     weights=(35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+    order=5,
+    # Dormand & Prince 1980, the pair 5(4)
+    errors=(71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
 )
 TSIT5 = Tableau(
     nodes=(0.161, 0.327, 0.9, 0.9800255409045097, 1.0),
@@ -108,14 +129,27 @@ TSIT5 = Tableau(
         -3.290069515436081,
         2.324710524099774,
     ),
+    order=5,
+    # Tsitouras 2011, the pair 5(4), table 1
+    errors=(
+        0.00178001105222577714,
+        0.0008164344596567469,
+        -0.007880878010261995,
+        0.1447110071732629,
+        -0.5823571654525552,
+        0.45808210592918697,
+        -1.0 / 66.0,
+    ),
 )
 
 
-# Those with an embedded error estimate, see diffast/solvers/embedded/runge_kutta.py.
+# Those with an error estimate, by the names of the embedded solvers that use them.
 TABLEAUS = {"bosh3": BOSH3, "dopri5": DOPRI5, "tsit5": TSIT5}
 
 
-def midpoint(schedule, grid, r=0.5, clock=None) -> Plan:
+def midpoint(
+    schedule: Schedule, grid: ArrayLike, r: float = 0.5, clock: Literal["rho", "flow"] | None = None
+) -> Plan:
     """Returns the two-stage method with its second call at q_s + r Delta. Order 2, 2 calls a step.
 
     b = (1 - 1/(2r), 1/(2r)), all there are of order 2 with two stages: r = 1/2 is the midpoint
@@ -135,24 +169,7 @@ def midpoint(schedule, grid, r=0.5, clock=None) -> Plan:
     return one_step("midpoint", schedule, grid, _two_stages(check_ratio("midpoint", "r", r)), clock)
 
 
-def ralston(schedule, grid, clock=None) -> Plan:
-    """Returns Ralston's method: `midpoint` with r = 2/3. Order 2, 2 calls a step.
-
-    Ralston 1962, "Runge-Kutta methods with minimum error bounds": the least bound on the error of
-    all two-stage methods. Out of alpha_s = 0 and into sigma_t = 0: see `midpoint`.
-
-    Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
-        clock: "rho", "flow" or None, see `midpoint`.
-
-    Raises:
-        ValueError: another clock; a grid that `check_grid` refuses.
-    """
-    return one_step("ralston", schedule, grid, _two_stages(2 / 3), clock)
-
-
-def bosh3(schedule, grid, clock=None) -> Plan:
+def bosh3(schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None) -> Plan:
     """Returns Bogacki and Shampine's method with fixed steps. Order 3, 3 calls a step.
 
     Bogacki & Shampine 1989, "A 3(2) pair of Runge-Kutta formulas"; its fourth stage serves the
@@ -169,7 +186,7 @@ def bosh3(schedule, grid, clock=None) -> Plan:
     return one_step("bosh3", schedule, grid, BOSH3, clock)
 
 
-def rk4(schedule, grid, clock=None) -> Plan:
+def rk4(schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None) -> Plan:
     """Returns the classical Runge-Kutta method. Order 4, 4 calls a step.
 
     Kutta 1901. Two calls in the middle, one at the end of the step. Out of alpha_s = 0 and into
@@ -186,7 +203,9 @@ def rk4(schedule, grid, clock=None) -> Plan:
     return one_step("rk4", schedule, grid, RK4, clock)
 
 
-def dopri5(schedule, grid, clock=None) -> Plan:
+def dopri5(
+    schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None
+) -> Plan:
     """Returns Dormand and Prince's method with fixed steps. Order 5, 6 calls a step.
 
     Dormand & Prince 1980, "A family of embedded Runge-Kutta formulae", RK5(4)7M; its seventh stage
@@ -204,7 +223,7 @@ def dopri5(schedule, grid, clock=None) -> Plan:
     return one_step("dopri5", schedule, grid, DOPRI5, clock)
 
 
-def tsit5(schedule, grid, clock=None) -> Plan:
+def tsit5(schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None) -> Plan:
     """Returns Tsitouras' method with fixed steps. Order 5, 6 calls a step.
 
     Tsitouras 2011, "Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying

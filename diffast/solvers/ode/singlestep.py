@@ -19,10 +19,14 @@ default clock is "flow", with h the step in -log(sigma).
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
 from diffast.plan import Plan
+from diffast.schedules import Schedule
 from diffast.solvers.core.one_step import (
     block_rows,
     check_clock,
@@ -36,8 +40,14 @@ from diffast.solvers.core.one_step import (
 )
 from diffast.solvers.core.phi import phi
 
+# Places of the inner calls of DPM-Solver-2 and -3 within a step, in h (Lu et al. 2022, algorithms 1
+# and 2), by order. diffast/solvers/embedded/dpm.py has its nodes and weights from them, too.
+PLACES = {2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 
-def dpm_solver_2s(schedule, grid, r=0.5, clock=None) -> Plan:
+
+def dpm_solver_2s(
+    schedule: Schedule, grid: ArrayLike, r: float = 0.5, clock: Literal["rho", "flow"] | None = None
+) -> Plan:
     """Returns DPM-Solver-2, the noise form. Order 2, 2 calls a step.
 
     Lu et al. 2022, algorithm 1 (r = 1/2) and 4 (any r): a call at h r, D1 = (f_1 - f_s) / r, and
@@ -57,27 +67,14 @@ def dpm_solver_2s(schedule, grid, r=0.5, clock=None) -> Plan:
     return one_step("dpm_solver_2s", schedule, grid, method, clock)
 
 
-def dpm_2(schedule, grid, r=0.5, clock=None) -> Plan:
-    """Returns k-diffusion's and Karras et al.'s DPM-2: `dpm_solver_2s` by its other name. Order 2.
-
-    x_m = x + (rho_m - rho_s) f_s, x_t = x + (rho_t - rho_s) f_m with log(rho_m) halfway between
-    (k-diffusion `sample_dpm_2`, diffusers `KDPM2DiscreteScheduler`, both where alpha = 1): with
-    r = 1/2 the two slopes of DPM-Solver-2 have the weights 0 and 1. 2 calls a step.
-
-    Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
-        r: place of the second call within the step, in h; weights 1 - 1/(2r) and 1/(2r).
-        clock: "rho", "flow" or None, see `dpm_solver_2s`.
-
-    Raises:
-        ValueError: r outside (0, 1]; another clock; a grid that `check_grid` refuses.
-    """
-    method = _method("noise", "midpoint", check_ratio("dpm_2", "r", r))
-    return one_step("dpm_2", schedule, grid, method, clock)
-
-
-def dpm_solver_3s(schedule, grid, r1=1 / 3, r2=2 / 3, kind="midpoint", clock=None) -> Plan:
+def dpm_solver_3s(
+    schedule: Schedule,
+    grid: ArrayLike,
+    r1: float = 1 / 3,
+    r2: float = 2 / 3,
+    kind: Literal["midpoint", "heun"] = "midpoint",
+    clock: Literal["rho", "flow"] | None = None,
+) -> Plan:
     """Returns DPM-Solver-3, the noise form. Order 3 for r2 = 2/3, else 2; 3 calls a step.
 
     Lu et al. 2022, algorithm 2 (r1 = 1/3, r2 = 2/3) and 5: calls at h r1 and h r2, the second from
@@ -104,7 +101,9 @@ def dpm_solver_3s(schedule, grid, r1=1 / 3, r2=2 / 3, kind="midpoint", clock=Non
     return one_step("dpm_solver_3s", schedule, grid, method, clock)
 
 
-def dpmpp_2s(schedule, grid, r=0.5, clock=None) -> Plan:
+def dpmpp_2s(
+    schedule: Schedule, grid: ArrayLike, r: float = 0.5, clock: Literal["rho", "flow"] | None = None
+) -> Plan:
     """Returns DPM-Solver++(2S), the data form. Order 2, 2 calls a step.
 
     Lu et al. 2022, "DPM-Solver++", algorithm 1: a call at h r, D1 = (d_1 - d_s) / r, and
@@ -124,7 +123,14 @@ def dpmpp_2s(schedule, grid, r=0.5, clock=None) -> Plan:
     return one_step("dpmpp_2s", schedule, grid, method, clock)
 
 
-def dpmpp_3s(schedule, grid, r1=1 / 3, r2=2 / 3, kind="midpoint", clock=None) -> Plan:
+def dpmpp_3s(
+    schedule: Schedule,
+    grid: ArrayLike,
+    r1: float = 1 / 3,
+    r2: float = 2 / 3,
+    kind: Literal["midpoint", "heun"] = "midpoint",
+    clock: Literal["rho", "flow"] | None = None,
+) -> Plan:
     """Returns DPM-Solver++(3S), the data form. Order 3 for r2 = 2/3, else 2; 3 calls a step.
 
     `dpm_solver_3s` with x0 estimates in place of slopes (Lu et al.'s code; their paper stops at
@@ -147,7 +153,7 @@ def dpmpp_3s(schedule, grid, r1=1 / 3, r2=2 / 3, kind="midpoint", clock=None) ->
     return one_step("dpmpp_3s", schedule, grid, method, clock)
 
 
-def fast_orders(calls) -> tuple[int, ...]:
+def fast_orders(calls: int) -> tuple[int, ...]:
     """Returns the orders of the steps on which DPM-Solver-fast spends that many calls.
 
     floor(calls / 3) + 1 steps: 3, ..., 3 and then 2, 1 if 3 divides calls, else the rest (Lu et al.
@@ -162,7 +168,12 @@ def fast_orders(calls) -> tuple[int, ...]:
     return (3,) * threes + (rest,) if rest else (3,) * (threes - 1) + (2, 1)
 
 
-def dpm_fast(schedule, grid, orders=None, clock=None) -> Plan:
+def dpm_fast(
+    schedule: Schedule,
+    grid: ArrayLike,
+    orders: ArrayLike | None = None,
+    clock: Literal["rho", "flow"] | None = None,
+) -> Plan:
     """Returns DPM-Solver-fast: `dpm_solver_3s` steps, then lower orders to use up a budget.
 
     k-diffusion's `sample_dpm_fast` with eta = 0, for a budget of n calls from rho_max to rho_min:
@@ -190,12 +201,19 @@ def dpm_fast(schedule, grid, orders=None, clock=None) -> Plan:
     orders = _check_orders("dpm_fast", orders)
     if len(orders) != steps:
         raise ValueError(f"dpm_fast: {len(orders)} orders, but the grid has {steps} steps")
-    second, third = _method("noise", "midpoint", 0.5), _method("noise", "midpoint", 1 / 3, 2 / 3)
+    second, third = (_method("noise", "midpoint", *PLACES[order]) for order in (2, 3))
     methods = [(euler_method, second, third)[order - 1] for order in orders]
     return one_step("dpm_fast", schedule, grid, methods, clock)
 
 
-def singlestep(schedule, grid, orders=2, form="data", kind="midpoint", clock=None) -> Plan:
+def singlestep(
+    schedule: Schedule,
+    grid: ArrayLike,
+    orders: ArrayLike = 2,
+    form: Literal["data", "noise"] = "data",
+    kind: Literal["midpoint", "heun"] = "midpoint",
+    clock: Literal["rho", "flow"] | None = None,
+) -> Plan:
     """Returns singlestep DPM-Solver(++) whose inner calls are grid points. One call an interval.
 
     Blocks of 1, 2 or 3 intervals are one step of that order each. Within a block every grid point
@@ -226,22 +244,23 @@ def singlestep(schedule, grid, orders=2, form="data", kind="midpoint", clock=Non
         raise ValueError(f"singlestep: form = {form!r}, but it must be 'data' or 'noise'")
     _check_kind("singlestep", kind)
     grid = check_grid(schedule, grid)
-    clock = check_clock("singlestep", schedule, grid, clock)
+    ticks = check_clock("singlestep", schedule, grid, clock)
     steps = len(grid) - 1
-    if np.ndim(orders) == 0:
-        _check_orders("singlestep", [orders])
-        whole, rest = divmod(steps, int(orders))
-        orders = [int(orders)] * whole + [rest] * (rest > 0)
-    orders = _check_orders("singlestep", orders)
-    if sum(orders) != steps:
+    given: Any = orders
+    if np.ndim(given) == 0:
+        _check_orders("singlestep", [given])
+        whole, rest = divmod(steps, int(given))
+        given = [int(given)] * whole + [rest] * (rest > 0)
+    lengths = _check_orders("singlestep", given)
+    if sum(lengths) != steps:
         raise ValueError(
-            f"singlestep: orders add up to {sum(orders)}, but the grid has {steps} intervals"
+            f"singlestep: orders add up to {sum(lengths)}, but the grid has {steps} intervals"
         )
     blocks, n = [], 0
-    for order in orders:
+    for order in lengths:
         times = grid[None, n : n + order + 1]
         alpha, sigma = schedule.alpha(times), schedule.sigma(times)
-        by = clock_of_step(clock, alpha[0, 0])
+        by = clock_of_step(ticks, alpha[0, 0])
         level = clock_level(by, alpha, sigma)[1]
         # a last level of 0 gets a number here and its row below
         ratios = np.where(level > 0.0, level, 0.5 * level[:, -2:-1])[:, 1:] / level[:, :1]
@@ -252,7 +271,7 @@ def singlestep(schedule, grid, orders=2, form="data", kind="midpoint", clock=Non
         keep, weights = block_rows(schedule, by, times, gain)
         blocks.append((times[0, :-1], keep[0], weights[0]))
         n += order
-    name = f"singlestep({form}, {kind}, clock={clock})"
+    name = f"singlestep({form}, {kind}, clock={ticks})"
     return plan_of_blocks(name, schedule, grid, blocks)
 
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
 from diffast.plan import Plan
+from diffast.schedules import Schedule
 from diffast.solvers.core.integrals import adams, moments
 from diffast.solvers.core.multistep import build, check_choice, check_order
 
 
 def unipc(
-    schedule,
-    grid,
-    order=2,
-    variant="bh2",
-    form="data",
-    corrector=True,
-    orders=None,
-    start="rise",
+    schedule: Schedule,
+    grid: ArrayLike,
+    order: int = 2,
+    variant: Literal["bh1", "bh2"] = "bh2",
+    form: Literal["data", "noise"] = "data",
+    corrector: bool | ArrayLike = True,
+    orders: ArrayLike | None = None,
+    start: Literal["rise", "single"] = "rise",
 ) -> Plan:
     """Returns UniPC-p. Order p, with the corrector p + 1 (see start); 1 call a step.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
 from diffast.plan import Plan, Stages, one_call_plan
+from diffast.schedules import Schedule
 from diffast.solvers.core.noise_split import (
     ancestral,
     check_bounded_eta,
@@ -15,7 +17,9 @@ from diffast.solvers.core.noise_split import (
 )
 
 
-def dpm_2_ancestral(schedule, grid, eta=1.0, s_noise=1.0) -> Plan:
+def dpm_2_ancestral(
+    schedule: Schedule, grid: ArrayLike, eta: float = 1.0, s_noise: float = 1.0
+) -> Plan:
     """Returns DPM-Solver-2 down, then fresh noise. Weak order 2 (strong 2 at eta = 0), 2 calls.
 
     In rho = sigma/alpha, from rho_s to the rho_down of `euler_ancestral`, with the slope
@@ -41,7 +45,9 @@ def dpm_2_ancestral(schedule, grid, eta=1.0, s_noise=1.0) -> Plan:
     return _two_stages("dpm_2_ancestral", schedule, grid, eta, s_noise, lambda ratio: ratio)
 
 
-def dpmpp_2s_ancestral(schedule, grid, eta=1.0, s_noise=1.0) -> Plan:
+def dpmpp_2s_ancestral(
+    schedule: Schedule, grid: ArrayLike, eta: float = 1.0, s_noise: float = 1.0
+) -> Plan:
     """Returns DPM-Solver++(2S) down, then fresh noise. Weak order 2 (strong 2 at eta = 0), 2 calls.
 
     As `dpm_2_ancestral`, with the whole weight new on the midpoint's estimate (k-diffusion's
@@ -62,7 +68,9 @@ def dpmpp_2s_ancestral(schedule, grid, eta=1.0, s_noise=1.0) -> Plan:
     return _two_stages("dpmpp_2s_ancestral", schedule, grid, eta, s_noise, lambda ratio: 1.0)
 
 
-def dpmpp_sde(schedule, grid, r=0.5, eta=1.0, s_noise=1.0) -> Plan:
+def dpmpp_sde(
+    schedule: Schedule, grid: ArrayLike, r: float = 0.5, eta: float = 1.0, s_noise: float = 1.0
+) -> Plan:
     """Returns DPM-Solver++ SDE. Weak order 1 (strong 2 at eta = 0), 2 calls a step.
 
     An `euler_ancestral` step to the inner time m, lam_m = lam_s + r h, then one from s to t with
@@ -104,7 +112,9 @@ def dpmpp_sde(schedule, grid, r=0.5, eta=1.0, s_noise=1.0) -> Plan:
     return _from_steps(schedule, grid, step, f"dpmpp_sde(eta={eta:g})", check)
 
 
-def flow_ancestral(schedule, grid, eta=1.0, s_noise=1.0) -> Plan:
+def flow_ancestral(
+    schedule: Schedule, grid: ArrayLike, eta: float = 1.0, s_noise: float = 1.0
+) -> Plan:
     """Returns a flow's Euler step down, then fresh noise. Weak order 1, 1 call a step.
 
     In the flow's noise level f = sigma / (alpha + sigma), which is t on `flow`,
@@ -141,7 +151,7 @@ def flow_ancestral(schedule, grid, eta=1.0, s_noise=1.0) -> Plan:
     return one_call_plan(f"flow_ancestral(eta={eta:g})", schedule, grid, x, check=check)
 
 
-def flow_sde(schedule, grid, strength=1.0) -> Plan:
+def flow_sde(schedule: Schedule, grid: ArrayLike, strength: float = 1.0) -> Plan:
     """Returns the exact step, for a constant x0, of an SDE with a flow's marginals. Weak order 1.
 
     The SDE dx = (v + g^2 e / (2t)) dt + g dW with g = strength sqrt(t / (1 - t)), v the velocity

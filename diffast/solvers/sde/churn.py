@@ -11,17 +11,29 @@ stage's point then stands at the raised time, and its noise is what was put back
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
+from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid, karras
 from diffast.plan import Plan, Stages
+from diffast.schedules import Schedule
 from diffast.solvers.core.noise_split import check_s_noise
 
 BASES = ("heun", "euler", "dpm_2")
 
 
-def churn(schedule, grid, s_churn=0.0, s_tmin=0.0, s_tmax=np.inf, s_noise=1.0, base="heun") -> Plan:
+def churn(
+    schedule: Schedule,
+    grid: ArrayLike,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = np.inf,
+    s_noise: float = 1.0,
+    base: Literal["heun", "euler", "dpm_2"] = "heun",
+) -> Plan:
     """Returns the stochastic sampler of EDM, Karras et al. 2022, algorithm 2. 1 or 2 calls a step.
 
     Before step n of N, where s_tmin <= rho_n <= s_tmax, noise is put back to
@@ -71,7 +83,13 @@ def churn(schedule, grid, s_churn=0.0, s_tmin=0.0, s_tmax=np.inf, s_noise=1.0, b
     return _walk(schedule, base, grid, legs, s_noise, name, check)
 
 
-def restart(schedule, grid, intervals, base="heun", s_noise=1.0) -> Plan:
+def restart(
+    schedule: Schedule,
+    grid: ArrayLike,
+    intervals: Iterable[tuple[float, float, int, int]],
+    base: Literal["heun", "euler", "dpm_2"] = "heun",
+    s_noise: float = 1.0,
+) -> Plan:
     """Returns restart sampling, Xu et al. 2023 ("Restart sampling"), algorithm 1.
 
     The base method walks the grid; where it has come to the grid time nearest to `low`, noise is

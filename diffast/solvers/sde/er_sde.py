@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
 from diffast.plan import Plan, one_call_plan
 from diffast.plan.registers import entries
+from diffast.schedules import Schedule
 from diffast.solvers.core.noise_split import check_s_noise
 
 # Gauss-Legendre points in log(rho). 1/phi has its nearest poles 3 away from the real line there, so
@@ -19,7 +22,13 @@ POINTS = 64
 FAR = 1e30
 
 
-def er_sde(schedule, grid, order=3, noise_scale=None, s_noise=1.0) -> Plan:
+def er_sde(
+    schedule: Schedule,
+    grid: ArrayLike,
+    order: int = 3,
+    noise_scale: Callable[[np.ndarray], np.ndarray] | None = None,
+    s_noise: float = 1.0,
+) -> Plan:
     """Returns ER-SDE-Solver-1, 2 or 3, Cui et al. 2023. Weak order 1, 2 and 2, 1 call a step.
 
     With rho = sigma/alpha, a noise scale phi(rho) and r = phi(rho_t) / phi(rho_s)

@@ -13,11 +13,15 @@ the variance converges with order 2.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
 from diffast.plan import Plan, one_call_plan
 from diffast.plan.registers import entries
+from diffast.schedules import Schedule
 from diffast.solvers.core.multistep import check_choice, check_orders
 from diffast.solvers.core.noise_split import check_eta, check_s_noise, diffusive
 from diffast.solvers.core.phi import phi
@@ -25,7 +29,9 @@ from diffast.solvers.core.phi import phi
 KINDS = ("midpoint", "heun")
 
 
-def ddpm(schedule, grid, variance="small") -> Plan:
+def ddpm(
+    schedule: Schedule, grid: ArrayLike, variance: Literal["small", "large"] = "small"
+) -> Plan:
     """Returns ancestral sampling, Ho et al. 2020, algorithm 2. Weak order 1, 1 call a step.
 
     The mean is that of the posterior q(x_t | x_s, x0) (eq. 7) for any alpha and sigma:
@@ -60,7 +66,14 @@ def ddpm(schedule, grid, variance="small") -> Plan:
     return one_call_plan(f"ddpm({variance})", schedule, grid, x, check=check)
 
 
-def dpmpp_2m_sde(schedule, grid, eta=1.0, kind="midpoint", s_noise=1.0, orders=None) -> Plan:
+def dpmpp_2m_sde(
+    schedule: Schedule,
+    grid: ArrayLike,
+    eta: float = 1.0,
+    kind: Literal["midpoint", "heun"] = "midpoint",
+    s_noise: float = 1.0,
+    orders: ArrayLike | None = None,
+) -> Plan:
     """Returns DPM-Solver++(2M) SDE. Weak order 2 (strong order 2 at eta = 0), 1 call a step.
 
     The first-order step (see the top of the file) plus w (d_s - d_r), with d_s and d_r the
@@ -91,7 +104,13 @@ def dpmpp_2m_sde(schedule, grid, eta=1.0, kind="midpoint", s_noise=1.0, orders=N
 
 
 def dpmpp_3m_sde(
-    schedule, grid, eta=1.0, s_noise=1.0, orders=None, form="compat", kind="heun"
+    schedule: Schedule,
+    grid: ArrayLike,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    orders: ArrayLike | None = None,
+    form: Literal["exact", "compat"] = "compat",
+    kind: Literal["midpoint", "heun"] = "heun",
 ) -> Plan:
     """Returns DPM-Solver++(3M) SDE. Weak order 2, 1 call a step; at eta = 0 strong order 2 or 3.
 
@@ -127,7 +146,12 @@ def dpmpp_3m_sde(
     return _data_sde(schedule, grid, eta, s_noise, orders, 3, kind, curve, "dpmpp_3m_sde", name)
 
 
-def dpm_solver_2m_sde(schedule, grid, kind="midpoint", orders=None) -> Plan:
+def dpm_solver_2m_sde(
+    schedule: Schedule,
+    grid: ArrayLike,
+    kind: Literal["midpoint", "heun"] = "midpoint",
+    orders: ArrayLike | None = None,
+) -> Plan:
     """Returns DPM-Solver(2M) SDE, exponential in the noise estimate. Weak order 2, 1 call a step.
 
     With e = (x - alpha d) / sigma at s and r, h = lam_t - lam_s, h' the step before,

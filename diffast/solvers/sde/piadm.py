@@ -21,18 +21,22 @@ one call after another these are plain solvers of weak order 1.
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
 from diffast.plan import Plan, Stages, one_call_plan
+from diffast.schedules import Schedule
 from diffast.solvers.core import langevin
 
 # How far alpha^2 + sigma^2 may be from 1.
 TOLERANCE = 1e-9
 
 
-def piadm_sde(schedule, grid, *, block=1.0) -> Plan:
+def piadm_sde(schedule: Schedule, grid: ArrayLike, *, block: float = 1.0) -> Plan:
     """Returns the reverse SDE with the score held over each step. Weak order 1, 1 call a step.
 
     Chen et al. 2024, algorithm 1 in plan form: see the top of the file.
@@ -51,7 +55,14 @@ def piadm_sde(schedule, grid, *, block=1.0) -> Plan:
     return one_call_plan("piadm_sde", schedule, grid, x, check="x0", blocks=starts)
 
 
-def piadm_ode(schedule, grid, *, block=1.0, corrector=None, friction=2.0) -> Plan:
+def piadm_ode(
+    schedule: Schedule,
+    grid: ArrayLike,
+    *,
+    block: float = 1.0,
+    corrector: tuple[float | Callable[[float], float], int] | None = None,
+    friction: float | Callable[[float], float] = 2.0,
+) -> Plan:
     """Returns the reverse ODE with the score held over each step. Weak order 1, 1 call a step.
 
     After every block a corrector may walk underdamped Langevin dynamics at the fixed time of the
@@ -175,7 +186,7 @@ def _check_corrector(corrector):
     return inner, length
 
 
-def _at(value, t, what):
+def _at(value: Any, t: float, what: str) -> float:
     """Returns the number, or what the function says at t."""
     number = float(value(t) if callable(value) else value)
     if not 0.0 < number < np.inf:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
 from math import factorial
+from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
-from diffast.plan import Plan, one_call_plan
+from diffast.plan import Plan, Stages
 from diffast.plan.registers import entries
+from diffast.schedules import Schedule
+from diffast.solvers.core.multistep import check_choice
 from diffast.solvers.core.noise_split import diffusive
 from diffast.solvers.core.phi import phi
 
@@ -17,13 +23,13 @@ MOST = 4
 
 
 def sa_solver(
-    schedule,
-    grid,
-    predictor_order=2,
-    corrector_order=2,
-    tau=1.0,
-    form="data",
-    kind="more_steps",
+    schedule: Schedule,
+    grid: ArrayLike,
+    predictor_order: ArrayLike = 2,
+    corrector_order: ArrayLike = 2,
+    tau: float | Callable[[float], float] = 1.0,
+    form: Literal["data", "noise"] = "data",
+    kind: Literal["few_steps", "more_steps"] = "more_steps",
 ) -> Plan:
     """Returns SA-Solver, Xue et al. 2023 ("SA-Solver: Stochastic Adams Solver"). 1 call a step.
 
@@ -37,7 +43,7 @@ def sa_solver(
     with e = (x - alpha d) / sigma. The predictor puts the polynomial through the last estimates in
     place of d or e; the corrector of the same step, once the network was called at t, that through
     the estimate at t too, with the same noise z (algorithm 1). It therefore only adds differences
-    of weights of estimates to the predicted state, so here the anchor is that state, and the next
+    of weights of estimates to the predicted state, so here x is that state, and the next
     predictor's row holds the correction. Weak order 2, or 1 with predictor order 1 and corrector
     order 0 or 1; at tau = 0 strong order of the predictor or corrector, whichever is higher, the
     corrector up to one above the predictor (beside what the first steps leave: one estimate, h^2).
@@ -67,56 +73,68 @@ def sa_solver(
         ValueError: an option out of range; an order above the number of estimates there are; a
             grid that `check_grid` refuses.
     """
-    for option, value, allowed in (
-        ("form", form, ("data", "noise")),
-        ("kind", kind, ("few_steps", "more_steps")),
-    ):
-        if value not in allowed:
-            raise ValueError(f"sa_solver: {option} = {value!r}, but it must be one of {allowed}")
+    check_choice("sa_solver", "form", form, ("data", "noise"))
+    check_choice("sa_solver", "kind", kind, ("few_steps", "more_steps"))
     grid = check_grid(schedule, grid)
-    steps = len(grid) - 1
-    predictor = _orders("predictor_order", predictor_order, 1, np.arange(1, steps + 1))
-    corrector = _orders("corrector_order", corrector_order, 0, np.arange(2, steps + 2))
-    tau = _taus(tau, grid)
-    alpha, sigma, lam = schedule.alpha(grid), schedule.sigma(grid), schedule.lam(grid)
-    h = np.diff(lam)
-    history = int(max(predictor.max() + 1, corrector.max(), 1))
-    rows, read = np.zeros((steps, 2 + history)), np.tile([0.0, 1.0], (steps, 1))
-    correction = np.zeros(history)  # of the state at s, by (d_s, d_r ...)
-    for n in range(steps):
-        ends = alpha[n], alpha[n + 1], sigma[n], sigma[n + 1]
-        weights, implicit = np.zeros(history), np.zeros(history)
-        linear = np.isfinite(h[n])
-        if form == "noise" and linear:
-            read[n] = 1.0 / sigma[n], -alpha[n] / sigma[n]
-            keep = alpha[n + 1] / alpha[n]
-            up = tau[n] * sigma[n + 1] * np.sqrt(np.expm1(2.0 * h[n]))
-        else:
-            down, up = diffusive(*ends, tau[n] ** 2)
-            keep = down / sigma[n]
-        if linear:
-            integrate = _data_weights if form == "data" else _noise_weights
-            nodes = lam[n::-1][: predictor[n]]
-            nodes = nodes[np.isfinite(nodes)]
-            short = kind == "few_steps"
-            explicit = integrate(h[n], (nodes - lam[n]) / h[n], tau[n], *ends, short)
-            weights[: len(nodes)] = explicit
-            if corrector[n]:
-                nodes = lam[n + 1 :: -1][: corrector[n]]
-                nodes = nodes[np.isfinite(nodes)]
-                found = integrate(h[n], (nodes - lam[n]) / h[n], tau[n], *ends, short)
-                implicit[: len(nodes)] = found
-                implicit[1 : 1 + len(explicit)] -= explicit
-        else:
-            weights[0] = alpha[n + 1] - alpha[n] * keep
-        rows[n, 0], rows[n, 1], rows[n, 2:] = keep, up, keep * correction + weights
-        correction = implicit
-    # a last step into sigma_t = 0 keeps nothing, and reads the x0 estimate itself
+    count = np.arange(1, len(grid))
+    predictor = _orders("predictor_order", predictor_order, 1, count)
+    corrector = _orders("corrector_order", corrector_order, 0, count + 1)
+    levels = schedule.alpha(grid), schedule.sigma(grid), schedule.lam(grid)
+    stages, correction = Stages(schedule, grid[0]), np.zeros(1)
+    for n, (tau_n, (s, t)) in enumerate(zip(_taus(tau, grid), pairwise(grid), strict=True)):
+        step = _Step(form, kind, tau_n, *(level[n : n + 2] for level in levels))
+        keep, up, entry = step.of_state()
+        weights = step.explicit(levels[2][n::-1][: predictor[n]])
+        row = _sum(keep * correction, weights)
+        stages.add(s, t, {"x": keep, "z1": up, **entries(row)}, h=entry)
+        # of the state at t, once its own estimate is there
+        correction = np.zeros(1)
+        if corrector[n] and step.linear:
+            implicit = step.integral(levels[2][n + 1 :: -1][: corrector[n]])
+            correction = _sum(implicit, -np.append(0.0, weights))
     name = f"sa_solver({form}, {predictor.max()}, {corrector.max()})"
-    x = {"x": rows[:, 0], "z1": rows[:, 1], **entries(rows[:, 2:])}
-    h = {"x": read[:, 0], "d": read[:, 1]}
-    check = "full" if form == "data" else "x0"
-    return one_call_plan(name, schedule, grid, x, h=h, check=check)
+    return stages.plan(name, len(grid) - 1, check="full" if form == "data" else "x0")
+
+
+class _Step:
+    """One step from s to t: alpha, sigma and lam are pairs."""
+
+    def __init__(self, form, kind, tau, alpha, sigma, lam):
+        self.form, self.short, self.tau = form, kind == "few_steps", tau
+        self.alpha, self.sigma, self.lam = alpha, sigma, lam
+        self.h = lam[1] - lam[0]
+        # Into sigma_t = 0 and out of alpha = 0 a step is of first order, in x0.
+        self.linear = bool(np.isfinite(self.h))
+
+    def of_state(self):
+        """Returns the weights of the state and of the noise, and the row of the entry."""
+        (alpha_s, alpha_t), (sigma_s, sigma_t) = self.alpha, self.sigma
+        if self.form == "noise" and self.linear:
+            up = self.tau * sigma_t * np.sqrt(np.expm1(2.0 * self.h))
+            return alpha_t / alpha_s, up, {"x": 1.0 / sigma_s, "d": -alpha_s / sigma_s}
+        down, up = diffusive(alpha_s, alpha_t, sigma_s, sigma_t, self.tau**2)
+        return down / sigma_s, up, {"d": 1.0}
+
+    def explicit(self, nodes):
+        """Returns the predictor's weights of the entries, newest first; nodes are their lam."""
+        if self.linear:
+            return self.integral(nodes)
+        keep = self.of_state()[0]
+        return np.array([self.alpha[1] - self.alpha[0] * keep])
+
+    def integral(self, nodes):
+        """Returns the weights of the entries at nodes in the integral of their polynomial."""
+        nodes = (nodes[np.isfinite(nodes)] - self.lam[0]) / self.h
+        rule = _data_weights if self.form == "data" else _noise_weights
+        return rule(self.h, nodes, self.tau, *self.alpha, *self.sigma, self.short)
+
+
+def _sum(a, b):
+    """Returns the sum of two lists of weights, the shorter one filled up with zeros."""
+    total = np.zeros(max(len(a), len(b)))
+    total[: len(a)] += a
+    total[: len(b)] += b
+    return total
 
 
 def _data_weights(h, nodes, tau, alpha_s, alpha_t, sigma_s, sigma_t, short):

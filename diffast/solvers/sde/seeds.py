@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
 from diffast.plan import Plan, Stages
 from diffast.plan.registers import entries
+from diffast.schedules import Schedule
 from diffast.solvers.core.noise_split import check_eta, check_s_noise, diffusive
 from diffast.solvers.core.phi import phi
 
 
-def seeds_1(schedule, grid, eta=1.0, s_noise=1.0) -> Plan:
+def seeds_1(schedule: Schedule, grid: ArrayLike, eta: float = 1.0, s_noise: float = 1.0) -> Plan:
     """Returns SEEDS-1: the exact step for a constant x0. Weak order 1, 1 call a step.
 
     x_t = (sigma_t / sigma_s) exp(-eta h) x_s + alpha_t (1 - exp(-(1 + eta) h)) d_s
@@ -30,7 +34,14 @@ def seeds_1(schedule, grid, eta=1.0, s_noise=1.0) -> Plan:
     return _seeds("seeds_1", schedule, grid, eta, s_noise, (), lambda total: ())
 
 
-def seeds_2(schedule, grid, eta=1.0, s_noise=1.0, r=0.5, kind="phi_1") -> Plan:
+def seeds_2(
+    schedule: Schedule,
+    grid: ArrayLike,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    r: float = 0.5,
+    kind: Literal["phi_1", "phi_2"] = "phi_1",
+) -> Plan:
     """Returns SEEDS-2. Weak order 2 (strong order 2 at eta = 0), 2 calls a step.
 
     With P(d, c) = the step of `seeds_1` over c h and H = (1 + eta) h, a first stage to lam_s + r h
@@ -66,7 +77,14 @@ def seeds_2(schedule, grid, eta=1.0, s_noise=1.0, r=0.5, kind="phi_1") -> Plan:
     return _seeds("seeds_2", schedule, grid, eta, s_noise, (r,), weights)
 
 
-def seeds_3(schedule, grid, eta=1.0, s_noise=1.0, r_1=1.0 / 3.0, r_2=2.0 / 3.0) -> Plan:
+def seeds_3(
+    schedule: Schedule,
+    grid: ArrayLike,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    r_1: float = 1.0 / 3.0,
+    r_2: float = 2.0 / 3.0,
+) -> Plan:
     """Returns SEEDS-3. Weak order 2, strong order 3 at eta = 0; 3 calls a step.
 
     Gonzalez et al. 2023, algorithm 3, in the data form ComfyUI's seeds_3 has; Hochbruck and

@@ -1,5 +1,7 @@
 """The adaptive executor: batches, faults, options. Laws are in test_adaptive_laws.py."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ each_method = pytest.mark.parametrize("name", METHODS)
 @each_method
 def test_a_sample_is_the_same_in_any_batch(name):
     whole = run(name, (7, 3), seed=5)
-    assert whole.finished.all()
+    assert whole.fine.all()
     alone = run(name, (1, 3), seed=5, ids=[3])
     assert torch.equal(alone.x[0], whole.x[3])
     assert alone.nfe[0] == whole.nfe[3]
@@ -56,7 +58,7 @@ def test_odd_shapes(method, shape):
     given = df.Denoiser(network, VP, predicts="x0")
     out = df.sample_adaptive(given, method, shape, max_calls=2000)
     assert out.x.shape == shape
-    assert out.finished.all()
+    assert out.fine.all()
     assert out.x.isfinite().all()
 
 
@@ -79,7 +81,7 @@ def test_every_schedule_ends_near_the_data(method, schedule):
     options = tight.get(method, {})
     given = df.Denoiser(Gaussian(schedule, [0.04, 0.04, 0.04]), schedule, predicts="x0")
     out = df.sample_adaptive(given, method, (400, 3), max_calls=3000, **options)
-    assert out.finished.all()
+    assert out.fine.all()
     x = out.x.double()
     assert (x.mean(0) - 0.3).abs().max() < 0.06
     assert 0.8 < x.var() / 0.04 < 1.25
@@ -108,8 +110,8 @@ def test_predictions_agree(predicts):
 
     given = df.Denoiser(convert, schedule, predicts=predicts)
     state = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    wanted = df.sample_adaptive(denoiser(schedule, 4), "dpm_23", state=state).x
-    assert torch.allclose(df.sample_adaptive(given, "dpm_23", state=state).x, wanted, atol=1e-9)
+    wanted = df.sample_adaptive(denoiser(schedule, 4), "dpm_23", x=state).x
+    assert torch.allclose(df.sample_adaptive(given, "dpm_23", x=state).x, wanted, atol=1e-9)
 
 
 def test_guidance_conditions_and_compaction():
@@ -141,7 +143,7 @@ def test_networks_of_half_precision(dtype):
     given = df.Denoiser(network, VP, predicts="x0", dtype=dtype)
     out = df.sample_adaptive(given, "pec", (8, 64))
     assert out.x.dtype == torch.float32
-    assert out.finished.all()
+    assert out.fine.all()
     wanted = df.sample_adaptive(denoiser(VP, 64), "pec", (8, 64))
     assert (out.x - wanted.x).abs().mean() < 0.05
 
@@ -171,12 +173,12 @@ def test_clamp_and_hook():
 def test_a_given_state_is_kept_and_float64_stays():
     state = torch.randn(4, 2, dtype=torch.float64)
     before = state.clone()
-    out = df.sample_adaptive(denoiser(VP), "dopri5", state=state, rtol=1e-6, atol=1e-6)
+    out = df.sample_adaptive(denoiser(VP), "dopri5", x=state, rtol=1e-6, atol=1e-6)
     assert torch.equal(state, before)
     assert out.x.dtype == torch.float64
 
 
-def test_the_trace_tells_every_attempt():
+def test_the_trace_tells_every_trial_step():
     out = run("pec, tight", (6, 2), trace=True)
     steps = out.steps
     for b in range(6):
@@ -229,7 +231,7 @@ def test_a_sample_that_is_not_finite_fails_alone(name, fault):
     assert torch.equal(out.x[others], good.x[others])
     assert torch.equal(out.nfe[others], good.nfe[others])
     assert out.status.tolist() == [FINISHED, FINISHED, FAILED_FINITE, FINISHED, FINISHED]
-    assert out.reasons()[2] == "not finite"
+    assert out.outcomes[2] == "not finite"
     assert out.x.isfinite().all()
     assert out.nfe[2] < good.nfe[2]
     assert out.wasted == 0
@@ -278,9 +280,9 @@ def test_sample_fails_when_its_step_or_calls_run_out():
 def test_a_first_step_beyond_the_end():
     for method in ("pec", "ggf", "dpm_23", "dopri5"):
         out = df.sample_adaptive(denoiser(VP), method, (5, 2), h_init=1e3)
-        assert out.finished.all()
+        assert out.fine.all()
     out = df.sample_adaptive(denoiser(VP), "pec", (5, 2), h_init=1e3, h_max=1e3)
-    assert out.finished.all()
+    assert out.fine.all()
 
 
 @pytest.mark.parametrize(
@@ -294,7 +296,7 @@ def test_a_first_step_beyond_the_end():
         ({"noise": "redraw"}, "noise is 'redraw' but pec is never run"),
         ({"noise": "fresh"}, "noise is 'fresh' but must be one of bridge, path, redraw"),
         ({"method": "dpm_23", "noise": "bridge"}, "noise is 'bridge' but dpm_23 draws none"),
-        ({"method": "heun"}, "pair 'heun' is not known"),
+        ({"method": "heun"}, "embedded solver 'heun' is not known"),
         ({"h_init": 0.0}, "h_init is 0.0 but must be above 0"),
         ({"h_min": 0.5, "h_max": 0.1}, "h_min is 0.5 but h_max is 0.1"),
         ({"max_calls": 0}, "max_calls is 0 but must be above 0"),
@@ -313,12 +315,21 @@ def test_refusals(options, message):
         df.sample_adaptive(denoiser(VP), **call)
 
 
-def test_a_pair_is_not_changed_by_a_run():
-    pair = df.pairs.PEC(rtol=0.2)
-    rule = dict(pair.controller)
-    df.sample_adaptive(denoiser(VP), pair, (2, 2), h_max=0.1)
-    assert pair.controller == rule
-    with pytest.raises(
-        ValueError, match=r"the method is a pair made before, but options \['rtol'\]"
-    ):
-        df.sample_adaptive(denoiser(VP), pair, (2, 2), rtol=0.1)
+def test_a_solver_is_not_changed_by_a_run():
+    solver = df.embedded.PEC(rtol=0.2)
+    rule = dict(solver.controller)
+    df.sample_adaptive(denoiser(VP), solver, (2, 2), h_max=0.1)
+    assert solver.controller == rule
+    message = r"the method is an embedded solver made before, but options \['rtol'\]"
+    with pytest.raises(ValueError, match=message):
+        df.sample_adaptive(denoiser(VP), solver, (2, 2), rtol=0.1)
+
+
+def test_the_signature_names_all_options():
+    names = list(inspect.signature(df.sample_adaptive).parameters)
+    assert names[:5] == ["denoiser", "method", "shape", "progress", "seed"]
+    assert names[-2:] == ["trace", "options"]
+    described = inspect.getdoc(df.AdaptiveOptions)
+    for name in names[4:-1]:
+        assert f"\n    {name}: " in described
+        assert name in df.sample_adaptive.__doc__

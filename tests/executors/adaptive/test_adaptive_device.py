@@ -34,7 +34,7 @@ def test_same_samples_as_on_the_host(name, monkeypatch, request):
     host = run(name, (9, 3), seed=2)
     request.getfixturevalue("device_way")
     device = run(name, (9, 3), seed=2)
-    assert device.finished.all()
+    assert device.fine.all()
     # Weights come from an interpolated table: steps may differ by rounding.
     assert torch.allclose(device.x, host.x, atol=2e-3, rtol=1e-3)
     assert (device.nfe - host.nfe).abs().max() <= 2
@@ -68,6 +68,7 @@ def test_guidance_that_depends_on_the_time(request):
         given = df.Denoiser(
             lambda x, t, shift: network(x, t) + shift[:, None],
             network.schedule,
+            predicts="x0",
             conditions={"shift": torch.linspace(0, 1, 5)},
             unconditional={"shift": torch.zeros(1)},
             guidance=lambda t: 1.0 + t,
@@ -117,7 +118,7 @@ class Watch(torch.utils._python_dispatch.TorchDispatchMode):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_round_asks_the_device_for_nothing(name, device_way, monkeypatch):
     """No number is read, no tensor copied, no shape depends on values in a round of the loop."""
-    watch, inner, rounds = Watch(), adaptive_run.Run.round, []
+    watch, inner, rounds = Watch(), adaptive_run.AdaptiveRun.round, []
     network = Gaussian(df.schedules.vp_linear(), spectrum(3))
 
     def watched(self):
@@ -134,7 +135,7 @@ def test_a_round_asks_the_device_for_nothing(name, device_way, monkeypatch):
         watch.on = before
         return out
 
-    monkeypatch.setattr(adaptive_run.Run, "round", watched)
+    monkeypatch.setattr(adaptive_run.AdaptiveRun, "round", watched)
     monkeypatch.setattr(adaptive_batch.Batch, "poll", lambda self, rounds: None)
     with watch, pytest.raises(Enough):
         run(name, (4, 3), network=unseen)

@@ -20,7 +20,7 @@ def variance_errors(schedule, d, count, method, **options):
     out = df.sample_adaptive(
         denoiser(schedule, d), method, (count, d), denoise=False, seed=3, **options
     )
-    assert out.finished.all()
+    assert out.fine.all()
     assert out.wasted == 0
     alpha, sigma = float(schedule.alpha(schedule.t_min)), float(schedule.sigma(schedule.t_min))
     want = torch.as_tensor(alpha**2 * spectrum(d) + sigma**2)

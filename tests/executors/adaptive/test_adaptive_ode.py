@@ -60,11 +60,11 @@ def samples(name, method, rtol, predicts="x0", **options):
     denoiser = df.Denoiser(network, schedule, predicts=predicts)
     state = torch.from_numpy(exact(name)[0])
     options = {"denoise": False, "atol": rtol, "rtol": rtol} | options
-    return df.sample_adaptive(denoiser, method, state=state, max_calls=10**6, **options)
+    return df.sample_adaptive(denoiser, method, x=state, max_calls=10**6, **options)
 
 
 def error_of(out, wanted):
-    assert out.finished.all()
+    assert out.fine.all()
     assert out.x.dtype == torch.float64
     return np.sqrt(np.mean((out.x.numpy() - wanted) ** 2))
 
@@ -158,8 +158,8 @@ def test_single_precision(method):
     schedule = SCHEDULES[name]
     denoiser = df.Denoiser(Network(Mixture(schedule, MEANS)), schedule, predicts="x0")
     state = torch.from_numpy(exact(name)[0]).float()
-    out = df.sample_adaptive(denoiser, method, state=state, denoise=False, rtol=rtol, atol=rtol)
-    assert out.finished.all()
+    out = df.sample_adaptive(denoiser, method, x=state, denoise=False, rtol=rtol, atol=rtol)
+    assert out.fine.all()
     assert out.x.dtype == torch.float32
     assert np.sqrt(np.mean((out.x.numpy() - exact(name)[1]) ** 2)) <= MOST * rtol
 

@@ -1,11 +1,11 @@
-"""Clocks: positions and nodes there and back, slopes against differences, the table of a device."""
+"""Time variables: positions and nodes there and back, slopes, the table of a device."""
 
 import numpy as np
 import pytest
 import torch
 
 from diffast import schedules
-from diffast.executors.adaptive.time_variable import FIRST_LAM, Clock, DeviceClock
+from diffast.executors.adaptive.time_variable import FIRST_LAM, DeviceTimeVariable, TimeInterval
 
 BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
 SCHEDULES = {
@@ -25,32 +25,32 @@ each_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHE
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def lams_of(clock, count=2000):
-    """Log-SNRs between the ends of a clock, both included, from -12 where it starts at -inf."""
-    return np.linspace(max(clock.first_lam, -12.0), clock.last_lam, count)
+def lams_of(interval, count=2000):
+    """Log-SNRs between the ends of an interval, both included, from -12 where it starts at -inf."""
+    return np.linspace(max(interval.first_lam, -12.0), interval.last_lam, count)
 
 
-def nodes_of(clock, positions):
-    with np.errstate(divide="ignore"):  # log(0) at the start of the clock "flow"
-        return clock.nodes(positions)
+def nodes_of(interval, positions):
+    with np.errstate(divide="ignore"):  # log(0) at the start of the time variable "flow"
+        return interval.nodes(positions)
 
 
 @each_kind
 @each_schedule
 def test_positions_there_and_back(schedule, kind):
-    clock = Clock(schedule, kind, schedule.t_min, slopes=True)
-    lam = lams_of(clock)
-    positions = clock.positions(lam)
+    interval = TimeInterval(schedule, kind, schedule.t_min, slopes=True)
+    lam = lams_of(interval)
+    positions = interval.positions(lam)
     assert (np.diff(positions) > 0).all()
-    nodes = nodes_of(clock, positions)
-    # near -1 a position of the clock "flow" holds 1e-16 of alpha/(alpha + sigma) = e^lam
+    nodes = nodes_of(interval, positions)
+    # near -1 a position of the time variable "flow" holds 1e-16 of alpha/(alpha + sigma) = e^lam
     loose = 1e-12 + (3e-16 * np.exp(-lam) if kind == "flow" else 0.0)
     assert (np.abs(nodes.lam - lam) <= loose).all()
     np.testing.assert_allclose(nodes.alpha, schedule.alpha(nodes.time), rtol=1e-15)
     np.testing.assert_allclose(nodes.sigma, schedule.sigma(nodes.time), rtol=1e-15)
     ratio = nodes.sigma / nodes.alpha
     assert (np.abs(ratio * np.exp(lam) - 1.0) <= 2.0 * loose).all()
-    np.testing.assert_allclose(clock.positions(nodes.lam), positions, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(interval.positions(nodes.lam), positions, rtol=1e-12, atol=1e-15)
 
 
 @each_schedule
@@ -58,7 +58,7 @@ def test_what_positions_are(schedule):
     lam = np.linspace(-2.0, 3.0, 11)
     time = schedule.time(lam)
     alpha, sigma = schedule.alpha(time), schedule.sigma(time)
-    positions = {k: Clock(schedule, k, schedule.t_min).positions(lam) for k in KINDS}
+    positions = {k: TimeInterval(schedule, k, schedule.t_min).positions(lam) for k in KINDS}
     np.testing.assert_allclose(positions["lam"], lam)
     np.testing.assert_allclose(positions["rho"], -sigma / alpha)
     np.testing.assert_allclose(positions["flow"], -sigma / (alpha + sigma))
@@ -73,27 +73,27 @@ def test_what_positions_are(schedule):
 @each_kind
 @each_schedule
 def test_ends(schedule, kind):
-    clock = Clock(schedule, kind, schedule.t_min)
-    first, last = nodes_of(clock, np.array([clock.start, clock.end])).time
+    interval = TimeInterval(schedule, kind, schedule.t_min)
+    first, last = nodes_of(interval, np.array([interval.start, interval.end])).time
     assert last == pytest.approx(schedule.t_min, rel=1e-12, abs=1e-11)
     alone = schedule.alpha(schedule.t_start) == 0.0
-    assert clock.opens == (alone and kind != "flow")
-    if clock.opens:
+    assert interval.opens == (alone and kind != "flow")
+    if interval.opens:
         assert schedule.lam(first) == pytest.approx(FIRST_LAM)
     else:
         assert first == pytest.approx(schedule.t_start, rel=1e-12)
     if kind == "flow" and alone:
-        assert clock.start == -1.0
-    assert clock.last_lam == schedule.lam(schedule.t_min)
+        assert interval.start == -1.0
+    assert interval.last_lam == schedule.lam(schedule.t_min)
 
 
 @each_kind
 @each_schedule
 def test_slopes_are_derivatives(schedule, kind):
-    clock = Clock(schedule, kind, schedule.t_min, slopes=True)
+    interval = TimeInterval(schedule, kind, schedule.t_min, slopes=True)
     lam = np.linspace(-1.9, 2.9, 97)
-    nodes = clock.nodes(clock.positions(lam))
-    # `rate` is minus d(time)/d(position); only the clock "time" has it, and only there it is used
+    nodes = interval.nodes(interval.positions(lam))
+    # `rate` is minus d(time)/d(position); only the kind "time" has it, and only there it is used
     h = 1e-6 * np.minimum(1.0, np.abs(nodes.time) + 1e-3)
     up, down = nodes.time + h, nodes.time - h
     smooth = np.ones(len(lam), bool)
@@ -107,7 +107,7 @@ def test_slopes_are_derivatives(schedule, kind):
         assert nodes.rate is None
         return
     p = nodes.position
-    wanted = (clock.nodes(p - 1e-6).time - clock.nodes(p + 1e-6).time) / 2e-6
+    wanted = (interval.nodes(p - 1e-6).time - interval.nodes(p + 1e-6).time) / 2e-6
     np.testing.assert_allclose(nodes.rate, wanted, rtol=1e-7)
 
 
@@ -126,14 +126,16 @@ def test_kinks_are_where_derivatives_jump():
 
 def test_refusals():
     vp, edm = schedules.vp_linear(), schedules.edm()
-    with pytest.raises(ValueError, match="clock 'sigma' is not known, but lam, rho, flow and time"):
-        Clock(vp, "sigma", vp.t_min)
+    with pytest.raises(
+        ValueError, match="time variable 'sigma' is not known, but lam, rho, flow, time"
+    ):
+        TimeInterval(vp, "sigma", vp.t_min)
     with pytest.raises(ValueError, match="the end t = 1 has log-SNR .*above that of the start"):
-        Clock(vp, "lam", 1.0)
+        TimeInterval(vp, "lam", 1.0)
     with pytest.raises(ValueError, match="the end t = 0 has log-SNR inf, but it must be finite"):
-        Clock(edm, "rho", 0.0)
+        TimeInterval(edm, "rho", 0.0)
     with pytest.raises(ValueError, match="the end t = 0.999 has log-SNR .*start, -5"):
-        Clock(schedules.flow(), "lam", 0.999)
+        TimeInterval(schedules.flow(), "lam", 0.999)
 
 
 # The table of a device, run on the CPU.
@@ -155,45 +157,45 @@ def gaps(one, other, unit=0.0):
     return found
 
 
-def table_positions(clock):
-    """Positions of the clock: at random in it, in lam, the ends, and beside every kink."""
-    random, lam = np.random.default_rng(0), lams_of(clock)
-    first = clock.positions(lam[:1])[0]
-    kinks = np.asarray(getattr(clock.schedule, "kinks", ()), dtype=np.float64)
-    kinks = clock.schedule.lam(kinks) if kinks.size else kinks
+def table_positions(interval):
+    """Positions of the interval: at random in it, in lam, the ends, and beside every kink."""
+    random, lam = np.random.default_rng(0), lams_of(interval)
+    first = interval.positions(lam[:1])[0]
+    kinks = np.asarray(getattr(interval.schedule, "kinks", ()), dtype=np.float64)
+    kinks = interval.schedule.lam(kinks) if kinks.size else kinks
     kinks = kinks[(kinks > lam[0]) & (kinks < lam[-1])]
     parts = [
-        random.uniform(first, clock.end, 5000),
-        clock.positions(random.uniform(*lam[[0, -1]], 5000)),
+        random.uniform(first, interval.end, 5000),
+        interval.positions(random.uniform(*lam[[0, -1]], 5000)),
     ]
-    parts += [clock.positions(kinks + gap) for gap in (-1e-5, 1e-5)]
+    parts += [interval.positions(kinks + gap) for gap in (-1e-5, 1e-5)]
     inside = np.concatenate(parts)
-    inside = inside[(inside > clock.start) & (inside < clock.end)]
-    return np.concatenate([[first], inside, [clock.end]])
+    inside = inside[(inside > interval.start) & (inside < interval.end)]
+    return np.concatenate([[first], inside, [interval.end]])
 
 
 @each_kind
 @each_schedule
-def test_the_table_is_the_clock(schedule, kind):
-    clock = Clock(schedule, kind, schedule.t_min, slopes=True)
-    table = DeviceClock(clock, "cpu")
-    positions = table_positions(clock)
+def test_the_table_is_the_interval(schedule, kind):
+    interval = TimeInterval(schedule, kind, schedule.t_min, slopes=True)
+    table = DeviceTimeVariable(interval, "cpu")
+    positions = table_positions(interval)
     unit = 1.0 if isinstance(schedule, schedules.FromBetas) else 0.0  # an index
-    found = gaps(nodes_of(clock, positions), table.nodes(torch.from_numpy(positions)), unit)
-    found.pop("lam" if kind == "flow" and clock.first_lam == -np.inf else "", None)
+    found = gaps(nodes_of(interval, positions), table.nodes(torch.from_numpy(positions)), unit)
+    found.pop("lam" if kind == "flow" and interval.first_lam == -np.inf else "", None)
     assert max(found.values()) < 1e-10, found
-    assert (table.start, table.end, table.kind) == (clock.start, clock.end, kind)
+    assert (table.start, table.end, table.kind) == (interval.start, interval.end, kind)
 
 
 @pytest.mark.parametrize("name", ["flow", "trig", "zero_snr"])
 def test_the_table_out_of_noise_alone(name):
     """Below lam = -12 nothing divides by alpha; alpha, sigma and time are still to 1e-10 of 1."""
     schedule = SCHEDULES[name]
-    clock = Clock(schedule, "flow", schedule.t_min, slopes=True)
+    interval = TimeInterval(schedule, "flow", schedule.t_min, slopes=True)
     positions = -1.0 + np.concatenate([[0.0], np.geomspace(1e-15, 1e-5, 200)])
     exact, found = (
-        nodes_of(clock, positions),
-        DeviceClock(clock, "cpu").nodes(torch.from_numpy(positions)),
+        nodes_of(interval, positions),
+        DeviceTimeVariable(interval, "cpu").nodes(torch.from_numpy(positions)),
     )
     for field in ("time", "alpha", "sigma", "dalpha", "dsigma"):
         a, b = getattr(exact, field), getattr(found, field).numpy()
@@ -203,21 +205,23 @@ def test_the_table_out_of_noise_alone(name):
 def test_the_table_of_a_piece_that_is_short():
     """Two kinks that all but coincide, and an end beside one."""
     schedule = schedules.from_betas(np.array([0.02, 1e-9, 0.3, 0.5]))
-    clock = Clock(schedule, "lam", 1.0 - 1e-9, slopes=True)
-    positions = np.linspace(clock.start, clock.end, 999)
+    interval = TimeInterval(schedule, "lam", 1.0 - 1e-9, slopes=True)
+    positions = np.linspace(interval.start, interval.end, 999)
     found = gaps(
-        clock.nodes(positions), DeviceClock(clock, "cpu").nodes(torch.from_numpy(positions)), 1.0
+        interval.nodes(positions),
+        DeviceTimeVariable(interval, "cpu").nodes(torch.from_numpy(positions)),
+        1.0,
     )
     assert max(found.values()) < 1e-10, found
 
 
 def test_the_table_keeps_shapes_and_guidance():
-    clock = Clock(schedules.vp_linear(), "lam", 1e-3)
-    table = DeviceClock(clock, "cpu", scales=lambda times: 1.0 + np.sin(times))
-    positions = torch.linspace(clock.start, clock.end, 12, dtype=torch.float64).reshape(3, 4)
+    interval = TimeInterval(schedules.vp_linear(), "lam", 1e-3)
+    table = DeviceTimeVariable(interval, "cpu", scales=lambda times: 1.0 + np.sin(times))
+    positions = torch.linspace(interval.start, interval.end, 12, dtype=torch.float64).reshape(3, 4)
     nodes, scales = table.nodes_and_scales(positions)
     assert nodes.time.shape == scales.shape == (3, 4)
     assert nodes.position is positions
     assert nodes.dalpha is None
     np.testing.assert_allclose(scales, 1.0 + torch.sin(nodes.time), rtol=1e-12)
-    assert DeviceClock(clock, "cpu").nodes_and_scales(positions)[1] is None
+    assert DeviceTimeVariable(interval, "cpu").nodes_and_scales(positions)[1] is None

@@ -28,9 +28,9 @@ def paradigms(plan, x, noises, stochastic, parallel, tolerance):
 
     Returns the samples, the rounds and the evaluations of a sample.
     """
-    times = np.append(plan.times, plan.end)
+    times = np.append(plan.call_times, plan.end)
     alpha, sigma = SCHEDULE.alpha(times), SCHEDULE.sigma(times)
-    steps = len(plan.times)
+    steps = len(plan.call_times)
     beta = 1 - (alpha[:-1] / alpha[1:]) ** 2
     variance = np.append((sigma[1:] / sigma[:-1]) ** 2 * beta, 0.0)
     points = x.double().repeat(steps + 1, 1, 1)
@@ -41,7 +41,7 @@ def paradigms(plan, x, noises, stochastic, parallel, tolerance):
     while begin < steps:
         now = points[begin:end]
         count = end - begin
-        t = torch.tensor(plan.times[begin:end]).repeat_interleave(x.shape[0])
+        t = torch.tensor(plan.call_times[begin:end]).repeat_interleave(x.shape[0])
         eps = network(now.reshape(-1, 6), t).reshape(now.shape)
         rounds, evaluations = rounds + 1, evaluations + count
 
@@ -91,7 +91,7 @@ def test_rounds_and_evaluations_are_those_of_paradigms(name, steps, parallel, to
     wanted, rounds, evaluations = paradigms(plan, x, noises, name == "ddpm", parallel, tolerance)
     denoiser = df.Denoiser(network, SCHEDULE, predicts="epsilon")
     options = {"method": "paradigms", "window": parallel, "tol": tolerance, "static": True}
-    made = df.sample_parallel(denoiser, plan, noise=x, seed=3, **options)
+    made = df.sample_parallel(denoiser, plan, x=x, seed=3, **options)
     assert made.rounds == rounds
     assert made.nfe.tolist() == [evaluations] * batch
     torch.testing.assert_close(made.x, wanted, rtol=1e-9, atol=1e-9)

@@ -63,7 +63,10 @@ def run(**options):
         ({"method": "piadm"}, "plan ddim.* has no blocks"),
         ({"sweeps": 3}, "method 'secant' has no blocks to sweep"),
         ({"memory_limit": 1000}, "memory_limit is 1000 bytes"),
-        ({"method": "paradigms", "plan": plan_of("heun")}, "the stages of plan heun start at"),
+        (
+            {"method": "paradigms", "plan": plan_of("heun")},
+            "stages of plan heun start at a state",
+        ),
     ],
 )
 def test_refusals(options, words):
@@ -107,18 +110,6 @@ def test_other_errors_of_the_network_pass():
 
     with pytest.raises(RuntimeError, match="shapes do not match"):
         run(denoiser=df.Denoiser(broken, SCHEDULE, predicts="epsilon"))
-
-
-@pytest.mark.parametrize("at", [0, 6])
-def test_a_network_that_is_not_finite_is_an_error_that_says_where(at):
-    plan = plan_of("ddim")
-
-    def broken(x, t):
-        bad = (t == float(plan.times[at]))[:, None]
-        return torch.where(bad, torch.nan, network(x, t))
-
-    with pytest.raises(FloatingPointError, match=f"not finite at stage {at} "):
-        run(denoiser=df.Denoiser(broken, SCHEDULE, predicts="epsilon"), plan=plan)
 
 
 def test_a_network_that_looks_at_its_batch_is_told():
@@ -172,9 +163,9 @@ def test_guidance_conditions_clamp_float64_and_half():
                 wanted = df.sample(denoiser, plan, (5, 7), seed=4, clamp=clamp).x
                 made = run(denoiser=denoiser, plan=plan, tol=0.0, clamp=clamp)
                 assert torch.equal(made.x, wanted)
-    noise = torch.randn(5, 7, dtype=torch.float64)
-    wanted = df.sample(DENOISER, plan_of("ddpm"), noise=noise, seed=4).x
-    made = run(plan=plan_of("ddpm"), shape=None, noise=noise, tol=0.0)
+    x = torch.randn(5, 7, dtype=torch.float64)
+    wanted = df.sample(DENOISER, plan_of("ddpm"), x=x, seed=4).x
+    made = run(plan=plan_of("ddpm"), shape=None, x=x, tol=0.0)
     assert made.x.dtype == torch.float64 and torch.equal(made.x, wanted)
 
 
@@ -199,12 +190,3 @@ def test_piadm_sweeps_block_by_block(kind):
     lengths = [b - a for a, b in zip(plan.blocks, [*plan.blocks[1:], plan.stages], strict=True)]
     # The network's call at a block's first stage is on a settled point.
     assert few.rounds == sum(min(2, length) for length in lengths)
-
-
-@pytest.mark.parametrize("chunk", [1, 4, 16])
-@pytest.mark.parametrize("name", ["ddim", "ddpm"])
-def test_walks_in_chunks_settle_on_the_same_result(chunk, name):
-    plan = plan_of(name)
-    wanted = df.sample(DENOISER, plan, (5, 7), seed=4).x
-    for method in ("secant", "prior"):
-        assert torch.equal(run(plan=plan, method=method, tol=0.0, chunk=chunk).x, wanted)

@@ -1,0 +1,34 @@
+// From tensors to GramArgs, and `gram`. Shared by the CPU and the CUDA glue.
+#pragma once
+
+#include "../combine/checks.h"
+#include "args.h"
+
+namespace diffast {
+
+inline bool set_gram(GramArgs* g, const std::vector<Tensor>& xs, const First& first,
+                     const Tensor& weights, const Tensor& sums) {
+  CombineArgs& a = g->rows;
+  if (!set_table(&a, xs, first, weights, std::nullopt, std::nullopt, {})) return false;
+  if (a.inputs > kMaxGramInputs || a.rows > kMaxGramRows) return false;
+  for (int r = 0; r < kMaxRows; ++r) {
+    a.y[r] = nullptr;
+    a.y_type[r] = DType::kFloat32;
+  }
+  a.status = nullptr;
+  if (!first.has_beside(sums, ScalarType::Double, {a.samples, gram_sums(*g)})) return false;
+  g->sums = mutable_data_of<double>(sums);
+  g->partials = nullptr;
+  return true;
+}
+
+// `gram`, over a backend's `Run(const GramArgs&, const Tensor& first)`.
+template <auto Run>
+void gram(std::vector<Tensor> xs, Tensor weights, Tensor sums) {
+  const First first = first_of(xs, "gram");
+  GramArgs g;
+  need(set_gram(&g, xs, first, weights, sums), "gram");
+  Run(g, xs[0]);
+}
+
+}  // namespace diffast

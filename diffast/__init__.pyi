@@ -1,0 +1,68 @@
+"""The public names, for editors and type checkers; `__init__.py` loads them when asked for."""
+
+from diffast import digits as digits
+from diffast import grids as grids
+from diffast import integrations as integrations
+from diffast import ops as ops
+from diffast import schedules as schedules
+from diffast import solvers as solvers
+from diffast.executors.adaptive.options import AdaptiveOptions as AdaptiveOptions
+from diffast.executors.adaptive.sample import AdaptiveSamples as AdaptiveSamples
+from diffast.executors.adaptive.sample import sample_adaptive as sample_adaptive
+from diffast.executors.parallel.rounds import Round as Round
+from diffast.executors.parallel.sample import ParallelSamples as ParallelSamples
+from diffast.executors.parallel.sample import sample_parallel as sample_parallel
+from diffast.executors.results import FailedSamples as FailedSamples
+from diffast.executors.results import Info as Info
+from diffast.executors.results import NonFiniteError as NonFiniteError
+from diffast.executors.results import Progress as Progress
+from diffast.executors.results import Result as Result
+from diffast.executors.results import Samples as Samples
+from diffast.executors.results import StepLimitError as StepLimitError
+from diffast.executors.sequential import sample as sample
+from diffast.executors.stepwise import Stepper as Stepper
+from diffast.model.denoiser import Denoiser as Denoiser
+from diffast.model.learned_variance import LearnedVariance as LearnedVariance
+from diffast.model.prediction import Prediction as Prediction
+from diffast.noise.brownian import BrownianPath as BrownianPath
+from diffast.noise.forward_process import add_noise as add_noise
+from diffast.ops import backends as backends
+from diffast.plan import Plan as Plan
+from diffast.plan import unroll as unroll
+from diffast.solvers import embedded as embedded
+from diffast.solvers import embedded as pairs
+
+__version__: str
+__all__ = [
+    "AdaptiveOptions",
+    "AdaptiveSamples",
+    "BrownianPath",
+    "Denoiser",
+    "FailedSamples",
+    "Info",
+    "LearnedVariance",
+    "NonFiniteError",
+    "ParallelSamples",
+    "Plan",
+    "Prediction",
+    "Progress",
+    "Result",
+    "Round",
+    "Samples",
+    "StepLimitError",
+    "Stepper",
+    "add_noise",
+    "backends",
+    "digits",
+    "embedded",
+    "grids",
+    "integrations",
+    "ops",
+    "pairs",
+    "sample",
+    "sample_adaptive",
+    "sample_parallel",
+    "schedules",
+    "solvers",
+    "unroll",
+]

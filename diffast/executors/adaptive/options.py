@@ -1,0 +1,138 @@
+"""The options of an adaptive run: what they are, and which of them fit the method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from diffast.executors.context import OnX0, check_noise
+from diffast.executors.results import Progress
+from diffast.lowering.trial_steps import TrialNoise
+from diffast.solvers.embedded import EmbeddedSolver, controllers
+
+# Why a source of noise cannot be had here.
+_SOURCES = {"callable": "samples take steps of their own: there is no stage to ask a function for"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveOptions:
+    """Keyword arguments of `df.sample_adaptive`.
+
+    Attributes:
+        seed: any integer of 64 bits.
+        ids: B integers of 64 bits; default 0 .. B-1.
+        x: the initial state [B, ...], at the schedule's noisiest time. Not written to.
+        device: where to run; default: that of `x`, else the network's.
+        noise: where the noise of a stochastic method comes from. "bridge" (default): what a
+            rejected trial step drew is remembered, and later draws agree with it. "path": one path
+            a sample that depends neither on steps nor on rejections, at a resolution of 16 / 2^20
+            in log-SNR, several times the work. "redraw" (only "ggf"): fresh noise after a
+            rejection, as published; its samples have the wrong law in low dimension. "counter": a
+            normal for each (seed, id, call, element), for methods whose decisions do not depend on
+            their noise, and with `reject=False`.
+        reject: False: every trial step is accepted, the error only chooses the next step.
+        controller: numbers of the step-size rule to change, by name; or "pi" or "ggf", which leave
+            the method its bounds on steps.
+        denoise: whether a sample ends as the x0 estimate at the last time (else as the state).
+        until: model time of the last state; default: the schedule's t_min.
+        h_init: first step, in the units of the method's time variable.
+        h_min: least step: a sample that would need a smaller one fails.
+        h_max: largest step.
+        max_calls: network calls after which a sample fails.
+        clamp: (low, high) for the x0 estimate, fused into the kernel.
+        on_x0: called as `on_x0(x0, info)` with the estimate [B', ...] of the samples in the batch
+            (after the clamp, if any) and an `Info`; what it returns is used instead.
+        callback: called after each round with a `Progress` of the samples in the batch, whose x are
+            their states and whose x0 is None; a true answer stops the run.
+        progress: whether to show a progress bar of finished samples on stderr.
+        throw: whether failed samples raise; otherwise `status` says which failed.
+        compact: whether samples that are done leave the batch. Without, the network sees one
+            batch size throughout.
+        trace: whether to record every trial step.
+    """
+
+    seed: int = 0
+    ids: Sequence[int] | torch.Tensor | None = None
+    x: torch.Tensor | None = None
+    device: torch.device | str | None = None
+    noise: str | Callable | None = None
+    reject: bool = True
+    controller: dict | str | None = None
+    denoise: bool = True
+    until: float | None = None
+    h_init: float | None = None
+    h_min: float | None = None
+    h_max: float | None = None
+    max_calls: int = 10_000
+    clamp: tuple[float, float] | None = None
+    on_x0: OnX0 | None = None
+    callback: Callable[[Progress], bool | None] | None = None
+    progress: bool = False
+    throw: bool = True
+    compact: bool = True
+    trace: bool = False
+
+    def __post_init__(self):
+        """Checks the numbers that no method changes."""
+        for name in ("h_init", "h_min", "h_max", "max_calls"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"sample_adaptive: {name} is {value} but must be above 0")
+
+    def controller_for(self, solver: EmbeddedSolver) -> dict:
+        """Returns the numbers of the step-size rule for a method.
+
+        Raises:
+            ValueError: an unknown controller or number; a least step above the largest.
+        """
+        changes, rule = self.controller or {}, solver.controller
+        if isinstance(changes, str):
+            if changes not in controllers.NAMED:
+                known = " and ".join(controllers.NAMED)
+                raise ValueError(
+                    f"sample_adaptive: controller {changes!r} is not known, but {known} are"
+                )
+            changes = controllers.NAMED[changes]
+        if unknown := set(changes) - set(rule):
+            raise ValueError(
+                f"sample_adaptive: the controller has {sorted(unknown)} but knows {sorted(rule)}"
+            )
+        bounds = {"step_min": self.h_min, "step_max": self.h_max}
+        rule = rule | changes | {k: v for k, v in bounds.items() if v is not None}
+        if rule["step_min"] > rule["step_max"]:
+            raise ValueError(
+                f"sample_adaptive: h_min is {rule['step_min']} but h_max is {rule['step_max']}"
+            )
+        return rule
+
+    def noise_for(self, solver: EmbeddedSolver) -> TrialNoise:
+        """Returns where a method's noise comes from.
+
+        Raises:
+            ValueError: a kind of noise that the method does not have.
+        """
+        name = solver.name
+        noise = None if self.noise is None else check_noise("sample_adaptive", self.noise, _SOURCES)
+        if solver.noise != "input":
+            if noise not in (None, "redraw", "counter"):
+                what = "draws none" if solver.noise == "none" else "draws it after the decision"
+                raise ValueError(f"sample_adaptive: noise is {noise!r} but {name} {what}")
+            return TrialNoise("fresh" if solver.noise == "state" else "none", 0)
+        if noise == "counter" and self.reject:
+            raise ValueError(
+                f"sample_adaptive: noise is 'counter' but steps of {name} may be rejected, after "
+                "which a draw has to agree with the last one: use 'bridge' or 'path'"
+            )
+        noise = "bridge" if noise is None else noise
+        if noise == "redraw" and not solver.allows_redraw:
+            raise ValueError(
+                f"sample_adaptive: noise is 'redraw' but {name} is never run with noise drawn "
+                "anew after a rejection, which makes the law wrong"
+            )
+        if noise == "path":
+            return TrialNoise("path", 0)
+        if noise in ("redraw", "counter") or not self.reject:
+            return TrialNoise("fresh", 0)
+        return TrialNoise("bridge", solver.rejected_points)

@@ -1,0 +1,203 @@
+"""What every executor is given, checked once: state, ids, clamp, noise, hook.
+
+Messages begin with the name of the public function that was called (`who`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffast import ops
+from diffast.executors.results import Info
+from diffast.plan import Plan
+
+# Where fresh noise may come from. A callable gives the normals of a stage.
+NOISES = ("counter", "path", "bridge", "redraw")
+
+OnX0 = Callable[[torch.Tensor, Info], torch.Tensor]
+Clamp = tuple[float, float]
+
+
+def check_schedules(who: str, plan: Plan, denoiser: Any) -> None:
+    """Raises ValueError if plan and denoiser are for different schedules."""
+    if plan.schedule != denoiser.schedule:
+        raise ValueError(
+            f"{who}: the plan is for {plan.schedule} but the denoiser for {denoiser.schedule}"
+        )
+
+
+def state_like(
+    who: str, denoiser: Any, shape: Sequence[int] | None, x: torch.Tensor | None, device: Any
+) -> tuple[tuple[int, ...], torch.device, torch.dtype]:
+    """Returns shape, device and dtype of the state, from what a run was given.
+
+    Raises:
+        ValueError: what disagrees.
+    """
+    if x is None:
+        if shape is None:
+            raise ValueError(f"{who}: neither shape nor x is given, but one is needed")
+        shape = tuple(int(n) for n in shape)
+        if len(shape) < 1 or min(shape) < 0:
+            raise ValueError(f"{who}: shape is {list(shape)} but [B, ...] is needed")
+        place = denoiser.device() if device is None else torch.device(device)
+        return shape, place, torch.float32
+    if not isinstance(x, torch.Tensor):
+        raise ValueError(f"{who}: x is a {type(x).__name__} but the initial state is a tensor")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{who}: x is {x.dtype} but the state is float32 or float64")
+    if x.dim() < 1:
+        raise ValueError(f"{who}: x has no batch dimension, but [B, ...] is needed")
+    if shape is not None and tuple(shape) != tuple(x.shape):
+        raise ValueError(f"{who}: shape is {list(shape)} but x has {list(x.shape)}")
+    if not bool(x.isfinite().all()):
+        bad = int((~x.isfinite()).nonzero()[0, 0])
+        raise ValueError(f"{who}: x must be finite but sample {bad} is not")
+    place = x.device if device is None else torch.device(device)
+    return tuple(x.shape), place, x.dtype
+
+
+def ids_of(who: str, ids: Any, batch: int, device: torch.device) -> torch.Tensor:
+    """Returns the ids as int64 [B] on the device.
+
+    Raises:
+        ValueError: what disagrees.
+    """
+    if ids is None:
+        return torch.arange(batch, dtype=torch.int64, device=device)
+    try:
+        given = torch.as_tensor(ids)
+    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{who}: ids must be integers of 64 bits, signed: {error}") from None
+    whole = not given.dtype.is_floating_point and not given.dtype.is_complex
+    if given.numel() and not (whole and given.dtype != torch.bool):
+        raise ValueError(f"{who}: ids are {given.dtype} but integers are needed")
+    if tuple(given.shape) != (batch,):
+        raise ValueError(f"{who}: ids are {list(given.shape)} but there are {batch} samples")
+    return given.to(device=device, dtype=torch.int64).contiguous()
+
+
+def limits_of(who: str, clamp: Clamp | None) -> list[float]:
+    """Returns the clamp as the ops take it.
+
+    Raises:
+        ValueError: what disagrees.
+    """
+    if clamp is None:
+        return []
+    low, high = (float(limit) for limit in clamp)
+    if not (np.isfinite([low, high]).all() and low < high):
+        raise ValueError(f"{who}: clamp is ({low:g}, {high:g}) but must be finite and in order")
+    return [low, high]
+
+
+def check_noise(who: str, noise: Any, refused: dict[str, str]) -> Any:
+    """Returns where fresh noise comes from: a name of NOISES, or a callable.
+
+    Args:
+        who: the public function.
+        noise: what the caller asks for.
+        refused: why names of NOISES, or "callable", cannot be had here.
+
+    Raises:
+        ValueError: another name; one that cannot be had, and why.
+    """
+    if isinstance(noise, torch.Tensor):
+        raise ValueError(
+            f"{who}: noise is a tensor, but noise says where fresh noise comes from "
+            f"({', '.join(NOISES)} or a callable): the initial state is x="
+        )
+    kind = "callable" if callable(noise) else noise
+    if kind != "callable" and kind not in NOISES:
+        raise ValueError(
+            f"{who}: noise is {noise!r} but must be one of {', '.join(NOISES)} or a callable"
+        )
+    if kind in refused:
+        named = "a callable" if callable(noise) else repr(noise)
+        raise ValueError(f"{who}: noise is {named} but {refused[kind]}")
+    return noise
+
+
+def refuse(who: str, **given: tuple[Any, str]) -> None:
+    """Raises ValueError for an argument that is given although this function has no use for it.
+
+    Args:
+        who: the public function.
+        given: (value, why it cannot be had here) by the argument's name.
+    """
+    for name, (value, why) in given.items():
+        if value is not None and value is not False:
+            raise ValueError(f"{who}: {name} is given but {why}")
+
+
+def hooked(who: str, on_x0: OnX0, x0: torch.Tensor, info: Info) -> torch.Tensor:
+    """Returns what the hook makes of the x0 estimate [B, ...].
+
+    Raises:
+        ValueError: if it returns no tensor of that shape.
+    """
+    changed = on_x0(x0, info)
+    if not isinstance(changed, torch.Tensor) or changed.shape != x0.shape:
+        got = list(changed.shape) if isinstance(changed, torch.Tensor) else type(changed).__name__
+        raise ValueError(f"{who}: on_x0 was given {list(x0.shape)} but returned {got}")
+    return changed
+
+
+def put_initial(
+    state: torch.Tensor, x: torch.Tensor | None, scale: float, seed: int, ids: torch.Tensor
+) -> None:
+    """Writes the initial state: x, or the package's normals times `scale`."""
+    if x is None:
+        ops.normal_out(ids, seed, ops.INITIAL_NOISE, scale, state)
+    else:
+        state.copy_(x)
+
+
+def put_opening(
+    state: torch.Tensor,
+    opening: tuple[float, float] | None,
+    seed: int,
+    ids: torch.Tensor,
+    given: Callable[[], torch.Tensor] | None = None,
+) -> None:
+    """Moves the initial state to where the first network call stands, in place.
+
+    Args:
+        state: [B, ...].
+        opening: weights (keep, fresh) of a lowered plan; None: nothing is to be done.
+        seed: folded.
+        ids: [B] int64.
+        given: returns the normals, in place of the package's own.
+    """
+    if opening is None:
+        return
+    keep, fresh = opening
+    if fresh and given is not None:
+        ops.combine_out([state, given()], [keep, fresh], [state])
+    else:
+        noise = [fresh] if fresh else []
+        ops.combine_out([state], [keep], [state], None, ops.OPENING_NOISE, noise, seed, ids)
+
+
+class _NoBar:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def update(self, count=1):
+        return None
+
+
+def progress_bar(total: int, name: str, unit: str, wanted: bool) -> Any:
+    """Returns tqdm's bar on stderr, or something with its `update` that shows nothing."""
+    if not wanted:
+        return _NoBar()
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=name, unit=unit)

@@ -1,0 +1,128 @@
+"""Triangular Anderson mixing: the next points from the sweeps of several rounds.
+
+Let G_t be the points that the sweep of round t made of its points x_t, and f_t = G_t - x_t. The
+next points are
+
+    G_t - sum_i gamma_i (G_{t-i+1} - G_{t-i}),
+    gamma = argmin |f_t - sum_i gamma_i (f_{t-i+1} - f_{t-i})|^2
+
+where the minimum for stage n runs over the stages up to n, so later stages have no influence (Tang
+et al. 2024, "Accelerating parallel sampling of diffusion models", section 4). The first point of a
+window is G_t itself, so each round settles at least one stage.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from diffast import ops
+
+# Ridge relative to the mean diagonal of the Gram matrix. It keeps gamma small where differences
+# hardly differ.
+_RIDGE = 1e-3
+
+
+class Mixing:
+    """The last rounds' points, and the weights by which they are mixed.
+
+    Args:
+        memory: how many rounds before the present one are mixed in, 1 to 3.
+    """
+
+    def __init__(self, memory: int):
+        """Begins with no round."""
+        self.memory = memory
+        self.rounds: list[tuple[torch.Tensor, torch.Tensor]] = []  # (x, G), the present one first
+        self.spare: list[torch.Tensor] = []
+        self.weights: dict[tuple[int, int], torch.Tensor] = {}  # of f_t and the differences
+
+    def note(self, x: torch.Tensor, made: torch.Tensor) -> torch.Tensor | None:
+        """Notes a round; returns the inner products of f_t and the differences, [rows, pairs].
+
+        Args:
+            x: [rows, ...] the points of the round.
+            made: [rows, ...] what its sweep made of them.
+        """
+        self.rounds.insert(0, (x, made))
+        for pair in self.rounds[self.memory + 1 :]:
+            self.spare += pair
+        del self.rounds[self.memory + 1 :]
+        count = len(self.rounds)
+        if count == 1:
+            return None
+        sums = torch.empty((len(x), count * (count + 1) // 2), dtype=torch.float64, device=x.device)
+        ops.gram([tensor for pair in self.rounds for tensor in pair], self._weights(x), sums)
+        return sums
+
+    def _weights(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the weights of f_t and the differences over all points, [rows, m', 2 m']."""
+        count = len(self.rounds)
+        if (len(x), count) not in self.weights:
+            weights = torch.zeros((len(x), count, 2 * count), dtype=torch.float64)
+            for i in range(count):
+                newer = 2 * max(i - 1, 0)
+                weights[:, i, newer : newer + 2] = torch.tensor([-1.0, 1.0])
+                if i:
+                    weights[:, i, 2 * i : 2 * i + 2] = torch.tensor([1.0, -1.0])
+            self.weights[len(x), count] = weights.to(x.device)
+        return self.weights[len(x), count]
+
+    def gammas(self, sums: np.ndarray, ages: np.ndarray) -> np.ndarray:
+        """Returns gamma of each stage of a window, [w, m'].
+
+        Args:
+            sums: [w, pairs] inner products of the window's rows.
+            ages: [w] rounds that each row has been at its stage, the present one included.
+        """
+        count = len(self.rounds)
+        upper = np.triu_indices(count)
+        gram = np.zeros((len(sums), count, count))
+        gram[:, upper[0], upper[1]] = gram[:, upper[1], upper[0]] = sums
+        known = ages[:, None] > np.arange(count)  # [w, m' + 1]
+        gram *= known[:, :, None] * known[:, None, :]
+        gram = np.cumsum(gram, axis=0)
+        left, right = gram[:, 1:, 1:].copy(), gram[:, 1:, 0]
+        middle = np.trace(left, axis1=1, axis2=2) / (count - 1)
+        left += (_RIDGE * middle + 1e-30)[:, None, None] * np.eye(count - 1)
+        with np.errstate(all="ignore"):
+            found = np.linalg.solve(left, right[..., None])[..., 0]
+        return np.where(np.isfinite(found) & known[:, 1:], found, 0.0)
+
+    def table(self, gammas: np.ndarray) -> np.ndarray:
+        """Returns the weights of the rounds' sweeps in the next points, [rows, 1, m' + 1].
+
+        Args:
+            gammas: [rows, m'], 0 for rows whose next point is the sweep's.
+        """
+        weights = np.zeros((len(gammas), 1, len(self.rounds)))
+        weights[:, 0, 0] = 1.0
+        weights[:, 0, :-1] -= gammas
+        weights[:, 0, 1:] += gammas
+        return weights
+
+    def mix(self, table: torch.Tensor) -> torch.Tensor:
+        """Returns the next points, [rows, ...].
+
+        Args:
+            table: the weights of the rounds' sweeps, on the device.
+        """
+        made = [pair[1] for pair in self.rounds]
+        out = self.spare.pop() if self.spare else torch.empty_like(made[0])
+        ops.combine_table_out(made, table, None, None, [], [out], None)
+        return out
+
+    def take(self, like: torch.Tensor) -> torch.Tensor:
+        """Returns a buffer for the next sweep."""
+        return self.spare.pop() if self.spare else torch.zeros_like(like)
+
+    def select(self, index: torch.Tensor) -> None:
+        """Keeps the given rows, in that order."""
+        self.rounds = [(x.index_select(0, index), g.index_select(0, index)) for x, g in self.rounds]
+        self.spare, self.weights = [], {}
+
+    def clear(self, rows: torch.Tensor) -> None:
+        """Sets the given rows to zero."""
+        for pair in self.rounds:
+            for points in pair:
+                points.index_fill_(0, rows, 0.0)

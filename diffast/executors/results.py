@@ -1,0 +1,124 @@
+"""What runs return, what their hooks and callbacks see, and the errors that carry a result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+
+# The status of a sample that is fine. Another status is the number of the network call, from 0,
+# after which the sample failed.
+FINE = -1
+
+
+@dataclass(frozen=True)
+class Result:
+    """What every run returns.
+
+    Attributes:
+        x: the samples [B, ...], of the state's dtype; NaN for a sample that failed.
+        nfe: network calls of each sample, [B] int64. A guided call of both branches counts once.
+        status: [B] int64: -1 for a sample that is fine, else the number of the network call, from
+            0, after which it failed.
+        completed: False if the callback stopped the run; x then holds what its class says.
+    """
+
+    x: torch.Tensor
+    nfe: torch.Tensor
+    status: torch.Tensor
+    completed: bool
+
+    @property
+    def fine(self) -> torch.Tensor:
+        """Returns whether each sample is fine, [B] bool."""
+        return self.status == FINE
+
+    def with_blanks(self) -> Any:
+        """Returns the result with NaN in the rows of failed samples."""
+        failed = ~self.fine
+        if not bool(failed.any()):
+            return self
+        x = self.x.clone()
+        x[failed] = torch.nan
+        return replace(self, x=x)
+
+
+@dataclass(frozen=True)
+class Samples(Result):
+    """What `df.sample` returns: a `Result`.
+
+    After an interruption x is the last x0 estimate.
+    """
+
+
+class Info(NamedTuple):
+    """What a hook is told of the x0 estimate [B, ...] that it is given.
+
+    Attributes:
+        stage: number of the network call, from 0: an int where all samples stand at one stage, else
+            [B] int64.
+        time: model times of the call, [B].
+        ids: [B] int64, which tell the samples apart when rows leave the batch.
+    """
+
+    stage: int | torch.Tensor
+    time: torch.Tensor
+    ids: torch.Tensor
+
+
+class Progress(NamedTuple):
+    """What a callback sees after each round of the loop. Tensors are live buffers: clone to keep.
+
+    Attributes:
+        stage: number of the round, from 0; of `df.sample` that of the network call.
+        stages: how many there are; None where that is not known before.
+        time: model time of the call: a number, or [B] where every sample has its own.
+        x0: the x0 estimates [B, ...] after a clamp or hook; None where none is computed.
+        x: the states [B, ...]; after the last round the samples.
+    """
+
+    stage: int
+    stages: int | None
+    time: float | torch.Tensor
+    x0: torch.Tensor | None
+    x: torch.Tensor
+
+
+class FailedSamples(Exception):
+    """Some samples of a run failed; the others are fine and in `result`.
+
+    Attributes:
+        result: what the run would have returned with `throw=False`.
+        status: [B] int64, see `Result`.
+    """
+
+    def __init__(self, message: str, result: Any):
+        """Keeps the result."""
+        super().__init__(message)
+        self.result = result
+
+    @property
+    def status(self) -> torch.Tensor:
+        """Returns [B] int64, see `Result`."""
+        return self.result.status
+
+
+class NonFiniteError(FailedSamples, FloatingPointError):
+    """The network's output, or a state made of it, is not finite for some samples."""
+
+
+class StepLimitError(FailedSamples, RuntimeError):
+    """Some samples met a limit of an adaptive run: the least step, or the most calls."""
+
+
+def describe(failed: Sequence[tuple[int, int, str]]) -> str:
+    """Returns the failed samples in words.
+
+    Args:
+        failed: (row, id, what happened) of each.
+    """
+    shown = ", ".join(f"{row} (id {number}): {what}" for row, number, what in failed[:8])
+    more = f" and {len(failed) - 8} more" if len(failed) > 8 else ""
+    return f"{shown}{more}"

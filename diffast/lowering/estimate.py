@@ -1,0 +1,46 @@
+"""The x0 estimate written out over what the network was given and what it answered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Names of the network's answers, and of the x0 estimate where it is a tensor of its own.
+COND, UNCOND, X0 = "cond", "uncond", "x0"
+
+
+def estimate_row(a: Any, b: Any, scale: Any, x: str = "x") -> dict[str, Any]:
+    """Returns the row of d = a x + b (scale cond + (1 - scale) uncond).
+
+    An answer whose weight is 0 by a scale of 0.0 or 1.0 has no column: the network is not asked
+    for it.
+
+    Args:
+        a: weight of the network's input in the estimate: a number, or an array of any module.
+        b: weight of the guided answer, of the same kind.
+        scale: guidance scale: a float that is the same everywhere, or an array.
+        x: the name of the network's input.
+    """
+    row = {x: a}
+    if not isinstance(scale, float) or scale != 0.0:
+        row[COND] = b * scale
+    if not isinstance(scale, float) or scale != 1.0:
+        row[UNCOND] = b * (1.0 - scale)
+    return row
+
+
+def written_out(row: dict[str, Any], estimate: dict[str, Any], d: str = "d") -> dict[str, Any]:
+    """Returns a row in which the estimate d is replaced by the row that makes it.
+
+    Args:
+        row: weights by column.
+        estimate: weights by column of the estimate: `estimate_row`, or {X0: 1.0} where the estimate
+            is a tensor of its own, or the clamped row of the same call.
+        d: the name of the estimate's column.
+    """
+    if d not in row:
+        return row
+    row = dict(row)
+    weight = row.pop(d)
+    for name, part in estimate.items():
+        row[name] = row.get(name, 0.0) + weight * part
+    return row

@@ -1,0 +1,61 @@
+"""Where remembered entries live: slots, given out and freed stage by stage."""
+
+from __future__ import annotations
+
+from diffast.lowering.silent import Rows
+from diffast.plan.registers import NEW, H
+
+
+def slot_name(number: int) -> str:
+    """Returns the name of a slot's tensor."""
+    return f"slot{number}"
+
+
+class Slots:
+    """Which slot holds the entry of which stage."""
+
+    def __init__(self, last_use: dict[int, int]):
+        """Begins with no entry.
+
+        Args:
+            last_use: the last stage that reads a stage's entry, by the stage that made it.
+        """
+        self.last_use, self.count = last_use, 0
+        self._holds: dict[int, int] = {}  # stage -> slot, the oldest entry first
+        self._free: list[int] = []
+        self._numbers: dict[int, int] = {}  # stage -> how many entries there were before its own
+
+    def columns(self) -> dict[int, str]:
+        """Returns the tensors' names by the age of their entry."""
+        made = len(self._numbers)
+        return {made - self._numbers[i]: slot_name(slot) for i, slot in self._holds.items()}
+
+    def held(self) -> tuple[int, ...]:
+        """Returns the slots that hold entries, the oldest first."""
+        return tuple(self._holds.values())
+
+    def take(self, i: int) -> int:
+        """Frees what stage i reads last; returns the slot of its entry, -1 if nobody reads it."""
+        # An entry that is read for the last time may be overwritten by the same call.
+        for stage in [s for s in self._holds if self.last_use[s] == i]:
+            self._free.append(self._holds.pop(stage))
+        self._numbers[i] = len(self._numbers)
+        if i not in self.last_use:
+            return -1
+        slot = self._free.pop() if self._free else self.count
+        self.count = max(self.count, slot + 1)
+        self._holds[i] = slot
+        return slot
+
+
+def last_uses(stages: list[Rows]) -> dict[int, int]:
+    """Returns the last stage that reads a stage's entry, by the stage that made it."""
+    made: list[int] = []
+    last = {}
+    for i, rows in enumerate(stages):
+        for column in set().union(*rows.values()):
+            if column[0] == "h" and column != NEW:
+                last[made[-int(column[1:])]] = i
+        if rows.get(H):
+            made.append(i)
+    return last

@@ -1,0 +1,96 @@
+"""Classifier-free guidance: its scale at each time, and the conditions of its branches.
+
+A network call is made on the branch "cond" (B rows), on the branch "uncond" (B rows), or on "both"
+(2B rows, the conditional ones first).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def scales_at(
+    guidance: float | Callable[[float], float], times: np.ndarray, unconditional: bool
+) -> np.ndarray:
+    """Returns the guidance scale at each model time, [S] float64.
+
+    Args:
+        guidance: the scale, or a function of the model time that returns it.
+        times: [S] model times.
+        unconditional: whether there are conditions for the unconditional branch.
+
+    Raises:
+        ValueError: if a scale is not finite, or needs an unconditional branch that is not there.
+    """
+    if callable(guidance):
+        scales = np.array([float(guidance(float(t))) for t in times], dtype=np.float64)
+    else:
+        scales = np.full(len(times), float(guidance))
+    if not np.isfinite(scales).all():
+        i = int(np.argmin(np.isfinite(scales)))
+        raise ValueError(f"Denoiser: guidance is {scales[i]} at t = {times[i]:g}")
+    if not unconditional and (scales != 1.0).any():
+        scale = scales[scales != 1.0][0]
+        raise ValueError(
+            f"Denoiser: guidance is {scale:g} but there are no unconditional conditions"
+        )
+    return scales
+
+
+def arguments_of(
+    conditions: Mapping[str, Any],
+    unconditional: Mapping[str, Any],
+    batch: int,
+    device: torch.device,
+    branch: str,
+) -> dict[str, Any]:
+    """Returns the conditions as a network call on that branch takes them.
+
+    Args:
+        conditions: named arguments; a tensor has B rows, or 1 that is repeated.
+        unconditional: the same names for the unconditional branch.
+        batch: number of samples B.
+        device: where the state is.
+        branch: "cond", "uncond" or "both".
+
+    Raises:
+        ValueError: for a tensor whose first axis is neither the batch nor 1, or a condition that is
+            no tensor and differs between the branches of one call.
+    """
+    if branch == "cond":
+        return {k: _rows(k, v, batch, device) for k, v in conditions.items()}
+    blank = {k: _rows(k, v, batch, device) for k, v in unconditional.items()}
+    if branch == "uncond":
+        return blank
+    both = {}
+    for name, value in conditions.items():
+        value, other = _rows(name, value, batch, device), blank[name]
+        if isinstance(value, torch.Tensor) and isinstance(other, torch.Tensor):
+            if value.shape[1:] != other.shape[1:]:
+                raise ValueError(
+                    f"Denoiser: condition {name!r} has shape {list(value.shape)} but "
+                    f"{list(other.shape)} for the unconditional branch"
+                )
+            both[name] = torch.cat([value, other.to(value.dtype)])
+        elif value is other or (type(value) is type(other) and value == other):
+            both[name] = value
+        else:
+            raise ValueError(
+                f"Denoiser: condition {name!r} differs between the cfg branches of one batched "
+                "call but is no tensor"
+            )
+    return both
+
+
+def _rows(name: str, value: Any, batch: int, device: torch.device) -> Any:
+    if not isinstance(value, torch.Tensor) or value.dim() == 0:
+        return value
+    if value.shape[0] not in (1, batch):
+        raise ValueError(
+            f"Denoiser: condition {name!r} has {value.shape[0]} rows but there are {batch} samples"
+        )
+    return value.to(device).expand(batch, *value.shape[1:])

@@ -1,0 +1,91 @@
+"""The tensor in what a network returned: a tensor, a tuple, a dict, or an object with fields."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+
+from diffast.model.prediction import PREDICTIONS
+
+
+def tensor_of(output: Any, predicts: str | None = None, who: str = "Denoiser") -> torch.Tensor:
+    """Returns the one tensor that the network answered with.
+
+    A tensor is returned as it is. Of a tuple or list it is the first tensor. Of an object with
+    `.sample`, as diffusers' outputs are, it is that. Of a dict (a dataclass and a named tuple count
+    as one) it is the entry "sample"; else the one called "pred" or after the prediction type ("x0",
+    "denoised", "eps", ...); else the only tensor.
+
+    Args:
+        output: what the network returned.
+        predicts: the prediction type. A dict whose only known entry is of another type is refused;
+            None: any type's name is known.
+        who: the class that called the network, for the message.
+
+    Raises:
+        ValueError: where there is no such tensor, or more than one.
+    """
+    # The common kinds first: this runs after every network call.
+    if isinstance(output, torch.Tensor):
+        return output
+    if type(output) is tuple and output and isinstance(output[0], torch.Tensor):
+        return output[0]
+    sample = getattr(output, "sample", None)
+    if isinstance(sample, torch.Tensor):
+        return sample
+    if isinstance(output, (tuple, list)) and not hasattr(output, "_fields"):
+        first = next((item for item in output if isinstance(item, torch.Tensor)), None)
+        if first is None:
+            kinds = ", ".join(type(item).__name__ for item in output)
+            raise ValueError(
+                f"{who}: the network returned a {type(output).__name__} of ({kinds}), but no "
+                "tensor is among them"
+            )
+        return first
+    fields = _fields(output)
+    if fields is not None:
+        return _entry(fields, type(output).__name__, predicts, who)
+    raise ValueError(
+        f"{who}: the network returned a {type(output).__name__}, but a tensor is needed, or a "
+        "tuple, a dict or an object with .sample that holds one"
+    )
+
+
+def _fields(output: Any) -> dict[str, Any] | None:
+    if isinstance(output, Mapping):
+        return dict(output)
+    if isinstance(output, tuple):  # a named one
+        return dict(zip(getattr(output, "_fields", ()), output, strict=True))
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    return None
+
+
+@cache
+def _names(predicts: str | None) -> tuple[set[str], set[str]]:
+    """Returns the names of an entry that holds this prediction, and those that hold another."""
+    every = {key for kind in PREDICTIONS.values() for key in kind.keys}
+    own = every if predicts is None else {*PREDICTIONS[predicts].keys}
+    return {"pred", *own}, every - own
+
+
+def _entry(fields: dict[str, Any], kind: str, predicts: str | None, who: str) -> torch.Tensor:
+    tensors = {name: value for name, value in fields.items() if isinstance(value, torch.Tensor)}
+    if "sample" in tensors:
+        return tensors["sample"]
+    known, foreign = _names(predicts)
+    found = [name for name in tensors if name in known]
+    if not found and len(tensors) == 1:
+        found = [name for name in tensors if name not in foreign]
+    if len(found) == 1:
+        return tensors[found[0]]
+    for_type = "" if predicts is None else f" for predicts={predicts!r}"
+    why = f"{' and '.join(map(repr, found))} could each be it" if found else "none of them is it"
+    raise ValueError(
+        f"{who}: the network returned a {kind} with the entries {sorted(map(str, fields))}, but "
+        f"one tensor is needed{for_type} and {why}: wrap the network so that it returns the tensor"
+    )

@@ -1,0 +1,1 @@
+"""Increments of one fixed Brownian path per sample."""

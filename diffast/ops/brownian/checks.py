@@ -1,0 +1,59 @@
+"""What `brownian` refuses."""
+
+import torch
+
+from diffast.ops.checks import Beside, check, dtype_text, overlap, shape_text
+from diffast.ops.schema import MAX_DEPTH
+
+
+def check_brownian_out(
+    streams, nodes, weights, depth, last, increment, value=None, pointers=True
+) -> None:
+    """Refuses a bad call of `brownian.out` (`pointers`: its tensors have real memory)."""
+    check(
+        1 <= depth <= MAX_DEPTH,
+        f"brownian: depth {depth} but 1 to {MAX_DEPTH} are supported",
+    )
+    check(
+        increment.dtype in (torch.float32, torch.float64),
+        f"brownian: increment has dtype {dtype_text(increment)} but float32 or float64 is needed",
+    )
+    check(
+        increment.dim() > 0,
+        "brownian: increment has no batch dimension but [samples, ...] is needed",
+    )
+    samples = increment.shape[0]
+    beside = Beside("brownian", "increment", increment)
+    beside.numbers("streams", streams, torch.int64, [samples, 3])
+    beside.numbers("nodes", nodes, torch.int64, [samples, 2])
+    beside.numbers("weights", weights, torch.float64, [samples, 2])
+    for name, t in (("increment", increment), ("last", last), ("value", value)):
+        if t is None:
+            continue
+        check(
+            t.shape == increment.shape and t.dtype == increment.dtype,
+            f"brownian: {name} is {dtype_text(t)} {shape_text(t)} but increment is "
+            f"{dtype_text(increment)} {shape_text(increment)}",
+        )
+        beside._replace(does="walks").place(name, t)
+    if pointers:
+        _check_overlap(last, increment, value)
+
+
+def _check_overlap(last, increment, value) -> None:
+    """Refuses outputs that share memory; `last` may be an output itself."""
+    check(
+        value is None or not overlap(value, increment),
+        "brownian: value overlaps increment but both are written",
+    )
+    if last is None:
+        return
+    for name, out in (("increment", increment), ("value", value)):
+        same = out is None or last.data_ptr() == out.data_ptr()
+        check(
+            same or not overlap(last, out),
+            f"brownian: {name} overlaps last without being the same tensor",
+        )
+
+
+CHECKS = {"brownian.out": check_brownian_out}

@@ -1,0 +1,195 @@
+"""What `combine` refuses. Every function has the arguments of one form of the op (schema.py).
+
+`pointers` says whether the tensors have real memory, of which parts may overlap.
+"""
+
+import math
+
+import torch
+
+from diffast.ops.checks import (
+    Beside,
+    check,
+    check_dtype,
+    check_limits,
+    check_word,
+    overlap,
+    same_tensor,
+    shape_text,
+)
+from diffast.ops.schema import MAX_INPUTS, MAX_NOISES, MAX_ROWS
+
+
+def check_combine(xs, weights, noise, seed, stage, ids, clamp) -> int:
+    """Refuses a bad call with host weights; returns its number of rows."""
+    check_limits("combine", clamp)
+    rows = _count_rows(len(xs), len(weights), bool(clamp))
+    _check_inputs(xs, rows)
+    _check_host_weights(weights, noise, rows, bool(clamp))
+    check_word("combine", stage)
+    if noise:
+        _need_batch(xs[0], "noise")
+    if ids is not None:
+        samples = xs[0].shape[0] if xs[0].dim() else 1
+        Beside("combine", "xs[0]", xs[0]).numbers("ids", ids, torch.int64, [samples])
+    return rows
+
+
+def check_combine_out(
+    xs, weights, outs, status=None, stage=0, noise=(), seed=0, ids=None, clamp=(), pointers=True
+) -> int:
+    """Refuses a bad call of `combine.out`; returns its number of rows."""
+    rows = check_combine(xs, weights, noise, seed, stage, ids, clamp)
+    check_outputs(xs, outs, rows, bool(clamp), status, pointers)
+    return rows
+
+
+def check_table(xs, weights, noise, streams, clamp) -> int:
+    """Refuses a bad call with a table of weights; returns its number of rows."""
+    check_limits("combine", clamp)
+    check(
+        weights.dim() == 3,
+        f"combine: the table has shape {shape_text(weights)} but [samples, rows, columns] is "
+        "needed",
+    )
+    rows = weights.shape[1]
+    check(
+        rows > 0,
+        f"combine: the table has shape {shape_text(weights)} but at least 1 row is needed",
+    )
+    _check_inputs(xs, rows)
+    _need_batch(xs[0], "a table of weights")
+    samples, columns = xs[0].shape[0], len(xs) + bool(clamp)
+    beside = Beside("combine", "xs[0]", xs[0])
+    beside.numbers("the table", weights, torch.float64, [samples, rows, columns])
+    if noise is not None:
+        check(
+            noise.dim() == 3 and 1 <= noise.shape[2] <= MAX_NOISES,
+            f"combine: the noise table has shape {shape_text(noise)} but [samples, rows, 1 or 2] "
+            "is needed",
+        )
+        shape = [samples, rows, noise.shape[2]]
+        beside.numbers("the noise table", noise, torch.float64, shape)
+        check(
+            streams is not None,
+            "combine: a noise table is given but no streams (seed, id, stage)",
+        )
+    if streams is not None:
+        beside.numbers("streams", streams, torch.int64, [samples, 3])
+    return rows
+
+
+def check_table_out(xs, weights, noise, streams, clamp, outs, status, pointers=True) -> int:
+    """Refuses a bad call of `combine.table_out`; returns its number of rows."""
+    rows = check_table(xs, weights, noise, streams, clamp)
+    check_outputs(xs, outs, rows, bool(clamp), status, pointers)
+    check_status_streams(status, streams)
+    return rows
+
+
+def check_outputs(xs, outs, rows: int, clamp: bool, status, pointers: bool) -> None:
+    """Refuses outputs that do not match the rows, or that overlap."""
+    hidden = rows - len(outs)
+    check(hidden == 0 or (hidden == 1 and clamp), f"combine: {rows} rows but {len(outs)} outs")
+    for r, out in enumerate(outs):
+        _check_state(f"outs[{r}]", out, xs[0])
+    if pointers:
+        _check_overlap(xs, outs, hidden)
+    if status is not None:
+        _need_batch(xs[0], "status")
+        beside = Beside("combine", "xs[0]", xs[0])
+        beside.numbers("status", status, torch.int64, [xs[0].shape[0]])
+
+
+def check_status_streams(status, streams) -> None:
+    """Refuses a status without the streams that hold the stage to report."""
+    check(
+        status is None or streams is not None,
+        "combine: status is given but no streams, which hold the stage to report",
+    )
+
+
+def _check_state(name: str, t: torch.Tensor, first: torch.Tensor) -> None:
+    check_dtype("combine", name, t)
+    check(
+        t.shape == first.shape,
+        f"combine: {name} has shape {shape_text(t)} but xs[0] has shape {shape_text(first)}",
+    )
+    Beside("combine", "xs[0]", first).place(name, t)
+
+
+def _check_inputs(xs: list[torch.Tensor], rows: int) -> None:
+    check(len(xs) > 0, "combine: xs is empty but at least 1 input is needed")
+    check(
+        len(xs) <= MAX_INPUTS,
+        f"combine: {len(xs)} inputs but at most {MAX_INPUTS} are supported",
+    )
+    check(rows <= MAX_ROWS, f"combine: {rows} rows but at most {MAX_ROWS} are supported")
+    for k, x in enumerate(xs):
+        _check_state(f"xs[{k}]", x, xs[0])
+
+
+def _count_rows(inputs: int, weights: int, clamp: bool) -> int:
+    """Returns the number of rows that the flat list of weights holds."""
+    if inputs == 0:
+        return 1
+    columns = inputs + clamp
+    check(
+        weights > 0 and weights % columns == 0,
+        f"combine: {inputs} inputs{' and a clamped row' if clamp else ''} but {weights} weights, "
+        "which is not a whole number of rows",
+    )
+    return weights // columns
+
+
+def _need_batch(first: torch.Tensor, what: str) -> None:
+    check(first.dim() > 0, f"combine: xs[0] has no batch dimension but {what} needs one")
+
+
+def _check_host_weights(weights: list[float], noise: list[float], rows: int, clamp: bool) -> None:
+    columns = len(weights) // rows
+    for i, weight in enumerate(weights):
+        check(
+            math.isfinite(weight),
+            f"combine: the weight of row {i // columns}, column {i % columns} is {weight:g} but "
+            "weights must be finite",
+        )
+    if clamp:
+        check(
+            weights[columns - 1] == 0,
+            "combine: row 0 is the clamped row but gives itself the weight "
+            f"{weights[columns - 1]:g}",
+        )
+    check(
+        len(noise) % rows == 0 and len(noise) <= rows * MAX_NOISES,
+        f"combine: {rows} rows but {len(noise)} noise weights (0, 1 or 2 a row)",
+    )
+    for i, weight in enumerate(noise):
+        check(
+            math.isfinite(weight),
+            f"combine: the noise weight of row {i // (len(noise) // rows)} is {weight:g} but "
+            "weights must be finite",
+        )
+
+
+def _check_overlap(xs, outs, hidden: int) -> None:
+    for r, out in enumerate(outs):
+        for k, x in enumerate(xs):
+            check(
+                same_tensor(x, out) or not overlap(x, out),
+                f"combine: the output of row {r + hidden} overlaps xs[{k}] without being the same "
+                "tensor",
+            )
+        for s in range(r):
+            check(
+                not overlap(outs[s], out),
+                f"combine: the output of row {r + hidden} overlaps the output of row {s + hidden}",
+            )
+
+
+CHECKS = {
+    "combine": check_combine,
+    "combine.out": check_combine_out,
+    "combine.table": check_table,
+    "combine.table_out": check_table_out,
+}

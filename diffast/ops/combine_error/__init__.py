@@ -1,0 +1,1 @@
+"""The rows of `combine` and the scaled norm of an error row."""

@@ -1,0 +1,1 @@
+"""Inner products of rows that are never stored."""

@@ -1,0 +1,22 @@
+"""What `gram` refuses beyond a bad table of weights."""
+
+import torch
+
+from diffast.ops.checks import Beside, check
+from diffast.ops.combine.checks import check_table
+from diffast.ops.schema import MAX_GRAM_INPUTS, MAX_GRAM_ROWS
+
+
+def check_gram(xs, weights, sums, pointers=True) -> None:
+    """Refuses a bad call of `gram`. Its tensors are not compared by address (`pointers`)."""
+    rows = check_table(xs, weights, None, None, [])
+    check(
+        len(xs) <= MAX_GRAM_INPUTS and rows <= MAX_GRAM_ROWS,
+        f"gram: {len(xs)} inputs and {rows} rows but at most {MAX_GRAM_INPUTS} and "
+        f"{MAX_GRAM_ROWS} are supported",
+    )
+    shape = [xs[0].shape[0], rows * (rows + 1) // 2]
+    Beside("gram", "xs[0]", xs[0]).numbers("sums", sums, torch.float64, shape)
+
+
+CHECKS = {"gram": check_gram}

@@ -1,0 +1,46 @@
+"""What the Triton kernels of all ops share: a launch's grid and its arguments.
+
+Triton serves CUDA where the compiled kernels are missing. Each op's Triton function has the
+arguments of its reference. Most ops hand float64 tensors to the reference: Triton takes a number
+given by the host as float32. Every launch switches the fusion of products and sums off
+(`enable_fp_fusion=False`), so that results equal those of the other backends to the last bit.
+
+Prefixes of names in kernels: p_ pointer, b_ values of a block, o_ offsets, m_ mask, i_ index.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+# A thread takes four elements, because one Philox block is four normals: then a thread computes the
+# normals of its own elements, and the kernels exchange nothing through shared memory.
+LARGE_BLOCK, SMALL_BLOCK = 512, 128
+
+
+@triton.jit
+def word_at(number, shift: tl.constexpr):
+    """Returns 32 bits of an integer, from bit `shift` on, as uint32."""
+    return (number >> shift).to(tl.uint32)
+
+
+def int32(word: int) -> int:
+    """Returns the lowest 32 bits as a signed integer, which Triton takes as int32 always."""
+    return ((word & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
+
+
+def grid_of(samples: int, elements: int) -> tuple[tuple[int], dict]:
+    """Returns the grid and the launch's options."""
+    block, warps = (LARGE_BLOCK, 4) if elements > SMALL_BLOCK else (SMALL_BLOCK, 1)
+    grid = (samples * triton.cdiv(elements, block),)
+    return grid, {"BLOCK": block, "num_warps": warps, "enable_fp_fusion": False}
+
+
+def split_batch(x: torch.Tensor) -> tuple[int, int]:
+    """Returns the number of samples, and that of one sample's elements."""
+    samples = x.shape[0] if x.dim() else 1
+    return samples, x.numel() // samples if samples else 0
+
+
+def has_float64(tensors) -> bool:
+    """Returns whether any of the tensors is float64."""
+    return any(t.dtype == torch.float64 for t in tensors)

@@ -1,0 +1,27 @@
+"""What `normal` refuses."""
+
+import math
+
+import torch
+
+from diffast.ops.checks import Beside, check, check_dtype, check_word, dtype_text, shape_text
+
+
+def check_normal_out(ids, seed, stage: int, scale: float, out, pointers=True) -> None:
+    """Refuses a bad call of `normal.out`. Its tensors are not compared by address (`pointers`)."""
+    check_dtype("normal", "out", out)
+    check(
+        ids.dtype == torch.int64 and ids.dim() == 1 and ids.is_contiguous(),
+        f"normal: ids is {dtype_text(ids)} {shape_text(ids)} but a contiguous int64 [samples] is "
+        "needed",
+    )
+    check(
+        out.dim() > 0 and out.shape[0] == ids.shape[0],
+        f"normal: out has shape {shape_text(out)} but there are {ids.shape[0]} ids",
+    )
+    Beside("normal", "ids", ids, "writes").place("out", out)
+    check(math.isfinite(scale), f"normal: the scale is {scale:g} but it must be finite")
+    check_word("normal", stage)
+
+
+CHECKS = {"normal.out": check_normal_out}

@@ -1,0 +1,159 @@
+"""What `sweep` refuses."""
+
+import torch
+
+from diffast.ops.checks import (
+    STATE_DTYPES,
+    Beside,
+    check,
+    check_limits,
+    dtype_text,
+    overlap,
+    shape_text,
+)
+from diffast.ops.schema import JOB, MAX_ENTRIES, MAX_NOISES, MAX_OUTPUTS
+
+
+def check_sweep(
+    x,
+    outputs,
+    slopes,
+    weights,
+    changes,
+    tails,
+    line,
+    jobs,
+    walk,
+    ids,
+    seed,
+    noises,
+    parts,
+    clamp,
+    chunk,
+    points,
+    states,
+    norms,
+    pointers: bool = True,
+) -> None:
+    """Refuses a bad call of `sweep` (`pointers`: its tensors have real memory)."""
+    check(
+        x.dtype in (torch.float32, torch.float64),
+        f"sweep: x has dtype {dtype_text(x)} but float32 or float64 is needed",
+    )
+    check(x.dim() > 0, "sweep: x has no dimension of rows but [rows, ...] is needed")
+    beside = Beside("sweep", "x", x, "walks")
+    beside.place("x", x)
+    check(
+        len(outputs) <= MAX_OUTPUTS,
+        f"sweep: {len(outputs)} outputs but at most {MAX_OUTPUTS} are supported",
+    )
+    check(
+        0 <= noises <= MAX_NOISES, f"sweep: {noises} noises but at most {MAX_NOISES} are supported"
+    )
+    rows = x.shape[0]
+    for i, output in enumerate(outputs):
+        check(
+            output.dtype in STATE_DTYPES
+            and (output.dtype != torch.float64 or x.dtype == torch.float64),
+            f"sweep: outputs[{i}] has dtype {dtype_text(output)} but x has {dtype_text(x)}",
+        )
+        _check_state(f"outputs[{i}]", output, list(x.shape), beside)
+    _check_state("points", points, list(x.shape), beside, x.dtype)
+    check(
+        states.dim() == x.dim() + 1
+        and states.shape[2:] == x.shape[1:]
+        and 4 <= states.shape[1] <= 4 + MAX_ENTRIES,
+        f"sweep: states has shape {shape_text(states)} but [states, 4 to {4 + MAX_ENTRIES}, ...] "
+        f"with the elements of x, {shape_text(x)}, is needed",
+    )
+    _check_state("states", states, list(states.shape), beside, x.dtype)
+    entries = states.shape[1] - 4
+    stages = weights.shape[0] if weights.dim() else 0
+    made = 2 + (entries > 0) + bool(parts)
+    columns = 1 + bool(parts) + len(outputs) + entries + bool(clamp) + noises
+    width = 2 + bool(parts) + entries + noises
+    jobs_count = jobs.shape[0] if jobs.dim() else 0
+    length = walk.shape[1] if walk.dim() == 2 else 0
+    for name, t, dtype, shape in (
+        ("weights", weights, torch.float64, [stages, made, columns]),
+        ("changes", changes, torch.float64, [stages, made]),
+        ("tails", tails, torch.float64, [stages, made - 1, width]),
+        ("line", line, torch.float64, [stages, 4]),
+        ("slopes", slopes, torch.float64, [rows]),
+        ("jobs", jobs, torch.int32, [jobs_count, len(JOB)]),
+        ("walk", walk, torch.int32, [jobs_count, length]),
+        ("norms", norms, torch.float64, [jobs_count, length + 1]),
+    ):
+        if t is not None:
+            beside.numbers(name, t, dtype, shape)
+    check(
+        ids.dtype == torch.int64 and ids.dim() == 1,
+        f"sweep: ids is {dtype_text(ids)} {shape_text(ids)} but int64 [samples] is needed",
+    )
+    beside.place("ids", ids)
+    check_limits("sweep", clamp)
+    check(chunk >= 0, f"sweep: chunk {chunk} but 0 (one walk) or more is needed")
+    check(
+        chunk == 0 or not (entries or parts or clamp),
+        f"sweep: chunk {chunk} but only walks without entries, parts and a clamp go in chunks",
+    )
+    if not pointers:
+        return
+    _check_overlap(x, outputs, points, states)
+    if x.device.type == "cpu":
+        _check_jobs(x, jobs, walk, ids, states, stages)
+
+
+def _check_state(name, t, shape, beside, dtype=None) -> None:
+    x = beside.first
+    if dtype is not None:
+        check(
+            t.dtype == dtype,
+            f"sweep: {name} has dtype {dtype_text(t)} but x has {dtype_text(x)}",
+        )
+    check(
+        list(t.shape) == shape,
+        f"sweep: {name} has shape {shape_text(t)} but x has {shape_text(x)}",
+    )
+    beside.place(name, t)
+
+
+def _check_overlap(x, outputs, points, states) -> None:
+    """`points` may be x itself: every row is read before it is written."""
+    check(
+        points.data_ptr() == x.data_ptr() or not overlap(points, x),
+        "sweep: points overlaps x without being the same tensor",
+    )
+    for name, t in (*((f"outputs[{i}]", o) for i, o in enumerate(outputs)), ("states", states)):
+        check(not overlap(points, t), f"sweep: points overlaps {name}")
+    for name, t in (*((f"outputs[{i}]", o) for i, o in enumerate(outputs)), ("x", x)):
+        check(not overlap(states, t), f"sweep: states overlaps {name}")
+
+
+def _check_jobs(x, jobs, walk, ids, states, stages) -> None:
+    """Refuses indices that lead out of the tensors; only where looking at them is free."""
+    rows, length = x.shape[0], walk.shape[1]
+    for j, (job, row) in enumerate(zip(jobs.tolist(), walk.tolist(), strict=True)):
+        sample, begin, state_in, state_out, first, real, tail, _ = job
+        count = real + tail
+        for name, value, low, high in (
+            ("sample", sample, 0, len(ids)),
+            ("from", begin, -1, rows),
+            ("state_in", state_in, -1 if begin >= 0 else 0, len(states)),
+            ("state_out", state_out, -1, len(states)),
+            ("real", real, 0, length + 1),
+            ("tail", tail, 0, length + 1 - real),
+            ("first", first, 0, stages + 1 - count),
+        ):
+            check(
+                low <= value < high,
+                f"sweep: job {j} has {name} {value} but {low} to {high - 1} are possible",
+            )
+        for k, q in enumerate(row[:count]):
+            check(
+                0 <= q < rows,
+                f"sweep: walk[{j}, {k}] is row {q} but x has {rows} rows",
+            )
+
+
+CHECKS = {"sweep": check_sweep}

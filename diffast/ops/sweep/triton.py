@@ -1,0 +1,484 @@
+"""`sweep` in Triton: a program runs one job over a block of elements, with its state in registers.
+
+What the next stage reads is loaded before a stage is computed. In chunks, a first kernel runs every
+chunk that has a next one, all at once, and notes where each began and ended. A second kernel, with
+a program for each chunk, finds its chunk's start from these notes and runs the chunk. Sums of
+squares are made by blocks and then added up, in an order that depends on the number of elements
+alone.
+
+See launch.py for the prefixes. Jobs run in any order: no job may read what another one writes.
+"""
+
+import struct
+
+import torch
+import triton
+import triton.language as tl
+
+from diffast.ops.combine.triton import SLOT
+from diffast.ops.gram.triton import SUMS_AT_ONCE, add_up, dot
+from diffast.ops.launch import int32, word_at
+from diffast.ops.normal.triton import draw
+from diffast.ops.sweep.checks import check_sweep
+
+LARGE_BLOCK, SMALL_BLOCK = 512, 128
+# Rows with fewer elements use small blocks: jobs take long, and few blocks would leave a GPU idle.
+_MANY = 1 << 16
+_HOST = ["seed_lo", "seed_hi", "low_lo", "low_hi", "high_lo", "high_hi", "chunk", "length"]
+
+
+@triton.jit
+def _when(condition, o_element, elements):
+    """Returns the mask of a row's elements, all false unless the scalar condition holds.
+
+    Triton's interpreter turns a mask & a scalar into a number, which it refuses as a mask.
+    """
+    return o_element < tl.where(condition, elements, 0)
+
+
+@triton.jit
+def _double(lo, hi):
+    """Returns the float64 made of two words: a float given by the host would arrive as float32."""
+    bits = (hi.to(tl.int64) << 32) | (lo.to(tl.int64) & 0xFFFFFFFF)
+    return bits.to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def _clamp(b_y, low, high):
+    """Returns the block within its limits; NaN stays NaN."""
+    b_y = tl.where(b_y < low, low, b_y)
+    return tl.where(b_y > high, high, b_y)
+
+
+@triton.jit
+def _gain(b_y, b_distance, factor):
+    """Returns y + factor distance, and y where the distance is 0, whatever the factor."""
+    return tl.where(b_distance == 0.0, b_y, b_y + b_distance * factor)
+
+
+@triton.jit
+def _noises(
+    b_columns, start, word, p_id, seed_lo, seed_hi, NOISES: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Returns the columns and then the normals of (seed, id, word)."""
+    if NOISES > 0:
+        sample_id = tl.load(p_id)
+        id_lo, id_hi = word_at(sample_id, 0), word_at(sample_id, 32)
+        for m in tl.static_range(NOISES):
+            slot_word = word_at(word, 0) + m * SLOT
+            b_z = draw(
+                start, slot_word, id_lo, id_hi, word_at(seed_lo, 0), word_at(seed_hi, 0), BLOCK
+            )
+            b_columns = b_columns + (b_z.to(b_columns[0].dtype),)
+    return b_columns
+
+
+@triton.jit
+def _request(p_x, p_outputs, o_row, m_row, OUTPUTS: tl.constexpr):
+    """Returns what a stage reads of one row: x, then the outputs as they are."""
+    b_loaded = (tl.load(p_x + o_row, mask=m_row, other=0.0),)
+    for i in tl.static_range(OUTPUTS):
+        b_loaded = b_loaded + (tl.load(p_outputs[i] + o_row, mask=m_row, other=0.0),)
+    return b_loaded
+
+
+@triton.jit(do_not_specialize=_HOST)
+def sweep_kernel(
+    p_x,  # [rows, elements]
+    p_outputs,  # OUTPUTS pointers [rows, elements]
+    p_slopes,  # [rows] float64, or None
+    p_weights,  # [stages, MADE + 1, COLUMNS] float64
+    p_changes,  # [stages, MADE + 1] float64
+    p_tails,  # [stages, MADE, WIDTH] float64
+    p_line,  # [stages, 4] float64
+    p_jobs,  # [jobs, 8] int32
+    p_walk,  # [jobs, length] int32
+    p_ids,  # [samples] int64
+    p_points,  # [rows, elements]
+    p_states,  # [states, 4 + ENTRIES, elements]
+    p_partials,  # [jobs, length + 1, blocks] float64, or None
+    p_ends,  # [jobs, chunks - 1, 2, elements]: where each began and ended; None: no chunks
+    p_gains,  # [jobs, chunks - 1], or None
+    seed_lo,
+    seed_hi,
+    low_lo,
+    low_hi,
+    high_lo,
+    high_hi,
+    chunk,
+    length,
+    elements,  # of one row
+    OUTPUTS: tl.constexpr,
+    ENTRIES: tl.constexpr,
+    NOISES: tl.constexpr,
+    PARTS: tl.constexpr,
+    CLAMP: tl.constexpr,
+    IN_PLACE: tl.constexpr,  # points are x
+    BLOCK: tl.constexpr,
+):
+    """Runs one job, or one chunk of it, for BLOCK elements."""
+    TYPE: tl.constexpr = p_x.dtype.element_ty
+    MADE: tl.constexpr = 1 + PARTS + (ENTRIES > 0)  # rows after the x0 estimate
+    KNOWN: tl.constexpr = 1 + PARTS + OUTPUTS + ENTRIES  # columns of the x0 estimate
+    COLUMNS: tl.constexpr = KNOWN + CLAMP + NOISES
+    WIDTH: tl.constexpr = 2 + PARTS + ENTRIES + NOISES  # columns of a tail's row
+    i_program = tl.program_id(0)
+    blocks = (elements - 1) // BLOCK + 1  # of one row
+    i_job = (i_program // blocks).to(tl.int64)
+    i_block = i_program % blocks
+    start = i_block.to(tl.int64) * BLOCK
+    o_element = start + tl.arange(0, BLOCK)
+    m_element = o_element < elements
+
+    p_job = p_jobs + i_job * 8
+    p_id = p_ids + tl.load(p_job)
+    origin = tl.load(p_job + 1).to(tl.int64)
+    state_out = tl.load(p_job + 3).to(tl.int64)
+    first = tl.load(p_job + 4).to(tl.int64)
+    real = tl.load(p_job + 5)
+    tail = tl.load(p_job + 6)
+    m_write = _when(tl.load(p_job + 7) != 0, o_element, elements)
+
+    low, high = tl.full([], 0.0, TYPE), tl.full([], 0.0, TYPE)
+    if CLAMP:
+        low, high = _double(low_lo, low_hi).to(TYPE), _double(high_lo, high_hi).to(TYPE)
+
+    # A job begins at a row of x, or at a state: [p, a, h_1 .. h_E, d, e].
+    m_state = _when(origin < 0, o_element, elements)
+    p_state = p_states + tl.load(p_job + 2).to(tl.int64) * ((4 + ENTRIES) * elements) + o_element
+    b_p = tl.load(
+        p_x + origin * elements + o_element, mask=_when(origin >= 0, o_element, elements), other=0.0
+    )
+    b_p = tl.where(origin < 0, tl.load(p_state, mask=m_state, other=0.0), b_p)
+    b_a = b_p
+    if PARTS:
+        b_a = tl.where(origin < 0, tl.load(p_state + elements, mask=m_state, other=0.0), b_a)
+    b_hs = ()
+    for h in tl.static_range(ENTRIES):
+        b_hs = b_hs + (tl.load(p_state + (2 + h) * elements, mask=m_state, other=0.0),)
+    m_line = m_state & _when(real == 0, o_element, elements)
+    b_d = tl.load(p_state + (2 + ENTRIES) * elements, mask=m_line, other=0.0)
+    b_e = tl.load(p_state + (3 + ENTRIES) * elements, mask=m_line, other=0.0)
+
+    begin, end = tl.full([], 0, tl.int32), real
+    if p_ends is not None:
+        i_chunk = tl.program_id(1)
+        followed = tl.num_programs(1) - 1
+        begin = tl.minimum(i_chunk * chunk, real)
+        end = tl.minimum(begin + chunk, real)
+        # Neither x nor a state is read here: another chunk may have written there.
+        p_end = p_ends + i_job * followed * 2 * elements + o_element
+        b_p = tl.load(p_end, mask=m_element, other=0.0)
+        for n in range(0, tl.where(begin < real, i_chunk, 0)):
+            b_distance = b_p - tl.load(p_end, mask=m_element, other=0.0)
+            b_end = tl.load(p_end + elements, mask=m_element, other=0.0)
+            b_p = _gain(b_end, b_distance, tl.load(p_gains + i_job * followed + n))
+            p_end += 2 * elements
+        b_a = b_p
+        # Only the job's last chunk has the tail and writes the state.
+        is_last = (end == real) & ((begin < real) | (i_chunk == 0))
+        tail = tl.where(is_last, tail, 0)
+        state_out = tl.where(is_last, state_out, -1)
+
+    p_q = p_walk + i_job * length
+    q = tl.load(p_q + begin, mask=begin < end, other=0).to(tl.int64)
+    b_loaded = _request(
+        p_x, p_outputs, q * elements + o_element, _when(begin < end, o_element, elements), OUTPUTS
+    )
+    b_before = b_p
+    for k in range(begin, end):
+        stage = first + k
+        more = k + 1 < end
+        next_q = tl.load(p_q + k + 1, mask=more, other=0).to(tl.int64)
+        b_next = _request(
+            p_x, p_outputs, next_q * elements + o_element, _when(more, o_element, elements), OUTPUTS
+        )
+        b_columns = (b_a,)
+        if PARTS:
+            b_columns = b_columns + (b_p,)
+        for i in tl.static_range(OUTPUTS):
+            b_columns = b_columns + (b_loaded[1 + i].to(TYPE),)
+        for h in tl.static_range(ENTRIES):
+            b_columns = b_columns + (b_hs[ENTRIES - 1 - h],)
+        b_delta = b_p - b_loaded[0]
+        if p_partials is not None:
+            b_wide = tl.where(m_element, b_delta, 0.0).to(tl.float64)
+            p_partial = p_partials + (i_job * (length + 1) + k) * blocks + i_block
+            tl.store(p_partial, tl.sum(b_wide * b_wide, axis=0))
+        slope = tl.full([], 0.0, tl.float64)
+        if p_slopes is not None:
+            slope = tl.load(p_slopes + q)
+        p_row = p_weights + stage * ((MADE + 1) * COLUMNS)
+        p_change = p_changes + stage * (MADE + 1)
+        b_d = dot(p_row, b_columns, KNOWN, TYPE)
+        if p_slopes is not None:
+            b_d = _gain(b_d, b_delta, (tl.load(p_change) * slope).to(TYPE))
+        if CLAMP:
+            b_d = _clamp(b_d, low, high)
+            b_columns = b_columns + (b_d,)
+        b_columns = _noises(b_columns, start, stage, p_id, seed_lo, seed_hi, NOISES, BLOCK)
+        b_rows = ()
+        for r in tl.static_range(1, MADE + 1):
+            b_y = dot(p_row + r * COLUMNS, b_columns, COLUMNS, TYPE)
+            if p_slopes is not None:
+                b_y = _gain(b_y, b_delta, (tl.load(p_change + r) * slope).to(TYPE))
+            b_rows = b_rows + (b_y,)
+        if IN_PLACE:
+            tl.debug_barrier()
+        tl.store(p_points + q * elements + o_element, b_p, mask=m_write)
+        b_before = b_p
+        b_p = b_rows[MADE - 1]
+        b_a = b_rows[MADE - 2] if PARTS else b_p
+        if ENTRIES > 0:
+            b_moved = (b_rows[0],)
+            for h in tl.static_range(ENTRIES - 1):
+                b_moved = b_moved + (b_hs[h],)
+            b_hs = b_moved
+        q = next_q
+        b_loaded = b_next
+
+    p_last = p_line + (first + real - 1) * 4
+    alpha = tl.load(p_last, mask=real > 0, other=0.0).to(TYPE)
+    inverse = tl.load(p_last + 2, mask=real > 0, other=0.0).to(TYPE)
+    b_e = tl.where(real > 0, (b_before - b_d * alpha) * inverse, b_e)
+
+    for k in range(real, real + tail):
+        stage = first + k
+        if IN_PLACE:
+            tl.debug_barrier()
+        q = tl.load(p_q + k).to(tl.int64)
+        tl.store(p_points + q * elements + o_element, b_p, mask=m_write)
+        p_number = p_line + stage * 4
+        b_line = b_d * tl.load(p_number).to(TYPE) + b_e * tl.load(p_number + 1).to(TYPE)
+        b_x0 = b_d + (b_p - b_line) * tl.load(p_number + 3).to(TYPE)
+        if CLAMP:
+            b_x0 = _clamp(b_x0, low, high)
+        b_columns = (b_a,)
+        if PARTS:
+            b_columns = b_columns + (b_p,)
+        for h in tl.static_range(ENTRIES):
+            b_columns = b_columns + (b_hs[ENTRIES - 1 - h],)
+        b_columns = b_columns + (b_x0,)
+        b_columns = _noises(b_columns, start, stage, p_id, seed_lo, seed_hi, NOISES, BLOCK)
+        p_row = p_tails + stage * (MADE * WIDTH)
+        b_rows = ()
+        for r in tl.static_range(MADE):
+            b_rows = b_rows + (dot(p_row + r * WIDTH, b_columns, WIDTH, TYPE),)
+        b_p = b_rows[MADE - 1]
+        b_a = b_rows[MADE - 2] if PARTS else b_p
+        if ENTRIES > 0:
+            b_moved = (b_rows[0],)
+            for h in tl.static_range(ENTRIES - 1):
+                b_moved = b_moved + (b_hs[h],)
+            b_hs = b_moved
+
+    m_out = _when(state_out >= 0, o_element, elements)
+    p_state = p_states + state_out * ((4 + ENTRIES) * elements) + o_element
+    if p_partials is not None:
+        b_wide = tl.where(m_out, b_p - tl.load(p_state, mask=m_out, other=0.0), 0.0).to(tl.float64)
+        p_partial = p_partials + (i_job * (length + 1) + real) * blocks + i_block
+        tl.store(p_partial, tl.sum(b_wide * b_wide, axis=0), mask=(state_out >= 0) & (tail == 0))
+    tl.debug_barrier()  # the state that is overwritten here has been read above
+    tl.store(p_state, b_p, mask=m_out)
+    tl.store(p_state + elements, b_a, mask=m_out)
+    for h in tl.static_range(ENTRIES):
+        tl.store(p_state + (2 + h) * elements, b_hs[h], mask=m_out)
+    tl.store(p_state + (2 + ENTRIES) * elements, b_d, mask=m_out)
+    tl.store(p_state + (3 + ENTRIES) * elements, b_e, mask=m_out)
+
+
+@triton.jit(do_not_specialize=_HOST)
+def ends_kernel(
+    p_x,
+    p_outputs,
+    p_slopes,
+    p_weights,  # [stages, 2, COLUMNS] float64
+    p_changes,  # [stages, 2] float64
+    p_jobs,
+    p_walk,
+    p_ids,
+    p_states,  # [states, 4, elements]
+    p_ends,  # [jobs, chunks - 1, 2, elements]: where each began and ended
+    p_gains,  # [jobs, chunks - 1]: by how much a chunk's end moves with its beginning
+    seed_lo,
+    seed_hi,
+    chunk,
+    length,
+    elements,  # of one row
+    OUTPUTS: tl.constexpr,
+    NOISES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Runs one chunk that has a next one, from its own row of x, for BLOCK elements."""
+    TYPE: tl.constexpr = p_x.dtype.element_ty
+    COLUMNS: tl.constexpr = 1 + OUTPUTS + NOISES
+    i_program = tl.program_id(0)
+    blocks = (elements - 1) // BLOCK + 1  # of one row
+    i_job = (i_program // blocks).to(tl.int64)
+    i_block = i_program % blocks
+    i_chunk = tl.program_id(1)
+    start = i_block.to(tl.int64) * BLOCK
+    o_element = start + tl.arange(0, BLOCK)
+    m_element = o_element < elements
+
+    p_job = p_jobs + i_job * 8
+    p_id = p_ids + tl.load(p_job)
+    origin = tl.load(p_job + 1).to(tl.int64)
+    first = tl.load(p_job + 4).to(tl.int64)
+    begin = i_chunk * chunk
+    # Of a first chunk without a next one, only the beginning is needed.
+    end = tl.where(begin + chunk < tl.load(p_job + 5), begin + chunk, begin)
+
+    p_q = p_walk + i_job * length
+    q = tl.load(p_q + begin, mask=begin < end, other=0).to(tl.int64)
+    m_first = _when(begin < end, o_element, elements)
+    b_loaded = _request(p_x, p_outputs, q * elements + o_element, m_first, OUTPUTS)
+    p_state = p_states + tl.load(p_job + 2).to(tl.int64) * (4 * elements) + o_element
+    m_given = _when(i_chunk == 0, o_element, elements)
+    b_p = tl.load(
+        p_x + origin * elements + o_element,
+        mask=m_given & _when(origin >= 0, o_element, elements),
+        other=0.0,
+    )
+    b_given = tl.load(p_state, mask=m_given & _when(origin < 0, o_element, elements), other=0.0)
+    b_p = tl.where(i_chunk > 0, b_loaded[0], tl.where(origin < 0, b_given, b_p))
+
+    p_end = p_ends + (i_job * tl.num_programs(1) + i_chunk) * 2 * elements + o_element
+    tl.store(p_end, b_p, mask=m_element)
+    gain = tl.full([], 1.0, TYPE)
+    for k in range(begin, end):
+        stage = first + k
+        more = k + 1 < end
+        next_q = tl.load(p_q + k + 1, mask=more, other=0).to(tl.int64)
+        b_next = _request(
+            p_x, p_outputs, next_q * elements + o_element, _when(more, o_element, elements), OUTPUTS
+        )
+        b_columns = (b_p,)
+        for i in tl.static_range(OUTPUTS):
+            b_columns = b_columns + (b_loaded[1 + i].to(TYPE),)
+        b_columns = _noises(b_columns, start, stage, p_id, seed_lo, seed_hi, NOISES, BLOCK)
+        p_row = p_weights + (stage * 2 + 1) * COLUMNS
+        b_y = dot(p_row, b_columns, COLUMNS, TYPE)
+        factor = tl.load(p_row).to(TYPE)
+        if p_slopes is not None:
+            change = (tl.load(p_changes + stage * 2 + 1) * tl.load(p_slopes + q)).to(TYPE)
+            b_y = _gain(b_y, b_p - b_loaded[0], change)
+            factor = factor + change
+        gain = gain * factor
+        b_p = b_y
+        q = next_q
+        b_loaded = b_next
+    tl.store(p_end + elements, b_p, mask=m_element)
+    tl.store(p_gains + i_job * tl.num_programs(1) + i_chunk, gain)
+
+
+@triton.jit(do_not_specialize=["length"])
+def norms_kernel(p_partials, p_norms, p_jobs, length, blocks, SUMS: tl.constexpr):
+    """Adds up the partial sums of one stage of a job, or writes 0 where there are none."""
+    i_norm = tl.program_id(0).to(tl.int64)
+    k = i_norm % (length + 1)
+    p_job = p_jobs + i_norm // (length + 1) * 8
+    real = tl.load(p_job + 5)
+    is_end = (k == real) & (tl.load(p_job + 3) >= 0) & (tl.load(p_job + 6) == 0)
+    count = tl.where((k < real) | is_end, blocks, 0)
+    tl.store(p_norms + i_norm, add_up(p_partials + i_norm * blocks, count, SUMS))
+
+
+def _words(number: float) -> tuple[int, int]:
+    """Returns the two halves of a float64, as Triton takes integers."""
+    (bits,) = struct.unpack("<q", struct.pack("<d", number))
+    return int32(bits), int32(bits >> 32)
+
+
+def sweep(
+    x,
+    outputs,
+    slopes,
+    weights,
+    changes,
+    tails,
+    line,
+    jobs,
+    walk,
+    ids,
+    seed,
+    noises,
+    parts,
+    clamp,
+    chunk,
+    points,
+    states,
+    norms,
+):
+    """Runs all jobs; writes into `points`, `states` and `norms`. See reference.py."""
+    tables = (weights, changes, tails, line, jobs, walk, ids)
+    check_sweep(
+        x, outputs, slopes, *tables, seed, noises, parts, clamp, chunk, points, states, norms
+    )
+    count, length = walk.shape
+    if x.numel() == 0 or count == 0:
+        if norms is not None:
+            norms.zero_()
+        return
+    elements = x.numel() // x.shape[0]
+    block, warps = (LARGE_BLOCK, 4) if elements > _MANY else (SMALL_BLOCK, 1)
+    options = {"BLOCK": block, "num_warps": warps, "enable_fp_fusion": False}
+    options |= {"OUTPUTS": len(outputs), "NOISES": noises}
+    blocks = triton.cdiv(elements, block)
+    chunks = triton.cdiv(length, chunk) if chunk else 1
+    outputs = tuple(outputs) or (x,)  # a tuple may not be empty
+    words = (int32(seed), int32(seed >> 32))
+    limits = (*_words(clamp[0]), *_words(clamp[1])) if clamp else (0,) * 4
+    with torch.cuda.device_of(x):
+        partials = ends = gains = None
+        if norms is not None:
+            partials = norms.new_empty(count, length + 1, blocks)
+        if chunks > 1:
+            ends = x.new_empty(count, chunks - 1, 2, elements)
+            gains = x.new_empty(count, chunks - 1)
+            ends_kernel[(count * blocks, chunks - 1)](
+                x,
+                outputs,
+                slopes,
+                weights,
+                changes,
+                jobs,
+                walk,
+                ids,
+                states,
+                ends,
+                gains,
+                *words,
+                chunk,
+                length,
+                elements,
+                **options,
+            )
+        sweep_kernel[(count * blocks, chunks)](
+            x,
+            outputs,
+            slopes,
+            *tables,
+            points,
+            states,
+            partials,
+            ends,
+            gains,
+            *words,
+            *limits,
+            chunk,
+            length,
+            elements,
+            ENTRIES=states.shape[1] - 4,
+            PARTS=bool(parts),
+            CLAMP=bool(clamp),
+            IN_PLACE=points.data_ptr() == x.data_ptr(),
+            **options,
+        )
+        if norms is not None:
+            norms_kernel[(norms.numel(),)](
+                partials, norms, jobs, length, blocks, SUMS=SUMS_AT_ONCE, enable_fp_fusion=False
+            )
+
+
+IMPLEMENTATIONS = {"sweep": sweep}
