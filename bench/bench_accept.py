@@ -1,8 +1,8 @@
 """`accept`, against torch.where on the planes that it moves.
 
-In torch, moving the planes of the samples that were accepted is a `where` each, over all samples,
-and the decision is a dozen small operations more, which are not counted here. What a call costs
-before it copies is the dispatcher's way through 14 tensors and lists.
+In torch, moving the planes of accepted samples is one `where` a plane, over all samples. The
+decision takes a dozen small operations more, which are not counted here. Before it copies, a call
+costs the dispatch of 14 tensors and lists.
 """
 
 import math
@@ -12,14 +12,14 @@ import torch
 
 from diffast import ops
 
-# Steps of a thousandth for ever, though the controller is asked each time.
+# Steps stay at a thousandth; the controller is evaluated each time.
 RULE = [2, 0.9, 0.467, 0.267, 0, 0.2, 2, 0.9, 0.667, 0.2, 0.9, 0.01, 0.5, 1e-3, 1e-3, 0]
 FLAGS = [1, 1, 0, 0, 0, 1, 0, 2**62]
 PLANE = (3, 64, 64)
 
 
 def call_of(samples, planes=0, finished=False):
-    """Returns a call in which every sample accepts each attempt, without ever coming to its end."""
+    """Returns a call in which every sample accepts each trial step and never ends."""
     sources = [torch.randn(samples, *PLANE) for _ in range(planes)]
     targets = [torch.randn(samples, *PLANE) for _ in range(planes)]
     row = [0.0, 1e-3, 1e300, math.nan, math.nan, math.nan]

@@ -1,10 +1,10 @@
-"""One attempt of the adaptive executor with a network that costs nothing.
+"""One trial step of the adaptive executor with a network that costs nothing.
 
-Floor of an attempt: the tensors that it cannot do without reading and writing, over the copy
-bandwidth. For "pec": the model input is made of state, estimate and the path's value, which gets a
-successor (3 read, 2 written); the new state, estimate and error of state, input, estimate and
-answer (4 read, 2 written). The same with plain noise: 2 read, 1 written, then 4 and 2. The normals
-come on top: their own time is in "normals".
+Floor of a trial step: the tensors that it has to read and write, over the copy bandwidth. For
+"pec": the network input is made of state, estimate and the path's value, and the path's next value
+is written (3 read, 2 written); the new state, estimate and error are made of state,
+input, estimate and output (4 read, 2 written). With counter noise: 2 read, 1 written, then 4 and 2.
+The normals are not included: their own time is in "normals".
 """
 
 import itertools
@@ -30,7 +30,7 @@ CASES = {
 
 
 def prepared(method, shape, output, **options):
-    """Returns a started run of steps so small that it does not end while it is timed."""
+    """Returns a started run of very small steps, which does not end while it is timed."""
     schedule = df.schedules.vp_linear()
     denoiser = df.Denoiser(lambda x, t: output[: len(x)], schedule, predicts="x0")
     pair = {} if method == "dpm_12" else {"rtol": 10.0}

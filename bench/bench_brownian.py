@@ -1,8 +1,8 @@
 """`brownian` and the paths on it against torchsde.BrownianTree, and against plain normals.
 
-A run is what k-diffusion's SDE samplers ask of a tree: 20 Karras steps from sigma 14.6 to 0.03, a
-new tree a run. The floor is arithmetic: at depth 11 a step needs 12 normals an element at most, one
-a level and one more, and each costs what `normal` does.
+A run is that of k-diffusion's SDE samplers: 20 Karras steps from sigma 14.6 to 0.03, a new tree a
+run. The floor is arithmetic: at depth 11 a step needs 12 normals an element at most, one a level
+and one more. Each costs the time of a normal in `normal`.
 """
 
 import pytest
@@ -20,7 +20,7 @@ DEPTH = 11
 
 def tree_sampler(x, sigma_min, sigma_max, seed):
     """Returns k-diffusion's BrownianTreeNoiseSampler with one seed, on torchsde."""
-    # A little wider: it warns where rounding puts a level outside.
+    # A little wider: torchsde warns if rounding puts a level outside.
     ends = 0.999 * float(sigma_min), 1.001 * float(sigma_max)
     tree = torchsde.BrownianTree(ends[0], torch.zeros_like(x), ends[1], entropy=seed)
     return lambda sigma, sigma_next: -tree(sigma_next, sigma) / (sigma - sigma_next).abs().sqrt()

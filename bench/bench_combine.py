@@ -113,7 +113,7 @@ def test_over_an_input(benchmark, measure, report, threads, shape):
     xs = [torch.randn(shape) for _ in range(3)]
 
     def combine():
-        # Weights whose product over many calls neither grows nor dies out.
+        # Weights whose product over many calls stays near 1.
         ops.combine_out(xs, (0.5, 0.3, 0.2), xs[:1])
 
     case = f"3 inputs, over the first, {name_of(shape)}"

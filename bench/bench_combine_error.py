@@ -1,8 +1,8 @@
 """`combine_error` into given outputs, against a copy of as many bytes and against eager torch.
 
-The floor is the bytes of inputs and outputs over the bandwidth of torch.copy_ in the same turns:
-the error is not among them. `of one more` is the time over that of `combine.table` with the error
-stored as one more row: what a step would pay without this op, before it takes the norm.
+The floor is the bytes of inputs and outputs, without the error, over the bandwidth of torch.copy_
+in the same turns. `of one more` is the time over that of `combine.table` with the error stored as
+one more row: the time of a step without this op, before the norm.
 """
 
 import pytest

@@ -2,8 +2,8 @@
 
 What is timed is `step` for each entry of `timesteps`, as pipelines call it, without a network; and
 `scale_model_input` and `step` together, where the network's input is scaled. "floor" is torch.copy_
-of the bytes that a fused step has to read and write: state, output, what is remembered, result. The
-package's noise is drawn by counter; "torch noise" draws the very numbers that diffusers draws.
+of the bytes that a fused step has to read and write: state, output, entries, result. The package's
+noise is counter noise; "torch noise" draws the same numbers as diffusers.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""What `import diffast` costs a program that imports torch anyway.
+"""The time of `import diffast` in a program that also imports torch.
 
 Processes in turn: one imports torch, the next torch and diffast, the next torch and everything
 that a sampling program touches. Floor: reading some twenty small modules and one 400 KB library,

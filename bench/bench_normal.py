@@ -1,8 +1,8 @@
 """`normal` and `combine` with noise, against torch.randn of as many numbers.
 
 The floor of noise is arithmetic, not memory: ten rounds of Philox and a Box-Muller pair, about
-1.5 ns a number on one core with AVX2. torch.randn (its own 24-bit Box-Muller over Mersenne
-Twister words) is what a sampler pays otherwise, and then it still has to add the numbers.
+1.5 ns a number on one core with AVX2. Other samplers call torch.randn (a 24-bit Box-Muller over
+Mersenne Twister words) and then add the numbers in a further pass.
 """
 
 import pytest

@@ -1,6 +1,6 @@
 """A whole run with a network that costs nothing, against the same maps written in eager torch.
 
-What is left is the sampler's own share. Floor of a stage: the tensors that one `combine` reads and
+The time is the sampler's own. Floor of a stage: the tensors that one `combine` reads and
 writes over the copy bandwidth, or the 4 us of its dispatch; for noise, torch.randn of one state.
 """
 

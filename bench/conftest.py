@@ -4,8 +4,8 @@
     pytest bench --threads 1 -k noise    a part of it
     pytest bench --benchmark-disable     a smoke test: each function once, nothing reported
 
-Numbers are reported only for ops whose tests are green in this very build; `--unverified` measures
-without asking, and says so in every line. Results go to bench/results/<module>.json.
+Numbers are reported only for ops whose tests pass in the same build. `--unverified` measures
+without this check and marks every line. Results go to bench/results/<module>.json.
 """
 
 import hashlib
@@ -29,6 +29,7 @@ TESTS += ("test_brownian.py",)
 TESTS += ("test_combine_error.py",)
 TESTS += ("test_sweep.py", "test_sweep_errors.py", "test_gram.py")
 TESTS += ("test_accept.py", "test_accept_errors.py", "test_accept_controllers.py")
+TESTS = tuple(f"tests/ops/{name}" for name in TESTS)
 LARGE = ("8 MiB", "32 MiB", "16x16x256x256")
 SECONDS = 0.4  # of turns a case; at least ROUNDS of them
 ROUNDS = 15
@@ -80,12 +81,13 @@ def _build_key() -> str:
     """Returns a hash of what is measured and of what tests it."""
     digest = hashlib.sha256(torch.__version__.encode())
     package = ROOT / "diffast"
-    for path in sorted([*package.glob("_*.so"), *package.glob("ops/*.py")]):
+    for path in sorted([*package.glob("_*.so"), *package.glob("ops/**/*.py")]):
         digest.update(path.read_bytes())
-    shared = ("conftest.py", "op_cases.py", "accept_cases.py", "brownian_cases.py")
+    shared = ("op_cases.py", "accept_cases.py", "brownian_cases.py")
     shared += ("sweep_cases.py",)
-    for name in (*shared, "output_hashes.py", *TESTS):
-        digest.update((ROOT / "tests" / name).read_bytes())
+    helpers = (ROOT / "tests" / "helpers" / name for name in (*shared, "output_hashes.py"))
+    for path in (ROOT / "tests" / "conftest.py", *helpers, *(ROOT / name for name in TESTS)):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
@@ -105,9 +107,7 @@ def _tests_are_green() -> bool:
         "-p",
         "no:cacheprovider",
     ]
-    run = subprocess.run(
-        [*command, *(f"tests/{name}" for name in TESTS)], cwd=ROOT, capture_output=True, text=True
-    )
+    run = subprocess.run([*command, *TESTS], cwd=ROOT, capture_output=True, text=True)
     if run.returncode:
         print(run.stdout[-3000:])
         return False
@@ -173,7 +173,7 @@ def _meets(value: float, sign: str, bound: float) -> bool:
 
 
 def machine() -> dict:
-    """Returns what the numbers depend on and the numbers do not say."""
+    """Returns facts about the machine and the build."""
     from diffast import ops
 
     model = [

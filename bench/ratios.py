@@ -1,7 +1,7 @@
-"""Medians of functions timed in turn: A B A B ..., so that a busy machine is busy for all of them.
+"""Medians of functions timed in turns, A B A B ..., so that other load slows all of them.
 
-A ratio of two numbers measured minutes apart says as much about the other load of the machine as
-about the code. Every ratio in this folder comes from here.
+A ratio of two numbers that were measured minutes apart depends on the other load of the machine.
+Every ratio in this folder is made by this module.
 """
 
 import gc

@@ -7,8 +7,8 @@ To install, put the package into ComfyUI's environment and make one file with on
 
     python examples/comfyui_nodes.py
 
-shows what that line registers. Outside ComfyUI a stand-in takes its place: the few lists and
-classes that a custom node meets.
+shows what that line registers. Outside ComfyUI this program makes a stand-in for ComfyUI: the lists
+and classes that a custom node uses.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""A diffusers pipeline, made faster by one line; the picture stays.
+"""A diffusers pipeline, made faster by one line, with the same picture.
 
     pip install diffusers
     python examples/diffusers_pipeline.py

@@ -6,7 +6,7 @@ In EDM's generate.py one import changes:
 
     from diffast.integrations.edm import edm_sampler
 
-Here the digit network that diffast ships stands in for EDM's pickled one.
+This program uses the digit network of diffast in place of EDM's pickled one.
 """
 
 import torch

@@ -2,7 +2,7 @@
 
     python examples/k_diffusion_sampler.py
 
-The model is the digit network that diffast ships. It answers as `k_diffusion.external` wraps one:
+The model is the digit network of diffast, with the interface of `k_diffusion.external`:
 `model(x, sigma, **extra_args)` returns the denoised x.
 """
 

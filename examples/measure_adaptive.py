@@ -1,13 +1,13 @@
-"""Error against network calls on the digits: adaptive methods and fixed grids, side by side.
+"""Measures error against network calls on the digits, for adaptive methods and fixed grids.
 
     python examples/measure_adaptive.py --data mnist-10k.npz --count 5000 --out curve.json
 
-With --features FOLDER the judge's features are kept there, and those of all parts (--first 0,
---first 2500, ...) measured together.
+With --features FOLDER the judge's features are kept there. The features of all parts (--first 0,
+--first 2500, ...) are then measured together.
 
-Appends one JSON object a line to the output: method, options, network calls per digit (mean and
-slowest), Frechet distance to the real digits in the judge's features, accuracy of the labels. With
-`--picture curve.png` it draws what the file holds instead.
+Each run adds a line to the output, one JSON object: method, options, network calls per digit (mean
+and slowest), Frechet distance to the real digits in the judge's features, accuracy of the labels.
+With `--picture curve.png` nothing is measured: the numbers of the output file are drawn.
 """
 
 import argparse
@@ -21,6 +21,10 @@ from measure_quality import real_digits
 
 import diffast as df
 from diffast.digits import quality
+
+# Colours that colour-blind people can tell apart (Okabe and Ito), without yellow.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+MARKERS = "os^Dv<>"
 
 # Name, options; "steps" is for fixed grids.
 RUNS = (
@@ -145,10 +149,11 @@ def draw(path: Path, picture: str) -> None:
         fixed = " (fixed grid)" if "steps" in record["options"] else ""
         lines.setdefault(record["method"] + fixed, []).append((record["calls"], record["frechet"]))
     figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
-    for name, points in lines.items():
-        axes.plot(*zip(*sorted(points), strict=True), "o-", label=name)
-    axes.set(xscale="log", yscale="log", xlabel="network calls per digit")
-    axes.set_ylabel("Frechet distance to real digits")
+    for (name, points), color, marker in zip(lines.items(), COLORS, MARKERS, strict=False):
+        points = zip(*sorted(points), strict=True)
+        axes.plot(*points, marker=marker, color=color, label=name)
+    axes.set(xscale="log", yscale="log", title="Error against network calls on the digits")
+    axes.set(xlabel="network calls of a digit (mean)", ylabel="Frechet distance to real digits")
     axes.grid(visible=True, which="both", alpha=0.3)
     axes.legend()
     figure.savefig(picture, dpi=120)

@@ -2,7 +2,7 @@
 
     python examples/measure_quality.py --data mnist-10k.npz --solver heun --steps 18 --guidance 1
 
-Prints one JSON object. The numbers in diffast/digits/weights/README.md are of this kind.
+Prints one JSON object. diffast/digits/weights/README.md holds such numbers.
 """
 
 import argparse

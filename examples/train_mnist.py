@@ -4,9 +4,9 @@
     python examples/train_mnist.py classifier --data mnist-10k.npz --out runs/cls --minutes 8
     python examples/train_mnist.py judge --data mnist-10k.npz --out runs/judge --minutes 5
 
-``OUT/checkpoint.safetensors`` is all that ``--resume`` needs, ``OUT/log.json`` the history, and
-``OUT/{unet,classifier,judge}.safetensors`` what ``diffast.digits`` loads: of the averaged weights
-at the latest checkpoint, those with the lowest held-out loss.
+``--resume`` needs ``OUT/checkpoint.safetensors`` alone. ``OUT/log.json`` is the history.
+``diffast.digits`` loads ``OUT/{unet,classifier,judge}.safetensors``: of the averaged weights at the
+latest checkpoint, those with the lowest held-out loss.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from torch.nn import functional as F
 
 from diffast.digits.unet import NULL_LABEL, DigitUNet, UNetConfig, parameter_count, scalings
 
-# A step that took longer was stopped from outside (SIGSTOP, a sleeping laptop); counting it would
-# run the learning rate down without any training.
+# A longer step was stopped from outside (SIGSTOP, a sleeping laptop). Its time would lower the
+# learning rate without any training, so it is not counted.
 _LONGEST_STEP = 3.0
 
 

@@ -20,7 +20,7 @@ SLOW = Path(__file__).with_name("slow.txt")
 
 
 def slow_names() -> tuple[re.Pattern, re.Pattern]:
-    """Returns what matches file::test[parameters] of the slow tests, and of exceptions from them."""
+    """Returns what matches file::test[parameters] of the slow tests, and of their exceptions."""
     lines = [line.split("#")[0].strip() for line in SLOW.read_text().splitlines()]
     slow = [line for line in lines if line and line[0] != "-"]
     but = [line[1:].strip() for line in lines if line and line[0] == "-"]

@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 
-# Those of `df.grids` that need nothing but a schedule and a number of steps, and take any schedule.
+# Grids of `df.grids` that take any schedule and a number of steps, and need no more.
 GRIDS = (
     *("karras", "uniform_logsnr", "uniform_time", "exponential", "polyexponential", "lu"),
     *("laplace", "kl_optimal", "ays", "beta", "beta_sigmas", "simple", "normal"),
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="sample 64 digits with the embedded network")
     _add_run_options(demo)
-    # A little guidance: by the judge 99 of 100 digits are the one asked for, 96 without.
+    # With this guidance the judge reads 99 of 100 digits as the class asked for, without it 96.
     demo.set_defaults(run=_sample, count=64, columns=8, guidance=1.3)
 
     sample = commands.add_parser("sample", help="the same, with every choice")
@@ -241,7 +241,7 @@ def _digit_denoiser(arguments: argparse.Namespace):
 def _sample(arguments: argparse.Namespace) -> int:
     from diffast.cli import output
 
-    # Everything that can be refused is refused before the work.
+    # All arguments are checked before the work.
     path = output.check_path(arguments.out)
     _check_digits(arguments)
     if arguments.columns < 1:
@@ -309,7 +309,7 @@ def _profile(arguments: argparse.Namespace) -> int:
         path.write_text(json.dumps({"method": method, "options": options} | facts))
     else:
         try:
-            draw(path, f"{method}, {arguments.count} digits")
+            draw(path, f"{method} on {arguments.count} digits")
         except ImportError as error:
             raise ValueError(
                 f"--out {path} needs matplotlib, which is not installed ({error}): "

@@ -85,7 +85,7 @@ def write(path: str | Path, x: torch.Tensor, arrays: dict, facts: dict, columns:
     """
     path = check_path(path)
     text = json.dumps(facts, sort_keys=True)
-    # Written beside the target and renamed, so that a full disk or a stop leaves the old file.
+    # Written to another name and renamed, so that a full disk or a stop leaves the old file.
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
     try:

@@ -1,8 +1,4 @@
-"""Pictures of how a run went.
-
-The step sizes that adaptive samples chose, against log-SNR; the rounds that parallel samples took,
-against the stages of the plan.
-"""
+"""Pictures of runs: step sizes of adaptive samples, rounds of parallel samples."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from diffast import ParallelSamples
+    from diffast.executors.parallel.sample import ParallelSamples
 
 # Colours that colour-blind people can tell apart (Okabe and Ito).
 _BLUE, _VERMILION, _GRAY = "#0072B2", "#D55E00", "#7F7F7F"
@@ -38,7 +34,7 @@ def adaptive_facts(out) -> dict:
         "forgotten": int(out.forgotten.sum()),
         "wasted": out.wasted,
         "statuses": {word: out.outcomes.count(word) for word in sorted(set(out.outcomes))},
-        "attempts": {
+        "trial_steps": {
             name: np.asarray(getattr(steps, name)).tolist()
             for name in ("sample", "lam", "lam_to", "error", "accepted")
         },
@@ -46,7 +42,7 @@ def adaptive_facts(out) -> dict:
 
 
 def draw_steps(out, path: str | Path, title: str = "") -> None:
-    """Draws every attempt's size and error against the log-SNR where it started.
+    """Draws size and error of every trial step against the log-SNR where it started.
 
     Args:
         out: what `df.sample_adaptive(..., trace=True)` returned.
@@ -63,13 +59,17 @@ def draw_steps(out, path: str | Path, title: str = "") -> None:
     figure = Figure(figsize=(8, 6), layout="constrained")
     sizes, errors = figure.subplots(2, 1, sharex=True)
     size, good = steps.lam_to - steps.lam, steps.accepted
-    for mask, color, label in ((good, "tab:blue", "accepted"), (~good, "tab:red", "rejected")):
+    kinds = ((good, _BLUE, "o", "accepted"), (~good, _VERMILION, "x", "rejected"))
+    for mask, color, marker, label in kinds:
         if mask.any():
-            marks = {"s": 8, "alpha": 0.5, "color": color, "label": f"{label} ({mask.sum()})"}
+            marks = {"s": 12, "alpha": 0.6, "color": color, "marker": marker}
+            marks["label"] = f"{label} trial steps ({mask.sum()})"
             sizes.scatter(steps.lam[mask], size[mask], **marks)
             errors.scatter(steps.lam[mask], np.maximum(steps.error[mask], 1e-6), **marks)
-    sizes.set(ylabel="step in log-SNR", yscale="log", title=title)
-    errors.set(xlabel="log-SNR, log(alpha / sigma)", ylabel="scaled error", yscale="log")
+    figure.suptitle(title)
+    sizes.set(ylabel="size of the step\n(log-SNR, nats)", yscale="log", title="Step sizes")
+    errors.set(xlabel="log-SNR log(alpha / sigma) at the start of the step (nats)", yscale="log")
+    errors.set(ylabel="error of the step\n(1 = tolerance)", title="Errors")
     for axes in (sizes, errors):
         axes.grid(visible=True, which="both", alpha=0.3)
     if len(size):
@@ -123,12 +123,18 @@ def draw_rounds(out: ParallelSamples, stages: int, path: str | Path, title: str 
         settled.plot(np.median(starts, axis=1), rounds, color="black", label="median of samples")
     settled.plot([0, stages], [0, stages], color=_GRAY, linestyle=":", label="one stage a round")
     settled.legend()
-    settled.set(xlabel="settled stages of the plan", ylabel="network rounds", title=title)
+    figure.suptitle(title)
+    settled.set(xlabel="settled stages of the plan (count)", ylabel="network rounds (count)")
+    settled.set(title="Settled stages after each round")
+    settled.locator_params(integer=True)
     settled.set(xlim=(0, stages), ylim=(0, max(1, out.rounds)))
     error = np.array([step.error for step in out.history]).reshape(len(out.history), count)
     error = np.where(np.isfinite(error) & (error > 0), error, np.nan)
     errors.plot(rounds[1:], error, color=_VERMILION, alpha=0.3, marker=".")
-    errors.set(xlabel="network round", ylabel="estimated relative error of a sample", yscale="log")
+    errors.set(
+        xlabel="network round (number)", yscale="log", title="Estimated error of each sample"
+    )
+    errors.set(ylabel="relative error (no unit)")
     for axes in (settled, errors):
         axes.grid(visible=True, which="both", alpha=0.3)
     figure.savefig(path, dpi=120)

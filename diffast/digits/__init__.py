@@ -1,7 +1,7 @@
 """Small trained networks for 28x28 digits: a denoiser, a noise-aware classifier and a judge.
 
-They are there for examples, tests and measurements; ``weights/README.md`` says how they were
-trained and how good they are.
+They serve examples, tests and measurements. ``weights/README.md`` describes their training and
+quality.
 """
 
 from __future__ import annotations

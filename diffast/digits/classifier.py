@@ -89,7 +89,7 @@ class NoisyDigitClassifier(nn.Module):
             scale, shift = affine(e)[:, :, None, None].chunk(2, dim=1)  # [B, C, 1, 1]
             z = F.silu(torch.addcmul(shift, norm(conv(y)), scale + 1))
             y = y + z if y.shape == z.shape else z
-        # Windows of 3 at steps of 2: where a stroke is matters, a plain mean over 7x7 loses it.
+        # Windows of 3 at steps of 2 keep where a stroke is; a mean over 7x7 would lose it.
         y = F.avg_pool2d(y, 3, stride=2).flatten(1)  # [B, 9 inner]
         return self.head(F.silu(self.mix(y))).to(x.dtype)
 

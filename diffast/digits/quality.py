@@ -1,4 +1,4 @@
-"""How good sampled digits are, in the eyes of ``DigitJudge``."""
+"""The quality of sampled digits, measured with ``DigitJudge``."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def judge_features(judge: DigitJudge, images: Tensor) -> Tensor:
 
 
 def class_accuracy(judge: DigitJudge, images: Tensor, labels: Tensor) -> float:
-    """The share of the images that the judge takes for the digit they are labelled as.
+    """The share of the images whose label is the judge's answer.
 
     Args:
         judge: as ``load_judge`` returns it.

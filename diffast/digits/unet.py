@@ -12,8 +12,8 @@ from torch.nn import functional as F
 NULL_LABEL = 10
 """The label that means "any digit"; what classifier-free guidance asks for."""
 
-# The network has seen noise levels in this range only. Beyond it the embedding is held at the end
-# point (also what keeps sigma = 0 out of the logarithm); c_skip and c_out stay exact everywhere.
+# The range of noise levels in training. Outside, the embedding is that of the range's end, which
+# also keeps sigma = 0 out of the logarithm. c_skip and c_out are exact everywhere.
 _SIGMA_SEEN = (0.002, 80.0)
 
 
@@ -62,8 +62,8 @@ def noise_features(sigma: Tensor, width: int) -> Tensor:
         width: how many features, an even number.
     """
     c_noise = sigma.clamp(*_SIGMA_SEEN).log() / 4
-    # c_noise spans about [-1.6, 1.1]: from half a period over that span to 13 of them; more would
-    # only let neighbouring noise levels come apart.
+    # c_noise lies in about [-1.6, 1.1]. The waves have half a period to 13 periods over that range;
+    # with more, near noise levels would get unlike embeddings.
     steps = torch.linspace(0.0, 1.0, width // 2, device=sigma.device, dtype=sigma.dtype)
     angles = c_noise[:, None] * 30.0**steps  # [B, width/2]
     return torch.cat([angles.cos(), angles.sin()], dim=1)

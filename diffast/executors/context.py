@@ -5,7 +5,7 @@ Messages begin with the name of the public function that was called (`who`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,9 @@ from diffast.plan import Plan
 
 # Where fresh noise may come from. A callable gives the normals of a stage.
 NOISES = ("counter", "path", "bridge", "redraw")
+
+# What ops weigh together with a state.
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 OnX0 = Callable[[torch.Tensor, Info], torch.Tensor]
 Clamp = tuple[float, float]
@@ -138,13 +141,51 @@ def hooked(who: str, on_x0: OnX0, x0: torch.Tensor, info: Info) -> torch.Tensor:
     """Returns what the hook makes of the x0 estimate [B, ...].
 
     Raises:
-        ValueError: if it returns no tensor of that shape.
+        ValueError: if it returns no tensor of that shape, on that device, of floating point.
     """
     changed = on_x0(x0, info)
     if not isinstance(changed, torch.Tensor) or changed.shape != x0.shape:
         got = list(changed.shape) if isinstance(changed, torch.Tensor) else type(changed).__name__
         raise ValueError(f"{who}: on_x0 was given {list(x0.shape)} but returned {got}")
+    if changed.device != x0.device or changed.dtype not in FLOATS:
+        raise ValueError(f"{who}: {unlike('what on_x0 returned', changed, x0)}")
     return changed
+
+
+def blame(
+    error: Exception, where: str, state: torch.Tensor, given: Mapping[str, torch.Tensor]
+) -> None:
+    """Raises an op's error in the caller's words, if a tensor of the caller's is why; else nothing.
+
+    For an `except` clause: a run without errors does not pay for it.
+
+    Args:
+        error: of the op.
+        where: what the message begins with: the public function and the stage.
+        state: what the tensors have to fit.
+        given: tensors that came from outside, by what the caller would call them.
+
+    Raises:
+        ValueError: naming the tensor.
+    """
+    for name, tensor in given.items():
+        complaint = unlike(name, tensor, state)
+        if complaint is not None:
+            raise ValueError(f"{where}: {complaint}") from error
+
+
+def unlike(name: str, tensor: Any, state: torch.Tensor) -> str | None:
+    """Returns why no op can weigh the tensor together with the state; None if one can."""
+    if not isinstance(tensor, torch.Tensor):
+        return f"{name} is a {type(tensor).__name__} but a tensor is needed"
+    if tensor.device != state.device:
+        return f"{name} is on {tensor.device} but the state is on {state.device}"
+    if tensor.dtype not in FLOATS:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
+        return f"{name} is {tensor.dtype} but must be one of {known}"
+    if tensor.shape != state.shape:
+        return f"{name} is {list(tensor.shape)} but the state is {list(state.shape)}"
+    return None
 
 
 def put_initial(

@@ -11,6 +11,7 @@ from diffast import ops
 from diffast.executors.context import (
     Clamp,
     OnX0,
+    blame,
     check_noise,
     check_schedules,
     hooked,
@@ -20,6 +21,7 @@ from diffast.executors.context import (
     put_initial,
     put_opening,
     state_like,
+    unlike,
 )
 from diffast.executors.results import (
     FINE,
@@ -302,12 +304,9 @@ class _Run:
 
     def _drawn(self, i: int) -> torch.Tensor:
         z = self.draw(i)
-        if not isinstance(z, torch.Tensor) or z.shape != self.state.shape:
-            got = list(z.shape) if isinstance(z, torch.Tensor) else type(z).__name__
-            raise ValueError(
-                f"sample: noise returned {got} at stage {i}, but the state is "
-                f"{list(self.state.shape)}"
-            )
+        complaint = unlike("what noise returned", z, self.state)
+        if complaint is not None:
+            raise ValueError(f"sample: stage {i}: {complaint}")
         return z.contiguous()
 
     def stage(self, i: int) -> None:
@@ -353,7 +352,11 @@ class _Run:
         # What a stage does not need is left out: every argument costs its way in.
         rest = (call.noise, self.seed, self.ids, call.clamp)
         rest = rest if call.noise or call.clamp else ()
-        ops.combine_out(xs, call.weights, call.outs, self.status, i, *rest)
+        try:
+            ops.combine_out(xs, call.weights, call.outs, self.status, i, *rest)
+        except (RuntimeError, ValueError) as error:
+            blame(error, f"sample: stage {i}", self.state, _named(filled))
+            raise
 
     def _hooked(self, i: int, number: int) -> torch.Tensor:
         """Returns the x0 estimate for one input, after the hook if there is one."""
@@ -392,3 +395,9 @@ class _Run:
             what = f"{what} is not finite at stage {i} (t = {self.stages[i].time:g})"
             failed.append((b, ids[b], what))
         return f"sample: {len(failed)} of {self.batch} samples failed: {describe(failed)}"
+
+
+def _named(filled: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns the tensors from outside by what a caller would call them."""
+    outputs = {"the network's output": filled[COND]}
+    return outputs | {f"gradient {name[1:]}": g for name, g in filled.items() if name[0] == "g"}

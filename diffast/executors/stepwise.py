@@ -21,6 +21,7 @@ from diffast import ops
 from diffast.executors.context import (
     Clamp,
     OnX0,
+    blame,
     check_noise,
     hooked,
     ids_of,
@@ -178,6 +179,8 @@ class Stepper:
         """
         if x.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"Stepper: x is {x.dtype} but the state is float32 or float64")
+        if x.device.type != self.device.type:
+            raise ValueError(f"Stepper: x is on {x.device} but the stepper is for {self.device}")
         batch = x.shape[0]
         ids = ids_of("Stepper", ids, batch, self.device)
         numbers = torch.as_tensor(plan)
@@ -242,13 +245,23 @@ class Stepper:
         given = (t if t is None else t.contiguous() for t in (cond, uncond, z))
         cond, uncond, z = given
         fixed = [state.y, state.v, state.x, cond, uncond, None, z]
-        if isinstance(state.row, int):
-            state = self._step_together(state, fixed)
-        else:
-            state = self._step_each(state, fixed)
+        together = isinstance(state.row, int)
+        try:
+            after = (self._step_together if together else self._step_each)(state, fixed)
+        except (RuntimeError, ValueError) as error:
+            where = f"Stepper: stage {self.stage(state)}" if together else "Stepper"
+            named = {"output": cond, "unconditional output": uncond, "z": z}
+            blame(error, where, state.x, {k: t for k, t in named.items() if t is not None})
+            raise
+        state = after
         return state, self._network_input(state.x), self.time(state)
 
     def _check(self, state, cond, uncond, z, stepping=True):
+        if not isinstance(cond, torch.Tensor):
+            raise ValueError(
+                f"Stepper: output is a {type(cond).__name__} but the network's tensor is needed, "
+                "or with guidance a pair of them"
+            )
         for name, tensor in (("output", cond), ("unconditional output", uncond), ("z", z)):
             if tensor is not None and tensor.shape != state.x.shape:
                 raise ValueError(
@@ -297,7 +310,7 @@ class Stepper:
 
     def _hooked(self, x0: torch.Tensor, stage: int | torch.Tensor, state: State) -> torch.Tensor:
         info = Info(stage, self.time(state), state.ids)
-        return hooked("Stepper", self.on_x0, x0, info).contiguous()
+        return hooked("Stepper", self.on_x0, x0, info).to(x0.dtype).contiguous()
 
     def _plan_of(self, row: int) -> int:
         return max(p for p, first in enumerate(self.first) if first <= row)

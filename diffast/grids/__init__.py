@@ -1,7 +1,7 @@
 """Time grids: float64 model times [N+1], strictly from noisy to clean, both ends included.
 
-grid[0] is where sampling starts, grid[-1] where the sample stands; the network is called at all but
-the last (and there too by two-stage solvers, unless it is clean).
+Sampling starts at grid[0], and the sample stands at grid[-1]. The network is called at all times
+but the last one. Two-stage solvers call it there too, unless sigma is 0.
 
     uniform_time trailing leading linspace                     even in model time or indices
     karras uniform_logsnr exponential lu polyexponential

@@ -1,4 +1,4 @@
-"""What makes an array of times a grid, and a number a count of steps."""
+"""Checks of grids and of numbers of steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffast.schedules import Schedule
 def check_grid(schedule: Schedule, times: ArrayLike) -> np.ndarray:
     """Returns times as a float64 grid fit for a solver, [N+1].
 
-    A time beyond an end of the schedule by less than 1e-9 of its range is put on that end.
+    A time outside the schedule by less than 1e-9 of its range is moved to the schedule's end.
 
     Args:
         schedule: any schedule.

@@ -1,6 +1,6 @@
-"""Parts of grids: a run that starts at a noised image, or ends before it is clean.
+"""Parts of grids, for runs that start at a noised image or end before sigma = 0.
 
-At a step of a grid plain slicing does: grid[:k + 1] is the first k steps, grid[k:] the rest.
+Slices are grids too: grid[:k + 1] is the first k steps, grid[k:] the rest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Grids that tools give flow models, by the tools' names."""
+"""Grids of other tools for flow models, by the tools' names."""
 
 from __future__ import annotations
 

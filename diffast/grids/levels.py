@@ -1,8 +1,8 @@
 """Grids that space a function of the noise level sigma/alpha, whatever the schedule.
 
-Levels are sigma/alpha, the sigma of k-diffusion. Tools that give a flow model the same grids by
-name space its t instead, not t/(1-t) (diffusers' FlowMatchEulerDiscreteScheduler, ComfyUI): for
-those numbers make the grid on `edm(sigma_min=0.001, sigma_max=1)` and read it with
+Levels are sigma/alpha, the sigma of k-diffusion. For flow models, other tools use these names for
+grids that space t and not t/(1-t) (diffusers' FlowMatchEulerDiscreteScheduler, ComfyUI). For their
+numbers make the grid on `edm(sigma_min=0.001, sigma_max=1)` and read it with
 `from_times(flow, ...)`.
 """
 
@@ -12,9 +12,11 @@ import numpy as np
 
 from diffast.grids.beta_quantile import beta_quantile
 from diffast.grids.checks import check_grid, check_positive, check_steps
+from diffast.grids.docs import grid_function
 from diffast.schedules import Schedule
 
 
+@grid_function
 def karras(
     schedule: Schedule,
     steps: int,
@@ -29,12 +31,7 @@ def karras(
     al. 2022, eq. 5), in units of sigma/alpha, mapped back to model time.
 
     Args:
-        schedule: any schedule.
-        steps: number of grid intervals.
         rho: 1 spaces evenly, larger numbers put more points at low noise.
-        sigma_min: least sigma/alpha above 0, by default that of schedule.t_min.
-        sigma_max: sigma/alpha at the start, by default that of schedule.t_start.
-        to_zero: True: n = steps levels, then the clean end. False: n = steps + 1 levels, no more.
 
     Raises:
         ValueError: steps < 1; rho not positive; levels out of order or outside the schedule.
@@ -47,6 +44,7 @@ def karras(
     return _by_level("karras", schedule, steps, sigma_min, sigma_max, to_zero, log_levels)
 
 
+@grid_function
 def uniform_logsnr(
     schedule: Schedule,
     steps: int,
@@ -58,16 +56,6 @@ def uniform_logsnr(
 
     Lu et al. 2022 (DPM-Solver); `karras` as rho goes to infinity. Also named `exponential`
     (k-diffusion, diffusers' use_exponential_sigmas) and `lu` (diffusers' use_lu_lambdas).
-
-    Args:
-        schedule: any schedule.
-        steps: number of grid intervals.
-        sigma_min: least sigma/alpha above 0, by default that of schedule.t_min.
-        sigma_max: sigma/alpha at the start, by default that of schedule.t_start.
-        to_zero: True: steps levels, then the clean end. False: steps + 1 levels, no more.
-
-    Raises:
-        ValueError: steps < 1; levels out of order or outside the schedule.
     """
 
     def log_levels(ramp, high, low):
@@ -80,6 +68,7 @@ exponential = uniform_logsnr
 lu = uniform_logsnr
 
 
+@grid_function
 def polyexponential(
     schedule: Schedule,
     steps: int,
@@ -94,12 +83,7 @@ def polyexponential(
     `exponential` for rho = 1, and more points at low noise for larger rho.
 
     Args:
-        schedule: any schedule.
-        steps: number of grid intervals.
         rho: the power, positive.
-        sigma_min: least sigma/alpha above 0, by default that of schedule.t_min.
-        sigma_max: sigma/alpha at the start, by default that of schedule.t_start.
-        to_zero: True: steps levels, then the clean end. False: steps + 1 levels, no more.
 
     Raises:
         ValueError: steps < 1; rho not positive; levels out of order or outside the schedule.
@@ -112,6 +96,7 @@ def polyexponential(
     return _by_level("polyexponential", schedule, steps, sigma_min, sigma_max, to_zero, log_levels)
 
 
+@grid_function
 def laplace(
     schedule: Schedule,
     steps: int,
@@ -128,13 +113,8 @@ def laplace(
     has 1e-5 inside the logarithm in place of the infinite ends, and adds no clean end.
 
     Args:
-        schedule: any schedule.
-        steps: number of grid intervals.
         mu: log(sigma/alpha) about which the points crowd.
         beta: how widely they spread, positive.
-        sigma_min: least sigma/alpha above 0, by default that of schedule.t_min.
-        sigma_max: sigma/alpha at the start, by default that of schedule.t_start.
-        to_zero: True: steps levels, then the clean end. False: steps + 1 levels, no more.
 
     Raises:
         ValueError: steps < 1; beta not positive; mu not finite; levels out of order or outside the
@@ -161,6 +141,7 @@ def laplace(
     return _by_level("laplace", schedule, steps, sigma_min, sigma_max, to_zero, log_levels)
 
 
+@grid_function
 def kl_optimal(
     schedule: Schedule,
     steps: int,
@@ -174,16 +155,6 @@ def kl_optimal(
     bound of Sabour et al. 2024 ("Align your steps") in closed form for Gaussian data of variance 1.
     ComfyUI's kl_optimal; stable-diffusion-webui's is the one with to_zero = False. The start may
     be pure noise, arctan = pi/2.
-
-    Args:
-        schedule: any schedule.
-        steps: number of grid intervals.
-        sigma_min: least sigma/alpha above 0, by default that of schedule.t_min.
-        sigma_max: sigma/alpha at the start, by default that of schedule.t_start.
-        to_zero: True: steps levels, then the clean end. False: steps + 1 levels, no more.
-
-    Raises:
-        ValueError: steps < 1; levels out of order or outside the schedule.
     """
 
     def log_levels(ramp, high, low):
@@ -195,6 +166,7 @@ def kl_optimal(
     )
 
 
+@grid_function
 def beta_sigmas(
     schedule: Schedule,
     steps: int,
@@ -210,15 +182,6 @@ def beta_sigmas(
     beta): diffusers' use_beta_sigmas. ComfyUI's "beta" takes the quantiles in training indices, as
     the paper does: see `beta`.
 
-    Args:
-        schedule: any schedule.
-        steps: number of grid intervals.
-        alpha: first shape parameter, positive; below 1 points crowd at low noise.
-        beta: second shape parameter, positive; below 1 points crowd at high noise.
-        sigma_min: least sigma/alpha above 0, by default that of schedule.t_min.
-        sigma_max: sigma/alpha at the start, by default that of schedule.t_start.
-        to_zero: True: steps levels, then the clean end. False: steps + 1 levels, no more.
-
     Raises:
         ValueError: steps < 1; alpha or beta not positive; levels out of order or outside the
             schedule.
@@ -232,6 +195,7 @@ def beta_sigmas(
     return _by_level("beta_sigmas", schedule, steps, sigma_min, sigma_max, to_zero, log_levels)
 
 
+@grid_function
 def ou_early(
     schedule: Schedule,
     steps: int,
@@ -243,18 +207,8 @@ def ou_early(
 
     t = log(1 + (sigma/alpha)^2), which is -2 log(alpha) where alpha^2 + sigma^2 = 1: steps of at
     most eps min(1, t), as PIADM asks for (Chen et al. 2024, "Accelerating diffusion models with
-    parallel sampling", section 3), even in the clock that is t above 1 and 1 + log(t) below. It
-    stops early, where there is noise left: at the schedule's t_min unless told otherwise.
-
-    Args:
-        schedule: any schedule.
-        steps: number of grid intervals.
-        sigma_min: least sigma/alpha above 0, by default that of schedule.t_min.
-        sigma_max: sigma/alpha at the start, by default that of schedule.t_start.
-        to_zero: True: steps levels, then the clean end. False: steps + 1 levels, no more.
-
-    Raises:
-        ValueError: steps < 1; levels out of order or outside the schedule.
+    parallel sampling", section 3), even in t above 1 and in 1 + log(t) below. The grid stops
+    early, where there is noise left: by default at the schedule's t_min.
     """
 
     def log_levels(ramp, high, low):

@@ -1,14 +1,13 @@
 """Grids that count in a model's table of training noise levels, as ComfyUI does.
 
-The table of `from_betas` is its indices. Another schedule gets one of `timesteps` entries, the
+The table of `from_betas` is its indices. The table of another schedule has `timesteps` entries, the
 cleanest first: the times (i + 1) / timesteps of the way from the clean end to the start (for `flow`
-1/1000, 2/1000 ... 1), or, where time is a noise level without bound (`edm`, `ve`), times even in
-the logarithm from t_min to t_start.
+1/1000, 2/1000 ... 1). Where the time is a noise level without bound (`edm`, `ve`), the times are
+even in the logarithm from t_min to t_start.
 
 A shift of a flow model's noise is applied afterwards, with `shifted`. ComfyUI's tables are shifted
-from the start, which is the same for the grids that pick entries of it (`simple`, `ddim_uniform`,
-`beta`); `normal` and `sgm_uniform` there take the table's last entry, already shifted, as a time
-and shift it once more.
+before. For grids that take entries of the table (`simple`, `ddim_uniform`, `beta`) the result is
+the same. ComfyUI's `normal` and `sgm_uniform` shift the table's last entry a second time.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ import numpy as np
 
 from diffast.grids.beta_quantile import beta_quantile
 from diffast.grids.checks import check_grid, check_positive, check_steps
+from diffast.grids.docs import grid_function
 from diffast.schedules import Schedule
 
 
+@grid_function
 def simple(schedule: Schedule, steps: int, timesteps: int = 1000) -> np.ndarray:
     """Returns the entries N-1 - floor(i N / steps) of the table, then the clean end; [steps+1].
 
     Args:
-        schedule: any schedule.
         steps: number of grid intervals, at most N, the size of the table.
-        timesteps: size of the table of a schedule without training indices.
 
     Raises:
         ValueError: steps < 1 or > N; timesteps < 2.
@@ -37,6 +36,7 @@ def simple(schedule: Schedule, steps: int, timesteps: int = 1000) -> np.ndarray:
     return _grid(schedule, index, count)
 
 
+@grid_function
 def ddim_uniform(schedule: Schedule, steps: int, timesteps: int = 1000) -> np.ndarray:
     """Returns every k-th entry of the table from the second on, then the clean end; [M+1] float64.
 
@@ -45,9 +45,7 @@ def ddim_uniform(schedule: Schedule, steps: int, timesteps: int = 1000) -> np.nd
     steps_offset = 1, diffusers' grid, keeps the first steps of them.
 
     Args:
-        schedule: any schedule.
         steps: number of grid intervals asked for, at most N, the size of the table.
-        timesteps: size of the table of a schedule without training indices.
 
     Raises:
         ValueError: steps < 1 or > N; timesteps < 2.
@@ -57,15 +55,11 @@ def ddim_uniform(schedule: Schedule, steps: int, timesteps: int = 1000) -> np.nd
     return _grid(schedule, np.arange(1.0, count, count // steps)[::-1], count)
 
 
+@grid_function
 def normal(schedule: Schedule, steps: int, timesteps: int = 1000) -> np.ndarray:
     """Returns times even from the table's last entry to its first, then the clean end; [steps+1].
 
     Places N-1 - i (N-1) / (steps-1), not rounded: `linspace` is the rounded one.
-
-    Args:
-        schedule: any schedule.
-        steps: number of grid intervals.
-        timesteps: size of the table of a schedule without training indices.
 
     Raises:
         ValueError: steps < 1; timesteps < 2.
@@ -75,15 +69,11 @@ def normal(schedule: Schedule, steps: int, timesteps: int = 1000) -> np.ndarray:
     return _grid(schedule, (count - 1) * (1.0 - np.arange(steps) / max(steps - 1, 1)), count)
 
 
+@grid_function
 def sgm_uniform(schedule: Schedule, steps: int, timesteps: int = 1000) -> np.ndarray:
     """Returns the first steps of the steps + 1 entries of `normal`, then the clean end; [steps+1].
 
     Places N-1 - i (N-1) / steps, not rounded (Stability's generative-models).
-
-    Args:
-        schedule: any schedule.
-        steps: number of grid intervals.
-        timesteps: size of the table of a schedule without training indices.
 
     Raises:
         ValueError: steps < 1; timesteps < 2.
@@ -93,6 +83,7 @@ def sgm_uniform(schedule: Schedule, steps: int, timesteps: int = 1000) -> np.nda
     return _grid(schedule, (count - 1) * (1.0 - np.arange(steps) / steps), count)
 
 
+@grid_function
 def beta(
     schedule: Schedule, steps: int, alpha: float = 0.6, beta: float = 0.6, timesteps: int = 1000
 ) -> np.ndarray:
@@ -104,11 +95,7 @@ def beta(
     use_beta_sigmas takes the quantiles in sigma: see `beta_sigmas`.
 
     Args:
-        schedule: any schedule.
         steps: number of grid intervals asked for, at most N, the size of the table.
-        alpha: first shape parameter, positive; below 1 points crowd at low noise.
-        beta: second shape parameter, positive; below 1 points crowd at high noise.
-        timesteps: size of the table of a schedule without training indices.
 
     Raises:
         ValueError: steps < 1 or > N; alpha or beta not positive; timesteps < 2.

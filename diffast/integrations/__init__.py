@@ -1,4 +1,4 @@
-"""Faces that other tools know: each module speaks one of them and runs plans behind it."""
+"""Interfaces of other tools; each module builds plans and runs them."""
 
 from importlib import import_module
 from types import ModuleType

@@ -1,6 +1,6 @@
 """Runs a plan on `model(x, sigma, **extra_args) -> denoised`, as k-diffusion's samplers call it.
 
-No sampler's arithmetic is here: a plan is built from the sigmas and `df.sample` runs it.
+A plan is built from the sigmas and `df.sample` runs it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from diffast.plan import Plan
 
 
 def levels_of(name: str, sigmas: torch.Tensor) -> tuple[float, ...]:
-    """Returns the sigmas as Python floats: the one time they are read from their device.
+    """Returns the sigmas as Python floats: the only read from their device.
 
     Raises:
         ValueError: unless they are one-dimensional, fall strictly and end at 0 or above.
@@ -186,7 +186,7 @@ def drawn_by(
 def drawn_each_step(
     normal: Callable[[], torch.Tensor], plan: Plan, levels: tuple[float, ...]
 ) -> Callable[[int], torch.Tensor]:
-    """Returns `noise` for a churned plan that takes one normal a step, needed or not.
+    """Returns `noise` for a churned plan that draws one normal a step, also where its weight is 0.
 
     So do k-diffusion and EDM: a step outside [s_tmin, s_tmax] draws and throws away, and the steps
     after it get the same numbers there and here.

@@ -1,1 +1,1 @@
-"""From plans to calls of ops: what the network predicts, guidance and clamps multiplied out."""
+"""Lowering: plans and embedded solvers multiplied out for a network, as calls of ops."""

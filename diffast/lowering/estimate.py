@@ -1,22 +1,22 @@
-"""The x0 estimate written out over what the network was given and what it answered."""
+"""The x0 estimate as a row over the network's input and outputs."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# Names of the network's answers, and of the x0 estimate where it is a tensor of its own.
+# Names of the network's outputs, and of the x0 estimate where it is a tensor of its own.
 COND, UNCOND, X0 = "cond", "uncond", "x0"
 
 
 def estimate_row(a: Any, b: Any, scale: Any, x: str = "x") -> dict[str, Any]:
     """Returns the row of d = a x + b (scale cond + (1 - scale) uncond).
 
-    An answer whose weight is 0 by a scale of 0.0 or 1.0 has no column: the network is not asked
+    An output whose weight is 0, by a scale of 0.0 or 1.0, has no column: the network is not called
     for it.
 
     Args:
         a: weight of the network's input in the estimate: a number, or an array of any module.
-        b: weight of the guided answer, of the same kind.
+        b: weight of the guided output, of the same kind.
         scale: guidance scale: a float that is the same everywhere, or an array.
         x: the name of the network's input.
     """

@@ -1,9 +1,9 @@
 """A plan lowered for a network: each network call with the `combine` calls that follow it.
 
-What the network predicts and its guidance are linear, so they disappear into the plan's numbers:
-lowered rows weigh tensors themselves. Everything that every executor needs is settled here once:
-which stage draws what, which entry lives in which slot and when it dies, when the step's state is
-the same tensor as x, what a clamp or a hook changes. Executors bind tensors to the names.
+Prediction type and guidance are linear, so they are multiplied into the plan's numbers: lowered
+rows weigh tensors. Lowering also decides what every executor needs: the noise of each stage, the
+history slot of each entry and how long the slot is held, when the step's state is the same tensor
+as x, and what a clamp or a hook changes. Executors bind tensors to these names:
 
     name            tensor
     y, v, x         the plan's registers
@@ -45,7 +45,7 @@ from diffast.plan.registers import (
 
 NOISE = "noise"
 
-# Names whose place in the order of the sums is fixed; slots stand between, the oldest entry first.
+# Names whose place in the order of the sums is fixed. Slots come between, the oldest entry first.
 _INPUTS = tuple(input_register(e) for e in range(4))
 _FIRST = (Y, V, *_INPUTS)
 _OUTPUTS = tuple(f"{name}{e or ''}" for e in (0, 2, 3, 4) for name in (COND, UNCOND))
@@ -71,10 +71,10 @@ class Constraints:
 
     Args:
         clamp: the x0 estimate is clamped in the call that uses it.
-        hook: something is done to the x0 estimate between two calls.
+        hook: the x0 estimate is changed between two calls.
         preview: the x0 estimate is written too.
         given_noise: the fresh normals come as a tensor.
-        copies: how many further places x is written to for a following call, by its branches.
+        copies: to how many further tensors x is written, by the branches of the next call.
         x_stays: x is always in one place, so the step's state moves when the two part; otherwise
             x moves and the state stays.
     """
@@ -176,7 +176,7 @@ class Program:
         return self.inputs + len(self.carried) + self.slots
 
 
-# What was lowered, by the numbers that went in: users run a plan many times over.
+# Programs by plan and input numbers, since users run a plan many times.
 _lowered: WeakKeyDictionary = WeakKeyDictionary()
 _KEPT = 8
 

@@ -1,8 +1,8 @@
-"""Stages that call no network, joined to the stage before them.
+"""Silent stages, which call no network, multiplied into the stage before them.
 
-A silent stage is a matrix of its own in a plan: noise put back before a call, a half-step that
-uses a gradient again. Executors see one matrix a network call: what follows a call is multiplied
-into its matrix, what comes before the first call is the opening.
+A silent stage puts noise back before a call, or is a half-step that uses a gradient again. In a
+plan it has a matrix of its own. Executors see one matrix a network call: the silent stages after a
+call are multiplied into its matrix, those before the first call are the opening.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where remembered entries live: slots, given out and freed stage by stage."""
+"""History slots: which slot holds which remembered entry, stage by stage."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Slots:
         return tuple(self._holds.values())
 
     def take(self, i: int) -> int:
-        """Frees what stage i reads last; returns the slot of its entry, -1 if nobody reads it."""
+        """Frees the slots that stage i reads last; returns the slot of its entry, or -1."""
         # An entry that is read for the last time may be overwritten by the same call.
         for stage in [s for s in self._holds if self.last_use[s] == i]:
             self._free.append(self._holds.pop(stage))

@@ -33,7 +33,7 @@ class StepCall:
         keeps: which of y and v stay as they are.
         slot: where the entry goes; -1: there is none.
         held: the slots that hold entries when the stage begins, oldest entry first.
-        x0_columns: as `columns`, for the x0 estimate alone.
+        x0_columns: as `columns`, of the x0 estimate alone.
         x0_weights: [columns] of the x0 estimate.
         rows: how many rows the call makes.
         clamped: whether row 0 is the x0 estimate, which is clamped.
@@ -119,8 +119,8 @@ def make_table(
 ) -> Table:
     """Returns the table of all calls; None among them is a plan's end.
 
-    Its slots hold the oldest entry first, at every stage: so the sums of samples at different
-    stages, which all run over the slots in order, add up as those of a call of its own do.
+    The slots hold the oldest entry first at every stage. The sums of samples at different stages
+    then have the order, and so the bits, of a call for one stage.
 
     Args:
         calls: every plan's calls, each plan's followed by None.

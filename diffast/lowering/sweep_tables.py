@@ -1,4 +1,4 @@
-"""A lowered plan as the tables of `sweep`: its rows, how they follow an estimate, and its gains."""
+"""Sweep tables: a lowered plan's rows, how they follow the x0 estimate, and its gains."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Tables:
     """What `sweep` reads of a plan, S network calls; float64 numpy arrays.
 
     Args:
-        outputs: what of the network's answer the rows weigh: (COND,), (UNCOND,) or both.
+        outputs: which outputs of the network the rows weigh: (COND,), (UNCOND,) or both.
         weights: [S, rows, columns], the rows of a call over the tensors themselves.
         changes: [S, rows], how each row follows a change of the x0 estimate.
         tails: [S, rows - 1, columns], the rows of a call over a given x0 estimate.
@@ -199,10 +199,10 @@ def _line(plan) -> np.ndarray:
 
 
 def _gains(tails, gain, entries, parts, noises) -> np.ndarray:
-    """Returns [S + 1], by walking the adjoint of the stages from the end."""
+    """Returns [S + 1], by the adjoint of the stages, from the last to the first."""
     stages = len(tails)
     x0 = 1 + parts + entries
-    # What a walk carries: point, anchor (with parts), entries newest first.
+    # What is carried: x, the register beside x (with parts), entries newest first.
     after = np.zeros(1 + parts + entries)
     after[0] = 1.0
     gains = np.ones(stages + 1)

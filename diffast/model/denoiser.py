@@ -1,4 +1,4 @@
-"""A user's network as one that answers for x0: `Denoiser`."""
+"""`Denoiser`: a user's network, and how its output gives the x0 estimate."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from diffast.schedules import flow
 
 @dataclass(frozen=True, eq=False)
 class Denoiser:
-    """A network that answers for the clean data x0, whatever it was trained to predict.
+    """A network, what it predicts, its conditions and its guidance.
 
     The network is called as `network(x, t, **conditions)` with x [B, ...] and t [B], the
     schedule's model time. It returns one tensor shaped as x, or a tuple, a dict or an object that
@@ -66,7 +66,7 @@ class Denoiser:
     round_times: bool = False
 
     def __post_init__(self) -> None:
-        """Checks what can be checked before the first call."""
+        """Checks the arguments before the first call."""
         check_predicts("Denoiser", self.predicts)
         if not callable(self.network):
             raise ValueError(
@@ -94,9 +94,9 @@ class Denoiser:
     ) -> Denoiser:
         """Returns a denoiser of a velocity field whose time s runs from 0 (noise) to 1 (data).
 
-        The convention of flow_matching's ODESolver and of what people give to torchdiffeq:
-        dx/ds = velocity(x=x, t=s, **conditions). With the model time t = 1 - s it is -dx/dt; the
-        sign is folded into the step, so it costs no pass over the output. For a field written as
+        This is the convention of flow_matching's ODESolver and of torchdiffeq's users:
+        dx/ds = velocity(x=x, t=s, **conditions). With the model time t = 1 - s, velocity is -dx/dt.
+        The sign is part of the step's weights, so it costs no pass over the output. For a field
         func(s, x) give `lambda x, t: func(t, x)`.
 
         Args:
@@ -181,8 +181,8 @@ class Denoiser:
     def call(self, x: torch.Tensor, t: torch.Tensor, arguments: Mapping[str, Any]) -> torch.Tensor:
         """Returns the network's raw output, contiguous, shaped as x [B, ...].
 
-        What the network raises passes through, unless an option of `Denoiser` would have kept it
-        from raising. Then a ValueError names the option, and the network's own error is its cause.
+        An error of the network passes through, unless an option of `Denoiser` would have prevented
+        it. Then a ValueError names the option; the network's own error is its cause.
 
         Args:
             x: the network's input [B, ...].
@@ -190,7 +190,7 @@ class Denoiser:
             arguments: from `arguments`.
 
         Raises:
-            ValueError: if the network returns something else; see above.
+            ValueError: if the network returns something else; as above.
         """
         if self.time_dtype is not None:
             t = given_times(t, self.time_dtype, self.round_times)
@@ -215,7 +215,7 @@ class Denoiser:
     def x0(self, x: torch.Tensor, t: float) -> torch.Tensor:
         """Returns the guided x0 estimate [B, ...] at one model time, in plain torch.
 
-        For looking and testing; executors fold the same numbers into their fused steps.
+        For inspection and tests. Executors use the same numbers in their fused steps.
         """
         a, b = (float(w[0]) for w in self.affine(np.array([t])))
         scale = float(self.scales(np.array([t]))[0])

@@ -2,10 +2,10 @@
 
     network = df.LearnedVariance(my_network, schedule, plan)      # 2 C channels out for C in
     denoiser = df.Denoiser(network, schedule, predicts="epsilon", conditions=...)
-    out = df.sample(denoiser, network.plan, shape=..., draw=network.draw(shape[0], seed=0))
+    out = df.sample(denoiser, network.plan, shape=..., noise=network.draw(shape[0], seed=0))
 
-The noise of such a step differs from element to element, which no table of numbers says. So the
-plan has weight 1 on its noise, and the noise comes multiplied by the predicted deviation.
+The deviation of such a step's noise differs from element to element, so it is no weight of a plan.
+The plan's noise has weight 1, and the noise is multiplied by the predicted deviation beforehand.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ KINDS = ("range", "variance")
 def deviation(predicted: torch.Tensor, low: float, high: float) -> torch.Tensor:
     """Returns exp((1 - v) low + v high), v = (predicted + 1) / 2, [B, ...].
 
-    Nichol and Dhariwal 2021, eq. 15, halved: the variance between the posterior's and the forward
-    step's, by logarithms.
+    Nichol and Dhariwal 2021, eq. 15, halved: the variance lies between the posterior's and the
+    forward step's, linearly in the logarithm.
 
     Args:
         predicted: the network's channels for the variance, about -1 to 1, [B, C, ...].
@@ -42,8 +42,8 @@ def bounds(schedule: Any, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndar
     """Returns the logs of the least and the largest deviation of ancestral steps, [S] each.
 
     The posterior's, sqrt(beta) sigma_t / sigma_s, and the forward step's, sqrt(beta), with
-    beta = sigma_s^2 - (alpha_s / alpha_t)^2 sigma_t^2. The least one is floored at 1e-10, as a last
-    step into sigma_t = 0 has none.
+    beta = sigma_s^2 - (alpha_s / alpha_t)^2 sigma_t^2. The least one is at least 1e-10, since the
+    last step into sigma_t = 0 has none.
 
     Args:
         schedule: any schedule.
@@ -70,7 +70,7 @@ class LearnedVariance:
             variance itself.
 
     Attributes:
-        plan: the plan with weight 1 on its noise, to be run with `draw`.
+        plan: the plan with weight 1 on its noise, to be run with the noise of `draw`.
 
     Raises:
         ValueError: another kind; a plan without noise or with more calls than steps.
@@ -91,7 +91,7 @@ class LearnedVariance:
         self._predicted: torch.Tensor | None = None
 
     def parameters(self) -> Iterator[torch.Tensor]:
-        """Yields the network's parameters: where they are is where the samples are made."""
+        """Yields the network's parameters. The samples are made on their device."""
         parameters = getattr(self.network, "parameters", None)
         return iter(()) if parameters is None else parameters()
 
@@ -99,7 +99,7 @@ class LearnedVariance:
         """Returns the prediction [B, C, ...], and keeps the variance for `draw`.
 
         Raises:
-            ValueError: an output that has not twice the channels of x.
+            ValueError: an output without twice the channels of x.
         """
         output = self.network(x, t, **conditions)
         if not isinstance(output, torch.Tensor):
@@ -116,9 +116,9 @@ class LearnedVariance:
     def draw(
         self, batch: int, seed: int = 0, ids: torch.Tensor | None = None
     ) -> Callable[[int], torch.Tensor]:
-        """Returns the noise of `df.sample(..., draw=)`: the package's own, times the deviation.
+        """Returns the `noise=` of `df.sample`: the package's own, times the deviation.
 
-        With guidance the conditional branch's variance counts.
+        With guidance the conditional branch's variance is used.
 
         Args:
             batch: number of samples B.

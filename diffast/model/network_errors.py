@@ -1,4 +1,4 @@
-"""When the network itself raised: which option of `Denoiser` would have kept it from that."""
+"""Errors that the network raised, and the option of `Denoiser` that would prevent each."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 
-# torch's and numpy's words for an index that is not of integers: nn.Embedding, table[t],
+# Messages of torch and numpy for an index that is not of integers: nn.Embedding, table[t],
 # index_select, gather, take, one_hot, take_along_dim, a list or an array indexed by a tensor.
 INDEX = re.compile(
     r"scalar types: Long|used as indices|for index\b|long tensor for index|LongTensor|"
     r"dtype of indices|converted to an index|of integer \(or boolean\) type"
 )
-# torch's words for operands of different dtypes.
+# Messages of torch for operands of different dtypes.
 MISMATCH = re.compile(
     r"(same|mixed|weight) dtype|should be the same|scalar type|type promoting", re.IGNORECASE
 )
 
-# What a network's refusal of its arguments is raised as.
+# The errors that a network may raise for its arguments.
 RAISED = (RuntimeError, TypeError, IndexError, ValueError)
 
 
@@ -38,7 +38,7 @@ def explanation(
     x: torch.Tensor,
     t: torch.Tensor,
 ) -> str | None:
-    """Returns a sentence that names the option which keeps the network from raising; or None.
+    """Returns a sentence that names the option which prevents the error; or None.
 
     Args:
         error: what the network raised.

@@ -1,4 +1,4 @@
-"""The tensor in what a network returned: a tensor, a tuple, a dict, or an object with fields."""
+"""The tensor in a network's output: a tensor, a tuple, a dict, or an object with fields."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from diffast.model.prediction import PREDICTIONS
 
 
 def tensor_of(output: Any, predicts: str | None = None, who: str = "Denoiser") -> torch.Tensor:
-    """Returns the one tensor that the network answered with.
+    """Returns the one tensor in a network's output.
 
-    A tensor is returned as it is. Of a tuple or list it is the first tensor. Of an object with
-    `.sample`, as diffusers' outputs are, it is that. Of a dict (a dataclass and a named tuple count
-    as one) it is the entry "sample"; else the one called "pred" or after the prediction type ("x0",
-    "denoised", "eps", ...); else the only tensor.
+    A tensor: itself. A tuple or a list: its first tensor. An object with `.sample`, as diffusers'
+    outputs have: this tensor. A dict, a dataclass or a named tuple: the entry "sample"; else the
+    entry "pred" or one named after the prediction type ("x0", "denoised", "eps", ...); else the
+    only tensor.
+
 
     Args:
         output: what the network returned.

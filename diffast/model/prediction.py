@@ -1,4 +1,4 @@
-"""What a network's output says of the clean data x0: one row of a table for each prediction type.
+"""Prediction types: how a network's output gives the clean data x0.
 
 Every type is affine: x0 = a x + b output, with a and b from the schedule at the network's time.
 """
@@ -78,7 +78,7 @@ PREDICTIONS: dict[str, PredictionType] = {
     ),
 }
 
-# The default of a `predicts` that has to be given: a wrong guess would give wrong samples silently.
+# The default of `predicts`, which has to be given: a wrong type gives wrong samples silently.
 MISSING = ""
 
 
@@ -107,7 +107,7 @@ def check_predicts(who: str, predicts: str) -> None:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network's output says of x0, without the network: for loops that others own.
+    """How a network's output gives x0, without the network: for loops that call it themselves.
 
     Args:
         schedule: the noise schedule it was trained for (`df.schedules`).
@@ -158,11 +158,11 @@ class Prediction:
         Args:
             alpha: of the schedule at the network's times.
             sigma: of the schedule there.
-            dalpha: its derivative, only looked at if `sloped`.
-            dsigma: its derivative, only looked at if `sloped`.
+            dalpha: its derivative, only used if `sloped`.
+            dsigma: its derivative, only used if `sloped`.
         """
         return PREDICTIONS[self.predicts].weights(alpha, sigma, dalpha, dsigma)
 
     def scales(self, times: np.ndarray) -> np.ndarray:
-        """Returns 1 at each time, [S]: whoever owns the loop has applied the guidance."""
+        """Returns 1 at each time, [S]: the loop that calls the network applies guidance."""
         return np.ones(len(times))

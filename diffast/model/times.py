@@ -1,4 +1,4 @@
-"""The time tensor that a network is given: its dtype, and whole numbers for networks that index."""
+"""The time tensor of a network call: its dtype, and whole numbers for networks that index."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def check_whole(times: np.ndarray, wanted: torch.dtype) -> None:
 def given_times(t: torch.Tensor, wanted: torch.dtype, round_times: bool) -> torch.Tensor:
     """Returns the times in the dtype that the network wants.
 
-    On the CPU a fractional time is refused here, too. On a device the look would wait for the
-    queue, so there only `check_whole` looks, before the run.
+    On the CPU a fractional time is also refused here. On a device this check would wait for the
+    queue, so only `check_whole` checks there, before the run.
 
     Args:
         t: model times [B].

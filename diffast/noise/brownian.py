@@ -1,7 +1,7 @@
-"""Brownian paths by counter: noise that stays nearly the same when the number of steps changes.
+"""Brownian paths: noise that stays nearly the same when the number of steps changes.
 
-Fresh normals at every step are another noise for every number of steps. On a path the noise of a
-step is the increment between its two times, so finer steps see more of the same noise.
+The noise of a step is the increment of the path between the step's two times. Runs with more steps
+use more increments of the same path.
 """
 
 from __future__ import annotations
@@ -17,23 +17,24 @@ from diffast.ops.schema import MAX_DEPTH, PATH_RANGE
 
 # Nodes lie 16 / 2^depth apart in log-SNR: at depth 11, 0.008.
 LEAST_DEPTH = 11
-# An interval has so many nodes at least: rounding its ends then changes its length by 1/16 at most,
-# and the path's share of the noise by 1/32. At 5 nodes a step runs of more steps stop converging.
+# The least number of nodes of an interval: rounding its ends changes its length by 1/16 at most and
+# the path's share of the noise by 1/32. With 5 nodes a step, runs with more steps do not converge.
 _CELLS = 16
-# Times nearer than this in log-SNR are one time, written twice with other roundings.
+# Times nearer than this in log-SNR are one time with two roundings.
 _SAME = 1e-9
 
 
 class BrownianPath:
-    """One Brownian path a sample, whose clock is a schedule's log-SNR lam.
+    """One Brownian path a sample; the path's time variable is a schedule's log-SNR lam.
 
-    A path is a function of (seed, id, element, lam) alone: neither the order of the questions nor
-    the batch nor the device enters. Times go to the nearest node of a dyadic tree over lam in
-    [-8, 8], beyond it to its ends (alpha = 0, lam = -inf, is exact). The law is exact whatever the
-    rounding: increments between nodes are N(0, 1), independent over disjoint intervals.
+    A path is a function of (seed, id, element, lam) alone. It does not depend on the order of the
+    calls, the batch or the device. Times are rounded to the nearest node of a dyadic tree over lam
+    in [-8, 8], and to its ends outside (alpha = 0, lam = -inf, is exact). Rounding does not change
+    the law: increments between nodes are N(0, 1), independent over disjoint intervals.
 
-    An increment costs one normal a level and element where its first time was one of the two of the
-    increment before, else two.
+    An increment costs one normal a level and element if it starts at a time of the increment
+    before, else two.
+
 
     Args:
         schedule: any schedule, with lam(t).
@@ -44,7 +45,7 @@ class BrownianPath:
         dtype: float32, or float64 (the same normals, sums in float64).
         depth: of the tree; None: 11, and more where an interval would have less than 16 nodes.
         spans: [N, 2] model times of increments to come, from noise to data: the depth is chosen
-            for all of them, and what they need is put on the device now.
+            for all of them, and their tables are put on the device now.
 
     Raises:
         ValueError: for arguments that disagree, and for spans that `increment` would refuse.
@@ -69,8 +70,8 @@ class BrownianPath:
         self.device, self.dtype = torch.device(device), dtype
         self._fixed, self.depth = depth is not None, LEAST_DEPTH if depth is None else depth
         self._streams = _streams(seed, ids, self.shape[0]).to(self.device)
-        # The values [B, ...] at two ends that were asked for last, the times of those ends and the
-        # nodes where they were put: one number for all samples, or B.
+        # Of the last two ends: the values [B, ...], the times, and the nodes that the times were
+        # rounded to (one number for all samples, or B).
         self._values = [torch.empty(self.shape, dtype=dtype, device=self.device) for _ in range(2)]
         self._times: list[tuple[float, ...]] = [(), ()]
         self._nodes: list[tuple[int, ...]] = [(), ()]
@@ -88,15 +89,15 @@ class BrownianPath:
             out: where to write; None: a new tensor.
 
         Raises:
-            ValueError: a time without a log-SNR or with sigma = 0, where no noise falls; times
-                that go towards more noise, or that even the deepest tree does not tell apart.
+            ValueError: a time without a log-SNR or with sigma = 0; times that go towards more
+                noise; times that are one node even of the deepest tree.
         """
         start, end = self._numbers(times_from), self._numbers(times_to)
         count = max(len(start), len(end))
         for t, to in zip(_repeated(start, count), _repeated(end, count), strict=True):
             self._check(t, to)
         first = self._find(start)
-        # A start that was put onto a coarser node before the tree grew may have passed the end.
+        # A start that was rounded before the tree grew may lie behind the end.
         pairs = zip(_repeated(first, count), _repeated(self._find(end), count), strict=True)
         last = tuple(max(to, node + 1) for node, to in pairs)
         out = torch.empty_like(self._values[0]) if out is None else out
@@ -138,13 +139,13 @@ class BrownianPath:
         return 2 * PATH_RANGE / 2.0**self.depth
 
     def _find(self, times: tuple[float, ...]) -> tuple[int, ...]:
-        """Returns the nodes where these times were put before, else the nearest."""
+        """Returns the nodes that these times were rounded to before, else the nearest ones."""
         if times in self._times:
             return self._nodes[self._times.index(times)]
         return tuple(self._near(t) for t in times)
 
     def _check(self, t: float, to: float) -> None:
-        """Refuses an interval that does not go towards data, and grows the tree for a short one."""
+        """Refuses an interval that does not go towards data; grows the tree for a short one."""
         start, end = self._lam(t), self._lam(to)
         if start > end:
             raise ValueError(
@@ -159,7 +160,7 @@ class BrownianPath:
             )
 
     def _grow(self, gap: float, cells: int) -> None:
-        """Doubles the nodes until a gap in lam has so many, or there are as many as can be."""
+        """Doubles the nodes until a gap in lam has `cells` of them, or the tree is the deepest."""
         while not self._fixed and self.depth < MAX_DEPTH and _SAME < gap < cells * self._cell:
             self.depth += 1
             for k, nodes in enumerate(self._nodes):
@@ -208,10 +209,10 @@ def _repeated(numbers: tuple, count: int) -> tuple:
 def path_noise(
     plan, shape: Sequence[int], seed: int, ids: torch.Tensor, dtype: torch.dtype
 ) -> Callable[[int], torch.Tensor] | None:
-    """Returns `draw(stage)` that gives a plan's fresh noise as increments of one path a sample.
+    """Returns `noise(stage)`, which gives a plan's fresh noise as increments of a path a sample.
 
     Args:
-        plan: its `spans` say which increment a stage's noise stands for.
+        plan: its `spans` are the times of each stage's increment.
         shape: [B, ...] of the state.
         seed: any integer of 64 bits.
         ids: int64 [B] on the device of the state.

@@ -1,4 +1,4 @@
-"""Noise put on clean data: where a run that starts part-way begins (image to image, inpainting)."""
+"""The forward process: noise on clean data, for runs that start part-way (image to image)."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def add_noise(
     ids: Sequence[int] | torch.Tensor | None = None,
     noise: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Returns alpha x0 + sigma eps at a model time, [B, ...]: the `noise=` of `df.sample`.
+    """Returns alpha x0 + sigma eps at a model time, [B, ...]: the `x=` of `df.sample`.
 
-    The eps of sample b is the one that a run from pure noise with (seed, ids[b]) begins with.
+    The eps of sample b is the initial noise of a run with (seed, ids[b]).
 
         grid = df.grids.part_by_strength(schedule, grid, 0.6)
         plan = df.solvers.dpmpp_2m(schedule, grid)
         start = df.add_noise(schedule, image, grid[0], seed=1)
-        out = df.sample(denoiser, plan, noise=start, seed=1)
+        out = df.sample(denoiser, plan, x=start, seed=1)
 
     Args:
         schedule: any schedule.
         x0: clean data [B, ...].
-        time: model time; or [B] of them, one a sample (for training, or different strengths).
+        time: model time, or [B], one a sample.
         seed: any integer of 64 bits.
         ids: B integers of 64 bits; default 0 .. B-1.
         noise: normals [B, ...] in place of the package's.

@@ -1,4 +1,4 @@
-"""What a Plan refuses: wrong shapes, numbers out of bounds, matrices that contradict themselves."""
+"""Checks of a plan: shapes, bounds of numbers, and consistency of the matrices."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ TOLERANCE_X0 = 5e-14
 # The same for noise level and sigma, over the whole run: all stay below 9e-15 at 1,000 stages.
 TOLERANCE_NOISE = 2e-12
 
-# A noise weight below this share of the row's noise shows in its variance only as 1e-10 and less:
-# no solver means that, so it is refused as a slip rather than drowned in the tolerance. An entry
-# may hold no other noise: there it is the share of all that its row weighs.
+# A noise weight below this share of the row's noise changes the variance by 1e-10 or less. No
+# solver needs such a weight, and the tolerance would hide it, so it is refused. Entries may hold no
+# other noise: there it is the share of all that the row weighs.
 LEAST_NOISE = 1e-5
 
 CHECKS = ("full", "x0", "finite")

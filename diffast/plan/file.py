@@ -1,4 +1,4 @@
-"""Plans as files: JSON for people (floats come back exactly), npz for arrays."""
+"""Plans as files: JSON or npz, both equal to the last bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One propagation through a plan's matrices: every row as weights of what a run starts from."""
+"""Propagation through a plan's matrices: every row as weights of initial state and noises."""
 
 from __future__ import annotations
 

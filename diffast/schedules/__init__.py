@@ -1,6 +1,6 @@
 """Noise schedules: x_t = alpha(t) x0 + sigma(t) eps, as frozen dataclasses of plain numbers.
 
-Every schedule answers, for a float64 scalar or array of its model time t:
+Every schedule has, for a float64 scalar or array of its model time t:
 
     alpha(t), sigma(t)      signal and noise level, sigma in the unit of the data
     derivatives(t)          (dalpha/dt, dsigma/dt), analytic
@@ -11,9 +11,9 @@ Every schedule answers, for a float64 scalar or array of its model time t:
     t_end                   the clean end: alpha = 1 and sigma = 0 in every schedule of this package
     t_min                   the least noisy time at which grids in log-SNR call the network
     kinks                   times at which a derivative jumps, where there are any
-    to_dict()               its name and numbers; `from_dict` gives the equal schedule back
+    to_dict()               its name and numbers; `from_dict` returns an equal schedule
 
-A time outside `domain`, or a lam no time of the domain has, raises ValueError.
+A time outside `domain`, or a lam of no time in the domain, raises ValueError.
 """
 
 from typing import TYPE_CHECKING

@@ -29,7 +29,7 @@ def from_betas(betas: ArrayLike) -> FromBetas:
 
 
 def zero_terminal_snr(betas: ArrayLike) -> np.ndarray:
-    """Returns the betas rescaled so that the last step leaves no signal at all; [N] float64.
+    """Returns the betas rescaled so that alpha = 0 after the last step; [N] float64.
 
     alpha_i -> (alpha_i - alpha_{N-1}) alpha_0 / (alpha_0 - alpha_{N-1}), alpha_i^2 the product of
     1 - beta_j up to i (Lin et al. 2024, "Common diffusion noise schedules and sample steps are

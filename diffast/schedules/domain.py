@@ -1,4 +1,4 @@
-"""The checks every schedule makes of its times, its log-SNRs and its t_min."""
+"""Checks of a schedule's times, log-SNRs and t_min."""
 
 from __future__ import annotations
 

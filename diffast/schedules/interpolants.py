@@ -1,4 +1,4 @@
-"""Schedules that lead from data at t = 0 to noise alone, alpha = 0, at their start."""
+"""Schedules whose start is noise alone, alpha = 0, and whose data are at t = 0."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Trig:
     t_start, t_end, domain = 0.5 * np.pi, 0.0, (0.0, 0.5 * np.pi)
 
     def alpha(self, t: ArrayLike) -> np.ndarray:
-        """Returns cos(t), as the sine of the rest of the quarter turn: exactly 0 at its end."""
+        """Returns cos(t), as sin(pi/2 - t): exactly 0 at the end."""
         return np.sin(self.t_start - check_times(self, t))
 
     def sigma(self, t: ArrayLike) -> np.ndarray:

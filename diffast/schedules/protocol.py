@@ -1,4 +1,4 @@
-"""What every part of the package asks of a noise schedule."""
+"""The protocol of noise schedules."""
 
 from __future__ import annotations
 

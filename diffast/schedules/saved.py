@@ -1,4 +1,4 @@
-"""Schedules read back from the dicts their `to_dict` makes."""
+"""Schedules from the dicts that their `to_dict` makes."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> SigmaSpace:
 
 @dataclass(frozen=True)
 class SigmaSpace:
-    """See `edm` and `ve`. Any sigma >= 0 is a time; sigma_min and sigma_max are where grids end."""
+    """See `edm` and `ve`. Any sigma >= 0 is a time; grids run from sigma_max to sigma_min."""
 
     sigma_min: float
     sigma_max: float

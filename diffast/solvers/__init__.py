@@ -1,8 +1,8 @@
 """Solvers: numpy functions (schedule, grid, options) -> Plan, and the table of their names.
 
-`get(name)` returns a builder by its name, `SOLVERS` is the table. The families are folders: `ode`,
-`sde`, `few_step`; `embedded` holds the methods with an error estimate, for `df.sample_adaptive`;
-`aliases` the solvers that are another one by a second name.
+`get(name)` returns a builder by its name, `SOLVERS` is the table. The families are in the folders
+`ode`, `sde` and `few_step`. `embedded` holds the methods with an error estimate, for
+`df.sample_adaptive`. `aliases` holds second names of solvers.
 """
 
 from __future__ import annotations

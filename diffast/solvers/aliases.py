@@ -1,4 +1,4 @@
-"""Solvers that are another one by a second name, with fixed options or with other defaults."""
+"""Second names of solvers, some with fixed options or other defaults."""
 
 from __future__ import annotations
 
@@ -65,15 +65,15 @@ def alias(
     build.__name__ = build.__qualname__ = name
     build.__module__ = __name__
     build.__dict__["__signature__"] = shown
-    build.__doc__ = about.rstrip() + "\n" + _rest(of.__doc__ or "", fixed)
+    build.__doc__ = inspect.cleandoc(about) + "\n" + _rest(of.__doc__ or "", fixed)
     return build
 
 
 def _rest(doc: str, fixed: dict) -> str:
     """Returns a docstring from "Args:" on, without the fixed options."""
-    _, args, rest = doc.partition("\n    Args:\n")
+    _, args, rest = doc.partition("\nArgs:\n")
     for option in fixed:
-        rest = re.sub(rf"^ {{8}}{option}: .*\n(?: {{12}}.*\n)*", "", rest, flags=re.M)
+        rest = re.sub(rf"^ {{4}}{option}: .*\n(?: {{8}}.*\n)*", "", rest, flags=re.M)
     return args + rest
 
 

@@ -31,13 +31,13 @@ def test_every_solver_gives_the_bits_of_sample(name):
     stepper = Stepper(plan, denoiser)
     together = run(stepper, *stepper.start(noise, seed=7, ids=IDS))
     assert torch.equal(together.x, wanted)
-    assert together.row == plan.stages
+    assert together.row == plan.nfe
     each = run(stepper, *stepper.start(noise, seed=7, ids=IDS, each=True))
     ragged = run(stepper, *staggered(stepper, noise), extra=2)
     for state in (each, ragged):
         assert torch.equal(state.x, wanted)
         assert (state.status == -1).all()
-        assert stepper.stage(state).tolist() == [plan.stages] * 4
+        assert stepper.stage(state).tolist() == [plan.nfe] * 4
 
 
 @pytest.mark.parametrize("schedule", [EDM, FLOW], ids=["edm", "flow"])
@@ -99,13 +99,19 @@ def test_clamp_and_hook_give_the_bits_of_sample(name):
     clamped = df.sample(denoiser, plan, x=noise, seed=7, ids=IDS, clamp=(-0.3, 0.25)).x
     assert not torch.equal(clamped, df.sample(denoiser, plan, x=noise, seed=7, ids=IDS).x)
 
-    def hook(x0, stage):
-        shape = (-1, *[1] * (x0.dim() - 1))
+    def hook(x0, info):
+        shape, stage = (-1, *[1] * (x0.dim() - 1)), info.stage
         stage = stage.view(shape) if isinstance(stage, torch.Tensor) else stage
         return x0 * 0.5 + 0.125 * stage
 
-    hooked = df.sample(denoiser, plan, x=noise, seed=7, ids=IDS, on_x0=hook).x
-    for options, wanted in (({"clamp": (-0.3, 0.25)}, clamped), ({"on_x0": hook}, hooked)):
+    limits, run_of = {"clamp": (-0.3, 0.25)}, {"x": noise, "seed": 7, "ids": IDS}
+    hooked = df.sample(denoiser, plan, **run_of, on_x0=hook).x
+    both = df.sample(denoiser, plan, **run_of, **limits, on_x0=hook).x
+    for options, wanted in (
+        (limits, clamped),
+        ({"on_x0": hook}, hooked),
+        ({**limits, "on_x0": hook}, both),
+    ):
         stepper = Stepper(plan, denoiser, **options)
         for begin in (stepper.start(noise, seed=7, ids=IDS), staggered(stepper, noise)):
             assert torch.equal(run(stepper, *begin).x, wanted)
@@ -114,13 +120,13 @@ def test_clamp_and_hook_give_the_bits_of_sample(name):
 @pytest.mark.parametrize("name", ["churn_heun", "dpmpp_3m_sde", "seeds_3", "euler"])
 def test_given_noise_gives_the_bits_of_sample_with_draw(name):
     plan, noise = plan_of(name), noise_of()
-    fresh = {i: ops.normal((4, 5), seed=100 + i) for i in range(-1, plan.stages)}
+    fresh = {i: ops.normal((4, 5), seed=100 + i) for i in range(-1, plan.nfe)}
     denoiser = df.Denoiser(network, VP, predicts="v")
     wanted = df.sample(denoiser, plan, x=noise, noise=fresh.__getitem__).x
     stepper = Stepper(plan, denoiser, noise="given")
     for each in (False, True):
         state, x, t = stepper.start(noise, z=fresh[-1], each=each)
-        for i in range(plan.stages):
+        for i in range(plan.nfe):
             z = fresh[i] if stepper.draws else None
             state, x, t = stepper.step(state, network(x, t), z)
         assert torch.equal(state.x, wanted)
@@ -142,7 +148,7 @@ def test_plans_of_different_solvers_lengths_and_guidance_share_a_batch():
     late = staggered(stepper, noise, call=pair, plans=[0, 1, 2, 3])
     for begin in (at_once, late):
         ended = run(stepper, *begin, call=pair, extra=3)
-        assert stepper.stage(ended).tolist() == [plan.stages for plan, _ in pairs]
+        assert stepper.stage(ended).tolist() == [plan.nfe for plan, _ in pairs]
         for b in range(4):
             assert torch.equal(ended.x[b], wanted[b]), pairs[b][0].name
     # one plan of several, all together
@@ -189,7 +195,7 @@ def test_an_ended_sample_stays_whatever_finite_output_comes(name):
         state, _, _ = stepper.step(state, output)
         assert torch.equal(state.x[:2], short.x)
         assert (state.status == -1).all()
-        assert stepper.stage(state).tolist()[:2] == [plan.stages] * 2
+        assert stepper.stage(state).tolist()[:2] == [plan.nfe] * 2
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -201,7 +207,7 @@ def test_a_bad_output_touches_its_own_sample_alone(name, each, value):
     wanted = df.sample(denoiser, plan, x=noise, seed=7, ids=IDS).x
     stepper = Stepper(plan, denoiser)
     state, x, t = stepper.start(noise, seed=7, ids=IDS, each=each)
-    for i in range(plan.stages):
+    for i in range(plan.nfe):
         output = network(x, t)
         if i == 3:
             output[1, 2] = value

@@ -4,6 +4,7 @@
 #include "../../csrc/ops/combine/cuda.cu"
 #include "../../csrc/ops/normal/cuda.cu"
 #include "../../csrc/ops/combine/checks.h"
+#include "../../csrc/ops/normal/checks.h"
 // clang-format on
 
 namespace diffast::cuda {

@@ -24,8 +24,8 @@ def rows_of(text):
     return {name: (options, *rest.split(" | ")) for name, options, rest in ROW.findall(text)}
 
 
-# name -> (options, order, calls, words) of the family tables; of the embedded solvers (options, time
-# variable, order, the error's order, calls, words)
+# name -> (options, order, calls, words) of the family tables; of the embedded solvers (options,
+# time variable, order, the error's order, calls, words)
 ROWS = rows_of(TEXT[:AT_EMBEDDED] + TEXT[AFTER_EMBEDDED:])
 EMBEDDED_ROWS = rows_of(TEXT[AT_EMBEDDED:AFTER_EMBEDDED])
 FRACTIONS = {"1/3": 1 / 3, "2/3": 2 / 3, "inf": np.inf}

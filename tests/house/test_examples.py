@@ -22,8 +22,8 @@ SAYS = {
 }
 LARGEST_DIFFERENCE = 1e-3
 NEEDS = {"diffusers_pipeline": "diffusers"}
-# Programs with options of their own, which take hours or train networks.
-OTHERS = {"measure_adaptive", "measure_parallel", "measure_quality", "train_mnist"}
+# Programs with options of their own: they draw, take hours or train networks.
+OTHERS = {"draw_gains", "measure_adaptive", "measure_parallel", "measure_quality", "train_mnist"}
 
 
 def test_every_example_is_here():

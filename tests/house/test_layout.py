@@ -175,3 +175,17 @@ def test_interfaces_are_loaded_when_asked_for():
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.stdout == "module 'diffast.integrations' has no attribute 'nothing'\n", run.stderr
+
+
+def test_slow_tests_exist():
+    """A name in slow.txt that matches nothing would slow `make test` down without a word."""
+    defined = [
+        f"{path.name}::{name}"
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+    ]
+    for line in (ROOT / "tests" / "slow.txt").read_text().splitlines():
+        line = line.split("#")[0].lstrip("-").strip()
+        if line:
+            pattern = re.escape(line.partition("[")[0]).replace(r"\*", ".*")
+            assert any(re.fullmatch(pattern, name) for name in defined), line

@@ -161,10 +161,10 @@ def test_draw_is_not_asked_by_a_deterministic_plan():
 @pytest.mark.parametrize(
     ("value", "facts"),
     [
-        (torch.zeros(4, 2), r"noise returned \[4, 2\] at stage -1, but the state is \[4, 3\]"),
-        (torch.zeros(3), r"noise returned \[3\]"),
-        (None, "noise returned NoneType"),
-        (np.zeros((4, 3)), "noise returned ndarray"),
+        (torch.zeros(4, 2), r"stage -1: what noise returned is \[4, 2\] but the state is \[4, 3\]"),
+        (torch.zeros(3), r"noise returned is \[3\]"),
+        (None, "noise returned is a NoneType"),
+        (np.zeros((4, 3)), "noise returned is a ndarray"),
     ],
 )
 def test_draws_of_another_shape_are_refused(value, facts):

@@ -198,7 +198,11 @@ AT_X, AT_H1, AT_D = range(3)
 @pytest.mark.parametrize(
     ("field", "change", "facts"),
     [
-        ("times", lambda a: a[:, None, None], r"times has shape \[3, 1, 1\], but it must be \[S\]"),
+        (
+            "times",
+            lambda a: a[:, None, None],
+            r"times has shape \[3, 1, 1\], but it must be \[S\] or \[S, E\]",
+        ),
         ("times", lambda a: a[:0], r"times has shape \[0\]"),
         ("matrix", lambda a: a[:2], r"matrix has shape \[2, 2, 3\], but it must be \[3, 2, 3\]"),
         ("matrix", lambda a: a[:, :, :2], r"matrix has shape \[3, 2, 2\], but it must be"),
@@ -222,7 +226,7 @@ AT_X, AT_H1, AT_D = range(3)
         (
             "columns",
             lambda a: ("x", "h1", "z3"),
-            "weighs 'z3', but the columns are y, v, x, x2",
+            "weighs 'z3', but the columns are y, v, x, x2 .., h0",
         ),
         ("columns", lambda a: ("x", "h1", "g0"), "weighs 'g0', but the columns are"),
         ("columns", lambda a: ("x", "h", "d"), "weighs 'h', but the columns are"),
@@ -236,7 +240,7 @@ AT_X, AT_H1, AT_D = range(3)
         (
             "times",
             lambda a: np.full(3, np.nan),
-            r"network on \[0\] of \['x'\], but one must",
+            r"call the network on \[0\] of \['x'\], but one must call it",
         ),
         (
             "times",

@@ -21,7 +21,7 @@ from diffast.executors.adaptive import path
 from diffast.executors.adaptive.batch import Batch, on_host
 from diffast.executors.adaptive.options import AdaptiveOptions
 from diffast.executors.adaptive.time_variable import DeviceTimeVariable, TimeInterval
-from diffast.executors.context import hooked, put_initial
+from diffast.executors.context import blame, hooked, put_initial
 from diffast.executors.results import Info, Progress
 from diffast.lowering.estimate import COND, UNCOND, X0, estimate_row
 from diffast.lowering.trial_steps import NOISE, SettleTable, Stages, TrialProgram
@@ -209,9 +209,13 @@ class AdaptiveRun:
         row, columns = estimate_row(a, b, scale), view | answers
         weights = [*row.values(), *([0.0] if self.limits else [])]
         xs = [columns[name] for name in row]
-        ops.combine_out(xs, weights, [d], status, 0, [], 0, None, self.limits)
+        try:
+            ops.combine_out(xs, weights, [d], status, 0, [], 0, None, self.limits)
+        except (RuntimeError, ValueError) as error:
+            self._blame(error, answers)
+            raise
         if self.on_x0 is not None:
-            d.copy_(self._hooked(d, times.repeat(size)))
+            d.copy_(self._hooked(d, times.repeat(size), first=True))
         node = self.interval.nodes(np.array([self.interval.start]))
         if self.interval.opens:  # from noise alone to the first position by Euler's step
             alpha, keep = float(node.alpha[0]), float(node.sigma[0]) / sigma
@@ -249,6 +253,10 @@ class AdaptiveRun:
             return {COND: output[:size], UNCOND: output[size:]}
         return {COND if self.branches == "cond" else UNCOND: output}
 
+    def _blame(self, error: Exception, answers: dict[str, torch.Tensor]) -> None:
+        named = {"the network's output": next(iter(answers.values()))}
+        blame(error, f"sample_adaptive: round {self.rounds}", self.batch.view["x"], named)
+
     # One round.
 
     def round(self) -> None:
@@ -262,9 +270,13 @@ class AdaptiveRun:
             times = step.call.time
             answers = self._ask(torch.from_numpy(times) if self.on_host else times)
             columns = self.batch.view | answers
-            if self.on_x0 is not None:
-                self._write_estimate(step, scale, columns)
-            self._settle(program.settle_table(step, stages, scale), columns)
+            try:
+                if self.on_x0 is not None:
+                    self._write_estimate(step, scale, columns)
+                self._settle(program.settle_table(step, stages, scale), columns)
+            except (RuntimeError, ValueError) as error:
+                self._blame(error, answers)
+                raise
         if self.trace is not None:
             rows = self.batch.samples[: self.batch.size].copy()
             before = rows, now["control"].clone(), now["counts"].clone()
@@ -371,11 +383,12 @@ class AdaptiveRun:
         ops.combine_table_out(xs, table.weights, None, None, self.limits, [x0], None)
         x0.copy_(self._hooked(x0, step.call.time))
 
-    def _hooked(self, x0: torch.Tensor, times: Any) -> torch.Tensor:
+    def _hooked(self, x0: torch.Tensor, times: Any, first: bool = False) -> torch.Tensor:
         now = self.batch.now
         times = torch.from_numpy(times) if self.on_host or isinstance(times, np.ndarray) else times
-        calls = now["counts"][:, COUNTS.index("calls")]
-        info = Info(calls.clone(), times.to(self.device), now["streams"][:, 1].clone())
+        # The first call is counted before it is made, the others after.
+        calls = now["counts"][:, COUNTS.index("calls")] - int(first)
+        info = Info(calls, times.to(self.device), now["streams"][:, 1].clone())
         return hooked("sample_adaptive", self.on_x0, x0, info)
 
     def progress(self) -> Progress:

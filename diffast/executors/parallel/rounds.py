@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from diffast import ops
+from diffast.executors.context import blame
 from diffast.executors.parallel.batched_network import BatchedNetwork
 from diffast.executors.parallel.methods import Method, copying_tails, secant_limits, slopes_of
 from diffast.executors.parallel.mixing import Mixing
@@ -263,10 +264,15 @@ class ParallelRun:
         """Runs one round; returns how many stages it settled."""
         windows = self.windows
         outputs = self._call_network()
-        self.row_slopes = self._slopes(outputs)
         pairs = windows.pairs()[0]
         windows.age[pairs] += 1
-        verdict = self.rule.judge(outputs)
+        try:
+            self.row_slopes = self._slopes(outputs)
+            verdict = self.rule.judge(outputs)
+        except (RuntimeError, ValueError) as error:
+            where = f"sample_parallel: round {len(self.rounds)}"
+            blame(error, where, self.x, {"the network's output": outputs[0]})
+            raise
         for b in verdict.failed:
             outputs = self._drop(b, outputs)
         rows = windows.rows.copy()

@@ -9,7 +9,7 @@ PREFIX = "diffast_"
 
 
 def register() -> None:
-    """Registers every sampler and schedule under `diffast_` and its name; twice does no harm."""
+    """Registers every sampler and schedule as `diffast_` + name; a second call changes nothing."""
     import comfy.samplers  # pyright: ignore[reportMissingImports]: ComfyUI's own
     from comfy.k_diffusion import sampling  # pyright: ignore[reportMissingImports]: ComfyUI's own
 
@@ -29,6 +29,6 @@ def register() -> None:
 
 
 def _append(names: list, name: str) -> None:
-    """KSampler's list and the module's are one object in ComfyUI, but need not be."""
+    """In ComfyUI, KSampler's list and the module's are one object; here they may be two."""
     if name not in names:
         names.append(name)

@@ -1,8 +1,7 @@
-"""ComfyUI sampler functions: which solver stands behind which name, and what noise it gets.
+"""ComfyUI sampler functions: the solver and the noise of each name.
 
-The model is told apart as ComfyUI does: model_sampling of class CONST is a flow model,
-x = (1 - sigma) x0 + sigma eps, its plan for `df.schedules.flow()` (but see `_plan`); all others are
-x0 + sigma eps.
+As in ComfyUI, a model whose model_sampling has class CONST is a flow model, x = (1 - sigma) x0 +
+sigma eps; its plan is for `df.schedules.flow()` (but see `_plan`). All others are x0 + sigma eps.
 """
 
 from __future__ import annotations
@@ -14,20 +13,20 @@ import torch
 
 from diffast.integrations.sigma_model import drawn_by, flow_plan, levels_of, run, sigma_plan
 
-# Where ComfyUI starts a flow model whose solver needs a finite log-SNR, as percent_to_sigma counts.
+# The start of a flow model whose solver needs a finite log-SNR, as ComfyUI's percent_to_sigma(...).
 FLOW_START = 1e-4
 
 NOISES = ("counter", "torch")
 
 
 class Entry(NamedTuple):
-    """What stands behind a name.
+    """The solver of a name.
 
     Args:
         solver: name in `df.solvers`.
         options: the builder's.
         flow_solver: another one for flow models.
-        by_sigma: whether the solver's own clock is sigma/alpha, see `_plan`.
+        by_sigma: whether the solver's own time variable is sigma/alpha, see `_plan`.
         nudged: whether ComfyUI's sampler of that name starts a flow model just below sigma = 1.
         stochastic: whether it takes eta and s_noise.
         discard_penultimate: whether KSampler leaves out the last sigma above 0, as for ComfyUI's.
@@ -148,7 +147,7 @@ def _plan(entry, flow, levels, options):
 
 
 def _below_one(sigmas, model_sampling):
-    """Returns the sigmas, the first one as ComfyUI moves it where its log-SNR would be infinite."""
+    """Returns the sigmas, the first one moved as in ComfyUI where its log-SNR is infinite."""
     first = float(sigmas[0])
     if first < 1.0:
         return sigmas

@@ -1,6 +1,7 @@
-"""Noise schedules for ComfyUI, spaced by the sigma/alpha that the model really has.
+"""Noise schedules for ComfyUI, spaced by the model's sigma/alpha.
 
-ComfyUI's own schedules of that kind take sigma for sigma/alpha, which it is not on a flow model.
+ComfyUI's own schedules of that kind use sigma in place of sigma/alpha, which differs on a flow
+model.
 """
 
 from __future__ import annotations

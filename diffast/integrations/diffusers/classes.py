@@ -276,7 +276,7 @@ class DiffastLMSDiscreteScheduler(_SigmaSpace, _WithEstimate, originals.LMSDiscr
 
 @drop_in(originals.DPMSolverMultistepScheduler)
 class DiffastDPMSolverMultistepScheduler(DiffastScheduler, originals.DPMSolverMultistepScheduler):
-    """Drop-in for DPMSolverMultistepScheduler; the third order of its SDE has its sign mended."""
+    """Drop-in for DPMSolverMultistepScheduler; its third-order SDE has the published sign."""
 
     _Output = SchedulerOutput
 

@@ -58,7 +58,7 @@ def dpm_multistep(scheduler, begin) -> Recipe:
         build = solvers.dpm_solver_3m if third else solvers.dpm_solver_2m
         plan = build(space, grid, **how, **published)
     elif kind == "sde-dpmsolver++":
-        # diffusers' third order has the wrong sign in one term; this is the published one
+        # the published sign; diffusers' third order has the opposite one in one term
         plan = (
             solvers.dpmpp_3m_sde(space, grid, **how)
             if third

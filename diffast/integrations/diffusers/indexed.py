@@ -74,7 +74,7 @@ def ddpm(scheduler) -> Recipe:
             "variance_type is 'fixed_large_log', but diffusers takes the root of a logarithm there"
         )
     elif large and draws[-1]:
-        # a last step from above index 0 still adds the forward step's noise
+        # a last step that starts above index 0 still adds the forward step's noise
         square = np.cos(grid[-2]) ** 2
         plan = compat.with_noise_weights(
             plan, np.append(plan.weights("x", "z1")[:-1], math.sqrt(1.0 - square))
@@ -118,7 +118,7 @@ def pndm(scheduler, begin) -> Recipe:
             "'v_prediction'"
         )
     stride = config.num_train_timesteps // scheduler.num_inference_steps
-    # by training index, since the warm-up calls the network in the middle of a step
+    # by training index, since the first steps call the network in the middle of a step
     space = schedules.from_betas(scheduler.host.betas)
     clean = -1 if config.set_alpha_to_one else 0
     warm = [] if config.skip_prk_steps else scheduler.prk_timesteps.tolist()

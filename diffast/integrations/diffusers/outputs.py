@@ -1,4 +1,4 @@
-"""The pair (previous sample, x0 estimate) whose estimate is made when it is asked for."""
+"""The pair (previous sample, x0 estimate), whose estimate is made when it is read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ _item = tuple.__getitem__
 
 
 class Pair(tuple):
-    """A tuple of two tensors [B, ...]; the second is computed when it is first looked at.
+    """A tuple of two tensors [B, ...]; the second is computed when it is first read.
 
     Pipelines take the first only; the estimate would cost as much as the step. It is made of the
     tensors that the step was given: look at it before those are written over.

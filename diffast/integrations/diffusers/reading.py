@@ -1,4 +1,4 @@
-"""What a network's output says of x0 where its input was scaled: affine weights at noise levels."""
+"""How a network's output gives x0 where its input was scaled: affine weights at noise levels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run of a drop-in scheduler: prepared calls, and what has to be remembered between steps."""
+"""One run of a drop-in scheduler: prepared calls, and the tensors kept between steps."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Recipe:
 
 
 class Prepared:
-    """A recipe multiplied out, for as many runs as there are: nothing here changes."""
+    """A recipe multiplied out, for any number of runs: nothing here changes."""
 
     def __init__(self, recipe: Recipe, options: tuple, counter: bool):
         """Multiplies the plan out.
@@ -78,9 +78,9 @@ class Prepared:
             )
         self.calls, self.slots = numbered(program), program.slots
         self._soft = None
-        # each call's tensors out of those there are, the fastest way that Python has
+        # picks each call's tensors, the fastest way in Python
         self.picks = [_picker(call.columns) for call in self.calls]
-        # whether a step needs what earlier ones left
+        # whether a step needs tensors of earlier steps
         self.remembers = bool(self.slots) or any(call.parts for call in self.calls)
 
     def soft_calls(self):
@@ -111,7 +111,7 @@ class Run:
         self.next = -1  # index of the step that goes on from the last one; -1: none was taken
 
     def starts_at(self, i: int) -> bool:
-        """Returns whether stage i needs nothing that an earlier one would have left."""
+        """Returns whether stage i needs no tensor of an earlier stage."""
         columns = self.calls[i].columns
         return AT_Y not in columns and max(columns) < len(FIXED)
 
@@ -131,7 +131,7 @@ class Run:
         if _grad_enabled() and (output.requires_grad or x.requires_grad or self.graph):
             return self._with_gradient(i, x, output, noise, dtype)
         tensors = (self.y, None, x, output, None, None, noise, *self.slots)
-        # of the sample's type as a rule, and then this is the cheapest way to a tensor
+        # usually of the sample's dtype; then this is the cheapest way to make a tensor
         point = _empty_like(x) if x.dtype is dtype else _empty_like(x, dtype=dtype)
         outs = [point]
         if Y in call.writes:
@@ -201,7 +201,7 @@ class Run:
         return self._finished(i, sample, x0)
 
     def _finished(self, i, sample, x0):
-        """Returns the estimate after what the step does to it, as it is shown."""
+        """Returns the estimate as the step changes it, for the output."""
         x0 = self._changed(x0)
         if self.recipe.boundary is None:
             return x0
@@ -243,8 +243,8 @@ class Run:
         return self.away
 
 
-# The seed of the counter noise: a generator's own seed is part of the ids, so that a sample drawn
-# with a generator of its own is the same one in any batch.
+# The seed of the counter noise. A generator's own seed is part of the ids, so that a sample with a
+# generator of its own is the same in any batch.
 _SEED = 0
 
 
@@ -255,7 +255,7 @@ def _picker(columns: tuple[int, ...]):
 
 
 def _complaint(sample, output, noise, error) -> str:
-    """Returns why a step was refused, in the words of its caller."""
+    """Returns why a step was refused, in the terms of diffusers."""
     for name, tensor in (("model_output", output), ("noise", noise)):
         if tensor is not None and tensor.shape != sample.shape:
             return f"step: {name} is {list(tensor.shape)} but sample is {list(sample.shape)}"
@@ -263,7 +263,7 @@ def _complaint(sample, output, noise, error) -> str:
 
 
 def _new(sample) -> torch.Tensor:
-    """Returns a tensor for what is remembered: float32, whatever half type the network has."""
+    """Returns a tensor for an entry: float32, also where the network has a half type."""
     return torch.empty_like(sample, dtype=_wide(sample.dtype))
 
 
@@ -292,7 +292,7 @@ def ids_of(generator, batch: int, device) -> torch.Tensor:
 
 
 def _mix(seed: int) -> int:
-    """Returns the seed scrambled (splitmix64), far from overflow: neighbours get far ids."""
+    """Returns the seed scrambled (splitmix64), far from overflow; near seeds end far apart."""
     z = (seed + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF

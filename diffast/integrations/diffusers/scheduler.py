@@ -1,8 +1,8 @@
 """The drop-in scheduler: diffusers' interface over plans and fused steps.
 
 Each class here is a subclass of the scheduler it replaces and keeps that one's configuration,
-timesteps, `add_noise` and file format; what is replaced is the step. So pipelines that ask for the
-original class are content, and every option that shapes the noise levels works.
+timesteps, `add_noise` and file format. Only the step is replaced. Pipelines that check for the
+original class accept it, and every option that changes the noise levels works.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
         self._count = len(times)
         if not times:
             raise ValueError(f"{type(self).__name__}: 0 timesteps, but at least 1 is needed")
-        # where a time stands twice, the second is where a step begins
+        # of two equal times the second one begins a step
         self._positions = {float(t): i for i, t in enumerate(times)}
         if device is not None:
             narrow = torch.device(device).type == "mps" and self.timesteps.is_floating_point()
@@ -124,7 +124,7 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
             self._start(0, self._options)
 
     def _start(self, begin: int, options: tuple, traced: bool = False) -> Run:
-        """Starts a run at that index, for eager steps; for traced ones if so wished.
+        """Starts a run at that index, for eager steps or for traced ones.
 
         With the usual options traced ones are always made ready, as nothing can be while tracing.
         """
@@ -169,7 +169,7 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
     def _run_from(self, i: int, options: tuple) -> Run:
         """Returns a run that can take step i: the last one if it is where that left off."""
         run = self._run
-        # at a start further on, what would be remembered is not there
+        # a run that starts later has no remembered entries
         lost = run is not None and run.remembers and run.next != i and i != run.begin
         if run is None or run.options != options or run.begin > i or lost:
             run = self._start(i, options)
@@ -247,7 +247,7 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
             return self._traced_output(return_dict, result, x0)
         i = self._position(timestep) if self._searches else self._step_index
         run = self._run
-        # in the middle of a run none of these asks for more
+        # in the middle of a run none of these needs more
         if i is None or run is None or run.next != i or run.options != options:
             i = self._index(timestep)
             run = self._run_from(i, options)

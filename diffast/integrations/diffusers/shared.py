@@ -1,4 +1,4 @@
-"""What recipes share: a scheduler's levels and options in this package's terms."""
+"""Parts of all recipes: a scheduler's levels and options in this package's terms."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def predicts(config) -> str:
 
 
 def falling(grid: np.ndarray) -> np.ndarray:
-    """Returns the levels with a last step that goes nowhere made one that goes next to nowhere.
+    """Returns the levels, a last step of length zero changed into a very short one.
 
     Some of diffusers' lists repeat their last sigma.
     """
@@ -96,7 +96,7 @@ def hook_of(scheduler):
 
 
 def levels(scheduler) -> np.ndarray:
-    """Returns scheduler.sigmas as float64, without entries that no step goes to."""
+    """Returns scheduler.sigmas as float64, without entries at which no step ends."""
     return scheduler.host.sigmas[: len(scheduler.host.times) + 1]
 
 

@@ -87,7 +87,7 @@ def flow_euler(scheduler, options) -> Recipe:
     del options  # diffusers takes s_churn and does not use it here
     sigmas, flow = levels(scheduler), schedules.flow()
     if scheduler.config.get("invert_sigmas"):
-        # times run from 0 to 1 there, towards clean: the velocity points the other way
+        # times run from 0 (noise) to 1 (data) there, so the velocity has the other sign
         grid = 1.0 - sigmas
         reads = Reading(np.ones(len(grid) - 1), grid[:-1])
     else:

@@ -17,7 +17,7 @@ from diffast.ops.schema import CONTROLS, COUNTS, FAILED_FINITE, FINISHED
 from diffast.solvers import embedded
 from diffast.solvers.embedded.controllers import factor
 
-# Nothing but a model that answers with ever new numbers needs so many.
+# Only a model with random outputs needs so many.
 MOST_CALLS = 1_000_000
 AT, TO, END, ERROR, BEFORE, BEFORE2 = (
     CONTROLS.index(name) for name in ("at", "to", "end", "error", "before", "before2")
@@ -129,7 +129,7 @@ def sample_dpm_adaptive(
 
 
 def _walk(run, state, network, callback, order):
-    """Runs all rounds; with a callback, tells it of each in which a trial step was decided."""
+    """Runs all rounds; calls the callback after each round in which a trial step was decided."""
     if not run.batch.size:
         return
     steps, told = _Steps(run), 0
@@ -158,7 +158,7 @@ class _Steps:
         self.h = torch.full_like(self.control[:, TO], run.solver.step)
 
     def record(self):
-        """Returns what `follow` has to know of the time before a round."""
+        """Returns what `follow` needs from before a round."""
         return self.control[:, BEFORE : BEFORE2 + 1].clone(), self._decisions()
 
     def follow(self, errors, decisions):
@@ -178,7 +178,7 @@ class _Steps:
 
 
 def _report(run, steps, denoised, number, dtype, order):
-    """Returns what k-diffusion tells its callback."""
+    """Returns the argument of k-diffusion's callback."""
     control, counts = (run.batch.records[name].cpu().numpy() for name in ("control", "counts"))
     decisions = counts[:, ACCEPTED] + counts[:, REJECTED]
     behind = np.lexsort((-decisions, control[:, AT]))[0]

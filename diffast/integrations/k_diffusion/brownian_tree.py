@@ -13,7 +13,7 @@ from diffast.noise.brownian import BrownianPath
 
 
 class BrownianTreeNoiseSampler:
-    """The noise of one Brownian path a sample, asked for by noise levels.
+    """The noise of one Brownian path a sample, between noise levels.
 
     For k-diffusion's samplers, or any other that calls noise_sampler(sigma, sigma_next). The
     numbers are those of `BrownianPath` in log sigma, whatever the device, and so another path than
@@ -25,7 +25,7 @@ class BrownianTreeNoiseSampler:
         sigma_max: see `sigma_min`.
         seed: an integer: sample b's path depends on it and on b. A list of B integers: on its own
             alone. None: a number from torch's generator.
-        transform: not needed, as increments are N(0, 1) by any clock.
+        transform: not used, as increments are N(0, 1) in any time variable.
         cpu: not needed (ComfyUI's), as the CPU's numbers are those of any device.
     """
 

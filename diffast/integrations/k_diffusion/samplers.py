@@ -1,4 +1,4 @@
-"""k-diffusion's samplers but the adaptive one; see the package."""
+"""k-diffusion's samplers except the adaptive one; see the package."""
 
 from __future__ import annotations
 

@@ -1,3 +1,3 @@
-"""Maps as another program writes them, where they are none of the published methods."""
+"""Maps of other programs that differ from the published methods."""
 
 from diffast.solvers.compat.diffusers import *  # noqa: F403

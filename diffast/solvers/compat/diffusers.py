@@ -1,7 +1,7 @@
 """Maps as another program writes them, where they are none of the published methods.
 
-They serve drop-ins that have to give the same pictures as that program. What departs from a method
-is said in each docstring; where it contradicts the noise level, the plan's check is lowered.
+They serve drop-ins that have to give the same pictures as that program. Each docstring says how its
+map differs from the method. If the map contradicts the noise level, the plan is checked for less.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def ddim_strides(
     eta: float = 0.0,
     raw_noise: bool = False,
 ) -> Plan:
-    """Returns DDIM steps each with ends of its own, as diffusers' DDIMScheduler takes them.
+    """Returns DDIM steps, each with its own start and end, as in diffusers' DDIMScheduler.
 
     Its step goes from t to t - N/S whatever the next t is (timestep_spacing "linspace", and
     "trailing" where S does not divide N), so a step need not start where the last one ended; the
@@ -130,18 +130,18 @@ def pndm(
 ) -> Plan:
     """Returns diffusers' PNDMScheduler as a table over the network's outputs themselves.
 
-    Liu et al. 2022, eq. 9 and 11 (see `plms`), with what that program makes of it: a step goes from
-    t to t - N/S whatever the next t is; a run that starts part-way repeats a step; and a velocity's
+    Liu et al. 2022, eq. 9 and 11 (see `plms`), with that program's changes: a step goes from t to
+    t - N/S whatever the next t is; a run that starts part-way repeats a step; and a velocity's
     outputs are averaged before they are read as noise, at the step's start. The plan's estimates
-    stand for the outputs, so it is checked for finite numbers alone.
+    are the outputs, so it is checked for finite numbers alone.
 
     Args:
         schedule: any schedule.
         times: [S] model times of the network calls.
         transfers: [S] pairs of model times that each stage's step leads between.
         means: [S] dicts: weights of the outputs, by the stage that they came from.
-        based: [S] bools: whether the stage steps from the anchor (the state at an earlier call)
-            and not from its own input.
+        based: [S] bools: whether the stage steps from y (the state at an earlier call) and not from
+            its own input.
         velocity: whether the outputs are velocities v = alpha eps - sigma x0.
     """
     stages = Stages(schedule, times[0])

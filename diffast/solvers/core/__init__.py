@@ -1,1 +1,1 @@
-"""What solver families share: one-step and multistep rows, integrals, noise splits."""
+"""Engines of solver families: one-step and multistep rows, integrals, noise splits."""

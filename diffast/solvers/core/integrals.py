@@ -4,9 +4,9 @@ Along a trajectory, with s = alpha/sigma and rho = sigma/alpha, for any alpha an
 
     data:   d(x/sigma) = x0 ds            noise:   d(x/alpha) = eps drho
 
-so a step is the integral of what was remembered, and a method is a polynomial through it: in which
-form, and in which clock (lam = log s, s itself, or rho) it is a polynomial. Nothing here has a
-rounding that grows: each integral is written so that it does not cancel, for steps of any size.
+so a step is an integral of remembered estimates. A method is a polynomial through them, in one form
+and one time variable (lam = log s, s itself, or rho). Each integral is written so that it does not
+cancel, for steps of any size: no rounding error grows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Level(NamedTuple):
     lam: float
 
     def on(self, clock: str) -> float:
-        """Returns what the clock shows: "lam", "snr" (alpha/sigma) or "rho" (sigma/alpha)."""
+        """Returns the time variable: "lam", "snr" (alpha/sigma) or "rho" (sigma/alpha)."""
         if clock == "lam":
             return self.lam
         up, down = (self.alpha, self.sigma) if clock == "snr" else (self.sigma, self.alpha)
@@ -39,7 +39,7 @@ def levels_at(schedule, times) -> list:
 
 
 def time_at(schedule, clock, value) -> float:
-    """Returns the model time at which the clock shows that value."""
+    """Returns the model time at which the time variable has that value."""
     lam = value if clock == "lam" else np.log(value) * (1.0 if clock == "snr" else -1.0)
     return float(schedule.time(lam))
 
@@ -89,8 +89,8 @@ def moments(form, clock, s, t, most) -> list:
 def adams(form, clock, s, others, t, share=1.0) -> list:
     """Returns the weights of what was remembered at (s, *others), exact for polynomials.
 
-    Lagrange's polynomials in the clock, integrated over the step from s to t. They add up to the
-    first-order weight exactly, because that of s is what the others leave.
+    Lagrange's polynomials in the time variable, integrated over the step from s to t. They add up
+    to the first-order weight exactly: the weight of s is that weight minus the others.
 
     Args:
         form: "data" or "noise".

@@ -1,9 +1,9 @@
-"""The underdamped Langevin step: a state u and its velocity v at a fixed time, score held.
+"""The underdamped Langevin step: a state u and its momentum v at a fixed time, score held.
 
     du = v dr,      dv = -g v dr + score(u) dr + sqrt(2 g) dB
 
-leaves u and v ~ N(0, I) of their own law as they are. With the score held over a step e everything
-else is linear and solved exactly; with q = exp(-g e),
+keeps the law of u and of v ~ N(0, I). With the score held over a step e, the rest is linear and is
+solved exactly. With q = exp(-g e),
 
     u' = u + c1 v + c2 score + zu,          c1 = (1 - q) / g,      c2 = (e - c1) / g
     v' = q v + c1 score + zv

@@ -1,7 +1,7 @@
-"""What all multistep methods share: remembered estimates, their orders, their start, a corrector.
+"""The engine of multistep methods: remembered estimates, orders, the start, a corrector.
 
-A step takes the state x_s to keep * x_s + weights of the estimates remembered. With which weights,
-a family says; here is which estimates a step may use, and the rows that follow.
+A step takes the state x_s to keep * x_s + a weighted sum of remembered estimates. Each family has
+its weights. This module decides which estimates a step uses, and makes the rows.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from diffast.grids import check_grid
 from diffast.plan import Plan, Stages
 from diffast.solvers.core.integrals import adams, keep, levels_at, moments, time_at
 
-X = "x"  # the anchor's column; estimates go by the stage that made them
+X = "x"  # the column of the step's state; estimates are named by the stage that made them
 
-# In noise form a slope that is found inside a step, and then weighed from its start, multiplies
-# rounding (and any other error): with q the ratio of rho over the step, by q (q - 1) / 2 where a
-# corrector does it (the parasitic root of PEC), up to (q - 1)^2 and ^3 with further calls. Above
-# this q no step does.
+# In noise form, a slope from inside a step that is weighed from the step's start multiplies
+# rounding (and any other error). With q the ratio of rho over the step, the factor is q (q - 1) / 2
+# for a corrector (the parasitic root of PEC), and up to (q - 1)^2 and ^3 with further calls. Steps
+# with a q above this number use no such slope.
 WIDEST = 30.0
 
-# Above this product of such factors rounding shows in the noise level, which then goes unchecked.
+# Above this product of such factors, rounding changes the noise level, which is then not checked.
 LARGEST_GROWTH = 1e2
 
 
@@ -45,13 +45,13 @@ def build(
     """Returns the plan of a multistep method: 1 call a step, and what the start adds.
 
     A step from s to t uses the newest orders[i] estimates, fewer where fewer are remembered or
-    where the clock of one is infinite. Into sigma_t = 0 it is the last x0 estimate (order 1),
-    unless `orders` asks for more and the form is "noise". Out of alpha_s = 0 it is Euler's step of
-    x0, and the noise form remembers nothing of it.
+    where the time variable of one is infinite. The step into sigma_t = 0 is the last x0 estimate
+    (order 1), unless `orders` is higher there and the form is "noise". The step out of alpha_s = 0
+    is Euler's step of x0, and the noise form remembers nothing of it.
 
     start="rise": the first steps have the orders 1, 2, 3 ... start="single": they are single steps
-    of 2 or 3 calls where that is needed for the full order; and from alpha = 0 the run keeps to x0
-    as a polynomial in alpha/sigma, which is smooth there, until alpha = sigma.
+    of 2 or 3 calls where the full order needs that. From alpha = 0 to alpha = sigma such a run uses
+    x0 as a polynomial in alpha/sigma, which is smooth there.
 
     Args:
         schedule: any schedule.
@@ -59,74 +59,100 @@ def build(
         name: the plan's name, and the builder's in errors.
         order: most estimates a step uses, 1 to 4.
         form: "data" (x0 is remembered) or "noise" (the slope of x/alpha in sigma/alpha).
-        clock: "lam" or "rho": in which an estimate is a polynomial.
+        clock: the time variable "lam" or "rho" in which an estimate is a polynomial.
         predict: (form, clock, s, others, t) -> weights of the estimates at (s, *others).
         correct: the same for a corrector, which has t as the last of others; None: there is none.
-        corrected: [N] bools, whether the point after each step is corrected.
+        corrected: [N] bools, whether the state after each step is corrected.
         orders: [N] orders of the steps; None: as many as are remembered.
         start: "rise" or "single".
         opening: (rows, schedule, n, grid, s, t) -> whether it has added the rows of step n itself,
-            after the call at s; asked for steps that could be of `form`, without corrector.
+            after the call at s. It is called for steps that could be of `form`, without corrector.
         check: how the plan checks itself.
 
     Raises:
         ValueError: orders or start that do not fit; a grid that `check_grid` refuses.
     """
     grid = check_grid(schedule, grid)
-    steps = len(grid) - 1
     short = name.partition("(")[0]
-    wanted = check_orders(short, orders, order, steps)
+    wanted = check_orders(short, orders, order, len(grid) - 1)
     single = _check_start(short, start, orders) == "single"
-    levels = levels_at(schedule, grid)
-    ways = [_way(levels, n, form, clock, single) for n in range(steps)]
-    rows = Rows()
-    remembered = []  # (stage, level), newest first
-    growth = 1.0
-    pending = None  # the step whose end waits for its own estimate to be corrected
-    for n, (s, t) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
-        kind, ticks = ways[n]
-        if n and kind != ways[n - 1][0]:
-            remembered = []
-        clean = t.sigma == 0.0 and (orders is None or wanted[n] == 1 or kind == "data")
-        by_x0 = kind == "data" or clean or s.alpha == 0.0
-        i = rows.call(grid[n], s, "data" if by_x0 else "noise")
-        state = {X: 1.0}
-        if pending is not None:
-            state = _corrected(pending, i, s, correct if pending[1] == clock else adams)
-        finite = np.isfinite(s.on(ticks))
-        fall = _fall(s, t) if kind == "noise" else 1.0
-        tame = fall <= WIDEST
-        used = [(j, node) for j, node in remembered if np.isfinite(node.on(ticks))]
-        remembered = [(i, s), *remembered[:2]] if kind == "data" or not by_x0 else []
-        pending = None
-        if single and finite and not clean and tame and len(used) + 1 < order - 1:
-            calls = order - 1 if correct is None else order
-            _single_step(rows, schedule, state, (kind, ticks, s, t), i, calls)
-            growth *= max(1.0, (fall - 1.0) ** 2)
-            continue
-        can_open = finite and not clean and tame
-        if opening is not None and can_open and opening(rows, schedule, n, grid, s, t):
-            growth *= max(1.0, (fall - 1.0) ** 3)
-            continue
-        if clean or s.alpha == 0.0 or not finite:
-            used, factor, weights = [], keep("data", s, t), moments("data", "snr", s, t, 0)
-        else:
-            used = used[: wanted[n] - 1]
-            factor = keep(kind, s, t)
-            rule = predict if ticks == clock else adams
-            weights = rule(kind, ticks, s, [node for _, node in used], t)
-        point = {key: factor * weight for key, weight in state.items()}
-        add_to(point, [i, *(j for j, _ in used)], weights)
-        waits = corrected is not None and corrected[n] and n + 1 < steps
-        if waits and ways[n + 1][0] == kind and tame:
-            pending = (kind, ticks, s, [(i, s), *used])
-            growth *= max(1.0, 0.5 * fall * (fall - 1.0))
-            rows.add(point, state, i)
-        else:
-            rows.add(point, point, i + 1)
-    if check == "full" and growth > LARGEST_GROWTH:
+    walk = _Walk(schedule, grid, form, clock, single)
+    walk.rules = {"predict": predict, "correct": correct}
+    walk.single_calls = (order - 1 if correct is None else order) if single else 0
+    walk.corrected = np.zeros(len(grid), dtype=bool) if corrected is None else corrected
+    for n, most in enumerate(wanted):
+        walk.add_step(n, most, orders is None or most == 1, order, opening)
+    if check == "full" and walk.growth > LARGEST_GROWTH:
         check = "x0"
-    return rows.plan(schedule, grid, name, check)
+    return walk.rows.plan(schedule, grid, name, check)
+
+
+class _Walk:
+    """A multistep method on its way along the grid: its rows, and what it remembers."""
+
+    def __init__(self, schedule, grid, form, clock, single):
+        self.schedule, self.grid, self.clock = schedule, grid, clock
+        self.levels = levels_at(schedule, grid)
+        self.ways = [_way(self.levels, n, form, clock, single) for n in range(len(grid) - 1)]
+        self.rows = Rows()
+        self.remembered = []  # (stage, level), newest first
+        self.growth = 1.0
+        self.pending = None  # the step whose end waits for its own estimate to be corrected
+
+    def rule(self, name, ticks):
+        """Returns the method's rule for weights; on another clock than its own the plain one."""
+        return self.rules[name] if ticks == self.clock else adams
+
+    def add_step(self, n, most, ends_at_x0, order, opening):
+        """Adds the rows of step n, which uses at most so many estimates."""
+        s, t, (kind, ticks) = self.levels[n], self.levels[n + 1], self.ways[n]
+        if n and kind != self.ways[n - 1][0]:
+            self.remembered = []
+        clean = t.sigma == 0.0 and (ends_at_x0 or kind == "data")
+        by_x0 = kind == "data" or clean or s.alpha == 0.0
+        i = self.rows.call(self.grid[n], s, "data" if by_x0 else "noise")
+        state = self._state(i, s)
+        used = [(j, node) for j, node in self.remembered if np.isfinite(node.on(ticks))]
+        kept = kind == "data" or not by_x0
+        self.remembered = [(i, s), *self.remembered[:2]] if kept else []
+        fall = _fall(s, t) if kind == "noise" else 1.0
+        first_order = clean or s.alpha == 0.0 or not np.isfinite(s.on(ticks))
+        free = np.isfinite(s.on(ticks)) and not clean and fall <= WIDEST
+        if free and self.single_calls and len(used) + 1 < order - 1:
+            step = kind, ticks, s, t
+            _single_step(self.rows, self.schedule, state, step, i, self.single_calls)
+            self.growth *= max(1.0, (fall - 1.0) ** 2)
+        elif free and opening and opening(self.rows, self.schedule, n, self.grid, s, t):
+            self.growth *= max(1.0, (fall - 1.0) ** 3)
+        else:
+            self._add_regular(n, i, state, [] if first_order else used[: most - 1], first_order)
+
+    def _state(self, i, s):
+        """Returns the state at s: as it is, or corrected by its own estimate, that of stage i."""
+        if self.pending is None:
+            return {X: 1.0}
+        rule, pending = self.rule("correct", self.pending[1]), self.pending
+        self.pending = None
+        return _corrected(pending, i, s, rule)
+
+    def _add_regular(self, n, i, state, used, first_order):
+        """Adds the one call of step n, which uses the estimates of stage i and those."""
+        s, t, (kind, ticks) = self.levels[n], self.levels[n + 1], self.ways[n]
+        if first_order:
+            factor, weights = keep("data", s, t), moments("data", "snr", s, t, 0)
+        else:
+            rule, factor = self.rule("predict", ticks), keep(kind, s, t)
+            weights = rule(kind, ticks, s, [node for _, node in used], t)
+        x = {key: factor * weight for key, weight in state.items()}
+        add_to(x, [i, *(j for j, _ in used)], weights)
+        fall = _fall(s, t) if kind == "noise" else 1.0
+        last = n + 1 == len(self.ways)
+        if self.corrected[n] and not last and self.ways[n + 1][0] == kind and fall <= WIDEST:
+            self.pending = (kind, ticks, s, [(i, s), *used])
+            self.growth *= max(1.0, 0.5 * fall * (fall - 1.0))
+            self.rows.add(x, state, i)
+        else:
+            self.rows.add(x, x, i + 1)
 
 
 def check_orders(name, orders, most, steps) -> list:
@@ -191,7 +217,7 @@ def _check_start(name, start, orders):
 
 
 def _way(levels, n, form, clock, single):
-    """Returns form and clock of step n."""
+    """Returns form and time variable of step n."""
     early = n == 0 or levels[n + 1].alpha <= levels[n + 1].sigma
     return ("data", "snr") if single and early and levels[0].alpha == 0.0 else (form, clock)
 
@@ -203,7 +229,7 @@ def _fall(s, t):
 
 
 def _corrected(pending, i, s, correct):
-    """Returns the state at s anew, with its own estimate, that of stage i, among the others."""
+    """Returns the state at s corrected: the estimate of stage i is among the others."""
     kind, ticks, before, used = pending
     stages, nodes = zip(*used, strict=True)
     state = {X: keep(kind, before, s)}
@@ -231,7 +257,7 @@ def _single_step(rows, schedule, state, step, i, calls):
 
     rows.add(ends(inner[0], [i], moments(form, clock, s, inner[0], 0)), state, i)
     rows.call(times[0], inner[0], form)
-    # the anchor is the state from here on
+    # y is the state from here on
     state = {X: 1.0}
     if calls == 2:
         last = ends(t, [i + 1], [whole])
@@ -250,7 +276,7 @@ def add_to(row, keys, weights):
 
 
 class Rows:
-    """Rows by the stages whose estimates they weigh, until the plan is made of them."""
+    """Rows of a plan; estimates are named by the stages that made them."""
 
     def __init__(self):
         """Begins without a stage."""

@@ -1,4 +1,4 @@
-"""How a stochastic step shares out the noise of its new level: some kept, the rest fresh.
+"""Noise splits: how much of a stochastic step's noise is kept, and how much is fresh.
 
 Both splits return `down`, the level of what is left of the noise in the state, and `up`, that of
 the fresh noise, with down^2 + up^2 = sigma_t^2. A first-order step is then, with no alpha_s in a
@@ -6,8 +6,8 @@ denominator,
 
     x_t = (down / sigma_s) x_s + (alpha_t - alpha_s down / sigma_s) x0 + up z
 
-They are the same map at eta = 0, where nothing is fresh, and at eta = 1, where down / sigma_t is
-exp(-h), h = lam_t - lam_s.
+Both splits are equal at eta = 0 (nothing is fresh) and at eta = 1, where down / sigma_t = exp(-h),
+h = lam_t - lam_s.
 """
 
 from __future__ import annotations
@@ -88,20 +88,3 @@ def check_s_noise(name, s_noise):
     """
     s_noise = check_eta(name, s_noise, "s_noise")
     return s_noise, "full" if s_noise == 1.0 else "x0"
-
-
-def fixed(grid, rows) -> dict:
-    """Returns the fields of a plan of one call a step whose anchor is always its point.
-
-    The history holds the x0 estimates; rows are [N, 2+H].
-    """
-    steps = len(grid) - 1
-    return {
-        "times": grid[:-1],
-        "end": grid[-1],
-        "read": np.tile([0.0, 1.0], (steps, 1)),
-        "point": rows,
-        "anchor": rows,
-        "anchor_at": np.arange(1, steps + 1),
-        "steps": steps,
-    }

@@ -1,14 +1,14 @@
-"""What all one-step solvers share: their clock, and the plan made from a step's weights.
+"""The engine of one-step solvers: their time variables, and the plan of a step's weights.
 
-Both clocks turn the probability-flow ODE into dy/dq = (y - x0) / q with y = x / s and s q = sigma:
+Both make the probability-flow ODE dy/dq = (y - x0) / q with y = x / s and s q = sigma:
 
     clock    y                    q                        dy/dq
     "rho"    x / alpha            sigma / alpha            eps            (Karras et al. 2022)
     "flow"   x / (alpha + sigma)  sigma / (alpha + sigma)  eps - x0, a flow model's velocity
 
-"flow" is finite where alpha = 0. There a step by "rho" has no value, so that one step goes by
-"flow": same stages, same order. With h = log(q_s / q_t) the ODE is dy = (x0 - y) dh by either
-clock; for "rho" h is the step in lam, for "flow" it is so at low noise only.
+"flow" is finite where alpha = 0. A step by "rho" has no value there, so this one step is made by
+"flow", with the same stages and the same order. With h = log(q_s / q_t) the ODE is dy = (x0 - y) dh
+for both. For "rho" h is the step in lam; for "flow" only approximately, at low noise.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CLOCKS = ("rho", "flow")
 
 
 def one_step(name, schedule, grid, methods, clock=None) -> Plan:
-    """Returns the plan that walks the grid with one method, or one a step.
+    """Returns the plan of one method on the grid, or of one method a step.
 
     A method is a function of p = q_t / q_s [N] that returns (nodes, gain): the ratios q_i / q_s at
     its m inner calls [N, m], and the weights gain [N, m+1, m] with which, d_0 being the estimate
@@ -37,7 +37,7 @@ def one_step(name, schedule, grid, methods, clock=None) -> Plan:
     sigma_t = 0 is Euler's, one call.
 
     Args:
-        name: what people call it; the clock is added.
+        name: what people call it; the time variable is added.
         schedule: any schedule, with lam(t) and time(lam).
         grid: [N+1] model times from noisy to clean.
         methods: a method, or a sequence of N of them.
@@ -97,7 +97,7 @@ def from_slopes(weights, nodes) -> np.ndarray:
 
 
 def check_clock(name, schedule, grid, clock) -> str:
-    """Returns the clock to go by: the given one, or the one that fits the grid's alpha + sigma.
+    """Returns the time variable: the given one, or the one that fits the grid's alpha + sigma.
 
     Raises:
         ValueError: another name.
@@ -111,7 +111,7 @@ def check_clock(name, schedule, grid, clock) -> str:
 
 
 def clock_of_step(clock, alpha_s) -> str:
-    """Returns the clock of a step from alpha_s: "flow" where q_s would be infinite."""
+    """Returns the time variable of a step from alpha_s: "flow" where q_s would be infinite."""
     return "flow" if alpha_s == 0.0 else clock
 
 
@@ -123,7 +123,7 @@ def clock_level(clock, alpha, sigma):
 
 
 def clock_times(schedule, clock, level) -> np.ndarray:
-    """Returns the model times at which the clock shows level > 0."""
+    """Returns the model times at which the time variable is level > 0."""
     if level.size == 0:
         return np.empty_like(level)
     lam = -np.log(level)
@@ -135,7 +135,7 @@ def block_rows(schedule, clock, times, gain):
 
     Args:
         schedule: any schedule.
-        clock: of all N blocks.
+        clock: the time variable of all N blocks.
         times: [N, k+1] start, inner calls, end.
         gain: [N, k, k-1], see `one_step`.
     """
@@ -149,13 +149,13 @@ def block_rows(schedule, clock, times, gain):
 
 
 def plan_of_blocks(name, schedule, grid, blocks) -> Plan:
-    """Returns the plan of blocks (times [k], keep [k], weights [k, k]), the anchor at their start.
+    """Returns the plan of blocks (times [k], keep [k], weights [k, k]); y is the block's start.
 
     Args:
         name: what people call it.
         schedule: any schedule.
         grid: [N+1] checked.
-        blocks: in order; row i of weights is the point after call i, the last one ends the block.
+        blocks: in order; row i of weights makes x after call i, the last row ends the block.
     """
     stages = Stages(schedule, grid[0])
     ends = [times[0] for times, _, _ in blocks[1:]] + [grid[-1]]

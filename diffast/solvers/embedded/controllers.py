@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-# All numbers of a rule, with the values of the plain integral controller. Other controllers are
-# made from it by the numbers that differ. `reference_accept.py` says what each one does.
+# All numbers of a rule, with the values of the plain integral controller. Other controllers change
+# some of them. diffast/ops/accept/reference.py says what each number does.
 PLAIN: dict[str, float] = {
     "threshold": 1.0,
     "safety": 0.9,

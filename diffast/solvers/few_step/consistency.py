@@ -1,4 +1,4 @@
-"""Solvers for distilled networks of few steps: all or part of the noise anew in every step."""
+"""Solvers for distilled networks of few steps: each step renews all or part of the noise."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from numpy.typing import ArrayLike
 from diffast.grids import check_grid
 from diffast.plan import Plan, one_call_plan
 from diffast.schedules import Schedule
+from diffast.solvers.core.docs import builder
 
 
+@builder
 def lcm(schedule: Schedule, grid: ArrayLike) -> Plan:
     """Returns multistep consistency sampling: x_t = alpha_t d_s + sigma_t z. 1 call a step.
 
@@ -20,10 +22,6 @@ def lcm(schedule: Schedule, grid: ArrayLike) -> Plan:
     `ddim` with eta = 1 from pure noise (alpha_s = 0), and a flow's "stochastic sampling" in
     diffusers.
 
-    Args:
-        schedule: any schedule.
-        grid: [N+1] model times from noisy to clean.
-
     Raises:
         ValueError: a grid that `check_grid` refuses.
     """
@@ -32,6 +30,7 @@ def lcm(schedule: Schedule, grid: ArrayLike) -> Plan:
     return one_call_plan("lcm", schedule, grid, {"d": alpha, "z1": sigma})
 
 
+@builder
 def tcd(schedule: Schedule, grid: ArrayLike, gamma: float = 0.3) -> Plan:
     """Returns strategic stochastic sampling of a trajectory consistency model. 1 call a step.
 
@@ -48,8 +47,6 @@ def tcd(schedule: Schedule, grid: ArrayLike, gamma: float = 0.3) -> Plan:
     the error does not fall with the step count (see `lcm`).
 
     Args:
-        schedule: any schedule.
-        grid: [N+1] model times from noisy to clean.
         gamma: 0 for no fresh noise to 1 for all that time 0 leaves.
 
     Raises:
@@ -63,7 +60,7 @@ def tcd(schedule: Schedule, grid: ArrayLike, gamma: float = 0.3) -> Plan:
     else:
         inner = np.floor((1.0 - gamma) * grid[1:])
     alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
-    # rho_m / rho_t; where t is clean nothing is kept
+    # rho_m / rho_t; into sigma_t = 0 nothing is kept
     share = np.zeros(len(inner))
     noisy = sigma[1:] > 0.0
     share[noisy] = (schedule.sigma(inner) * alpha[1:])[noisy]

@@ -3,9 +3,9 @@
     x_t = (alpha_t / alpha_s) x_s + alpha_t (rho_t - rho_s) sum_j b_j eps_j
 
 is Euler's step (DDIM) with a mean of slopes, newest first, in place of the newest one. The methods
-differ in b. Into sigma_t = 0 a step is Euler's, the last x0 estimate, unless `orders` asks for
-more. Out of alpha_s = 0, where rho is infinite, it is Euler's of x0 and not remembered; the error
-then falls as N^-2 log N at best (on `flow` in even times) unless start="single".
+differ in b. The step into sigma_t = 0 is the last x0 estimate, unless `orders` is higher there. The
+step out of alpha_s = 0, where rho is infinite, is Euler's step of x0 and is not remembered. The
+error then falls as N^-2 log N at best (on `flow` in even times), unless start="single".
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from diffast.plan import Plan
 from diffast.schedules import Schedule
+from diffast.solvers.core.docs import builder
 from diffast.solvers.core.integrals import adams, moments
 from diffast.solvers.core.multistep import build, check_choice, check_order
 
@@ -29,6 +30,7 @@ EVEN = (
 )
 
 
+@builder
 def lms(
     schedule: Schedule,
     grid: ArrayLike,
@@ -44,22 +46,13 @@ def lms(
 
     start: "rise" takes orders 1, 2, 3 ... in the first steps, so that the error falls as N^-2 in
     the limit. "single" has the full order with 1 more call (order 3) or 4 (order 4).
-
-    Args:
-        schedule: any schedule.
-        grid: [N+1] model times from noisy to clean.
-        order: 1 to 4.
-        orders: [N] orders of the steps, each at most `order` and what is remembered.
-        start: "rise" or "single".
-
-    Raises:
-        ValueError: an option outside of these; a grid that `check_grid` refuses.
     """
     order = check_order("lms", order, 4)
     name = f"lms(order={order})"
     return build(schedule, grid, name, order, "noise", "rho", orders=orders, start=start)
 
 
+@builder
 def ipndm(
     schedule: Schedule, grid: ArrayLike, order: int = 4, orders: ArrayLike | None = None
 ) -> Plan:
@@ -69,21 +62,13 @@ def ipndm(
     Liu et al. 2022, eq. 9 and 12, without their warm-up). On a grid even in rho these are `lms`; on
     any other smooth grid the first term missed is that of the second order, so whatever `order`,
     2 and up, the error falls as N^-2.
-
-    Args:
-        schedule: any schedule.
-        grid: [N+1] model times from noisy to clean.
-        order: 1 to 4.
-        orders: [N] orders of the steps, each at most `order` and what is remembered.
-
-    Raises:
-        ValueError: an option outside of these; a grid that `check_grid` refuses.
     """
     order = check_order("ipndm", order, 4)
     name, rule = f"ipndm(order={order})", mean_of_slopes()
     return build(schedule, grid, name, order, "noise", "rho", predict=rule, orders=orders)
 
 
+@builder
 def gradient_estimation(
     schedule: Schedule, grid: ArrayLike, gamma: float = 2.0, orders: ArrayLike | None = None
 ) -> Plan:
@@ -94,8 +79,6 @@ def gradient_estimation(
     overshoots on purpose, and so stays of order 1.
 
     Args:
-        schedule: any schedule.
-        grid: [N+1] model times from noisy to clean.
         gamma: weight of the newest slope, finite.
         orders: [N] 1 or 2 (the first one 1): 1 is Euler's step.
 
@@ -109,6 +92,7 @@ def gradient_estimation(
     return build(schedule, grid, name, 2, "noise", "rho", predict=rule, orders=orders)
 
 
+@builder
 def ipndm_v(
     schedule: Schedule,
     grid: ArrayLike,
@@ -117,7 +101,7 @@ def ipndm_v(
     orders: ArrayLike | None = None,
     start: Literal["rise", "single"] = "rise",
 ) -> Plan:
-    """Returns iPNDM with variable steps: `lms` by another name, or as it is published.
+    """Returns iPNDM with variable steps: equal to `lms`, or as published programs have it.
 
     With h, h1, h2 ... the newest steps in rho, backward differences with variable steps give
 
@@ -133,15 +117,7 @@ def ipndm_v(
     for it (`check` is "finite"), and its error falls as N^-1.4 to N^-3, depending on the grid.
 
     Args:
-        schedule: any schedule.
-        grid: [N+1] model times from noisy to clean.
-        order: 1 to 4.
         form: "exact" or "compat".
-        orders: [N] orders of the steps, each at most `order` and what is remembered.
-        start: "rise" or "single", as for `lms`.
-
-    Raises:
-        ValueError: an option outside of these; a grid that `check_grid` refuses.
     """
     order = check_order("ipndm_v", order, 4)
     compat = check_choice("ipndm_v", "form", form, ("exact", "compat")) == "compat"

@@ -8,9 +8,11 @@ from numpy.typing import ArrayLike
 
 from diffast.plan import Plan
 from diffast.schedules import Schedule
+from diffast.solvers.core.docs import builder
 from diffast.solvers.core.multistep import build, check_choice, check_order
 
 
+@builder
 def deis(
     schedule: Schedule,
     grid: ArrayLike,
@@ -35,15 +37,7 @@ def deis(
     full order, from pure noise too, with 1 more call (order 3) or 4 (order 4).
 
     Args:
-        schedule: any schedule.
-        grid: [N+1] model times from noisy to clean.
-        order: 1 to 4.
         clock: "logrho" or "sigma".
-        orders: [N] orders of the steps, each at most `order` and what is remembered.
-        start: "rise" or "single".
-
-    Raises:
-        ValueError: an option outside of these; a grid that `check_grid` refuses.
     """
     order = check_order("deis", order, 4)
     ticks = {"logrho": "lam", "sigma": "rho"}[

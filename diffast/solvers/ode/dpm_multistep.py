@@ -8,10 +8,12 @@ from numpy.typing import ArrayLike
 
 from diffast.plan import Plan
 from diffast.schedules import Schedule
+from diffast.solvers.core.docs import builder
 from diffast.solvers.core.multistep import build, check_choice
 from diffast.solvers.ode.dpmpp import FORMS, KINDS, taylor
 
 
+@builder
 def dpm_solver_2m(
     schedule: Schedule,
     grid: ArrayLike,
@@ -35,15 +37,9 @@ def dpm_solver_2m(
     alpha = sigma, and the log is gone.
 
     Args:
-        schedule: any schedule, with lam(t).
-        grid: [N+1] model times from noisy to clean.
-        kind: "midpoint" or "heun".
         orders: [N] orders of the steps, 1 or 2 (the first one 1). 2 into sigma_t = 0 is taken for
             "heun", whose w is finite there, and is 1 for "midpoint".
         start: "rise", or "single", which makes a difference from alpha = 0 only.
-
-    Raises:
-        ValueError: an option outside of these; a grid that `check_grid` refuses.
     """
     check_choice("dpm_solver_2m", "kind", kind, KINDS)
     rule = taylor("exact", kind)
@@ -51,6 +47,7 @@ def dpm_solver_2m(
     return build(schedule, grid, name, 2, "noise", "lam", predict=rule, orders=orders, start=start)
 
 
+@builder
 def dpm_solver_3m(
     schedule: Schedule,
     grid: ArrayLike,
@@ -74,15 +71,9 @@ def dpm_solver_3m(
     and goes over to slopes at alpha = sigma.
 
     Args:
-        schedule: any schedule, with lam(t).
-        grid: [N+1] model times from noisy to clean.
         form: "exact" or "compat".
         kind: "midpoint" or "heun", of steps of order 2.
         orders: [N] orders of the steps, each at most 3 and what is remembered.
-        start: "rise" or "single".
-
-    Raises:
-        ValueError: an option outside of these; a grid that `check_grid` refuses.
     """
     check_choice("dpm_solver_3m", "form", form, FORMS)
     check_choice("dpm_solver_3m", "kind", kind, KINDS)

@@ -10,12 +10,14 @@ from numpy.typing import ArrayLike
 from diffast.grids import check_grid
 from diffast.plan import Plan, one_call_plan
 from diffast.schedules import Schedule
+from diffast.solvers.core.docs import builder
 from diffast.solvers.core.integrals import adams, moments
 from diffast.solvers.core.multistep import build, check_choice, check_orders
 
 FORMS, KINDS = ("exact", "compat"), ("midpoint", "heun")
 
 
+@builder
 def dpmpp_2m(
     schedule: Schedule,
     grid: ArrayLike,
@@ -37,9 +39,6 @@ def dpmpp_2m(
     in even times the error then falls as N^-2 log N).
 
     Args:
-        schedule: any schedule, with lam(t).
-        grid: [N+1] model times from noisy to clean.
-        kind: "midpoint" or "heun".
         orders: [N] orders of the steps, 1 or 2 (the first one 1); 1 is Euler's step.
 
     Raises:
@@ -60,6 +59,7 @@ def dpmpp_2m(
     return one_call_plan(f"dpmpp_2m({kind})", schedule, grid, x)
 
 
+@builder
 def dpmpp_3m(
     schedule: Schedule,
     grid: ArrayLike,
@@ -88,15 +88,9 @@ def dpmpp_3m(
     of 2 calls, which keeps order 3, from pure noise too.
 
     Args:
-        schedule: any schedule, with lam(t).
-        grid: [N+1] model times from noisy to clean.
         form: "exact" or "compat".
         kind: "midpoint" or "heun", of steps of order 2.
         orders: [N] orders of the steps, each at most 3 and what is remembered.
-        start: "rise" or "single".
-
-    Raises:
-        ValueError: an option outside of these; a grid that `check_grid` refuses.
     """
     check_choice("dpmpp_3m", "form", form, FORMS)
     check_choice("dpmpp_3m", "kind", kind, KINDS)

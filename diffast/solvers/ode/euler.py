@@ -2,7 +2,7 @@
 
     x_t = (sigma_down / sigma_s) x_s + (alpha_t - alpha_s sigma_down / sigma_s) x0 + sigma_up z
 
-with sigma_down^2 + sigma_up^2 = sigma_t^2: no alpha_s in a denominator (it is 0 where flow starts).
+with sigma_down^2 + sigma_up^2 = sigma_t^2. No denominator holds alpha_s (0 where flow starts).
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from numpy.typing import ArrayLike
 from diffast.grids import check_grid
 from diffast.plan import Plan, one_call_plan
 from diffast.schedules import Schedule
+from diffast.solvers.core.docs import builder
 from diffast.solvers.core.noise_split import ancestral, check_bounded_eta, check_s_noise
 
 
+@builder
 def euler(schedule: Schedule, grid: ArrayLike) -> Plan:
     """Returns Euler's method in sigma/alpha: DDIM with eta = 0. Order 1, 1 call a step.
 
@@ -22,16 +24,13 @@ def euler(schedule: Schedule, grid: ArrayLike) -> Plan:
     "Denoising diffusion implicit models", eq. 12). The same map as Euler in sigma space,
     DPM-Solver-1, DPM-Solver++-1, DEIS-1, UniP-1 and Euler on a flow's velocity.
 
-    Args:
-        schedule: any schedule.
-        grid: [N+1] model times from noisy to clean.
-
     Raises:
         ValueError: a grid that `check_grid` refuses.
     """
     return _first_order(schedule, grid, 0.0, 1.0, "full", "euler")
 
 
+@builder
 def ddim(schedule: Schedule, grid: ArrayLike, eta: float = 0.0, s_noise: float = 1.0) -> Plan:
     """Returns DDIM with noise of strength eta. Order 1, weak order 1 if eta > 0, 1 call a step.
 
@@ -40,8 +39,6 @@ def ddim(schedule: Schedule, grid: ArrayLike, eta: float = 0.0, s_noise: float =
     sigma: at eta = 1 the deviation of the posterior q(x_t | x_s, x0) (ancestral sampling, DDPM).
 
     Args:
-        schedule: any schedule.
-        grid: [N+1] model times from noisy to clean.
         eta: 0 for none to 1 for ancestral.
         s_noise: factor on the fresh noise; other than 1, points no longer have the schedule's noise
             level and the plan is checked for x0 alone.

@@ -1,6 +1,6 @@
 """Exponential Runge-Kutta methods: dy = (x0 - y) dh, the linear part exact, x0 interpolated in h.
 
-With h = log(q_s / q_t), the clocks of `one_step` and weights made of phi_k = phi_k(-h),
+With h = log(q_s / q_t), the time variables of `one_step` and weights made of phi_k = phi_k(-h),
 
     y_i = exp(-c_i h) y_s + h sum_j a_ij(h) d_j,      y_t = exp(-h) y_s + h sum_j b_j(h) d_j
 
@@ -8,9 +8,9 @@ where the weights of the first estimate follow from the others, as sum_j a_ij = 
 and sum_j b_j = phi_1. They hold for any h: no step is too large for stability.
 
 The step into sigma_t = 0 is Euler's, one call: the sample is then the last x0 estimate. The step
-out of alpha_s = 0 goes by the clock "flow", where h is finite. On `flow` that is the default clock,
-and then the order holds from pure noise too. By "rho" the first steps in lam = log(alpha/sigma) do
-not get smaller as they get more: from t = 1 in even times the error falls as N^-2, at best.
+out of alpha_s = 0 is made in "flow", where h is finite. On `flow` this is the default, and the
+order then holds from pure noise too. With "rho" the first steps in lam = log(alpha/sigma) stay
+large when N grows: from t = 1 in even times the error falls as N^-2 at best.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from numpy.typing import ArrayLike
 
 from diffast.plan import Plan
 from diffast.schedules import Schedule
+from diffast.solvers.core.docs import builder
 from diffast.solvers.core.one_step import check_ratio, one_step
 from diffast.solvers.core.phi import phi
 
 
+@builder
 def res_2s(
     schedule: Schedule,
     grid: ArrayLike,
@@ -40,10 +42,7 @@ def res_2s(
     the line through both estimates integrated exactly, for any h.
 
     Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
         c2: place of the second call within the step, in h.
-        clock: "rho", "flow" or None: "flow" where alpha + sigma = 1 on the grid, else "rho".
 
     Raises:
         ValueError: c2 outside (0, 1]; another clock; a grid that `check_grid` refuses.
@@ -57,6 +56,7 @@ def res_2s(
     return one_step("res_2s", schedule, grid, method, clock)
 
 
+@builder
 def res_3s(
     schedule: Schedule,
     grid: ArrayLike,
@@ -74,11 +74,8 @@ def res_3s(
     c3 = 2/3 gamma is 0, and b_2 with it.) Fulfils their order conditions for any h.
 
     Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
         c2: place of the second call within the step, in h.
         c3: place of the third.
-        clock: "rho", "flow" or None, see `res_2s`.
 
     Raises:
         ValueError: c2 or c3 outside (0, 1]; c2 = c3 or c2 = 2/3 where c3 is not 2/3, for which the
@@ -101,6 +98,7 @@ def res_3s(
     return one_step("res_3s", schedule, grid, method, clock)
 
 
+@builder
 def etdrk3(
     schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None
 ) -> Plan:
@@ -108,14 +106,6 @@ def etdrk3(
 
     c = (1/2, 1), a_32 = 2 phi_1; b_2 = 4 phi_2 - 8 phi_3, b_3 = 4 phi_3 - phi_2
     (Cox & Matthews 2002, eq. 23-25).
-
-    Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
-        clock: "rho", "flow" or None, see `res_2s`.
-
-    Raises:
-        ValueError: another clock; a grid that `check_grid` refuses.
     """
 
     def method(ratio):
@@ -127,6 +117,7 @@ def etdrk3(
     return one_step("etdrk3", schedule, grid, method, clock)
 
 
+@builder
 def etdrk4(
     schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None
 ) -> Plan:
@@ -136,14 +127,6 @@ def etdrk4(
         b_2 = b_3 = 2 phi_2 - 4 phi_3,      b_4 = 4 phi_3 - phi_2
 
     (Cox & Matthews 2002, eq. 26-29).
-
-    Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
-        clock: "rho", "flow" or None, see `res_2s`.
-
-    Raises:
-        ValueError: another clock; a grid that `check_grid` refuses.
     """
 
     def method(ratio):
@@ -154,6 +137,7 @@ def etdrk4(
     return one_step("etdrk4", schedule, grid, method, clock)
 
 
+@builder
 def krogstad4(
     schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None
 ) -> Plan:
@@ -162,14 +146,6 @@ def krogstad4(
     c = (1/2, 1/2, 1), a_32 = phi_2(-h/2), a_42 = 0, a_43 = 2 phi_2, and the b of `etdrk4`
     (Krogstad 2005, "Generalized integrating factor methods for stiff PDEs"): stages of second
     order in place of first, so smaller errors at large h.
-
-    Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
-        clock: "rho", "flow" or None, see `res_2s`.
-
-    Raises:
-        ValueError: another clock; a grid that `check_grid` refuses.
     """
 
     def method(ratio):

@@ -8,9 +8,11 @@ from numpy.typing import ArrayLike
 
 from diffast.plan import Plan
 from diffast.schedules import Schedule
+from diffast.solvers.core.docs import builder
 from diffast.solvers.core.multistep import build, check_order
 
 
+@builder
 def exponential_adams(
     schedule: Schedule,
     grid: ArrayLike,
@@ -31,16 +33,6 @@ def exponential_adams(
     start: "rise" takes orders 1, 2, 3 ... in the first steps, so that the error falls as N^-2 in
     the limit whatever the order. "single" has the full order, from pure noise too, with 1 more call
     (order 3) or 4 (order 4).
-
-    Args:
-        schedule: any schedule.
-        grid: [N+1] model times from noisy to clean.
-        order: 1 to 4.
-        orders: [N] orders of the steps, each at most `order` and what is remembered.
-        start: "rise" or "single".
-
-    Raises:
-        ValueError: an option outside of these; a grid that `check_grid` refuses.
     """
     order = check_order("exponential_adams", order, 4)
     name = f"exponential_adams(order={order})"

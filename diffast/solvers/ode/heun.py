@@ -1,4 +1,4 @@
-"""Heun's method: Euler predicts, the trapezoid corrects; two calls a step."""
+"""Heun's method: an Euler step, corrected by the trapezoid rule; two calls a step."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from numpy.typing import ArrayLike
 from diffast.grids import check_grid
 from diffast.plan import Plan, Stages
 from diffast.schedules import Schedule
+from diffast.solvers.core.docs import builder
 from diffast.solvers.core.one_step import check_clock, from_slopes, one_step
 
 
+@builder
 def heun(schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = "rho") -> Plan:
     """Returns the trapezoid rule in rho = sigma/alpha. Order 2, 2 calls a step.
 
@@ -31,12 +33,7 @@ def heun(schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | No
     `flow` for a flow model's velocity in its own time; out of alpha_s = 0 it keeps its two calls.
 
     Args:
-        schedule: any schedule.
-        grid: [N+1] model times from noisy to clean.
         clock: "rho", "flow" or None ("flow" where alpha + sigma = 1 on the grid).
-
-    Raises:
-        ValueError: another clock; a grid that `check_grid` refuses.
     """
     if check_clock("heun", schedule, check_grid(schedule, grid), clock) == "flow":
         return one_step("heun", schedule, grid, _trapezoid, "flow")

@@ -1,4 +1,4 @@
-"""PNDM: the even-step Adams-Bashforth coefficients behind a warm-up that costs calls."""
+"""PNDM: even-step Adams-Bashforth coefficients, after first steps with more calls."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from numpy.typing import ArrayLike
 
 from diffast.plan import Plan
 from diffast.schedules import Schedule
+from diffast.solvers.core.docs import builder
 from diffast.solvers.core.integrals import keep, levels_at, moments
 from diffast.solvers.core.multistep import X, add_to, build, check_choice, check_order
 from diffast.solvers.ode.adams import mean_of_slopes
 
 
+@builder
 def plms(
     schedule: Schedule,
     grid: ArrayLike,
@@ -42,15 +44,9 @@ def plms(
     alpha_s = 0 is Euler's and not remembered. Neither has a warm-up.
 
     Args:
-        schedule: any schedule.
-        grid: [N+1] model times from noisy to clean.
-        order: 1 to 4.
         start: "euler", "repeat" or "prk".
         orders: [N] orders of the steps, each at most `order` and what is remembered; a step of the
             warm-up does not ask.
-
-    Raises:
-        ValueError: an option outside of these; a grid that `check_grid` refuses.
     """
     order = check_order("plms", order, 4)
     check_choice("plms", "start", start, ("euler", "repeat", "prk"))
@@ -70,7 +66,7 @@ def plms(
 
 
 def _transfer(s, t, stages, means):
-    """Returns the row phi(anchor, sum of means * slopes of the stages, s, t)."""
+    """Returns the row phi(y, sum of means * slopes of the stages, s, t)."""
     row = {X: keep("noise", s, t)}
     whole = moments("noise", "rho", s, t, 0)[0]
     add_to(row, stages, [whole * mean for mean in means])

@@ -1,14 +1,14 @@
 """Runge-Kutta methods on the probability-flow ODE: checked Butcher tableaus and one engine.
 
-With q, y = x / s and the clocks of `one_step`, and Delta = q_t - q_s:
+With q, y = x / s and the time variables of `one_step`, and Delta = q_t - q_s:
 
     y_i = y_s + Delta sum_j a_ij f_j,    f_i = (y_i - x0(x_i)) / q_i    at q_i = q_s + c_i Delta
     y_t = y_s + Delta sum_j b_j f_j
 
 The step into sigma_t = 0 is Euler's, one call: the sample is then the last x0 estimate. Its error
-goes like the square of the last sigma before, so the order is that of grids which end above 0.
-Large steps towards low noise (q_s / q_t of 10 and more) are beyond these methods, as they are stiff
-there: dy/dq has the rate 1/q. Exponential methods have no such bound.
+is of the order of the square of the last sigma above 0, so orders hold for grids that end above 0.
+Steps with q_s / q_t of 10 and more are too large for these methods, since dy/dq is stiff at low
+noise: its rate is 1/q. Exponential methods have no such bound.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 
 from diffast.plan import Plan
 from diffast.schedules import Schedule
+from diffast.solvers.core.docs import builder
 from diffast.solvers.core.one_step import check_ratio, from_slopes, one_step
 
 # Largest rounding of a row sum; the entries go up to 30.
@@ -147,6 +148,7 @@ TSIT5 = Tableau(
 TABLEAUS = {"bosh3": BOSH3, "dopri5": DOPRI5, "tsit5": TSIT5}
 
 
+@builder
 def midpoint(
     schedule: Schedule, grid: ArrayLike, r: float = 0.5, clock: Literal["rho", "flow"] | None = None
 ) -> Plan:
@@ -158,10 +160,7 @@ def midpoint(
     by the clock "flow", into sigma_t = 0 it is Euler's, one call.
 
     Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
-        r: place of the second call within the step, by the clock.
-        clock: "rho", "flow" or None: "flow" where alpha + sigma = 1 on the grid, else "rho".
+        r: place of the second call, as a share of the step in the time variable.
 
     Raises:
         ValueError: r outside (0, 1]; another clock; a grid that `check_grid` refuses.
@@ -169,40 +168,27 @@ def midpoint(
     return one_step("midpoint", schedule, grid, _two_stages(check_ratio("midpoint", "r", r)), clock)
 
 
+@builder
 def bosh3(schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None) -> Plan:
     """Returns Bogacki and Shampine's method with fixed steps. Order 3, 3 calls a step.
 
     Bogacki & Shampine 1989, "A 3(2) pair of Runge-Kutta formulas"; its fourth stage serves the
     error estimate only and is not called. Out of alpha_s = 0 and into sigma_t = 0: see `midpoint`.
-
-    Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
-        clock: "rho", "flow" or None, see `midpoint`.
-
-    Raises:
-        ValueError: another clock; a grid that `check_grid` refuses.
     """
     return one_step("bosh3", schedule, grid, BOSH3, clock)
 
 
+@builder
 def rk4(schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None) -> Plan:
     """Returns the classical Runge-Kutta method. Order 4, 4 calls a step.
 
     Kutta 1901. Two calls in the middle, one at the end of the step. Out of alpha_s = 0 and into
     sigma_t = 0: see `midpoint`.
-
-    Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
-        clock: "rho", "flow" or None, see `midpoint`.
-
-    Raises:
-        ValueError: another clock; a grid that `check_grid` refuses.
     """
     return one_step("rk4", schedule, grid, RK4, clock)
 
 
+@builder
 def dopri5(
     schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None
 ) -> Plan:
@@ -211,32 +197,17 @@ def dopri5(
     Dormand & Prince 1980, "A family of embedded Runge-Kutta formulae", RK5(4)7M; its seventh stage
     serves the error estimate only and is not called. Out of alpha_s = 0 and into sigma_t = 0: see
     `midpoint`.
-
-    Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
-        clock: "rho", "flow" or None, see `midpoint`.
-
-    Raises:
-        ValueError: another clock; a grid that `check_grid` refuses.
     """
     return one_step("dopri5", schedule, grid, DOPRI5, clock)
 
 
+@builder
 def tsit5(schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None) -> Plan:
     """Returns Tsitouras' method with fixed steps. Order 5, 6 calls a step.
 
     Tsitouras 2011, "Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying
     assumption", table 1; its seventh stage serves the error estimate only and is not called. Out of
     alpha_s = 0 and into sigma_t = 0: see `midpoint`.
-
-    Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
-        clock: "rho", "flow" or None, see `midpoint`.
-
-    Raises:
-        ValueError: another clock; a grid that `check_grid` refuses.
     """
     return one_step("tsit5", schedule, grid, TSIT5, clock)
 

@@ -1,20 +1,20 @@
 """DPM-Solver and DPM-Solver++ singlestep: one to three calls a step, placed evenly in log q.
 
-With d the x0 estimate, f = (y - d) / q the slope dy/dq (eps by the clock "rho") and
+With d the x0 estimate, f = (y - d) / q the slope dy/dq (eps for "rho") and
 h = log(q_s / q_t), the solution of dy/dq = (y - d) / q is either of
 
     data:    y_t = exp(-h) y_s + integral_0^h exp(v - h) d(v) dv
     noise:   y_t = y_s - q_s integral_0^h exp(-v) f(v) dv
 
-and d or f is put as a polynomial in v through the calls of the step, D1 and D2 being its first and
-second derivative per step (Lu et al. 2022: "DPM-Solver", section 3; "DPM-Solver++", section 4):
+and d or f is a polynomial in v through the calls of the step, with D1 and D2 its first and second
+derivative per step (Lu et al. 2022: "DPM-Solver", section 3; "DPM-Solver++", section 4):
 
     data:    y_t = exp(-h) y_s + (1 - exp(-h)) d_s + h phi_2(-h) D1 + h phi_3(-h) D2
     noise:   y_t = y_s + (q_t - q_s) f_s - q_t h phi_2(h) D1 - q_t h phi_3(h) D2
 
-Clocks, the step into sigma_t = 0 (Euler's, one call) and the one out of alpha_s = 0 are those of
-`one_step`. By "rho" this is what the papers have: x/alpha, and h the step in lam. On `flow` the
-default clock is "flow", with h the step in -log(sigma).
+Time variables, the step into sigma_t = 0 (Euler's, one call) and the step out of alpha_s = 0 are
+those of `one_step`. With "rho" these are the papers' methods: x/alpha, and h the step in lam. On
+`flow` the default is "flow", with h the step in -log(sigma).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike
 from diffast.grids import check_grid
 from diffast.plan import Plan
 from diffast.schedules import Schedule
+from diffast.solvers.core.docs import builder
 from diffast.solvers.core.one_step import (
     block_rows,
     check_clock,
@@ -45,6 +46,7 @@ from diffast.solvers.core.phi import phi
 PLACES = {2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 
 
+@builder
 def dpm_solver_2s(
     schedule: Schedule, grid: ArrayLike, r: float = 0.5, clock: Literal["rho", "flow"] | None = None
 ) -> Plan:
@@ -55,10 +57,7 @@ def dpm_solver_2s(
     alpha_s = 0 by the clock "flow".
 
     Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
         r: place of the second call within the step, in h.
-        clock: "rho", "flow" or None: "flow" where alpha + sigma = 1 on the grid, else "rho".
 
     Raises:
         ValueError: r outside (0, 1]; another clock; a grid that `check_grid` refuses.
@@ -67,6 +66,7 @@ def dpm_solver_2s(
     return one_step("dpm_solver_2s", schedule, grid, method, clock)
 
 
+@builder
 def dpm_solver_3s(
     schedule: Schedule,
     grid: ArrayLike,
@@ -87,12 +87,8 @@ def dpm_solver_3s(
     either kind. Into sigma_t = 0 and out of alpha_s = 0: see `dpm_solver_2s`.
 
     Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
         r1: place of the second call within the step, in h.
         r2: place of the third.
-        kind: "midpoint" or "heun".
-        clock: "rho", "flow" or None, see `dpm_solver_2s`.
 
     Raises:
         ValueError: not 0 < r1 < r2 <= 1; another kind or clock; a grid that `check_grid` refuses.
@@ -101,6 +97,7 @@ def dpm_solver_3s(
     return one_step("dpm_solver_3s", schedule, grid, method, clock)
 
 
+@builder
 def dpmpp_2s(
     schedule: Schedule, grid: ArrayLike, r: float = 0.5, clock: Literal["rho", "flow"] | None = None
 ) -> Plan:
@@ -111,10 +108,7 @@ def dpmpp_2s(
     step, as k-diffusion; out of alpha_s = 0 by the clock "flow".
 
     Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
         r: place of the second call within the step, in h.
-        clock: "rho", "flow" or None, see `dpm_solver_2s`.
 
     Raises:
         ValueError: r outside (0, 1]; another clock; a grid that `check_grid` refuses.
@@ -123,6 +117,7 @@ def dpmpp_2s(
     return one_step("dpmpp_2s", schedule, grid, method, clock)
 
 
+@builder
 def dpmpp_3s(
     schedule: Schedule,
     grid: ArrayLike,
@@ -139,12 +134,8 @@ def dpmpp_3s(
     itself. Into sigma_t = 0 and out of alpha_s = 0: see `dpmpp_2s`.
 
     Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
         r1: place of the second call within the step, in h.
         r2: place of the third.
-        kind: "midpoint" or "heun".
-        clock: "rho", "flow" or None, see `dpm_solver_2s`.
 
     Raises:
         ValueError: not 0 < r1 < r2 <= 1; another kind or clock; a grid that `check_grid` refuses.
@@ -168,6 +159,7 @@ def fast_orders(calls: int) -> tuple[int, ...]:
     return (3,) * threes + (rest,) if rest else (3,) * (threes - 1) + (2, 1)
 
 
+@builder
 def dpm_fast(
     schedule: Schedule,
     grid: ArrayLike,
@@ -186,10 +178,7 @@ def dpm_fast(
     is Euler's, one call, whatever its order; out of alpha_s = 0 by the clock "flow".
 
     Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
         orders: N numbers 1, 2 or 3; by default `fast_orders(3 (N-1))`: 3 ... 3, 2, 1.
-        clock: "rho", "flow" or None, see `dpm_solver_2s`.
 
     Raises:
         ValueError: orders of another number or kind; another clock; a grid that `check_grid`
@@ -206,6 +195,7 @@ def dpm_fast(
     return one_step("dpm_fast", schedule, grid, methods, clock)
 
 
+@builder
 def singlestep(
     schedule: Schedule,
     grid: ArrayLike,
@@ -228,13 +218,9 @@ def singlestep(
     interval were a block of 1. Blocks out of alpha_s = 0 go by the clock "flow".
 
     Args:
-        schedule: any schedule, with lam(t).
-        grid: [N+1] model times from noisy to clean.
         orders: lengths of the blocks, adding up to N; or one number for all, the last block being
             as long as intervals are left.
         form: "data" (dpmsolver++) or "noise" (dpmsolver).
-        kind: "midpoint" or "heun".
-        clock: "rho", "flow" or None, see `dpm_solver_2s`.
 
     Raises:
         ValueError: orders not of 1, 2 and 3 or of another sum; another form, kind or clock; a grid

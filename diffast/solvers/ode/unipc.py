@@ -10,10 +10,12 @@ from numpy.typing import ArrayLike
 from diffast.grids import check_grid
 from diffast.plan import Plan
 from diffast.schedules import Schedule
+from diffast.solvers.core.docs import builder
 from diffast.solvers.core.integrals import adams, moments
 from diffast.solvers.core.multistep import build, check_choice, check_order
 
 
+@builder
 def unipc(
     schedule: Schedule,
     grid: ArrayLike,
@@ -48,18 +50,12 @@ def unipc(
     also keeps to alpha/sigma instead of lam (see `multistep.build`): the full order.
 
     Args:
-        schedule: any schedule, with lam(t).
-        grid: [N+1] model times from noisy to clean.
         order: p, 1 to 3.
         variant: "bh2" or "bh1".
         form: "data" or "noise".
         corrector: True, False, or [N] bools: whether the point after each step is corrected (never
             the last one: nobody calls the network there).
         orders: [N] p of the steps, each at most `order` and what is remembered.
-        start: "rise" or "single".
-
-    Raises:
-        ValueError: an option outside of these; a grid that `check_grid` refuses.
     """
     order = check_order("unipc", order, 3)
     check_choice("unipc", "variant", variant, ("bh2", "bh1"))

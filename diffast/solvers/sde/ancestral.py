@@ -1,4 +1,4 @@
-"""Ancestral solvers: a step of an ODE method to less noise than wanted, then fresh noise."""
+"""Ancestral solvers: an ODE step to a lower noise level than the next one, then fresh noise."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 from diffast.grids import check_grid
 from diffast.plan import Plan, Stages, one_call_plan
 from diffast.schedules import Schedule
+from diffast.solvers.core.docs import builder
 from diffast.solvers.core.noise_split import (
     ancestral,
     check_bounded_eta,
@@ -17,6 +18,7 @@ from diffast.solvers.core.noise_split import (
 )
 
 
+@builder
 def dpm_2_ancestral(
     schedule: Schedule, grid: ArrayLike, eta: float = 1.0, s_noise: float = 1.0
 ) -> Plan:
@@ -33,10 +35,7 @@ def dpm_2_ancestral(
     out of alpha_s = 0.
 
     Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
         eta: 0 for DPM-Solver-2 to 1 for ancestral.
-        s_noise: factor on the fresh noise; other than 1, the plan is checked for x0 alone.
 
     Raises:
         ValueError: eta outside [0, 1]; s_noise negative or not finite; a grid that `check_grid`
@@ -45,6 +44,7 @@ def dpm_2_ancestral(
     return _two_stages("dpm_2_ancestral", schedule, grid, eta, s_noise, lambda ratio: ratio)
 
 
+@builder
 def dpmpp_2s_ancestral(
     schedule: Schedule, grid: ArrayLike, eta: float = 1.0, s_noise: float = 1.0
 ) -> Plan:
@@ -56,10 +56,7 @@ def dpmpp_2s_ancestral(
         x_t = (down / sigma_s) x_s + new d_m + up z
 
     Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
         eta: 0 for DPM-Solver++(2S) to 1 for ancestral.
-        s_noise: factor on the fresh noise; other than 1, the plan is checked for x0 alone.
 
     Raises:
         ValueError: eta outside [0, 1]; s_noise negative or not finite; a grid that `check_grid`
@@ -68,6 +65,7 @@ def dpmpp_2s_ancestral(
     return _two_stages("dpmpp_2s_ancestral", schedule, grid, eta, s_noise, lambda ratio: 1.0)
 
 
+@builder
 def dpmpp_sde(
     schedule: Schedule, grid: ArrayLike, r: float = 0.5, eta: float = 1.0, s_noise: float = 1.0
 ) -> Plan:
@@ -80,11 +78,8 @@ def dpmpp_sde(
     time the step is that of `euler_ancestral`, one call: into sigma_t = 0 and out of alpha_s = 0.
 
     Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
         r: where the inner stage stands, as a share of the step in lam; between 0 and 1.
         eta: 0 for the ODE to 1 for ancestral.
-        s_noise: factor on the fresh noise; other than 1, the plan is checked for x0 alone.
 
     Raises:
         ValueError: r outside (0, 1); eta outside [0, 1]; s_noise negative or not finite; a grid
@@ -112,6 +107,7 @@ def dpmpp_sde(
     return _from_steps(schedule, grid, step, f"dpmpp_sde(eta={eta:g})", check)
 
 
+@builder
 def flow_ancestral(
     schedule: Schedule, grid: ArrayLike, eta: float = 1.0, s_noise: float = 1.0
 ) -> Plan:
@@ -128,10 +124,7 @@ def flow_ancestral(
     rho_t^2 / rho_s leaves.
 
     Args:
-        schedule: any schedule.
-        grid: [N+1] model times from noisy to clean.
         eta: 0 for Euler to 1.
-        s_noise: factor on the fresh noise; other than 1, the plan is checked for x0 alone.
 
     Raises:
         ValueError: eta outside [0, 1]; s_noise negative or not finite; a grid that `check_grid`
@@ -151,6 +144,7 @@ def flow_ancestral(
     return one_call_plan(f"flow_ancestral(eta={eta:g})", schedule, grid, x, check=check)
 
 
+@builder
 def flow_sde(schedule: Schedule, grid: ArrayLike, strength: float = 1.0) -> Plan:
     """Returns the exact step, for a constant x0, of an SDE with a flow's marginals. Weak order 1.
 
@@ -166,8 +160,6 @@ def flow_sde(schedule: Schedule, grid: ArrayLike, strength: float = 1.0) -> Plan
     its length, which is a flow's "stochastic sampling" in diffusers, is `lcm`.
 
     Args:
-        schedule: any schedule.
-        grid: [N+1] model times from noisy to clean.
         strength: 0 for the ODE and up.
 
     Raises:

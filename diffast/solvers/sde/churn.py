@@ -1,11 +1,12 @@
 """ODE solvers with noise put back between steps: EDM's churn, and restarts.
 
-Both walk in rho = sigma/alpha. Putting noise back from rho to rho_hat at a later time t_hat is
+Both use the time variable rho = sigma/alpha. Raising the noise from rho to rho_hat, at a noisier
+time t_hat, is
 
     x_hat = (alpha_hat / alpha) x + alpha_hat sqrt(rho_hat^2 - rho^2) z
 
-which follows a step without a network call, so it is multiplied into the row that ends the step: a
-stage's point then stands at the raised time, and its noise is what was put back.
+which needs no network call. It is multiplied into the row that ends the step: x then stands at the
+raised time, and the stage's noise is the noise that was put back.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from numpy.typing import ArrayLike
 from diffast.grids import check_grid, karras
 from diffast.plan import Plan, Stages
 from diffast.schedules import Schedule
+from diffast.solvers.core.docs import builder
 from diffast.solvers.core.noise_split import check_s_noise
 
 BASES = ("heun", "euler", "dpm_2")
 
 
+@builder
 def churn(
     schedule: Schedule,
     grid: ArrayLike,
@@ -48,15 +51,11 @@ def churn(
 
     Args:
         schedule: any schedule, with lam(t), time(lam) and domain.
-        grid: [N+1] model times from noisy to clean.
         s_churn: amount of noise over the whole run; 0 for none.
         s_tmin: least sigma/alpha at which noise is put back.
         s_tmax: largest one.
         s_noise: factor on that noise; other than 1, the plan is checked for x0 alone.
         base: "heun", "euler" or "dpm_2" (k-diffusion's sample_heun, sample_euler, sample_dpm_2).
-
-    Raises:
-        ValueError: an option out of range; a grid that `check_grid` refuses.
     """
     _check_base("churn", base)
     s_noise, check = check_s_noise("churn", s_noise)
@@ -83,6 +82,7 @@ def churn(
     return _walk(schedule, base, grid, legs, s_noise, name, check)
 
 
+@builder
 def restart(
     schedule: Schedule,
     grid: ArrayLike,
@@ -92,16 +92,14 @@ def restart(
 ) -> Plan:
     """Returns restart sampling, Xu et al. 2023 ("Restart sampling"), algorithm 1.
 
-    The base method walks the grid; where it has come to the grid time nearest to `low`, noise is
-    put back up to `high` and the base method walks down again, `repeats` times, over a grid of
-    Karras et al. 2022 (rho = 7). Times go up at each repeat, so they are not monotone, and the
-    increments of noise are new ones each time: a fixed Brownian path is not meant for it.
+    The base method follows the grid. At the grid time nearest to `low`, noise is put back up to
+    `high` and the base method goes down again over a grid of Karras et al. 2022 (rho = 7); this is
+    done `repeats` times. Times rise at each repeat, and the noise is new each time, so plans cannot
+    run on a fixed Brownian path.
 
     Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
         intervals: (low, high, repeats, steps) for each: sigma/alpha from where and to where noise
-            is put back, how often, and in how many steps it is walked down.
+            is put back, how often, and in how many steps the base method goes down.
         base: "heun", "euler" or "dpm_2".
         s_noise: factor on the noise put back; other than 1, the plan is checked for x0 alone.
 
@@ -132,7 +130,7 @@ def restart(
 
 
 def _interval(schedule, grid, rho, low, high, repeats, steps):
-    """Returns the grid index where an interval begins, and all legs walked from its `high`."""
+    """Returns the grid index where an interval begins, and all legs from its `high`."""
     if not 0 < low < high < np.inf:
         raise ValueError(f"restart: low = {low} and high = {high}, but 0 < low < high")
     for option, value in (("repeats", repeats), ("steps", steps)):

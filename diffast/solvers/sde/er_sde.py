@@ -1,4 +1,4 @@
-"""ER-SDE-Solvers: the extended reverse-time SDE with a noise scale of one's choice."""
+"""ER-SDE-Solvers: the extended reverse-time SDE with a noise scale that is an option."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from diffast.grids import check_grid
 from diffast.plan import Plan, one_call_plan
 from diffast.plan.registers import entries
 from diffast.schedules import Schedule
+from diffast.solvers.core.docs import builder
 from diffast.solvers.core.noise_split import check_s_noise
 
 # Gauss-Legendre points in log(rho). 1/phi has its nearest poles 3 away from the real line there, so
@@ -22,6 +23,7 @@ POINTS = 64
 FAR = 1e30
 
 
+@builder
 def er_sde(
     schedule: Schedule,
     grid: ArrayLike,
@@ -50,12 +52,9 @@ def er_sde(
     alpha = 0.
 
     Args:
-        schedule: any schedule.
-        grid: [N+1] model times from noisy to clean.
         order: 1, 2 or 3.
         noise_scale: phi, a function of float64 arrays of rho with phi(rho) / rho nowhere falling;
             default rho (exp(rho^0.3) + 10), the authors' recommendation.
-        s_noise: factor on the fresh noise; other than 1, the plan is checked for x0 alone.
 
     Raises:
         ValueError: another order; s_noise negative or not finite; a noise scale that is not

@@ -6,9 +6,9 @@ The SDE whose noise fades at the rate eta per unit of lam has, for a constant x0
           + sigma_t sqrt(1 - exp(-2 eta h)) z,              h = lam_t - lam_s,  H = (1 + eta) h
 
 The multistep methods integrate a polynomial through the last estimates in place of x0. The noise of
-a step is one number, so how x0 answers to it within the step is not seen; but extrapolation catches
-up in the next step (the weights of one estimate over two steps are those of the trapezoid), and
-the variance converges with order 2.
+a step is one number, so its influence on x0 within the step is missing. Extrapolation adds it in
+the next step (the weights of one estimate over two steps are those of the trapezoid rule), and the
+variance converges with order 2.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from diffast.grids import check_grid
 from diffast.plan import Plan, one_call_plan
 from diffast.plan.registers import entries
 from diffast.schedules import Schedule
+from diffast.solvers.core.docs import builder
 from diffast.solvers.core.multistep import check_choice, check_orders
 from diffast.solvers.core.noise_split import check_eta, check_s_noise, diffusive
 from diffast.solvers.core.phi import phi
@@ -29,6 +30,7 @@ from diffast.solvers.core.phi import phi
 KINDS = ("midpoint", "heun")
 
 
+@builder
 def ddpm(
     schedule: Schedule, grid: ArrayLike, variance: Literal["small", "large"] = "small"
 ) -> Plan:
@@ -47,8 +49,6 @@ def ddpm(
     Dhariwal 2021) has this mean and, in place of up, a number an element: that is the executor's.
 
     Args:
-        schedule: any schedule.
-        grid: [N+1] model times from noisy to clean.
         variance: "small" or "large".
 
     Raises:
@@ -66,6 +66,7 @@ def ddpm(
     return one_call_plan(f"ddpm({variance})", schedule, grid, x, check=check)
 
 
+@builder
 def dpmpp_2m_sde(
     schedule: Schedule,
     grid: ArrayLike,
@@ -87,11 +88,6 @@ def dpmpp_2m_sde(
     where no line is to be had: in the first step, into sigma_t = 0, after a step out of alpha = 0.
 
     Args:
-        schedule: any schedule, with lam(t).
-        grid: [N+1] model times from noisy to clean.
-        eta: rate at which noise is replaced; 0 for the ODE, 1 for the reverse SDE.
-        kind: "midpoint" or "heun".
-        s_noise: factor on the fresh noise; other than 1, the plan is checked for x0 alone.
         orders: [N] order of each step, 1 or 2; default 1, 2, 2 ...
 
     Raises:
@@ -103,6 +99,7 @@ def dpmpp_2m_sde(
     return _data_sde(schedule, grid, eta, s_noise, orders, 2, kind, 0.0, "dpmpp_2m_sde", name)
 
 
+@builder
 def dpmpp_3m_sde(
     schedule: Schedule,
     grid: ArrayLike,
@@ -127,10 +124,6 @@ def dpmpp_3m_sde(
     of alpha = 0, first order.
 
     Args:
-        schedule: any schedule, with lam(t).
-        grid: [N+1] model times from noisy to clean.
-        eta: rate at which noise is replaced; 0 for the ODE, 1 for the reverse SDE.
-        s_noise: factor on the fresh noise; other than 1, the plan is checked for x0 alone.
         orders: [N] order of each step, 1 to 3; default 1, 2, 3, 3 ...
         form: "compat" or "exact".
         kind: of the steps of order 2, "midpoint" or "heun".
@@ -146,6 +139,7 @@ def dpmpp_3m_sde(
     return _data_sde(schedule, grid, eta, s_noise, orders, 3, kind, curve, "dpmpp_3m_sde", name)
 
 
+@builder
 def dpm_solver_2m_sde(
     schedule: Schedule,
     grid: ArrayLike,
@@ -169,9 +163,6 @@ def dpm_solver_2m_sde(
     alpha_s = 0, the step is the first-order one in x0; w = 0 there and where e_r is missing.
 
     Args:
-        schedule: any schedule, with lam(t).
-        grid: [N+1] model times from noisy to clean.
-        kind: "midpoint" or "heun".
         orders: [N] order of each step, 1 or 2; default 1, 2, 2 ...
 
     Raises:

@@ -11,11 +11,11 @@ the linear part is exact and the score is held, score = (alpha x0 - x) / sigma^2
     ODE:  x_t = exp(e/2) x_s + (exp(e/2) - 1) score
 
 (Chen, Ren, Ying and Rotskoff 2024, "Accelerating diffusion models with parallel sampling", sections
-3.1 and 3.2.) They are exact in x0 and not in the noise level, of which a step misses a part of
-order e^2, so the plans are checked for x0 alone. A step into sigma = 0 is the last x0 estimate.
+3.1 and 3.2.) They are exact in x0. A step misses a part of order e^2 of the noise level, so the
+plans are checked for x0 alone. A step into sigma = 0 is the last x0 estimate.
 
-The plans' `blocks` are what PIADM takes together, with all network calls of a block at once; run
-one call after another these are plain solvers of weak order 1.
+PIADM makes all network calls of one of the plans' `blocks` at once. Run one call after another,
+the plans are solvers of weak order 1.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ def piadm_ode(
 ) -> Plan:
     """Returns the reverse ODE with the score held over each step. Weak order 1, 1 call a step.
 
-    After every block a corrector may walk underdamped Langevin dynamics at the fixed time of the
-    block's end (Chen et al. 2024, algorithm 2; the numbers: solvers/langevin.py). Its velocity is
-    drawn anew each time; it adds `inner` network calls a block, all at that time, and noise. The
-    law at that time is the one it leaves alone, up to an error of the order of its step, so it
-    undoes what the steps before have missed.
+    After every block a corrector may run underdamped Langevin dynamics at the fixed time of the
+    block's end (Chen et al. 2024, algorithm 2; the numbers: solvers/core/langevin.py). Its momentum
+    is drawn anew each time. It adds noise and `inner` network calls a block, all at that time. It
+    keeps the law at that time, up to an error of the order of its step, and so reduces the errors
+    of the steps before.
 
     A corrector's stages are a block of their own. Where the grid ends at sigma = 0 the score has no
     value, and the last block has no corrector.
@@ -78,7 +78,7 @@ def piadm_ode(
         schedule: any schedule with alpha^2 + sigma^2 = 1.
         grid: [N+1] model times from noisy to clean, alpha > 0; `df.grids.ou_early` is made for it.
         block: length of a block in OU time, as in `piadm_sde`.
-        corrector: (length, inner): how long the dynamics are walked, and in how many steps; None
+        corrector: (length, inner): how long the dynamics run, and in how many steps; None
             for none. The length may be a function of the model time: it should stay below
             1/sqrt(L), L the Lipschitz constant of the score there (1/sigma^2 at most), and a step
             well below.
@@ -143,7 +143,7 @@ def _predictor(name, schedule, grid, block, pull):
             f"{name}: alpha = 0 at t = {grid[0]:g}, but the OU time -2 log(alpha) must be finite: "
             "start the grid later"
         )
-    # near data alpha has lost what sigma still knows
+    # near data 1 - alpha has lost digits that sigma still has
     with np.errstate(divide="ignore", invalid="ignore"):
         ou = np.where(sigma < alpha, -np.log1p(-(sigma**2)), -2.0 * np.log(alpha))
     e = ou[:-1] - ou[1:]
@@ -165,7 +165,7 @@ def _blocks(passed, block):
         passed: [N+1] OU time since the start.
         block: in OU time.
     """
-    # a point is one if a multiple lies between the middles of the steps before and after it
+    # such a point has a multiple between the middles of the steps before and after it
     below = np.floor(0.5 * (passed[:-1] + passed[1:]) / block)
     return np.flatnonzero(np.diff(below, prepend=-1.0) > 0.0)
 

@@ -14,6 +14,7 @@ from diffast.grids import check_grid
 from diffast.plan import Plan, Stages
 from diffast.plan.registers import entries
 from diffast.schedules import Schedule
+from diffast.solvers.core.docs import builder
 from diffast.solvers.core.multistep import check_choice
 from diffast.solvers.core.noise_split import diffusive
 from diffast.solvers.core.phi import phi
@@ -22,6 +23,7 @@ from diffast.solvers.core.phi import phi
 MOST = 4
 
 
+@builder
 def sa_solver(
     schedule: Schedule,
     grid: ArrayLike,
@@ -59,8 +61,6 @@ def sa_solver(
     and at every tau weights of alpha_t / alpha_s, 1e4 and more at the noisy end, cancel.
 
     Args:
-        schedule: any schedule, with lam(t).
-        grid: [N+1] model times from noisy to clean.
         predictor_order: 1 to 4; step n has min(order, n + 1). Or [N] numbers, one a step.
         corrector_order: 1 to 4, estimate at t included; step n has min(order, n + 2). 0: none. Or
             [N] numbers; the last step has nothing to correct it.
@@ -103,7 +103,7 @@ class _Step:
         self.form, self.short, self.tau = form, kind == "few_steps", tau
         self.alpha, self.sigma, self.lam = alpha, sigma, lam
         self.h = lam[1] - lam[0]
-        # Into sigma_t = 0 and out of alpha = 0 a step is of first order, in x0.
+        # Steps into sigma_t = 0 and out of alpha = 0 are of first order, in x0.
         self.linear = bool(np.isfinite(self.h))
 
     def of_state(self):

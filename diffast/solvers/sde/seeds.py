@@ -11,10 +11,12 @@ from diffast.grids import check_grid
 from diffast.plan import Plan, Stages
 from diffast.plan.registers import entries
 from diffast.schedules import Schedule
+from diffast.solvers.core.docs import builder
 from diffast.solvers.core.noise_split import check_eta, check_s_noise, diffusive
 from diffast.solvers.core.phi import phi
 
 
+@builder
 def seeds_1(schedule: Schedule, grid: ArrayLike, eta: float = 1.0, s_noise: float = 1.0) -> Plan:
     """Returns SEEDS-1: the exact step for a constant x0. Weak order 1, 1 call a step.
 
@@ -22,18 +24,13 @@ def seeds_1(schedule: Schedule, grid: ArrayLike, eta: float = 1.0, s_noise: floa
     + sigma_t sqrt(1 - exp(-2 eta h)) z, h = lam_t - lam_s (Gonzalez et al. 2023, "SEEDS", in its
     data form). At eta = 1 the map of `ddim` with eta = 1.
 
-    Args:
-        schedule: any schedule, with lam(t).
-        grid: [N+1] model times from noisy to clean.
-        eta: rate at which noise is replaced; 0 for the ODE, 1 for the reverse SDE.
-        s_noise: factor on the fresh noise; other than 1, the plan is checked for x0 alone.
-
     Raises:
         ValueError: eta or s_noise negative or not finite; a grid that `check_grid` refuses.
     """
     return _seeds("seeds_1", schedule, grid, eta, s_noise, (), lambda total: ())
 
 
+@builder
 def seeds_2(
     schedule: Schedule,
     grid: ArrayLike,
@@ -52,19 +49,12 @@ def seeds_2(
 
     (Gonzalez et al. 2023, algorithm 2, in the data form ComfyUI's seeds_2 has). The second stage
     keeps the noise of the first, faded by exp(-eta (1 - r) h), and adds fresh noise for the rest:
-    both stages lie on one path. That noise is inside the state of the first stage, so the anchor
-    is always the newest state. First order, one call: into sigma_t = 0 and out of alpha_s = 0.
+    both stages lie on one path. That noise is inside the state of the first stage, so y is always
+    the newest state. First order, one call: into sigma_t = 0 and out of alpha_s = 0.
 
     Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
-        eta: rate at which noise is replaced; 0 for the ODE, 1 for the reverse SDE.
-        s_noise: factor on the fresh noise; other than 1, the plan is checked for x0 alone.
         r: where the inner stage stands, as a share of the step in lam.
         kind: "phi_1" or "phi_2".
-
-    Raises:
-        ValueError: an option out of range; a grid that `check_grid` refuses.
     """
     _check_inner("seeds_2", r=r)
     if kind not in ("phi_1", "phi_2"):
@@ -77,6 +67,7 @@ def seeds_2(
     return _seeds("seeds_2", schedule, grid, eta, s_noise, (r,), weights)
 
 
+@builder
 def seeds_3(
     schedule: Schedule,
     grid: ArrayLike,
@@ -97,15 +88,8 @@ def seeds_3(
     one call: into sigma_t = 0 and out of alpha_s = 0.
 
     Args:
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
-        eta: rate at which noise is replaced; 0 for the ODE, 1 for the reverse SDE.
-        s_noise: factor on the fresh noise; other than 1, the plan is checked for x0 alone.
         r_1: where the first inner stage stands, as a share of the step in lam.
         r_2: where the second one does.
-
-    Raises:
-        ValueError: an option out of range; a grid that `check_grid` refuses.
     """
     _check_inner("seeds_3", r_1=r_1, r_2=r_2)
 
