@@ -235,6 +235,7 @@ def _lower(plan: Plan, inputs: list[np.ndarray], constraints: Constraints) -> Pr
         estimates = [_estimate(e, *n[1:]) for e, n in enumerate(called[i])]
         lowered = _Lowered(rows, estimates, constraints, slots.columns(), together)
         held = slots.held()
+        slots.free(i)
         slot = slots.take(i) if rows.get(H) else -1
         written, joined, keeps = _written(rows, lowered, slot, together, i + 1 == len(stages))
         if constraints.x_stays and Y in keeps and together:
@@ -340,8 +341,14 @@ def output_names(number: int) -> tuple[str, ...]:
     return _OUTPUTS[2 * number : 2 * number + 2]
 
 
-def check_one_input(who: str, plan: Plan) -> None:
-    """Raises ValueError if a stage calls the network on several inputs at once."""
+def check_plain_calls(who: str, plan: Plan) -> None:
+    """Raises ValueError for calls on several inputs at once, or with gradients beside them."""
+    gradients = [column for column in plan.columns if column[0] == "g"]
+    if gradients:
+        raise ValueError(
+            f"{who}: {plan.name} weighs the gradients {', '.join(gradients)} of guidance terms, "
+            "but only df.sample runs such plans"
+        )
     if plan.called.shape[1] > 1:
         raise ValueError(
             f"{who}: {plan.name} calls the network on {plan.called.shape[1]} inputs at once, but "

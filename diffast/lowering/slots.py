@@ -34,11 +34,13 @@ class Slots:
         """Returns the slots that hold entries, the oldest first."""
         return tuple(self._holds.values())
 
-    def take(self, i: int) -> int:
-        """Frees the slots that stage i reads last; returns the slot of its entry, or -1."""
-        # An entry that is read for the last time may be overwritten by the same call.
+    def free(self, i: int) -> None:
+        """Frees the slots of what stage i reads last: its own call may overwrite them."""
         for stage in [s for s in self._holds if self.last_use[s] == i]:
             self._free.append(self._holds.pop(stage))
+
+    def take(self, i: int) -> int:
+        """Returns the slot of the entry that stage i makes; -1 if nobody reads it."""
         self._numbers[i] = len(self._numbers)
         if i not in self.last_use:
             return -1
