@@ -22,9 +22,10 @@ SCHEDULE = df.schedules.from_betas(np.linspace(0.00085**0.5, 0.012**0.5, 1000) *
 def tables(plan):
     """The numbers of an x0-reading plan as Python floats, as a scheduler keeps them."""
     alpha, sigma = SCHEDULE.alpha(plan.times), SCHEDULE.sigma(plan.times)
+    rows = np.stack([plan.weights("x", name) for name in ("x", "z1", "d", "h1")], axis=1)
     return [
         (1 / a, s / a, *row)
-        for a, s, row in zip(alpha.tolist(), sigma.tolist(), plan.point.tolist(), strict=True)
+        for a, s, row in zip(alpha.tolist(), sigma.tolist(), rows.tolist(), strict=True)
     ]
 
 
@@ -35,13 +36,13 @@ def eager_run(plan, output, shape):
     def run():
         x = torch.randn(shape)
         old = None
-        for inverse, ratio, keep, noise, new, *more in rows:
+        for inverse, ratio, keep, noise, new, before in rows:
             x0 = inverse * x - ratio * output
             x = keep * x + new * x0
             if noise:
                 x = x + noise * torch.randn(shape)
-            if more and old is not None:
-                x = x + more[0] * old
+            if before:
+                x = x + before * old
             old = x0
         return x
 

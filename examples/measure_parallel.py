@@ -277,7 +277,7 @@ def digits(options):
     wanted = df.sample(denoiser, plan, shape, seed=1).x
     rows = []
     for method, tol in (("secant", 1e-2), ("prior", 1e-2), ("anderson", 1e-2), ("paradigms", 1e-2)):
-        if plan.history > 1 and method == "paradigms":
+        if plan.history > 0 and method == "paradigms":
             continue
         out = df.sample_parallel(
             denoiser, plan, shape, seed=1, method=method, tol=tol, batch_size=64

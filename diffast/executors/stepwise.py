@@ -29,7 +29,7 @@ from diffast.executors.context import (
     refuse,
 )
 from diffast.executors.results import FINE, Info, NonFiniteError, Samples, describe
-from diffast.lowering.program import Constraints, check_one_input, lower
+from diffast.lowering.program import Constraints, check_plain_calls, lower
 from diffast.lowering.step_table import (
     AT_NOISE,
     AT_UNCOND,
@@ -136,7 +136,7 @@ class Stepper:
         self.limits, self.on_x0 = limits_of("Stepper", clamp), on_x0
         how = Constraints(bool(self.limits), on_x0 is not None, given_noise=self.given)
         for plan, _ in pairs:
-            check_one_input("Stepper", plan)
+            check_plain_calls("Stepper", plan)
         self.programs = [lower(plan, read, how) for plan, read in pairs]
         self.slots = max(program.slots for program in self.programs)
         self.calls: list[StepCall | None] = []  # None: a plan's end

@@ -63,7 +63,7 @@ def edm_sampler(
     if S_churn:
         churn = {"s_churn": S_churn, "s_tmin": S_min, "s_tmax": S_max, "s_noise": S_noise}
         plan = sigma_plan("churn", levels, base="heun", **churn)
-        _check_rounding(net, plan.times, latents.device)
+        _check_rounding(net, plan.call_times, latents.device)
     else:
         plan = sigma_plan("heun", levels)
     start = latents.to(torch.float64)

@@ -19,8 +19,9 @@ as x, and what a clamp or a hook changes. Executors bind tensors to these names:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
@@ -48,6 +49,7 @@ NOISE = "noise"
 _INPUTS = tuple(input_register(e) for e in range(4))
 _FIRST = (Y, V, *_INPUTS)
 _OUTPUTS = tuple(f"{name}{e or ''}" for e in (0, 2, 3, 4) for name in (COND, UNCOND))
+_GRADIENTS = tuple(f"g{k}" for k in range(1, 10))
 _LAST = (X0, "x0_2", "x0_3", "x0_4", NOISE)
 
 
@@ -215,8 +217,8 @@ def _inputs_of(plan: Plan, outputs: Outputs) -> list[np.ndarray]:
 
 def branches_of(plan: Plan, outputs: Outputs) -> frozenset[str]:
     """Returns what the network is called on in any stage: "cond", "uncond", "both"."""
-    inputs = np.stack(_inputs_of(plan, outputs), axis=1)
-    return frozenset(_branches(stage[:, 3]) for stage in inputs)
+    scales = np.stack(_inputs_of(plan, outputs), axis=1)[:, :, 3]
+    return frozenset(map(_branches, scales.tolist()))
 
 
 def _lower(plan: Plan, inputs: list[np.ndarray], constraints: Constraints) -> Program:
@@ -224,15 +226,16 @@ def _lower(plan: Plan, inputs: list[np.ndarray], constraints: Constraints) -> Pr
     if constraints.given_noise:
         _check_one_normal(plan, stages)
     slots = Slots(last_uses(stages))
-    numbers = np.stack(inputs, axis=1)  # [calls, E, 4]
-    branches = [_branches(stage[:, 3]) for stage in numbers]
+    numbers = np.stack(inputs, axis=1).tolist()  # [calls][E] of (time, a, b, scale)
+    called = [[tuple(n) for n in stage if n[0] == n[0]] for stage in numbers]
+    branches = [_branches(scale for *_, scale in stage) for stage in called]
     together = True  # x and y are one tensor when the stage begins
     made: list[Stage] = []
     for i, rows in enumerate(stages):
-        called = [tuple(n) for n in numbers[i].tolist() if n[0] == n[0]]
-        estimates = [_estimate(e, *n[1:]) for e, n in enumerate(called)]
+        estimates = [_estimate(e, *n[1:]) for e, n in enumerate(called[i])]
         lowered = _Lowered(rows, estimates, constraints, slots.columns(), together)
         held = slots.held()
+        slots.free(i)
         slot = slots.take(i) if rows.get(H) else -1
         written, joined, keeps = _written(rows, lowered, slot, together, i + 1 == len(stages))
         if constraints.x_stays and Y in keeps and together:
@@ -240,10 +243,10 @@ def _lower(plan: Plan, inputs: list[np.ndarray], constraints: Constraints) -> Pr
         copies: list[tuple[str, int]] = []
         if i + 1 < len(stages):
             count = dict(constraints.copies).get(branches[i + 1], 0)
-            inputs_called = np.flatnonzero(~np.isnan(numbers[i + 1, :, 0])).tolist()
-            copies = [(input_register(e), k) for e in inputs_called for k in range(count)]
+            following = [e for e, n in enumerate(numbers[i + 1]) if n[0] == n[0]]
+            copies = [(input_register(e), k) for e in following for k in range(count)]
         calls = _calls(lowered.estimates, written, slot, copies, held, constraints)
-        times = tuple(n[0] for n in called)
+        times = tuple([n[0] for n in called[i]])
         estimate = lowered.estimates[0]
         made.append(Stage(times, branches[i], estimate, written, calls, slot, held, joined, keeps))
         together = joined
@@ -305,6 +308,7 @@ class _Lowered:
         return Row({name: w for name, w in weights.items() if w != 0.0}, noise, second)
 
 
+@cache
 def _in_order(column: str) -> tuple[int, str]:
     """Returns what the columns of a row are sorted by, in the order in which they add up."""
     if column.endswith("_raw"):
@@ -312,7 +316,7 @@ def _in_order(column: str) -> tuple[int, str]:
     return (0 if column == NEW else {"d": 1, "y": 2, "v": 2, "x": 2}.get(column[0], 4)), column
 
 
-def _branches(scales: np.ndarray) -> str:
+def _branches(scales: Iterable[float]) -> str:
     """Returns what a stage calls the network on, whose inputs have these scales or NaN."""
     found = {"cond" if s == 1.0 else "uncond" if s == 0.0 else "both" for s in scales if s == s}
     return found.pop() if len(found) == 1 else "both"
@@ -320,9 +324,10 @@ def _branches(scales: np.ndarray) -> str:
 
 def _estimate(number: int, a: float, b: float, scale: float) -> dict[str, float]:
     """Returns the x0 estimate for an input over that input and the network's outputs for it."""
-    cond, uncond = output_names(number)
-    named: dict[str, str] = {COND: cond, UNCOND: uncond}
     row = estimate_row(a, b, scale, input_register(number))
+    if not number:
+        return row
+    named = dict(zip((COND, UNCOND), output_names(number), strict=True))
     return {named.get(name, name): weight for name, weight in row.items()}
 
 
@@ -336,8 +341,14 @@ def output_names(number: int) -> tuple[str, ...]:
     return _OUTPUTS[2 * number : 2 * number + 2]
 
 
-def check_one_input(who: str, plan: Plan) -> None:
-    """Raises ValueError if a stage calls the network on several inputs at once."""
+def check_plain_calls(who: str, plan: Plan) -> None:
+    """Raises ValueError for calls on several inputs at once, or with gradients beside them."""
+    gradients = [column for column in plan.columns if column[0] == "g"]
+    if gradients:
+        raise ValueError(
+            f"{who}: {plan.name} weighs the gradients {', '.join(gradients)} of guidance terms, "
+            "but only df.sample runs such plans"
+        )
     if plan.called.shape[1] > 1:
         raise ValueError(
             f"{who}: {plan.name} calls the network on {plan.called.shape[1]} inputs at once, but "
@@ -377,8 +388,7 @@ def _with_copied_state(written: dict[str, Row]) -> dict[str, Row]:
 def _calls(estimates: list[Row], written, slot, copies, held, constraints: Constraints):
     rows = [(slot_name(slot) if name == H else name, row) for name, row in written.items()]
     rows += [(f"copy{n}", written[name]) for n, (name, _) in enumerate(copies)]
-    gradients = tuple(f"g{k}" for k in range(1, 10))
-    order = (*_FIRST, *_OUTPUTS, *gradients, *map(slot_name, held), *_LAST)
+    order = (*_FIRST, *_OUTPUTS, *_GRADIENTS, *map(slot_name, held), *_LAST)
     given, clamp = constraints.given_noise, constraints.clamp
     shown = [(estimate_name(e), row) for e, row in enumerate(estimates)]
     if constraints.hook or (clamp and len(estimates) > 1):
@@ -401,9 +411,9 @@ def call_of(rows: list[tuple[str, Row]], order, given_noise: bool = False, clamp
     noise = [row.noise for _, row in rows]
     if given_noise and any(noise):
         rows = [(target, Row({**row.weights, NOISE: row.noise})) for target, row in rows]
-    if any(row.second for _, row in rows):
+    if any([row.second for _, row in rows]):
         noise = [weight for _, row in rows for weight in (row.noise, row.second)]
-    used = {name for _, row in rows for name in row.weights}
+    used = set().union(*[row.weights for _, row in rows])
     if clamp:  # the clamped row is the last column, not a tensor
         used.discard(X0)
     names = [name for name in order if name in used]

@@ -7,6 +7,8 @@ call are multiplied into its matrix, those before the first call are the opening
 
 from __future__ import annotations
 
+import numpy as np
+
 from diffast.plan import Plan
 from diffast.plan.registers import ERROR, NEW, Z1, Z2, H, V, X, Y
 
@@ -35,14 +37,13 @@ def without_silent_stages(plan: Plan) -> tuple[tuple[float, float] | None, list[
 
 
 def _rows_of(plan: Plan) -> list[Rows]:
-    names = [(r, name) for r, name in enumerate(plan.rows) if name != ERROR]
-    return [
-        {
-            name: {c: w for c, w in zip(plan.columns, stage[r], strict=True) if w != 0.0}
-            for r, name in names
-        }
-        for stage in plan.matrix.tolist()
-    ]
+    found: list[Rows] = [{r: {} for r in plan.rows if r != ERROR} for _ in range(plan.stages)]
+    places = np.nonzero(plan.matrix)
+    weights = plan.matrix[places].tolist()
+    for i, r, c, weight in zip(*(p.tolist() for p in places), weights, strict=True):
+        if plan.rows[r] != ERROR:
+            found[i][plan.rows[r]][plan.columns[c]] = weight
+    return found
 
 
 def _opening(plan: Plan, stages: list[Rows]) -> tuple[float, float]:

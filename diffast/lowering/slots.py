@@ -23,26 +23,25 @@ class Slots:
         self.last_use, self.count = last_use, 0
         self._holds: dict[int, int] = {}  # stage -> slot, the oldest entry first
         self._free: list[int] = []
-        self._made: list[int] = []  # stages that made entries, newest first
+        self._numbers: dict[int, int] = {}  # stage -> how many entries there were before its own
 
     def columns(self) -> dict[int, str]:
         """Returns the tensors' names by the age of their entry."""
-        return {
-            age: slot_name(self._holds[stage])
-            for age, stage in enumerate(self._made, 1)
-            if stage in self._holds
-        }
+        made = len(self._numbers)
+        return {made - self._numbers[i]: slot_name(slot) for i, slot in self._holds.items()}
 
     def held(self) -> tuple[int, ...]:
         """Returns the slots that hold entries, the oldest first."""
         return tuple(self._holds.values())
 
-    def take(self, i: int) -> int:
-        """Frees the slots that stage i reads last; returns the slot of its entry, or -1."""
-        # An entry that is read for the last time may be overwritten by the same call.
+    def free(self, i: int) -> None:
+        """Frees the slots of what stage i reads last: its own call may overwrite them."""
         for stage in [s for s in self._holds if self.last_use[s] == i]:
             self._free.append(self._holds.pop(stage))
-        self._made.insert(0, i)
+
+    def take(self, i: int) -> int:
+        """Returns the slot of the entry that stage i makes; -1 if nobody reads it."""
+        self._numbers[i] = len(self._numbers)
         if i not in self.last_use:
             return -1
         slot = self._free.pop() if self._free else self.count
@@ -56,9 +55,9 @@ def last_uses(stages: list[Rows]) -> dict[int, int]:
     made: list[int] = []
     last = {}
     for i, rows in enumerate(stages):
-        ages = {int(c[1:]) for row in rows.values() for c in row if c[0] == "h" and c != NEW}
-        for age in ages:
-            last[made[-age]] = i
+        for column in set().union(*rows.values()):
+            if column[0] == "h" and column != NEW:
+                last[made[-int(column[1:])]] = i
         if rows.get(H):
             made.append(i)
     return last

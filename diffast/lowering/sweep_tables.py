@@ -16,7 +16,7 @@ from diffast.lowering.program import (
     Program,
     Row,
     Stage,
-    check_one_input,
+    check_plain_calls,
     identity,
     lower,
 )
@@ -75,16 +75,15 @@ def tables_of(plan: Plan, outputs: Outputs, clamp: bool = False) -> Tables:
         clamp: the x0 estimate is clamped before the other rows see it.
 
     Raises:
-        ValueError: a plan that carries a state and a momentum beside x, or weighs gradients of
-            guidance terms; what `lower` raises.
+        ValueError: a plan that carries a state and a momentum beside x; what `check_plain_calls`
+            and `lower` raise.
     """
-    check_one_input("sample_parallel", plan)
+    check_plain_calls("sample_parallel", plan)
     program = lower(plan, outputs, Constraints(clamp=clamp))
-    if len(program.carried) > 1 or program.gradients:
+    if len(program.carried) > 1:
         raise ValueError(
-            f"sample_parallel: plan {plan.name} carries {' and '.join(program.carried)} beside x "
-            f"and weighs {program.gradients} gradients, but a sweep carries one register more and "
-            "no gradient"
+            f"sample_parallel: plan {plan.name} carries {' and '.join(program.carried)} beside x, "
+            "but a sweep carries one register more"
         )
     halves = (COND, UNCOND) if program.branches - {COND, UNCOND} else tuple(program.branches)
     halves = (COND, UNCOND) if len(halves) > 1 else halves

@@ -73,14 +73,15 @@ class LearnedVariance:
         plan: the plan with weight 1 on its noise, to be run with the noise of `draw`.
 
     Raises:
-        ValueError: another kind; a plan without noise or with more calls than steps.
+        ValueError: another kind; a plan without noise, with more calls than steps or with stages
+            that call nothing.
     """
 
     def __init__(self, network: Callable[..., Any], schedule: Any, plan: Plan, kind: str = "range"):
         """Prepares the plan; see the class."""
         if kind not in KINDS:
             raise ValueError(f"LearnedVariance: kind = {kind!r}, but it must be one of {KINDS}")
-        if plan.nfe != plan.steps or not plan.stochastic:
+        if not plan.nfe == plan.stages == plan.steps or not plan.stochastic:
             raise ValueError(
                 f"LearnedVariance: {plan!r}, but a plan of one call a step with noise is needed"
             )

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffast.plan.registers import (
-    ERROR,
     NEW,
     ROWS,
     Z1,
@@ -103,42 +102,48 @@ def _check_calls(plan: Plan) -> None:
 
 def check_numbers(plan: Plan) -> None:
     """Raises ValueError for a number that is not finite, or a time or index out of bounds."""
-    stages = plan.stages
-    low, high = getattr(plan.schedule, "domain", (-np.inf, np.inf))
-    calls = enumerate(plan.times.reshape(stages, -1).tolist())
-    told = [(f"stage {i}", t) for i, times in calls for t in times]
-    for where, t in [*told, ("end", plan.end), ("start", plan.start)]:
-        calls_nothing = where.startswith("stage") and np.isnan(t)
-        if not calls_nothing and not (np.isfinite(t) and low <= t <= high):
-            raise ValueError(
-                f"Plan {plan.name}: {where}: t = {t}, but the schedule holds for {low} to {high}"
-            )
+    _check_times(plan)
     if plan.blocks is not None:
         _check_blocks(plan)
     for field, array in (("matrix", plan.matrix), ("spans", np.asarray(plan.spans))):
-        bad = ~np.isfinite(array)
-        if bad.any():
-            i, *k = (int(n) for n in np.argwhere(bad)[0])
-            where = f"{field}{k}"
-            if field == "matrix":
-                where = f"weight of {plan.columns[k[1]]} in {plan.rows[k[0]]}"
-            raise ValueError(f"Plan {plan.name}: stage {i}: {where} = {array[(i, *k)]}")
+        if np.isfinite(array).all():
+            continue
+        i, *k = (int(n) for n in np.argwhere(~np.isfinite(array))[0])
+        where = f"{field}{k}"
+        if field == "matrix":
+            where = f"weight of {plan.columns[k[1]]} in {plan.rows[k[0]]}"
+        raise ValueError(f"Plan {plan.name}: stage {i}: {where} = {array[(i, *k)]}")
     _check_levels(plan)
+    _check_inputs(plan)
     _check_unwritten(plan)
 
 
+def _check_times(plan: Plan) -> None:
+    low, high = getattr(plan.schedule, "domain", (-np.inf, np.inf))
+    inputs = plan.called.shape[1]
+    times = np.append(plan.times, (plan.end, plan.start))
+    fine = np.isfinite(times) & (low <= times) & (times <= high)
+    fine[:-2] |= np.isnan(times[:-2])  # no call
+    if not fine.all():
+        k = int(np.argmin(fine))
+        where = f"stage {k // inputs}" if k < len(times) - 2 else ("end", "start")[k - len(times)]
+        raise ValueError(
+            f"Plan {plan.name}: {where}: t = {times[k]}, but the schedule holds for {low} to {high}"
+        )
+
+
 def _check_levels(plan):
-    for r, name in enumerate(plan.rows):
-        if name == H:
-            continue
-        bad = ~np.isfinite(plan.levels[:, r]).all(1) & (plan.matrix[:, r].any(1) | (name == X))
-        if bad.any():
-            i = int(np.argmax(bad))
-            alpha, sigma = plan.levels[i, r]
-            raise ValueError(
-                f"Plan {plan.name}: stage {i}: alpha = {alpha}, sigma = {sigma} for {name}, but "
-                "they must be finite"
-            )
+    told = [r for r, name in enumerate(plan.rows) if name != H]
+    bad = ~np.isfinite(plan.levels[:, told]).all(axis=2)
+    bad &= plan.matrix[:, told].any(axis=2) | (np.array(plan.rows)[told] == X)
+    if bad.any():
+        k = int(np.argmax(bad.any(axis=0)))
+        i = int(np.argmax(bad[:, k]))
+        alpha, sigma = plan.levels[i, told[k]].tolist()
+        raise ValueError(
+            f"Plan {plan.name}: stage {i}: alpha = {alpha}, sigma = {sigma} for "
+            f"{plan.rows[told[k]]}, but they must be finite"
+        )
 
 
 def _check_blocks(plan):
@@ -153,57 +158,74 @@ def _check_blocks(plan):
         )
 
 
+def _check_inputs(plan: Plan) -> None:
+    """Refuses calls on what holds nothing."""
+    for e in range(1, plan.called.shape[1]):
+        name = input_register(e)
+        wrong = plan.called[:, e] & ~_holds(plan, name)
+        if wrong.any():
+            raise ValueError(
+                f"Plan {plan.name}: stage {int(np.argmax(wrong))}: the network is called on "
+                f"{name}, but it holds nothing"
+            )
+
+
 def _check_unwritten(plan: Plan) -> None:
     """Refuses weights on what holds nothing: early entries, estimates without a call, old v."""
-    made = 0
-    holds = {X, Y}
-    used = plan.matrix != 0.0
-    for i in range(plan.stages):
-        inputs = [input_register(e) for e in np.flatnonzero(plan.called[i]).tolist()]
-        for name in inputs:
-            if name not in holds:
-                raise ValueError(
-                    f"Plan {plan.name}: stage {i}: the network is called on {name}, but it holds "
-                    "nothing"
-                )
-        entry = H in plan.rows and bool(used[i, 0].any())
-        for c in np.flatnonzero(used[i].any(0)).tolist():
-            r, column = int(np.argmax(used[i, :, c])), plan.columns[c]
-            reason = _unwritten(column, inputs, holds, made, entry, plan.rows[r] == H)
-            if reason:
-                raise ValueError(
-                    f"Plan {plan.name}: stage {i}: {plan.rows[r]} has weight "
-                    f"{plan.matrix[i, r, c]} on {column}, but {reason}"
-                )
-        made += entry
-        for r, name in enumerate(plan.rows):
-            if name not in (H, X, ERROR):
-                (holds.add if used[i, r].any() else holds.discard)(name)
+    weighed = plan.matrix.any(axis=1)
+    entry = _makes_entry(plan)
+    made = np.cumsum(entry) - entry
+    wrong = weighed & ~np.stack([_readable(plan, c, entry, made) for c in plan.columns], axis=1)
+    if not wrong.any():
+        return
+    i, c = (int(n) for n in np.argwhere(wrong)[0])
+    r, column = int(np.argmax(plan.matrix[i, :, c] != 0.0)), plan.columns[c]
+    reason = "it holds nothing"
+    if column[0] in "dg":
+        needed = _needed(column)
+        reason = "the stage calls no network" + (f" on {needed}" if needed != X else "")
+    elif column == NEW:
+        reason = "an entry is not made of itself" if entry[i] else "the stage makes no entry"
+    elif column[0] == "h":
+        reason = f"{made[i]} exist before it"
+    raise ValueError(
+        f"Plan {plan.name}: stage {i}: {plan.rows[r]} has weight {plan.matrix[i, r, c]} on "
+        f"{column}, but {reason}"
+    )
 
 
-def _unwritten(column: str, inputs, holds, made: int, entry: bool, own: bool) -> str | None:
-    """Returns why a column holds nothing; None: it does.
+def _needed(column: str) -> str:
+    """Returns the input that an estimate or a gradient is made for."""
+    return input_register(input_number(column) if column[0] == "d" else 0)
+
+
+def _makes_entry(plan: Plan) -> np.ndarray:
+    """Returns whether each stage makes an entry, [S]."""
+    return plan.matrix[:, 0].any(axis=1) & (H in plan.rows)
+
+
+def _holds(plan: Plan, register: str) -> np.ndarray:
+    """Returns whether a register holds something when each stage begins, [S]."""
+    written = plan.matrix[:-1, plan.rows.index(register)].any(axis=1) | (register == X)
+    return np.append(register in (X, Y), written)
+
+
+def _readable(plan: Plan, column: str, entry: np.ndarray, made: np.ndarray) -> np.ndarray:
+    """Returns whether each stage may weigh a column, [S].
 
     Args:
+        plan: any plan.
         column: its name.
-        inputs: what the stage calls the network on.
-        holds: the registers that hold something.
-        made: how many entries there are.
-        entry: whether the stage makes one.
-        own: whether the row that weighs the column is that of the entry.
+        entry: whether each stage makes an entry, [S].
+        made: how many there are before it, [S].
     """
-    kind = column[0]
-    if kind in "dg":
-        needed = input_register(input_number(column) if kind == "d" else 0)
-        on = "" if needed == X else f" on {needed}"
-        return None if needed in inputs else f"the stage calls no network{on}"
+    if column[0] in "dg":
+        return plan.called[:, input_number(_needed(column))]
     if column == NEW:
-        if not entry:
-            return "the stage makes no entry"
-        return "an entry is not made of itself" if own else None
-    if kind == "h":
-        return None if int(column[1:]) <= made else f"{made} exist before it"
-    return "it holds nothing" if kind in "xyv" and column not in holds else None
+        return entry & (plan.matrix[:, 0, plan.columns.index(NEW)] == 0.0)
+    if column[0] == "h":
+        return made >= int(column[1:])
+    return _holds(plan, column) if column[0] in "xyv" else np.ones(plan.stages, dtype=bool)
 
 
 def check_consistent(plan: Plan) -> None:
@@ -214,16 +236,21 @@ def check_consistent(plan: Plan) -> None:
     """
     if plan.check == "finite":
         return
-    _check_end(plan)
-    holds = _Held(plan)
+    start, end = levels_of(plan.schedule, (plan.start, plan.end))
+    if not np.isfinite(start).all():
+        raise ValueError(
+            f"Plan {plan.name}: start: alpha = {start[0]}, sigma = {start[1]} at t = {plan.start}"
+        )
+    _check_end(plan, end)
+    holds = _Held(plan, start)
     _check_x0(plan, holds)
     if plan.check == "full":
         _check_noise(plan, holds)
 
 
-def _check_end(plan: Plan) -> None:
-    """Refuses a last x that stands elsewhere than at the plan's end."""
-    wanted, stands = levels_of(plan.schedule, plan.end), plan.levels[-1, plan.rows.index(X)]
+def _check_end(plan: Plan, wanted: np.ndarray) -> None:
+    """Refuses a last x that stands elsewhere than at the plan's end, whose level is wanted."""
+    stands = plan.levels[-1, plan.rows.index(X)]
     wrong = ~(np.abs(stands - wanted) <= TOLERANCE_NOISE * np.abs(wanted))
     for k, name in enumerate(("alpha", "sigma")[: 2 if plan.check == "full" else 1]):
         if wrong[k]:
@@ -240,47 +267,41 @@ class _Held:
     rounding is relative to.
     """
 
-    def __init__(self, plan: Plan):
-        stages, names = plan.stages, plan.columns
-        self.x0, self.size = np.zeros((stages, len(names))), np.zeros((stages, len(names)))
-        self.noise = np.zeros((stages, len(names)))
-        start = levels_of(plan.schedule, plan.start)
-        if not np.isfinite(start).all():
-            raise ValueError(
-                f"Plan {plan.name}: start: alpha = {start[0]}, sigma = {start[1]} at t = "
-                f"{plan.start}"
-            )
+    def __init__(self, plan: Plan, start: np.ndarray):
         self.start = start
-        for c, name in enumerate(names):
+        self.x0, self.noise = np.zeros((2, plan.stages, len(plan.columns)))
+        for c, name in enumerate(plan.columns):
             if name[0] in "xyv":
-                before = np.vstack([start, plan.levels[:-1, plan.rows.index(name)]])
-                before = np.nan_to_num(before)
-                self.x0[:, c], self.noise[:, c] = before[:, 0], np.abs(before[:, 1])
+                before = plan.levels[:-1, plan.rows.index(name)]
+                self.x0[:, c] = np.append(start[0], before[:, 0])
+                self.noise[:, c] = np.append(start[1], before[:, 1])
             elif name[0] == "d":
                 self.x0[:, c] = plan.called[:, input_number(name)]
             elif name in (Z1, Z2):
                 self.noise[:, c] = 1.0
-            self.size[:, c] = np.abs(self.x0[:, c])
+        np.nan_to_num(self.x0, copy=False)  # of registers that hold nothing
+        np.nan_to_num(self.noise, copy=False)
+        self.size = np.abs(self.x0)
+        np.abs(self.noise, out=self.noise)
         if H in plan.rows:
             self._fill_entries(plan)
 
     def _fill_entries(self, plan: Plan) -> None:
-        row = plan.matrix[:, 0]
-        old = {c: int(n[1:]) for c, n in enumerate(plan.columns) if n[0] == "h"}
-        made: list[np.ndarray] = []  # (x0, size, noise) of entries, newest first
-        for i in range(plan.stages):
-            for c, age in old.items():
-                if 0 < age <= len(made):
-                    self.x0[i, c], self.size[i, c], self.noise[i, c] = made[age - 1]
-            if not row[i].any():
-                continue
-            weights = np.abs(row[i])
-            entry = np.array([row[i] @ self.x0[i], weights @ self.size[i], weights @ self.noise[i]])
-            for c, age in old.items():
-                if age == 0:
-                    self.x0[i, c], self.size[i, c], self.noise[i, c] = entry
-            made.insert(0, entry)
-            del made[max(old.values(), default=0) :]
+        ages = {int(name[1:]): c for c, name in enumerate(plan.columns) if name[0] == "h"}
+        new = ages.pop(0, None)
+        made = np.flatnonzero(_makes_entry(plan))
+        before = np.searchsorted(made, np.arange(plan.stages))  # how many there are
+        row = plan.matrix[made, 0]
+        # Entries that weigh others come one after another, all others at once.
+        rounds = len(made) if row[:, [*ages.values()]].any() else 1
+        for held, weights in ((self.x0, row), (self.size, np.abs(row)), (self.noise, np.abs(row))):
+            for _ in range(rounds):
+                entries = _dot(weights, held[made])
+                for age, c in ages.items():
+                    known = np.flatnonzero(before >= age)
+                    held[known, c] = entries[before[known] - age]
+            if new is not None:
+                held[made, new] = entries
 
 
 def _checked_rows(plan):
@@ -307,7 +328,9 @@ def _check_noise(plan, holds):
     unrolled = propagate(plan, estimates=False)
     for name, rows, written, levels in _checked_rows(plan):
         made = unrolled[name]
-        has = np.sqrt((holds.start[1] * made[:, 0]) ** 2 + _dot(made[:, 1:], made[:, 1:]))
+        has = np.abs(holds.start[1] * made[:, 0])
+        if made.shape[1] > 1:
+            has = np.sqrt(has**2 + _dot(made[:, 1:], made[:, 1:]))
         scale, want = _dot(np.abs(rows), holds.noise), levels[:, 1]
         wrong = written & ~(np.abs(has - want) <= TOLERANCE_NOISE * scale)
         if wrong.any():

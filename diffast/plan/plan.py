@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
@@ -97,22 +98,22 @@ class Plan:
         """Returns S, the number of stages."""
         return len(self.times)
 
-    @property
+    @cached_property
     def calls(self) -> np.ndarray:
-        """Returns the stages that call the network, [nfe] int."""
-        return np.flatnonzero(self.called.any(axis=1))
+        """Returns the stages that call the network, [calls] int."""
+        return _frozen(np.flatnonzero(self.called.any(axis=1)), np.int64)
 
-    @property
+    @cached_property
     def called(self) -> np.ndarray:
         """Returns which of its inputs x, x2 .. a stage calls the network on, [S, E] bool."""
-        return ~np.isnan(self.times.reshape(self.stages, -1))
+        return _frozen(~np.isnan(self.times.reshape(self.stages, -1)), np.bool_)
 
-    @property
+    @cached_property
     def call_times(self) -> np.ndarray:
         """Returns the model times of the network calls on x, one a stage that calls, [calls]."""
-        return self.times.reshape(self.stages, -1)[self.calls, 0]
+        return _frozen(self.times.reshape(self.stages, -1)[self.calls, 0], np.float64)
 
-    @property
+    @cached_property
     def nfe(self) -> int:
         """Returns the number of network evaluations of a run; those of one batch count each."""
         return int(self.called.sum())
@@ -129,12 +130,12 @@ class Plan:
 
     def step_starts(self) -> np.ndarray:
         """Returns the network calls before which y is x, the first included, [n] int."""
+        numbers = np.arange(len(self.calls))
         if Y not in self.rows:
-            return np.arange(self.nfe)
+            return numbers
         x, y = (self.matrix[:, self.rows.index(name)] for name in (X, Y))
         joined = np.flatnonzero((x == y).all(axis=1)) + 1
-        calls = np.append(self.calls, self.stages)
-        return np.flatnonzero(np.isin(calls[:-1], joined) | (np.arange(self.nfe) == 0))
+        return np.flatnonzero(np.isin(self.calls, joined) | (numbers == 0))
 
     def weights(self, row: str, column: str) -> np.ndarray:
         """Returns the weights of one column in one row, [S]; zeros where the plan has neither."""
@@ -163,29 +164,24 @@ class Plan:
 
     def _spans(self) -> np.ndarray:
         """Returns [S, 2]; by default to the time of x after, from where y was last written."""
-        given = np.full((self.stages, 2), np.nan) if self.spans is None else self.spans
-        if not np.isnan(given).any():
-            return given
-        # A stage's rows are made of what stood at its call; x stands where the next call does.
-        following = self.times.reshape(self.stages, -1)[:, 0].copy()
-        last = self.end
-        for i in range(self.stages - 1, -1, -1):
-            told = following[i]
-            following[i], last = last, last if np.isnan(told) else told
-        spans = np.array(given)
-        base = self.start
-        for i in range(self.stages):
-            if np.isnan(spans[i]).any():
-                spans[i] = base, following[i]
-            if Y not in self.rows or not self._keeps(i, Y):
-                base = following[i]
-        return spans
+        if self.spans is not None and not np.isnan(self.spans).any():
+            return self.spans
+        stages = np.arange(self.stages)
+        after = np.searchsorted(self.calls, stages, side="right")  # number of the next call
+        following = np.append(self.call_times, self.end)[after]  # where x stands for it
+        wrote = np.where(self._keeps(Y), -1, stages)
+        last = np.append(-1, np.maximum.accumulate(wrote)[:-1])
+        found = np.stack([np.append(self.start, following)[last + 1], following], axis=1)
+        if self.spans is None:
+            return found
+        return np.where(np.isnan(self.spans).any(axis=1)[:, None], found, self.spans)
 
-    def _keeps(self, i: int, register: str) -> bool:
-        """Returns whether the stage leaves the register as it is."""
-        row = self.matrix[i, self.rows.index(register)]
-        at = self.columns.index(register)
-        return row[at] == 1.0 and np.count_nonzero(row) == 1
+    def _keeps(self, register: str) -> np.ndarray:
+        """Returns whether each stage leaves a register as it is, [S]; never where there is none."""
+        if register not in self.rows:
+            return np.zeros(self.stages, dtype=bool)
+        row = self.matrix[:, self.rows.index(register)]
+        return (row[:, self.columns.index(register)] == 1.0) & (np.count_nonzero(row, axis=1) == 1)
 
     def __repr__(self) -> str:
         """Returns one line for people."""

@@ -22,7 +22,8 @@ same columns: nothing is overwritten before every row is done.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,11 +44,13 @@ X0_LEVEL, MOMENTUM_LEVEL, ERROR_LEVEL = (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)
 
 _COLUMN = re.compile(r"(y|v|x[2-4]?|h\d+|d[2-4]?|d[2-4]?_raw|g[1-9]\d*|z1|z2)")
 # Groups of columns in their order; numbers sort within a group.
+_ENTRIES = tuple(f"h{age}" for age in range(64))
 _GROUPS = {"y": 0, "v": 1, "x": 2, "h": 3, "d": 4, "d_raw": 5, "g": 6, "z": 7}
 
 Row = Mapping[str, Any]
 
 
+@cache
 def column_key(name: str) -> tuple[int, int]:
     """Returns what columns are sorted by.
 
@@ -69,6 +72,7 @@ def input_register(number: int) -> str:
     return X if not number else f"x{number + 1}"
 
 
+@cache
 def input_number(register: str) -> int:
     """Returns the number of the input that x, x2 .. or one of its estimates d, d2_raw .. is for."""
     return int(register[1:].removesuffix("_raw") or 1) - 1
@@ -76,7 +80,7 @@ def input_number(register: str) -> int:
 
 def entry_column(age: int) -> str:
     """Returns the column of the entry that was made `age` stages with entries ago."""
-    return f"h{age}"
+    return _ENTRIES[age] if age < len(_ENTRIES) else f"h{age}"
 
 
 def pack(rows: Mapping[str, Row], stages: int) -> tuple[tuple, tuple, np.ndarray]:
@@ -225,25 +229,18 @@ class Stages:
         from diffast.plan.plan import Plan
 
         stages = self._settled()
-        names = tuple(name for name in ROWS if any(name in rows for rows in stages))
-        used = {column for rows in stages for row in rows.values() for column in row}
-        used |= {name for name in names if name not in (H, ERROR)}
+        written = set().union(*stages)
+        names = tuple(name for name in ROWS if name in written)
+        used = set().union(*[row for rows in stages for row in rows.values()])
+        used |= written - {H, ERROR}
         columns = tuple(sorted(used, key=column_key))
-        index = {column: k for k, column in enumerate(columns)}
-        matrix = np.zeros((len(stages), len(names), len(columns)))
-        for i, rows in enumerate(stages):
-            for r, register in enumerate(names):
-                for column, weight in rows.get(register, {}).items():
-                    matrix[i, r, index[column]] = weight
+        matrix = _matrix(stages, names, columns)
         levels = np.full((len(stages), len(names), 2), np.nan)
         for r, register in enumerate(names):
             if register != H:
                 levels[:, r] = self._levels(register)
-        times = np.full((len(stages), max(map(np.size, self.times))), np.nan)
-        for i, time in enumerate(self.times):
-            times[i, : np.size(time)] = time
         fields = {
-            "times": times[:, 0] if times.shape[1] == 1 else times,
+            "times": self._times(),
             "start": self.start,
             "end": self.end,
             "spans": self.spans,
@@ -256,29 +253,56 @@ class Stages:
 
     def _settled(self) -> list[dict[str, Row]]:
         """Returns the rows of each stage: y only if it ever parts from x, h only if it is read."""
-        read = {column for rows in self.rows for row in rows.values() for column in row}
+        read = set().union(*[row for rows in self.rows for row in rows.values()])
         read = {column for column in read if column[0] == "h"}
         remembers = any(H in rows for rows in self.rows) or read - {NEW}
         names = ({} if self.apart else {Y: X}) | ({NEW: D} if not remembers else {})
         stages = []
         for rows, time in zip(self.rows, self.times, strict=True):
-            if remembers and H not in rows and not np.all(np.isnan(time)):
+            silent = time != time
+            if remembers and H not in rows and not silent:
                 rows = rows | {H: {D: 1.0}}
-            kept = {name: row for name, row in rows.items() if self.apart or name != Y}
-            stages.append({name: _renamed(row, names) for name, row in kept.items()})
+            if names:
+                kept = {name: row for name, row in rows.items() if self.apart or name != Y}
+                rows = {name: _renamed(row, names) for name, row in kept.items()}
+            stages.append(rows)
         return stages
 
+    def _times(self) -> np.ndarray:
+        """Returns the times as a plan holds them, [S] or [S, E]."""
+        inputs = max(len(t) if isinstance(t, tuple) else 1 for t in self.times)
+        if inputs == 1:
+            return np.array(self.times, dtype=np.float64).reshape(-1)
+        times = np.full((len(self.times), inputs), np.nan)
+        for i, time in enumerate(self.times):
+            times[i, : np.size(time)] = time
+        return times
+
     def _levels(self, register: str) -> np.ndarray:
-        found = np.empty((len(self.times), 2))
         stands = [stage[register] for stage in self.stands]
-        at_times = [i for i, level in enumerate(stands) if not isinstance(level, Sequence)]
-        if at_times:
-            times = np.array([stands[i] for i in at_times], dtype=np.float64)
-            found[at_times] = levels_of(self.schedule, times)
-        for i, level in enumerate(stands):
-            if isinstance(level, Sequence):
-                found[i] = level
+        pairs = [i for i, level in enumerate(stands) if isinstance(level, tuple)]
+        if not pairs:
+            return levels_of(self.schedule, stands)
+        found = np.empty((len(stands), 2))
+        found[pairs] = [stands[i] for i in pairs]
+        timed = sorted({*range(len(stands))} - {*pairs})
+        if timed:
+            found[timed] = levels_of(self.schedule, [stands[i] for i in timed])
         return found
+
+
+def _matrix(stages: list[dict[str, Row]], names: tuple, columns: tuple) -> np.ndarray:
+    """Returns the matrix [S, R, C] of rows by name."""
+    index = {column: k for k, column in enumerate(columns)}
+    places, weights = [], []
+    for i, rows in enumerate(stages):
+        for r, register in enumerate(names):
+            row, first = rows.get(register, {}), (i * len(names) + r) * len(columns)
+            places += [first + index[column] for column in row]
+            weights += row.values()
+    matrix = np.zeros(len(stages) * len(names) * len(columns))
+    matrix[places] = weights
+    return matrix.reshape(len(stages), len(names), len(columns))
 
 
 def _renamed(row: Row, names: Mapping[str, str]) -> Row:
@@ -300,4 +324,6 @@ def entries(weights: np.ndarray, first: int = 0) -> dict[str, np.ndarray]:
         first: age of the first one; 0 is the stage's own entry.
     """
     weights = np.asarray(weights, dtype=np.float64)
+    if weights.ndim == 1:
+        return {entry_column(first + k): weight for k, weight in enumerate(weights.tolist())}
     return {entry_column(first + k): weights[..., k] for k in range(weights.shape[-1])}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffast.plan.registers import ERROR, NEW, Z1, Z2, H, X, Y, input_number
+from diffast.plan.registers import ERROR, Z1, Z2, H, X, Y, input_number
 
 if TYPE_CHECKING:
     from diffast.plan.plan import Plan
@@ -33,73 +33,95 @@ def propagate(plan: Plan, estimates: bool) -> dict[str, np.ndarray]:
     Without them a plan that draws no noise has one column: what the noise check needs, at a cost
     that grows with S and not with its square.
     """
-    held = _Held(plan, estimates)
-    out = {name: np.zeros((plan.stages, held.width)) for name in plan.rows}
-    for i in range(plan.stages):
-        held.begin(i)
-        if H in plan.rows:
-            out[H][i] = held.remember(plan.matrix[i, 0])
-        made = plan.matrix[i] @ held.columns
-        for r, name in enumerate(plan.rows):
-            if name != H:
-                out[name][i] = made[r]
-        held.write(out, i)
-    return out
-
-
-class _Held:
-    """What each column holds, as weights of the sources: the state, estimates, normals."""
-
-    def __init__(self, plan: Plan, estimates: bool):
-        stages, names = plan.stages, plan.columns
-        self.place = {name: c for c, name in enumerate(names)}
-        normals = _normals(plan)
-        inputs = plan.called.shape[1] * estimates
-        self.width = 1 + stages * (inputs + len(normals))
-        self.columns = np.zeros((len(names), self.width))
-        # The columns that hold one source of a stage: (column, place of that source at stage 0).
-        self.sources = [
-            (self.place[z], 1 + stages * (inputs + n))
-            for n, z in enumerate(normals)
-            if z in self.place
-        ]
-        if estimates:
-            self.sources += [
-                (c, 1 + stages * input_number(n)) for n, c in self.place.items() if n[0] == "d"
-            ]
-        for name in (X, Y):
-            if name in self.place:
-                self.columns[self.place[name], 0] = 1.0
-        self.ages = [(int(n[1:]), c) for n, c in self.place.items() if n[0] == "h" and n != NEW]
-        oldest = max((age for age, _ in self.ages), default=0)
-        self.entries = np.zeros((oldest + 1, self.width))  # [age - 1], the newest first
-        self.carried = [n for n in plan.rows if n not in (H, ERROR)]
-
-    def begin(self, i: int) -> None:
-        """Puts the sources of stage i and the older entries into their columns."""
-        for c, first in self.sources:
-            self.columns[c] = 0.0
-            self.columns[c, first + i] = 1.0
-        for age, c in self.ages:
-            self.columns[c] = self.entries[age - 1]
-
-    def remember(self, row: np.ndarray) -> np.ndarray:
-        """Makes the stage's entry; returns it."""
-        entry = row @ self.columns
-        if NEW in self.place:
-            self.columns[self.place[NEW]] = entry
-        if row.any():
-            self.entries[1:] = self.entries[:-1]
-            self.entries[0] = entry
-        return entry
-
-    def write(self, made: dict[str, np.ndarray], i: int) -> None:
-        """Puts what stage i wrote into the columns."""
-        for name in self.carried:
-            self.columns[self.place[name]] = made[name][i]
+    normals, inputs = _normals(plan), plan.called.shape[1] * estimates
+    if inputs or normals:
+        made = _propagated(
+            plan, _sources(plan, inputs, normals), 1 + plan.stages * (inputs + len(normals))
+        )
+    else:
+        made = _of_the_state(plan)
+    return {name: made[:, r] for r, name in enumerate(plan.rows)}
 
 
 def _normals(plan: Plan) -> list[str]:
     """Returns the normals that a plan draws; one that draws z2 alone has both."""
-    drawn = [z for z in (Z1, Z2) if any(plan.weights(row, z).any() for row in plan.rows)]
+    drawn = [z for z in (Z1, Z2) if z in plan.columns]
+    drawn = [z for z in drawn if plan.matrix[:, :, plan.columns.index(z)].any()]
     return [Z1, Z2] if Z2 in drawn else drawn
+
+
+def _sources(plan: Plan, inputs: int, normals: list[str]) -> list[tuple[int, int]]:
+    """Returns the columns that hold a source of their own in every stage.
+
+    Each as (column, place of its source at stage 0), of estimates of `inputs` inputs and normals.
+    """
+    found = []
+    for column, name in enumerate(plan.columns):
+        if name in normals:
+            found.append((column, 1 + plan.stages * (inputs + normals.index(name))))
+        elif name[0] == "d" and inputs:
+            found.append((column, 1 + plan.stages * input_number(name)))
+    return found
+
+
+class _Places:
+    """Where the columns of registers and entries are."""
+
+    def __init__(self, plan: Plan):
+        ages = {int(name[1:]): c for c, name in enumerate(plan.columns) if name[0] == "h"}
+        self.new = ages.pop(0, None)
+        self.ages = ages
+        carried = [name for name in plan.rows if name not in (H, ERROR)]
+        self.columns = [plan.columns.index(name) for name in carried]
+        self.rows = [plan.rows.index(name) for name in carried]
+        self.first = [plan.columns.index(name) for name in (X, Y) if name in plan.columns]
+        entry = plan.matrix[:, 0].any(axis=1) & (H in plan.rows)
+        self.entry = entry.tolist()
+
+
+def _propagated(plan: Plan, sources: list[tuple[int, int]], width: int) -> np.ndarray:
+    """Returns the rows of all stages over all sources, [S, R, width]."""
+    at = _Places(plan)
+    made = np.empty((plan.stages, len(plan.rows), width))
+    held = np.zeros((len(plan.columns), width))  # what each column holds
+    held[at.first, 0] = 1.0
+    entries = np.zeros((max(at.ages, default=0) + 1, width))  # [age - 1], the newest first
+    taken, order = [*at.ages.values()], [age - 1 for age in at.ages]
+    for i, rows in enumerate(plan.matrix):
+        for column, first in sources:
+            held[column, first + i - 1] = 0.0
+            held[column, first + i] = 1.0
+        if at.new is not None:
+            np.matmul(rows[0], held, out=held[at.new])
+        np.matmul(rows, held, out=made[i])
+        if taken and at.entry[i]:
+            entries[1:] = entries[:-1]
+            entries[0] = made[i, 0]
+            held[taken] = entries[order]
+        held[at.columns] = made[i, at.rows]
+    return made
+
+
+def _of_the_state(plan: Plan) -> np.ndarray:
+    """Returns the rows of all stages where the initial state is the only source, [S, R, 1]."""
+    at = _Places(plan)
+    held, entries = [0.0] * len(plan.columns), []
+    for column in at.first:
+        held[column] = 1.0
+    stages, *places = np.nonzero(plan.matrix)  # stage by stage, in each the entry's row first
+    bounds = np.searchsorted(stages, np.arange(plan.stages + 1)).tolist()
+    weights = plan.matrix[stages, *places].tolist()
+    terms = [*zip(*(place.tolist() for place in places), weights, strict=True)]
+    made = [[0.0] * len(plan.rows) for _ in range(plan.stages)]
+    for i, written in enumerate(made):
+        for r, column, weight in terms[bounds[i] : bounds[i + 1]]:
+            written[r] += weight * held[column]
+            if r == 0 and at.new is not None:
+                held[at.new] = written[0]
+        if at.entry[i]:
+            entries.insert(0, written[0])
+            for age, column in at.ages.items():
+                held[column] = entries[age - 1] if age <= len(entries) else 0.0
+        for column, r in zip(at.columns, at.rows, strict=True):
+            held[column] = written[r]
+    return np.array(made)[:, :, None]

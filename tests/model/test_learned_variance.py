@@ -117,6 +117,11 @@ def test_refusals():
         df.LearnedVariance(network, SCHEDULE, plan, "best")
     with pytest.raises(ValueError, match="a plan of one call a step with noise is needed"):
         df.LearnedVariance(network, SCHEDULE, df.solvers.euler(SCHEDULE, GRID))
+    grid = df.grids.karras(SCHEDULE, 5, sigma_max=10.0)
+    churned = df.solvers.churn(SCHEDULE, grid, s_churn=1.0, base="euler")
+    assert churned.nfe == churned.steps < churned.stages  # noise before its first call
+    with pytest.raises(ValueError, match="a plan of one call a step with noise is needed"):
+        df.LearnedVariance(network, SCHEDULE, churned)
     narrow = df.LearnedVariance(lambda x, t: x, SCHEDULE, plan)
     with pytest.raises(ValueError, match=r"\[2, 3, 4\].*twice the channels"):
         narrow(torch.zeros(2, 3, 4), torch.zeros(2))

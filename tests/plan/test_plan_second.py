@@ -9,8 +9,8 @@ import torch
 from numpy_executor import run as run_numpy
 from plan_tables import changed, standing, table, weighed
 from stepwise_runs import IDS, VP, guided, network, noise_of, pair, run, staggered
-from test_plan import check_unrolled
 from test_plan_file import assert_equal
+from unrolled_runs import check_unrolled
 
 import diffast as df
 from diffast import grids, ops, solvers

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from diffast import ops
-from diffast.lowering.program import Constraints, check_one_input, lower
+from diffast.lowering.program import Constraints, check_plain_calls, lower
 from diffast.lowering.step_table import AT_X, AT_X0, AT_Y, FIXED, numbered
 from diffast.plan import Plan
 from diffast.plan.registers import V, Y
@@ -69,7 +69,7 @@ class Prepared:
         self.limits = [] if recipe.clamp is None else [-recipe.clamp, recipe.clamp]
         self.given = not counter or recipe.deviations is not None
         how = Constraints(bool(self.limits), recipe.hook is not None, given_noise=self.given)
-        check_one_input("step", recipe.plan)
+        check_plain_calls("step", recipe.plan)
         program = lower(recipe.plan, recipe.reads, how)
         if V in program.carried or program.opening:
             raise ValueError(
