@@ -23,7 +23,7 @@ from brownian_cases import (
     weights_of,
 )
 from op_cases import assert_same_bits
-from places import ROOT
+from places import HELPERS, ROOT
 from refusals import can_be_faked, check_fake_refuses, check_refused
 from torch._dynamo.utils import counters
 from torch.library import opcheck
@@ -116,7 +116,7 @@ def test_the_baseline_build_and_the_reference_give_the_same_bits(variable, value
     def run(**environment):
         done = subprocess.run(
             [sys.executable, "-c", HASHES],
-            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **environment},
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{HELPERS}", **environment},
             capture_output=True,
             text=True,
         )
