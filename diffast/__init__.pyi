@@ -22,8 +22,8 @@ from diffast.executors.results import StepLimitError as StepLimitError
 from diffast.executors.sequential import sample as sample
 from diffast.executors.stepwise import Stepper as Stepper
 from diffast.model.denoiser import Denoiser as Denoiser
-from diffast.model.denoiser import Prediction as Prediction
 from diffast.model.learned_variance import LearnedVariance as LearnedVariance
+from diffast.model.prediction import Prediction as Prediction
 from diffast.noise.brownian import BrownianPath as BrownianPath
 from diffast.noise.forward_process import add_noise as add_noise
 from diffast.ops import backends as backends
