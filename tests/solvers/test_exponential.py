@@ -112,7 +112,7 @@ def test_estimates_polynomial_in_h_are_integrated_exactly(name, degree, clock):
 
     def error(k):
         scale = 1 + grid[[0, -1]] if clock == "flow" else np.ones(2)
-        plan = getattr(exponential, name)(EDM, grid, clock=clock)
+        plan = getattr(solvers, name)(EDM, grid, clock=clock)
         got = run(plan, lambda x, t: v(t) ** k, scale[0] * solution(k, grid[0]))[-1]
         return abs(got - scale[1] * solution(k, grid[-1]))
 
@@ -124,7 +124,7 @@ def test_estimates_polynomial_in_h_are_integrated_exactly(name, degree, clock):
 def test_exponential_methods_stay_bounded_where_runge_kutta_does_not():
     grid = np.array([80.0, 0.01])
     for name in DEGREES:
-        plan = getattr(exponential, name)(EDM, grid)
+        plan = getattr(solvers, name)(EDM, grid)
         assert np.abs(rows_of_x(plan)).sum(axis=1).max() < 10
     assert np.abs(rows_of_x(runge_kutta.rk4(EDM, grid))).max() > 1e3
 

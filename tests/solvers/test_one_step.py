@@ -77,7 +77,7 @@ def test_fifth_order_methods_are_exact_for_a_point_mass(name, schedule):
         grids.karras(schedule, 40, sigma_max=10.0),
         grids.karras(schedule, 7, sigma_max=10.0, to_zero=False),
     ):
-        plan = getattr(runge_kutta, name)(schedule, grid)
+        plan = getattr(solvers, name)(schedule, grid)
         alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
         got = run(plan, lambda x, t: x0, alpha[0] * x0 + sigma[0] * eps)[-1]
         atol = 1e-12 * max(1.0, np.abs(plan.matrix).max() / 1e3)

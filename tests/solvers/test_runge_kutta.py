@@ -109,7 +109,7 @@ def integrate(tableau, schedule, clock):
 def test_runge_kutta_against_the_book(schedule, grid, name, clock):
     # steps of q_s / q_t = 10 and more amplify rounding in both; they are not what is compared
     grid = grids.uniform_logsnr(schedule, 9, sigma_max=4.0, sigma_min=0.4, to_zero=False)
-    plan = getattr(runge_kutta, name)(schedule, grid, clock=clock)
+    plan = getattr(solvers, name)(schedule, grid, clock=clock)
     agree(plan, integrate(TABLEAUS[name][0], schedule, clock), schedule, grid)
     assert plan.name == f"{name}(clock={clock})"
 
@@ -133,7 +133,7 @@ def test_flow_clock_is_a_flow_models_velocity_in_its_own_time():
 def test_fifth_order(name):
     # on the mixture of the shared tests fifth order shows only below rounding: the slope is still
     # 5.5 to 6 at errors of 1e-13
-    build, hi, lo = getattr(runge_kutta, name), 4.0, 0.5
+    build, hi, lo = getattr(solvers, name), 4.0, 0.5
 
     def denoise(x, t):
         return np.cos(3 * x)
