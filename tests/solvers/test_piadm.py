@@ -347,7 +347,7 @@ def score(x, t):
 
 @pytest.mark.parametrize(
     ("build", "options"),
-    [(solvers.piadm_sde, {}), (solvers.piadm_sde, {"path": True}), (CORRECTED, {})],
+    [(solvers.piadm_sde, {}), (solvers.piadm_sde, {"noise": "path"}), (CORRECTED, {})],
     ids=["sde", "path", "corrected"],
 )
 def test_samples_have_the_law_of_the_plan(build, options):
