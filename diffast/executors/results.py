@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 
@@ -35,14 +35,39 @@ class Result:
         """Returns whether each sample is fine, [B] bool."""
         return self.status == FINE
 
-    def with_blanks(self) -> Any:
-        """Returns the result with NaN in the rows of failed samples."""
-        failed = ~self.fine
-        if not bool(failed.any()):
+    def or_raise(
+        self,
+        who: str,
+        ids: torch.Tensor,
+        throw: bool,
+        what: Callable[[int, int], str],
+        kind: type[FailedSamples] | None = None,
+    ) -> Self:
+        """Returns the result with NaN in the rows of failed samples; waits for the device once.
+
+        Args:
+            who: the public function.
+            ids: [B] int64.
+            throw: whether failed samples raise.
+            what: called with (row, status) of a failed sample; returns what happened.
+            kind: of error; None: `NonFiniteError`.
+
+        Raises:
+            FailedSamples: with `throw`, if samples failed.
+        """
+        if bool(self.fine.all()):
             return self
         x = self.x.clone()
-        x[failed] = torch.nan
-        return replace(self, x=x)
+        x[~self.fine] = torch.nan
+        result = replace(self, x=x)
+        if not throw:
+            return result
+        numbers, rows = ids.tolist(), enumerate(self.status.tolist())
+        failed = [(b, numbers[b], what(b, i)) for b, i in rows if i != FINE]
+        shown = ", ".join(f"{b} (id {number}): {words}" for b, number, words in failed[:8])
+        more = f" and {len(failed) - 8} more" if len(failed) > 8 else ""
+        count = f"{len(failed)} of {len(numbers)} samples failed"
+        raise (kind or NonFiniteError)(f"{who}: {count}: {shown}{more}", result)
 
 
 @dataclass(frozen=True)
@@ -111,14 +136,3 @@ class NonFiniteError(FailedSamples, FloatingPointError):
 
 class StepLimitError(FailedSamples, RuntimeError):
     """Some samples met a limit of an adaptive run: the least step, or the most calls."""
-
-
-def describe(failed: Sequence[tuple[int, int, str]]) -> str:
-    """Returns the failed samples in words.
-
-    Args:
-        failed: (row, id, what happened) of each.
-    """
-    shown = ", ".join(f"{row} (id {number}): {what}" for row, number, what in failed[:8])
-    more = f" and {len(failed) - 8} more" if len(failed) > 8 else ""
-    return f"{shown}{more}"

@@ -26,10 +26,8 @@ from diffast.executors.context import (
 from diffast.executors.results import (
     FINE,
     Info,
-    NonFiniteError,
     Progress,
     Samples,
-    describe,
 )
 from diffast.lowering.program import (
     COND,
@@ -120,10 +118,8 @@ def sample(
     evaluations = sum(len(stage.times) for stage in run.stages[:calls])
     nfe = torch.full((run.batch,), evaluations, dtype=torch.int64, device=run.device)
     x = run.points[calls - 1 if run.lost else -1] if completed else run.x0
-    result = Samples(x, nfe, run.status, completed).with_blanks()
-    if throw and not bool(result.fine.all()):
-        raise NonFiniteError(run.complaint(), result)
-    return result
+    result = Samples(x, nfe, run.status, completed)
+    return result.or_raise("sample", run.ids, throw, run.what_failed)
 
 
 class _Call(NamedTuple):
@@ -385,16 +381,10 @@ class _Run:
         """Returns what the callback sees after stage i."""
         return Progress(i, len(self.stages), self.stages[i].time, self.x0, self.points[i])
 
-    def complaint(self) -> str:
-        """Returns which samples failed, where and why."""
-        status, ids = self.status.tolist(), self.ids.tolist()
-        failed = []
-        for b in (b for b, stage in enumerate(status) if stage != FINE):
-            i = status[b]
-            what = self.reasons.get(b, "the network's output or the state made of it")
-            what = f"{what} is not finite at stage {i} (t = {self.stages[i].time:g})"
-            failed.append((b, ids[b], what))
-        return f"sample: {len(failed)} of {self.batch} samples failed: {describe(failed)}"
+    def what_failed(self, b: int, i: int) -> str:
+        """Returns why sample b failed, at stage i."""
+        what = self.reasons.get(b, "the network's output or the state made of it")
+        return f"{what} is not finite at stage {i} (t = {self.stages[i].time:g})"
 
 
 def _named(filled: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -28,7 +28,7 @@ from diffast.executors.context import (
     limits_of,
     refuse,
 )
-from diffast.executors.results import FINE, Info, NonFiniteError, Samples, describe
+from diffast.executors.results import FINE, Info, Samples
 from diffast.lowering.program import Constraints, check_plain_calls, lower
 from diffast.lowering.step_table import (
     AT_NOISE,
@@ -384,15 +384,9 @@ class Stepper:
         done, stage = self.done(state), self.stage(state)
         nfe = stage if isinstance(stage, torch.Tensor) else torch.full_like(state.ids, stage)
         completed = done if isinstance(done, bool) else bool(done.all())
-        result = Samples(state.x, nfe, state.status, completed).with_blanks()
-        if throw and not bool(result.fine.all()):
-            status, ids = state.status.tolist(), state.ids.tolist()
-            what = "the network's output or the state made of it is not finite at stage"
-            failed = [(b, ids[b], f"{what} {i}") for b, i in enumerate(status) if i != FINE]
-            raise NonFiniteError(
-                f"Stepper: {len(failed)} of {len(ids)} samples failed: {describe(failed)}", result
-            )
-        return result
+        result = Samples(state.x, nfe, state.status, completed)
+        what = "the network's output or the state made of it is not finite at stage"
+        return result.or_raise("Stepper", state.ids, throw, lambda b, i: f"{what} {i}")
 
     def separate(self, state: State) -> State:
         """Returns the state as one whose samples may stand at different stages."""

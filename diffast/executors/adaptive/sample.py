@@ -21,7 +21,6 @@ from diffast.executors.results import (
     NonFiniteError,
     Result,
     StepLimitError,
-    describe,
 )
 from diffast.lowering.trial_steps import lower_trial
 from diffast.model.denoiser import Denoiser
@@ -203,20 +202,13 @@ def _result(run: AdaptiveRun, evaluated: int, completed: bool) -> AdaptiveSample
         rounds=run.rounds + 1,
         wasted=evaluated - int(column["calls"].sum()),
         steps=None if run.trace is None else _steps(run),
-    ).with_blanks()
-    if run.options.throw and not bool(fine.all()):
-        ids, calls = run.ids.tolist(), column["calls"].tolist()
-        failed = [
-            (b, ids[b], f"{STATUSES[code]} after {calls[b]} network calls")
-            for b, code in enumerate(codes)
-            if code not in (FINISHED, RUNNING)
-        ]
-        kind = NonFiniteError if FAILED_FINITE in codes else StepLimitError
-        raise kind(
-            f"sample_adaptive: {len(failed)} of {len(codes)} samples failed: {describe(failed)}",
-            result,
-        )
-    return result
+    )
+
+    def what(b: int, call: int) -> str:
+        return f"{STATUSES[codes[b]]} after {call + 1} network calls"
+
+    kind = NonFiniteError if FAILED_FINITE in codes else StepLimitError
+    return result.or_raise(WHO, run.ids, run.options.throw, what, kind)
 
 
 def _steps(run: AdaptiveRun) -> Steps:

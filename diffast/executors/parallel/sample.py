@@ -20,7 +20,7 @@ from diffast.executors.parallel.distributed import DistributedChunks
 from diffast.executors.parallel.methods import METHODS, Method
 from diffast.executors.parallel.rounds import ParallelRun, Round
 from diffast.executors.parallel.windows import Windows
-from diffast.executors.results import FINE, NonFiniteError, Progress, Result, describe
+from diffast.executors.results import Progress, Result
 from diffast.lowering.sweep_tables import tables_of
 from diffast.model.denoiser import Denoiser
 from diffast.plan import Plan
@@ -278,18 +278,10 @@ def _result(run: ParallelRun, acceptance: float | None, throw: bool) -> Parallel
         tuple(run.rounds),
         run.batch_difference,
         acceptance,
-    ).with_blanks()
-    if throw and bool((run.status != FINE).any()):
-        raise NonFiniteError(_complaint(run), result)
-    return result
+    )
 
-
-def _complaint(run: ParallelRun) -> str:
-    """Returns which samples failed, where and why."""
-    ids, failed = run.ids.tolist(), []
-    for b in np.flatnonzero(run.status != FINE).tolist():
-        stage = int(run.status[b])
+    def what(b: int, stage: int) -> str:
         time = run.plan.call_times[stage]
-        what = f"{run.reasons[b]} is not finite at stage {stage} (t = {time:g})"
-        failed.append((b, ids[b], what))
-    return f"{_WHO}: {len(failed)} of {run.samples} samples failed: {describe(failed)}"
+        return f"{run.reasons[b]} is not finite at stage {stage} (t = {time:g})"
+
+    return result.or_raise(_WHO, run.ids, throw, what)
