@@ -38,7 +38,6 @@ from diffast.lowering.program import (
     Constraints,
     Program,
     Stage,
-    branches_of,
     estimate_name,
     lower,
     output_names,
@@ -151,12 +150,24 @@ class _Run:
         if noise == "path":
             self.draw = path_noise(plan, self.shape, self.seed, self.ids, self.dtype)
         self.limits = limits_of("sample", clamp)
-        guided, inputs = "both" in branches_of(plan, denoiser), plan.called.shape[1]
-        self._make_network_input(guided, inputs)
         preview = callback is not None
-        self.program: Program = lower(plan, denoiser, self._constraints(guided, preview))
+        network_dtype = denoiser.dtype or self.dtype
+        self.program: Program = lower(
+            plan,
+            denoiser,
+            Constraints(
+                clamp=bool(self.limits),
+                hook=on_x0 is not None,
+                preview=preview,
+                given_noise=self.draw is not None,
+                fills_input=True,
+                casts=network_dtype != self.dtype,
+            ),
+        )
+        self._make_network_input(network_dtype)
         self.gradients = self._gradients()
         self.stages = self.program.stages
+        inputs = self.program.inputs
         self.x0s: list[torch.Tensor | None] = [None] * inputs
         if preview or on_x0 is not None or (self.limits and inputs > 1):
             self.x0s = [self._new() for _ in range(inputs)]
@@ -175,28 +186,14 @@ class _Run:
         rows = self.batch if batch is None else batch
         return torch.empty((rows, *self.shape[1:]), dtype=dtype or self.dtype, device=self.device)
 
-    def _make_network_input(self, guided: bool, inputs: int) -> None:
+    def _make_network_input(self, dtype: torch.dtype) -> None:
         """Makes the tensor that the network reads where that is not the state itself."""
-        dtype = self.denoiser.dtype or self.dtype
-        self.network_input = None
-        if guided or inputs > 1 or dtype != self.dtype:
-            self.network_input = self._new((1 + guided) * inputs * self.batch, dtype)
-        # Of the state's dtype, its front part can be x and save a copy.
-        shared = self.network_input is not None and dtype == self.dtype and inputs == 1
-        self.front = self.network_input[: self.batch] if shared else None
-
-    def _constraints(self, guided: bool, preview: bool) -> Constraints:
-        """Returns what this run asks of the lowered plan."""
-        apart, shared = self.network_input is not None, self.front is not None
-        copies = {"cond": 1 - shared, "uncond": 1 - shared, "both": 2 - shared} if apart else {}
-        return Constraints(
-            clamp=bool(self.limits),
-            hook=self.on_x0 is not None,
-            preview=preview,
-            given_noise=self.draw is not None,
-            copies=tuple(copies.items()),
-            x_stays=shared,
-        )
+        program, self.network_input, self.front = self.program, None, None
+        if program.batched:
+            parts = (1 + ("both" in program.branches)) * program.inputs
+            self.network_input = self._new(parts * self.batch, dtype)
+        if program.shared:
+            self.front = self.network_input[: self.batch]
 
     def _gradients(self) -> Callable[..., Sequence[torch.Tensor]] | None:
         if not self.program.gradients:

@@ -74,17 +74,17 @@ class Constraints:
         hook: the x0 estimate is changed between two calls.
         preview: the x0 estimate is written too.
         given_noise: the fresh normals come as a tensor.
-        copies: to how many further tensors x is written, by the branches of the next call.
-        x_stays: x is always in one place, so the step's state moves when the two part; otherwise
-            x moves and the state stays.
+        fills_input: the calls write x into the network's input where that is a tensor of its own:
+            with guidance, with several inputs, and with `casts`. Otherwise the network reads x.
+        casts: the network's input has another dtype than x.
     """
 
     clamp: bool = False
     hook: bool = False
     preview: bool = False
     given_noise: bool = False
-    copies: tuple[tuple[str, int], ...] = ()
-    x_stays: bool = False
+    fills_input: bool = False
+    casts: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,10 @@ class Program:
         gradients: how many guidance gradients rows weigh.
         inputs: on how many inputs x, x2 .. the network is called at once, at most.
         branches: what the network is called on in any stage.
+        batched: whether the network's input is a tensor of its own, a part for each input and
+            branch, that the calls fill under the names copy0 ..
+        shared: whether the first part of that tensor is x itself. x then stays in its place, and y
+            moves when the two part; otherwise x moves.
     """
 
     stages: tuple[Stage, ...]
@@ -169,6 +173,8 @@ class Program:
     gradients: int
     inputs: int
     branches: frozenset[str]
+    batched: bool
+    shared: bool
 
     @property
     def buffers(self) -> int:
@@ -215,12 +221,6 @@ def _inputs_of(plan: Plan, outputs: Outputs) -> list[np.ndarray]:
     return found
 
 
-def branches_of(plan: Plan, outputs: Outputs) -> frozenset[str]:
-    """Returns what the network is called on in any stage: "cond", "uncond", "both"."""
-    scales = np.stack(_inputs_of(plan, outputs), axis=1)[:, :, 3]
-    return frozenset(map(_branches, scales.tolist()))
-
-
 def _lower(plan: Plan, inputs: list[np.ndarray], constraints: Constraints) -> Program:
     opening, stages = without_silent_stages(plan)
     if constraints.given_noise:
@@ -229,6 +229,9 @@ def _lower(plan: Plan, inputs: list[np.ndarray], constraints: Constraints) -> Pr
     numbers = np.stack(inputs, axis=1).tolist()  # [calls][E] of (time, a, b, scale)
     called = [[tuple(n) for n in stage if n[0] == n[0]] for stage in numbers]
     branches = [_branches(scale for *_, scale in stage) for stage in called]
+    wide = "both" in branches or len(inputs) > 1
+    batched = constraints.fills_input and (wide or constraints.casts)
+    shared = batched and len(inputs) == 1 and not constraints.casts
     together = True  # x and y are one tensor when the stage begins
     made: list[Stage] = []
     for i, rows in enumerate(stages):
@@ -238,11 +241,11 @@ def _lower(plan: Plan, inputs: list[np.ndarray], constraints: Constraints) -> Pr
         slots.free(i)
         slot = slots.take(i) if rows.get(H) else -1
         written, joined, keeps = _written(rows, lowered, slot, together, i + 1 == len(stages))
-        if constraints.x_stays and Y in keeps and together:
+        if shared and Y in keeps and together:
             written, keeps = _with_copied_state(written), keeps - {Y}
         copies: list[tuple[str, int]] = []
         if i + 1 < len(stages):
-            count = dict(constraints.copies).get(branches[i + 1], 0)
+            count = 1 + (branches[i + 1] == "both") - shared if batched else 0
             following = [e for e, n in enumerate(numbers[i + 1]) if n[0] == n[0]]
             copies = [(input_register(e), k) for e in following for k in range(count)]
         calls = _calls(lowered.estimates, written, slot, copies, held, constraints)
@@ -260,6 +263,8 @@ def _lower(plan: Plan, inputs: list[np.ndarray], constraints: Constraints) -> Pr
         gradients,
         len(inputs),
         frozenset(branches),
+        batched,
+        shared,
     )
 
 
