@@ -230,20 +230,15 @@ def _by_level(name, schedule, steps, sigma_min, sigma_max, to_zero, log_levels, 
         raise ValueError(
             f"{name}: sigma/alpha is infinite at t_start = {schedule.t_start}; give sigma_max"
         )
-    if high > highest + 1e-9:
-        raise ValueError(
-            f"{name}: sigma_max = {np.exp(high):.6g}, but sigma/alpha of the schedule starts at "
-            f"{np.exp(highest):.6g}"
-        )
-    if low < lowest - 1e-9:
-        raise ValueError(
-            f"{name}: sigma_min = {np.exp(low):.6g}, but sigma/alpha of the schedule's t_min is "
-            f"{np.exp(lowest):.6g}"
-        )
-    if low >= high:
-        raise ValueError(
-            f"{name}: sigma_min = {np.exp(low):.6g}, but sigma_max = {np.exp(high):.6g}"
-        )
+    for wrong, argument, level, says, bound in (
+        (high > highest + 1e-9, "sigma_max", high, "sigma/alpha of the schedule starts at", highest),
+        (low < lowest - 1e-9, "sigma_min", low, "sigma/alpha of the schedule's t_min is", lowest),
+        (low >= high, "sigma_min", low, "sigma_max =", high),
+    ):
+        if wrong:
+            raise ValueError(
+                f"{name}: {argument} = {np.exp(level):.6g}, but {says} {np.exp(bound):.6g}"
+            )
     count = steps if to_zero else steps + 1
     levels = log_levels(np.arange(count) / max(count - 1, 1), high, low)
     levels[0] = high

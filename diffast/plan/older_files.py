@@ -58,27 +58,10 @@ def convert(schedule: Any, old: dict[str, Any]) -> dict[str, Any]:
     stages = len(times)
     direct = np.zeros((stages, 2, 2)) if old["direct"] is None else old["direct"]
     second = np.zeros((stages, 2)) if old.get("second") is None else old["second"]
-    shapes = {
-        "read": (read, (stages, 2)),
-        "anchor": (anchor, point.shape),
-        "anchor_at": (old["anchor_at"], (stages,)),
-        "direct": (direct, (stages, 2, 2)),
-        "second": (second, (stages, 2)),
-        "opening": (old["opening"], (2,)),
-        "point": (point[:, :2], (stages, 2)),
-    }
-    for field, (array, want) in shapes.items():
-        if array.shape != want:
-            raise ValueError(f"{field} has shape {list(array.shape)}, but it must be {list(want)}")
-    at = old["anchor_at"]
-    if at.dtype.kind != "i":
-        raise ValueError("anchor_at must hold whole numbers")
-    if ((at < -2) | (at > stages)).any():
-        i = int(np.argmax((at < -2) | (at > stages)))
-        raise ValueError(f"stage {i}: anchor_at = {at[i]}, but -2 to {stages}")
+    _check_shapes(old | {"direct": direct, "second": second})
     stands = levels_of(schedule, np.append(times, old["end"]))
     # Behind them what -2 and -1 mean.
-    anchored = np.concatenate([stands, [MOMENTUM_LEVEL, X0_LEVEL]])[at]
+    anchored = np.concatenate([stands, [MOMENTUM_LEVEL, X0_LEVEL]])[old["anchor_at"]]
     joined = np.array_equal(anchored, stands[1:])
     joined = joined and np.array_equal(point, anchor) and np.array_equal(direct[:, 0], direct[:, 1])
     joined = joined and np.array_equal(second[:, 0], second[:, 1])
@@ -117,6 +100,28 @@ def convert(schedule: Any, old: dict[str, Any]) -> dict[str, Any]:
         "blocks": old.get("blocks"),
     }
     return _opened(schedule, fields, old["opening"].tolist())
+
+
+def _check_shapes(old: dict[str, Any]) -> None:
+    """Refuses arrays that do not fit together."""
+    stages, point, at = len(old["times"]), old["point"], old["anchor_at"]
+    shapes = {
+        "read": (stages, 2),
+        "anchor": point.shape,
+        "anchor_at": (stages,),
+        "direct": (stages, 2, 2),
+        "second": (stages, 2),
+        "opening": (2,),
+        "point": (stages, *point.shape[1:]),
+    }
+    for field, want in shapes.items():
+        if (found := old[field].shape) != want:
+            raise ValueError(f"{field} has shape {list(found)}, but it must be {list(want)}")
+    if at.dtype.kind != "i":
+        raise ValueError("anchor_at must hold whole numbers")
+    for i, index in enumerate(at.tolist()):
+        if not -2 <= index <= stages:
+            raise ValueError(f"stage {i}: anchor_at = {index}, but -2 to {stages}")
 
 
 def _opened(schedule: Any, fields: dict[str, Any], opening: list[float]) -> dict[str, Any]:

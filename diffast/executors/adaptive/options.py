@@ -113,26 +113,32 @@ class AdaptiveOptions:
         Raises:
             ValueError: a kind of noise that the method does not have.
         """
-        name = solver.name
-        noise = None if self.noise is None else check_noise("sample_adaptive", self.noise, _SOURCES)
+        noise = "bridge"
+        if self.noise is not None:
+            refused = _SOURCES | self._noise_refused(solver)
+            noise = check_noise("sample_adaptive", self.noise, refused)
         if solver.noise != "input":
-            if noise not in (None, "redraw", "counter"):
-                what = "draws none" if solver.noise == "none" else "draws it after the decision"
-                raise ValueError(f"sample_adaptive: noise is {noise!r} but {name} {what}")
             return TrialNoise("fresh" if solver.noise == "state" else "none", 0)
-        if noise == "counter" and self.reject:
-            raise ValueError(
-                f"sample_adaptive: noise is 'counter' but steps of {name} may be rejected, after "
-                "which a draw has to agree with the last one: use 'bridge' or 'path'"
-            )
-        noise = "bridge" if noise is None else noise
-        if noise == "redraw" and not solver.allows_redraw:
-            raise ValueError(
-                f"sample_adaptive: noise is 'redraw' but {name} is never run with noise drawn "
-                "anew after a rejection, which makes the law wrong"
-            )
         if noise == "path":
             return TrialNoise("path", 0)
         if noise in ("redraw", "counter") or not self.reject:
             return TrialNoise("fresh", 0)
         return TrialNoise("bridge", solver.rejected_points)
+
+    def _noise_refused(self, solver: EmbeddedSolver) -> dict[str, str]:
+        """Returns why a method cannot have a kind of noise, by kind."""
+        name = solver.name
+        if solver.noise != "input":
+            what = "draws none" if solver.noise == "none" else "draws it after the decision"
+            return dict.fromkeys(("path", "bridge"), f"{name} {what}")
+        rejected = (
+            f"steps of {name} may be rejected, after which a draw has to agree with the last one: "
+            "use 'bridge' or 'path'"
+        )
+        biased = (
+            f"{name} is never run with noise drawn anew after a rejection, which makes the law "
+            "wrong"
+        )
+        return ({"counter": rejected} if self.reject else {}) | (
+            {} if solver.allows_redraw else {"redraw": biased}
+        )

@@ -37,6 +37,19 @@ def _rising_orders(config, count, begin, final_first) -> list[int]:
     return orders
 
 
+# By algorithm_type and whether solver_order is 3. dpmpp_3m_sde has the published sign; diffusers'
+# third order has the opposite one in one term.
+_MULTISTEP = {
+    ("dpmsolver++", False): solvers.dpmpp_2m,
+    ("dpmsolver++", True): solvers.dpmpp_3m,
+    ("dpmsolver", False): solvers.dpm_solver_2m,
+    ("dpmsolver", True): solvers.dpm_solver_3m,
+    ("sde-dpmsolver++", False): solvers.dpmpp_2m_sde,
+    ("sde-dpmsolver++", True): solvers.dpmpp_3m_sde,
+    ("sde-dpmsolver", False): solvers.dpm_solver_2m_sde,
+}
+
+
 def dpm_multistep(scheduler, begin) -> Recipe:
     """DPMSolverMultistepScheduler and EDMDPMSolverMultistepScheduler."""
     config, sigmas = scheduler.config, levels(scheduler)[begin:]
@@ -48,30 +61,16 @@ def dpm_multistep(scheduler, begin) -> Recipe:
         space, grid = _space(config, sigmas)
     final_first = config.euler_at_final or config.final_sigmas_type == "zero"
     orders = _rising_orders(config, len(scheduler.timesteps), begin, final_first)
-    how: dict[str, Any] = {"orders": orders, "kind": config.solver_type}
     kind, third = config.algorithm_type, config.solver_order == 3
-    published: dict[str, Any] = {"form": "compat"} if third else {}
-    if kind == "dpmsolver++":
-        build = solvers.dpmpp_3m if third else solvers.dpmpp_2m
-        plan = build(space, grid, **how, **published)
-    elif kind == "dpmsolver":
-        build = solvers.dpm_solver_3m if third else solvers.dpm_solver_2m
-        plan = build(space, grid, **how, **published)
-    elif kind == "sde-dpmsolver++":
-        # the published sign; diffusers' third order has the opposite one in one term
-        plan = (
-            solvers.dpmpp_3m_sde(space, grid, **how)
-            if third
-            else solvers.dpmpp_2m_sde(space, grid, **how)
-        )
-    elif kind == "sde-dpmsolver" and not third:
-        plan = solvers.dpm_solver_2m_sde(space, grid, **how)
-    else:
+    build = _MULTISTEP.get((kind, third))
+    if build is None:
         raise ValueError(
             f"algorithm_type is {kind!r} and solver_order {config.solver_order}, but there is no "
             "such step"
         )
     sde = kind.startswith("sde")
+    published: dict[str, Any] = {"form": "compat"} if third and not sde else {}
+    plan = build(space, grid, orders=orders, kind=config.solver_type, **published)
     reads = edm_reading(config)(plan.times) if edm else Prediction(space, predicts(config))
     return Recipe(
         plan,

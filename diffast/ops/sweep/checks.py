@@ -57,7 +57,6 @@ def check_sweep(*args, pointers: bool = True, **named) -> Call:
     check(
         0 <= noises <= MAX_NOISES, f"sweep: {noises} noises but at most {MAX_NOISES} are supported"
     )
-    rows = x.shape[0]
     for i, output in enumerate(outputs):
         check(
             output.dtype in STATE_DTYPES
@@ -74,25 +73,7 @@ def check_sweep(*args, pointers: bool = True, **named) -> Call:
         f"with the elements of x, {shape_text(x)}, is needed",
     )
     _check_state("states", states, list(states.shape), beside, x.dtype)
-    entries = states.shape[1] - 4
-    stages = call.weights.shape[0] if call.weights.dim() else 0
-    made = 2 + (entries > 0) + bool(call.parts)
-    columns = 1 + bool(call.parts) + len(outputs) + entries + bool(clamp) + noises
-    width = 2 + bool(call.parts) + entries + noises
-    jobs_count = call.jobs.shape[0] if call.jobs.dim() else 0
-    length = call.walk.shape[1] if call.walk.dim() == 2 else 0
-    for name, t, dtype, shape in (
-        ("weights", call.weights, torch.float64, [stages, made, columns]),
-        ("changes", call.changes, torch.float64, [stages, made]),
-        ("tails", call.tails, torch.float64, [stages, made - 1, width]),
-        ("line", call.line, torch.float64, [stages, 4]),
-        ("slopes", call.slopes, torch.float64, [rows]),
-        ("jobs", call.jobs, torch.int32, [jobs_count, len(JOB)]),
-        ("walk", call.walk, torch.int32, [jobs_count, length]),
-        ("norms", call.norms, torch.float64, [jobs_count, length + 1]),
-    ):
-        if t is not None:
-            beside.numbers(name, t, dtype, shape)
+    _check_tables(call, beside)
     check(
         ids.dtype == torch.int64 and ids.dim() == 1,
         f"sweep: ids is {dtype_text(ids)} {shape_text(ids)} but int64 [samples] is needed",
@@ -102,8 +83,31 @@ def check_sweep(*args, pointers: bool = True, **named) -> Call:
     if pointers:
         _check_overlap(x, outputs, call.points, states)
     if pointers and x.device.type == "cpu":
-        _check_jobs(x, call.jobs, call.walk, ids, states, stages)
+        _check_jobs(x, call.jobs, call.walk, ids, states, call.weights.shape[0])
     return call
+
+
+def _check_tables(call: Call, beside: Beside) -> None:
+    """Refuses tables whose shapes do not fit together."""
+    entries, parts = call.states.shape[1] - 4, bool(call.parts)
+    stages = call.weights.shape[0] if call.weights.dim() else 0
+    made = 2 + (entries > 0) + parts
+    columns = 1 + parts + len(call.outputs) + entries + bool(call.clamp) + call.noises
+    width = 2 + parts + entries + call.noises
+    jobs = call.jobs.shape[0] if call.jobs.dim() else 0
+    length = call.walk.shape[1] if call.walk.dim() == 2 else 0
+    for name, t, dtype, shape in (
+        ("weights", call.weights, torch.float64, [stages, made, columns]),
+        ("changes", call.changes, torch.float64, [stages, made]),
+        ("tails", call.tails, torch.float64, [stages, made - 1, width]),
+        ("line", call.line, torch.float64, [stages, 4]),
+        ("slopes", call.slopes, torch.float64, [call.x.shape[0]]),
+        ("jobs", call.jobs, torch.int32, [jobs, len(JOB)]),
+        ("walk", call.walk, torch.int32, [jobs, length]),
+        ("norms", call.norms, torch.float64, [jobs, length + 1]),
+    ):
+        if t is not None:
+            beside.numbers(name, t, dtype, shape)
 
 
 def _check_state(name, t, shape, beside, dtype=None) -> None:
