@@ -230,9 +230,10 @@ def _by_level(name, schedule, steps, sigma_min, sigma_max, to_zero, log_levels, 
         raise ValueError(
             f"{name}: sigma/alpha is infinite at t_start = {schedule.t_start}; give sigma_max"
         )
+    starts, ends = "sigma/alpha of the schedule starts at", "sigma/alpha of the schedule's t_min is"
     for wrong, argument, level, says, bound in (
-        (high > highest + 1e-9, "sigma_max", high, "sigma/alpha of the schedule starts at", highest),
-        (low < lowest - 1e-9, "sigma_min", low, "sigma/alpha of the schedule's t_min is", lowest),
+        (high > highest + 1e-9, "sigma_max", high, starts, highest),
+        (low < lowest - 1e-9, "sigma_min", low, ends, lowest),
         (low >= high, "sigma_min", low, "sigma_max =", high),
     ):
         if wrong:
