@@ -35,7 +35,7 @@ def test_cuda_kernels_have_wide_accesses_and_no_spills(arch, tmp_path):
 @pytest.fixture(scope="module")
 def triton_report(tmp_path_factory):
     """What compile_triton_accept.py found, from a process of its own."""
-    return what_triton_makes("compile_triton_accept", tmp_path_factory.mktemp("triton"))
+    return what_triton_makes("compile_triton_accept", tmp_path_factory)
 
 
 @pytest.mark.parametrize("arch", ("80", "90", "100"))

@@ -18,7 +18,7 @@ from diffast.ops.schema import SCHEMAS
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory):
     """The op, and `reset(seed)`: launches and bytes a copy moved at a time, another order."""
-    library = test_cuda_emulated.build(tmp_path_factory.mktemp("emulated"), "emulate_accept.cpp")
+    library = test_cuda_emulated.build(tmp_path_factory, "emulate_accept.cpp")
     definitions = torch.library.Library("diffast_emulated_accept", "DEF")
     definitions.define("accept" + SCHEMAS["accept"])
     torch.ops.load_library(str(library))

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from once import made_once
 from places import HELPERS, ROOT
 
 NVCC = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / "nvcc"
@@ -32,9 +33,14 @@ def cuobjdump():
     return path
 
 
-def what_triton_makes(script, folder):
+def what_triton_makes(script, tmp_path_factory):
     """Returns what a script of this folder found of Triton's kernels, in a process of its own."""
     pytest.importorskip("triton")
+    folder = made_once(tmp_path_factory, script, lambda folder: _look_at_triton(script, folder))
+    return json.loads((folder / "report.json").read_text())
+
+
+def _look_at_triton(script, folder):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(folder)
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "ops")])
@@ -45,13 +51,13 @@ def what_triton_makes(script, folder):
         env=environment,
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    (folder / "report.json").write_text(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
 def triton_report(tmp_path_factory):
     """What compile_triton.py found, by architecture and case, from a process of its own."""
-    return what_triton_makes("compile_triton", tmp_path_factory.mktemp("triton"))
+    return what_triton_makes("compile_triton", tmp_path_factory)
 
 
 @pytest.mark.parametrize("arch", ("80", "90", "100"))

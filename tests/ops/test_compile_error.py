@@ -54,7 +54,7 @@ def test_cuda_arithmetic_is_rounded_as_written(tmp_path):
 @pytest.fixture(scope="module")
 def triton_report(tmp_path_factory):
     """What compile_triton_error.py found, from a process of its own."""
-    return what_triton_makes("compile_triton_error", tmp_path_factory.mktemp("triton"))
+    return what_triton_makes("compile_triton_error", tmp_path_factory)
 
 
 @pytest.mark.parametrize("arch", ("80", "90", "100"))

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from once import made_once
 from op_cases import (
     CLAMPS,
     FLOATS,
@@ -38,25 +39,29 @@ CUDA = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
 VARIANTS = list(itertools.product(range(1, 9), range(3), CLAMPS))
 
 
-def build(folder, source="emulate_cuda.cpp"):
+def build(tmp_path_factory, source="emulate_cuda.cpp"):
     """Compiles the emulator with some kernels; it checks the alignment of every access."""
     if shutil.which("g++") is None or not (CUDA / "include" / "cuda_runtime_api.h").exists():
         pytest.skip("the emulator needs g++ and CUDA's headers")
+    name = source.removesuffix(".cpp")
+    folder = made_once(tmp_path_factory, name, lambda folder: _compile(source, folder))
+    return folder / "libemulated.so"
+
+
+def _compile(source, folder):
     home = Path(torch.__file__).parent
-    library = folder / "libemulated.so"
     command = ["g++", "-shared", "-fPIC", "-std=c++20", "-O1", "-w", "-ffp-contract=off"]
     command += ["-fsanitize=alignment", "-fno-sanitize-recover=alignment"]
     command += ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
     command += ["-isystem", str(home / "include"), "-isystem", str(CUDA / "include")]
     command += [str(HELPERS / source), f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10"]
-    subprocess.run([*command, "-o", str(library)], check=True)
-    return library
+    subprocess.run([*command, "-o", str(folder / "libemulated.so")], check=True)
 
 
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory):
     """The ops of the emulated CUDA backend, and `reset(seed)` for another order of threads."""
-    library = build(tmp_path_factory.mktemp("emulated"))
+    library = build(tmp_path_factory)
     definitions = torch.library.Library("diffast_emulated", "DEF")
     for name, schema in SCHEMAS.items():
         definitions.define(name + schema)

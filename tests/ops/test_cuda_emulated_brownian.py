@@ -15,7 +15,7 @@ from diffast.ops.schema import MAX_DEPTH, SCHEMAS
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory):
     """The op, and `reset(seed)` for another order of threads."""
-    library = build(tmp_path_factory.mktemp("emulated"), "emulate_brownian.cpp")
+    library = build(tmp_path_factory, "emulate_brownian.cpp")
     definitions = torch.library.Library("diffast_emulated_brownian", "DEF")
     definitions.define("brownian.out" + SCHEMAS["brownian.out"])
     torch.ops.load_library(str(library))

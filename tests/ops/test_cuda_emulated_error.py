@@ -26,7 +26,7 @@ from diffast.ops.schema import SCHEMAS
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory):
     """Both forms of the op, and `reset(seed)` for another order of threads."""
-    library = build(tmp_path_factory.mktemp("emulated"), "emulate_error.cpp")
+    library = build(tmp_path_factory, "emulate_error.cpp")
     definitions = torch.library.Library("diffast_emulated_error", "DEF")
     for name in ("combine_error", "combine_error.out"):
         definitions.define(name + SCHEMAS[name])

@@ -19,7 +19,7 @@ from diffast.ops.sweep import reference as reference_sweep
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory):
     """Both ops, and `reset(seed)` for another order of threads."""
-    library = build(tmp_path_factory.mktemp("emulated"), "emulate_sweep.cpp")
+    library = build(tmp_path_factory, "emulate_sweep.cpp")
     definitions = torch.library.Library("diffast_emulated_sweep", "DEF")
     for name in ("gram", "sweep"):
         definitions.define(name + SCHEMAS[name])
