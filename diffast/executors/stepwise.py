@@ -18,16 +18,7 @@ from typing import NamedTuple
 import torch
 
 from diffast import ops
-from diffast.executors.context import (
-    Clamp,
-    OnX0,
-    blame,
-    check_noise,
-    hooked,
-    ids_of,
-    limits_of,
-    refuse,
-)
+from diffast.executors import context
 from diffast.executors.results import FINE, Info, Samples
 from diffast.lowering.program import Constraints, check_plain_calls, lower
 from diffast.lowering.step_table import (
@@ -118,22 +109,22 @@ class Stepper:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
         noise: str = "counter",
-        clamp: Clamp | None = None,
-        on_x0: OnX0 | None = None,
+        clamp: context.Clamp | None = None,
+        on_x0: context.OnX0 | None = None,
         callback: None = None,
         progress: bool = False,
     ):
         """Multiplies the plans out; see the class."""
         loop = "the loop around `step` is yours: call it there"
-        refuse("Stepper", callback=(callback, loop), progress=(progress, loop))
+        context.refuse("Stepper", callback=(callback, loop), progress=(progress, loop))
         if noise != "given":
-            check_noise("Stepper", noise, _SOURCES)
+            context.check_noise("Stepper", noise, _SOURCES)
         pairs = [(plans, denoiser)] if isinstance(plans, Plan) else list(plans)
         if not pairs:
             raise ValueError("Stepper: 0 plans, but at least 1 is needed")
         self.plans = tuple(plan for plan, _ in pairs)
         self.device, self.dtype, self.given = torch.device(device), dtype, noise == "given"
-        self.limits, self.on_x0 = limits_of("Stepper", clamp), on_x0
+        self.limits, self.on_x0 = context.limits_of("Stepper", clamp), on_x0
         how = Constraints(bool(self.limits), on_x0 is not None, given_noise=self.given)
         for plan, _ in pairs:
             check_plain_calls("Stepper", plan)
@@ -182,7 +173,7 @@ class Stepper:
         if x.device.type != self.device.type:
             raise ValueError(f"Stepper: x is on {x.device} but the stepper is for {self.device}")
         batch = x.shape[0]
-        ids = ids_of("Stepper", ids, batch, self.device)
+        ids = context.ids_of("Stepper", ids, batch, self.device)
         numbers = torch.as_tensor(plan)
         if numbers.dim() not in (0, 1) or (numbers.dim() and tuple(numbers.shape) != (batch,)):
             raise ValueError(
@@ -251,7 +242,7 @@ class Stepper:
         except (RuntimeError, ValueError) as error:
             where = f"Stepper: stage {self.stage(state)}" if together else "Stepper"
             named = {"output": cond, "unconditional output": uncond, "z": z}
-            blame(error, where, state.x, {k: t for k, t in named.items() if t is not None})
+            context.blame(error, where, state.x, {k: t for k, t in named.items() if t is not None})
             raise
         state = after
         return state, self._network_input(state.x), self.time(state)
@@ -310,7 +301,7 @@ class Stepper:
 
     def _hooked(self, x0: torch.Tensor, stage: int | torch.Tensor, state: State) -> torch.Tensor:
         info = Info(stage, self.time(state), state.ids)
-        return hooked("Stepper", self.on_x0, x0, info).to(x0.dtype).contiguous()
+        return context.hooked("Stepper", self.on_x0, x0, info).to(x0.dtype).contiguous()
 
     def _plan_of(self, row: int) -> int:
         return max(p for p, first in enumerate(self.first) if first <= row)

@@ -82,11 +82,7 @@ class AdaptiveOptions:
                 raise ValueError(f"sample_adaptive: {name} is {value} but must be above 0")
 
     def controller_for(self, solver: EmbeddedSolver) -> dict:
-        """Returns the numbers of the step-size rule for a method.
-
-        Raises:
-            ValueError: an unknown controller or number; a least step above the largest.
-        """
+        """Returns the numbers of the step-size rule for a method, or raises ValueError."""
         changes, rule = self.controller or {}, solver.controller
         if isinstance(changes, str):
             if changes not in controllers.NAMED:
@@ -108,11 +104,7 @@ class AdaptiveOptions:
         return rule
 
     def noise_for(self, solver: EmbeddedSolver) -> TrialNoise:
-        """Returns where a method's noise comes from.
-
-        Raises:
-            ValueError: a kind of noise that the method does not have.
-        """
+        """Returns where a method's noise comes from; raises ValueError where it cannot."""
         noise = "bridge"
         if self.noise is not None:
             refused = _SOURCES | self._noise_refused(solver)
