@@ -23,7 +23,8 @@ def check_path(path: str | Path) -> Path:
     """
     path = Path(path)
     if path.suffix not in ENDINGS:
-        raise ValueError(f"output {path} ends in {path.suffix!r} but must end in {_listed()}")
+        known = f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
+        raise ValueError(f"output {path} ends in {path.suffix!r} but must end in {known}")
     if path.suffix == ".png" and find_spec("PIL") is None:
         raise ValueError(
             f"output {path} needs Pillow, which is not installed: pip install 'diffast[pictures]', "
@@ -37,10 +38,6 @@ def check_path(path: str | Path) -> Path:
     if not os.access(folder, os.W_OK):
         raise ValueError(f"output {path}: the folder {folder} is not writable")
     return path
-
-
-def _listed() -> str:
-    return ", ".join(ENDINGS[:-1]) + " or " + ENDINGS[-1]
 
 
 def grid(x: torch.Tensor, columns: int, low: float = -1.0, high: float = 1.0) -> np.ndarray:
@@ -83,25 +80,20 @@ def write(path: str | Path, x: torch.Tensor, arrays: dict, facts: dict, columns:
     Raises:
         ValueError: as `check_path` and `grid`.
     """
-    path = check_path(path)
+    path, mask = check_path(path), os.umask(0)
+    os.umask(mask)
     text = json.dumps(facts, sort_keys=True)
     # Written to another name and renamed, so that a full disk or a stop leaves the old file.
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
     try:
         _WRITERS[path.suffix](name, x, arrays, text, columns)
-        os.chmod(name, 0o666 & ~_umask())
+        os.chmod(name, 0o666 & ~mask)
         os.replace(name, path)
     except BaseException:
         os.unlink(name)
         raise
     return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _write_png(name, x, arrays, text, columns) -> None:

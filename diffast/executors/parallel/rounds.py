@@ -63,6 +63,7 @@ class Rule(Protocol):
 
     def judge(self, outputs: list[torch.Tensor]) -> Verdict:
         """Returns how many stages are settled, after the network's outputs [size, ...]."""
+        ...
 
     def follow(self, settled: np.ndarray, rows: np.ndarray) -> None:
         """Makes the next points, after windows left settled [B] of their rows [B, window]."""
