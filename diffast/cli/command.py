@@ -350,8 +350,8 @@ def _method_options(given: list[str]) -> dict:
         name, equals, text = pair.partition("=")
         if not equals or not name.isidentifier():
             raise ValueError(f"--set {pair!r} but NAME=VALUE is needed")
-        value = {"true": True, "false": False}.get(text.lower())
-        options[name] = _value(text, None) if value is None else value
+        known = text.lower() in ("true", "false")
+        options[name] = _value(text, False if known else None)
     return options
 
 

@@ -41,13 +41,9 @@ def check_path(path: str | Path) -> Path:
 
 
 def grid(x: torch.Tensor, columns: int, low: float = -1.0, high: float = 1.0) -> np.ndarray:
-    """Returns the samples as one picture, uint8 [rows * H, columns * W] or [..., 3].
+    """Returns samples [N, 1 or 3, H, W] as one picture, uint8 [rows * H, columns * W] or [..., 3].
 
-    Args:
-        x: samples [N, C, H, W] with C = 1 or 3; values outside [low, high] are clipped.
-        columns: pictures a row; the last row is filled up with `low`.
-        low: value of black.
-        high: value of white.
+    Values outside [low, high], black and white, are clipped. The last row is filled up with black.
 
     Raises:
         ValueError: for another shape, or fewer than 1 column.
@@ -68,14 +64,10 @@ def grid(x: torch.Tensor, columns: int, low: float = -1.0, high: float = 1.0) ->
 
 
 def write(path: str | Path, x: torch.Tensor, arrays: dict, facts: dict, columns: int = 8) -> Path:
-    """Returns the path, after writing the samples there.
+    """Returns the path, after writing the samples [N, C, H, W] there.
 
-    Args:
-        path: ends in .png (a grid), .npz or .safetensors (`x` and the arrays).
-        x: samples [N, C, H, W].
-        arrays: further arrays by name, such as labels [N] (not in a PNG).
-        facts: how the samples were made, JSON-able; kept as text in every format.
-        columns: pictures a row of the grid.
+    A .png is a grid; .npz and .safetensors hold `x` and the arrays, such as labels [N]. The facts,
+    how the samples were made, are kept as JSON text in every format.
 
     Raises:
         ValueError: as `check_path` and `grid`.

@@ -6,6 +6,8 @@ Messages begin with the name of the public function that was called (`who`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -232,21 +234,10 @@ def put_opening(
         ops.combine_out([state], [keep], [state], None, *rest)
 
 
-class _NoBar:
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    def update(self, count=1):
-        return None
-
-
 def progress_bar(total: int, name: str, unit: str, wanted: bool) -> Any:
     """Returns tqdm's bar on stderr, or something with its `update` that shows nothing."""
     if not wanted:
-        return _NoBar()
+        return nullcontext(SimpleNamespace(update=lambda count=1: None))
     from tqdm import tqdm
 
     return tqdm(total=total, desc=name, unit=unit)

@@ -72,6 +72,8 @@ class State(NamedTuple):
 
 def _rows(table, first, last, hidden):
     """Returns rows first to last of the written ones, behind the hidden one, contiguous."""
+    if table is None:
+        return None
     rows = table[:, hidden + first : hidden + last]
     if hidden:
         rows = torch.cat([table[:, :hidden], rows], 1)
@@ -233,18 +235,16 @@ class Stepper:
         """
         cond, uncond = output if isinstance(output, (tuple, list)) else (output, None)
         self._check(state, cond, uncond, z)
-        given = (t if t is None else t.contiguous() for t in (cond, uncond, z))
-        cond, uncond, z = given
+        cond, uncond, z = (t if t is None else t.contiguous() for t in (cond, uncond, z))
         fixed = [state.y, state.v, state.x, cond, uncond, None, z]
         together = isinstance(state.row, int)
         try:
-            after = (self._step_together if together else self._step_each)(state, fixed)
+            state = (self._step_together if together else self._step_each)(state, fixed)
         except (RuntimeError, ValueError) as error:
             where = f"Stepper: stage {self.stage(state)}" if together else "Stepper"
             named = {"output": cond, "unconditional output": uncond, "z": z}
             context.blame(error, where, state.x, {k: t for k, t in named.items() if t is not None})
             raise
-        state = after
         return state, self._network_input(state.x), self.time(state)
 
     def _check(self, state, cond, uncond, z, stepping=True):
@@ -320,24 +320,15 @@ class Stepper:
             tensors[AT_X0] = self._hooked(x0, words, state)
         xs = [tensors[k] for k in table.columns]
         streams = torch.stack([state.seed, state.ids, words], 1)
-        weights, noise = table.weights[row], None
-        if table.noise is not None:
-            noise = table.noise[row]
+        weights, noise = table.weights[row], None if table.noise is None else table.noise[row]
         status = state.status.clone()
         limits = self.limits if self.on_x0 is None else []
         hidden = int(bool(limits))  # the clamped row 0 is not written
         outs = [torch.empty_like(state.x) for _ in range(weights.shape[1] - hidden)]
         for first in range(0, len(outs), ops.MAX_ROWS - hidden):
             last = first + ops.MAX_ROWS - hidden
-            ops.combine_table_out(
-                xs,
-                _rows(weights, first, last, hidden),
-                None if noise is None else _rows(noise, first, last, hidden),
-                streams,
-                limits,
-                outs[first:last],
-                status,
-            )
+            made, fresh = (_rows(table, first, last, hidden) for table in (weights, noise))
+            ops.combine_table_out(xs, made, fresh, streams, limits, outs[first:last], status)
         *slots, x = outs
         carried = {name: slots.pop() for name in reversed(self.carried)}
         y, v = carried.get(Y, x), carried.get(V)
@@ -445,13 +436,7 @@ class Stepper:
     def table(self) -> Table:
         """Returns every stage of every plan as one table on the device, made once."""
         if self._table is None:
-            self._table = make_table(
-                self.calls,
-                self.first,
-                self._times,
-                self.slots,
-                self.carried,
-                bool(self.limits) and self.on_x0 is None,
-                self.device,
-            )
+            clamp = bool(self.limits) and self.on_x0 is None
+            shape = self.slots, self.carried, clamp, self.device
+            self._table = make_table(self.calls, self.first, self._times, *shape)
         return self._table

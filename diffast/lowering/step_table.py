@@ -26,15 +26,11 @@ class StepCall:
 
     Args:
         columns: register numbers.
-        weights: [rows, columns] flattened: with a clamp the x0 estimate's row first (and one more
-            column, the clamped row); then a row for each of `writes`.
-        noise: [rows, M] flattened, weights of the M fresh normals; empty if there are none.
+        weights, noise: as of a lowered `Call`; with a clamp the x0 estimate's row is first, then
+            come those of `writes`.
         writes: the registers that get a row: h (the entry), y, v, x, in this order where present.
-        keeps: which of y and v stay as they are.
-        slot: where the entry goes; -1: there is none.
-        held: the slots that hold entries when the stage begins, oldest entry first.
-        x0_columns: as `columns`, of the x0 estimate alone.
-        x0_weights: [columns] of the x0 estimate.
+        keeps, slot, held: as of a lowered `Stage`.
+        x0_columns, x0_weights: register numbers and weights of the x0 estimate alone.
         rows: how many rows the call makes.
         clamped: whether row 0 is the x0 estimate, which is clamped.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -87,7 +88,7 @@ def tables_of(plan: Plan, outputs: Outputs, clamp: bool = False) -> Tables:
     if any(row.second for stage in program.stages for row in stage.rows.values()):
         noises = 2
     shape = _Shape(entries, parts, noises)
-    weights = shape.table(program, (*halves,), X0 if clamp else None, estimate=True)
+    weights = shape.table(program, halves, X0 if clamp else None, estimate=True)
     tails = shape.table(lower(plan, Identity()), (), COND)
     follows = tails[:, :, 1 + parts + entries]
     if clamp:  # the clamped estimate is a column: only what weighs the unclamped one follows
@@ -124,8 +125,7 @@ def _by_age(program: Program) -> Iterator[list[Row]]:
             made[slot_name(stage.slot)] = i
 
 
-@dataclass(frozen=True)
-class _Shape:
+class _Shape(NamedTuple):
     """What the rows and columns of a plan's tables are."""
 
     entries: int
@@ -157,8 +157,7 @@ class _Shape:
                 for name, weight in row.weights.items():
                     name = carried if name == X and one else name
                     weights[i, r, names.index(name)] += weight
-                fresh = (row.noise, row.second)[: self.noises]
-                weights[i, r, len(names) :] = fresh
+                weights[i, r, len(names) :] = (row.noise, row.second)[: self.noises]
             one = not self.parts or not _parted(stage, carried)
         return weights
 

@@ -82,11 +82,9 @@ class TrialProgram:
     """What a run of an embedded solver binds to tensors.
 
     Attributes:
-        solver: the method.
         prediction: gives `weights`, the x0 estimate from input and answer at a node.
-        noise: where the noise comes from.
-        hook: whether the x0 estimate is made as a tensor of its own, for a hook.
-        clamp: whether the x0 estimate is clamped.
+        hook, clamp: whether a hook sees the x0 estimate, as a tensor of its own; whether it is
+            clamped.
         held: names of the tensors that go with a sample from trial step to trial step.
         proposals: names of the tensors that a settle table writes.
         sources: names of the tensors that accepted rows are copied from.

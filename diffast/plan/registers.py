@@ -125,15 +125,8 @@ def one_call_plan(
 ) -> Plan:
     """Returns the plan of a method with one network call a step; weights are numbers or arrays [N].
 
-    Args:
-        name: what people call it.
-        schedule: any schedule.
-        grid: [N+1] model times, checked.
-        x: row of the next x.
-        h: row of the entry; None: {"d": 1} where x weighs entries.
-        y: row of the step's state, where it is no x.
-        y_at: the (alpha, sigma) that y holds.
-        options: further fields of `Plan`.
+    The grid is [N+1] model times, checked. x, h and y are rows. Without h it is {"d": 1} where x
+    weighs entries. y holds the (alpha, sigma) `y_at`. Options are further fields of `Plan`.
     """
     from diffast.plan.plan import Plan
 
@@ -152,15 +145,10 @@ def one_call_plan(
 
 
 class Stages:
-    """A plan's stages as they are added one after another, rows written by name.
-
-    Args:
-        schedule: any schedule.
-        start: model time of the initial state, which x and y hold at first.
-    """
+    """A plan's stages as they are added one after another, rows written by name."""
 
     def __init__(self, schedule: Any, start: float):
-        """Begins without a stage."""
+        """Begins without a stage; x and y hold the initial state, at the model time `start`."""
         self.schedule, self.start = schedule, float(start)
         self.times: list[float | tuple[float, ...]] = []
         self.rows: list[dict[str, Any]] = []

@@ -28,16 +28,11 @@ def on_host(device: torch.device) -> bool:
 class Batch:
     """Tensors by name, and the control of each row.
 
-    Args:
-        place: what the tensors are.
-        held: names of the tensors that go with a sample from trial step to trial step. They are
-            zero at first.
-        passing: names of those that are made anew in every round.
-        records: "control" [B, C] float64 and "counts" [B, N] int64, see `CONTROLS` and `COUNTS` of
-            `diffast.ops.schema`; "streams" [B, 3] int64.
-        compact: whether samples leave before all are done.
-        leave: called with (rows, statuses) of those that leave, before their rows are reused.
-        moved: called after rows were removed or moved.
+    Tensors that are held go with a sample from trial step to trial step, and are zero at first.
+    Those that are passing are made anew in every round. Records are "control" [B, C] float64 and
+    "counts" [B, N] int64, see `CONTROLS` and `COUNTS` of `diffast.ops.schema`, and "streams" [B, 3]
+    int64. With `compact` samples leave before all are done: `leave` is called with (rows, statuses)
+    before their rows are reused, `moved` after rows were removed or moved.
     """
 
     def __init__(

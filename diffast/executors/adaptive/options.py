@@ -119,18 +119,16 @@ class AdaptiveOptions:
 
     def _noise_refused(self, solver: EmbeddedSolver) -> dict[str, str]:
         """Returns why a method cannot have a kind of noise, by kind."""
-        name = solver.name
+        name, refused = solver.name, {}
         if solver.noise != "input":
             what = "draws none" if solver.noise == "none" else "draws it after the decision"
             return dict.fromkeys(("path", "bridge"), f"{name} {what}")
-        rejected = (
-            f"steps of {name} may be rejected, after which a draw has to agree with the last one: "
-            "use 'bridge' or 'path'"
-        )
-        biased = (
-            f"{name} is never run with noise drawn anew after a rejection, which makes the law "
-            "wrong"
-        )
-        return ({"counter": rejected} if self.reject else {}) | (
-            {} if solver.allows_redraw else {"redraw": biased}
-        )
+        if self.reject:
+            refused["counter"] = (
+                f"steps of {name} may be rejected, after which a draw has to agree with the last "
+                "one: use 'bridge' or 'path'"
+            )
+        if not solver.allows_redraw:
+            again = "noise drawn anew after a rejection, which makes the law wrong"
+            refused["redraw"] = f"{name} is never run with {again}"
+        return refused

@@ -96,6 +96,8 @@ class AdaptiveRun:
         }
         self.rule = [float(rule[name]) for name in schema.RULE]
         self.flags = [int(rule[name]) for name in schema.FLAGS]
+        form, norm = solver.error_form, solver.error_norm
+        self.error_kind = schema.ERROR_FORMS.index(form), schema.ERROR_NORMS.index(norm)
 
     def _prepare_network_input(self) -> None:
         """Makes the tensor that the network reads, where it cannot read the program's x."""
@@ -189,9 +191,7 @@ class AdaptiveRun:
         if self.network_input is None:
             return ()
         size = self.batch.size
-        if self.branches != "both":
-            return (self.network_input[:size],)
-        return self.network_input[: 2 * size].split(size)
+        return self.network_input[: (1 + (self.branches == "both")) * size].split(size)
 
     def _ask(self, times: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns the network's answers by name, for what lies in its input tensor."""
@@ -231,19 +231,9 @@ class AdaptiveRun:
         if self.trace is not None:
             rows = self.batch.samples[: self.batch.size].copy()
             before = rows, now["control"].clone(), now["counts"].clone()
-        ops.accept(
-            now["norms"],
-            now["status"],
-            self.rule,
-            self.flags,
-            program.moves,
-            program.memory,
-            self.sources,
-            now["control"],
-            now["counts"],
-            now["streams"],
-            self.targets,
-        )
+        told = self.rule, self.flags, program.moves, program.memory, self.sources
+        kept = now["control"], now["counts"], now["streams"], self.targets
+        ops.accept(now["norms"], now["status"], *told, *kept)
         if self.trace is not None:
             self.trace.append((*before, now["counts"].clone(), now["control"].clone()))
         self.batch.poll(self.rounds)
@@ -266,15 +256,10 @@ class AdaptiveRun:
             part = solver.fractions[call - 1]
             return reach if part == 1.0 else start + part * (reach - start)
 
-        positions = [start, end]
-        if len(stages) == 1:
-            call = place(stages[0][0])
-        else:
-            call = start
-            for k, mask in stages[1:]:
-                call = xp.where(mask, place(k), call)
-        if call is not end:
-            positions.append(call)
+        call = place(stages[0][0]) if len(stages) == 1 else start
+        for k, mask in stages[1:]:
+            call = xp.where(mask, place(k), call)
+        positions = [start, end] if call is end else [start, end, call]
         found, scales = self._nodes(xp.stack(positions))
         nodes = [Node(*(None if f is None else f[k] for f in found)) for k in (0, 1, -1)]
         scale = self.scale
@@ -312,20 +297,12 @@ class AdaptiveRun:
     def _settle(self, settle: SettleTable, columns: dict[str, torch.Tensor]) -> None:
         """Writes the proposals and the scaled errors."""
         table, view, now = settle.table, self.batch.view, self.batch.now
-        ops.combine_error_out(
-            [columns[name] for name in table.columns],
-            table.weights,
-            table.noise,
-            now["streams"],
-            self.limits if self.on_x0 is None else [],
-            settle.tolerance,
-            schema.ERROR_FORMS.index(self.solver.error_form),
-            schema.ERROR_NORMS.index(self.solver.error_norm),
-            settle.measured,
-            [view[name] for name in self.program.proposals],
-            now["norms"],
-            now["status"],
-        )
+        xs = [columns[name] for name in table.columns]
+        rows = table.weights, table.noise, now["streams"]
+        limits = self.limits if self.on_x0 is None else []
+        error = settle.tolerance, *self.error_kind, settle.measured
+        outs = [view[name] for name in self.program.proposals], now["norms"], now["status"]
+        ops.combine_error_out(xs, *rows, limits, *error, *outs)
 
     def _write_estimate(self, step: Step, scale: Any, columns: dict[str, torch.Tensor]) -> None:
         """Makes the x0 estimate and lets the hook see it."""

@@ -22,13 +22,9 @@ _BRANCHES = {(COND,): "cond", (UNCOND,): "uncond", (COND, UNCOND): "both"}
 class BatchedNetwork:
     """Calls a denoiser's network on rows, each at a time of its own.
 
-    Args:
-        denoiser: the network, its conditions and guidance.
-        times: [S] model times of the plan's calls.
-        branches: which outputs are asked for: (COND,), (UNCOND,) or (COND, UNCOND).
-        place: of the samples.
-        batch_size: rows of one network call; None: all of a round's.
-        run_chunks: runs a round's chunks; None: all are run here, one after another.
+    The plan's calls are at the model times [S]. The outputs of the branches are asked for: (COND,),
+    (UNCOND,) or (COND, UNCOND). A call takes `batch_size` rows; None: all of a round's. Without
+    `run_chunks` a round's chunks are run here, one after another.
     """
 
     def __init__(
@@ -101,13 +97,18 @@ def chunks_of(rows: int, size: int) -> list[slice]:
     return [slice(low, min(low + size, rows)) for low in range(0, rows, size)]
 
 
-def run_all(chunks: Sequence[slice], rows: int, run: RunChunk) -> list[torch.Tensor]:
-    """Runs one or more chunks in turn; returns their outputs as one tensor [rows, ...] a branch."""
+def run_all(
+    chunks: Sequence[slice], rows: int, run: RunChunk, first: int = 0
+) -> list[torch.Tensor]:
+    """Runs one or more chunks in turn; returns their outputs as one tensor [rows, ...] a branch.
+
+    The tensors begin with the row `first`.
+    """
     whole: list[torch.Tensor] = []
     for chunk in chunks:
         made = run(chunk)
         if not whole:
             whole = [output.new_empty((rows, *output.shape[1:])) for output in made]
         for into, output in zip(whole, made, strict=True):
-            into[chunk].copy_(output)
+            into[chunk.start - first : chunk.stop - first].copy_(output)
     return whole

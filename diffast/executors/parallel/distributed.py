@@ -49,9 +49,7 @@ class DistributedChunks:
         first = self.rank * share
         local: list[torch.Tensor] = []
         if mine:
-            moved = [slice(c.start - first, c.stop - first) for c in mine]
-            original = {c.start: o for c, o in zip(moved, mine, strict=True)}
-            local = run_all(moved, share, lambda chunk: run(original[chunk.start]))
+            local = run_all(mine, share, run, first)
         else:  # more ranks than chunks: one is run to know the shape of an output
             outputs = run(chunks[-1])
             local = [output.new_zeros((share, *output.shape[1:])) for output in outputs]

@@ -216,20 +216,11 @@ class ParallelRun:
         """
         if len(outputs) != len(self.tables.outputs):  # before the first call: not read
             outputs = [torch.empty_like(x)] * len(self.tables.outputs)
+        tables = *self.plan_tables, *self.put(jobs, walk)
+        noise = self.ids, self.seed, self.tables.noises
+        outs = self.made, self.states, norms
         ops.sweep(
-            x,
-            outputs,
-            self.row_slopes,
-            *self.plan_tables,
-            *self.put(jobs, walk),
-            self.ids,
-            self.seed,
-            self.tables.noises,
-            self.tables.parts,
-            self.clamp,
-            self.made,
-            self.states,
-            norms,
+            x, outputs, self.row_slopes, *tables, *noise, self.tables.parts, self.clamp, *outs
         )
 
     def round(self) -> int:
@@ -295,25 +286,20 @@ class ParallelRun:
         self.checked = True
         self.batch_difference = apart / size if size > 0 else apart
         if self.batch_difference > _ROUNDING:
-            warnings.warn(
-                f"sample_parallel: the network's answer to one input differs by "
-                f"{self.batch_difference:.1e} between two places of its batch, which is more than "
-                f"rounding: a sample then depends on what it is batched with",
-                RuntimeWarning,
-                stacklevel=2,
+            _warn(
+                f"the network's answer to one input differs by {self.batch_difference:.1e} between "
+                "two places of its batch, which is more than rounding: a sample then depends on "
+                "what it is batched with"
             )
 
     def _halve(self, error: Exception) -> None:
         """Goes on with half as many rows, after the network ran out of memory."""
         size = max(1, self.windows.size // 2)
-        warnings.warn(
-            f"sample_parallel: out of memory with {self.windows.size} rows a network call: going "
-            f"on with {size} ({str(error).splitlines()[0] if str(error) else 'no message'})",
-            RuntimeWarning,
-            stacklevel=2,
+        _warn(
+            f"out of memory with {self.windows.size} rows a network call: going on with {size} "
+            f"({str(error).splitlines()[0] if str(error) else 'no message'})"
         )
-        before = self.windows.count.copy()
-        first = self.windows.rows[:, 0].copy()
+        before, first = self.windows.count.copy(), self.windows.rows[:, 0].copy()
         self.windows.cut(size)
         lost = np.flatnonzero((before > 0) & (self.windows.count == 0))
         if lost.size:  # these wait, and later begin again from their settled point
@@ -352,9 +338,9 @@ class ParallelRun:
         fresh = self.age == 0
         self.measured = torch.where(fresh, base, self.measured)
         if self.outputs:
-            xs = [self.x, self.made]  # the points of this round and of the one before
-            for now, then in zip(outputs, self.outputs, strict=True):
-                xs += [now, then]
+            answers = zip(outputs, self.outputs, strict=True)
+            # points and answers of this round and of the one before
+            xs = [self.x, self.made, *(output for pair in answers for output in pair)]
             sums = torch.empty((len(self.x), 3), dtype=torch.float64, device=self.device)
             ops.gram(xs, self.secant_weights.index_select(0, self.stage), sums)
             bounds = self.secant_bounds.index_select(0, self.stage)
@@ -408,6 +394,10 @@ class ParallelRun:
         return Progress(len(self.rounds) - 1, None, times, None, self.settled_states())
 
 
+def _warn(what: str) -> None:
+    warnings.warn(f"sample_parallel: {what}", RuntimeWarning, stacklevel=3)
+
+
 def jobs_of(*columns: np.ndarray | int) -> np.ndarray:
     """Returns jobs for the op `sweep`, int32 [J, 8]; a column is a number or an array [J]."""
     return np.stack(np.broadcast_arrays(*columns), axis=1).astype(np.int32)
@@ -421,6 +411,5 @@ def _walk(rows: np.ndarray, begin: np.ndarray, stop: np.ndarray) -> np.ndarray:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
