@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import inspect
+import json
 import platform
 import sys
 import time
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
 
 # Grids of `df.grids` that take any schedule and a number of steps, and need no more.
 GRIDS = (
@@ -47,9 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     sample = commands.add_parser("sample", help="the same, with every choice")
     _add_run_options(sample)
     sample.add_argument("--count", type=int, default=64, help="how many digits (%(default)s)")
-    sample.add_argument(
-        "--columns", type=int, default=8, help="digits a row of a PNG (%(default)s)"
-    )
+    columns = "digits a row of a PNG (%(default)s)"
+    sample.add_argument("--columns", type=int, default=8, help=columns)
     sample.set_defaults(run=_sample)
 
     profile = commands.add_parser("profile", help="draw how a run goes, step by step")
@@ -65,56 +68,40 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--steps", type=int, default=18, help="grid intervals (%(default)s)")
     add("--solver", default="dpmpp_2m", help="a solver's name (%(default)s)")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="an option of the solver, such as eta=0.5 or orders=1,2,2",
-    )
+    _add_set(parser, "an option of the solver, such as eta=0.5 or orders=1,2,2")
     add("--grid", default="karras", help=f"one of {', '.join(GRIDS)} (%(default)s)")
-    add("--seed", type=int, default=0, help="any integer of 64 bits (%(default)s)")
-    add("--classes", default="0-9", help="digits such as 7 or 0-4,9, in turn (%(default)s)")
-    add(
-        "--guidance", type=float, default=1.0, help="classifier-free scale; 1 is none (%(default)s)"
-    )
-    add("--device", default=None, help="cpu or cuda (default: cuda where there is one)")
+    _add_common(parser, "classifier-free scale; 1 is none (%(default)s)")
     add("--out", default="digits.png", help=".png, .npz or .safetensors (%(default)s)")
     add("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_set(parser: argparse.ArgumentParser, about: str) -> None:
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=about)
+
+
+def _add_common(parser: argparse.ArgumentParser, guidance: str) -> None:
+    add = parser.add_argument
+    add("--seed", type=int, default=0, help="any integer of 64 bits (%(default)s)")
+    add("--classes", default="0-9", help="digits such as 7 or 0-4,9, in turn (%(default)s)")
+    add("--guidance", type=float, default=1.0, help=guidance)
+    add("--device", default=None, help="cpu or cuda (default: cuda where there is one)")
 
 
 def _add_profile_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument(
-        "--adaptive",
-        nargs="?",
-        const="pec",
-        metavar="METHOD",
-        help="step sizes against log-SNR of an adaptive method (pec)",
-    )
-    kind.add_argument(
-        "--parallel",
-        nargs="?",
-        const="secant",
-        metavar="METHOD",
-        help="rounds against stages of a parallel method (secant)",
-    )
+    for name, method, about in (
+        ("--adaptive", "pec", "step sizes against log-SNR of an adaptive method (pec)"),
+        ("--parallel", "secant", "rounds against stages of a parallel method (secant)"),
+    ):
+        kind.add_argument(name, nargs="?", const=method, metavar="METHOD", help=about)
     add("--solver", default="dpmpp_2m", help="with --parallel: a solver's name (%(default)s)")
     add("--grid", default="karras", help="with --parallel: its grid (%(default)s)")
     add("--steps", type=int, default=18, help="with --parallel: grid intervals (%(default)s)")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="an option of the method, such as rtol=0.05, noise=redraw, reject=false, window=10",
-    )
+    examples = "rtol=0.05, noise=redraw, reject=false, window=10"
+    _add_set(parser, f"an option of the method, such as {examples}")
     add("--count", type=int, default=16, help="how many digits (%(default)s)")
-    add("--seed", type=int, default=0, help="any integer of 64 bits (%(default)s)")
-    add("--classes", default="0-9", help="digits such as 7 or 0-4,9, in turn (%(default)s)")
-    add("--guidance", type=float, default=1.0, help="classifier-free scale; 1 is none")
-    add("--device", default=None, help="cpu or cuda (default: cuda where there is one)")
+    _add_common(parser, "classifier-free scale; 1 is none")
     add("--out", default="profile.png", help=".png, .svg, .pdf or .json (%(default)s)")
     add("--quiet", action="store_true", help="no progress bar")
 
@@ -209,7 +196,6 @@ def _device(name: str | None):
 
 
 def _check_digits(arguments: argparse.Namespace) -> list[int]:
-    """Returns the classes asked for."""
     if arguments.count < 1:
         raise ValueError(f"--count {arguments.count} but at least 1 is needed")
     return _classes(arguments.classes)
@@ -249,7 +235,7 @@ def _sample(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from diffast import backends, sample, schedules
+    from diffast import sample, schedules
 
     plan = _make_plan(arguments, schedules.edm())
     denoiser, labels, device = _digit_denoiser(arguments)
@@ -272,10 +258,20 @@ def _sample(arguments: argparse.Namespace) -> int:
         "guidance": arguments.guidance,
     }
     output.write(path, out.x, {"labels": labels.numpy()}, facts, arguments.columns)
-    print(f"digits         {arguments.count} (classes {arguments.classes})")
-    print(f"solver         {plan.name}, {arguments.grid} grid")
-    print(f"steps          {plan.steps}")
-    print(f"network calls  {plan.nfe}{' (of twice the batch: guided)' if guided else ''}")
+    lines = (
+        f"digits         {arguments.count} (classes {arguments.classes})",
+        f"solver         {plan.name}, {arguments.grid} grid",
+        f"steps          {plan.steps}",
+        f"network calls  {plan.nfe}{' (of twice the batch: guided)' if guided else ''}",
+    )
+    return _report(lines, seconds, device, path)
+
+
+def _report(lines: Iterable[str], seconds: float, device, path) -> int:
+    from diffast import backends
+
+    for line in lines:
+        print(line)
     print(f"seconds        {seconds:.2f}")
     print(f"backend        {backends()[device.type]['backend']} on {device}")
     print(f"wrote          {path}")
@@ -283,11 +279,6 @@ def _sample(arguments: argparse.Namespace) -> int:
 
 
 def _profile(arguments: argparse.Namespace) -> int:
-    import json
-    from pathlib import Path
-
-    from diffast import backends
-
     path = Path(arguments.out)
     if path.suffix not in (".png", ".svg", ".pdf", ".json"):
         raise ValueError(f"--out {path} but its ending must be .png, .svg, .pdf or .json")
@@ -315,18 +306,10 @@ def _profile(arguments: argparse.Namespace) -> int:
                 f"--out {path} needs matplotlib, which is not installed ({error}): "
                 "pip install diffast[plot], or write .json"
             ) from None
-    print(f"method         {method}")
-    for line in lines:
-        print(line)
-    print(f"seconds        {seconds:.2f}")
-    print(f"backend        {backends()[device.type]['backend']} on {device}")
-    print(f"wrote          {path}")
-    return 0
+    return _report((f"method         {method}", *lines), seconds, device, path)
 
 
 def _profile_adaptive(arguments: argparse.Namespace, denoiser, given: dict):
-    from functools import partial
-
     from diffast import sample_adaptive
     from diffast.cli import profiling
 
@@ -342,8 +325,6 @@ def _profile_adaptive(arguments: argparse.Namespace, denoiser, given: dict):
 
 
 def _profile_parallel(arguments: argparse.Namespace, denoiser, given: dict):
-    from functools import partial
-
     from diffast import grids, sample_parallel, schedules, solvers
     from diffast.cli import profiling
 
@@ -369,8 +350,8 @@ def _method_options(given: list[str]) -> dict:
         name, equals, text = pair.partition("=")
         if not equals or not name.isidentifier():
             raise ValueError(f"--set {pair!r} but NAME=VALUE is needed")
-        value = {"true": True, "false": False}.get(text.lower())
-        options[name] = _value(text, None) if value is None else value
+        known = text.lower() in ("true", "false")
+        options[name] = _value(text, False if known else None)
     return options
 
 

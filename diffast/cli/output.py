@@ -23,7 +23,8 @@ def check_path(path: str | Path) -> Path:
     """
     path = Path(path)
     if path.suffix not in ENDINGS:
-        raise ValueError(f"output {path} ends in {path.suffix!r} but must end in {_listed()}")
+        known = f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
+        raise ValueError(f"output {path} ends in {path.suffix!r} but must end in {known}")
     if path.suffix == ".png" and find_spec("PIL") is None:
         raise ValueError(
             f"output {path} needs Pillow, which is not installed: pip install 'diffast[pictures]', "
@@ -39,18 +40,10 @@ def check_path(path: str | Path) -> Path:
     return path
 
 
-def _listed() -> str:
-    return ", ".join(ENDINGS[:-1]) + " or " + ENDINGS[-1]
-
-
 def grid(x: torch.Tensor, columns: int, low: float = -1.0, high: float = 1.0) -> np.ndarray:
-    """Returns the samples as one picture, uint8 [rows * H, columns * W] or [..., 3].
+    """Returns samples [N, 1 or 3, H, W] as one picture, uint8 [rows * H, columns * W] or [..., 3].
 
-    Args:
-        x: samples [N, C, H, W] with C = 1 or 3; values outside [low, high] are clipped.
-        columns: pictures a row; the last row is filled up with `low`.
-        low: value of black.
-        high: value of white.
+    Values outside [low, high], black and white, are clipped. The last row is filled up with black.
 
     Raises:
         ValueError: for another shape, or fewer than 1 column.
@@ -71,37 +64,28 @@ def grid(x: torch.Tensor, columns: int, low: float = -1.0, high: float = 1.0) ->
 
 
 def write(path: str | Path, x: torch.Tensor, arrays: dict, facts: dict, columns: int = 8) -> Path:
-    """Returns the path, after writing the samples there.
+    """Returns the path, after writing the samples [N, C, H, W] there.
 
-    Args:
-        path: ends in .png (a grid), .npz or .safetensors (`x` and the arrays).
-        x: samples [N, C, H, W].
-        arrays: further arrays by name, such as labels [N] (not in a PNG).
-        facts: how the samples were made, JSON-able; kept as text in every format.
-        columns: pictures a row of the grid.
+    A .png is a grid; .npz and .safetensors hold `x` and the arrays, such as labels [N]. The facts,
+    how the samples were made, are kept as JSON text in every format.
 
     Raises:
         ValueError: as `check_path` and `grid`.
     """
-    path = check_path(path)
+    path, mask = check_path(path), os.umask(0)
+    os.umask(mask)
     text = json.dumps(facts, sort_keys=True)
     # Written to another name and renamed, so that a full disk or a stop leaves the old file.
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
     try:
         _WRITERS[path.suffix](name, x, arrays, text, columns)
-        os.chmod(name, 0o666 & ~_umask())
+        os.chmod(name, 0o666 & ~mask)
         os.replace(name, path)
     except BaseException:
         os.unlink(name)
         raise
     return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _write_png(name, x, arrays, text, columns) -> None:

@@ -15,19 +15,15 @@ _BLUE, _VERMILION, _GRAY = "#0072B2", "#D55E00", "#7F7F7F"
 
 
 def adaptive_facts(out) -> dict:
-    """Returns numbers about a traced adaptive run, as JSON can hold them.
-
-    Args:
-        out: what `df.sample_adaptive(..., trace=True)` returned.
+    """Returns numbers about an adaptive run, as JSON can hold them.
 
     Raises:
         ValueError: a run that was not traced.
     """
     steps = _steps_of(out)
-    calls = out.nfe.double()
     return {
         "samples": len(out.nfe),
-        "calls_mean": round(calls.mean().item(), 3) if len(out.nfe) else 0.0,
+        "calls_mean": _mean_calls(out),
         "calls_most": int(out.nfe.max()) if len(out.nfe) else 0,
         "accepted": int(out.accepted.sum()),
         "rejected": int(out.rejected.sum()),
@@ -42,22 +38,14 @@ def adaptive_facts(out) -> dict:
 
 
 def draw_steps(out, path: str | Path, title: str = "") -> None:
-    """Draws size and error of every trial step against the log-SNR where it started.
-
-    Args:
-        out: what `df.sample_adaptive(..., trace=True)` returned.
-        path: picture to write, of any type that matplotlib knows by its ending.
-        title: above the picture.
+    """Draws size and error of an adaptive run's trial steps against the log-SNR of their starts.
 
     Raises:
         ValueError: a run that was not traced.
         ImportError: matplotlib is not installed (`pip install diffast[plot]`).
     """
     steps = _steps_of(out)
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    sizes, errors = figure.subplots(2, 1, sharex=True)
+    figure, sizes, errors = _figure(title, sharex=True)
     size, good = steps.lam_to - steps.lam, steps.accepted
     kinds = ((good, _BLUE, "o", "accepted"), (~good, _VERMILION, "x", "rejected"))
     for mask, color, marker, label in kinds:
@@ -66,28 +54,20 @@ def draw_steps(out, path: str | Path, title: str = "") -> None:
             marks["label"] = f"{label} trial steps ({mask.sum()})"
             sizes.scatter(steps.lam[mask], size[mask], **marks)
             errors.scatter(steps.lam[mask], np.maximum(steps.error[mask], 1e-6), **marks)
-    figure.suptitle(title)
     sizes.set(ylabel="size of the step\n(log-SNR, nats)", yscale="log", title="Step sizes")
     errors.set(xlabel="log-SNR log(alpha / sigma) at the start of the step (nats)", yscale="log")
     errors.set(ylabel="error of the step\n(1 = tolerance)", title="Errors")
-    for axes in (sizes, errors):
-        axes.grid(visible=True, which="both", alpha=0.3)
     if len(size):
         sizes.legend()
     figure.savefig(path, dpi=120)
 
 
 def parallel_facts(out: ParallelSamples) -> dict:
-    """Returns numbers about a parallel run, in types that JSON has.
-
-    Args:
-        out: what `df.sample_parallel` returned.
-    """
-    calls = out.nfe.double()
+    """Returns numbers about a parallel run, in types that JSON has."""
     return {
         "samples": len(out.nfe),
         "rounds": out.rounds,
-        "evaluations_mean": round(calls.mean().item(), 3) if len(out.nfe) else 0.0,
+        "evaluations_mean": _mean_calls(out),
         "rows": out.rows,
         "settled": [step.settled.tolist() for step in out.history],
         "error": [
@@ -98,21 +78,12 @@ def parallel_facts(out: ParallelSamples) -> dict:
 
 
 def draw_rounds(out: ParallelSamples, stages: int, path: str | Path, title: str = "") -> None:
-    """Draws the round in which each stage was settled, and the estimated error of each round.
-
-    Args:
-        out: what `df.sample_parallel` returned.
-        stages: how many the plan has.
-        path: picture to write, of any type that matplotlib knows by its ending.
-        title: above the picture.
+    """Draws the round in which each of the plan's stages was settled, and each round's errors.
 
     Raises:
         ImportError: matplotlib is not installed (`pip install diffast[plot]`).
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    settled, errors = figure.subplots(2, 1)
+    figure, settled, errors = _figure(title)
     count = len(out.nfe)
     starts = np.array([np.zeros(count), *(step.settled for step in out.history)])  # [rounds + 1, B]
     rounds = np.arange(len(starts))
@@ -123,7 +94,6 @@ def draw_rounds(out: ParallelSamples, stages: int, path: str | Path, title: str 
         settled.plot(np.median(starts, axis=1), rounds, color="black", label="median of samples")
     settled.plot([0, stages], [0, stages], color=_GRAY, linestyle=":", label="one stage a round")
     settled.legend()
-    figure.suptitle(title)
     settled.set(xlabel="settled stages of the plan (count)", ylabel="network rounds (count)")
     settled.set(title="Settled stages after each round")
     settled.locator_params(integer=True)
@@ -135,9 +105,23 @@ def draw_rounds(out: ParallelSamples, stages: int, path: str | Path, title: str 
         xlabel="network round (number)", yscale="log", title="Estimated error of each sample"
     )
     errors.set(ylabel="relative error (no unit)")
-    for axes in (settled, errors):
-        axes.grid(visible=True, which="both", alpha=0.3)
     figure.savefig(path, dpi=120)
+
+
+def _figure(title: str, **options):
+    """Returns an empty figure and its two axes, one above the other."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(2, 1, **options)
+    for part in axes:
+        part.grid(visible=True, which="both", alpha=0.3)
+    return figure, *axes
+
+
+def _mean_calls(out) -> float:
+    return round(out.nfe.double().mean().item(), 3) if len(out.nfe) else 0.0
 
 
 def _steps_of(out):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffast.digits.unet import noise_features, scalings
+from diffast.digits.unet import check_images, noise_features, scalings
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class NoisyDigitClassifier(nn.Module):
         Raises:
             ValueError: the shapes do not fit.
         """
-        _check_images("NoisyDigitClassifier", x)
+        check_images("NoisyDigitClassifier", x)
         if t.shape != x.shape[:1]:
             raise ValueError(
                 f"NoisyDigitClassifier: {x.shape[0]} images but t is {list(t.shape)}, not [B]"
@@ -120,7 +120,7 @@ class DigitJudge(nn.Module):
         Raises:
             ValueError: ``x`` has another shape.
         """
-        _check_images("DigitJudge", x)
+        check_images("DigitJudge", x)
         y = F.max_pool2d(F.relu(self.conv1(x)), 2)  # [B, first, 14, 14]
         y = F.max_pool2d(F.relu(self.conv2(y)), 2)  # [B, second, 7, 7]
         y = F.max_pool2d(F.relu(self.conv3(y)), 2)  # [B, third, 3, 3]
@@ -133,9 +133,3 @@ class DigitJudge(nn.Module):
     def classify(self, features: Tensor) -> Tensor:
         """The logits, [B, 10], of what ``features`` returned."""
         return self.head(F.dropout(F.relu(features), self.config.dropout, self.training))
-
-
-def _check_images(who: str, x: Tensor) -> None:
-    """Raises ValueError unless ``x`` is a batch of digits."""
-    if x.dim() != 4 or x.shape[1:] != (1, 28, 28):
-        raise ValueError(f"{who}: x is {list(x.shape)}, not [B, 1, 28, 28]")

@@ -50,12 +50,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def judge_features(judge: DigitJudge, images: Tensor) -> Tensor:
-    """The judge's features of the images, [N, F], in chunks and without gradient.
-
-    Args:
-        judge: as ``load_judge`` returns it.
-        images: clean images in data units, [N, 1, 28, 28].
-    """
+    """The judge's features [N, F] of images [N, 1, 28, 28], in chunks and without gradient."""
     return _in_chunks(judge.features, judge, images)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -41,13 +42,9 @@ class UNetConfig:
 
 
 def scalings(sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
-    """c_skip, c_out, c_in of each noise level, shaped as ``sigma``.
+    """c_skip, c_out, c_in of each noise level, shaped as ``sigma``, in the unit of the data.
 
     Karras et al. 2022 (arXiv:2206.00364), table 1, column "Ours". Finite for sigma = 0.
-
-    Args:
-        sigma: noise level, same unit as the data, any shape.
-        sigma_data: standard deviation of the data.
     """
     total = sigma * sigma + sigma_data**2
     root = total.rsqrt()
@@ -55,18 +52,19 @@ def scalings(sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def noise_features(sigma: Tensor, width: int) -> Tensor:
-    """Cosines and sines of c_noise = ln(sigma)/4, [B, width].
-
-    Args:
-        sigma: noise level, [B] float32 or float64; 0 is allowed.
-        width: how many features, an even number.
-    """
+    """Cosines and sines of c_noise = ln(sigma)/4, [B, width], of [B] noise levels; 0 is allowed."""
     c_noise = sigma.clamp(*_SIGMA_SEEN).log() / 4
     # c_noise lies in about [-1.6, 1.1]. The waves have half a period to 13 periods over that range;
     # with more, near noise levels would get unlike embeddings.
     steps = torch.linspace(0.0, 1.0, width // 2, device=sigma.device, dtype=sigma.dtype)
     angles = c_noise[:, None] * 30.0**steps  # [B, width/2]
     return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def check_images(who: str, x: Tensor) -> None:
+    """Raises ValueError unless ``x`` is a batch of digits."""
+    if x.dim() != 4 or x.shape[1:] != (1, 28, 28):
+        raise ValueError(f"{who}: x is {list(x.shape)}, not [B, 1, 28, 28]")
 
 
 class ResBlock(nn.Module):
@@ -173,8 +171,7 @@ class DigitUNet(nn.Module):
         Raises:
             ValueError: the shapes do not fit.
         """
-        if x.dim() != 4 or x.shape[1:] != (1, 28, 28):
-            raise ValueError(f"DigitUNet: x is {list(x.shape)}, not [B, 1, 28, 28]")
+        check_images("DigitUNet", x)
         if t.shape != x.shape[:1] or labels.shape != x.shape[:1]:
             raise ValueError(
                 f"DigitUNet: {x.shape[0]} images but t is {list(t.shape)} "
@@ -196,25 +193,19 @@ class DigitUNet(nn.Module):
         e = F.silu(self.noise(noise) + self.label(labels))  # [B, E]
         e = F.silu(self.mix(e))
 
-        y = self.stem(x)
-        for block in self.enc28:
-            y = block(y, e)
-        skip28 = y  # [B, outer, 28, 28]
-        y = self.down14(y)
-        for block in self.enc14:
-            y = block(y, e)
-        skip14 = y  # [B, middle, 14, 14]
-        y = self.down7(y)
+        def level(blocks: Iterable[nn.Module], y: Tensor) -> Tensor:
+            for block in blocks:
+                y = block(y, e)
+            return y
+
+        skip28 = level(self.enc28, self.stem(x))  # [B, outer, 28, 28]
+        skip14 = level(self.enc14, self.down14(skip28))  # [B, middle, 14, 14]
+        y = self.down7(skip14)
         for i, block in enumerate(self.mid7):
             y = block(y, e)
-            if i == 0:
-                y = self.attention(y)
-        y = torch.cat([_double(self.up14(y)), skip14], dim=1)
-        for block in self.dec14:
-            y = block(y, e)
-        y = torch.cat([_double(self.up28(y)), skip28], dim=1)
-        for block in self.dec28:
-            y = block(y, e)
+            y = y if i else self.attention(y)
+        y = level(self.dec14, torch.cat([_double(self.up14(y)), skip14], dim=1))
+        y = level(self.dec28, torch.cat([_double(self.up28(y)), skip28], dim=1))
         return self.head(F.silu(self.norm(y)))
 
 

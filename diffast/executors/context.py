@@ -6,7 +6,9 @@ Messages begin with the name of the public function that was called (`who`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +27,42 @@ OnX0 = Callable[[torch.Tensor, Info], torch.Tensor]
 Clamp = tuple[float, float]
 
 
+class Place(NamedTuple):
+    """What a run's tensors are, and whose noise they get.
+
+    Attributes:
+        shape, dtype, device: of the state.
+        ids: [B] int64 on the device.
+        seed: folded.
+        limits: clamp of the x0 estimate as the ops take it: (low, high), or nothing.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    ids: torch.Tensor
+    seed: int
+    limits: list[float]
+
+    def empty(self, rows: int | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Returns a new tensor like the state [B, ...], or with other rows or another dtype."""
+        shape = self.shape if rows is None else (rows, *self.shape[1:])
+        return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
+
+
+def place_of(
+    who: str, denoiser: Any, shape: Any, x: Any, device: Any, seed: int, ids: Any, clamp: Any
+) -> Place:
+    """Returns what the arguments of a run say of its tensors.
+
+    Raises:
+        ValueError: what disagrees.
+    """
+    shape, device, dtype = _state_like(who, denoiser, shape, x, device)
+    seed, ids = ops.fold_seed(seed), ids_of(who, ids, shape[0], device)
+    return Place(shape, dtype, device, ids, seed, limits_of(who, clamp))
+
+
 def check_schedules(who: str, plan: Plan, denoiser: Any) -> None:
     """Raises ValueError if plan and denoiser are for different schedules."""
     if plan.schedule != denoiser.schedule:
@@ -33,14 +71,10 @@ def check_schedules(who: str, plan: Plan, denoiser: Any) -> None:
         )
 
 
-def state_like(
+def _state_like(
     who: str, denoiser: Any, shape: Sequence[int] | None, x: torch.Tensor | None, device: Any
 ) -> tuple[tuple[int, ...], torch.device, torch.dtype]:
-    """Returns shape, device and dtype of the state, from what a run was given.
-
-    Raises:
-        ValueError: what disagrees.
-    """
+    """Returns shape, device and dtype of the state."""
     if x is None:
         if shape is None:
             raise ValueError(f"{who}: neither shape nor x is given, but one is needed")
@@ -65,11 +99,7 @@ def state_like(
 
 
 def ids_of(who: str, ids: Any, batch: int, device: torch.device) -> torch.Tensor:
-    """Returns the ids as int64 [B] on the device.
-
-    Raises:
-        ValueError: what disagrees.
-    """
+    """Returns the ids as int64 [B] on the device, or raises ValueError."""
     if ids is None:
         return torch.arange(batch, dtype=torch.int64, device=device)
     try:
@@ -85,11 +115,7 @@ def ids_of(who: str, ids: Any, batch: int, device: torch.device) -> torch.Tensor
 
 
 def limits_of(who: str, clamp: Clamp | None) -> list[float]:
-    """Returns the clamp as the ops take it.
-
-    Raises:
-        ValueError: what disagrees.
-    """
+    """Returns the clamp as the ops take it, or raises ValueError."""
     if clamp is None:
         return []
     low, high = (float(limit) for limit in clamp)
@@ -101,13 +127,8 @@ def limits_of(who: str, clamp: Clamp | None) -> list[float]:
 def check_noise(who: str, noise: Any, refused: dict[str, str]) -> Any:
     """Returns where fresh noise comes from: a name of NOISES, or a callable.
 
-    Args:
-        who: the public function.
-        noise: what the caller asks for.
-        refused: why names of NOISES, or "callable", cannot be had here.
-
     Raises:
-        ValueError: another name; one that cannot be had, and why.
+        ValueError: another name; one that is among `refused`, with the reason that stands there.
     """
     if isinstance(noise, torch.Tensor):
         raise ValueError(
@@ -126,12 +147,7 @@ def check_noise(who: str, noise: Any, refused: dict[str, str]) -> Any:
 
 
 def refuse(who: str, **given: tuple[Any, str]) -> None:
-    """Raises ValueError for an argument that is given although this function has no use for it.
-
-    Args:
-        who: the public function.
-        given: (value, why it cannot be had here) by the argument's name.
-    """
+    """Raises ValueError if an argument, (value, why it cannot be had here), has a value."""
     for name, (value, why) in given.items():
         if value is not None and value is not False:
             raise ValueError(f"{who}: {name} is given but {why}")
@@ -157,16 +173,8 @@ def blame(
 ) -> None:
     """Raises an op's error in the caller's words, if a tensor of the caller's is why; else nothing.
 
-    For an `except` clause: a run without errors does not pay for it.
-
-    Args:
-        error: of the op.
-        where: what the message begins with: the public function and the stage.
-        state: what the tensors have to fit.
-        given: tensors that came from outside, by what the caller would call them.
-
-    Raises:
-        ValueError: naming the tensor.
+    For an `except` clause: a run without errors does not pay for it. `where` is the public function
+    and the stage. `given` are the tensors from outside, by what the caller would call them.
     """
     for name, tensor in given.items():
         complaint = unlike(name, tensor, state)
@@ -188,12 +196,18 @@ def unlike(name: str, tensor: Any, state: torch.Tensor) -> str | None:
     return None
 
 
-def put_initial(
-    state: torch.Tensor, x: torch.Tensor | None, scale: float, seed: int, ids: torch.Tensor
-) -> None:
+def on_rows(arguments: Mapping[str, Any], change: Callable) -> dict[str, Any]:
+    """Returns a network's conditions, with what `change` makes of those that have rows."""
+    return {
+        name: change(value) if isinstance(value, torch.Tensor) and value.dim() else value
+        for name, value in arguments.items()
+    }
+
+
+def put_initial(state: torch.Tensor, x: torch.Tensor | None, scale: float, place: Place) -> None:
     """Writes the initial state: x, or the package's normals times `scale`."""
     if x is None:
-        ops.normal_out(ids, seed, ops.INITIAL_NOISE, scale, state)
+        ops.normal_out(place.ids, place.seed, ops.INITIAL_NOISE, scale, state)
     else:
         state.copy_(x)
 
@@ -201,18 +215,13 @@ def put_initial(
 def put_opening(
     state: torch.Tensor,
     opening: tuple[float, float] | None,
-    seed: int,
-    ids: torch.Tensor,
+    place: Place,
     given: Callable[[], torch.Tensor] | None = None,
 ) -> None:
-    """Moves the initial state to where the first network call stands, in place.
+    """Moves the initial state [B, ...] to where the first network call stands, in place.
 
-    Args:
-        state: [B, ...].
-        opening: weights (keep, fresh) of a lowered plan; None: nothing is to be done.
-        seed: folded.
-        ids: [B] int64.
-        given: returns the normals, in place of the package's own.
+    The opening is the weights (keep, fresh) of a lowered plan. `given` returns the normals, in
+    place of the package's own.
     """
     if opening is None:
         return
@@ -221,24 +230,14 @@ def put_opening(
         ops.combine_out([state, given()], [keep, fresh], [state])
     else:
         noise = [fresh] if fresh else []
-        ops.combine_out([state], [keep], [state], None, ops.OPENING_NOISE, noise, seed, ids)
-
-
-class _NoBar:
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    def update(self, count=1):
-        return None
+        rest = ops.OPENING_NOISE, noise, place.seed, place.ids
+        ops.combine_out([state], [keep], [state], None, *rest)
 
 
 def progress_bar(total: int, name: str, unit: str, wanted: bool) -> Any:
     """Returns tqdm's bar on stderr, or something with its `update` that shows nothing."""
     if not wanted:
-        return _NoBar()
+        return nullcontext(SimpleNamespace(update=lambda count=1: None))
     from tqdm import tqdm
 
     return tqdm(total=total, desc=name, unit=unit)

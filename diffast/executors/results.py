@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
@@ -11,6 +11,12 @@ import torch
 # The status of a sample that is fine. Another status is the number of the network call, from 0,
 # after which the sample failed.
 FINE = -1
+
+
+def what_failed(outputs: Iterable[torch.Tensor]) -> str:
+    """Returns what made a sample's state not finite, given the network's outputs for it."""
+    fine = all(bool(output.isfinite().all()) for output in outputs)
+    return "the state made of a finite network output" if fine else "the network's output"
 
 
 @dataclass(frozen=True)
@@ -45,15 +51,8 @@ class Result:
     ) -> Self:
         """Returns the result with NaN in the rows of failed samples; waits for the device once.
 
-        Args:
-            who: the public function.
-            ids: [B] int64.
-            throw: whether failed samples raise.
-            what: called with (row, status) of a failed sample; returns what happened.
-            kind: of error; None: `NonFiniteError`.
-
-        Raises:
-            FailedSamples: with `throw`, if samples failed.
+        With `throw`, failed samples raise an error of the kind, else `NonFiniteError`. It says of
+        each of them what `what(row, status)` returns.
         """
         if (self.status.cpu().numpy() == FINE).all():  # numpy: a tenth of torch's three small calls
             return self
@@ -122,12 +121,7 @@ class FailedSamples(Exception):
     def __init__(self, message: str, result: Any):
         """Keeps the result."""
         super().__init__(message)
-        self.result = result
-
-    @property
-    def status(self) -> torch.Tensor:
-        """Returns [B] int64, see `Result`."""
-        return self.result.status
+        self.result, self.status = result, result.status
 
 
 class NonFiniteError(FailedSamples, FloatingPointError):

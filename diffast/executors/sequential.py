@@ -8,27 +8,8 @@ from typing import Any, NamedTuple
 import torch
 
 from diffast import ops
-from diffast.executors.context import (
-    Clamp,
-    OnX0,
-    blame,
-    check_noise,
-    check_schedules,
-    hooked,
-    ids_of,
-    limits_of,
-    progress_bar,
-    put_initial,
-    put_opening,
-    state_like,
-    unlike,
-)
-from diffast.executors.results import (
-    FINE,
-    Info,
-    Progress,
-    Samples,
-)
+from diffast.executors import context
+from diffast.executors.results import FINE, Info, Progress, Samples, what_failed
 from diffast.lowering.program import (
     COND,
     NOISE,
@@ -64,8 +45,8 @@ def sample(
     ids: Sequence[int] | torch.Tensor | None = None,
     noise: str | Callable[[int], torch.Tensor] = "counter",
     device: torch.device | str | None = None,
-    clamp: Clamp | None = None,
-    on_x0: OnX0 | None = None,
+    clamp: context.Clamp | None = None,
+    on_x0: context.OnX0 | None = None,
     callback: Callable[[Progress], bool | None] | None = None,
     progress: bool = False,
     throw: bool = True,
@@ -103,9 +84,12 @@ def sample(
         NonFiniteError: at the end of the run, if samples are not finite; its `result` holds the
             others.
     """
-    run = _Run(denoiser, plan, shape, x, device, seed, ids, clamp, on_x0, noise, callback)
+    context.check_schedules("sample", plan, denoiser)
+    context.check_noise("sample", noise, _SOURCES)
+    place = context.place_of("sample", denoiser, shape, x, device, seed, ids, clamp)
+    run = _Run(denoiser, plan, place, on_x0, noise, callback is not None)
     calls, total = 0, len(run.stages)
-    with torch.inference_mode(), progress_bar(total, plan.name, "call", progress) as bar:
+    with torch.inference_mode(), context.progress_bar(total, plan.name, "call", progress) as bar:
         run.start(x)
         while calls < total and run.batch and not run.lost:
             run.stage(calls)
@@ -138,39 +122,30 @@ class _Run:
     Buffers are made outside inference mode, so that the samples are ordinary tensors.
     """
 
-    def __init__(self, denoiser, plan, shape, x, device, seed, ids, clamp, on_x0, noise, callback):
-        check_schedules("sample", plan, denoiser)
-        noise = check_noise("sample", noise, _SOURCES)
-        self.denoiser, self.plan, self.on_x0 = denoiser, plan, on_x0
-        self.shape, self.device, self.dtype = state_like("sample", denoiser, shape, x, device)
+    def __init__(self, denoiser: Denoiser, plan: Plan, place: context.Place, on_x0, noise, preview):
+        self.denoiser, self.plan, self.place, self.on_x0 = denoiser, plan, place, on_x0
+        self.shape, self.dtype, self.device, self.ids, self.seed, self.limits = place
         self.batch = self.shape[0]
-        self.seed = ops.fold_seed(seed)
-        self.ids = ids_of("sample", ids, self.batch, self.device)
         self.draw = noise if callable(noise) else None
         if noise == "path":
             self.draw = path_noise(plan, self.shape, self.seed, self.ids, self.dtype)
-        self.limits = limits_of("sample", clamp)
-        preview = callback is not None
         network_dtype = denoiser.dtype or self.dtype
-        self.program: Program = lower(
-            plan,
-            denoiser,
-            Constraints(
-                clamp=bool(self.limits),
-                hook=on_x0 is not None,
-                preview=preview,
-                given_noise=self.draw is not None,
-                fills_input=True,
-                casts=network_dtype != self.dtype,
-            ),
+        constraints = Constraints(
+            clamp=bool(self.limits),
+            hook=on_x0 is not None,
+            preview=preview,
+            given_noise=self.draw is not None,
+            fills_input=True,
+            casts=network_dtype != self.dtype,
         )
+        self.program: Program = lower(plan, denoiser, constraints)
         self._make_network_input(network_dtype)
         self.gradients = self._gradients()
         self.stages = self.program.stages
         inputs = self.program.inputs
         self.x0s: list[torch.Tensor | None] = [None] * inputs
         if preview or on_x0 is not None or (self.limits and inputs > 1):
-            self.x0s = [self._new() for _ in range(inputs)]
+            self.x0s = [place.empty() for _ in range(inputs)]
         self.x0 = self.x0s[0]
         self.status = torch.full((self.batch,), FINE, dtype=torch.int64, device=self.device)
         # Looked at after every stage on the CPU, where that is free; on a device it would wait for
@@ -182,16 +157,12 @@ class _Run:
         self._prepare_network()
         self._bind()
 
-    def _new(self, batch: int | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:
-        rows = self.batch if batch is None else batch
-        return torch.empty((rows, *self.shape[1:]), dtype=dtype or self.dtype, device=self.device)
-
     def _make_network_input(self, dtype: torch.dtype) -> None:
         """Makes the tensor that the network reads where that is not the state itself."""
         program, self.network_input, self.front = self.program, None, None
         if program.batched:
             parts = (1 + ("both" in program.branches)) * program.inputs
-            self.network_input = self._new(parts * self.batch, dtype)
+            self.network_input = self.place.empty(parts * self.batch, dtype)
         if program.shared:
             self.front = self.network_input[: self.batch]
 
@@ -218,16 +189,8 @@ class _Run:
             self.times.append(parts[0] if len(parts) == 1 else torch.cat(parts))
 
     def _arguments(self, branches: str, inputs: int) -> dict[str, Any]:
-        """Returns the conditions of a call on so many inputs at once."""
         found = self.denoiser.arguments(self.batch, self.device, branches)
-        if inputs == 1:
-            return found
-        return {
-            name: torch.cat([value] * inputs)
-            if isinstance(value, torch.Tensor) and value.dim()
-            else value
-            for name, value in found.items()
-        }
+        return found if inputs == 1 else context.on_rows(found, lambda v: torch.cat([v] * inputs))
 
     def _rows(self, stage: Stage) -> int:
         return (2 if stage.branches == "both" else 1) * len(stage.times) * self.batch
@@ -238,19 +201,20 @@ class _Run:
         While x and y are one tensor it is `home`. When they part, one of them moves. The network
         reads x from its input tensor: where `home` is the front of that one, y moves, else x does.
         """
-        home = self._new() if self.front is None else self.front
+        home = self.place.empty() if self.front is None else self.front
         spare: dict[str, torch.Tensor] = {}  # tensors beside `home`, made when first needed
         at = {X: home, Y: home}
         self.state = home
         self.inputs, self.points, self.calls = [], [], []
         for i, stage in enumerate(self.stages):
             last = i + 1 == len(self.stages)
-            self.inputs.append(self._network_reads(stage, at[X]))
+            whole = self.network_input
+            self.inputs.append(at[X] if whole is None else whole[: self._rows(stage)])
             to = at | {X: home, Y: home}
             if not stage.joined:
                 to[X if self.front is None else Y] = self._spare(spare, "away")
             elif last and self.front is not None:
-                to[X] = to[Y] = self._new()
+                to[X] = to[Y] = self.place.empty()
             for name in (name for call in stage.calls for name in call.targets):
                 if name not in to and not name.startswith((X0, "copy")):
                     to[name] = self._spare(spare, name)
@@ -261,7 +225,7 @@ class _Run:
 
     def _spare(self, spare: dict[str, torch.Tensor], name: str) -> torch.Tensor:
         if name not in spare:
-            spare[name] = self._new()
+            spare[name] = self.place.empty()
         return spare[name]
 
     def _bound(self, call: Call, at: dict, to: dict) -> _Call:
@@ -276,9 +240,6 @@ class _Run:
             NOISE in call.columns,
         )
 
-    def _network_reads(self, stage: Stage, x: torch.Tensor) -> torch.Tensor:
-        return x if self.network_input is None else self.network_input[: self._rows(stage)]
-
     def _copies(self, i: int) -> list[torch.Tensor]:
         """Returns where else x has to be for network call i."""
         if self.network_input is None or i == len(self.stages):
@@ -289,15 +250,15 @@ class _Run:
     def start(self, x: torch.Tensor | None) -> None:
         """Puts the initial state where the network reads it."""
         scale = float(self.plan.schedule.sigma(self.plan.start))
-        put_initial(self.state, x, scale, self.seed, self.ids)
+        context.put_initial(self.state, x, scale, self.place)
         given = None if self.draw is None else lambda: self._drawn(-1)
-        put_opening(self.state, self.program.opening, self.seed, self.ids, given)
+        context.put_opening(self.state, self.program.opening, self.place, given)
         for copy in self._copies(0):
             copy.copy_(self.state)
 
     def _drawn(self, i: int) -> torch.Tensor:
         z = self.draw(i)
-        complaint = unlike("what noise returned", z, self.state)
+        complaint = context.unlike("what noise returned", z, self.state)
         if complaint is not None:
             raise ValueError(f"sample: stage {i}: {complaint}")
         return z.contiguous()
@@ -348,7 +309,9 @@ class _Run:
         try:
             ops.combine_out(xs, call.weights, call.outs, self.status, i, *rest)
         except (RuntimeError, ValueError) as error:
-            blame(error, f"sample: stage {i}", self.state, _named(filled))
+            named = {f"gradient {name[1:]}": g for name, g in filled.items() if name[0] == "g"}
+            named = {"the network's output": filled[COND]} | named
+            context.blame(error, f"sample: stage {i}", self.state, named)
             raise
 
     def _hooked(self, i: int, number: int) -> torch.Tensor:
@@ -358,19 +321,16 @@ class _Run:
             return x0
         rows = self._rows(self.stages[i]) // len(self.stages[i].times)
         times = self.times[i][number * rows :][: self.batch]
-        changed = hooked("sample", self.on_x0, x0, Info(i, times, self.ids))
+        changed = context.hooked("sample", self.on_x0, x0, Info(i, times, self.ids))
         if changed is not x0:
             x0.copy_(changed)
         return x0
 
     def _note_failures(self, i: int, output: torch.Tensor) -> None:
         """Keeps why samples failed at stage i."""
-        bad = (self.status == i).nonzero()[:, 0].tolist()
         rows = output.reshape(-1, self.batch, *self.shape[1:]).transpose(0, 1)
-        for b in bad:
-            fine = bool(rows[b].isfinite().all())
-            what = "the state made of a finite network output" if fine else "the network's output"
-            self.reasons[b] = what
+        for b in (self.status == i).nonzero()[:, 0].tolist():
+            self.reasons[b] = what_failed([rows[b]])
         self.known = self.seen.tobytes()
         self.lost = bool((self.status != FINE).all())
 
@@ -382,9 +342,3 @@ class _Run:
         """Returns why sample b failed, at stage i."""
         what = self.reasons.get(b, "the network's output or the state made of it")
         return f"{what} is not finite at stage {i} (t = {self.stages[i].time:g})"
-
-
-def _named(filled: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Returns the tensors from outside by what a caller would call them."""
-    outputs = {"the network's output": filled[COND]}
-    return outputs | {f"gradient {name[1:]}": g for name, g in filled.items() if name[0] == "g"}

@@ -18,16 +18,7 @@ from typing import NamedTuple
 import torch
 
 from diffast import ops
-from diffast.executors.context import (
-    Clamp,
-    OnX0,
-    blame,
-    check_noise,
-    hooked,
-    ids_of,
-    limits_of,
-    refuse,
-)
+from diffast.executors import context
 from diffast.executors.results import FINE, Info, Samples
 from diffast.lowering.program import Constraints, check_plain_calls, lower
 from diffast.lowering.step_table import (
@@ -81,6 +72,8 @@ class State(NamedTuple):
 
 def _rows(table, first, last, hidden):
     """Returns rows first to last of the written ones, behind the hidden one, contiguous."""
+    if table is None:
+        return None
     rows = table[:, hidden + first : hidden + last]
     if hidden:
         rows = torch.cat([table[:, :hidden], rows], 1)
@@ -118,22 +111,22 @@ class Stepper:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
         noise: str = "counter",
-        clamp: Clamp | None = None,
-        on_x0: OnX0 | None = None,
+        clamp: context.Clamp | None = None,
+        on_x0: context.OnX0 | None = None,
         callback: None = None,
         progress: bool = False,
     ):
         """Multiplies the plans out; see the class."""
         loop = "the loop around `step` is yours: call it there"
-        refuse("Stepper", callback=(callback, loop), progress=(progress, loop))
+        context.refuse("Stepper", callback=(callback, loop), progress=(progress, loop))
         if noise != "given":
-            check_noise("Stepper", noise, _SOURCES)
+            context.check_noise("Stepper", noise, _SOURCES)
         pairs = [(plans, denoiser)] if isinstance(plans, Plan) else list(plans)
         if not pairs:
             raise ValueError("Stepper: 0 plans, but at least 1 is needed")
         self.plans = tuple(plan for plan, _ in pairs)
         self.device, self.dtype, self.given = torch.device(device), dtype, noise == "given"
-        self.limits, self.on_x0 = limits_of("Stepper", clamp), on_x0
+        self.limits, self.on_x0 = context.limits_of("Stepper", clamp), on_x0
         how = Constraints(bool(self.limits), on_x0 is not None, given_noise=self.given)
         for plan, _ in pairs:
             check_plain_calls("Stepper", plan)
@@ -182,7 +175,7 @@ class Stepper:
         if x.device.type != self.device.type:
             raise ValueError(f"Stepper: x is on {x.device} but the stepper is for {self.device}")
         batch = x.shape[0]
-        ids = ids_of("Stepper", ids, batch, self.device)
+        ids = context.ids_of("Stepper", ids, batch, self.device)
         numbers = torch.as_tensor(plan)
         if numbers.dim() not in (0, 1) or (numbers.dim() and tuple(numbers.shape) != (batch,)):
             raise ValueError(
@@ -242,18 +235,16 @@ class Stepper:
         """
         cond, uncond = output if isinstance(output, (tuple, list)) else (output, None)
         self._check(state, cond, uncond, z)
-        given = (t if t is None else t.contiguous() for t in (cond, uncond, z))
-        cond, uncond, z = given
+        cond, uncond, z = (t if t is None else t.contiguous() for t in (cond, uncond, z))
         fixed = [state.y, state.v, state.x, cond, uncond, None, z]
         together = isinstance(state.row, int)
         try:
-            after = (self._step_together if together else self._step_each)(state, fixed)
+            state = (self._step_together if together else self._step_each)(state, fixed)
         except (RuntimeError, ValueError) as error:
             where = f"Stepper: stage {self.stage(state)}" if together else "Stepper"
             named = {"output": cond, "unconditional output": uncond, "z": z}
-            blame(error, where, state.x, {k: t for k, t in named.items() if t is not None})
+            context.blame(error, where, state.x, {k: t for k, t in named.items() if t is not None})
             raise
-        state = after
         return state, self._network_input(state.x), self.time(state)
 
     def _check(self, state, cond, uncond, z, stepping=True):
@@ -310,7 +301,7 @@ class Stepper:
 
     def _hooked(self, x0: torch.Tensor, stage: int | torch.Tensor, state: State) -> torch.Tensor:
         info = Info(stage, self.time(state), state.ids)
-        return hooked("Stepper", self.on_x0, x0, info).to(x0.dtype).contiguous()
+        return context.hooked("Stepper", self.on_x0, x0, info).to(x0.dtype).contiguous()
 
     def _plan_of(self, row: int) -> int:
         return max(p for p, first in enumerate(self.first) if first <= row)
@@ -329,24 +320,15 @@ class Stepper:
             tensors[AT_X0] = self._hooked(x0, words, state)
         xs = [tensors[k] for k in table.columns]
         streams = torch.stack([state.seed, state.ids, words], 1)
-        weights, noise = table.weights[row], None
-        if table.noise is not None:
-            noise = table.noise[row]
+        weights, noise = table.weights[row], None if table.noise is None else table.noise[row]
         status = state.status.clone()
         limits = self.limits if self.on_x0 is None else []
         hidden = int(bool(limits))  # the clamped row 0 is not written
         outs = [torch.empty_like(state.x) for _ in range(weights.shape[1] - hidden)]
         for first in range(0, len(outs), ops.MAX_ROWS - hidden):
             last = first + ops.MAX_ROWS - hidden
-            ops.combine_table_out(
-                xs,
-                _rows(weights, first, last, hidden),
-                None if noise is None else _rows(noise, first, last, hidden),
-                streams,
-                limits,
-                outs[first:last],
-                status,
-            )
+            made, fresh = (_rows(table, first, last, hidden) for table in (weights, noise))
+            ops.combine_table_out(xs, made, fresh, streams, limits, outs[first:last], status)
         *slots, x = outs
         carried = {name: slots.pop() for name in reversed(self.carried)}
         y, v = carried.get(Y, x), carried.get(V)
@@ -454,13 +436,7 @@ class Stepper:
     def table(self) -> Table:
         """Returns every stage of every plan as one table on the device, made once."""
         if self._table is None:
-            self._table = make_table(
-                self.calls,
-                self.first,
-                self._times,
-                self.slots,
-                self.carried,
-                bool(self.limits) and self.on_x0 is None,
-                self.device,
-            )
+            clamp = bool(self.limits) and self.on_x0 is None
+            shape = self.slots, self.carried, clamp, self.device
+            self._table = make_table(self.calls, self.first, self._times, *shape)
         return self._table

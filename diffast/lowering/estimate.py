@@ -11,14 +11,8 @@ COND, UNCOND, X0 = "cond", "uncond", "x0"
 def estimate_row(a: Any, b: Any, scale: Any, x: str = "x") -> dict[str, Any]:
     """Returns the row of d = a x + b (scale cond + (1 - scale) uncond).
 
-    An output whose weight is 0, by a scale of 0.0 or 1.0, has no column: the network is not called
-    for it.
-
-    Args:
-        a: weight of the network's input in the estimate: a number, or an array of any module.
-        b: weight of the guided output, of the same kind.
-        scale: guidance scale: a float that is the same everywhere, or an array.
-        x: the name of the network's input.
+    Numbers may be arrays of any module. An output whose weight is 0, by a float scale of 0.0 or
+    1.0, has no column: the network is not called for it.
     """
     row = {x: a}
     if not isinstance(scale, float) or scale != 0.0:
@@ -31,11 +25,8 @@ def estimate_row(a: Any, b: Any, scale: Any, x: str = "x") -> dict[str, Any]:
 def written_out(row: dict[str, Any], estimate: dict[str, Any], d: str = "d") -> dict[str, Any]:
     """Returns a row in which the estimate d is replaced by the row that makes it.
 
-    Args:
-        row: weights by column.
-        estimate: weights by column of the estimate: `estimate_row`, or {X0: 1.0} where the estimate
-            is a tensor of its own, or the clamped row of the same call.
-        d: the name of the estimate's column.
+    That is an `estimate_row`, or {X0: 1.0} where the estimate is a tensor of its own, or the
+    clamped row of the same call.
     """
     if d not in row:
         return row

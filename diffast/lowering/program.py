@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -31,17 +31,7 @@ from diffast.lowering.estimate import COND, UNCOND, X0, estimate_row
 from diffast.lowering.silent import without_silent_stages
 from diffast.lowering.slots import Slots, last_uses, slot_name
 from diffast.plan import Plan
-from diffast.plan.registers import (
-    NEW,
-    Z1,
-    Z2,
-    H,
-    V,
-    X,
-    Y,
-    input_number,
-    input_register,
-)
+from diffast.plan.registers import NEW, Z1, Z2, H, V, X, Y, input_number, input_register
 
 NOISE = "noise"
 
@@ -190,11 +180,6 @@ _KEPT = 8
 def lower(plan: Plan, outputs: Outputs, constraints: Constraints = Constraints()) -> Program:  # noqa: B008
     """Returns the plan's program for a network: the one place where a plan is multiplied out.
 
-    Args:
-        plan: a solver's matrices.
-        outputs: what the network's output means.
-        constraints: what the executor asks for.
-
     Raises:
         ValueError: given noise for a plan that draws two normals a stage; a stage without a network
             call that cannot be joined to the call before it; what `outputs` raises.
@@ -255,26 +240,16 @@ def _lower(plan: Plan, inputs: list[np.ndarray], constraints: Constraints) -> Pr
         together = joined
     beside = [n for n in (Y, V) if any(n in s.rows or n in s.keeps for s in made)]
     gradients = max((int(c[1:]) for c in plan.columns if c[0] == "g"), default=0)
-    return Program(
-        tuple(made),
-        opening,
-        slots.count,
-        tuple(beside),
-        gradients,
-        len(inputs),
-        frozenset(branches),
-        batched,
-        shared,
-    )
+    found = (opening, slots.count, tuple(beside), gradients, len(inputs), frozenset(branches))
+    return Program(tuple(made), *found, batched, shared)
 
 
 class _Lowered:
     """Rows of one stage over tensors."""
 
     def __init__(self, rows, x0, constraints, slots, together):
-        self.x0, self.slots, self.together = x0, slots, together
+        self.rows, self.x0, self.slots, self.together = rows, x0, slots, together
         self.kept = constraints.clamp or constraints.hook
-        self.rows = rows
         self.estimates = [self.tidy(weights) for weights in x0]
         self.entry = self.multiplied(rows.get(H, {}))
 
@@ -301,7 +276,6 @@ class _Lowered:
         return {} if kind == "z" else {column: 1.0}
 
     def row(self, name) -> Row:
-        """Returns a row of the stage, lowered."""
         row = self.rows[name]
         return self.tidy(self.multiplied(row), row.get(Z1, 0.0), row.get(Z2, 0.0))
 
@@ -368,26 +342,20 @@ def _written(rows, lowered: _Lowered, slot: int, together: bool, last: bool):
     if slot >= 0:
         written[H] = lowered.row(H)
     joined = last or Y not in rows or rows[Y] == rows[X]
+    for name in () if last else (V,) if joined else (Y, V):
+        if rows.get(name) == {name: 1.0}:
+            keeps.add(name)
+        elif rows.get(name):
+            written[name] = lowered.row(name)
     others = [] if last else [name for name in _INPUTS[1:] if rows.get(name)]
-    if not joined:
-        if rows[Y] == {Y: 1.0}:
-            keeps.add(Y)
-        elif rows[Y]:
-            written[Y] = lowered.row(Y)
-    if not last and rows.get(V) == {V: 1.0}:
-        keeps.add(V)
-    elif not last and rows.get(V):
-        written[V] = lowered.row(V)
-    written |= {name: lowered.row(name) for name in others}
-    written[X] = lowered.row(X)
+    written |= {name: lowered.row(name) for name in (*others, X)}
     return written, joined, frozenset(keeps)
 
 
 def _with_copied_state(written: dict[str, Row]) -> dict[str, Row]:
     """Returns the rows with one for y, which leaves the tensor that it shared with x."""
-    copied = {Y: Row({X: 1.0})}
     entry = {H: written[H]} if H in written else {}
-    return entry | copied | {name: row for name, row in written.items() if name != H}
+    return entry | {Y: Row({X: 1.0})} | {name: row for name, row in written.items() if name != H}
 
 
 def _calls(estimates: list[Row], written, slot, copies, held, constraints: Constraints):
@@ -405,13 +373,10 @@ def _calls(estimates: list[Row], written, slot, copies, held, constraints: Const
 
 
 def call_of(rows: list[tuple[str, Row]], order, given_noise: bool = False, clamp=False) -> Call:
-    """Returns the call that makes rows.
+    """Returns the call that makes rows, (target, row) pairs, with sums in the order of the names.
 
-    Args:
-        rows: (target, row) pairs.
-        order: names of tensors in the order of the sums.
-        given_noise: the fresh normal is a column of its own, under the name NOISE.
-        clamp: row 0 is the x0 estimate, whose clamped self is the last column of all rows.
+    With given noise the fresh normal is the column NOISE. With a clamp row 0 is the x0 estimate,
+    whose clamped self is the last column of all rows.
     """
     noise = [row.noise for _, row in rows]
     if given_noise and any(noise):
@@ -441,14 +406,13 @@ def _check_one_normal(plan: Plan, stages) -> None:
             )
 
 
-def identity() -> Any:
-    """Returns outputs that are x0 estimates themselves, without guidance."""
-    return _Identity()
+class Identity:
+    """Outputs that are x0 estimates themselves, without guidance."""
 
-
-class _Identity:
-    def affine(self, times):
+    def affine(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (0, 1)."""
         return np.zeros(len(times)), np.ones(len(times))
 
-    def scales(self, times):
+    def scales(self, times: np.ndarray) -> np.ndarray:
+        """Returns 1."""
         return np.ones(len(times))

@@ -22,18 +22,15 @@ def without_silent_stages(plan: Plan) -> tuple[tuple[float, float] | None, list[
         ValueError: a silent stage that cannot be joined to the call before it.
     """
     stages = _rows_of(plan)
-    silent = (~plan.called.any(axis=1)).tolist()
+    called = plan.called.any(axis=1).tolist()
     first = int(plan.calls[0])
-    opening = None
-    if first:
-        opening = _opening(plan, stages[:first])
     joined: list[Rows] = []
     for i in range(first, plan.stages):
-        if silent[i]:
-            joined[-1] = _product(plan, i, joined[-1], stages[i])
-        else:
+        if called[i]:
             joined.append(stages[i])
-    return opening, joined
+        else:
+            joined[-1] = _product(plan, i, joined[-1], stages[i])
+    return _opening(plan, stages[:first]) if first else None, joined
 
 
 def _rows_of(plan: Plan) -> list[Rows]:

@@ -15,11 +15,7 @@ class Slots:
     """Which slot holds the entry of which stage."""
 
     def __init__(self, last_use: dict[int, int]):
-        """Begins with no entry.
-
-        Args:
-            last_use: the last stage that reads a stage's entry, by the stage that made it.
-        """
+        """Begins with no entry; `last_use` is what `last_uses` returns."""
         self.last_use, self.count = last_use, 0
         self._holds: dict[int, int] = {}  # stage -> slot, the oldest entry first
         self._free: list[int] = []

@@ -26,15 +26,11 @@ class StepCall:
 
     Args:
         columns: register numbers.
-        weights: [rows, columns] flattened: with a clamp the x0 estimate's row first (and one more
-            column, the clamped row); then a row for each of `writes`.
-        noise: [rows, M] flattened, weights of the M fresh normals; empty if there are none.
+        weights, noise: as of a lowered `Call`; with a clamp the x0 estimate's row is first, then
+            come those of `writes`.
         writes: the registers that get a row: h (the entry), y, v, x, in this order where present.
-        keeps: which of y and v stay as they are.
-        slot: where the entry goes; -1: there is none.
-        held: the slots that hold entries when the stage begins, oldest entry first.
-        x0_columns: as `columns`, of the x0 estimate alone.
-        x0_weights: [columns] of the x0 estimate.
+        keeps, slot, held: as of a lowered `Stage`.
+        x0_columns, x0_weights: register numbers and weights of the x0 estimate alone.
         rows: how many rows the call makes.
         clamped: whether row 0 is the x0 estimate, which is clamped.
     """
@@ -57,11 +53,6 @@ class StepCall:
         return bool(self.keeps) or any(name in (Y, V) for name in self.writes)
 
 
-def numbered(program: Program) -> tuple[StepCall, ...]:
-    """Returns the program's stages over register numbers."""
-    return tuple(_numbered(stage) for stage in program.stages)
-
-
 def _numbered(stage: Stage) -> StepCall:
     numbers = {name: k for k, name in enumerate(FIXED)}
     numbers |= {slot_name(slot): len(FIXED) + slot for slot in stage.held}
@@ -80,6 +71,11 @@ def _numbered(stage: Stage) -> StepCall:
         len(main.targets),
         main.clamped,
     )
+
+
+def numbered(program: Program) -> tuple[StepCall, ...]:
+    """Returns the program's stages over register numbers."""
+    return tuple(map(_numbered, program.stages))
 
 
 class Table(NamedTuple):
@@ -122,21 +118,16 @@ def make_table(
     The slots hold the oldest entry first at every stage. The sums of samples at different stages
     then have the order, and so the bits, of a call for one stage.
 
-    Args:
-        calls: every plan's calls, each plan's followed by None.
-        first: each plan's first row.
-        times: [R] model times.
-        slots: how many slots the calls need.
-        carried: which of y and v any plan holds beside x.
-        clamp: whether the x0 estimate's row comes first.
-        device: where the samples are.
+    `first` are the plans' first rows, `times` the model times of all rows, [R]. With a clamp the x0
+    estimate's row comes first.
     """
     real = [call for call in calls if call is not None]
     used = {AT_X, *map(FIXED.index, carried), *(k for call in real for k in call.columns)}
     used |= {len(FIXED) + slot for slot in range(slots)}
     columns = (*sorted(used - {*_LATE}), *(k for k in _LATE if k in used))
     x0_columns = tuple(sorted({k for call in real for k in call.x0_columns}))
-    table = _Rows(columns, slots, carried, int(clamp), len(calls), _normals(real))
+    normals = max((len(call.noise) // call.rows for call in real), default=1) or 1
+    table = _Rows(columns, slots, carried, int(clamp), len(calls), normals)
     x0 = np.zeros((len(calls), 1, len(x0_columns)))
     words, following = np.zeros(len(calls), dtype=np.int64), np.arange(len(calls))
     for row, call in enumerate(calls):
@@ -164,10 +155,6 @@ def make_table(
         put(np.array(times, dtype=np.float64)),
         put(np.array([call is None for call in calls])),
     )
-
-
-def _normals(calls: list[StepCall]) -> int:
-    return max((len(call.noise) // call.rows for call in calls), default=1) or 1
 
 
 class _Rows:
@@ -209,9 +196,7 @@ class _Rows:
         written = [0] * self.hidden + [targets[name] for name in call.writes]
         for n, target in enumerate(written):
             self.weights[row, target] = 0.0
-            self.weights[row, target, places] = call.weights[
-                n * len(places) : (n + 1) * len(places)
-            ]
+            self.weights[row, target, places] = call.weights[n * len(places) :][: len(places)]
             self.noise[row, target, : fresh.shape[1]] = fresh[n]
         for name in self.carried:
             if name in call.keeps:

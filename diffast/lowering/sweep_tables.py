@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
+from diffast.lowering.estimate import COND, UNCOND, X0
 from diffast.lowering.program import (
-    COND,
-    UNCOND,
-    X0,
     Constraints,
+    Identity,
     Outputs,
     Program,
     Row,
     Stage,
     check_plain_calls,
-    identity,
     lower,
 )
 from diffast.lowering.slots import slot_name
@@ -67,12 +66,7 @@ class Tables:
 
 
 def tables_of(plan: Plan, outputs: Outputs, clamp: bool = False) -> Tables:
-    """Returns the plan's tables for a network.
-
-    Args:
-        plan: a solver's matrices.
-        outputs: what the network's output means.
-        clamp: the x0 estimate is clamped before the other rows see it.
+    """Returns the plan's tables for a network; with a clamp of the x0 estimate where one is asked.
 
     Raises:
         ValueError: a plan that carries a state and a momentum beside x; what `check_plain_calls`
@@ -88,21 +82,20 @@ def tables_of(plan: Plan, outputs: Outputs, clamp: bool = False) -> Tables:
     halves = (COND, UNCOND) if program.branches - {COND, UNCOND} else tuple(program.branches)
     halves = (COND, UNCOND) if len(halves) > 1 else halves
     parts = bool(program.carried)
-    entries = max((age for row in _by_age(program) for _, age in _ages(row)), default=0)
+    names = {n for rows in _by_age(program) for row in rows for n in row.weights}
+    entries = max((int(n[3:]) for n in names if n.startswith("age")), default=0)
     noises = 0 if not plan.stochastic else 1
     if any(row.second for stage in program.stages for row in stage.rows.values()):
         noises = 2
     shape = _Shape(entries, parts, noises)
-    weights = shape.table(program, (*halves,), X0 if clamp else None, estimate=True)
-    plain = lower(plan, identity())
-    tails = shape.table(plain, (), COND)
+    weights = shape.table(program, halves, X0 if clamp else None, estimate=True)
+    tails = shape.table(lower(plan, Identity()), (), COND)
     follows = tails[:, :, 1 + parts + entries]
     if clamp:  # the clamped estimate is a column: only what weighs the unclamped one follows
-        raw = shape.table(lower(plan, identity(), Constraints(clamp=True)), (COND,), X0)
+        raw = shape.table(lower(plan, Identity(), Constraints(clamp=True)), (COND,), X0)
         follows = raw[:, :, 1 + parts]
     line = _line(plan)
     a, _ = outputs.affine(plan.call_times)
-    at = [1 + parts + k for k in range(len(halves))]
     return Tables(
         halves,
         weights,
@@ -110,7 +103,7 @@ def tables_of(plan: Plan, outputs: Outputs, clamp: bool = False) -> Tables:
         tails,
         line,
         np.array(a),
-        weights[:, 0, at],
+        weights[:, 0, 1 + parts : 1 + parts + len(halves)].copy(),
         entries,
         noises,
         parts,
@@ -123,26 +116,16 @@ def _by_age(program: Program) -> Iterator[list[Row]]:
     """Yields the rows of each stage, entries named by how many stages ago they were made."""
     made: dict[str, int] = {}
     for i, stage in enumerate(program.stages):
-        yield [_renamed(row, made, i) for row in stage.rows.values()]
+        names = {name: f"age{i - maker}" for name, maker in made.items()}
+        yield [
+            replace(row, weights={names.get(n, n): w for n, w in row.weights.items()})
+            for row in stage.rows.values()
+        ]
         if stage.slot >= 0:
             made[slot_name(stage.slot)] = i
 
 
-def _renamed(row: Row, made: dict[str, int], i: int) -> Row:
-    return Row(
-        {f"age{i - made[n]}" if n in made else n: w for n, w in row.weights.items()},
-        row.noise,
-        row.second,
-    )
-
-
-def _ages(rows: list[Row]) -> list[tuple[str, int]]:
-    names = {name for row in rows for name in row.weights if name.startswith("age")}
-    return [(name, int(name[3:])) for name in names]
-
-
-@dataclass(frozen=True)
-class _Shape:
+class _Shape(NamedTuple):
     """What the rows and columns of a plan's tables are."""
 
     entries: int
@@ -154,11 +137,7 @@ class _Shape:
     ) -> np.ndarray:
         """Returns [S, rows, columns]: (x0 estimate), entry, carried register, x.
 
-        Args:
-            program: whose rows these are.
-            outputs: names of the columns after x.
-            last: name of the column after the entries.
-            estimate: whether the x0 estimate has a row.
+        Columns are the carried register, x, the outputs, the entries and the last one.
         """
         carried = program.carried[0] if self.parts else X
         names = [carried, *[X] * self.parts, *outputs]
@@ -178,8 +157,7 @@ class _Shape:
                 for name, weight in row.weights.items():
                     name = carried if name == X and one else name
                     weights[i, r, names.index(name)] += weight
-                fresh = (row.noise, row.second)[: self.noises]
-                weights[i, r, len(names) :] = fresh
+                weights[i, r, len(names) :] = (row.noise, row.second)[: self.noises]
             one = not self.parts or not _parted(stage, carried)
         return weights
 

@@ -82,11 +82,9 @@ class TrialProgram:
     """What a run of an embedded solver binds to tensors.
 
     Attributes:
-        solver: the method.
         prediction: gives `weights`, the x0 estimate from input and answer at a node.
-        noise: where the noise comes from.
-        hook: whether the x0 estimate is made as a tensor of its own, for a hook.
-        clamp: whether the x0 estimate is clamped.
+        hook, clamp: whether a hook sees the x0 estimate, as a tensor of its own; whether it is
+            clamped.
         held: names of the tensors that go with a sample from trial step to trial step.
         proposals: names of the tensors that a settle table writes.
         sources: names of the tensors that accepted rows are copied from.
@@ -122,11 +120,8 @@ class TrialProgram:
     def input_table(self, step: Step, stages: Stages, rejected: dict, copies: int) -> Table:
         """Returns the table of the network inputs and, with a bridge, of the path's new values.
 
-        Args:
-            step: the samples' trial steps.
-            stages: the calls that samples are at.
-            rejected: positions [B] of remembered points by name, inf where there is none.
-            copies: how many tensors the network input is written to.
+        A network input is written to several tensors, `copies`. The positions of remembered points,
+        [B] by name, are inf where there is none.
         """
         parts = []
         for call, mask in stages:
@@ -164,12 +159,7 @@ class TrialProgram:
         """Returns the table of all that follows the network's answer.
 
         Without a hook, a clamp makes the x0 estimate the first row, and its clamped self the last
-        column.
-
-        Args:
-            step: the samples' trial steps.
-            stages: the calls that samples are at.
-            scale: guidance scale, a float or an array [B].
+        column. The guidance scale is a float or an array [B].
         """
         estimate = self._estimate(step, scale)
         parts = [(mask, self.settle_rows(step, call, estimate)) for call, mask in stages]
@@ -184,13 +174,7 @@ class TrialProgram:
         return SettleTable(table, tolerance, measured)
 
     def settle_rows(self, step: Step, call: int, estimate: Row) -> list[Row]:
-        """Returns the rows of one call, {} where there is none; the last one is the drawn noise.
-
-        Args:
-            step: the samples' trial steps.
-            call: which call.
-            estimate: the row of the x0 estimate.
-        """
+        """Returns the rows of one call, {} where there is none; the last one is the drawn noise."""
         kept = {X0: 1.0} if self.hook or self.clamp else estimate
         rows = {n: written_out(r, kept) for n, r in self.solver.rows_after(step, call).items()}
         made = [row for name, row in rows.items() if name not in JUDGED and not _is_copy(row)]
@@ -213,15 +197,7 @@ class TrialProgram:
 def lower_trial(
     solver: EmbeddedSolver, prediction: Any, noise: TrialNoise, hook: bool, clamp: bool
 ) -> TrialProgram:
-    """Returns the program of a solver's trial steps.
-
-    Args:
-        solver: any embedded solver.
-        prediction: gives `weights(alpha, sigma, dalpha, dsigma)`.
-        noise: where the noise comes from.
-        hook: whether a hook sees the x0 estimate.
-        clamp: whether the x0 estimate is clamped.
-    """
+    """Returns the program of a solver's trial steps; the arguments are its fields."""
     rejected = _rejected_names(noise)
     held = (Y, *solver.carried, *solver.entries, *((HELD, *rejected) if noise.holds else ()))
     moves, most = [], 0
@@ -272,13 +248,9 @@ def _example_rows(solver: EmbeddedSolver) -> list[dict[str, Row]]:
 
 
 def _assemble(step: Step, parts: list, order: tuple[str, ...], last: str | None = None) -> Table:
-    """Returns the table of rows of several calls.
+    """Returns the table of several calls, (mask [B] or None, rows) with as many rows each.
 
-    Args:
-        step: the samples' trial steps.
-        parts: (mask [B] or None, rows) of each call that samples are at; as many rows each.
-        order: names in the order of the sums.
-        last: a name whose column is the clamped row: the last one, and no tensor.
+    Sums have the order of the names. The column `last` is the clamped row, and no tensor.
     """
     used = {name for _, rows in parts for row in rows for name in row}
     columns = tuple(name for name in order if name in used and name != last)
@@ -298,13 +270,9 @@ def _assemble(step: Step, parts: list, order: tuple[str, ...], last: str | None 
 
 
 def numbers(step: Step, height: int, width: int, cells: dict) -> torch.Tensor:
-    """Returns [B, height, width] float64 numbers, 0 but for the given cells.
+    """Returns [B, height, width] float64, 0 but for cells: numbers or arrays [B] by (row, column).
 
-    Args:
-        step: gives the array module, B and the device.
-        height: rows.
-        width: columns.
-        cells: numbers or arrays [B] by (row, column).
+    The step gives the array module, B and the device.
     """
     position = step.start.position
     if step.xp is np:

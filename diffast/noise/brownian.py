@@ -35,7 +35,6 @@ class BrownianPath:
     An increment costs one normal a level and element if it starts at a time of the increment
     before, else two.
 
-
     Args:
         schedule: any schedule, with lam(t).
         shape: [B, ...] of the increments.
@@ -211,15 +210,8 @@ def path_noise(
 ) -> Callable[[int], torch.Tensor] | None:
     """Returns `noise(stage)`, which gives a plan's fresh noise as increments of a path a sample.
 
-    Args:
-        plan: its `spans` are the times of each stage's increment.
-        shape: [B, ...] of the state.
-        seed: any integer of 64 bits.
-        ids: int64 [B] on the device of the state.
-        dtype: of the state.
-
-    Returns:
-        The function, whose tensor is overwritten by its next call; None for a plan without noise.
+    Its tensor [B, ...] is overwritten by its next call. The plan's `spans` are the times of each
+    stage's increment. Returns None for a plan without noise.
 
     Raises:
         ValueError: if the plan puts noise back, as churn and restarts do, or draws two normals a
@@ -246,28 +238,19 @@ def path_noise(
             f"sample: {plan.name} puts noise back at stage {back[0]}, from t = {start:g} to t = "
             f"{end:g}, but a path goes from noise to data"
         )
-    path = BrownianPath(
-        plan.schedule,
-        shape,
-        seed,
-        ids,
-        device=ids.device,
-        dtype=dtype,
-        spans=plan.spans[drawn],
-    )
-    z = torch.empty(tuple(shape), dtype=dtype, device=ids.device)
+    kind = {"device": ids.device, "dtype": dtype}
+    path = BrownianPath(plan.schedule, shape, seed, ids, spans=plan.spans[drawn], **kind)
+    z = torch.empty(tuple(shape), **kind)
     spans = plan.spans[plan.calls].tolist()
     return lambda stage: path.increment(*spans[stage], out=z)
 
 
 def _streams(seed, ids, batch: int) -> torch.Tensor:
     """Returns (seed, id, 0) of every sample, int64 [B, 3]."""
-    if np.ndim(seed) == 0:
-        seeds = [ops.fold_seed(seed)] * batch
-        ids = range(batch) if ids is None else ids
-    else:
-        seeds = [ops.fold_seed(one) for one in seed]
-        ids = [0] * batch if ids is None else ids
+    one = np.ndim(seed) == 0
+    seeds = [ops.fold_seed(n) for n in ([seed] * batch if one else seed)]
+    if ids is None:
+        ids = range(batch) if one else [0] * batch
     if len(seeds) != batch or len(ids) != batch:
         raise ValueError(f"BrownianPath: {len(seeds)} seeds and {len(ids)} ids for {batch} samples")
     ids = torch.as_tensor(ids, dtype=torch.int64).reshape(batch, 1)

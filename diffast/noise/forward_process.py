@@ -55,12 +55,6 @@ def add_noise(
         return ops.combine_table([x0, noise.contiguous()], table, None, None, [])[0]
     known = torch.arange(batch) if ids is None else torch.as_tensor(ids, dtype=torch.int64)
     known = known.to(x0.device)
-    streams = torch.stack(
-        [
-            torch.full_like(known, ops.fold_seed(seed)),
-            known,
-            torch.full_like(known, ops.INITIAL_NOISE),
-        ],
-        1,
-    )
+    seeds, words = (torch.full_like(known, n) for n in (ops.fold_seed(seed), ops.INITIAL_NOISE))
+    streams = torch.stack([seeds, known, words], 1)
     return ops.combine_table([x0], alpha, sigma, streams, [])[0]

@@ -79,7 +79,7 @@ def _check_names(plan: Plan) -> None:
     keys = [column_key(name) for name in plan.columns]
     if keys != sorted(set(keys)):
         raise ValueError(f"Plan {plan.name}: columns = {plan.columns}, but they must be in order")
-    inputs = [input_register(e) for e in range(plan.called.shape[1])]
+    inputs = _inputs(plan)
     for name in (*inputs, Y, V):
         if (name in plan.rows) != (name in plan.columns):
             where = "a row" if name in plan.rows else "a column"
@@ -91,13 +91,17 @@ def _check_names(plan: Plan) -> None:
 
 def _check_calls(plan: Plan) -> None:
     if not plan.nfe or (plan.called[:, 1:] > plan.called[:, :1]).any():
-        inputs = [input_register(e) for e in range(plan.called.shape[1])]
         raise ValueError(
             f"Plan {plan.name}: the stages call the network on {plan.called.sum(0).tolist()} of "
-            f"{inputs}, but one must call it, and on x before any other"
+            f"{_inputs(plan)}, but one must call it, and on x before any other"
         )
     if not 1 <= plan.steps <= plan.nfe:
         raise ValueError(f"Plan {plan.name}: {plan.steps} steps, but {plan.nfe} network calls")
+
+
+def _inputs(plan: Plan) -> list[str]:
+    """Returns the registers that the network is called on: x, x2 .."""
+    return [input_register(e) for e in range(plan.called.shape[1])]
 
 
 def check_numbers(plan: Plan) -> None:
@@ -160,8 +164,7 @@ def _check_blocks(plan):
 
 def _check_inputs(plan: Plan) -> None:
     """Refuses calls on what holds nothing."""
-    for e in range(1, plan.called.shape[1]):
-        name = input_register(e)
+    for e, name in enumerate(_inputs(plan)):
         wrong = plan.called[:, e] & ~_holds(plan, name)
         if wrong.any():
             raise ValueError(
@@ -213,11 +216,7 @@ def _holds(plan: Plan, register: str) -> np.ndarray:
 def _readable(plan: Plan, column: str, entry: np.ndarray, made: np.ndarray) -> np.ndarray:
     """Returns whether each stage may weigh a column, [S].
 
-    Args:
-        plan: any plan.
-        column: its name.
-        entry: whether each stage makes an entry, [S].
-        made: how many there are before it, [S].
+    `entry` is whether each stage makes an entry, `made` how many there are before it, [S].
     """
     if column[0] in "dg":
         return plan.called[:, input_number(_needed(column))]
@@ -273,8 +272,7 @@ class _Held:
         for c, name in enumerate(plan.columns):
             if name[0] in "xyv":
                 before = plan.levels[:-1, plan.rows.index(name)]
-                self.x0[:, c] = np.append(start[0], before[:, 0])
-                self.noise[:, c] = np.append(start[1], before[:, 1])
+                self.x0[:, c], self.noise[:, c] = np.vstack([start, before]).T
             elif name[0] == "d":
                 self.x0[:, c] = plan.called[:, input_number(name)]
             elif name in (Z1, Z2):
@@ -307,12 +305,9 @@ class _Held:
 def _checked_rows(plan):
     """Yields (register, its rows [S, C], whether it holds something [S], its levels [S, 2])."""
     for r, name in enumerate(plan.rows):
-        if name == H:
-            continue
-        rows = plan.matrix[:, r]
-        levels = plan.levels[:, r]
-        written = rows.any(1) if name != X else np.ones(plan.stages, dtype=bool)
-        yield name, rows, written, levels
+        if name != H:
+            rows = plan.matrix[:, r]
+            yield name, rows, rows.any(1) | (name == X), plan.levels[:, r]
 
 
 def _check_x0(plan, holds):
@@ -320,8 +315,7 @@ def _check_x0(plan, holds):
         has, scale = _dot(rows, holds.x0), _dot(np.abs(rows), holds.size)
         want = levels[:, 0]
         wrong = written & ~(np.abs(has - want) <= TOLERANCE_X0 * scale)
-        if wrong.any():
-            _refuse(plan, name, wrong, "x0 with weight", has, "alpha", want)
+        _refuse(plan, name, wrong, "x0 with weight", has, "alpha", want)
 
 
 def _check_noise(plan, holds):
@@ -333,8 +327,7 @@ def _check_noise(plan, holds):
             has = np.sqrt(has**2 + _dot(made[:, 1:], made[:, 1:]))
         scale, want = _dot(np.abs(rows), holds.noise), levels[:, 1]
         wrong = written & ~(np.abs(has - want) <= TOLERANCE_NOISE * scale)
-        if wrong.any():
-            _refuse(plan, name, wrong, "noise of level", has, "sigma", want)
+        _refuse(plan, name, wrong, "noise of level", has, "sigma", want)
         _check_least(plan, name, rows, scale)
     if H in plan.rows:
         rows = np.abs(plan.matrix[:, 0])
@@ -344,20 +337,20 @@ def _check_noise(plan, holds):
 def _check_least(plan, name, rows, scale):
     """Refuses fresh noise so small beside the scale [S] of its row that it must be a slip."""
     for z in (Z1, Z2):
-        if z not in plan.columns:
-            continue
-        fresh, least = np.abs(rows[:, plan.columns.index(z)]), LEAST_NOISE * scale
-        wrong = (fresh > 0) & (fresh < least)
-        if wrong.any():
+        if z in plan.columns:
+            fresh, least = np.abs(rows[:, plan.columns.index(z)]), LEAST_NOISE * scale
+            wrong = (fresh > 0) & (fresh < least)
             _refuse(plan, name, wrong, "fresh noise of weight", fresh, "0 or at least", least)
 
 
 def _refuse(plan: Plan, name: str, wrong: np.ndarray, what: str, has: Any, other: str, want: Any):
-    i = int(np.argmax(wrong))
-    raise ValueError(
-        f"Plan {plan.name}: stage {i}: {name} holds {what} {float(has[i])!r}, but it must be "
-        f"{other} = {float(want[i])!r}"
-    )
+    """Refuses the first stage that is wrong, if any."""
+    if wrong.any():
+        i = int(np.argmax(wrong))
+        raise ValueError(
+            f"Plan {plan.name}: stage {i}: {name} holds {what} {float(has[i])!r}, but it must be "
+            f"{other} = {float(want[i])!r}"
+        )
 
 
 def _dot(a, b):

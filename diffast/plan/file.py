@@ -74,11 +74,7 @@ def load(path: str | PathLike) -> Plan:
 
 
 def _fields(path: Path, body: dict, arrays, numbers, optional) -> dict[str, Any]:
-    """Returns the fields of a file, None for those that are not there.
-
-    Raises:
-        ValueError: a field that is missing, unknown or of another kind.
-    """
+    """Returns the fields of a file, None for those that are not there; raises ValueError."""
     wanted = {"format", "version", "schedule", *arrays, *numbers}
     missing = sorted(wanted - {*body} - {*optional})
     unknown = sorted({*body} - wanted)

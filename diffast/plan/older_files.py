@@ -45,11 +45,7 @@ OPTIONAL = ("error", "direct", "second", "blocks")
 
 
 def convert(schedule: Any, old: dict[str, Any]) -> dict[str, Any]:
-    """Returns the fields of a `Plan` that says what an older file says.
-
-    Args:
-        schedule: the file's schedule.
-        old: the file's fields, arrays as float64 or int.
+    """Returns the fields of a `Plan` that says what an older file's fields say.
 
     Raises:
         ValueError, IndexError: arrays whose shapes do not fit together.
@@ -62,9 +58,8 @@ def convert(schedule: Any, old: dict[str, Any]) -> dict[str, Any]:
     stands = levels_of(schedule, np.append(times, old["end"]))
     # Behind them what -2 and -1 mean.
     anchored = np.concatenate([stands, [MOMENTUM_LEVEL, X0_LEVEL]])[old["anchor_at"]]
-    joined = np.array_equal(anchored, stands[1:])
-    joined = joined and np.array_equal(point, anchor) and np.array_equal(direct[:, 0], direct[:, 1])
-    joined = joined and np.array_equal(second[:, 0], second[:, 1])
+    pairs = ((anchored, stands[1:]), (point, anchor), direct.swapaxes(0, 1), second.T)
+    joined = all(np.array_equal(a, b) for a, b in pairs)
     state = X if joined else Y
 
     def row(table, beside, other):
@@ -136,11 +131,9 @@ def _opened(schedule: Any, fields: dict[str, Any], opening: list[float]) -> dict
         matrix = np.insert(matrix, place, 0.0, axis=2)
     first = np.zeros((1, *matrix.shape[1:]))
     level = np.full((1, len(names), 2), np.nan)
-    for name in (X, Y):
-        if name in names:
-            first[0, names.index(name), columns.index(X)] = opening[0]
-            first[0, names.index(name), columns.index(Z1)] = opening[1]
-            level[0, names.index(name)] = levels_of(schedule, fields["times"][0])
+    for r in [names.index(name) for name in (X, Y) if name in names]:
+        first[0, r, columns.index(X)], first[0, r, columns.index(Z1)] = opening
+        level[0, r] = levels_of(schedule, fields["times"][0])
     if ERROR in names:
         level[0, names.index(ERROR)] = ERROR_LEVEL
     span = [[fields["start"], fields["times"][0]]]

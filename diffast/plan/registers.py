@@ -22,7 +22,7 @@ same columns: nothing is overwritten before every row is done.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -86,20 +86,23 @@ def entry_column(age: int) -> str:
 def pack(rows: Mapping[str, Row], stages: int) -> tuple[tuple, tuple, np.ndarray]:
     """Returns (row names, column names, matrix [S, R, C]) of rows {register: {column: weight}}.
 
-    Args:
-        rows: a weight is a number or an array [S].
-        stages: S.
+    A weight is a number or an array [S].
     """
-    names = tuple(name for name in ROWS if name in rows)
-    used = {column for row in rows.values() for column in row}
-    # A register that is written can be read, and keeps its value by a weight of 1 on itself.
-    used |= {name for name in names if name not in (H, ERROR)}
-    columns = tuple(sorted(used, key=column_key))
+    names, columns = _names([rows])
     matrix = np.zeros((stages, len(names), len(columns)))
     for r, name in enumerate(names):
         for column, weight in rows[name].items():
             matrix[:, r, columns.index(column)] = weight
     return names, columns, matrix
+
+
+def _names(stages: Sequence[Mapping[str, Row]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the names of the rows of all stages, and of the columns that these weigh."""
+    written = set().union(*stages)
+    used = set().union(*[row for rows in stages for row in rows.values()])
+    # A register that is written can be read, and keeps its value by a weight of 1 on itself.
+    used |= written - {H, ERROR}
+    return tuple(n for n in ROWS if n in written), tuple(sorted(used, key=column_key))
 
 
 def levels_of(schedule: Any, times: Any) -> np.ndarray:
@@ -122,15 +125,8 @@ def one_call_plan(
 ) -> Plan:
     """Returns the plan of a method with one network call a step; weights are numbers or arrays [N].
 
-    Args:
-        name: what people call it.
-        schedule: any schedule.
-        grid: [N+1] model times, checked.
-        x: row of the next x.
-        h: row of the entry; None: {"d": 1} where x weighs entries.
-        y: row of the step's state, where it is no x.
-        y_at: the (alpha, sigma) that y holds.
-        options: further fields of `Plan`.
+    The grid is [N+1] model times, checked. x, h and y are rows. Without h it is {"d": 1} where x
+    weighs entries. y holds the (alpha, sigma) `y_at`. Options are further fields of `Plan`.
     """
     from diffast.plan.plan import Plan
 
@@ -149,15 +145,10 @@ def one_call_plan(
 
 
 class Stages:
-    """A plan's stages as they are added one after another, rows written by name.
-
-    Args:
-        schedule: any schedule.
-        start: model time of the initial state, which x and y hold at first.
-    """
+    """A plan's stages as they are added one after another, rows written by name."""
 
     def __init__(self, schedule: Any, start: float):
-        """Begins without a stage."""
+        """Begins without a stage; x and y hold the initial state, at the model time `start`."""
         self.schedule, self.start = schedule, float(start)
         self.times: list[float | tuple[float, ...]] = []
         self.rows: list[dict[str, Any]] = []
@@ -219,22 +210,11 @@ class Stages:
         self.end = float(to)
 
     def plan(self, name: str, steps: int, **options: Any) -> Plan:
-        """Returns the plan of all stages.
-
-        Args:
-            name: what people call it.
-            steps: number of grid intervals.
-            options: further fields of `Plan`.
-        """
+        """Returns the plan of all stages, of so many grid intervals; options are fields of it."""
         from diffast.plan.plan import Plan
 
         stages = self._settled()
-        written = set().union(*stages)
-        names = tuple(name for name in ROWS if name in written)
-        used = set().union(*[row for rows in stages for row in rows.values()])
-        used |= written - {H, ERROR}
-        columns = tuple(sorted(used, key=column_key))
-        matrix = _matrix(stages, names, columns)
+        names, columns = _names(stages)
         levels = np.full((len(stages), len(names), 2), np.nan)
         for r, register in enumerate(names):
             if register != H:
@@ -246,7 +226,7 @@ class Stages:
             "spans": self.spans,
             "rows": names,
             "columns": columns,
-            "matrix": matrix,
+            "matrix": _matrix(stages, names, columns),
             "levels": levels,
         }
         return Plan(schedule=self.schedule, name=name, steps=steps, **(fields | options))
@@ -259,8 +239,7 @@ class Stages:
         names = ({} if self.apart else {Y: X}) | ({NEW: D} if not remembers else {})
         stages = []
         for rows, time in zip(self.rows, self.times, strict=True):
-            silent = time != time
-            if remembers and H not in rows and not silent:
+            if remembers and H not in rows and time == time:  # no silent stage
                 rows = rows | {H: {D: 1.0}}
             if names:
                 kept = {name: row for name, row in rows.items() if self.apart or name != Y}
@@ -319,9 +298,7 @@ def _renamed(row: Row, names: Mapping[str, str]) -> Row:
 def entries(weights: np.ndarray, first: int = 0) -> dict[str, np.ndarray]:
     """Returns the part of a row that weighs entries, newest first, of weights [N, n] or [n].
 
-    Args:
-        weights: of the entries h{first}, h{first + 1} ...
-        first: age of the first one; 0 is the stage's own entry.
+    They are those of h{first}, h{first + 1} ..; h0 is the stage's own entry.
     """
     weights = np.asarray(weights, dtype=np.float64)
     if weights.ndim == 1:

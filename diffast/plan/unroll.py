@@ -35,9 +35,8 @@ def propagate(plan: Plan, estimates: bool) -> dict[str, np.ndarray]:
     """
     normals, inputs = _normals(plan), plan.called.shape[1] * estimates
     if inputs or normals:
-        made = _propagated(
-            plan, _sources(plan, inputs, normals), 1 + plan.stages * (inputs + len(normals))
-        )
+        width = 1 + plan.stages * (inputs + len(normals))
+        made = _propagated(plan, _sources(plan, inputs, normals), width)
     else:
         made = _of_the_state(plan)
     return {name: made[:, r] for r, name in enumerate(plan.rows)}

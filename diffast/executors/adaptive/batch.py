@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from diffast.executors.context import Place
 from diffast.ops.schema import RUNNING
 
 # On a device the statuses are copied to the host once in so many rounds.
@@ -27,54 +28,37 @@ def on_host(device: torch.device) -> bool:
 class Batch:
     """Tensors by name, and the control of each row.
 
-    Args:
-        shape: [B, ...] of a tensor.
-        dtype: of the tensors.
-        device: of everything.
-        held: names of the tensors that go with a sample from trial step to trial step. They are
-            zero at first.
-        passing: names of those that are made anew in every round.
-        control: [B, C] float64, see `diffast.ops.schema.CONTROLS`.
-        counts: [B, N] int64, see `diffast.ops.schema.COUNTS`.
-        streams: [B, 3] int64.
-        compact: whether samples leave before all are done.
-        leave: called with (rows, statuses) of those that leave, before their rows are reused.
-        moved: called after rows were removed or moved.
+    Tensors that are held go with a sample from trial step to trial step, and are zero at first.
+    Those that are passing are made anew in every round. Records are "control" [B, C] float64 and
+    "counts" [B, N] int64, see `CONTROLS` and `COUNTS` of `diffast.ops.schema`, and "streams" [B, 3]
+    int64. With `compact` samples leave before all are done: `leave` is called with (rows, statuses)
+    before their rows are reused, `moved` after rows were removed or moved.
     """
 
     def __init__(
         self,
-        shape: Sequence[int],
-        dtype: torch.dtype,
-        device: torch.device,
-        *,
+        place: Place,
         held: Sequence[str],
         passing: Sequence[str],
-        control: torch.Tensor,
-        counts: torch.Tensor,
-        streams: torch.Tensor,
+        records: dict[str, torch.Tensor],
         compact: bool,
         leave: Callable,
         moved: Callable,
     ):
         """Makes the tensors; all samples are in the batch."""
+        device, count = place.device, place.shape[0]
         self.device, self.on_host, self.compact = device, on_host(device), compact
         self.held, self.leave, self.moved = held, leave, moved
-        self.tensors = {
-            name: torch.empty(shape, dtype=dtype, device=device) for name in (*held, *passing)
-        }
+        self.tensors = {name: place.empty() for name in (*held, *passing)}
         for name in held:
             self.tensors[name].zero_()
-        self.records = {
-            "control": control,
-            "counts": counts,
-            "streams": streams,
-            "norms": torch.zeros((shape[0], 2), dtype=torch.float64, device=device),
-            "status": torch.full((shape[0],), -1, dtype=torch.int64, device=device),
+        self.records = records | {
+            "norms": torch.zeros((count, 2), dtype=torch.float64, device=device),
+            "status": torch.full((count,), -1, dtype=torch.int64, device=device),
         }
-        self.samples = np.arange(shape[0])  # which sample each row is
+        self.samples = np.arange(count)  # which sample each row is
         self.waiting = None
-        self.look(shape[0])
+        self.look(count)
 
     def look(self, size: int) -> None:
         """Makes the views of the first rows that the rounds work on."""
@@ -82,10 +66,8 @@ class Batch:
         self.view = {name: tensor[:size] for name, tensor in self.tensors.items()}
         self.now = {name: record[:size] for name, record in self.records.items()}
         # On the host numpy sees the same memory; its small operations cost half of torch's.
-        names = ("control", "counts")
-        self.control, self.counts = (
-            self.now[name].numpy() if self.on_host else self.now[name] for name in names
-        )
+        told = self.now["control"], self.now["counts"]
+        self.control, self.counts = (t.numpy() if self.on_host else t for t in told)
 
     def poll(self, rounds: int) -> None:
         """Lets samples leave that are known to be done."""

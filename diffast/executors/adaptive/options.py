@@ -82,11 +82,7 @@ class AdaptiveOptions:
                 raise ValueError(f"sample_adaptive: {name} is {value} but must be above 0")
 
     def controller_for(self, solver: EmbeddedSolver) -> dict:
-        """Returns the numbers of the step-size rule for a method.
-
-        Raises:
-            ValueError: an unknown controller or number; a least step above the largest.
-        """
+        """Returns the numbers of the step-size rule for a method, or raises ValueError."""
         changes, rule = self.controller or {}, solver.controller
         if isinstance(changes, str):
             if changes not in controllers.NAMED:
@@ -108,11 +104,7 @@ class AdaptiveOptions:
         return rule
 
     def noise_for(self, solver: EmbeddedSolver) -> TrialNoise:
-        """Returns where a method's noise comes from.
-
-        Raises:
-            ValueError: a kind of noise that the method does not have.
-        """
+        """Returns where a method's noise comes from; raises ValueError where it cannot."""
         noise = "bridge"
         if self.noise is not None:
             refused = _SOURCES | self._noise_refused(solver)
@@ -127,18 +119,16 @@ class AdaptiveOptions:
 
     def _noise_refused(self, solver: EmbeddedSolver) -> dict[str, str]:
         """Returns why a method cannot have a kind of noise, by kind."""
-        name = solver.name
+        name, refused = solver.name, {}
         if solver.noise != "input":
             what = "draws none" if solver.noise == "none" else "draws it after the decision"
             return dict.fromkeys(("path", "bridge"), f"{name} {what}")
-        rejected = (
-            f"steps of {name} may be rejected, after which a draw has to agree with the last one: "
-            "use 'bridge' or 'path'"
-        )
-        biased = (
-            f"{name} is never run with noise drawn anew after a rejection, which makes the law "
-            "wrong"
-        )
-        return ({"counter": rejected} if self.reject else {}) | (
-            {} if solver.allows_redraw else {"redraw": biased}
-        )
+        if self.reject:
+            refused["counter"] = (
+                f"steps of {name} may be rejected, after which a draw has to agree with the last "
+                "one: use 'bridge' or 'path'"
+            )
+        if not solver.allows_redraw:
+            again = "noise drawn anew after a rejection, which makes the law wrong"
+            refused["redraw"] = f"{name} is never run with {again}"
+        return refused

@@ -19,14 +19,7 @@ PATH_CELL = 2.0 * PATH_RANGE / 2.0**PATH_DEPTH  # between two nodes of a path, i
 def draw_start(
     step: Step, streams: torch.Tensor, increment_out: torch.Tensor, value_out: torch.Tensor
 ) -> None:
-    """Writes the path's values where the samples stand.
-
-    Args:
-        step: its start is where the samples stand.
-        streams: [B, 3] of the samples.
-        increment_out: overwritten, of no use.
-        value_out: [B, ...] the values.
-    """
+    """Writes the path's values [B, ...] at the step's start; `increment_out` is overwritten too."""
     end = _tree_nodes(step.xp, step.start.lam)
     _draw(step, 0.0 * end - 1.0, end, streams, None, increment_out, value_out)
 
@@ -38,14 +31,9 @@ def draw_step(
     increment_out: torch.Tensor,
     value_out: torch.Tensor,
 ) -> None:
-    """Writes the path's values at the tree's nodes nearest to the steps' ends.
+    """Writes the steps' N(0, 1) noise, and the path's values at their ends' nearest nodes.
 
-    Args:
-        step: the samples' trial steps.
-        streams: [B, 3] of the samples.
-        held: [B, ...] the values at the steps' starts.
-        increment_out: [B, ...] the N(0, 1) noise of the steps.
-        value_out: [B, ...] the values at the ends.
+    All are [B, ...]; `held` are the values at the steps' starts.
     """
     start, end = (_tree_nodes(step.xp, node.lam) for node in (step.start, step.end))
     _draw(step, start, end, streams, held, increment_out, value_out)

@@ -11,7 +11,7 @@ occasional copy of the statuses that is not waited for.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,24 +21,13 @@ from diffast.executors.adaptive import path
 from diffast.executors.adaptive.batch import Batch, on_host
 from diffast.executors.adaptive.options import AdaptiveOptions
 from diffast.executors.adaptive.time_variable import DeviceTimeVariable, TimeInterval
-from diffast.executors.context import blame, hooked, put_initial
+from diffast.executors.context import Place, blame, hooked, on_rows, put_initial
 from diffast.executors.results import Info, Progress
 from diffast.lowering.estimate import COND, UNCOND, X0, estimate_row
 from diffast.lowering.trial_steps import NOISE, SettleTable, Stages, TrialProgram
 from diffast.model.denoiser import Denoiser, time_dtype
-from diffast.ops.schema import (
-    CONTROLS,
-    COUNTS,
-    ERROR_FORMS,
-    ERROR_NORMS,
-    FAILED_CALLS,
-    FAILED_FINITE,
-    FAILED_STEP,
-    FINISHED,
-    FLAGS,
-    RULE,
-    RUNNING,
-)
+from diffast.ops import schema
+from diffast.ops.schema import CONTROLS, COUNTS, FAILED_FINITE, FINISHED, RUNNING
 from diffast.solvers.embedded import Node, Step
 from diffast.solvers.embedded.bridge import HELD, NEW
 
@@ -46,38 +35,15 @@ STATUSES = {
     RUNNING: "running",
     FINISHED: "finished",
     FAILED_FINITE: "not finite",
-    FAILED_STEP: "step too small",
-    FAILED_CALLS: "too many calls",
+    schema.FAILED_STEP: "step too small",
+    schema.FAILED_CALLS: "too many calls",
 }
-
-
-class Place(NamedTuple):
-    """What a run's tensors are, and whose noise they get.
-
-    Attributes:
-        shape, dtype, device: of the state.
-        ids: [B] int64 on the device.
-        seed: folded.
-        limits: clamp of the x0 estimate, or nothing.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    ids: torch.Tensor
-    seed: int
-    limits: list[float]
 
 
 class AdaptiveRun:
     """The tensors of one run and its rounds.
 
-    Args:
-        denoiser: the network and what it predicts.
-        program: the method's trial steps; its controller is the run's.
-        interval: positions of the method's kind.
-        place: what the tensors are.
-        options: of the run.
+    The program's controller is the run's; the interval has positions of the method's kind.
     """
 
     def __init__(
@@ -89,7 +55,7 @@ class AdaptiveRun:
         options: AdaptiveOptions,
     ):
         """Settles what the rounds need; no network call yet."""
-        self.denoiser, self.program, self.interval = denoiser, program, interval
+        self.denoiser, self.program, self.interval, self.place = denoiser, program, interval, place
         self.solver, self.noise = program.solver, program.noise.kind
         self.shape, self.dtype, self.device, self.ids, self.seed, self.limits = place
         self.options, self.on_x0 = options, options.on_x0
@@ -98,18 +64,9 @@ class AdaptiveRun:
         self._prepare_guidance()
         self._prepare_rule()
         self._prepare_network_input()
-        self.out = torch.empty(self.shape, dtype=self.dtype, device=self.device)
-        self.batch = Batch(
-            self.shape,
-            self.dtype,
-            self.device,
-            held=program.held,
-            passing=program.passing,
-            **self._begin(),
-            compact=options.compact,
-            leave=self._take,
-            moved=self._moved,
-        )
+        self.out = place.empty()
+        held, passing, records = program.held, program.passing, self._begin()
+        self.batch = Batch(place, held, passing, records, options.compact, self._take, self._moved)
         self._moved()
         self.trace = [] if options.trace else None
         self.rounds = 0
@@ -137,18 +94,17 @@ class AdaptiveRun:
             "final": int(options.denoise),
             "most_calls": int(options.max_calls),
         }
-        self.rule = [float(rule[name]) for name in RULE]
-        self.flags = [int(rule[name]) for name in FLAGS]
+        self.rule = [float(rule[name]) for name in schema.RULE]
+        self.flags = [int(rule[name]) for name in schema.FLAGS]
+        form, norm = solver.error_form, solver.error_norm
+        self.error_kind = schema.ERROR_FORMS.index(form), schema.ERROR_NORMS.index(norm)
 
     def _prepare_network_input(self) -> None:
         """Makes the tensor that the network reads, where it cannot read the program's x."""
         wanted, both = self.denoiser.dtype or self.dtype, self.branches == "both"
         self.network_input = None
         if both or wanted != self.dtype:
-            rows = (1 + both) * self.shape[0]
-            self.network_input = torch.empty(
-                (rows, *self.shape[1:]), dtype=wanted, device=self.device
-            )
+            self.network_input = self.place.empty((1 + both) * self.shape[0], wanted)
         self.conditions = self.denoiser.arguments(self.shape[0], self.device, self.branches)
 
     def _begin(self) -> dict[str, torch.Tensor]:
@@ -187,10 +143,7 @@ class AdaptiveRun:
             rows = torch.from_numpy(batch.samples[: batch.size]).to(self.device)
             both = self.branches == "both"
             rows = torch.cat([rows, rows + self.shape[0]]) if both else rows
-            self.arguments = {
-                name: value[rows] if isinstance(value, torch.Tensor) and value.dim() else value
-                for name, value in self.conditions.items()
-            }
+            self.arguments = on_rows(self.conditions, lambda value: value[rows])
 
     # The start: call 0, at the first model time.
 
@@ -200,7 +153,7 @@ class AdaptiveRun:
         status, size = self.batch.now["status"], self.batch.size
         times = np.array([float(schedule.t_start)])
         y, d, sigma = view["y"], view["proposal0"], float(schedule.sigma(times)[0])
-        put_initial(y, x, sigma, self.seed, self.ids)
+        put_initial(y, x, sigma, self.place)
         for tensor in (view["x"], *self._network_parts()):
             tensor.copy_(y)
         answers = self._ask(torch.from_numpy(times).to(self.device).expand(size))
@@ -238,9 +191,7 @@ class AdaptiveRun:
         if self.network_input is None:
             return ()
         size = self.batch.size
-        if self.branches != "both":
-            return (self.network_input[:size],)
-        return self.network_input[: 2 * size].split(size)
+        return self.network_input[: (1 + (self.branches == "both")) * size].split(size)
 
     def _ask(self, times: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns the network's answers by name, for what lies in its input tensor."""
@@ -280,19 +231,9 @@ class AdaptiveRun:
         if self.trace is not None:
             rows = self.batch.samples[: self.batch.size].copy()
             before = rows, now["control"].clone(), now["counts"].clone()
-        ops.accept(
-            now["norms"],
-            now["status"],
-            self.rule,
-            self.flags,
-            program.moves,
-            program.memory,
-            self.sources,
-            now["control"],
-            now["counts"],
-            now["streams"],
-            self.targets,
-        )
+        told = self.rule, self.flags, program.moves, program.memory, self.sources
+        kept = now["control"], now["counts"], now["streams"], self.targets
+        ops.accept(now["norms"], now["status"], *told, *kept)
         if self.trace is not None:
             self.trace.append((*before, now["counts"].clone(), now["control"].clone()))
         self.batch.poll(self.rounds)
@@ -315,15 +256,10 @@ class AdaptiveRun:
             part = solver.fractions[call - 1]
             return reach if part == 1.0 else start + part * (reach - start)
 
-        positions = [start, end]
-        if len(stages) == 1:
-            call = place(stages[0][0])
-        else:
-            call = start
-            for k, mask in stages[1:]:
-                call = xp.where(mask, place(k), call)
-        if call is not end:
-            positions.append(call)
+        call = place(stages[0][0]) if len(stages) == 1 else start
+        for k, mask in stages[1:]:
+            call = xp.where(mask, place(k), call)
+        positions = [start, end] if call is end else [start, end, call]
         found, scales = self._nodes(xp.stack(positions))
         nodes = [Node(*(None if f is None else f[k] for f in found)) for k in (0, 1, -1)]
         scale = self.scale
@@ -361,20 +297,12 @@ class AdaptiveRun:
     def _settle(self, settle: SettleTable, columns: dict[str, torch.Tensor]) -> None:
         """Writes the proposals and the scaled errors."""
         table, view, now = settle.table, self.batch.view, self.batch.now
-        ops.combine_error_out(
-            [columns[name] for name in table.columns],
-            table.weights,
-            table.noise,
-            now["streams"],
-            self.limits if self.on_x0 is None else [],
-            settle.tolerance,
-            ERROR_FORMS.index(self.solver.error_form),
-            ERROR_NORMS.index(self.solver.error_norm),
-            settle.measured,
-            [view[name] for name in self.program.proposals],
-            now["norms"],
-            now["status"],
-        )
+        xs = [columns[name] for name in table.columns]
+        rows = table.weights, table.noise, now["streams"]
+        limits = self.limits if self.on_x0 is None else []
+        error = settle.tolerance, *self.error_kind, settle.measured
+        outs = [view[name] for name in self.program.proposals], now["norms"], now["status"]
+        ops.combine_error_out(xs, *rows, limits, *error, *outs)
 
     def _write_estimate(self, step: Step, scale: Any, columns: dict[str, torch.Tensor]) -> None:
         """Makes the x0 estimate and lets the hook see it."""

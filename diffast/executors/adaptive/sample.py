@@ -11,17 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffast import ops
 from diffast.executors.adaptive.options import AdaptiveOptions
-from diffast.executors.adaptive.rounds import STATUSES, AdaptiveRun, Place
+from diffast.executors.adaptive.rounds import STATUSES, AdaptiveRun
 from diffast.executors.adaptive.time_variable import TimeInterval
-from diffast.executors.context import ids_of, limits_of, progress_bar, state_like
-from diffast.executors.results import (
-    FINE,
-    NonFiniteError,
-    Result,
-    StepLimitError,
-)
+from diffast.executors.context import place_of, progress_bar
+from diffast.executors.results import FINE, NonFiniteError, Result, StepLimitError
 from diffast.lowering.trial_steps import lower_trial
 from diffast.model.denoiser import Denoiser
 from diffast.ops.schema import COUNTS, FAILED_FINITE, FINISHED, RUNNING
@@ -152,21 +146,16 @@ def prepare(
     given = AdaptiveOptions(**{name: options.pop(name) for name in names})
     solver = copy.copy(_solver(method, options))
     solver.controller = given.controller_for(solver)
-    shape, device, dtype = state_like(WHO, denoiser, shape, given.x, given.device)
-    ids, seed = ids_of(WHO, given.ids, shape[0], device), ops.fold_seed(given.seed)
-    place = Place(shape, dtype, device, ids, seed, limits_of(WHO, given.clamp))
+    place = place_of(
+        WHO, denoiser, shape, given.x, given.device, given.seed, given.ids, given.clamp
+    )
     prediction = denoiser.prediction
     until = denoiser.schedule.t_min if given.until is None else given.until
     interval = TimeInterval(
         denoiser.schedule, solver.time_variable, until, solver.needs_slopes or prediction.sloped
     )
-    program = lower_trial(
-        solver,
-        prediction,
-        given.noise_for(solver),
-        hook=given.on_x0 is not None,
-        clamp=given.clamp is not None,
-    )
+    hook, clamp = given.on_x0 is not None, given.clamp is not None
+    program = lower_trial(solver, prediction, given.noise_for(solver), hook, clamp)
     return AdaptiveRun(denoiser, program, interval, place, given)
 
 
@@ -212,27 +201,17 @@ def _result(run: AdaptiveRun, evaluated: int, completed: bool) -> AdaptiveSample
 
 
 def _steps(run: AdaptiveRun) -> Steps:
-    rows, starts, ends, errors, accepted = [], [], [], [], []
+    made = []  # (samples, starts, ends, errors, accepted) of each round's decided steps
     for row, control, counts, after, state in run.trace:
         counts, after = counts.cpu().numpy(), after.cpu().numpy()
         decided = (after[:, 3:5] != counts[:, 3:5]).any(axis=1)
-        rows.append(row[decided])
-        control = control.cpu().numpy()[decided]
-        starts.append(control[:, 0])
-        ends.append(control[:, 1])
-        errors.append(state.cpu().numpy()[decided, 3])
-        accepted.append(after[decided, 3] > counts[decided, 3])
-
-    def joined(parts, dtype):
-        return np.concatenate(parts).astype(dtype) if parts else np.empty(0, dtype)
-
-    begin, end = (run.interval.nodes(joined(p, np.float64)) for p in (starts, ends))
-    return Steps(
-        joined(rows, np.int64),
-        begin.time,
-        begin.lam,
-        end.time,
-        end.lam,
-        joined(errors, np.float64),
-        joined(accepted, bool),
+        begin, end = control.cpu().numpy()[decided, :2].T
+        error, accepted = state.cpu().numpy()[decided, 3], after[:, 3] > counts[:, 3]
+        made.append((row[decided], begin, end, error, accepted[decided]))
+    columns = zip(*made, strict=True) if made else [()] * 5
+    sample, begin, end, error, accepted = (
+        np.concatenate(parts).astype(dtype) if parts else np.empty(0, dtype)
+        for parts, dtype in zip(columns, (np.int64, *[np.float64] * 3, bool), strict=True)
     )
+    begin, end = run.interval.nodes(begin), run.interval.nodes(end)
+    return Steps(sample, begin.time, begin.lam, end.time, end.lam, error, accepted)

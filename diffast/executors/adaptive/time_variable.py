@@ -26,16 +26,10 @@ class TimeInterval(TimeVariable):
     """A time variable between the schedule's start and an end.
 
     Attributes:
-        start, end: the first and the last position.
+        start, end: the first and the last position; the last one is at the model time `until`.
         first_lam, last_lam: their log-SNRs.
         opens: whether the schedule starts from noise alone, which is no position: the run then
             enters at FIRST_LAM.
-
-    Args:
-        schedule: any schedule.
-        kind: see `TimeVariable`.
-        until: model time of the last position.
-        slopes: whether nodes have derivatives.
 
     Raises:
         ValueError: an unknown kind; an end that is no later than the start.
@@ -64,11 +58,7 @@ class DeviceTimeVariable:
     Each piece holds a cubic. No piece has a time inside at which the schedule's derivatives jump
     (`schedule.kinks`). The four knots of a piece are inside it, so each side of such a time has its
     own derivative.
-
-    Args:
-        interval: what to tabulate.
-        device: where.
-        scales: guidance scales as a function of model times [N], tabulated too.
+    Guidance scales, a function of model times [N], are tabulated too.
     """
 
     def __init__(
@@ -83,12 +73,8 @@ class DeviceTimeVariable:
         positions = edges[:-1, None] + np.diff(edges)[:, None] * _KNOTS  # [pieces, 4]
         with np.errstate(all="ignore"):
             nodes = interval.nodes(positions)
-        self.fields = [
-            name
-            for name, value in zip(Node._fields, nodes, strict=True)
-            if name != "position" and value is not None
-        ]
-        rows = [getattr(nodes, name) for name in self.fields]
+        known = {n: v for n, v in nodes._asdict().items() if n != "position" and v is not None}
+        self.fields, rows = list(known), list(known.values())
         self.guided = scales is not None
         rows += [scales(nodes.time.ravel()).reshape(positions.shape)] if self.guided else []
         self.start, self.end, self.kind = interval.start, interval.end, interval.kind

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
+from diffast.executors.context import Place, on_rows
 from diffast.lowering.program import COND, UNCOND
 from diffast.model.denoiser import Denoiser, time_dtype
 
@@ -22,15 +22,9 @@ _BRANCHES = {(COND,): "cond", (UNCOND,): "uncond", (COND, UNCOND): "both"}
 class BatchedNetwork:
     """Calls a denoiser's network on rows, each at a time of its own.
 
-    Args:
-        denoiser: the network, its conditions and guidance.
-        times: [S] model times of the plan's calls.
-        branches: which outputs are asked for: (COND,), (UNCOND,) or (COND, UNCOND).
-        batch: number of samples.
-        device: where the rows are.
-        dtype: of the rows.
-        batch_size: rows of one network call; None: all of a round's.
-        run_chunks: runs a round's chunks; None: all are run here, one after another.
+    The plan's calls are at the model times [S]. The outputs of the branches are asked for: (COND,),
+    (UNCOND,) or (COND, UNCOND). A call takes `batch_size` rows; None: all of a round's. Without
+    `run_chunks` a round's chunks are run here, one after another.
     """
 
     def __init__(
@@ -38,34 +32,29 @@ class BatchedNetwork:
         denoiser: Denoiser,
         times: np.ndarray,
         branches: tuple[str, ...],
-        batch: int,
-        device: torch.device,
-        dtype: torch.dtype,
+        place: Place,
         batch_size: int | None,
         run_chunks: RunChunks | None,
     ):
         """Fetches the conditions and the times."""
-        self.denoiser, self.kind, self.batch = denoiser, _BRANCHES[branches], batch
+        self.denoiser, self.kind, self.batch = denoiser, _BRANCHES[branches], place.shape[0]
         self.batch_size, self.run_chunks = batch_size, run_chunks
-        self.arguments = denoiser.arguments(batch, device, self.kind)
-        self.times = torch.tensor(times.tolist(), dtype=time_dtype(dtype), device=device)
+        self.arguments = denoiser.arguments(self.batch, place.device, self.kind)
+        dtype = time_dtype(place.dtype)
+        self.times = torch.tensor(times.tolist(), dtype=dtype, device=place.device)
         self.rows_called = 0
 
     def __call__(
         self, x: torch.Tensor, stage: torch.Tensor, sample: torch.Tensor
     ) -> list[torch.Tensor]:
-        """Returns the outputs, one [size, ...] for each branch.
+        """Returns the outputs for rows x, one [size, ...] for each branch.
 
-        Args:
-            x: [size, ...] rows.
-            stage: int64 [size].
-            sample: int64 [size]: whose conditions each row takes.
+        `stage` and `sample` are int64 [size]; a row takes the conditions of its sample.
 
         Raises:
             ValueError: what `Denoiser.call` raises; a network that writes into its input.
         """
-        size = len(x) if self.batch_size is None else self.batch_size
-        chunks = [slice(low, min(low + size, len(x))) for low in range(0, len(x), size)]
+        chunks = chunks_of(len(x), len(x) if self.batch_size is None else self.batch_size)
         times = self.times.index_select(0, stage)
         self.rows_called += len(x)
 
@@ -83,7 +72,7 @@ class BatchedNetwork:
     ) -> list[torch.Tensor]:
         count = len(x)
         network_input = x.to(self.denoiser.dtype or x.dtype)
-        arguments = {name: self._rows(value, sample) for name, value in self.arguments.items()}
+        arguments = on_rows(self.arguments, lambda value: self._rows(value, sample))
         if self.kind == "both":
             output = self.denoiser.call(torch.cat([network_input] * 2), times.repeat(2), arguments)
             return [output[:count], output[count:]]
@@ -97,21 +86,23 @@ class BatchedNetwork:
             )
         return [output]
 
-    def _rows(self, value: Any, sample: torch.Tensor) -> Any:
+    def _rows(self, value: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         """Returns a condition's rows of the samples; of both branches one after the other."""
-        if not isinstance(value, torch.Tensor) or value.dim() == 0:
-            return value
         branches = [v.index_select(0, sample) for v in value.split(self.batch)]
         return branches[0] if len(branches) == 1 else torch.cat(branches)
 
 
-def run_all(chunks: Sequence[slice], rows: int, run: RunChunk) -> list[torch.Tensor]:
-    """Runs chunks one after another; returns their outputs as one tensor [rows, ...] a branch.
+def chunks_of(rows: int, size: int) -> list[slice]:
+    """Returns the rows in chunks of one size, but for the last."""
+    return [slice(low, min(low + size, rows)) for low in range(0, rows, size)]
 
-    Args:
-        chunks: slices of the rows; at least one.
-        rows: how many rows there are.
-        run: called with a chunk; returns its outputs.
+
+def run_all(
+    chunks: Sequence[slice], rows: int, run: RunChunk, first: int = 0
+) -> list[torch.Tensor]:
+    """Runs one or more chunks in turn; returns their outputs as one tensor [rows, ...] a branch.
+
+    The tensors begin with the row `first`.
     """
     whole: list[torch.Tensor] = []
     for chunk in chunks:
@@ -119,5 +110,5 @@ def run_all(chunks: Sequence[slice], rows: int, run: RunChunk) -> list[torch.Ten
         if not whole:
             whole = [output.new_empty((rows, *output.shape[1:])) for output in made]
         for into, output in zip(whole, made, strict=True):
-            into[chunk].copy_(output)
+            into[chunk.start - first : chunk.stop - first].copy_(output)
     return whole

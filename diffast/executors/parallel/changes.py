@@ -12,27 +12,20 @@ import torch
 from diffast import ops
 from diffast.executors.parallel.convergence import Convergence
 from diffast.executors.parallel.mixing import Mixing
-from diffast.executors.parallel.rounds import ParallelRun, Verdict
+from diffast.executors.parallel.rounds import ParallelRun, Rule, Verdict, jobs_of
+from diffast.plan.registers import levels_of
 
 
-class ByChange:
-    """Tells settled stages by the changes of their points.
-
-    Args:
-        run: whose rounds.
-        convergence: the numbers of the test.
-        size: rows of the run.
-    """
+class ByChange(Rule):
+    """Tells settled stages by the changes of their points."""
 
     def __init__(self, run: ParallelRun, convergence: Convergence, size: int):
-        """Notes that no row has a change yet."""
+        """Notes that none of the run's `size` rows has a change yet."""
         self.run, self.convergence, self.mixing = run, convergence, run.mixing
         self.changed = np.full(size, np.nan)  # of the round before, by row
         self.gammas: np.ndarray | None = None  # [size, rounds mixed in]
         self.patched = False  # whether points that are not mixed have to be copied
-        end = np.array([run.plan.end])
-        self.alpha = float(run.plan.schedule.alpha(end)[0])
-        self.sigma = float(run.plan.schedule.sigma(end)[0])
+        self.alpha, self.sigma = levels_of(run.plan.schedule, [run.plan.end])[0].tolist()
         self.one = torch.ones((run.samples, 1, 1), dtype=torch.float64, device=run.device)
 
     def judge(self, outputs: list[torch.Tensor]) -> Verdict:
@@ -67,13 +60,9 @@ class ByChange:
     def _jobs(self, running: np.ndarray) -> np.ndarray:
         """Returns one job a window, from its first row or from the state where it starts."""
         run, windows = self.run, self.run.windows
-        jobs = np.zeros((len(running), 8), dtype=np.int32)
-        jobs[:, 0], jobs[:, 3] = running, run.samples + running
-        simple = run.tables.simple
-        jobs[:, 1] = windows.rows[running, 0] if simple else -1
-        jobs[:, 2] = -1 if simple else running
-        jobs[:, 4], jobs[:, 5], jobs[:, 7] = windows.start[running], windows.count[running], 1
-        return jobs
+        row, state = (windows.rows[running, 0], -1) if run.tables.simple else (-1, running)
+        start, count = windows.start[running], windows.count[running]
+        return jobs_of(running, row, state, run.samples + running, start, count, 0, 1)
 
     def _broken(self, b: int, outputs: list[torch.Tensor]) -> bool:
         """Returns whether sample b's next settled point is not finite.
@@ -146,12 +135,12 @@ class ByChange:
         return mixed
 
     def moved(self, came: np.ndarray, index: torch.Tensor) -> None:
-        """Called after rows were moved: row i came from row came[i]."""
+        """Moves what is kept by row."""
         self.changed = self.changed[came]
         if self.mixing is not None:
             self.mixing.select(index)
 
     def clear(self, rows: torch.Tensor) -> None:
-        """Called when rows of a failed sample are set to zero."""
+        """Clears the rounds that are mixed in."""
         if self.mixing is not None:
             self.mixing.clear(rows)

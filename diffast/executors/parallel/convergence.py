@@ -100,14 +100,9 @@ class Convergence:
 def convergence_of(
     method: Method, plan: Plan, gains: np.ndarray, tol: float, sweeps: int | None
 ) -> Convergence:
-    """Returns the numbers of a method's convergence test.
+    """Returns the numbers of a method's convergence test; gains as for `Convergence`.
 
-    Args:
-        method: which.
-        plan: which.
-        gains: [S + 1] change of the sample per change of the point at each stage.
-        tol: tolerance; 0: only points that did not change are settled.
-        sweeps: most rounds of a block.
+    With tol = 0 only points that did not change are settled. A block takes at most `sweeps` rounds.
     """
     changes, error = np.full(plan.nfe + 1, np.inf), tol
     if method.per_step:

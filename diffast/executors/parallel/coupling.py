@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from diffast import ops
-from diffast.executors.parallel.rounds import ParallelRun, Verdict
+from diffast.executors.parallel.rounds import ParallelRun, Rule, Verdict, jobs_of
 from diffast.lowering.sweep_tables import Tables
 from diffast.plan import Plan
 
@@ -44,13 +44,8 @@ def check_plan(plan: Plan, tables: Tables, clamp: list[float]) -> None:
         )
 
 
-class ByCoupling:
-    """Tells settled stages by accepting guesses, and draws the point where one was refused.
-
-    Attributes:
-        tested: guesses that were decided on.
-        accepted: guesses that were taken.
-    """
+class ByCoupling(Rule):
+    """Tells settled stages by accepting guesses, and draws the point where one was refused."""
 
     def __init__(self, run: ParallelRun):
         """Draws the uniform number of every step."""
@@ -61,7 +56,7 @@ class ByCoupling:
         # The distribution function of a normal number is a uniform number.
         self.log_uniform = torch.special.log_ndtr(normals.double()).numpy()
         self.noise = run.tables.weights[:, -1, -1]  # [S] deviation s of each step
-        self.tested = self.accepted = 0
+        self.tested = self.accepted = 0  # guesses that were decided on, and taken
         self.constants: tuple[torch.Tensor, ...] = ()  # of the present number of rows
         self.reflected: list[tuple[int, int, float]] = []  # (sample, row, weight of its guess)
 
@@ -186,15 +181,7 @@ class ByCoupling:
         count = windows.count.copy()
         got = windows.grow()
         running = np.flatnonzero(windows.count)
-        jobs = np.zeros((len(running), 8), dtype=np.int32)
-        jobs[:, 0], jobs[:, 1], jobs[:, 2], jobs[:, 3] = running, -1, running, run.samples + running
-        jobs[:, 4], jobs[:, 5], jobs[:, 6] = windows.start[running], count[running], got[running]
-        jobs[:, 7] = 1
+        start, count, got = windows.start[running], count[running], got[running]
+        jobs = jobs_of(running, -1, running, run.samples + running, start, count, got, 1)
         length = int(windows.count.max(initial=0))
         return jobs, np.ascontiguousarray(windows.rows[running, :length])
-
-    def moved(self, came: np.ndarray, index: torch.Tensor) -> None:
-        """Called after rows were moved: nothing is kept by row from round to round."""
-
-    def clear(self, rows: torch.Tensor) -> None:
-        """Called when rows of a failed sample are set to zero."""

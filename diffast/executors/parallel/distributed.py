@@ -12,17 +12,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from diffast.executors.parallel.batched_network import RunChunk, run_all
+from diffast.executors.parallel.batched_network import RunChunk, chunks_of, run_all
 
 
 class DistributedChunks:
     """Runs the chunks of a round on all ranks of a process group.
 
-    Args:
-        group: of torch.distributed; None: the default group.
-
     Raises:
-        ValueError: if there is no such group.
+        ValueError: if torch.distributed has no such group; None is the default one.
     """
 
     def __init__(self, group: Any = None):
@@ -38,18 +35,13 @@ class DistributedChunks:
     def __call__(self, chunks: list[slice], rows: int, run: RunChunk) -> list[torch.Tensor]:
         """Returns the outputs of all rows, one tensor a branch; runs only this rank's chunks.
 
-        Args:
-            chunks: slices of the rows, of one size but the last. A single chunk is cut into as
-                many as there are ranks.
-            rows: how many rows there are.
-            run: called with a chunk; returns its outputs.
+        A single chunk is cut into as many as there are ranks.
 
         Raises:
             RuntimeError: if another rank died or did not answer within the group's timeout.
         """
         if len(chunks) == 1:
-            size = -(-rows // self.world)
-            chunks = [slice(low, min(low + size, rows)) for low in range(0, rows, size)]
+            chunks = chunks_of(rows, -(-rows // self.world))
         size = chunks[0].stop - chunks[0].start
         each = -(-len(chunks) // self.world)  # chunks of a rank
         mine = chunks[self.rank * each : (self.rank + 1) * each]
@@ -57,9 +49,7 @@ class DistributedChunks:
         first = self.rank * share
         local: list[torch.Tensor] = []
         if mine:
-            moved = [slice(c.start - first, c.stop - first) for c in mine]
-            original = {c.start: o for c, o in zip(moved, mine, strict=True)}
-            local = run_all(moved, share, lambda chunk: run(original[chunk.start]))
+            local = run_all(mine, share, run, first)
         else:  # more ranks than chunks: one is run to know the shape of an output
             outputs = run(chunks[-1])
             local = [output.new_zeros((share, *output.shape[1:])) for output in outputs]

@@ -60,11 +60,6 @@ METHODS = {
 def slopes_of(method: Method, tables: Tables, plan_name: str) -> np.ndarray:
     """Returns the slopes of the x0 estimate without `tables.own`, what follows x by itself, [S].
 
-    Args:
-        method: whose slopes.
-        tables: the plan's.
-        plan_name: for messages.
-
     Raises:
         ValueError: UNIT for a plan whose steps do not start at the network's input.
     """

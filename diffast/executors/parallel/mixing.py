@@ -24,14 +24,10 @@ _RIDGE = 1e-3
 
 
 class Mixing:
-    """The last rounds' points, and the weights by which they are mixed.
-
-    Args:
-        memory: how many rounds before the present one are mixed in, 1 to 3.
-    """
+    """The last rounds' points, and the weights by which they are mixed."""
 
     def __init__(self, memory: int):
-        """Begins with no round."""
+        """Begins with no round; 1 to 3 rounds before the present one will be mixed in."""
         self.memory = memory
         self.rounds: list[tuple[torch.Tensor, torch.Tensor]] = []  # (x, G), the present one first
         self.spare: list[torch.Tensor] = []
@@ -40,9 +36,7 @@ class Mixing:
     def note(self, x: torch.Tensor, made: torch.Tensor) -> torch.Tensor | None:
         """Notes a round; returns the inner products of f_t and the differences, [rows, pairs].
 
-        Args:
-            x: [rows, ...] the points of the round.
-            made: [rows, ...] what its sweep made of them.
+        Its sweep made of the points x, [rows, ...], the points `made`.
         """
         self.rounds.insert(0, (x, made))
         for pair in self.rounds[self.memory + 1 :]:
@@ -71,9 +65,8 @@ class Mixing:
     def gammas(self, sums: np.ndarray, ages: np.ndarray) -> np.ndarray:
         """Returns gamma of each stage of a window, [w, m'].
 
-        Args:
-            sums: [w, pairs] inner products of the window's rows.
-            ages: [w] rounds that each row has been at its stage, the present one included.
+        The inner products of its rows are [w, pairs]. A row's age, [w], is how many rounds it has
+        been at its stage, the present one included.
         """
         count = len(self.rounds)
         upper = np.triu_indices(count)
@@ -92,8 +85,7 @@ class Mixing:
     def table(self, gammas: np.ndarray) -> np.ndarray:
         """Returns the weights of the rounds' sweeps in the next points, [rows, 1, m' + 1].
 
-        Args:
-            gammas: [rows, m'], 0 for rows whose next point is the sweep's.
+        Gammas [rows, m'] are 0 for rows whose next point is the sweep's.
         """
         weights = np.zeros((len(gammas), 1, len(self.rounds)))
         weights[:, 0, 0] = 1.0
@@ -102,11 +94,7 @@ class Mixing:
         return weights
 
     def mix(self, table: torch.Tensor) -> torch.Tensor:
-        """Returns the next points, [rows, ...].
-
-        Args:
-            table: the weights of the rounds' sweeps, on the device.
-        """
+        """Returns the next points [rows, ...] by a table of the rounds' weights on the device."""
         made = [pair[1] for pair in self.rounds]
         out = self.spare.pop() if self.spare else torch.empty_like(made[0])
         ops.combine_table_out(made, table, None, None, [], [out], None)

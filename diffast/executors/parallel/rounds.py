@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from diffast import ops
-from diffast.executors.context import blame
+from diffast.executors.context import Place, blame
 from diffast.executors.parallel.batched_network import BatchedNetwork
 from diffast.executors.parallel.methods import Method, copying_tails, secant_limits, slopes_of
 from diffast.executors.parallel.mixing import Mixing
 from diffast.executors.parallel.windows import Windows
-from diffast.executors.results import FINE
+from diffast.executors.results import FINE, Progress, what_failed
 from diffast.lowering.sweep_tables import ALPHA, SIGMA, Tables
 from diffast.plan import Plan
 
@@ -66,26 +66,13 @@ class Rule(Protocol):
         ...
 
     def follow(self, settled: np.ndarray, rows: np.ndarray) -> None:
-        """Makes the next points, after windows have moved on.
-
-        Args:
-            settled: [B] stages that each window has just left.
-            rows: [B, window] the windows' rows before.
-        """
-        ...
+        """Makes the next points, after windows left settled [B] of their rows [B, window]."""
 
     def moved(self, came: np.ndarray, index: torch.Tensor) -> None:
-        """Called after rows were moved.
-
-        Args:
-            came: row i came from row came[i].
-            index: the same on the device.
-        """
-        ...
+        """Called after row i came from row came[i]; `index` is the same on the device."""
 
     def clear(self, rows: torch.Tensor) -> None:
         """Called when rows of a failed sample are set to zero."""
-        ...
 
 
 class ParallelRun:
@@ -104,35 +91,28 @@ class ParallelRun:
         plan: Plan,
         tables: Tables,
         network: BatchedNetwork,
-        ids: torch.Tensor,
-        seed: int,
-        shape: tuple[int, ...],
-        dtype: torch.dtype,
-        device: torch.device,
-        clamp: list[float],
+        place: Place,
         static: bool,
     ):
         """Makes the states and puts the plan's tables on the device."""
         self.method, self.plan, self.tables, self.network = method, plan, tables, network
-        self.ids, self.seed, self.device, self.dtype = ids, seed, device, dtype
+        shape, self.dtype, self.device, self.ids, self.seed, self.clamp = place
+        self.place, self.static = place, static
         self.samples, self.elements = shape[0], shape[1:]
-        self.numel = int(np.prod(shape[1:]))
-        self.clamp, self.static = clamp, static
+        self.numel = int(np.prod(self.elements))
         self.rounds: list[Round] = []
-        self.calls = np.zeros(shape[0], dtype=np.int64)
-        self.status = np.full(shape[0], FINE, dtype=np.int64)
+        self.calls = np.zeros(self.samples, dtype=np.int64)
+        self.status = np.full(self.samples, FINE, dtype=np.int64)
         self.reasons: dict[int, str] = {}  # what failed, by sample
         self.batch_difference: float | None = None
         self.mixing = Mixing(method.memory) if method.memory else None
-        self.states = torch.zeros(
-            (2 * self.samples, 4 + tables.entries, *self.elements), dtype=dtype, device=device
-        )
+        self.states = self._zeros(2 * self.samples, 4 + tables.entries)
         tails = copying_tails(tables) if method.copies else tables.tails
         self.plan_tables = [
-            torch.from_numpy(np.ascontiguousarray(table)).to(device)
+            torch.from_numpy(np.ascontiguousarray(table)).to(self.device)
             for table in (tables.weights, tables.changes, tails, tables.line)
         ]
-        self.base_slopes = torch.from_numpy(slopes_of(method, tables, plan.name)).to(device)
+        self.base_slopes = torch.from_numpy(slopes_of(method, tables, plan.name)).to(self.device)
         if method.secant:
             self._prepare_secant()
 
@@ -176,8 +156,9 @@ class ParallelRun:
     def open(self, windows: Windows, rule: Rule) -> None:
         """Makes the rows and fills every window with guesses; `states` holds the initial states."""
         self.windows, self.rule = windows, rule
-        self.x = self._new_rows(windows.size)
-        self.made = self._new_rows(windows.size) if self.doubled else self.x  # the next points
+        # Rows without a pair go through the network too, so they are filled with zeros.
+        self.x = self._zeros(windows.size)
+        self.made = self._zeros(windows.size) if self.doubled else self.x  # the next points
         self.outputs: list[torch.Tensor] = []  # of the round before
         self.row_slopes: torch.Tensor | None = None  # of this round
         self.checked = False  # whether two places of a batch were compared
@@ -187,16 +168,13 @@ class ParallelRun:
             self.fill(np.zeros(self.samples, dtype=np.int64), windows.rows)
             self.x, self.made = self.made, self.x
 
-    def _new_rows(self, size: int) -> torch.Tensor:
-        # Rows without a pair go through the network too, so they are filled with zeros.
-        return torch.zeros((size, *self.elements), dtype=self.dtype, device=self.device)
+    def _zeros(self, *shape: int) -> torch.Tensor:
+        return torch.zeros((*shape, *self.elements), dtype=self.dtype, device=self.device)
 
     def fill(self, settled: np.ndarray, rows: np.ndarray) -> None:
         """Gives free rows to the windows, and continues their sweeps into these rows.
 
-        Args:
-            settled: [B] stages that each window has just left.
-            rows: [B, window] the windows' rows before.
+        The windows have just left `settled` [B] of what were their rows [B, window].
         """
         windows, samples = self.windows, self.samples
         left = np.zeros(0, dtype=np.int64)
@@ -207,13 +185,12 @@ class ParallelRun:
         new = np.flatnonzero(got)
         waiting = self.waiting[new]
         begin, stop = count[new], windows.count[new]
-        jobs = np.zeros((len(left) + len(new), 8), dtype=np.int32)
-        jobs[:, 0], jobs[:, 1] = np.append(left, new), -1
-        jobs[:, 2] = np.append(left, np.where(waiting, new, samples + new))
-        jobs[:, 3] = np.append(left, samples + new)
-        jobs[:, 4] = np.append(windows.start[left] - settled[left], windows.start[new] + begin)
-        jobs[: len(left), 5], jobs[len(left) :, 6] = settled[left], got[new]
-        jobs[len(left) :, 7] = 1
+        state, first = np.where(waiting, new, samples + new), windows.start[left] - settled[left]
+        jobs = np.append(
+            jobs_of(left, -1, left, left, first, settled[left], 0, 0),
+            jobs_of(new, -1, state, samples + new, windows.start[new] + begin, 0, got[new], 1),
+            axis=0,
+        )
         walk = _walk(
             np.concatenate([rows[left], windows.rows[new]]),
             np.append(0 * left, begin),
@@ -232,31 +209,18 @@ class ParallelRun:
         walk: np.ndarray,
         norms: torch.Tensor | None = None,
     ) -> None:
-        """Sweeps into the next points and the states.
+        """Sweeps from the points x and their outputs into the next points and the states.
 
-        Args:
-            x: [size, ...] the points of the network call.
-            outputs: of the network call; none before the first one.
-            jobs: int32 [J, 8], see the op.
-            walk: int32 [J, W] rows of each job.
-            norms: [J, W + 1] float64, written: squared changes of the points.
+        The walk is the rows of each job, int32 [J, W]. The squared changes of the points are
+        written to `norms`, [J, W + 1] float64.
         """
         if len(outputs) != len(self.tables.outputs):  # before the first call: not read
             outputs = [torch.empty_like(x)] * len(self.tables.outputs)
+        tables = *self.plan_tables, *self.put(jobs, walk)
+        noise = self.ids, self.seed, self.tables.noises
+        outs = self.made, self.states, norms
         ops.sweep(
-            x,
-            outputs,
-            self.row_slopes,
-            *self.plan_tables,
-            *self.put(jobs, walk),
-            self.ids,
-            self.seed,
-            self.tables.noises,
-            self.tables.parts,
-            self.clamp,
-            self.made,
-            self.states,
-            norms,
+            x, outputs, self.row_slopes, *tables, *noise, self.tables.parts, self.clamp, *outs
         )
 
     def round(self) -> int:
@@ -322,25 +286,20 @@ class ParallelRun:
         self.checked = True
         self.batch_difference = apart / size if size > 0 else apart
         if self.batch_difference > _ROUNDING:
-            warnings.warn(
-                f"sample_parallel: the network's answer to one input differs by "
-                f"{self.batch_difference:.1e} between two places of its batch, which is more than "
-                f"rounding: a sample then depends on what it is batched with",
-                RuntimeWarning,
-                stacklevel=2,
+            _warn(
+                f"the network's answer to one input differs by {self.batch_difference:.1e} between "
+                "two places of its batch, which is more than rounding: a sample then depends on "
+                "what it is batched with"
             )
 
     def _halve(self, error: Exception) -> None:
         """Goes on with half as many rows, after the network ran out of memory."""
         size = max(1, self.windows.size // 2)
-        warnings.warn(
-            f"sample_parallel: out of memory with {self.windows.size} rows a network call: going "
-            f"on with {size} ({str(error).splitlines()[0] if str(error) else 'no message'})",
-            RuntimeWarning,
-            stacklevel=2,
+        _warn(
+            f"out of memory with {self.windows.size} rows a network call: going on with {size} "
+            f"({str(error).splitlines()[0] if str(error) else 'no message'})"
         )
-        before = self.windows.count.copy()
-        first = self.windows.rows[:, 0].copy()
+        before, first = self.windows.count.copy(), self.windows.rows[:, 0].copy()
         self.windows.cut(size)
         lost = np.flatnonzero((before > 0) & (self.windows.count == 0))
         if lost.size:  # these wait, and later begin again from their settled point
@@ -379,9 +338,9 @@ class ParallelRun:
         fresh = self.age == 0
         self.measured = torch.where(fresh, base, self.measured)
         if self.outputs:
-            xs = [self.x, self.made]  # the points of this round and of the one before
-            for now, then in zip(outputs, self.outputs, strict=True):
-                xs += [now, then]
+            answers = zip(outputs, self.outputs, strict=True)
+            # points and answers of this round and of the one before
+            xs = [self.x, self.made, *(output for pair in answers for output in pair)]
             sums = torch.empty((len(self.x), 3), dtype=torch.float64, device=self.device)
             ops.gram(xs, self.secant_weights.index_select(0, self.stage), sums)
             bounds = self.secant_bounds.index_select(0, self.stage)
@@ -397,18 +356,13 @@ class ParallelRun:
     ) -> bool:
         """Returns whether a settled point is not finite, and if so, notes why sample b failed.
 
-        Args:
-            b: the sample.
-            place: which stage of its window leads to the point; those before are settled.
-            point: [...].
-            outputs: of the network call, [size, ...] each.
+        The stage at that place of its window leads to the point; those before are settled.
         """
         if bool(point.isfinite().all()):
             return False
         row = int(self.windows.rows[b, place])
-        fine = all(bool(output[row].isfinite().all()) for output in outputs)
-        what = "the state made of a finite network output" if fine else "the network's output"
-        self.status[b], self.reasons[b] = self.windows.start[b] + place, what
+        self.reasons[b] = what_failed(output[row] for output in outputs)
+        self.status[b] = self.windows.start[b] + place
         return True
 
     def _drop(self, b: int, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -433,10 +387,20 @@ class ParallelRun:
             x.index_copy_(0, into, self.x.index_select(0, rows))
         return x
 
-    def settled_times(self) -> torch.Tensor:
-        """Returns the model time where each sample's settled part ends, [B]."""
+    def progress(self) -> Progress:
+        """Returns what the callback sees: each sample's settled point and its model time."""
         times = np.append(self.plan.call_times, self.plan.end)[self.rounds[-1].settled]
-        return torch.from_numpy(times).to(dtype=self.network.times.dtype, device=self.device)
+        times = torch.from_numpy(times).to(dtype=self.network.times.dtype, device=self.device)
+        return Progress(len(self.rounds) - 1, None, times, None, self.settled_states())
+
+
+def _warn(what: str) -> None:
+    warnings.warn(f"sample_parallel: {what}", RuntimeWarning, stacklevel=3)
+
+
+def jobs_of(*columns: np.ndarray | int) -> np.ndarray:
+    """Returns jobs for the op `sweep`, int32 [J, 8]; a column is a number or an array [J]."""
+    return np.stack(np.broadcast_arrays(*columns), axis=1).astype(np.int32)
 
 
 def _walk(rows: np.ndarray, begin: np.ndarray, stop: np.ndarray) -> np.ndarray:
@@ -447,6 +411,5 @@ def _walk(rows: np.ndarray, begin: np.ndarray, stop: np.ndarray) -> np.ndarray:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or "can't allocate memory" in str(error) or "out of memory" in str(error).lower()

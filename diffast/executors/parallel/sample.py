@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffast import ops
 from diffast.executors import context
 from diffast.executors.parallel.batched_network import BatchedNetwork
 from diffast.executors.parallel.changes import ByChange
@@ -139,39 +138,25 @@ def sample_parallel(
     chosen = _method(method)
     _check_numbers(window, tol, memory_limit, batch_size, sweeps, plan)
     _check_blocks(method, plan, window, sweeps)
-    shape, place, dtype = context.state_like(_WHO, denoiser, shape, x, device)
-    limits = context.limits_of(_WHO, clamp)
-    tables = tables_of(plan, denoiser, bool(limits))
+    place = context.place_of(_WHO, denoiser, shape, x, device, seed, ids, clamp)
+    samples = place.shape[0]
+    tables = tables_of(plan, denoiser, bool(place.limits))
     if chosen.exact:
-        check_plan(plan, tables, limits)
+        check_plan(plan, tables, place.limits)
     chunks = None if ranks is False else DistributedChunks(None if ranks is True else ranks)
-    network = BatchedNetwork(
-        denoiser, plan.call_times, tables.outputs, shape[0], place, dtype, batch_size, chunks
-    )
-    run = ParallelRun(
-        chosen,
-        plan,
-        tables,
-        network,
-        context.ids_of(_WHO, ids, shape[0], place),
-        ops.fold_seed(seed),
-        shape,
-        dtype,
-        place,
-        limits,
-        static,
-    )
+    network = BatchedNetwork(denoiser, plan.call_times, tables.outputs, place, batch_size, chunks)
+    run = ParallelRun(chosen, plan, tables, network, place, static)
     convergence = convergence_of(chosen, plan, tables.gains, tol, sweeps)
     size = _pool_size(run, window, memory_limit, batch_size)
-    windows = Windows(shape[0], plan.nfe, window or plan.nfe, size, convergence.ends)
+    windows = Windows(samples, plan.nfe, window or plan.nfe, size, convergence.ends)
     rule = ByCoupling(run) if chosen.exact else ByChange(run, convergence, size)
-    total = shape[0] * plan.nfe
+    total = samples * plan.nfe
     with torch.inference_mode(), context.progress_bar(total, plan.name, "stage", progress) as bar:
         _start(run, x)
         run.open(windows, rule)
         while windows.running.size and run.numel:
             bar.update(run.round())
-            if callback is not None and callback(_progress(run)):
+            if callback is not None and callback(run.progress()):
                 break
     acceptance = rule.accepted / max(rule.tested, 1) if isinstance(rule, ByCoupling) else None
     return _result(run, acceptance, throw)
@@ -192,11 +177,8 @@ def _check_numbers(window, tol, memory_limit, batch_size, sweeps, plan: Plan) ->
         )
     if not (math.isfinite(tol) and tol >= 0.0):
         raise ValueError(f"sample_parallel: tol is {tol} but must be finite and not negative")
-    for name, value in (
-        ("memory_limit", memory_limit),
-        ("batch_size", batch_size),
-        ("sweeps", sweeps),
-    ):
+    counts = {"memory_limit": memory_limit, "batch_size": batch_size, "sweeps": sweeps}
+    for name, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"sample_parallel: {name} is {value} but must be positive")
 
@@ -224,11 +206,7 @@ def _check_blocks(method: str, plan: Plan, window: int | None, sweeps: int | Non
 def _pool_size(
     run: ParallelRun, window: int | None, memory_limit: int | None, batch_size: int | None
 ) -> int:
-    """Returns how many rows the run has.
-
-    Raises:
-        ValueError: if not even one row fits into the memory limit.
-    """
+    """Returns how many rows the run has; raises ValueError if the memory limit is below one."""
     size = max(1, (window or run.plan.nfe) * run.samples)
     if memory_limit is not None:
         row = run.numel * run.states.element_size() * run.planes
@@ -249,25 +227,14 @@ def _pool_size(
 
 def _start(run: ParallelRun, x: torch.Tensor | None) -> None:
     """Puts the initial states where the samples' windows start."""
-    state = torch.empty((run.samples, *run.elements), dtype=run.dtype, device=run.device)
+    state = run.place.empty()
     scale = float(run.plan.schedule.sigma(run.plan.start))
-    context.put_initial(state, x, scale, run.seed, run.ids)
-    context.put_opening(state, run.tables.opening, run.seed, run.ids)
+    context.put_initial(state, x, scale, run.place)
+    context.put_opening(state, run.tables.opening, run.place)
     run.states[: run.samples, :2] = state[:, None]
 
 
-def _progress(run: ParallelRun) -> Progress:
-    """Returns what the callback sees after a round."""
-    times = run.settled_times()
-    return Progress(len(run.rounds) - 1, None, times, None, run.settled_states())
-
-
 def _result(run: ParallelRun, acceptance: float | None, throw: bool) -> ParallelSamples:
-    """Returns the result.
-
-    Raises:
-        NonFiniteError: with `throw`, if samples failed.
-    """
     result = ParallelSamples(
         run.settled_states(),
         torch.from_numpy(run.calls).to(run.device),

@@ -12,12 +12,8 @@ class Windows:
     start[b] .. start[b] + count[b] - 1; row rows[b, k] holds the k-th of them. Rows that a sample
     leaves go to the samples with the shortest windows, so no sample waits for the slowest.
 
-    Args:
-        samples: number of samples B.
-        stages: number of stages S of the plan.
-        window: most stages of one sample at a time.
-        size: rows of the pool.
-        ends: increasing stages that windows do not cross, the last one S; None: S alone.
+    The pool has `size` rows, a sample at most `window` of them at a time. Windows do not cross
+    `ends`: increasing stages, the last one S; None: S alone.
     """
 
     def __init__(
