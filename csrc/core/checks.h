@@ -14,6 +14,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "dtype.h"
@@ -35,23 +36,20 @@ inline void need(bool fits, const char* op) {
 }
 
 inline bool to_dtype(ScalarType type, DType* out) {
-  switch (type) {
-    case ScalarType::Float:
-      *out = DType::kFloat32;
+  // In the order of DType.
+  constexpr ScalarType types[] = {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16,
+                                  ScalarType::Double};
+  for (int i = 0; i < 4; ++i)
+    if (types[i] == type) {
+      *out = DType(i);
       return true;
-    case ScalarType::Half:
-      *out = DType::kFloat16;
-      return true;
-    case ScalarType::BFloat16:
-      *out = DType::kBFloat16;
-      return true;
-    case ScalarType::Double:
-      *out = DType::kFloat64;
-      return true;
-    default:
-      return false;
-  }
+    }
+  return false;
 }
+
+// The type of a table's numbers.
+template <typename T>
+constexpr ScalarType kScalar = torch::headeronly::CppTypeToScalarType<T>::value;
 
 // A tensor that the call's other tensors are compared with. Its sizes and device are asked for
 // once: each question is a call through the stable ABI.
@@ -88,14 +86,28 @@ struct First {
     return is_beside(t);
   }
 
-  // Whether `t`, a table or one number a sample, has this type and shape.
-  bool has_beside(const Tensor& t, ScalarType type, std::initializer_list<int64_t> shape) const {
+  // Sets `data` to the memory of `t`, a table or one number a sample. Returns whether `t` has the
+  // type of `data` and this shape.
+  template <typename T>
+  bool bind(T** data, const Tensor& t, std::initializer_list<int64_t> shape) const {
     const auto other = t.sizes();
-    if (t.scalar_type() != type || other.size() != shape.size()) return false;
+    if (t.scalar_type() != kScalar<std::remove_const_t<T>> || other.size() != shape.size())
+      return false;
     size_t d = 0;
     for (const int64_t size : shape)
       if (other[d++] != size) return false;
+    if constexpr (std::is_const_v<T>)
+      *data = static_cast<T*>(t.const_data_ptr());
+    else
+      *data = static_cast<T*>(t.mutable_data_ptr());
     return is_beside(t);
+  }
+
+  // Sets `data` to null if the call goes without the tensor.
+  template <typename T>
+  bool bind(T** data, const OptionalTensor& t, std::initializer_list<int64_t> shape) const {
+    *data = nullptr;
+    return !t.has_value() || bind(data, *t, shape);
   }
 };
 
@@ -108,11 +120,27 @@ inline First first_of(const std::vector<Tensor>& xs, const char* op) {
 // A tensor's memory.
 struct Span {
   const char *begin, *end;
+  DType type;
 
-  Span(const void* data, int64_t bytes)
-      : begin(static_cast<const char*>(data)), end(begin + bytes) {}
+  Span(const void* data, int64_t numel, DType of)
+      : begin(static_cast<const char*>(data)), end(begin + numel * dtype_bytes(of)), type(of) {}
   bool overlaps(const Span& other) const { return other.begin < end && begin < other.end; }
+  bool is(const Span& other) const { return begin == other.begin && type == other.type; }
 };
+
+// Whether each output is an input itself (every element is read before it is written) or overlaps
+// neither an input nor another output; `input` and `output` give the spans.
+template <typename Input, typename Output>
+bool are_apart(int64_t inputs, const Input& input, int64_t outputs, const Output& output) {
+  for (int64_t r = 0; r < outputs; ++r) {
+    const Span out = output(r);
+    for (int64_t k = 0; k < inputs; ++k)
+      if (const Span in = input(k); !in.is(out) && in.overlaps(out)) return false;
+    for (int64_t s = 0; s < r; ++s)
+      if (out.overlaps(output(s))) return false;
+  }
+  return true;
+}
 
 // Whether a counter word leaves the slot bits free and has 32 bits.
 inline bool is_word(int64_t stage) {
@@ -127,16 +155,6 @@ inline bool set_limits(const std::vector<double>& clamp, bool* used, double* low
   *low = clamp[0];
   *high = clamp[1];
   return true;
-}
-
-template <typename T>
-const T* data_of(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
-template <typename T>
-T* mutable_data_of(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
 }
 
 }  // namespace diffast

@@ -11,4 +11,8 @@ constexpr int64_t dtype_bytes(DType type) {
   return type == DType::kFloat64 ? 8 : type == DType::kFloat32 ? 4 : 2;
 }
 
+// The type of a C++ number, float or double.
+template <typename T>
+constexpr DType kNative = sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32;
+
 }  // namespace diffast

@@ -29,4 +29,16 @@ DIFFAST_HD T clamp_to(T value, T low, T high) {
   return value > high ? high : value;
 }
 
+// A number that the compiler knows.
+template <int Number>
+struct Known {};
+
+// Returns work(Known<number>()), for a number from Low to High.
+template <int Low, int High, typename Work>
+inline __attribute__((always_inline)) auto with_known(int number, const Work& work) {
+  if constexpr (Low < High)
+    if (number != Low) return with_known<Low + 1, High>(number, work);
+  return work(Known<Low>());
+}
+
 }  // namespace diffast

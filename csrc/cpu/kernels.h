@@ -64,8 +64,8 @@ constexpr int kFusedRows = 2;
 // Inner products of rows, every pair (i, j) with i <= j in order.
 template <typename T>
 struct GramCall {
-  const T* column[kMaxGramRows];  // `count` elements each
-  const T* weight;                // [rows, columns], finite
+  const T* column[kMaxGramRows];   // `count` elements each
+  const T (*weight)[kMaxColumns];  // of each row, finite
   double* sums;
   int columns;  // 0: the columns are the rows themselves
   int rows;
@@ -95,27 +95,34 @@ struct WalkCall {
   bool stream;   // a non-temporal store of the point; the caller makes the fence
 };
 
+// The loops over numbers of one type.
+template <typename T>
+struct TypedKernels {
+  bool (*rows)(const RowsCall<T>&);    // whether every sum was finite
+  double (*norm)(const NormCall<T>&);  // as NormCall says, in float64; NaN if an element is
+  void (*descend)(const DescentCall<T>&);
+  double (*walk)(const WalkCall<T>&);  // the sum of (p - x)^2 in float64
+  void (*gram)(const GramCall<T>&);
+};
+
 struct Kernels {
   const char* name;
-  // Both return whether every sum was finite.
-  bool (*rows_float)(const RowsCall<float>&);
-  bool (*rows_double)(const RowsCall<double>&);
-  // The sum of the squares in float64, or the largest magnitude; NaN if an element is.
-  double (*norm_float)(const NormCall<float>&);
-  double (*norm_double)(const NormCall<double>&);
   void (*normals)(float* out, int64_t count, uint32_t first_block, uint32_t word, uint64_t id,
                   uint64_t seed);
   void (*widen_half)(const uint16_t* in, float* out, int64_t count);
   void (*widen_bfloat)(const uint16_t* in, float* out, int64_t count);
   void (*narrow_half)(const float* in, uint16_t* out, int64_t count);
   void (*narrow_bfloat)(const float* in, uint16_t* out, int64_t count);
-  void (*descend_float)(const DescentCall<float>&);
-  void (*descend_double)(const DescentCall<double>&);
-  // The sum of (p - x)^2 in float64.
-  double (*walk_float)(const WalkCall<float>&);
-  double (*walk_double)(const WalkCall<double>&);
-  void (*gram_float)(const GramCall<float>&);
-  void (*gram_double)(const GramCall<double>&);
+  TypedKernels<float> floats;
+  TypedKernels<double> doubles;
+
+  template <typename T>
+  const TypedKernels<T>& of() const {
+    if constexpr (sizeof(T) == sizeof(float))
+      return floats;
+    else
+      return doubles;
+  }
 };
 
 const Kernels& kernels_base();

@@ -17,9 +17,6 @@ namespace diffast::cpu {
 // in the cache, bypassing stores took five times as long.
 constexpr int64_t kStreamBytes = int64_t(64) << 20;
 
-template <typename T>
-constexpr DType kNative = sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32;
-
 // The weights of one sample, rounded to the arithmetic type, columns in summation order:
 // inputs, clamped row (absent from row 0), noises.
 template <typename T>
@@ -37,26 +34,6 @@ struct RowWeights {
     }
   }
 };
-
-struct Stream {
-  uint64_t seed, id;
-  uint32_t word;
-};
-
-inline Stream stream_of(const CombineArgs& a, int64_t sample) {
-  if (a.streams) {
-    const int64_t* s = a.streams + 3 * sample;
-    return {uint64_t(s[0]), uint64_t(s[1]), uint32_t(s[2])};
-  }
-  return {a.seed, uint64_t(a.ids ? a.ids[sample] : sample), a.word};
-}
-
-inline bool run_rows(const Kernels& kernel, const RowsCall<float>& call) {
-  return kernel.rows_float(call);
-}
-inline bool run_rows(const Kernels& kernel, const RowsCall<double>& call) {
-  return kernel.rows_double(call);
-}
 
 // Scratch memory of a chunk: prepared columns, and results before they are converted. Each array is
 // a cache line longer than a chunk, so that not all of them start in the same cache set.
@@ -80,23 +57,29 @@ Scratch<T>& scratch_of_thread() {
 template <typename T>
 class Chunk {
  public:
-  Chunk(const CombineArgs& args, const Kernels& kernel, Scratch<T>* scratch, bool stream)
-      : a_(args), kernel_(kernel), scratch_(scratch), stream_(stream) {}
+  Chunk(const CombineArgs& args, bool stream)
+      : a_(args), kernel_(kernels()), scratch_(&scratch_of_thread<T>()), stream_(stream) {}
 
   // Prepares the columns and makes the clamped row; returns whether that row's sums were finite.
   bool prepare(const RowWeights<T>& weights, int64_t sample, int64_t begin, int64_t count) {
     offset_ = sample * a_.elements + begin;
     count_ = count;
-    prepare_columns(sample, begin, offset_, count);
-    const bool finite = !a_.clamp || clamped_row(weights, count);
-    columns_ = a_.inputs;
-    if (a_.clamp) column_[columns_++] = scratch_->clamped;
-    for (int m = 0; m < a_.noises; ++m) column_[columns_++] = scratch_->noise[m];
-    return finite;
+    columns_ = a_.inputs + a_.noises;
+    for (int k = 0; k < a_.inputs; ++k) {
+      const void* from = at(a_.x[k], a_.x_type[k], offset_);
+      const bool native = a_.x_type[k] == kNative<T>;
+      if (!native) widen(kernel_, a_.x_type[k], from, scratch_->input[k], count);
+      column_[k] = native ? static_cast<const T*>(from) : scratch_->input[k];
+    }
+    if (a_.noises > 0) draw_noises(stream_of(a_, sample), begin);
+    return !a_.clamp || clamped_row(weights);
   }
 
+  int64_t count() const { return count_; }
   // Column k of the chunk, as it was prepared.
   const T* column(int k) const { return column_[k]; }
+  // A row that was made and has no output.
+  const T* result(int r) const { return scratch_->result[r]; }
 
   // Makes rows [from, to), none of them the clamped one. Rows without an output stay in `result`.
   bool rows(const RowWeights<T>& weights, int from, int to) {
@@ -105,75 +88,62 @@ class Chunk {
     const bool hold = to - from > kMaxGroup;
     for (int first = from; first < to; first += kMaxGroup)
       finite = row_group(weights, first, std::min<int>(kMaxGroup, to - first), hold) && finite;
-    for (int r = from; r < to; ++r) {
-      if (a_.y[r] && (hold || a_.y_type[r] != kNative<T>))
-        narrow(kernel_, a_.y_type[r], scratch_->result[r], at(a_.y[r], a_.y_type[r], offset_),
-               count_);
-    }
+    for (int r = from; r < to; ++r)
+      if (hold || a_.y_type[r] != kNative<T>) store(r);
     return finite;
   }
 
   // Writes row 0 of a call with a clamp, after all other rows have read their inputs.
   void store_clamped() {
-    if (a_.clamp && a_.y[0])
-      narrow(kernel_, a_.y_type[0], scratch_->result[0], at(a_.y[0], a_.y_type[0], offset_),
-             count_);
+    if (a_.clamp) store(0);
   }
 
  private:
-  void prepare_columns(int64_t sample, int64_t begin, int64_t offset, int64_t count) {
-    for (int k = 0; k < a_.inputs; ++k) {
-      const void* from = at(a_.x[k], a_.x_type[k], offset);
-      if (a_.x_type[k] == kNative<T>) {
-        column_[k] = static_cast<const T*>(from);
-      } else {
-        widen(kernel_, a_.x_type[k], from, scratch_->input[k], count);
-        column_[k] = scratch_->input[k];
-      }
-    }
-    if (a_.noises == 0) return;
-    const Stream s = stream_of(a_, sample);
+  // Writes a row that is in the scratch memory to its output, if it has one.
+  void store(int r) {
+    const DType type = a_.y_type[r];
+    if (a_.y[r]) narrow(kernel_, type, scratch_->result[r], at(a_.y[r], type, offset_), count_);
+  }
+
+  void draw_noises(const Stream& s, int64_t begin) {
     for (int m = 0; m < a_.noises; ++m) {
       const uint32_t word = s.word + (uint32_t(m) << kSlotShift);
-      if constexpr (sizeof(T) == sizeof(float)) {
-        kernel_.normals(scratch_->noise[m], count, uint32_t(begin / 4), word, s.id, s.seed);
-      } else {
-        float single[kChunk];
-        kernel_.normals(single, count, uint32_t(begin / 4), word, s.id, s.seed);
-        widen(kernel_, DType::kFloat32, single, scratch_->noise[m], count);
-      }
+      draw(kernel_, scratch_->noise[m], count_, begin, word, s.id, s.seed);
+      column_[a_.inputs + m] = scratch_->noise[m];
     }
   }
 
-  bool clamped_row(const RowWeights<T>& weights, int64_t count) {
+  // A call for `rows` rows of all columns.
+  RowsCall<T> call_of(const T* weight, int rows, bool stream) const {
     RowsCall<T> call;
-    call.columns = a_.inputs + a_.noises;
-    for (int k = 0; k < a_.inputs; ++k) call.x[k] = column_[k];
-    for (int m = 0; m < a_.noises; ++m) call.x[a_.inputs + m] = scratch_->noise[m];
+    std::copy_n(column_, columns_, call.x);
+    call.weight = weight;
+    call.columns = columns_;
+    call.rows = rows;
+    call.count = count_;
+    call.stream = stream;
+    return call;
+  }
+
+  // Makes the clamped row and puts it between the inputs and the noises.
+  bool clamped_row(const RowWeights<T>& weights) {
+    RowsCall<T> call = call_of(weights.value[0], 1, false);
     call.y[0] = scratch_->clamped;
-    call.weight = weights.value[0];
-    call.rows = 1;
-    call.count = count;
-    call.stream = false;
-    const bool finite = run_rows(kernel_, call);
-    const T low = T(a_.low);
-    const T high = T(a_.high);
-    for (int64_t i = 0; i < count; ++i)
+    const bool finite = kernel_.of<T>().rows(call);
+    const T low = T(a_.low), high = T(a_.high);
+    for (int64_t i = 0; i < count_; ++i)
       scratch_->clamped[i] = clamp_to(scratch_->clamped[i], low, high);
     if (a_.y[0])  // its output may be an input, which later rows still read
-      memcpy(scratch_->result[0], scratch_->clamped, count * sizeof(T));
+      memcpy(scratch_->result[0], scratch_->clamped, count_ * sizeof(T));
+    std::copy_backward(column_ + a_.inputs, column_ + columns_, column_ + columns_ + 1);
+    column_[a_.inputs] = scratch_->clamped;
+    ++columns_;
     return finite;
   }
 
   bool row_group(const RowWeights<T>& weights, int first, int group, bool hold) {
     T packed[kMaxGroup * kMaxColumns];
-    RowsCall<T> call;
-    call.columns = columns_;
-    call.rows = group;
-    call.count = count_;
-    call.stream = stream_;
-    call.weight = packed;
-    for (int k = 0; k < columns_; ++k) call.x[k] = column_[k];
+    RowsCall<T> call = call_of(packed, group, stream_);
     for (int r = 0; r < group; ++r) {
       const int row = first + r;
       memcpy(packed + r * columns_, weights.value[row], columns_ * sizeof(T));
@@ -182,7 +152,7 @@ class Chunk {
           direct ? static_cast<T*>(at(a_.y[row], a_.y_type[row], offset_)) : scratch_->result[row];
       call.stream = call.stream && direct;
     }
-    return run_rows(kernel_, call);
+    return kernel_.of<T>().rows(call);
   }
 
   const CombineArgs& a_;
@@ -199,25 +169,40 @@ class Chunk {
 // at once write the same number.
 inline void report(const CombineArgs& a, int64_t sample) {
   std::atomic_ref<int64_t> status(a.status[sample]);
-  const int64_t stage = a.streams ? a.streams[3 * sample + 2] : int64_t(a.word);
   if (status.load(std::memory_order_relaxed) < 0)
-    status.store(stage & (kStageLimit - 1), std::memory_order_relaxed);
+    status.store(stream_of(a, sample).word & (kStageLimit - 1), std::memory_order_relaxed);
 }
 
-// Whether an output is an input. Its lines are in the cache then, and stores that bypass the cache
-// take up to three times as long.
-inline bool writes_over_inputs(const CombineArgs& a) {
-  for (int r = 0; r < a.rows; ++r)
-    for (int k = 0; k < a.inputs; ++k)
-      if (a.y[r] == a.x[k]) return true;
-  return false;
+// Prepares all chunks of a call, of `size` elements, on torch's threads. For each of them
+// make(chunk, weights, item, sample) makes the rows and returns whether every sum was finite.
+template <typename T, typename Make>
+void make_chunks(const CombineArgs& a, int64_t size, bool stream, const Make& make) {
+  const int64_t grain = a.noises > 0 ? kNoiseGrain : kGrain;
+  share_chunks(a.samples, a.elements, size, grain, [&](const auto& each) {
+    Chunk<T> chunk(a, stream);
+    RowWeights<T> weights(a, 0);
+    int64_t known = 0;
+    each([&](int64_t item, int64_t sample, int64_t begin, int64_t count) {
+      if (a.weight_table && sample != known) weights = RowWeights<T>(a, sample);
+      known = sample;
+      bool finite = chunk.prepare(weights, sample, begin, count);
+      finite = make(chunk, weights, item, sample) && finite;
+      if (a.status && !finite) report(a, sample);
+    });
+  });
 }
 
-inline int64_t bytes_moved(const CombineArgs& a) {
+// Whether outputs bypass the caches. If an output is an input, its lines are in the cache, and such
+// stores take up to three times as long.
+inline bool bypasses_caches(const CombineArgs& a) {
   int64_t bytes = 0;
   for (int k = 0; k < a.inputs; ++k) bytes += dtype_bytes(a.x_type[k]);
-  for (int r = 0; r < a.rows; ++r) bytes += a.y[r] ? dtype_bytes(a.y_type[r]) : 0;
-  return bytes * a.samples * a.elements;
+  for (int r = 0; r < a.rows; ++r) {
+    bytes += a.y[r] ? dtype_bytes(a.y_type[r]) : 0;
+    for (int k = 0; k < a.inputs; ++k)
+      if (a.y[r] == a.x[k]) return false;
+  }
+  return bytes * a.samples * a.elements >= kStreamBytes;
 }
 
 }  // namespace diffast::cpu

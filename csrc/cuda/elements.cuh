@@ -17,24 +17,16 @@ namespace diffast::cuda {
 
 constexpr int kPerThread = 4;
 constexpr int kThreads = 256;
+constexpr int kWarp = 32;
 // Blocks of one launch at most: about 30 for each multiprocessor of the largest GPUs. Larger
 // batches are done in a grid-stride loop, so that a block fetches weights once for several groups.
 constexpr int64_t kBlocks = 4096;
 
 // Four elements in one register type, for loads and stores as wide as the hardware has them.
 template <typename Bits>
-struct Wide;
-template <>
-struct Wide<uint16_t> {
-  uint2 part[1];
-};
-template <>
-struct Wide<uint32_t> {
-  uint4 part[1];
-};
-template <>
-struct Wide<uint64_t> {
-  uint4 part[2];
+struct Wide {
+  using Part = std::conditional_t<sizeof(Bits) == 2, uint2, uint4>;
+  Part part[sizeof(Bits) == 8 ? 2 : 1];
 };
 
 // Four elements as they are in memory. All columns are loaded before the first is converted.
@@ -51,8 +43,7 @@ __device__ __forceinline__ void load_bits(const void* base, int64_t offset, int 
   static_assert(sizeof(Bits) <= sizeof(T));
   const Bits* from = static_cast<const Bits*>(base) + offset;
   if constexpr (Aligned) {
-    const auto* parts =
-        reinterpret_cast<const std::remove_reference_t<decltype(Wide<Bits>::part[0])>*>(from);
+    const auto* parts = reinterpret_cast<const typename Wide<Bits>::Part*>(from);
     Wide<Bits> wide;
     for (auto& part : wide.part) part = *parts++;
     memcpy(raw->word, &wide, sizeof wide);
@@ -102,7 +93,7 @@ __device__ __forceinline__ void store_bits(void* base, int64_t offset, int count
                                            const Bits (&lane)[kPerThread]) {
   Bits* to = static_cast<Bits*>(base) + offset;
   if constexpr (Aligned) {
-    auto* parts = reinterpret_cast<std::remove_reference_t<decltype(Wide<Bits>::part[0])>*>(to);
+    auto* parts = reinterpret_cast<typename Wide<Bits>::Part*>(to);
     Wide<Bits> wide;
     memcpy(&wide, lane, sizeof wide);
     for (const auto& part : wide.part) store_part(parts++, part);
@@ -154,21 +145,32 @@ struct Layout {
   dim3 grid, block;
 };
 
-inline Layout layout_of(int64_t samples, int64_t groups, int64_t samples_a_block) {
-  const int64_t blocks = (groups + kThreads - 1) / kThreads;
-  int64_t x = (groups + blocks - 1) / blocks;
+// The layout with x threads for a sample or a part of it, and `blocks` such parts.
+inline Layout layout_of(int64_t samples, int64_t x, int64_t blocks, int64_t samples_a_block) {
   const int64_t y = std::clamp<int64_t>(kThreads / x, 1, std::min(samples, samples_a_block));
-  if (y == 1) x = (x + 31) / 32 * 32;
+  if (y == 1) x = (x + kWarp - 1) / kWarp * kWarp;
   const int64_t grid_y = std::min((samples + y - 1) / y, kBlocks);
   const int64_t grid_x = std::min(blocks, std::max<int64_t>(1, kBlocks / grid_y));
   return {dim3(unsigned(grid_x), unsigned(grid_y)), dim3(unsigned(x), unsigned(y))};
 }
 
+inline Layout layout_of(int64_t samples, int64_t groups, int64_t samples_a_block = kThreads) {
+  const int64_t blocks = (groups + kThreads - 1) / kThreads;
+  return layout_of(samples, (groups + blocks - 1) / blocks, blocks, samples_a_block);
+}
+
+// A warp for each of so many sums.
+inline Layout sums_layout(int64_t total) {
+  constexpr int warps = kThreads / kWarp;
+  const int64_t blocks = std::min((total + warps - 1) / warps, kBlocks);
+  return {dim3(unsigned(blocks)), dim3(kWarp, warps)};
+}
+
 // Returns the launch's own error, not one that earlier work left behind.
-template <typename Args>
-cudaError_t launch(void (*kernel)(Args), const Layout& layout, size_t shared, cudaStream_t stream,
-                   const Args& args) {
-  void* parameters[] = {const_cast<Args*>(&args)};
+template <typename... Args>
+cudaError_t launch(void (*kernel)(Args...), const Layout& layout, size_t shared,
+                   cudaStream_t stream, const Args&... args) {
+  void* parameters[] = {const_cast<Args*>(&args)...};
   const cudaError_t error = cudaLaunchKernel(reinterpret_cast<const void*>(kernel), layout.grid,
                                              layout.block, parameters, shared, stream);
   if (error != cudaSuccess)

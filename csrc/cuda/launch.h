@@ -11,7 +11,7 @@
 #include "../ops/normal/args.h"
 #include "../ops/sweep/args.h"
 
-namespace diffast {
+namespace diffast::cuda {
 
 cudaError_t launch_brownian(const BrownianArgs& args, cudaStream_t stream);
 cudaError_t launch_combine(const CombineArgs& args, cudaStream_t stream);
@@ -21,4 +21,4 @@ cudaError_t launch_normal(const NormalArgs& args, cudaStream_t stream);
 cudaError_t launch_sweep(const SweepArgs& args, cudaStream_t stream);
 cudaError_t launch_accept(const AcceptArgs& args, cudaStream_t stream);  // sets and reads `route`
 
-}  // namespace diffast
+}  // namespace diffast::cuda

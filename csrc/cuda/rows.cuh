@@ -47,21 +47,14 @@ __device__ __forceinline__ void fill_weights(const CombineArgs& a, int64_t first
   }
 }
 
-struct Stream {
-  uint64_t seed, id;
-  uint32_t word;
-};
-
-__device__ __forceinline__ Stream stream_of(const CombineArgs& a, int64_t sample) {
-  if (a.streams) {
-    const int64_t* s = a.streams + 3 * sample;
-    return {uint64_t(s[0]), uint64_t(s[1]), uint32_t(s[2])};
-  }
-  return {a.seed, uint64_t(a.ids ? a.ids[sample] : sample), a.word};
+// The same for the samples of a block from `first` on; returns the weights of the thread's sample.
+template <typename T, int Columns>
+__device__ __forceinline__ const T* block_weights(const CombineArgs& a, int64_t first, T* shared) {
+  __syncthreads();  // other threads may still read the previous samples' weights
+  fill_weights<T, Columns>(a, first, int(min(int64_t(blockDim.y), a.samples - first)), shared);
+  __syncthreads();
+  return shared + threadIdx.y * a.rows * Slots<Columns>::kStride;
 }
-
-__device__ __forceinline__ bool is_finite(float value) { return value - value == 0.0f; }
-__device__ __forceinline__ bool is_finite(double value) { return value - value == 0.0; }
 
 // Draws the noises of one group. The loop is not unrolled: two copies of Philox cost more than the
 // selects below.
@@ -125,7 +118,7 @@ __device__ __forceinline__ bool combine_group(const CombineArgs& a, const T* wei
       if (a.clamp && r > 0) y[i] = y[i] + weight[S::kClamped] * clamped[i];
       if (Noise) y[i] = y[i] + weight[S::kNoise] * T(z[0][i]);
       if (Noise && a.noises > 1) y[i] = y[i] + weight[S::kNoise + 1] * T(z[1][i]);
-      if (Aligned || i < count) finite = finite && is_finite(y[i]);
+      if (Aligned || i < count) finite = finite && y[i] - y[i] == T(0);
     }
     if (a.clamp && r == 0) {
 #pragma unroll
@@ -142,19 +135,24 @@ __device__ __forceinline__ bool combine_group(const CombineArgs& a, const T* wei
 // stays.
 __device__ __forceinline__ void report(const CombineArgs& a, int64_t sample) {
   using Word = unsigned long long;
-  const int64_t stage = a.streams ? a.streams[3 * sample + 2] : int64_t(a.word);
   Word* status = reinterpret_cast<Word*>(a.status + sample);
   const Word before = *const_cast<volatile Word*>(status);
-  if (int64_t(before) < 0) atomicCAS(status, before, Word(stage & (kStageLimit - 1)));
+  if (int64_t(before) < 0)
+    atomicCAS(status, before, Word(stream_of(a, sample).word & (kStageLimit - 1)));
 }
 
-inline bool all_aligned(const CombineArgs& a) {
-  if (a.elements % kPerThread != 0) return false;
-  for (int k = 0; k < a.inputs; ++k)
-    if (!is_aligned(a.x[k], a.x_type[k])) return false;
-  for (int r = 0; r < a.rows; ++r)
-    if (!is_aligned(a.y[r], a.y_type[r])) return false;
-  return true;
+// Returns launch<T, Aligned>() for the arithmetic type of a call, and whether all of its tensors
+// are aligned.
+template <typename Launch>
+cudaError_t launch_rows(const CombineArgs& a, const Launch& launch) {
+  bool aligned = a.elements % kPerThread == 0;
+  for (int k = 0; k < a.inputs; ++k) aligned = aligned && is_aligned(a.x[k], a.x_type[k]);
+  for (int r = 0; r < a.rows; ++r) aligned = aligned && is_aligned(a.y[r], a.y_type[r]);
+  if (a.wide)
+    return aligned ? launch.template operator()<double, true>()
+                   : launch.template operator()<double, false>();
+  return aligned ? launch.template operator()<float, true>()
+                 : launch.template operator()<float, false>();
 }
 
 }  // namespace

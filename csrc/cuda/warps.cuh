@@ -1,14 +1,10 @@
 // Sums over the threads of a warp, in an order that is always the same.
 #pragma once
 
-#include <algorithm>
-
 #include "elements.cuh"
 
 namespace diffast::cuda {
 namespace {
-
-constexpr int kWarp = 32;
 
 // Every thread of the warp calls it; the first one gets the sum.
 __device__ __forceinline__ double warp_sum(double value) {
@@ -40,12 +36,6 @@ __device__ __forceinline__ void each_sum(double* sums, int64_t total, Which&& pa
     sum = warp_sum(sum);
     if (threadIdx.x == 0 && at < total) sums[at] = sum;
   }
-}
-
-inline Layout sums_layout(int64_t total) {
-  constexpr int warps = kThreads / kWarp;
-  const int64_t blocks = std::min((total + warps - 1) / warps, kBlocks);
-  return {dim3(unsigned(blocks)), dim3(kWarp, warps)};
 }
 
 }  // namespace

@@ -62,6 +62,11 @@ class Beside(NamedTuple):
         self.place(name, t)
 
 
+def check_count(op: str, count: int, what: str, most: int) -> None:
+    """Refuses more things of a kind than the op takes."""
+    check(0 <= count <= most, f"{op}: {count} {what} but at most {most} are supported")
+
+
 def check_dtype(op: str, name: str, t: torch.Tensor) -> None:
     """Refuses a tensor of a dtype that a state cannot have."""
     check(
@@ -97,3 +102,23 @@ def overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
 def same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Returns whether two tensors of one shape begin at one address and have one dtype."""
     return a.data_ptr() == b.data_ptr() and a.dtype == b.dtype
+
+
+def check_apart(op: str, inputs: dict, outputs: dict) -> None:
+    """Refuses an output that overlaps another one, or an input without being the same tensor.
+
+    Args:
+        op: the op's name.
+        inputs: tensors by what messages call them.
+        outputs: the same.
+    """
+    before = {}
+    for name, out in outputs.items():
+        for other, t in inputs.items():
+            check(
+                same_tensor(t, out) or not overlap(t, out),
+                f"{op}: {name} overlaps {other} without being the same tensor",
+            )
+        for other, t in before.items():
+            check(not overlap(t, out), f"{op}: {name} overlaps {other}")
+        before[name] = out

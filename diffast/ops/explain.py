@@ -10,7 +10,7 @@ from diffast.ops.load import modules
 from diffast.ops.schema import overload_of
 
 REFUSAL = "the arguments do not fit together"  # csrc/core/checks.h
-_CHECKS = {name: check for m in modules("checks") for name, check in m.CHECKS.items()}
+CHECKS = {name: check for m in modules("checks") for name, check in m.CHECKS.items()}
 
 
 def _reason(error: RuntimeError, check: Callable, args: tuple, named: dict):
@@ -33,7 +33,7 @@ def explained(name: str) -> Callable:
     Args:
         name: of an overload, `combine.out`. The function has the overload's arguments.
     """
-    overload, check = overload_of(name), _CHECKS[name]
+    overload, check = overload_of(name), CHECKS[name]
 
     def call(*args, **named):
         try:

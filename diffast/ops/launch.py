@@ -48,9 +48,11 @@ def int32(word: int) -> int:
     return ((word & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
 
 
-def grid_of(samples: int, elements: int) -> tuple[tuple[int], dict]:
-    """Returns the grid and the launch's options."""
-    block, warps = (LARGE_BLOCK, 4) if elements > SMALL_BLOCK else (SMALL_BLOCK, 1)
+def grid_of(
+    samples: int, elements: int, few: int = SMALL_BLOCK, large: int = LARGE_BLOCK
+) -> tuple[tuple[int], dict]:
+    """Returns the grid and the launch's options: small blocks for up to `few` elements."""
+    block, warps = (large, 4) if elements > few else (SMALL_BLOCK, 1)
     grid = (samples * triton.cdiv(elements, block),)
     return grid, {"BLOCK": block, "num_warps": warps, "enable_fp_fusion": False}
 

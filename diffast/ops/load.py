@@ -13,7 +13,7 @@ from diffast.ops.schema import library
 BACKENDS = ("", "cuda", "triton", "reference")
 # The folders beside this file. Each has reference.py, triton.py and checks.py.
 OPS = ("accept", "brownian", "combine", "combine_error", "gram", "normal", "sweep")
-_report: dict[str, dict[str, str]] = {}
+_report: dict[str, tuple[str, str]] = {}  # by device: the backend and the reason
 
 
 def _wanted() -> str:
@@ -30,35 +30,39 @@ def _binary(name: str) -> Path | None:
     return found[0] if found else None
 
 
-def _load_cpu(wanted: str) -> None:
+def _load_cpu(wanted: str) -> tuple[str, str]:
     path = _binary("_cpu")
     if wanted == "reference":
-        _report["cpu"] = {"backend": "reference", "reason": "DIFFAST_BACKEND=reference"}
-    elif path is None:
+        return "reference", "DIFFAST_BACKEND=reference"
+    if path is None:
         reason = "the compiled _cpu is missing: install with --no-build-isolation to build it"
-        _report["cpu"] = {"backend": "reference", "reason": reason}
-    else:
-        torch.ops.load_library(str(path))
-        isa = ctypes.CDLL(str(path)).diffast_cpu_isa
-        isa.restype = ctypes.c_char_p
-        _report["cpu"] = {"backend": f"c++ ({isa().decode()})", "reason": f"{path.name} loaded"}
+        return "reference", reason
+    torch.ops.load_library(str(path))
+    isa = ctypes.CDLL(str(path)).diffast_cpu_isa
+    isa.restype = ctypes.c_char_p
+    return f"c++ ({isa().decode()})", f"{path.name} loaded"
 
 
-def _load_cuda(wanted: str) -> None:
+def _load_cuda(wanted: str) -> tuple[str, str]:
     path = _binary("_cuda")
     if torch.version.cuda is None:
-        reason = "this torch has no CUDA"
-        _report["cuda"] = {"backend": "none", "reason": reason}
-    elif wanted == "reference":
-        _report["cuda"] = {"backend": "reference", "reason": "DIFFAST_BACKEND=reference"}
-    elif path is not None and wanted != "triton":
+        return "none", "this torch has no CUDA"
+    if wanted == "reference":
+        return "reference", "DIFFAST_BACKEND=reference"
+    if path is not None and wanted != "triton":
         torch.ops.load_library(str(path))
-        _report["cuda"] = {"backend": "cuda", "reason": f"{path.name} loaded"}
-    elif wanted == "cuda":
+        return "cuda", f"{path.name} loaded"
+    if wanted == "cuda":
         raise ImportError("DIFFAST_BACKEND is 'cuda' but the compiled _cuda is missing")
-    else:
-        reason = "DIFFAST_BACKEND=triton" if wanted == "triton" else "the compiled _cuda is missing"
-        _register_triton(wanted, reason)
+    reason = "DIFFAST_BACKEND=triton" if wanted == "triton" else "the compiled _cuda is missing"
+    return _register_triton(wanted, reason)
+
+
+def _register(kind: str, key: str) -> None:
+    """Registers the implementations in the modules of a kind for a dispatch key."""
+    for module in modules(kind):
+        for name, function in module.IMPLEMENTATIONS.items():
+            library.impl(name, function, key)
 
 
 def modules(kind: str) -> list:
@@ -66,18 +70,14 @@ def modules(kind: str) -> list:
     return [importlib.import_module(f"diffast.ops.{op}.{kind}") for op in OPS]
 
 
-def _register_triton(wanted: str, reason: str) -> None:
+def _register_triton(wanted: str, reason: str) -> tuple[str, str]:
     try:
-        found = modules("triton")
+        _register("triton", "CUDA")
     except ModuleNotFoundError as error:
         if error.name != "triton" or wanted == "triton":
             raise
-        _report["cuda"] = {"backend": "reference", "reason": f"{reason}, and so is triton"}
-        return
-    for module in found:
-        for name, function in module.IMPLEMENTATIONS.items():
-            library.impl(name, function, "CUDA")
-    _report["cuda"] = {"backend": "triton", "reason": reason}
+        return "reference", f"{reason}, and so is triton"
+    return "triton", reason
 
 
 def load() -> None:
@@ -86,11 +86,8 @@ def load() -> None:
     A missing binary is reported by `backends`; a binary that fails to load raises.
     """
     wanted = _wanted()
-    for module in modules("reference"):
-        for name, function in module.IMPLEMENTATIONS.items():
-            library.impl(name, function, "CompositeExplicitAutograd")
-    _load_cpu(wanted)
-    _load_cuda(wanted)
+    _register("reference", "CompositeExplicitAutograd")
+    _report.update(cpu=_load_cpu(wanted), cuda=_load_cuda(wanted))
 
 
 def backends() -> dict[str, dict[str, str]]:
@@ -98,7 +95,7 @@ def backends() -> dict[str, dict[str, str]]:
 
     The backends are "c++ (avx2)" or "c++ (base)", "cuda", "triton", "reference" and "none".
     """
-    return {device: dict(entry) for device, entry in _report.items()}
+    return {device: {"backend": name, "reason": why} for device, (name, why) in _report.items()}
 
 
 def triton_version() -> str | None:

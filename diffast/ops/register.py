@@ -7,7 +7,7 @@ from diffast.ops.checks import check
 from diffast.ops.combine.checks import check_combine, check_table
 from diffast.ops.combine.reference import promoted
 from diffast.ops.combine_error.checks import check_error
-from diffast.ops.load import modules
+from diffast.ops.explain import CHECKS
 from diffast.ops.normal.checks import check_normal_out
 from diffast.ops.schema import MAX_ROWS, SCHEMAS, library, overload_of
 
@@ -32,17 +32,9 @@ def _new_rows(xs, rows: int) -> list[torch.Tensor]:
     return [xs[0].new_empty(xs[0].shape, dtype=promoted(xs)) for _ in range(rows)]
 
 
-def _fake_combine(xs, *call):
-    return _new_rows(xs, check_combine(xs, *call))
-
-
-def _fake_table(xs, *call):
-    return _new_rows(xs, check_table(xs, *call))
-
-
-def _fake_error(xs, *call):
-    tolerance = call[4]
-    return [*_new_rows(xs, check_error(xs, *call)), torch.empty_like(tolerance)]
+def _fake_error(xs, weights, noise, streams, clamp, tolerance, *norm):
+    rows = check_error(xs, weights, noise, streams, clamp, tolerance, *norm)
+    return [*_new_rows(xs, rows), torch.empty_like(tolerance)]
 
 
 def _fake_normal(ids, shape, seed, stage, scale, dtype):
@@ -66,14 +58,6 @@ def _fake_out(check_call):
     return fake
 
 
-def _no_clamp(clamp) -> None:
-    check(
-        not clamp,
-        "combine: an input requires grad but the gradient through a clamp is not defined here: "
-        "clamp with torch.clamp",
-    )
-
-
 def _no_gradient(argument):
     # Under torch.compile the backward has to return [] for an argument that was an empty list.
     return [] if isinstance(argument, (list, tuple)) and not argument else None
@@ -81,7 +65,11 @@ def _no_gradient(argument):
 
 def _setup(ctx, inputs, output):
     xs, weights, *_, clamp = inputs
-    _no_clamp(clamp)
+    check(
+        not clamp,
+        "combine: an input requires grad but the gradient through a clamp is not defined here: "
+        "clamp with torch.clamp",
+    )
     if isinstance(weights, torch.Tensor):
         ctx.save_for_backward(weights)
     else:
@@ -112,8 +100,7 @@ def _backward_host(ctx, grads):
 def _backward_table(ctx, grads):
     (weights,) = ctx.saved_tensors
     check(
-        not ctx.needs_input_grad[1],
-        "combine: the table requires grad but is a constant of the op",
+        not ctx.needs_input_grad[1], "combine: the table requires grad but is a constant of the op"
     )
 
     def combine_columns(grads, columns):
@@ -147,22 +134,19 @@ def register() -> None:
     library.impl("normal", _normal, "CompositeExplicitAutograd")
     library.impl("brownian", _brownian, "CompositeExplicitAutograd")
     fakes = {
-        "combine": _fake_combine,
-        "combine.table": _fake_table,
+        "combine": lambda xs, *call: _new_rows(xs, check_combine(xs, *call)),
+        "combine.table": lambda xs, *call: _new_rows(xs, check_table(xs, *call)),
         "combine_error": _fake_error,
         "brownian": _fake_brownian,
         "normal": _fake_normal,
     }
-    checks = {name: check for module in modules("checks") for name, check in module.CHECKS.items()}
     for name in SCHEMAS:
-        fake = fakes.get(name) or _fake_out(checks[name])
+        fake = fakes.get(name) or _fake_out(CHECKS[name])
         torch.library.register_fake(f"diffast::{name}", fake, lib=library)
-    torch.library.register_autograd(
-        "diffast::combine", _backward_host, setup_context=_setup, lib=library
-    )
-    torch.library.register_autograd(
-        "diffast::combine.table", _backward_table, setup_context=_setup, lib=library
-    )
+    for name, backward in (("combine", _backward_host), ("combine.table", _backward_table)):
+        torch.library.register_autograd(
+            f"diffast::{name}", backward, setup_context=_setup, lib=library
+        )
     # `combine` has a gradient, and `normal` no tensor that could require one.
     for name in SCHEMAS.keys() - {"combine", "combine.table", "normal"}:
         library.impl(name, _refuse_grad(overload_of(name)), "Autograd")

@@ -38,25 +38,29 @@ static_assert(sizeof(AcceptCounts) == kCounts * sizeof(int64_t));
 
 enum AcceptStatus : int64_t { kRunning, kFinished, kFailedFinite, kFailedStep, kFailedCalls };
 
-// One copy of whole rows, made for the samples that have done `stage`.
+// A sample's route says what is copied for it: the moves of a stage (the route is the stage, 0 or
+// more), a rejected attempt's normals into a slot (the route is kIntoSlot - slot), or nothing.
+constexpr int32_t kNoRoute = -1;
+constexpr int32_t kIntoSlot = -2;
+
+// One copy of whole rows, made for the samples of a route.
 struct AcceptMove {
   const void* from;  // [samples, elements]
   void* to;          // [samples, elements]
-  int32_t stage;
+  int32_t route;
   int32_t item;  // bytes of an element
 };
 
 struct AcceptArgs {
   AcceptRule rule;
   AcceptFlags flags;
-  AcceptMove move[kMaxMoves];
-  AcceptMove memory[kMaxMemory];  // one source, one target for each slot
-  const double* norms;            // [samples, 2]
-  const int64_t* status;          // [samples]
-  double* control;                // [samples, kControls + slots]
-  int64_t* counts;                // [samples, kCounts]
-  int64_t* streams;               // [samples, 3]
-  int32_t* route;                 // [samples]
+  AcceptMove move[kMaxMoves + kMaxMemory];  // of stages, then into slots
+  const double* norms;                      // [samples, 2]
+  const int64_t* status;                    // [samples]
+  double* control;                          // [samples, kControls + slots]
+  int64_t* counts;                          // [samples, kCounts]
+  int64_t* streams;                         // [samples, 3]
+  int32_t* route;                           // [samples]
   int64_t samples;
   int64_t elements;  // of one sample
   int32_t moves;

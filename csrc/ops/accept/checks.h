@@ -1,6 +1,7 @@
 // From tensors to AcceptArgs, and `accept`. Shared by the CPU and the CUDA glue.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 
 #include "../../core/checks.h"
@@ -13,11 +14,11 @@ inline bool set_rule(AcceptArgs* a, const std::vector<double>& rule,
   if (rule.size() != kRule || flags.size() != kFlags) return false;
   memcpy(&a->rule, rule.data(), sizeof a->rule);
   memcpy(&a->flags, flags.data(), sizeof a->flags);
-  bool numbers = true;
-  for (const double number : rule) numbers = numbers && number == number;
+  for (const double number : rule)
+    if (number != number) return false;
   const AcceptFlags& f = a->flags;
-  return numbers && a->rule.noise_floor > 0 && f.last >= 1 && f.last < int64_t(1) << 31 &&
-         f.restart >= 0 && f.restart <= f.last;
+  return a->rule.noise_floor > 0 && f.last >= 1 && f.last < int64_t(1) << 31 && f.restart >= 0 &&
+         f.restart <= f.last;
 }
 
 // Sources or targets, one shape and any of the dtypes.
@@ -27,7 +28,6 @@ struct AcceptPlanes {
   char* data[kMaxPlanes];
 
   int64_t count() const { return int64_t(tensors.size()); }
-  Span span(int64_t k, int64_t numel) const { return Span(data[k], numel * dtype_bytes(type[k])); }
 };
 
 // `first` is the first of all planes, which has the batch's samples and is beside `norms`.
@@ -42,28 +42,13 @@ inline bool set_planes(AcceptPlanes* planes, const First& first, const First& no
   return true;
 }
 
-inline bool set_move(AcceptMove* move, int64_t stage, int64_t source, int64_t target,
+inline bool set_move(AcceptMove* move, int64_t route, int64_t source, int64_t target,
                      const AcceptPlanes& sources, const AcceptPlanes& targets) {
   if (source < 0 || source >= sources.count() || target < 0 || target >= targets.count())
     return false;
   if (sources.type[source] != targets.type[target]) return false;
-  *move = {sources.data[source], targets.data[target], int32_t(stage),
+  *move = {sources.data[source], targets.data[target], int32_t(route),
            int32_t(dtype_bytes(sources.type[source]))};
-  return true;
-}
-
-// Whether every target is a source itself or overlaps neither a source nor another target.
-inline bool targets_are_apart(const AcceptPlanes& sources, const AcceptPlanes& targets,
-                              int64_t numel) {
-  for (int64_t t = 0; t < targets.count(); ++t) {
-    const Span target = targets.span(t, numel);
-    for (int64_t k = 0; k < sources.count(); ++k) {
-      const bool same = sources.data[k] == targets.data[t] && sources.type[k] == targets.type[t];
-      if (!same && target.overlaps(sources.span(k, numel))) return false;
-    }
-    for (int64_t k = 0; k < t; ++k)
-      if (target.overlaps(targets.span(k, numel))) return false;
-  }
   return true;
 }
 
@@ -72,7 +57,7 @@ inline bool targets_are_apart(const AcceptPlanes& sources, const AcceptPlanes& t
 inline bool moves_are_ordered(const AcceptArgs& a) {
   for (int i = 1; i < a.moves; ++i)
     for (int k = 0; k < i; ++k)
-      if (a.move[k].stage == a.move[i].stage && a.move[k].to == a.move[i].from &&
+      if (a.move[k].route == a.move[i].route && a.move[k].to == a.move[i].from &&
           a.move[k].to != a.move[k].from)
         return false;
   return true;
@@ -87,17 +72,14 @@ inline bool set_moves(AcceptArgs* a, const std::vector<int64_t>& moves,
     if (!set_move(&a->move[i], move[0], move[1], move[2], sources, targets)) return false;
   }
   for (int k = 0; k < a->slots; ++k)
-    if (!set_move(&a->memory[k], 0, memory[0], memory[k + 1], sources, targets)) return false;
+    if (!set_move(&a->move[a->moves + k], kIntoSlot - k, memory[0], memory[k + 1], sources,
+                  targets))
+      return false;
   const int64_t numel = a->samples * a->elements;
-  return numel == 0 || (targets_are_apart(sources, targets, numel) && moves_are_ordered(*a));
-}
-
-// Takes out the moves of a tensor onto itself, which the order above still counted.
-inline void drop_idle(AcceptArgs* a) {
-  int kept = 0;
-  for (int i = 0; i < a->moves; ++i)
-    if (a->move[i].from != a->move[i].to) a->move[kept++] = a->move[i];
-  a->moves = kept;
+  const auto source = [&](int64_t k) { return Span(sources.data[k], numel, sources.type[k]); };
+  const auto target = [&](int64_t k) { return Span(targets.data[k], numel, targets.type[k]); };
+  return numel == 0 ||
+         (are_apart(sources.count(), source, targets.count(), target) && moves_are_ordered(*a));
 }
 
 inline bool set_accept(AcceptArgs* a, const Tensor& norms, const Tensor& status,
@@ -112,18 +94,12 @@ inline bool set_accept(AcceptArgs* a, const Tensor& norms, const Tensor& status,
   a->moves = int32_t(moves.size() / 3);
   a->slots = memory.empty() ? 0 : int32_t(memory.size()) - 1;
   a->samples = first.samples();
-  const ScalarType wide = ScalarType::Double, whole = ScalarType::Long;
-  if (!set_rule(a, rule, flags) || !first.has_beside(norms, wide, {a->samples, 2}) ||
-      !first.has_beside(control, wide, {a->samples, kControls + a->slots}) ||
-      !first.has_beside(counts, whole, {a->samples, kCounts}) ||
-      !first.has_beside(streams, whole, {a->samples, 3}) ||
-      !first.has_beside(status, whole, {a->samples}))
+  if (!set_rule(a, rule, flags) || !first.bind(&a->norms, norms, {a->samples, 2}) ||
+      !first.bind(&a->control, control, {a->samples, kControls + a->slots}) ||
+      !first.bind(&a->counts, counts, {a->samples, kCounts}) ||
+      !first.bind(&a->streams, streams, {a->samples, 3}) ||
+      !first.bind(&a->status, status, {a->samples}))
     return false;
-  a->norms = data_of<double>(norms);
-  a->status = data_of<int64_t>(status);
-  a->control = mutable_data_of<double>(control);
-  a->counts = mutable_data_of<int64_t>(counts);
-  a->streams = mutable_data_of<int64_t>(streams);
   a->elements = 0;
   AcceptPlanes from{sources}, to{targets};
   if (!sources.empty() || !targets.empty()) {
@@ -132,7 +108,10 @@ inline bool set_accept(AcceptArgs* a, const Tensor& norms, const Tensor& status,
     a->elements = plane.elements();
   }
   if (!set_moves(a, moves, memory, from, to)) return false;
-  drop_idle(a);
+  // Moves of a tensor onto itself are taken out, now that the check of the order has counted them.
+  const auto idle = [](const AcceptMove& move) { return move.from == move.to; };
+  AcceptMove* end = a->move + a->moves + a->slots;
+  a->moves = int32_t(std::remove_if(a->move, end, idle) - a->move);
   return true;
 }
 

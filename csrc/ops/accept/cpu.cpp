@@ -1,6 +1,4 @@
 // `accept` on the CPU: all samples are decided first, then rows are copied.
-#include <algorithm>
-
 #include "../../cpu/chunks.h"
 #include "checks.h"
 #include "decision.h"
@@ -13,23 +11,19 @@ constexpr int64_t kCopyChunk = 1 << 14;  // elements copied by a thread at a tim
 
 // Copies one chunk of a sample, for all moves in their order.
 void copy_chunk(const AcceptArgs& a, int64_t sample, int64_t begin, int64_t count) {
-  const int32_t route = a.route[sample];
-  const auto copy = [&](const AcceptMove& move) {
+  for (int i = 0; i < a.moves; ++i) {
+    const AcceptMove& move = a.move[i];
+    if (move.route != a.route[sample]) continue;
     const int64_t offset = (sample * a.elements + begin) * move.item;
     memcpy(static_cast<char*>(move.to) + offset, static_cast<const char*>(move.from) + offset,
            size_t(count * move.item));
-  };
-  for (int i = 0; i < a.moves; ++i)
-    if (a.move[i].stage == route) copy(a.move[i]);
-  for (int k = 0; k < a.slots; ++k)
-    if (route == kIntoSlot - k && a.memory[k].from != a.memory[k].to) copy(a.memory[k]);
+  }
 }
 
 // Whether a route copies anything: most calls of a run copy nothing.
 bool copies(const AcceptArgs& a, int32_t route) {
-  if (route <= kIntoSlot) return true;
   for (int i = 0; i < a.moves; ++i)
-    if (a.move[i].stage == route) return true;
+    if (a.move[i].route == route) return true;
   return false;
 }
 
@@ -45,18 +39,14 @@ void run(AcceptArgs* args, const Tensor&) {
   if (a.elements == 0) return;
   moving.clear();
   for (int64_t b = 0; b < a.samples; ++b)
-    if (a.route[b] != kNoRoute && copies(a, a.route[b])) moving.push_back(b);
-  const int64_t* samples =
-      moving.data();  // this thread's list: `moving` would be another one in the threads that copy
-  const int64_t chunks = (a.elements + kCopyChunk - 1) / kCopyChunk;
-  const int64_t average = std::max<int64_t>(1, a.elements / chunks);
-  const auto work = [&](int64_t from, int64_t to) {
-    for (int64_t item = from; item < to; ++item) {
-      const int64_t begin = item % chunks * kCopyChunk;
-      copy_chunk(a, samples[item / chunks], begin, std::min(kCopyChunk, a.elements - begin));
-    }
-  };
-  share_out(int64_t(moving.size()) * chunks, std::max<int64_t>(1, kGrain / average), work);
+    if (copies(a, a.route[b])) moving.push_back(b);
+  // This thread's list: `moving` would be another one in the threads that copy.
+  const int64_t* samples = moving.data();
+  share_chunks(int64_t(moving.size()), a.elements, kCopyChunk, kGrain, [&](const auto& each) {
+    each([&](int64_t, int64_t i, int64_t begin, int64_t count) {
+      copy_chunk(a, samples[i], begin, count);
+    });
+  });
 }
 
 }  // namespace

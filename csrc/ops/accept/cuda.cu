@@ -39,9 +39,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t unit = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; unit < units;
          unit += unit_step) {
       for (int i = 0; i < a.moves; ++i)
-        if (a.move[i].stage == route) copy_unit<Unit>(a.move[i], a.elements, sample, unit);
-      for (int k = 0; k < a.slots; ++k)
-        if (route == kIntoSlot - k) copy_unit<Unit>(a.memory[k], a.elements, sample, unit);
+        if (a.move[i].route == route) copy_unit<Unit>(a.move[i], a.elements, sample, unit);
     }
   }
 }
@@ -49,57 +47,34 @@ __global__ void __launch_bounds__(kThreads)
 // The largest number of bytes, 16 at most, that all pointers and row sizes are multiples of.
 int64_t common_bytes(const AcceptArgs& a) {
   uintptr_t bits = 16;
-  const auto add = [&](const AcceptMove& move) {
+  for (int i = 0; i < a.moves; ++i) {
+    const AcceptMove& move = a.move[i];
     bits |= reinterpret_cast<uintptr_t>(move.from) | reinterpret_cast<uintptr_t>(move.to) |
             uintptr_t(a.elements * move.item);
-  };
-  for (int i = 0; i < a.moves; ++i) add(a.move[i]);
-  for (int k = 0; k < a.slots; ++k) add(a.memory[k]);
+  }
   return int64_t(bits & (~bits + 1));
-}
-
-int64_t longest_item(const AcceptArgs& a) {
-  int32_t item = 0;
-  for (int i = 0; i < a.moves; ++i) item = std::max(item, a.move[i].item);
-  for (int k = 0; k < a.slots; ++k) item = std::max(item, a.memory[k].item);
-  return item;
-}
-
-cudaError_t launch_grid(const void* kernel, dim3 grid, dim3 block, void** parameters,
-                        cudaStream_t stream) {
-  const cudaError_t error = cudaLaunchKernel(kernel, grid, block, parameters, 0, stream);
-  if (error != cudaSuccess)
-    cudaGetLastError();  // clears it: a later, unrelated check would report it
-  return error;
 }
 
 template <typename Unit>
 cudaError_t launch_copy(const AcceptArgs& a, cudaStream_t stream) {
-  int64_t units = a.elements * longest_item(a) / int64_t(sizeof(Unit));
-  const Layout layout = layout_of(a.samples, units, kThreads);
-  void* parameters[] = {const_cast<AcceptArgs*>(&a), &units};
-  return launch_grid(reinterpret_cast<const void*>(copy_kernel<Unit>), layout.grid, layout.block,
-                     parameters, stream);
+  int32_t longest = 0;
+  for (int i = 0; i < a.moves; ++i) longest = std::max(longest, a.move[i].item);
+  const int64_t units = a.elements * longest / int64_t(sizeof(Unit));
+  return launch(copy_kernel<Unit>, layout_of(a.samples, units), 0, stream, a, units);
 }
 
 }  // namespace
-}  // namespace diffast::cuda
-
-namespace diffast {
 
 cudaError_t launch_accept(const AcceptArgs& a, cudaStream_t stream) {
-  using namespace cuda;
   if (a.samples == 0) return cudaSuccess;
   const int64_t blocks = (a.samples + kDecideThreads - 1) / kDecideThreads;
-  void* parameters[] = {const_cast<AcceptArgs*>(&a)};
-  const cudaError_t error =
-      launch_grid(reinterpret_cast<const void*>(decide_kernel), dim3(unsigned(blocks)),
-                  dim3(kDecideThreads), parameters, stream);
-  if (error != cudaSuccess || a.elements == 0 || a.moves + a.slots == 0) return error;
+  const Layout layout = {dim3(unsigned(blocks)), dim3(kDecideThreads)};
+  const cudaError_t error = launch(decide_kernel, layout, 0, stream, a);
+  if (error != cudaSuccess || a.elements == 0 || a.moves == 0) return error;
   const int64_t bytes = common_bytes(a);
   if (bytes == 16) return launch_copy<uint4>(a, stream);
   if (bytes >= 4) return launch_copy<uint32_t>(a, stream);
   return launch_copy<uint16_t>(a, stream);
 }
 
-}  // namespace diffast
+}  // namespace diffast::cuda

@@ -10,11 +10,6 @@
 
 namespace diffast {
 
-// A sample's route says what is copied for it: the moves of a stage (the route is the stage, 0 or
-// more), a rejected attempt's normals into a slot (the route is kIntoSlot - slot), or nothing.
-constexpr int32_t kNoRoute = -1;
-constexpr int32_t kIntoSlot = -2;
-
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // The numbers of one sample, read and written in place.
@@ -126,15 +121,21 @@ DIFFAST_HD int32_t accept_judge(double error, const AcceptRule& r, const AcceptF
 }
 
 // Updates one sample after one network call; returns its route.
-DIFFAST_HD int32_t accept_decide(double error, double noise, int64_t bad, const AcceptRule& r,
-                                 const AcceptFlags& f, const AcceptSample& s) {
-  AcceptCounts* n = s.counts;
+DIFFAST_HD int32_t accept_sample(const AcceptArgs& a, int64_t b) {
+  const AcceptRule& r = a.rule;
+  const AcceptFlags& f = a.flags;
+  double* control = a.control + b * (kControls + a.slots);
+  AcceptCounts* n = reinterpret_cast<AcceptCounts*>(a.counts + b * kCounts);
   if (n->status != kRunning) return kNoRoute;
+  const AcceptSample s = {reinterpret_cast<AcceptControl*>(control), control + kControls, n,
+                          a.streams + 3 * b + 2, a.slots};
+  double error = a.norms[2 * b];
+  const double noise = a.norms[2 * b + 1];
   n->calls += 1;
   const int64_t stage = n->stage;
   // A stage that is not one of the run's has no moves.
   int32_t route = stage >= 0 && stage <= f.last ? int32_t(stage) : kNoRoute;
-  bool finite = bad < 0;
+  bool finite = a.status[b] < 0;
   if (finite && stage < f.last) {
     n->stage = stage + 1;
     if (stage == 0 && s.control->at == s.control->end) n->status = kFinished;
@@ -153,14 +154,6 @@ DIFFAST_HD int32_t accept_decide(double error, double noise, int64_t bad, const 
   }
   if (n->status == kRunning && n->calls >= f.most_calls) n->status = kFailedCalls;
   return route;
-}
-
-DIFFAST_HD int32_t accept_sample(const AcceptArgs& a, int64_t b) {
-  double* control = a.control + b * (kControls + a.slots);
-  const AcceptSample sample = {reinterpret_cast<AcceptControl*>(control), control + kControls,
-                               reinterpret_cast<AcceptCounts*>(a.counts + b * kCounts),
-                               a.streams + 3 * b + 2, a.slots};
-  return accept_decide(a.norms[2 * b], a.norms[2 * b + 1], a.status[b], a.rule, a.flags, sample);
 }
 
 }  // namespace diffast

@@ -10,9 +10,10 @@ namespace diffast {
 // Whether the outputs share no memory, with each other or with `last`. `last` may be an output
 // itself, since every element of it is read before it is written there.
 inline bool outputs_are_apart(const BrownianArgs& a) {
-  const int64_t bytes = a.samples * a.elements * (a.wide ? 8 : 4);
-  const auto apart = [bytes](const void* x, const void* y) {
-    return !Span(x, bytes).overlaps(Span(y, bytes));
+  const int64_t numel = a.samples * a.elements;
+  const DType type = a.wide ? DType::kFloat64 : DType::kFloat32;
+  const auto apart = [&](const void* x, const void* y) {
+    return !Span(x, numel, type).overlaps(Span(y, numel, type));
   };
   if (a.value && !apart(a.value, a.increment)) return false;
   if (!a.last) return true;
@@ -32,15 +33,12 @@ inline bool set_brownian(BrownianArgs* a, const Tensor& streams, const Tensor& n
   a->elements = first.elements();
   a->wide = type == ScalarType::Double;
   a->depth = int32_t(depth);
-  if (!first.has_beside(streams, ScalarType::Long, {a->samples, 3}) ||
-      !first.has_beside(nodes, ScalarType::Long, {a->samples, 2}) ||
-      !first.has_beside(weights, ScalarType::Double, {a->samples, 2}))
+  if (!first.bind(&a->streams, streams, {a->samples, 3}) ||
+      !first.bind(&a->nodes, nodes, {a->samples, 2}) ||
+      !first.bind(&a->weights, weights, {a->samples, 2}))
     return false;
   for (const OptionalTensor* t : {&last, &value})
     if (t->has_value() && !((*t)->scalar_type() == type && first.is_like(**t))) return false;
-  a->streams = data_of<int64_t>(streams);
-  a->nodes = data_of<int64_t>(nodes);
-  a->weights = data_of<double>(weights);
   a->last = last.has_value() ? last->const_data_ptr() : nullptr;
   a->increment = increment.mutable_data_ptr();
   a->value = value.has_value() ? value->mutable_data_ptr() : nullptr;

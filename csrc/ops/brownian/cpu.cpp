@@ -17,19 +17,11 @@ DescentCall<T> way_to(int64_t node, const BrownianArgs& a, int64_t sample) {
   call.seed = uint64_t(a.streams[3 * sample]);
   call.id = uint64_t(a.streams[3 * sample + 1]);
   node = node_within(node, a.depth);
-  if (node < 0) return call;
-  const int64_t last = int64_t(1) << a.depth;
-  const bool above = node > last / 2;
-  call.steps = node == 0 || node == last ? 2
-               : node == last / 2        ? 1
-                                         : level_of_node(node, a.depth) + 1;
+  call.steps = steps_to(node, a.depth);
   for (int step = 0; step < call.steps; ++step) {
     const BrownianLevel& level = kBrownianLevels[step == 1 ? 0 : step];
-    call.word[step] = step > 1    ? word_of_level(node, a.depth, step)
-                      : step == 0 ? kMiddleWord
-                      : above     ? kHighEndWord
-                                  : kLowEndWord;
-    call.up[step] = step > 1 ? lies_above(node, a.depth, step) : (step == 0) == above;
+    call.word[step] = word_of_step(node, a.depth, step);
+    call.up[step] = is_lower_end(node, a.depth, step);
     call.keep[step] = T(level.keep);
     call.fresh[step] = T(level.fresh);
   }
@@ -46,10 +38,7 @@ void path_values(const Kernels& kernel, DescentCall<T>* way, int64_t begin, int6
   way->out = out;
   way->count = count;
   way->first_block = uint32_t(begin / 4);
-  if constexpr (sizeof(T) == sizeof(double))
-    kernel.descend_double(*way);
-  else
-    kernel.descend_float(*way);
+  kernel.of<T>().descend(*way);
 }
 
 // increment = weights[0] V(to) + weights[1] V(from), as one row of two columns.
@@ -65,16 +54,13 @@ void mix(const Kernels& kernel, const double* weights, const T* to, const T* fro
   call.columns = 2;
   call.rows = 1;
   call.count = count;
-  if constexpr (sizeof(T) == sizeof(double))
-    kernel.rows_double(call);
-  else
-    kernel.rows_float(call);
+  kernel.of<T>().rows(call);
 }
 
 template <typename T>
-void run_chunk(const Kernels& kernel, const BrownianArgs& a, int64_t sample, int64_t begin) {
+void run_chunk(const Kernels& kernel, const BrownianArgs& a, int64_t sample, int64_t begin,
+               int64_t count) {
   alignas(64) T here[kChunk], before[kChunk];
-  const int64_t count = std::min(kChunk, a.elements - begin);
   const int64_t from = a.nodes[2 * sample], to = a.nodes[2 * sample + 1];
   const int64_t offset = sample * a.elements + begin;
   DescentCall<T> way = way_to<T>(to, a, sample);
@@ -95,18 +81,12 @@ void run_chunk(const Kernels& kernel, const BrownianArgs& a, int64_t sample, int
 void run(const BrownianArgs& a, const Tensor&) {
   if (a.samples * a.elements == 0) return;
   const Kernels& kernel = kernels();
-  const int64_t chunks = (a.elements + kChunk - 1) / kChunk;
-  const int64_t average = std::max<int64_t>(1, a.elements / chunks) * a.depth;
-  const auto work = [&](int64_t first, int64_t end) {
-    for (int64_t item = first; item < end; ++item) {
-      const int64_t sample = item / chunks, begin = item % chunks * kChunk;
-      if (a.wide)
-        run_chunk<double>(kernel, a, sample, begin);
-      else
-        run_chunk<float>(kernel, a, sample, begin);
-    }
-  };
-  share_out(a.samples * chunks, std::max<int64_t>(1, kNoiseGrain / average), work);
+  const auto chunk = a.wide ? run_chunk<double> : run_chunk<float>;
+  share_chunks(a.samples, a.elements, kChunk, kNoiseGrain / a.depth, [&](const auto& each) {
+    each([&](int64_t, int64_t sample, int64_t begin, int64_t count) {
+      chunk(kernel, a, sample, begin, count);
+    });
+  });
 }
 
 }  // namespace

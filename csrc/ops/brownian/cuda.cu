@@ -21,26 +21,16 @@ template <typename T>
 __device__ __forceinline__ void path_value(const BrownianCall<T>& call, uint64_t seed, uint64_t id,
                                            uint32_t block, int64_t node, T (&value)[kPerThread]) {
   const int depth = call.args.depth;
-  const int64_t last = int64_t(1) << depth;
   node = node_within(node, depth);
-  const bool above = node > last / 2;
-  // How many normals are drawn: the middle's, an end's, then one for each level.
-  const int count = node < 0                    ? 0
-                    : node == 0 || node == last ? 2
-                    : node == last / 2          ? 1
-                                                : level_of_node(node, depth) + 1;
+  const int count = steps_to(node, depth);
   T left[kPerThread] = {}, right[kPerThread] = {};
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) value[i] = T(0);
 #pragma unroll 1
   for (int step = 0; step < count; ++step) {
-    const uint32_t word = step > 1    ? word_of_level(node, depth, step)
-                          : step == 0 ? kMiddleWord
-                          : above     ? kHighEndWord
-                                      : kLowEndWord;
-    const bool up = step > 1 ? lies_above(node, depth, step) : !above;
+    const bool up = is_lower_end(node, depth, step);
     const T keep = call.keep[step == 1 ? 0 : step], fresh = call.fresh[step == 1 ? 0 : step];
-    const Normals4 z = normals_of_block(block, word, id, opaque(seed));
+    const Normals4 z = normals_of_block(block, word_of_step(node, depth, step), id, opaque(seed));
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       const T known = step == 1 ? left[i] : left[i] + right[i];
@@ -56,7 +46,7 @@ __device__ __forceinline__ void path_value(const BrownianCall<T>& call, uint64_t
 template <typename T, bool Aligned>
 __device__ __forceinline__ void brownian_group(const BrownianCall<T>& call, int64_t sample,
                                                int64_t offset, uint32_t block, int count) {
-  constexpr DType type = sizeof(T) == sizeof(double) ? DType::kFloat64 : DType::kFloat32;
+  constexpr DType type = kNative<T>;
   const BrownianArgs& a = call.args;
   const uint64_t seed = uint64_t(a.streams[3 * sample]);
   const uint64_t id = uint64_t(a.streams[3 * sample + 1]);
@@ -108,25 +98,19 @@ cudaError_t launch_typed(const BrownianArgs& a, cudaStream_t stream) {
     call.keep[level] = T(kBrownianLevels[level].keep);
     call.fresh[level] = T(kBrownianLevels[level].fresh);
   }
-  constexpr DType type = sizeof(T) == sizeof(double) ? DType::kFloat64 : DType::kFloat32;
   bool aligned = a.elements % kPerThread == 0;
-  for (const void* base :
-       {a.last, static_cast<const void*>(a.increment), static_cast<const void*>(a.value)})
-    aligned = aligned && is_aligned(base, type);
-  const Layout layout = layout_of(a.samples, (a.elements + kPerThread - 1) / kPerThread, kThreads);
+  for (const void* base : std::initializer_list<const void*>{a.last, a.increment, a.value})
+    aligned = aligned && is_aligned(base, kNative<T>);
+  const Layout layout = layout_of(a.samples, (a.elements + kPerThread - 1) / kPerThread);
   return launch(aligned ? brownian_kernel<T, true> : brownian_kernel<T, false>, layout, 0, stream,
                 call);
 }
 
 }  // namespace
-}  // namespace diffast::cuda
-
-namespace diffast {
 
 cudaError_t launch_brownian(const BrownianArgs& args, cudaStream_t stream) {
   if (args.samples * args.elements == 0) return cudaSuccess;
-  return args.wide ? cuda::launch_typed<double>(args, stream)
-                   : cuda::launch_typed<float>(args, stream);
+  return args.wide ? launch_typed<double>(args, stream) : launch_typed<float>(args, stream);
 }
 
-}  // namespace diffast
+}  // namespace diffast::cuda

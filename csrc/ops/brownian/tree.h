@@ -47,20 +47,31 @@ DIFFAST_HD int level_of_node(int64_t node, int depth) {
   return depth;
 }
 
-// The counter word of the middle of that interval of `level` which contains the node.
-DIFFAST_HD uint32_t word_of_level(int64_t node, int depth, int level) {
-  return kBrownianNoise + (1u << (level - 1)) + uint32_t(node >> (depth - level + 1));
-}
-
-// Whether the node lies above the middle of that interval.
-DIFFAST_HD bool lies_above(int64_t node, int depth, int level) {
-  return (node >> (depth - level) & 1) != 0;
-}
-
 // A node above the last one counts as the last.
 DIFFAST_HD int64_t node_within(int64_t node, int depth) {
   const int64_t last = int64_t(1) << depth;
   return node < last ? node : last;
+}
+
+// How many steps lead to a node, a normal each: the middle, an end, then one for each level. None
+// lead to a node below 0.
+DIFFAST_HD int steps_to(int64_t node, int depth) {
+  const int64_t last = int64_t(1) << depth;
+  if (node < 0) return 0;
+  return node == 0 || node == last ? 2 : node == last / 2 ? 1 : level_of_node(node, depth) + 1;
+}
+
+// The counter word of a step. From step 2 on it is that of the middle of the interval of this level
+// which contains the node.
+DIFFAST_HD uint32_t word_of_step(int64_t node, int depth, int step) {
+  if (step > 1) return kBrownianNoise + (1u << (step - 1)) + uint32_t(node >> (depth - step + 1));
+  return step == 0 ? kMiddleWord : node > int64_t(1) << (depth - 1) ? kHighEndWord : kLowEndWord;
+}
+
+// Whether the value that a step makes is the lower end of the interval of the next step.
+DIFFAST_HD bool is_lower_end(int64_t node, int depth, int step) {
+  if (step > 1) return (node >> (depth - step) & 1) != 0;
+  return (step == 0) == (node > int64_t(1) << (depth - 1));
 }
 
 }  // namespace diffast

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../../core/dtype.h"
+#include "../../core/hd.h"
 
 namespace diffast {
 
@@ -16,27 +17,41 @@ constexpr int kMaxColumns = kMaxInputs + 1 + kMaxNoises;  // inputs, the clamped
 // Rows are computed in order; columns are summed in the order inputs, clamped row, noises.
 struct CombineArgs {
   const void* x[kMaxInputs];  // [samples, elements] each
-  void* y[kMaxRows];          // [samples, elements] each; y[0] may be null: row 0 not stored
+  void* y[kMaxRows] = {};     // [samples, elements] each; null for a row that is not stored
   DType x_type[kMaxInputs];
-  DType y_type[kMaxRows];
+  DType y_type[kMaxRows] = {};
   double weight[kMaxRows * (kMaxInputs + 1)];  // [rows, inputs (+ 1 with a clamp)], host weights
   double noise[kMaxRows * kMaxNoises];         // [rows, noises]
-  const double* weight_table;  // [samples, rows, inputs (+ 1)] on the device, or null
-  const double* noise_table;   // [samples, rows, noises] on the device, or null
-  const int64_t* ids;          // [samples], or null: 0 .. samples - 1
-  const int64_t* streams;      // [samples, 3] of (seed, id, word), or null: seed, ids, word
-  int64_t* status;             // [samples], or null; set to the stage where a value is not finite
-  uint64_t seed;
+  const double* weight_table = nullptr;        // [samples, rows, inputs (+ 1)], or null
+  const double* noise_table = nullptr;         // [samples, rows, noises], or null
+  const int64_t* ids = nullptr;                // [samples], or null: 0 .. samples - 1
+  const int64_t* streams = nullptr;  // [samples, 3] of (seed, id, word), or null: seed, ids, word
+  int64_t* status = nullptr;  // [samples], or null; set to the stage where a value is not finite
+  uint64_t seed = 0;
   int64_t samples;
-  int64_t elements;  // of one sample
-  uint32_t word;     // stage and purpose, see core/normal.h
+  int64_t elements;   // of one sample
+  uint32_t word = 0;  // stage and purpose, see core/normal.h
   int8_t inputs;
   int8_t rows;
-  int8_t noises;
-  bool clamp;  // row 0 is clamped to [low, high] and is one more column of the later rows
-  bool wide;   // float64 arithmetic; otherwise float32
+  int8_t noises = 0;
+  bool clamp;         // row 0 is clamped to [low, high] and is one more column of the later rows
+  bool wide = false;  // float64 arithmetic; otherwise float32
   double low;
   double high;
 };
+
+// What the noise of a sample is made of.
+struct Stream {
+  uint64_t seed, id;
+  uint32_t word;
+};
+
+DIFFAST_HD Stream stream_of(const CombineArgs& a, int64_t sample) {
+  if (a.streams) {
+    const int64_t* s = a.streams + 3 * sample;
+    return {uint64_t(s[0]), uint64_t(s[1]), uint32_t(s[2])};
+  }
+  return {a.seed, uint64_t(a.ids ? a.ids[sample] : sample), a.word};
+}
 
 }  // namespace diffast

@@ -3,6 +3,7 @@
 // whole (core/checks.h), after nothing has been written.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "../../core/checks.h"
@@ -16,7 +17,6 @@ inline bool set_inputs(CombineArgs* a, const std::vector<Tensor>& xs, const Firs
   if (xs.size() > kMaxInputs || rows < 1 || rows > kMaxRows) return false;
   a->inputs = int8_t(xs.size());
   a->rows = int8_t(rows);
-  a->wide = false;
   a->samples = first.samples();
   a->elements = first.elements();
   for (size_t k = 0; k < xs.size(); ++k) {
@@ -27,63 +27,38 @@ inline bool set_inputs(CombineArgs* a, const std::vector<Tensor>& xs, const Firs
   return true;
 }
 
-// Whether each output is an input itself (every element is read before it is written) or overlaps
-// neither an input nor another output.
-inline bool outputs_are_apart(const CombineArgs& a) {
-  const int64_t numel = a.samples * a.elements;
-  for (int r = 0; r < a.rows; ++r) {
-    if (a.y[r] == nullptr) continue;
-    const Span out(a.y[r], numel * dtype_bytes(a.y_type[r]));
-    for (int k = 0; k < a.inputs; ++k) {
-      const bool same = a.x[k] == a.y[r] && a.x_type[k] == a.y_type[r];
-      if (!same && out.overlaps(Span(a.x[k], numel * dtype_bytes(a.x_type[k])))) return false;
-    }
-    for (int s = 0; s < r; ++s)
-      if (a.y[s] && out.overlaps(Span(a.y[s], numel * dtype_bytes(a.y_type[s])))) return false;
-  }
-  return true;
-}
-
 // The outputs; with a clamp row 0 may go without one.
 inline bool set_outputs(CombineArgs* a, const std::vector<Tensor>& outs, const First& first) {
   const int hidden = a->rows - int(outs.size());
   if (hidden != 0 && !(hidden == 1 && a->clamp)) return false;
-  a->y[0] = nullptr;
-  a->y_type[0] = DType::kFloat32;
   for (int r = hidden; r < a->rows; ++r) {
     const Tensor& out = outs[r - hidden];
     if (!to_dtype(out.scalar_type(), &a->y_type[r]) || !first.is_like(out)) return false;
     a->wide = a->wide || a->y_type[r] == DType::kFloat64;
     a->y[r] = out.mutable_data_ptr();
   }
-  return outputs_are_apart(*a);
+  const int64_t numel = a->samples * a->elements;
+  const auto input = [&](int64_t k) { return Span(a->x[k], numel, a->x_type[k]); };
+  const auto output = [&](int64_t r) { return Span(a->y[r], a->y[r] ? numel : 0, a->y_type[r]); };
+  return are_apart(a->inputs, input, a->rows, output);
 }
 
 inline bool set_status(CombineArgs* a, const OptionalTensor& status, const First& first) {
-  a->status = nullptr;
-  if (!status.has_value()) return true;
-  if (first.sizes.size() == 0) return false;
-  if (!first.has_beside(*status, ScalarType::Long, {a->samples})) return false;
-  a->status = mutable_data_of<int64_t>(*status);
-  return true;
+  if (status.has_value() && first.sizes.size() == 0) return false;
+  return first.bind(&a->status, status, {a->samples});
 }
 
 // Weights given as host numbers, [rows, inputs (+ 1 with a clamp)] and [rows, noises] flattened.
 inline bool set_host_weights(CombineArgs* a, const std::vector<double>& weights,
                              const std::vector<double>& noise) {
-  bool finite = true;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    finite = finite && std::isfinite(weights[i]);
-    a->weight[i] = weights[i];
-  }
   if (a->clamp && weights[a->inputs] != 0) return false;  // row 0 as a column of itself
   if (noise.size() % a->rows != 0 || int(noise.size()) > a->rows * kMaxNoises) return false;
   a->noises = int8_t(noise.size() / a->rows);
-  for (size_t i = 0; i < noise.size(); ++i) {
-    finite = finite && std::isfinite(noise[i]);
-    a->noise[i] = noise[i];
-  }
-  return finite;
+  std::copy(weights.begin(), weights.end(), a->weight);
+  std::copy(noise.begin(), noise.end(), a->noise);
+  const auto finite = [](double weight) { return std::isfinite(weight); };
+  return std::all_of(weights.begin(), weights.end(), finite) &&
+         std::all_of(noise.begin(), noise.end(), finite);
 }
 
 // A call with host weights, but for its outputs. `first` is xs[0].
@@ -97,14 +72,9 @@ inline bool set_host(CombineArgs* a, const std::vector<Tensor>& xs, const First&
   if (!set_inputs(a, xs, first, int64_t(weights.size() / columns))) return false;
   if (!set_host_weights(a, weights, noise) || !is_word(stage)) return false;
   if (a->noises > 0 && first.sizes.size() == 0) return false;
-  if (ids.has_value() && !first.has_beside(*ids, ScalarType::Long, {a->samples})) return false;
-  a->ids = ids.has_value() ? data_of<int64_t>(*ids) : nullptr;
-  a->weight_table = nullptr;
-  a->noise_table = nullptr;
-  a->streams = nullptr;
   a->seed = uint64_t(seed);
   a->word = uint32_t(stage);
-  return true;
+  return first.bind(&a->ids, ids, {a->samples});
 }
 
 // A call with a table of weights on the device, [samples, rows, inputs (+ 1)], but for its outputs.
@@ -117,26 +87,14 @@ inline bool set_table(CombineArgs* a, const std::vector<Tensor>& xs, const First
   if (weights.dim() != 3 || first.sizes.size() == 0) return false;
   if (!set_inputs(a, xs, first, weights.size(1))) return false;
   const int64_t columns = a->inputs + (a->clamp ? 1 : 0);
-  const ScalarType wide = ScalarType::Double;
-  if (!first.has_beside(weights, wide, {a->samples, a->rows, columns})) return false;
-  a->weight_table = data_of<double>(weights);
-  a->noise_table = nullptr;
-  a->noises = 0;
-  a->streams = nullptr;
-  a->ids = nullptr;
-  a->seed = 0;
-  a->word = 0;
+  if (!first.bind(&a->weight_table, weights, {a->samples, a->rows, columns})) return false;
   if (noise.has_value()) {
     const int64_t noises = noise->dim() == 3 ? noise->size(2) : 0;
     if (noises < 1 || noises > kMaxNoises || !streams.has_value()) return false;
-    if (!first.has_beside(*noise, wide, {a->samples, a->rows, noises})) return false;
+    if (!first.bind(&a->noise_table, noise, {a->samples, a->rows, noises})) return false;
     a->noises = int8_t(noises);
-    a->noise_table = data_of<double>(*noise);
   }
-  if (!streams.has_value()) return true;
-  if (!first.has_beside(*streams, ScalarType::Long, {a->samples, 3})) return false;
-  a->streams = data_of<int64_t>(*streams);
-  return true;
+  return first.bind(&a->streams, streams, {a->samples, 3});
 }
 
 // The type that torch would promote the inputs to.
@@ -157,6 +115,15 @@ inline std::vector<Tensor> new_outputs(const CombineArgs& a, const First& first,
   return outs;
 }
 
+// Runs a call with new outputs, and returns them.
+template <auto Run>
+std::vector<Tensor> run_into_new(CombineArgs* a, const First& first) {
+  std::vector<Tensor> outs = new_outputs(*a, first, a->rows);
+  need(set_outputs(a, outs, first), "combine");
+  Run(*a, first.tensor);
+  return outs;
+}
+
 // The four forms of `combine`, over a backend's `Run(const CombineArgs&, const Tensor& first)`.
 template <auto Run>
 std::vector<Tensor> combine(std::vector<Tensor> xs, std::vector<double> weights,
@@ -165,11 +132,7 @@ std::vector<Tensor> combine(std::vector<Tensor> xs, std::vector<double> weights,
   const First first = first_of(xs, "combine");
   CombineArgs a;
   need(set_host(&a, xs, first, weights, noise, seed, stage, ids, clamp), "combine");
-  std::vector<Tensor> outs = new_outputs(a, first, a.rows);
-  need(set_outputs(&a, outs, first), "combine");
-  a.status = nullptr;
-  Run(a, xs[0]);
-  return outs;
+  return run_into_new<Run>(&a, first);
 }
 
 template <auto Run>
@@ -190,11 +153,7 @@ std::vector<Tensor> combine_table(std::vector<Tensor> xs, Tensor weights, Option
   const First first = first_of(xs, "combine");
   CombineArgs a;
   need(set_table(&a, xs, first, weights, noise, streams, clamp), "combine");
-  std::vector<Tensor> outs = new_outputs(a, first, a.rows);
-  need(set_outputs(&a, outs, first), "combine");
-  a.status = nullptr;
-  Run(a, xs[0]);
-  return outs;
+  return run_into_new<Run>(&a, first);
 }
 
 template <auto Run>

@@ -1,6 +1,4 @@
 // `combine` on the CPU: chunks of samples go through the loops of cpu.inc.
-#include <algorithm>
-
 #include "../../cpu/row_chunks.h"
 #include "checks.h"
 
@@ -24,38 +22,17 @@ void run_typed(CombineArgs a) {
     a.elements *= a.samples;
     a.samples = 1;
   }
-  const Kernels& kernel = kernels();
-  const bool in_place = runs_in_place(a);
-  const bool stream = bytes_moved(a) >= kStreamBytes && !writes_over_inputs(a);
-  const int64_t chunk = in_place ? kLongChunk : kChunk;
-  const int64_t chunks = (a.elements + chunk - 1) / chunk;
-  const int64_t average = std::max<int64_t>(1, a.elements / std::max<int64_t>(1, chunks));
-  const auto work = [&](int64_t from, int64_t to) {
-    Chunk<T> run(a, kernel, &scratch_of_thread<T>(), stream);
-    int64_t known = -1;
-    RowWeights<T> weights(a, 0);
-    for (int64_t item = from; item < to; ++item) {
-      const int64_t sample = item / chunks;
-      const int64_t begin = item % chunks * chunk;
-      const int64_t count = std::min(chunk, a.elements - begin);
-      if (a.weight_table && sample != known) weights = RowWeights<T>(a, sample);
-      known = sample;
-      bool finite = run.prepare(weights, sample, begin, count);
-      finite = run.rows(weights, a.clamp ? 1 : 0, a.rows) && finite;
-      run.store_clamped();
-      if (a.status && !finite) report(a, sample);
-    }
+  const auto make = [&](Chunk<T>& chunk, const RowWeights<T>& weights, int64_t, int64_t) {
+    const bool finite = chunk.rows(weights, a.clamp ? 1 : 0, a.rows);
+    chunk.store_clamped();
+    return finite;
   };
-  const int64_t grain = a.noises > 0 ? kNoiseGrain : kGrain;
-  share_out(a.samples * chunks, std::max<int64_t>(1, grain / average), work);
+  make_chunks<T>(a, runs_in_place(a) ? kLongChunk : kChunk, bypasses_caches(a), make);
 }
 
 void run(const CombineArgs& a, const Tensor&) {
   if (a.samples * a.elements == 0) return;
-  if (a.wide)
-    run_typed<double>(a);
-  else
-    run_typed<float>(a);
+  a.wide ? run_typed<double>(a) : run_typed<float>(a);
 }
 
 }  // namespace

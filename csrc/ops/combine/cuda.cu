@@ -29,13 +29,7 @@ __global__ void __launch_bounds__(kThreads, (kResident<T, Columns, Noise>))
   }
   const int64_t sample_step = int64_t(gridDim.y) * blockDim.y;
   for (int64_t first = int64_t(blockIdx.y) * blockDim.y; first < a.samples; first += sample_step) {
-    const T* mine = weights;
-    if (a.weight_table) {
-      __syncthreads();  // other threads may still read the previous samples' weights
-      fill_weights<T, Columns>(a, first, int(min(int64_t(blockDim.y), a.samples - first)), weights);
-      __syncthreads();
-      mine += threadIdx.y * a.rows * Slots<Columns>::kStride;
-    }
+    const T* mine = a.weight_table ? block_weights<T, Columns>(a, first, weights) : weights;
     const int64_t sample = first + threadIdx.y;
     if (sample >= a.samples) continue;
     const Stream stream = Noise ? stream_of(a, sample) : Stream{};
@@ -67,40 +61,19 @@ cudaError_t launch_columns(const CombineArgs& a, cudaStream_t stream) {
 // Float64 and unaligned tensors are rare and have fewer instances. A column that an instance has
 // beyond the call's inputs costs no memory traffic.
 template <typename T, bool Aligned>
-cudaError_t launch_rare(const CombineArgs& a, cudaStream_t stream) {
+cudaError_t launch_inputs(const CombineArgs& a, cudaStream_t stream) {
+  constexpr int most = 8;
+  if (a.inputs > most) return launch_columns<T, kMaxInputs, Aligned>(a, stream);
+  if constexpr (Aligned && sizeof(T) == sizeof(float))
+    return with_known<1, most>(a.inputs, [&]<int Columns>(Known<Columns>) {
+      return launch_columns<T, Columns, Aligned>(a, stream);
+    });
   if (a.inputs <= 2) return launch_columns<T, 2, Aligned>(a, stream);
   if (a.inputs <= 4) return launch_columns<T, 4, Aligned>(a, stream);
-  if (a.inputs <= 8) return launch_columns<T, 8, Aligned>(a, stream);
-  return launch_columns<T, kMaxInputs, Aligned>(a, stream);
-}
-
-cudaError_t launch_common(const CombineArgs& a, cudaStream_t stream) {
-  switch (a.inputs) {
-    case 1:
-      return launch_columns<float, 1, true>(a, stream);
-    case 2:
-      return launch_columns<float, 2, true>(a, stream);
-    case 3:
-      return launch_columns<float, 3, true>(a, stream);
-    case 4:
-      return launch_columns<float, 4, true>(a, stream);
-    case 5:
-      return launch_columns<float, 5, true>(a, stream);
-    case 6:
-      return launch_columns<float, 6, true>(a, stream);
-    case 7:
-      return launch_columns<float, 7, true>(a, stream);
-    case 8:
-      return launch_columns<float, 8, true>(a, stream);
-    default:
-      return launch_columns<float, kMaxInputs, true>(a, stream);
-  }
+  return launch_columns<T, most, Aligned>(a, stream);
 }
 
 }  // namespace
-}  // namespace diffast::cuda
-
-namespace diffast {
 
 cudaError_t launch_combine(const CombineArgs& args, cudaStream_t stream) {
   if (args.samples * args.elements == 0) return cudaSuccess;
@@ -110,11 +83,8 @@ cudaError_t launch_combine(const CombineArgs& args, cudaStream_t stream) {
     a.elements *= a.samples;
     a.samples = 1;
   }
-  const bool aligned = cuda::all_aligned(a);
-  if (a.wide)
-    return aligned ? cuda::launch_rare<double, true>(a, stream)
-                   : cuda::launch_rare<double, false>(a, stream);
-  return aligned ? cuda::launch_common(a, stream) : cuda::launch_rare<float, false>(a, stream);
+  return launch_rows(
+      a, [&]<typename T, bool Aligned>() { return launch_inputs<T, Aligned>(a, stream); });
 }
 
-}  // namespace diffast
+}  // namespace diffast::cuda

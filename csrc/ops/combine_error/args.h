@@ -19,11 +19,11 @@ constexpr int64_t error_chunks(const CombineArgs& a) {
 }
 
 struct ErrorArgs {
-  CombineArgs rows;         // a row that is not stored has a null y
-  const double* tolerance;  // [samples, 2] of (atol, rtol)
-  double* norms;            // [samples, 2] of (scaled error, measured row)
-  double* partials;         // [samples, chunks, 2] of a GPU's launch; null with one chunk
-  int8_t error;             // which row is the error; before and after follow it, measured is last
+  CombineArgs rows;            // a row that is not stored has a null y
+  const double* tolerance;     // [samples, 2] of (atol, rtol)
+  double* norms;               // [samples, 2] of (scaled error, measured row)
+  double* partials = nullptr;  // [samples, chunks, 2] of a GPU's launch, with several chunks
+  int8_t error;  // which row is the error; before and after follow it, measured is last
   ErrorForm form;
   ErrorNorm norm;
   bool measure;

@@ -22,10 +22,7 @@ inline bool set_error(ErrorArgs* e, const std::vector<Tensor>& xs, const First& 
   const int behind = 1 + (e->form == ErrorForm::kScalar ? 0 : 2) + (measure ? 1 : 0);
   if (a.rows < behind + (a.clamp ? 1 : 0)) return false;
   e->error = int8_t(a.rows - behind);
-  if (!first.has_beside(tolerance, ScalarType::Double, {a.samples, 2})) return false;
-  e->tolerance = data_of<double>(tolerance);
-  e->partials = nullptr;
-  return true;
+  return first.bind(&e->tolerance, tolerance, {a.samples, 2});
 }
 
 inline int stored_rows(const ErrorArgs& e) { return e.error - (e.rows.clamp ? 1 : 0); }
@@ -40,15 +37,12 @@ inline bool set_error_outputs(ErrorArgs* e, const std::vector<Tensor>& outs, con
   only.clamp = false;
   if (!set_outputs(&only, outs, first)) return false;
   a.wide = only.wide;
-  for (int r = 0; r < a.rows; ++r) {
-    const int out = r - (a.clamp ? 1 : 0);
-    const bool is_stored = out >= 0 && out < stored;
-    a.y[r] = is_stored ? only.y[out] : nullptr;
-    a.y_type[r] = is_stored ? only.y_type[out] : DType::kFloat32;
+  for (int out = 0; out < stored; ++out) {
+    const int r = out + (a.clamp ? 1 : 0);
+    a.y[r] = only.y[out];
+    a.y_type[r] = only.y_type[out];
   }
-  if (!first.has_beside(norms, ScalarType::Double, {a.samples, 2})) return false;
-  e->norms = mutable_data_of<double>(norms);
-  return true;
+  return first.bind(&e->norms, norms, {a.samples, 2});
 }
 
 // The two forms of `combine_error`, over a backend's `Run(const ErrorArgs&, const Tensor& first)`.
@@ -63,7 +57,6 @@ std::vector<Tensor> combine_error(std::vector<Tensor> xs, Tensor weights, Option
   std::vector<Tensor> outs = new_outputs(e.rows, first, stored_rows(e));
   Tensor norms = torch::stable::new_empty(xs[0], tolerance.sizes(), ScalarType::Double);
   need(set_error_outputs(&e, outs, norms, first), "combine_error");
-  e.rows.status = nullptr;
   Run(e, xs[0]);
   outs.push_back(norms);
   return outs;

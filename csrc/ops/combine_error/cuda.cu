@@ -30,11 +30,8 @@ template <typename T>
 struct KeepError {
   const ErrorArgs& e;
   int count;
-  T error[kPerThread], size[kPerThread];
-  double measured;
-
-  __device__ __forceinline__ explicit KeepError(const ErrorArgs& args, int lanes)
-      : e(args), count(lanes), error{}, size{}, measured(0) {}
+  T error[kPerThread] = {}, size[kPerThread] = {};
+  double measured = 0;
 
   __device__ __forceinline__ void operator()(int r, const T (&y)[kPerThread]) {
     if (r < e.error) return;
@@ -122,10 +119,7 @@ __global__ void __launch_bounds__(kThreads, (kErrorResident<T, Columns, Noise>))
   const int64_t chunks = error_chunks(a);
   const int64_t sample_step = int64_t(gridDim.y) * blockDim.y;
   for (int64_t first = int64_t(blockIdx.y) * blockDim.y; first < a.samples; first += sample_step) {
-    __syncthreads();  // other threads may still read the previous samples' weights
-    fill_weights<T, Columns>(a, first, int(min(int64_t(blockDim.y), a.samples - first)), weights);
-    __syncthreads();
-    const T* mine = weights + threadIdx.y * a.rows * Slots<Columns>::kStride;
+    const T* mine = block_weights<T, Columns>(a, first, weights);
     const int64_t sample = first + threadIdx.y;
     const bool active = sample < a.samples;  // inactive threads take part in the barriers only
     const Stream stream = Noise && active ? stream_of(a, sample) : Stream{};
@@ -138,7 +132,7 @@ __global__ void __launch_bounds__(kThreads, (kErrorResident<T, Columns, Noise>))
       if (active && group < groups) {
         const int64_t begin = group * kPerThread;
         const int count = Aligned ? kPerThread : int(min(int64_t(kPerThread), a.elements - begin));
-        KeepError<T> keep(e, count);
+        KeepError<T> keep{e, count};
         finite &= combine_group<T, Columns, Aligned, Noise>(
             a, mine, stream, limits, sample * a.elements + begin, uint32_t(group), count, keep);
         sum = keep.norms(atol, rtol);
@@ -178,21 +172,13 @@ __global__ void __launch_bounds__(kThreads) norms_kernel(const __grid_constant__
   }
 }
 
-// Threads along x go through a chunk. If samples are shorter than a chunk, y counts samples.
-inline Layout error_layout(const CombineArgs& a, int64_t samples_a_block) {
-  const int64_t groups = (a.elements + kPerThread - 1) / kPerThread;
-  int64_t x = std::min<int64_t>(groups, kChunkGroups);
-  const int64_t y = std::clamp<int64_t>(kThreads / x, 1, std::min(a.samples, samples_a_block));
-  if (y == 1) x = (x + 31) / 32 * 32;
-  const int64_t grid_y = std::min((a.samples + y - 1) / y, kBlocks);
-  const int64_t grid_x = std::min(error_chunks(a), std::max<int64_t>(1, kBlocks / grid_y));
-  return {dim3(unsigned(grid_x), unsigned(grid_y)), dim3(unsigned(x), unsigned(y))};
-}
-
 template <typename T, int Columns, bool Aligned>
 cudaError_t launch_error_columns(const ErrorArgs& e, cudaStream_t stream) {
   const int64_t copy = e.rows.rows * Slots<Columns>::kStride * int64_t(sizeof(T));
-  const Layout layout = error_layout(e.rows, kSharedBytes / copy);
+  const CombineArgs& a = e.rows;
+  // Threads along x go through a chunk.
+  const int64_t x = std::min<int64_t>((a.elements + kPerThread - 1) / kPerThread, kChunkGroups);
+  const Layout layout = layout_of(a.samples, x, error_chunks(a), kSharedBytes / copy);
   const auto kernel = e.rows.noises > 0 ? error_kernel<T, Columns, Aligned, true>
                                         : error_kernel<T, Columns, Aligned, false>;
   return launch(kernel, layout, size_t(kSumBytes + layout.block.y * copy), stream, e);
@@ -200,7 +186,7 @@ cudaError_t launch_error_columns(const ErrorArgs& e, cudaStream_t stream) {
 
 // As for `combine`, with fewer instances for the common kinds as well.
 template <typename T, bool Aligned>
-cudaError_t launch_error_rows(const ErrorArgs& e, cudaStream_t stream) {
+cudaError_t launch_error_inputs(const ErrorArgs& e, cudaStream_t stream) {
   const int inputs = e.rows.inputs;
   if (inputs <= 2) return launch_error_columns<T, 2, Aligned>(e, stream);
   if constexpr (Aligned && sizeof(T) == sizeof(float)) {
@@ -214,32 +200,19 @@ cudaError_t launch_error_rows(const ErrorArgs& e, cudaStream_t stream) {
 }
 
 cudaError_t launch_norms(const ErrorArgs& e, cudaStream_t stream) {
-  constexpr int lanes = 32;
-  constexpr int samples = kThreads / lanes;
-  const int64_t blocks = std::min((e.rows.samples + samples - 1) / samples, kBlocks);
-  const Layout layout = {dim3(unsigned(blocks)), dim3(lanes, samples)};
-  return launch(norms_kernel, layout, size_t(kSumBytes), stream, e);
+  return launch(norms_kernel, sums_layout(e.rows.samples), size_t(kSumBytes), stream, e);
 }
 
 }  // namespace
-}  // namespace diffast::cuda
-
-namespace diffast {
 
 cudaError_t launch_combine_error(const ErrorArgs& e, cudaStream_t stream) {
   const CombineArgs& a = e.rows;
   if (a.samples == 0) return cudaSuccess;
-  if (a.elements == 0) return cuda::launch_norms(e, stream);
-  const bool aligned = cuda::all_aligned(a);
-  cudaError_t error;
-  if (a.wide)
-    error = aligned ? cuda::launch_error_rows<double, true>(e, stream)
-                    : cuda::launch_error_rows<double, false>(e, stream);
-  else
-    error = aligned ? cuda::launch_error_rows<float, true>(e, stream)
-                    : cuda::launch_error_rows<float, false>(e, stream);
+  if (a.elements == 0) return launch_norms(e, stream);
+  const cudaError_t error = launch_rows(
+      a, [&]<typename T, bool Aligned>() { return launch_error_inputs<T, Aligned>(e, stream); });
   if (error != cudaSuccess || error_chunks(a) == 1) return error;
-  return cuda::launch_norms(e, stream);
+  return launch_norms(e, stream);
 }
 
-}  // namespace diffast
+}  // namespace diffast::cuda

@@ -10,9 +10,9 @@ constexpr int kMaxGramRows = 4;
 constexpr int kMaxGramSums = kMaxGramRows * (kMaxGramRows + 1) / 2;
 
 struct GramArgs {
-  CombineArgs rows;  // every y is null: no row is stored
-  double* sums;      // [samples, rows (rows + 1) / 2]: (0, 0), (0, 1), ..., (1, 1), ...
-  double* partials;  // a GPU launch's partial sums [samples, chunks, sums]; null elsewhere
+  CombineArgs rows;            // every y is null: no row is stored
+  double* sums;                // [samples, rows (rows + 1) / 2]: (0, 0), (0, 1), ..., (1, 1), ...
+  double* partials = nullptr;  // a GPU launch's partial sums [samples, chunks, sums]
 };
 
 // On a GPU so many elements of a sample make one partial sum of each pair of rows.

@@ -11,15 +11,7 @@ inline bool set_gram(GramArgs* g, const std::vector<Tensor>& xs, const First& fi
   CombineArgs& a = g->rows;
   if (!set_table(&a, xs, first, weights, std::nullopt, std::nullopt, {})) return false;
   if (a.inputs > kMaxGramInputs || a.rows > kMaxGramRows) return false;
-  for (int r = 0; r < kMaxRows; ++r) {
-    a.y[r] = nullptr;
-    a.y_type[r] = DType::kFloat32;
-  }
-  a.status = nullptr;
-  if (!first.has_beside(sums, ScalarType::Double, {a.samples, gram_sums(*g)})) return false;
-  g->sums = mutable_data_of<double>(sums);
-  g->partials = nullptr;
-  return true;
+  return first.bind(&g->sums, sums, {a.samples, gram_sums(*g)});
 }
 
 // `gram`, over a backend's `Run(const GramArgs&, const Tensor& first)`.

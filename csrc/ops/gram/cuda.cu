@@ -36,10 +36,7 @@ __global__ void __launch_bounds__(kThreads) gram_kernel(const __grid_constant__ 
   const int count_sums = gram_sums(g);
   const int64_t sample_step = int64_t(gridDim.y) * blockDim.y;
   for (int64_t first = int64_t(blockIdx.y) * blockDim.y; first < a.samples; first += sample_step) {
-    __syncthreads();  // other threads may still read the previous samples' weights
-    fill_weights<T, Columns>(a, first, int(min(int64_t(blockDim.y), a.samples - first)), weights);
-    __syncthreads();
-    const T* mine = weights + threadIdx.y * a.rows * Slots<Columns>::kStride;
+    const T* mine = block_weights<T, Columns>(a, first, weights);
     const int64_t sample = first + threadIdx.y;
     // All threads of a block run this loop: those without a sample or elements take part in the
     // sums.
@@ -84,25 +81,17 @@ __global__ void __launch_bounds__(kThreads) sums_kernel(const __grid_constant__ 
   });
 }
 
-// Threads along x go through a sample in whole warps. If samples are short, y counts samples.
-inline Layout gram_layout(const CombineArgs& a, int64_t samples_a_block) {
-  const int64_t x = std::min<int64_t>(gram_chunks(a) * kWarp, kThreads);
-  const int64_t y = std::clamp<int64_t>(kThreads / x, 1, std::min(a.samples, samples_a_block));
-  const int64_t grid_y = std::min((a.samples + y - 1) / y, kBlocks);
-  const int64_t blocks = (gram_chunks(a) * kWarp + x - 1) / x;
-  const int64_t grid_x = std::min(blocks, std::max<int64_t>(1, kBlocks / grid_y));
-  return {dim3(unsigned(grid_x), unsigned(grid_y)), dim3(unsigned(x), unsigned(y))};
-}
-
 template <typename T, int Columns, bool Aligned>
 cudaError_t launch_gram_columns(const GramArgs& g, cudaStream_t stream) {
   const int64_t copy = g.rows.rows * Slots<Columns>::kStride * int64_t(sizeof(T));
-  const Layout layout = gram_layout(g.rows, kSharedBytes / copy);
+  // Threads along x go through a sample in whole warps.
+  const int64_t threads = gram_chunks(g.rows) * kWarp, x = std::min<int64_t>(threads, kThreads);
+  const Layout layout = layout_of(g.rows.samples, x, (threads + x - 1) / x, kSharedBytes / copy);
   return launch(gram_kernel<T, Columns, Aligned>, layout, size_t(layout.block.y * copy), stream, g);
 }
 
 template <typename T, bool Aligned>
-cudaError_t launch_gram_rows(const GramArgs& g, cudaStream_t stream) {
+cudaError_t launch_gram_inputs(const GramArgs& g, cudaStream_t stream) {
   const int inputs = g.rows.inputs;
   if (inputs <= 2) return launch_gram_columns<T, 2, Aligned>(g, stream);
   if (inputs <= 4) return launch_gram_columns<T, 4, Aligned>(g, stream);
@@ -114,24 +103,15 @@ cudaError_t launch_sums(const GramArgs& g, cudaStream_t stream) {
 }
 
 }  // namespace
-}  // namespace diffast::cuda
-
-namespace diffast {
 
 cudaError_t launch_gram(const GramArgs& g, cudaStream_t stream) {
   const CombineArgs& a = g.rows;
   if (a.samples == 0) return cudaSuccess;
-  if (a.elements == 0) return cuda::launch_sums(g, stream);
-  const bool aligned = cuda::all_aligned(a);
-  cudaError_t error;
-  if (a.wide)
-    error = aligned ? cuda::launch_gram_rows<double, true>(g, stream)
-                    : cuda::launch_gram_rows<double, false>(g, stream);
-  else
-    error = aligned ? cuda::launch_gram_rows<float, true>(g, stream)
-                    : cuda::launch_gram_rows<float, false>(g, stream);
+  if (a.elements == 0) return launch_sums(g, stream);
+  const cudaError_t error = launch_rows(
+      a, [&]<typename T, bool Aligned>() { return launch_gram_inputs<T, Aligned>(g, stream); });
   if (error != cudaSuccess || gram_chunks(a) == 1) return error;
-  return cuda::launch_sums(g, stream);
+  return launch_sums(g, stream);
 }
 
-}  // namespace diffast
+}  // namespace diffast::cuda

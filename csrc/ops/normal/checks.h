@@ -12,10 +12,8 @@ inline bool set_normal(NormalArgs* a, const Tensor& ids, int64_t seed, int64_t s
                        const Tensor& out) {
   const First first(out);
   if (!to_dtype(out.scalar_type(), &a->y_type) || first.sizes.size() == 0) return false;
-  if (!first.is_beside(out) || !first.has_beside(ids, ScalarType::Long, {first.samples()}))
-    return false;
+  if (!first.is_beside(out) || !first.bind(&a->ids, ids, {first.samples()})) return false;
   a->y = out.mutable_data_ptr();
-  a->ids = data_of<int64_t>(ids);
   a->seed = uint64_t(seed);
   a->samples = first.samples();
   a->elements = first.elements();

@@ -30,15 +30,10 @@ __global__ void __launch_bounds__(kThreads) normal_kernel(const __grid_constant_
 }
 
 }  // namespace
-}  // namespace diffast::cuda
-
-namespace diffast {
 
 cudaError_t launch_normal(const NormalArgs& a, cudaStream_t stream) {
-  using namespace cuda;
   if (a.samples * a.elements == 0) return cudaSuccess;
-  const int64_t groups = (a.elements + kPerThread - 1) / kPerThread;
-  const Layout layout = layout_of(a.samples, groups, kThreads);
+  const Layout layout = layout_of(a.samples, (a.elements + kPerThread - 1) / kPerThread);
   const bool aligned = a.elements % kPerThread == 0 && is_aligned(a.y, a.y_type);
   if (a.y_type == DType::kFloat64)
     return launch(aligned ? normal_kernel<double, true> : normal_kernel<double, false>, layout, 0,
@@ -47,4 +42,4 @@ cudaError_t launch_normal(const NormalArgs& a, cudaStream_t stream) {
                 stream, a);
 }
 
-}  // namespace diffast
+}  // namespace diffast::cuda

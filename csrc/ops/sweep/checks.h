@@ -6,6 +6,11 @@
 
 namespace diffast {
 
+template <>
+constexpr ScalarType kScalar<SweepJob> = ScalarType::Int;
+template <>
+constexpr ScalarType kScalar<SweepLine> = ScalarType::Double;
+
 inline bool set_network_outputs(SweepArgs* a, const std::vector<Tensor>& outputs, const First& x) {
   if (outputs.size() > kMaxOutputs) return false;
   a->outputs = int8_t(outputs.size());
@@ -36,13 +41,14 @@ inline bool set_states(SweepArgs* a, const Tensor& states, const First& x) {
 // Whether points and states overlap nothing else. Points may be x itself: every row is read before
 // it is written.
 inline bool outputs_are_apart(const SweepArgs& a) {
-  const int64_t numel = a.rows * a.elements, bytes = a.wide ? 8 : 4;
-  const Span x(a.x, numel * bytes), points(a.points, numel * bytes);
-  const Span states(a.states, a.state_count * sweep_planes(a) * a.elements * bytes);
+  const int64_t numel = a.rows * a.elements;
+  const DType type = a.wide ? DType::kFloat64 : DType::kFloat32;
+  const Span x(a.x, numel, type), points(a.points, numel, type);
+  const Span states(a.states, a.state_count * sweep_planes(a) * a.elements, type);
   if (a.points != a.x && points.overlaps(x)) return false;
   if (points.overlaps(states) || states.overlaps(x)) return false;
   for (int i = 0; i < a.outputs; ++i) {
-    const Span output(a.output[i], numel * dtype_bytes(a.output_type[i]));
+    const Span output(a.output[i], numel, a.output_type[i]);
     if (points.overlaps(output) || states.overlaps(output)) return false;
   }
   return true;
@@ -76,12 +82,12 @@ void sweep(Tensor x, std::vector<Tensor> outputs, OptionalTensor slopes, Tensor 
            Tensor states, OptionalTensor norms) {
   SweepArgs a = {};
   const First first(x);
-  const ScalarType type = x.scalar_type(), wide = ScalarType::Double, index = ScalarType::Int;
-  need(type == ScalarType::Float || type == wide, "sweep");
+  const ScalarType type = x.scalar_type();
+  a.wide = type == ScalarType::Double;
+  need(a.wide || type == ScalarType::Float, "sweep");
   need(first.sizes.size() > 0 && first.is_beside(x), "sweep");
   need(noises >= 0 && noises <= kMaxNoises, "sweep");
-  need(ids.dim() == 1 && first.has_beside(ids, ScalarType::Long, {ids.size(0)}), "sweep");
-  a.wide = type == wide;
+  need(ids.dim() == 1 && first.bind(&a.ids, ids, {ids.size(0)}), "sweep");
   a.noises = int8_t(noises);
   a.parts = parts;
   a.seed = uint64_t(seed);
@@ -96,26 +102,16 @@ void sweep(Tensor x, std::vector<Tensor> outputs, OptionalTensor slopes, Tensor 
   need(points.scalar_type() == type && first.is_like(points), "sweep");
   need(set_limits(clamp, &a.clamp, &a.low, &a.high), "sweep");
   const int64_t made = sweep_made(a);
-  need(first.has_beside(weights, wide, {a.stages, 1 + made, sweep_columns(a)}) &&
-           first.has_beside(changes, wide, {a.stages, 1 + made}) &&
-           first.has_beside(tails, wide, {a.stages, made, sweep_tail_columns(a)}) &&
-           first.has_beside(line, wide, {a.stages, 4}) &&
-           (!slopes.has_value() || first.has_beside(*slopes, wide, {a.rows})) &&
-           first.has_beside(jobs, index, {a.job_count, 8}) &&
-           first.has_beside(walk, index, {a.job_count, a.length}) &&
-           (!norms.has_value() || first.has_beside(*norms, wide, {a.job_count, a.length + 1})),
+  need(first.bind(&a.weights, weights, {a.stages, 1 + made, sweep_columns(a)}) &&
+           first.bind(&a.changes, changes, {a.stages, 1 + made}) &&
+           first.bind(&a.tails, tails, {a.stages, made, sweep_tail_columns(a)}) &&
+           first.bind(&a.line, line, {a.stages, 4}) && first.bind(&a.slopes, slopes, {a.rows}) &&
+           first.bind(&a.jobs, jobs, {a.job_count, 8}) &&
+           first.bind(&a.walk, walk, {a.job_count, a.length}) &&
+           first.bind(&a.norms, norms, {a.job_count, a.length + 1}),
        "sweep");
   a.x = x.const_data_ptr();
-  a.slopes = slopes.has_value() ? data_of<double>(*slopes) : nullptr;
-  a.weights = data_of<double>(weights);
-  a.changes = data_of<double>(changes);
-  a.tails = data_of<double>(tails);
-  a.line = data_of<SweepLine>(line);
-  a.jobs = data_of<SweepJob>(jobs);
-  a.walk = data_of<int32_t>(walk);
-  a.ids = data_of<int64_t>(ids);
   a.points = points.mutable_data_ptr();
-  a.norms = norms.has_value() ? mutable_data_of<double>(*norms) : nullptr;
   need(outputs_are_apart(a) && (!first.cpu || jobs_are_inside(a)), "sweep");
   Run(a, x);
 }

@@ -9,7 +9,6 @@
 
 #include "../../core/row.h"
 #include "../../cpu/chunks.h"
-#include "../../cpu/sums.h"
 #include "checks.h"
 
 namespace diffast::cpu {
@@ -22,13 +21,6 @@ constexpr int64_t kBlocks = 4;
 
 // From so many bytes in and out of one call on, points bypass the caches.
 constexpr int64_t kStreamPoints = int64_t(16) << 20;
-
-double run_walk(const Kernels& kernel, const WalkCall<float>& call) {
-  return kernel.walk_float(call);
-}
-double run_walk(const Kernels& kernel, const WalkCall<double>& call) {
-  return kernel.walk_double(call);
-}
 
 // Scratch memory of a span: its state and columns. Each array is a cache line longer than needed,
 // so that not all of them start in the same cache set.
@@ -56,10 +48,9 @@ WalkScratch<T>& walk_scratch_of_thread() {
 template <typename T>
 class Walk {
  public:
-  Walk(const SweepArgs& args, const Kernels& kernel, int64_t job, int64_t begin, int64_t count,
-       bool stream)
+  Walk(const SweepArgs& args, int64_t job, int64_t begin, int64_t count, bool stream)
       : a_(args),
-        kernel_(kernel),
+        kernel_(kernels()),
         stream_(stream),
         s_(walk_scratch_of_thread<T>()),
         job_(args.jobs[job]),
@@ -114,7 +105,7 @@ class Walk {
       call.x += first;
       call.point += first;
       call.count = count;
-      const double squares = run_walk(kernel_, call);
+      const double squares = kernel_.of<T>().walk(call);
       if (partials) partials[first / kChunk * (a_.length + 1)] = squares;
     });
   }
@@ -153,14 +144,7 @@ class Walk {
       const uint32_t word = uint32_t(stage) + (uint32_t(m) << kSlotShift);
       const uint64_t id = uint64_t(a_.ids[job_.sample]);
       each_block([&](int64_t at, int64_t count) {
-        const uint32_t block = uint32_t((begin_ + at) / 4);
-        if constexpr (sizeof(T) == sizeof(float)) {
-          kernel_.normals(s_.noise[m] + at, count, block, word, id, a_.seed);
-        } else {
-          float single[kChunk];
-          kernel_.normals(single, count, block, word, id, a_.seed);
-          widen(kernel_, DType::kFloat32, single, s_.noise[m] + at, count);
-        }
+        draw(kernel_, s_.noise[m] + at, count, begin_ + at, word, id, a_.seed);
       });
       column[n++] = s_.noise[m];
     }
@@ -168,11 +152,10 @@ class Walk {
   }
 
   int output_columns(const T** column, int n, int64_t q) {
-    constexpr DType native = sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32;
     for (int i = 0; i < a_.outputs; ++i) {
       const DType type = a_.output_type[i];
       const void* from = output_row(i, q);
-      if (type == native) {
+      if (type == kNative<T>) {
         column[n++] = static_cast<const T*>(from);
         continue;
       }
@@ -299,10 +282,7 @@ class Walk {
     call.rows = made;
     call.count = count_;
     set_rows(call.y);
-    if constexpr (sizeof(T) == sizeof(double))
-      kernel_.rows_double(call);
-    else
-      kernel_.rows_float(call);
+    kernel_.of<T>().rows(call);
     turn_entries();
   }
 
@@ -354,13 +334,11 @@ void finish(const SweepArgs& a, const double* partials, int64_t blocks) {
   }
 }
 
-int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Blocks of a span: as many as leave at least four spans for every thread.
 int64_t blocks_of_span(int64_t all, int64_t jobs) {
   const int64_t wanted = 4 * int64_t(torch::stable::get_num_threads());
   int64_t blocks = std::min(kBlocks, all);
-  while (blocks > 1 && jobs * divided_up(all, blocks) < wanted) --blocks;
+  while (blocks > 1 && jobs * chunks_of(all, blocks) < wanted) --blocks;
   return blocks;
 }
 
@@ -372,20 +350,19 @@ bool bypasses_caches(const SweepArgs& a, int64_t stages) {
 
 template <typename T>
 void run_typed(const SweepArgs& a) {
-  const Kernels& kernel = kernels();
-  const int64_t width = a.length + 1, blocks = divided_up(a.elements, kChunk);
+  const int64_t width = a.length + 1, blocks = chunks_of(a.elements, kChunk);
   const auto partials = std::make_unique_for_overwrite<double[]>(a.job_count * blocks * width);
   int64_t stages = 0;
   for (int64_t j = 0; j < a.job_count; ++j) stages += a.jobs[j].real + a.jobs[j].tail;
   const bool stream = bypasses_caches(a, stages);
   const int64_t together = blocks_of_span(blocks, a.job_count);
-  const int64_t spans = divided_up(blocks, together), span = together * kChunk;
+  const int64_t spans = chunks_of(blocks, together), span = together * kChunk;
   const auto work = [&](int64_t from, int64_t to) {
     for (int64_t item = from; item < to; ++item) {
       const int64_t job = item / spans, begin = item % spans * span;
       const int64_t count = std::min(span, a.elements - begin);
       const int64_t block = job * blocks + begin / kChunk;
-      Walk<T>(a, kernel, job, begin, count, stream).run(&partials[block * width]);
+      Walk<T>(a, job, begin, count, stream).run(&partials[block * width]);
     }
 #if defined(__SSE2__)
     if (stream) _mm_sfence();
@@ -401,10 +378,8 @@ void run_typed(const SweepArgs& a) {
 void run(const SweepArgs& a, const Tensor&) {
   if (a.rows * a.elements == 0 || a.job_count == 0) {
     if (a.norms) std::fill_n(a.norms, a.job_count * (a.length + 1), 0.0);
-  } else if (a.wide) {
-    run_typed<double>(a);
   } else {
-    run_typed<float>(a);
+    a.wide ? run_typed<double>(a) : run_typed<float>(a);
   }
 }
 

@@ -9,38 +9,29 @@
 namespace diffast::cuda {
 namespace {
 
-template <typename T, typename K, bool Aligned>
-__device__ __forceinline__ void walk_real(Walk<T, K, Aligned>& walk, T* weights) {
-  const int high = walk.job.real;
-#pragma unroll 1
-  for (int batch = 0; batch < high; batch += kBatch) {
-    const int count = min(kBatch, high - batch);
-    __syncthreads();  // other threads may still read the previous stages' weights
-    fill_stages<T, K>(walk.a, int64_t(walk.job.first) + batch, count, walk.rows + batch, false,
-                      weights);
-    __syncthreads();
-#pragma unroll 1
-    for (int k = 0; k < count; k += K::kAhead) {
-#pragma unroll
-      for (int slot = 0; slot < K::kAhead; ++slot) {
-        if (k + slot < count) walk.take(weights + (k + slot) * K::kStage, slot, batch + k + slot);
-      }
-    }
-  }
-}
-
-template <typename T, typename K, bool Aligned>
-__device__ __forceinline__ void walk_tail(Walk<T, K, Aligned>& walk, T* weights) {
-  const int low = walk.job.real, high = walk.job.real + walk.job.tail;
+// Does the stages of a job that have outputs, or its tail.
+template <bool Tail, typename T, typename K, bool Aligned>
+__device__ __forceinline__ void walk_stages(Walk<T, K, Aligned>& walk, T* weights) {
+  const int low = Tail ? walk.job.real : 0;
+  const int high = walk.job.real + (Tail ? walk.job.tail : 0);
 #pragma unroll 1
   for (int batch = low; batch < high; batch += kBatch) {
     const int count = min(kBatch, high - batch);
-    __syncthreads();
-    fill_stages<T, K>(walk.a, int64_t(walk.job.first) + batch, count, walk.rows + batch, true,
+    __syncthreads();  // other threads may still read the previous stages' weights
+    fill_stages<T, K>(walk.a, int64_t(walk.job.first) + batch, count, walk.rows + batch, Tail,
                       weights);
     __syncthreads();
+    if constexpr (Tail) {
 #pragma unroll 1
-    for (int k = 0; k < count; ++k) walk.take_tail(weights + k * K::kStage, batch + k);
+      for (int k = 0; k < count; ++k) walk.take_tail(weights + k * K::kStage, batch + k);
+    } else {
+#pragma unroll 1
+      for (int k = 0; k < count; k += K::kAhead) {
+#pragma unroll
+        for (int slot = 0; slot < K::kAhead; ++slot)
+          if (k + slot < count) walk.take(weights + (k + slot) * K::kStage, slot, batch + k + slot);
+      }
+    }
   }
 }
 
@@ -58,8 +49,8 @@ __global__ void __launch_bounds__(kSweepThreads, (kSweepResident<T, K>))
     Walk<T, K, Aligned> walk(a, j, blockIdx.x);
     walk.request_first();
     walk.start();
-    walk_real(walk, weights);
-    walk_tail(walk, weights);
+    walk_stages<false>(walk, weights);
+    walk_stages<true>(walk, weights);
     walk.leave();
   }
 }
@@ -77,11 +68,9 @@ __global__ void __launch_bounds__(kThreads) norms_kernel(const __grid_constant__
 
 template <typename T>
 inline bool walks_aligned(const SweepArgs& a) {
-  constexpr DType type = sizeof(T) == sizeof(double) ? DType::kFloat64 : DType::kFloat32;
   bool aligned = a.elements % kPerThread == 0;
-  for (const void* base :
-       {a.x, static_cast<const void*>(a.points), static_cast<const void*>(a.states)})
-    aligned = aligned && is_aligned(base, type);
+  for (const void* base : std::initializer_list<const void*>{a.x, a.points, a.states})
+    aligned = aligned && is_aligned(base, kNative<T>);
   for (int o = 0; o < a.outputs; ++o)
     aligned = aligned && is_aligned(a.output[o], a.output_type[o]);
   return aligned;
@@ -114,23 +103,17 @@ cudaError_t launch_sweep_typed(const SweepArgs& a, cudaStream_t stream) {
   }
 }
 
-cudaError_t launch_norms(const SweepArgs& a, cudaStream_t stream) {
-  return launch(norms_kernel, sums_layout(a.job_count * (a.length + 1)), 0, stream, a);
-}
-
 }  // namespace
-}  // namespace diffast::cuda
-
-namespace diffast {
 
 cudaError_t launch_sweep(const SweepArgs& a, cudaStream_t stream) {
   if (a.job_count == 0) return cudaSuccess;
   if (a.rows * a.elements > 0) {
-    const cudaError_t error = a.wide ? cuda::launch_sweep_typed<double>(a, stream)
-                                     : cuda::launch_sweep_typed<float>(a, stream);
+    const cudaError_t error =
+        a.wide ? launch_sweep_typed<double>(a, stream) : launch_sweep_typed<float>(a, stream);
     if (error != cudaSuccess) return error;
   }
-  return a.norms ? cuda::launch_norms(a, stream) : cudaSuccess;
+  if (!a.norms) return cudaSuccess;
+  return launch(norms_kernel, sums_layout(a.job_count * (a.length + 1)), 0, stream, a);
 }
 
-}  // namespace diffast
+}  // namespace diffast::cuda

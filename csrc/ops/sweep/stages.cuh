@@ -96,7 +96,7 @@ __device__ __forceinline__ T with_change(T y, T factor, T distance) {
 
 template <typename T, typename K, bool Aligned>
 struct Walk {
-  static constexpr DType kType = sizeof(T) == sizeof(double) ? DType::kFloat64 : DType::kFloat32;
+  static constexpr DType kType = kNative<T>;
   static constexpr int kHeld = K::kEntries > 0 ? K::kEntries : 1;
   static constexpr int kRead = K::kOutputs > 0 ? K::kOutputs : 1;
 
@@ -108,8 +108,8 @@ struct Walk {
   int64_t begin;   // first element
   uint32_t group;  // of four elements
   int count;       // how many of the four exist
-  T p[kPerThread], anchor[kPerThread], entry[kHeld][kPerThread];
-  T x0[kPerThread], noise[kPerThread];  // the line
+  T p[kPerThread], anchor[kPerThread], entry[kHeld][kPerThread] = {};
+  T x0[kPerThread] = {}, noise[kPerThread] = {};  // the line
   // What the next stages read, by stage modulo kAhead.
   Raw<T> x[K::kAhead], output[K::kAhead][kRead];
   int row[K::kAhead];  // of x
@@ -156,13 +156,8 @@ struct Walk {
     for (int i = 0; i < kPerThread; ++i) anchor[i] = p[i];
     if (K::kParts && a.parts && known) load(a.states, state + 1, anchor);
 #pragma unroll
-    for (int e = 0; e < K::kEntries; ++e) {
-#pragma unroll
-      for (int i = 0; i < kPerThread; ++i) entry[e][i] = T(0);
+    for (int e = 0; e < K::kEntries; ++e)
       if (known && e < a.entries) load(a.states, state + 2 + e, entry[e]);
-    }
-#pragma unroll
-    for (int i = 0; i < kPerThread; ++i) x0[i] = noise[i] = T(0);
     if (known && job.real == 0) {
       load(a.states, state + 2 + a.entries, x0);
       load(a.states, state + 3 + a.entries, noise);
@@ -253,16 +248,13 @@ struct Walk {
   // Does stage k, which has outputs. What it reads is in `slot`, which is then loaded for stage
   // k + kAhead.
   __device__ __forceinline__ void take(const T* weights, int slot, int k) {
-    T distance[kPerThread], read[kRead][kPerThread];
+    T distance[kPerThread], read[kRead][kPerThread] = {};
     widen4(x[slot], kType, distance);
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) distance[i] = p[i] - distance[i];
 #pragma unroll
-    for (int o = 0; o < K::kOutputs; ++o) {
-#pragma unroll
-      for (int i = 0; i < kPerThread; ++i) read[o][i] = T(0);
+    for (int o = 0; o < K::kOutputs; ++o)
       if (o < a.outputs) widen4(output[slot][o], a.output_type[o], read[o]);
-    }
     const int here = row[slot];
     if (k + K::kAhead < job.real) request(slot, next);
     if (k + K::kAhead + 1 < job.real) next = rows[k + K::kAhead + 1];

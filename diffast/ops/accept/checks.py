@@ -5,21 +5,14 @@ import torch
 from diffast.ops.checks import (
     Beside,
     check,
+    check_apart,
+    check_count,
     check_dtype,
     dtype_text,
-    overlap,
     same_tensor,
     shape_text,
 )
-from diffast.ops.schema import (
-    CONTROLS,
-    COUNTS,
-    FLAGS,
-    MAX_MEMORY,
-    MAX_MOVES,
-    MAX_PLANES,
-    RULE,
-)
+from diffast.ops.schema import CONTROLS, COUNTS, FLAGS, MAX_MEMORY, MAX_MOVES, MAX_PLANES, RULE
 
 
 def check_accept(
@@ -38,8 +31,7 @@ def check_accept(
 ) -> None:
     """Refuses a bad call of `accept` (`pointers`: real memory, of which parts may overlap)."""
     check(
-        norms.dim() == 2,
-        f"accept: norms have shape {shape_text(norms)} but [samples, 2] is needed",
+        norms.dim() == 2, f"accept: norms have shape {shape_text(norms)} but [samples, 2] is needed"
     )
     _check_rule(rule, flags)
     _check_lists(moves, memory)
@@ -54,13 +46,9 @@ def check_accept(
     ):
         beside.numbers(name, t, dtype, shape)
     for name, planes in (("sources", sources), ("targets", targets)):
-        check(
-            len(planes) <= MAX_PLANES,
-            f"accept: {len(planes)} {name} but at most {MAX_PLANES} are supported",
-        )
-        first = [*sources, *targets][:1]
+        check_count("accept", len(planes), name, MAX_PLANES)
         for k, plane in enumerate(planes):
-            _check_plane(f"{name}[{k}]", plane, first[0], beside)
+            _check_plane(f"{name}[{k}]", plane, [*sources, *targets][0], beside)
     for i in range(0, len(moves), 3):
         check(
             0 <= moves[i] <= flags[FLAGS.index("last")],
@@ -70,14 +58,14 @@ def check_accept(
     for target in memory[1:]:
         _check_pair(memory[0], target, sources, targets)
     if pointers and targets and targets[0].numel() > 0:
-        _check_overlap(sources, targets)
+        inputs = {f"source {k}": source for k, source in enumerate(sources)}
+        check_apart("accept", inputs, {f"target {k}": target for k, target in enumerate(targets)})
         _check_order(moves, sources, targets)
 
 
 def _check_rule(rule, flags) -> None:
     check(
-        len(rule) == len(RULE),
-        f"accept: rule has {len(rule)} numbers but {len(RULE)} are needed",
+        len(rule) == len(RULE), f"accept: rule has {len(rule)} numbers but {len(RULE)} are needed"
     )
     check(
         len(flags) == len(FLAGS),
@@ -90,14 +78,8 @@ def _check_rule(rule, flags) -> None:
     floor = rule[RULE.index("noise_floor")]
     check(floor > 0, f"accept: noise_floor is {floor:g} but errors are divided by it")
     last, restart = flags[FLAGS.index("last")], flags[FLAGS.index("restart")]
-    check(
-        1 <= last < 1 << 31,
-        f"accept: the last stage is {last} but 1 to 2147483647 is needed",
-    )
-    check(
-        0 <= restart <= last,
-        f"accept: restart is stage {restart} but stages are 0 to {last}",
-    )
+    check(1 <= last < 1 << 31, f"accept: the last stage is {last} but 1 to 2147483647 is needed")
+    check(0 <= restart <= last, f"accept: restart is stage {restart} but stages are 0 to {last}")
 
 
 def _check_lists(moves, memory) -> None:
@@ -105,10 +87,7 @@ def _check_lists(moves, memory) -> None:
         len(moves) % 3 == 0,
         f"accept: moves has {len(moves)} numbers but (stage, source, target) are three each",
     )
-    check(
-        len(moves) <= 3 * MAX_MOVES,
-        f"accept: {len(moves) // 3} moves but at most {MAX_MOVES} are supported",
-    )
+    check_count("accept", len(moves) // 3, "moves", MAX_MOVES)
     check(
         len(memory) != 1 and len(memory) <= MAX_MEMORY + 1,
         f"accept: memory names {len(memory) - 1} targets but 1 to {MAX_MEMORY} are supported",
@@ -137,20 +116,6 @@ def _check_pair(source, target, sources, targets) -> None:
         f"accept: source {source} is {dtype_text(sources[source])} but target {target} is "
         f"{dtype_text(targets[target])}",
     )
-
-
-def _check_overlap(sources, targets) -> None:
-    for t, target in enumerate(targets):
-        for k, source in enumerate(sources):
-            check(
-                same_tensor(source, target) or not overlap(source, target),
-                f"accept: target {t} overlaps source {k} without being the same tensor",
-            )
-        for k in range(t):
-            check(
-                not overlap(targets[k], target),
-                f"accept: target {t} overlaps target {k}",
-            )
 
 
 def _check_order(moves, sources, targets) -> None:

@@ -14,9 +14,10 @@ import triton
 import triton.language as tl
 
 from diffast.ops.accept.checks import check_accept
+from diffast.ops.launch import grid_of, place_of
 from diffast.ops.schema import CONTROLS, COUNTS, FLAGS, RULE
 
-LARGE_BLOCK, SMALL_BLOCK, _SAMPLES = 1024, 128, 64
+LARGE_BLOCK, _SAMPLES = 1024, 64
 _INF = tl.constexpr(math.inf)
 _RULE, _FLAGS = tl.constexpr(len(RULE)), tl.constexpr(len(FLAGS))
 _CONTROLS, _COUNTS = tl.constexpr(len(CONTROLS)), tl.constexpr(len(COUNTS))
@@ -210,11 +211,7 @@ def copy_kernel(
     BLOCK: tl.constexpr,
 ):
     """Makes the copies of BLOCK elements of one sample, in their order."""
-    i_program = tl.program_id(0)
-    programs = (elements - 1) // BLOCK + 1  # of one sample
-    i_sample = (i_program // programs).to(tl.int64)
-    o_element = (i_program % programs).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    m_element = o_element < elements
+    i_sample, _, _, o_element, m_element = place_of(elements, BLOCK)
     o_batch = i_sample * elements + o_element
     route = tl.load(p_route + i_sample)
     for i in tl.static_range(COPIES):
@@ -242,37 +239,26 @@ def accept(norms, status, rule, flags, moves, memory, sources, control, counts, 
         return
     table = _table(tuple(rule), tuple(flags), norms.device)
     route = torch.empty(samples, dtype=torch.int32, device=norms.device)
+    tensors = (norms, status, table, control, counts, streams, route)
+    options = {"SLOTS": max(len(memory) - 1, 0), "BLOCK": _SAMPLES, "num_warps": 2}
     with torch.cuda.device_of(norms):
         decide_kernel[(triton.cdiv(samples, _SAMPLES),)](
-            norms,
-            status,
-            table,
-            control,
-            counts,
-            streams,
-            route,
-            samples,
-            SLOTS=max(len(memory) - 1, 0),
-            BLOCK=_SAMPLES,
-            num_warps=2,
-            enable_fp_fusion=False,
+            *tensors, samples, enable_fp_fusion=False, **options
         )
         copies = list(zip(moves[::3], moves[1::3], moves[2::3], strict=True))
         copies += [(-2 - k, memory[0], to) for k, to in enumerate(memory[1:])]
         elements = targets[0].numel() // samples if targets else 0
         if not copies or elements == 0:
             return
-        block, warps = (LARGE_BLOCK, 4) if elements > SMALL_BLOCK else (SMALL_BLOCK, 1)
-        copy_kernel[(samples * triton.cdiv(elements, block),)](
+        grid, options = grid_of(samples, elements, large=LARGE_BLOCK)
+        copy_kernel[grid](
             tuple(sources[source] for _, source, _ in copies),
             tuple(targets[target] for _, _, target in copies),
             route,
             elements,
             ROUTES=tuple(which for which, _, _ in copies),
             COPIES=len(copies),
-            BLOCK=block,
-            num_warps=warps,
-            enable_fp_fusion=False,
+            **options,
         )
 
 

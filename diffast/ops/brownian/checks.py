@@ -10,10 +10,7 @@ def check_brownian_out(
     streams, nodes, weights, depth, last, increment, value=None, pointers=True
 ) -> None:
     """Refuses a bad call of `brownian.out` (`pointers`: its tensors have real memory)."""
-    check(
-        1 <= depth <= MAX_DEPTH,
-        f"brownian: depth {depth} but 1 to {MAX_DEPTH} are supported",
-    )
+    check(1 <= depth <= MAX_DEPTH, f"brownian: depth {depth} but 1 to {MAX_DEPTH} are supported")
     check(
         increment.dtype in (torch.float32, torch.float64),
         f"brownian: increment has dtype {dtype_text(increment)} but float32 or float64 is needed",

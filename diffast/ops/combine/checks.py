@@ -10,11 +10,11 @@ import torch
 from diffast.ops.checks import (
     Beside,
     check,
+    check_apart,
+    check_count,
     check_dtype,
     check_limits,
     check_word,
-    overlap,
-    same_tensor,
     shape_text,
 )
 from diffast.ops.schema import MAX_INPUTS, MAX_NOISES, MAX_ROWS
@@ -31,7 +31,7 @@ def check_combine(xs, weights, noise, seed, stage, ids, clamp) -> int:
         _need_batch(xs[0], "noise")
     if ids is not None:
         samples = xs[0].shape[0] if xs[0].dim() else 1
-        Beside("combine", "xs[0]", xs[0]).numbers("ids", ids, torch.int64, [samples])
+        _beside(xs).numbers("ids", ids, torch.int64, [samples])
     return rows
 
 
@@ -54,13 +54,12 @@ def check_table(xs, weights, noise, streams, clamp) -> int:
     )
     rows = weights.shape[1]
     check(
-        rows > 0,
-        f"combine: the table has shape {shape_text(weights)} but at least 1 row is needed",
+        rows > 0, f"combine: the table has shape {shape_text(weights)} but at least 1 row is needed"
     )
     _check_inputs(xs, rows)
     _need_batch(xs[0], "a table of weights")
     samples, columns = xs[0].shape[0], len(xs) + bool(clamp)
-    beside = Beside("combine", "xs[0]", xs[0])
+    beside = _beside(xs)
     beside.numbers("the table", weights, torch.float64, [samples, rows, columns])
     if noise is not None:
         check(
@@ -68,11 +67,9 @@ def check_table(xs, weights, noise, streams, clamp) -> int:
             f"combine: the noise table has shape {shape_text(noise)} but [samples, rows, 1 or 2] "
             "is needed",
         )
-        shape = [samples, rows, noise.shape[2]]
-        beside.numbers("the noise table", noise, torch.float64, shape)
+        beside.numbers("the noise table", noise, torch.float64, [samples, rows, noise.shape[2]])
         check(
-            streams is not None,
-            "combine: a noise table is given but no streams (seed, id, stage)",
+            streams is not None, "combine: a noise table is given but no streams (seed, id, stage)"
         )
     if streams is not None:
         beside.numbers("streams", streams, torch.int64, [samples, 3])
@@ -92,13 +89,14 @@ def check_outputs(xs, outs, rows: int, clamp: bool, status, pointers: bool) -> N
     hidden = rows - len(outs)
     check(hidden == 0 or (hidden == 1 and clamp), f"combine: {rows} rows but {len(outs)} outs")
     for r, out in enumerate(outs):
-        _check_state(f"outs[{r}]", out, xs[0])
+        _check_state(f"outs[{r}]", out, xs)
     if pointers:
-        _check_overlap(xs, outs, hidden)
+        inputs = {f"xs[{k}]": x for k, x in enumerate(xs)}
+        rows_of = {f"the output of row {r + hidden}": out for r, out in enumerate(outs)}
+        check_apart("combine", inputs, rows_of)
     if status is not None:
         _need_batch(xs[0], "status")
-        beside = Beside("combine", "xs[0]", xs[0])
-        beside.numbers("status", status, torch.int64, [xs[0].shape[0]])
+        _beside(xs).numbers("status", status, torch.int64, [xs[0].shape[0]])
 
 
 def check_status_streams(status, streams) -> None:
@@ -109,24 +107,25 @@ def check_status_streams(status, streams) -> None:
     )
 
 
-def _check_state(name: str, t: torch.Tensor, first: torch.Tensor) -> None:
+def _beside(xs: list[torch.Tensor]) -> Beside:
+    return Beside("combine", "xs[0]", xs[0])
+
+
+def _check_state(name: str, t: torch.Tensor, xs: list[torch.Tensor]) -> None:
     check_dtype("combine", name, t)
     check(
-        t.shape == first.shape,
-        f"combine: {name} has shape {shape_text(t)} but xs[0] has shape {shape_text(first)}",
+        t.shape == xs[0].shape,
+        f"combine: {name} has shape {shape_text(t)} but xs[0] has shape {shape_text(xs[0])}",
     )
-    Beside("combine", "xs[0]", first).place(name, t)
+    _beside(xs).place(name, t)
 
 
 def _check_inputs(xs: list[torch.Tensor], rows: int) -> None:
     check(len(xs) > 0, "combine: xs is empty but at least 1 input is needed")
-    check(
-        len(xs) <= MAX_INPUTS,
-        f"combine: {len(xs)} inputs but at most {MAX_INPUTS} are supported",
-    )
-    check(rows <= MAX_ROWS, f"combine: {rows} rows but at most {MAX_ROWS} are supported")
+    check_count("combine", len(xs), "inputs", MAX_INPUTS)
+    check_count("combine", rows, "rows", MAX_ROWS)
     for k, x in enumerate(xs):
-        _check_state(f"xs[{k}]", x, xs[0])
+        _check_state(f"xs[{k}]", x, xs)
 
 
 def _count_rows(inputs: int, weights: int, clamp: bool) -> int:
@@ -170,21 +169,6 @@ def _check_host_weights(weights: list[float], noise: list[float], rows: int, cla
             f"combine: the noise weight of row {i // (len(noise) // rows)} is {weight:g} but "
             "weights must be finite",
         )
-
-
-def _check_overlap(xs, outs, hidden: int) -> None:
-    for r, out in enumerate(outs):
-        for k, x in enumerate(xs):
-            check(
-                same_tensor(x, out) or not overlap(x, out),
-                f"combine: the output of row {r + hidden} overlaps xs[{k}] without being the same "
-                "tensor",
-            )
-        for s in range(r):
-            check(
-                not overlap(outs[s], out),
-                f"combine: the output of row {r + hidden} overlaps the output of row {s + hidden}",
-            )
 
 
 CHECKS = {

@@ -67,19 +67,21 @@ def _rows(xs, row_weights, row_noise, noises, clamp, arithmetic):
     return rows, sums
 
 
+def normals(seed, ids, word, slots: int, like: torch.Tensor) -> list[torch.Tensor]:
+    """Returns the normals of the slots of a counter word, each of the shape of `like`."""
+    elements = like[0].numel() if slots and like.shape[0] else 0
+    return [
+        draw(seed, ids, word + (m << SLOT_SHIFT), elements).reshape(like.shape)
+        for m in range(slots)
+    ]
+
+
 def _host_rows(xs, weights, noise, seed, stage, ids, clamp, rows, arithmetic):
     width = len(weights) // rows
     slots = len(noise) // rows
-    noises = []
-    if slots:
-        first = xs[0]
-        elements = first[0].numel() if first.shape[0] else 0
-        if ids is None:
-            ids = torch.arange(first.shape[0], dtype=torch.int64, device=first.device)
-        noises = [
-            draw(seed, ids, stage + (m << SLOT_SHIFT), elements).reshape(first.shape)
-            for m in range(slots)
-        ]
+    if slots and ids is None:
+        ids = torch.arange(xs[0].shape[0], dtype=torch.int64, device=xs[0].device)
+    noises = normals(seed, ids, stage, slots, xs[0])
     row_weights = [weights[r * width : (r + 1) * width] for r in range(rows)]
     row_noise = [noise[r * slots : (r + 1) * slots] for r in range(rows)]
     return _rows(xs, row_weights, row_noise, noises, clamp, arithmetic)
@@ -93,12 +95,7 @@ def table_rows(xs, weights, noise, streams, clamp, rows, arithmetic):
         return table[:, r, k].to(arithmetic).reshape(-1, *[1] * (first.dim() - 1))
 
     slots = 0 if noise is None else noise.shape[2]
-    noises = []
-    if slots:
-        elements = first[0].numel() if first.shape[0] else 0
-        for m in range(slots):
-            word = streams[:, 2] + (m << SLOT_SHIFT)
-            noises.append(draw(streams[:, 0], streams[:, 1], word, elements).reshape(first.shape))
+    noises = normals(*streams.unbind(dim=1), slots, first) if slots else []
     row_weights = [[spread(weights, r, k) for k in range(weights.shape[2])] for r in range(rows)]
     row_noise = [[spread(noise, r, m) for m in range(slots)] for r in range(rows)]
     return _rows(xs, row_weights, row_noise, noises, clamp, arithmetic)

@@ -144,46 +144,28 @@ def combine_kernel(
         report(p_status, i_sample, m_bad & m_element, stage_word)
 
 
-def _launch(
-    xs,
-    outs,
-    rows,
-    clamp,
-    weights=None,
-    noise=None,
-    table=None,
-    noise_table=None,
-    streams=None,
-    ids=None,
-    status=None,
-    seed=0,
-    stage=0,
-):
+def _launch(xs, outs, rows, clamp, status, host=((), (), 0, 0, None), table=(None,) * 3):
+    """Launches a call with host weights, or with tables of weights and noise and the streams."""
+    weights, noise, seed, stage, ids = host
+    table, noise_table, streams = table
     noises = len(noise) // rows if noise else noise_table.shape[2] if noise_table is not None else 0
     samples, elements = split_batch(xs[0])
     if table is None and noises == 0 and status is None:
         samples, elements = 1, samples * elements
     if samples * elements == 0:
         return
-    low, high = clamp if clamp else (0.0, 0.0)
     grid, options = grid_of(samples, elements)
+    # A tuple may not be empty, and a clamped row alone may be unstored.
+    numbers = (tuple(weights) or None, tuple(noise) or None)
+    words = (int32(seed), int32(seed >> 32), int32(stage))
     with torch.cuda.device_of(xs[0]):
         combine_kernel[grid](
             tuple(xs),
-            tuple(outs)
-            or (xs[0],),  # a tuple may not be empty, and a clamped row alone may be unstored
-            tuple(weights) if weights else None,
-            tuple(noise) if noise else None,
-            table,
-            noise_table,
-            streams,
-            ids,
-            status,
-            low,
-            high,
-            int32(seed),
-            int32(seed >> 32),
-            int32(stage),
+            tuple(outs) or (xs[0],),
+            *numbers,
+            *(table, noise_table, streams, ids, status),
+            *(clamp or (0.0, 0.0)),
+            *words,
             elements,
             INPUTS=len(xs),
             ROWS=rows,
@@ -206,8 +188,7 @@ def combine(xs, weights, noise, seed, stage, ids, clamp):
     if has_float64(xs):
         return reference.combine(xs, weights, noise, seed, stage, ids, clamp)
     outs = new_outputs(xs, rows)
-    host = {"weights": weights, "noise": noise, "seed": seed, "stage": stage, "ids": ids}
-    _launch(xs, outs, rows, clamp, **host)
+    _launch(xs, outs, rows, clamp, None, host=(weights, noise, seed, stage, ids))
     return outs
 
 
@@ -217,8 +198,7 @@ def combine_out(xs, weights, outs, status=None, stage=0, noise=(), seed=0, ids=N
     if has_float64([*xs, *outs]):
         reference.combine_out(xs, weights, outs, status, stage, noise, seed, ids, clamp)
         return
-    host = {"weights": weights, "noise": noise, "seed": seed, "stage": stage, "ids": ids}
-    _launch(xs, outs, rows, clamp, status=status, **host)
+    _launch(xs, outs, rows, clamp, status, host=(weights, noise, seed, stage, ids))
 
 
 def combine_table(xs, weights, noise, streams, clamp):
@@ -227,7 +207,7 @@ def combine_table(xs, weights, noise, streams, clamp):
     if has_float64(xs):
         return reference.combine_table(xs, weights, noise, streams, clamp)
     outs = new_outputs(xs, rows)
-    _launch(xs, outs, rows, clamp, table=weights, noise_table=noise, streams=streams)
+    _launch(xs, outs, rows, clamp, None, table=(weights, noise, streams))
     return outs
 
 
@@ -237,8 +217,7 @@ def combine_table_out(xs, weights, noise, streams, clamp, outs, status):
     if has_float64([*xs, *outs]):
         reference.combine_table_out(xs, weights, noise, streams, clamp, outs, status)
         return
-    table = {"table": weights, "noise_table": noise, "streams": streams}
-    _launch(xs, outs, rows, clamp, status=status, **table)
+    _launch(xs, outs, rows, clamp, status, table=(weights, noise, streams))
 
 
 IMPLEMENTATIONS = {

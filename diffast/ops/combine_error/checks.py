@@ -51,10 +51,7 @@ def check_error_out(
 ) -> int:
     """Refuses a bad call of `combine_error.out`; returns the number of its outputs."""
     outputs = check_error(xs, weights, noise, streams, clamp, tolerance, form, norm, measure)
-    check(
-        len(outs) == outputs,
-        f"combine_error: {outputs} rows to store but {len(outs)} outs",
-    )
+    check(len(outs) == outputs, f"combine_error: {outputs} rows to store but {len(outs)} outs")
     check_outputs(xs, outs, outputs, False, status, pointers)
     _check_pairs("norms", norms, xs[0])
     check_status_streams(status, streams)

@@ -151,7 +151,6 @@ def _launch(
         norms.zero_()
         return
     rows = weights.shape[1]
-    low, high = clamp if clamp else (0.0, 0.0)
     grid, options = grid_of(samples, elements)
     blocks = grid[0] // samples
     flags = {"LARGEST": norm == 1, "MEASURE": bool(measure)}
@@ -160,14 +159,8 @@ def _launch(
         error_kernel[grid](
             tuple(xs),
             tuple(outs) or (xs[0],),  # a tuple may not be empty
-            weights,
-            noise,
-            streams,
-            status,
-            tolerance,
-            partials,
-            low,
-            high,
+            *(weights, noise, streams, status, tolerance, partials),
+            *(clamp or (0.0, 0.0)),
             elements,
             INPUTS=len(xs),
             ROWS=rows,

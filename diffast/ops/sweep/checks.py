@@ -8,6 +8,7 @@ from diffast.ops.checks import (
     STATE_DTYPES,
     Beside,
     check,
+    check_count,
     check_limits,
     dtype_text,
     overlap,
@@ -42,7 +43,6 @@ def check_sweep(*args, pointers: bool = True, **named) -> Call:
     """Refuses a bad call of `sweep` (`pointers`: its tensors have real memory); returns it."""
     call = Call(*args, **named)
     x, outputs, states, ids = call.x, call.outputs, call.states, call.ids
-    noises, clamp = call.noises, call.clamp
     check(
         x.dtype in (torch.float32, torch.float64),
         f"sweep: x has dtype {dtype_text(x)} but float32 or float64 is needed",
@@ -50,13 +50,8 @@ def check_sweep(*args, pointers: bool = True, **named) -> Call:
     check(x.dim() > 0, "sweep: x has no dimension of rows but [rows, ...] is needed")
     beside = Beside("sweep", "x", x, "walks")
     beside.place("x", x)
-    check(
-        len(outputs) <= MAX_OUTPUTS,
-        f"sweep: {len(outputs)} outputs but at most {MAX_OUTPUTS} are supported",
-    )
-    check(
-        0 <= noises <= MAX_NOISES, f"sweep: {noises} noises but at most {MAX_NOISES} are supported"
-    )
+    check_count("sweep", len(outputs), "outputs", MAX_OUTPUTS)
+    check_count("sweep", call.noises, "noises", MAX_NOISES)
     for i, output in enumerate(outputs):
         check(
             output.dtype in STATE_DTYPES
@@ -79,7 +74,7 @@ def check_sweep(*args, pointers: bool = True, **named) -> Call:
         f"sweep: ids is {dtype_text(ids)} {shape_text(ids)} but int64 [samples] is needed",
     )
     beside.place("ids", ids)
-    check_limits("sweep", clamp)
+    check_limits("sweep", call.clamp)
     if pointers:
         _check_overlap(x, outputs, call.points, states)
     if pointers and x.device.type == "cpu":
@@ -114,12 +109,10 @@ def _check_state(name, t, shape, beside, dtype=None) -> None:
     x = beside.first
     if dtype is not None:
         check(
-            t.dtype == dtype,
-            f"sweep: {name} has dtype {dtype_text(t)} but x has {dtype_text(x)}",
+            t.dtype == dtype, f"sweep: {name} has dtype {dtype_text(t)} but x has {dtype_text(x)}"
         )
     check(
-        list(t.shape) == shape,
-        f"sweep: {name} has shape {shape_text(t)} but x has {shape_text(x)}",
+        list(t.shape) == shape, f"sweep: {name} has shape {shape_text(t)} but x has {shape_text(x)}"
     )
     beside.place(name, t)
 
@@ -130,9 +123,10 @@ def _check_overlap(x, outputs, points, states) -> None:
         points.data_ptr() == x.data_ptr() or not overlap(points, x),
         "sweep: points overlaps x without being the same tensor",
     )
-    for name, t in (*((f"outputs[{i}]", o) for i, o in enumerate(outputs)), ("states", states)):
+    named = {f"outputs[{i}]": output for i, output in enumerate(outputs)}
+    for name, t in {**named, "states": states}.items():
         check(not overlap(points, t), f"sweep: points overlaps {name}")
-    for name, t in (*((f"outputs[{i}]", o) for i, o in enumerate(outputs)), ("x", x)):
+    for name, t in {**named, "x": x}.items():
         check(not overlap(states, t), f"sweep: states overlaps {name}")
 
 
@@ -156,10 +150,7 @@ def _check_jobs(x, jobs, walk, ids, states, stages) -> None:
                 f"sweep: job {j} has {name} {value} but {low} to {high - 1} are possible",
             )
         for k, q in enumerate(row[:count]):
-            check(
-                0 <= q < rows,
-                f"sweep: walk[{j}, {k}] is row {q} but x has {rows} rows",
-            )
+            check(0 <= q < rows, f"sweep: walk[{j}, {k}] is row {q} but x has {rows} rows")
 
 
 CHECKS = {"sweep": check_sweep}

@@ -34,9 +34,7 @@ writes, and no job has a row twice.
 
 import torch
 
-from diffast.ops.combine.reference import clamp_to, sum_columns
-from diffast.ops.normal.reference import draw
-from diffast.ops.streams import SLOT_SHIFT
+from diffast.ops.combine.reference import clamp_to, normals, sum_columns
 from diffast.ops.sweep.checks import Call, check_sweep
 
 SAMPLE, FROM, STATE_IN, STATE_OUT, FIRST, REAL, TAIL, WRITE = range(8)
@@ -56,18 +54,12 @@ class _Sweep(Call):
     """One call; elements of a row are flat, [D]."""
 
     def number(self, value):
-        """Returns a float64 number of a table in the arithmetic type."""
+        """Returns numbers in the arithmetic type."""
         return value.to(self.x.dtype)
 
     def normals(self, sample, stage):
         ids = self.ids[sample : sample + 1]
-        elements = self.x[0].numel()
-        return [
-            draw(self.seed, ids, stage + (m << SLOT_SHIFT), elements)
-            .reshape(self.x.shape[1:])
-            .to(self.x.dtype)
-            for m in range(self.noises)
-        ]
+        return [self.number(z[0]) for z in normals(self.seed, ids, stage, self.noises, self.x[:1])]
 
     def change(self, stage, r, q, delta):
         """Returns what is added to row r for the distance from where the network was called."""

@@ -14,11 +14,10 @@ import triton.language as tl
 
 from diffast.ops.combine.triton import clamp_to
 from diffast.ops.gram.triton import SUMS_AT_ONCE, add_up, dot
-from diffast.ops.launch import int32, place_of, word_at
+from diffast.ops.launch import grid_of, int32, place_of, word_at
 from diffast.ops.normal.triton import with_normals
 from diffast.ops.sweep.checks import check_sweep
 
-LARGE_BLOCK, SMALL_BLOCK = 512, 128
 # Rows with fewer elements use small blocks: jobs take long, and few blocks would leave a GPU idle.
 _MANY = 1 << 16
 _HOST = ["seed_lo", "seed_hi", "low_lo", "low_hi", "high_lo", "high_hi", "length"]
@@ -71,8 +70,9 @@ def _moved(b_rows, b_hs, PARTS: tl.constexpr):
 
 
 @triton.jit
-def _request(p_x, p_outputs, o_row, m_row, OUTPUTS: tl.constexpr):
-    """Returns what a stage reads of one row: x, then the outputs as they are."""
+def _request(p_x, p_outputs, q, condition, o_element, elements, OUTPUTS: tl.constexpr):
+    """Returns what a stage reads of row q, if it reads one: x, then the outputs as they are."""
+    o_row, m_row = q * elements + o_element, _when(condition, o_element, elements)
     b_loaded = (tl.load(p_x + o_row, mask=m_row, other=0.0),)
     for i in tl.static_range(OUTPUTS):
         b_loaded = b_loaded + (tl.load(p_outputs[i] + o_row, mask=m_row, other=0.0),)
@@ -150,17 +150,13 @@ def sweep_kernel(
 
     p_q = p_walk + i_job * length
     q = tl.load(p_q, mask=real > 0, other=0).to(tl.int64)
-    b_loaded = _request(
-        p_x, p_outputs, q * elements + o_element, _when(real > 0, o_element, elements), OUTPUTS
-    )
+    b_loaded = _request(p_x, p_outputs, q, real > 0, o_element, elements, OUTPUTS)
     b_before = b_p
     for k in range(0, real):
         stage = first + k
         more = k + 1 < real
         next_q = tl.load(p_q + k + 1, mask=more, other=0).to(tl.int64)
-        b_next = _request(
-            p_x, p_outputs, next_q * elements + o_element, _when(more, o_element, elements), OUTPUTS
-        )
+        b_next = _request(p_x, p_outputs, next_q, more, o_element, elements, OUTPUTS)
         b_columns = _place_columns(b_a, b_p, b_loaded[1:], b_hs, PARTS, TYPE)
         b_delta = b_p - b_loaded[0]
         if p_partials is not None:
@@ -260,28 +256,20 @@ def sweep(*args):
             norms.zero_()
         return
     elements = x.numel() // x.shape[0]
-    block, warps = (LARGE_BLOCK, 4) if elements > _MANY else (SMALL_BLOCK, 1)
-    blocks = triton.cdiv(elements, block)
+    grid, options = grid_of(count, elements, few=_MANY)
+    blocks = grid[0] // count
     words = (int32(call.seed), int32(call.seed >> 32))
     limits = (*_words(clamp[0]), *_words(clamp[1])) if clamp else (0,) * 4
+    tables = (call.slopes, call.weights, call.changes, call.tails, call.line)
+    tables += (call.jobs, call.walk, call.ids)
     with torch.cuda.device_of(x):
-        partials = None
-        if norms is not None:
-            partials = norms.new_empty(count, length + 1, blocks)
-        sweep_kernel[(count * blocks,)](
+        partials = None if norms is None else norms.new_empty(count, length + 1, blocks)
+        written = (call.points, call.states, partials)
+        sweep_kernel[grid](
             x,
             tuple(call.outputs) or (x,),  # a tuple may not be empty
-            call.slopes,
-            call.weights,
-            call.changes,
-            call.tails,
-            call.line,
-            call.jobs,
-            call.walk,
-            call.ids,
-            call.points,
-            call.states,
-            partials,
+            *tables,
+            *written,
             *words,
             *limits,
             length,
@@ -292,20 +280,11 @@ def sweep(*args):
             PARTS=bool(call.parts),
             CLAMP=bool(clamp),
             IN_PLACE=call.points.data_ptr() == x.data_ptr(),
-            BLOCK=block,
-            num_warps=warps,
-            enable_fp_fusion=False,
+            **options,
         )
         if norms is not None:
-            norms_kernel[(norms.numel(),)](
-                partials,
-                norms,
-                call.jobs,
-                length,
-                blocks,
-                SUMS=SUMS_AT_ONCE,
-                enable_fp_fusion=False,
-            )
+            sums = {"SUMS": SUMS_AT_ONCE, "enable_fp_fusion": False}
+            norms_kernel[(norms.numel(),)](partials, norms, call.jobs, length, blocks, **sums)
 
 
 IMPLEMENTATIONS = {"sweep": sweep}
