@@ -50,7 +50,7 @@ _MULTISTEP = {
 }
 
 
-def dpm_multistep(scheduler, begin) -> Recipe:
+def dpm_multistep(scheduler, begin, options) -> Recipe:
     """DPMSolverMultistepScheduler and EDMDPMSolverMultistepScheduler."""
     config, sigmas = scheduler.config, levels(scheduler)[begin:]
     edm = "sigma_data" in config
@@ -83,7 +83,7 @@ def dpm_multistep(scheduler, begin) -> Recipe:
     )
 
 
-def dpm_singlestep(scheduler, begin) -> Recipe:
+def dpm_singlestep(scheduler, begin, options) -> Recipe:
     """DPMSolverSinglestepScheduler."""
     config = scheduler.config
     space, grid = _space(config, levels(scheduler)[begin:])
@@ -104,7 +104,7 @@ def dpm_singlestep(scheduler, begin) -> Recipe:
     return Recipe(plan, reads, hook=hook_of(scheduler), draws=draws, begin=begin)
 
 
-def deis(scheduler, begin) -> Recipe:
+def deis(scheduler, begin, options) -> Recipe:
     """DEISMultistepScheduler."""
     config = scheduler.config
     space, grid = _space(config, levels(scheduler)[begin:])
@@ -114,7 +114,7 @@ def deis(scheduler, begin) -> Recipe:
     return Recipe(plan, reads, hook=hook_of(scheduler), begin=begin)
 
 
-def unipc(scheduler, begin) -> Recipe:
+def unipc(scheduler, begin, options) -> Recipe:
     """UniPCMultistepScheduler."""
     config, count = scheduler.config, len(scheduler.timesteps)
     if scheduler.solver_p is not None:
@@ -138,7 +138,7 @@ def unipc(scheduler, begin) -> Recipe:
     return Recipe(plan, reads, hook=hook_of(scheduler), begin=begin)
 
 
-def sa_solver(scheduler, begin) -> Recipe:
+def sa_solver(scheduler, begin, options) -> Recipe:
     """SASolverScheduler."""
     config, count = scheduler.config, len(scheduler.timesteps)
     space, grid = _space(config, levels(scheduler)[begin:])
