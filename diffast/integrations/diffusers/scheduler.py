@@ -98,9 +98,8 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
 
     # --- the plan ---------------------------------------------------------------------------
 
-    def _recipe(self, begin: int, options: tuple) -> Recipe:
-        """Returns the plan of the steps from index `begin` on, for those arguments of `step`."""
-        raise NotImplementedError
+    # (self, begin, options) -> Recipe: of the steps from index `begin` on, for those arguments
+    _recipe: Any
 
     def _input_factors(self) -> list[float] | None:
         """Returns the factor of the network's input at each entry of timesteps, if it has one."""
