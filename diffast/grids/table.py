@@ -26,9 +26,6 @@ def simple(schedule: Schedule, steps: int, timesteps: int = 1000) -> np.ndarray:
 
     Args:
         steps: number of grid intervals, at most N, the size of the table.
-
-    Raises:
-        ValueError: steps < 1 or > N; timesteps < 2.
     """
     count = _size("simple", schedule, timesteps)
     steps = check_steps("simple", steps, count)
@@ -46,9 +43,6 @@ def ddim_uniform(schedule: Schedule, steps: int, timesteps: int = 1000) -> np.nd
 
     Args:
         steps: number of grid intervals asked for, at most N, the size of the table.
-
-    Raises:
-        ValueError: steps < 1 or > N; timesteps < 2.
     """
     count = _size("ddim_uniform", schedule, timesteps)
     steps = check_steps("ddim_uniform", steps, count)
@@ -60,9 +54,6 @@ def normal(schedule: Schedule, steps: int, timesteps: int = 1000) -> np.ndarray:
     """Returns times even from the table's last entry to its first, then the clean end; [steps+1].
 
     Places N-1 - i (N-1) / (steps-1), not rounded: `linspace` is the rounded one.
-
-    Raises:
-        ValueError: steps < 1; timesteps < 2.
     """
     count = _size("normal", schedule, timesteps)
     steps = check_steps("normal", steps)
@@ -74,9 +65,6 @@ def sgm_uniform(schedule: Schedule, steps: int, timesteps: int = 1000) -> np.nda
     """Returns the first steps of the steps + 1 entries of `normal`, then the clean end; [steps+1].
 
     Places N-1 - i (N-1) / steps, not rounded (Stability's generative-models).
-
-    Raises:
-        ValueError: steps < 1; timesteps < 2.
     """
     count = _size("sgm_uniform", schedule, timesteps)
     steps = check_steps("sgm_uniform", steps)
@@ -96,9 +84,6 @@ def beta(
 
     Args:
         steps: number of grid intervals asked for, at most N, the size of the table.
-
-    Raises:
-        ValueError: steps < 1 or > N; alpha or beta not positive; timesteps < 2.
     """
     check_positive("beta", alpha=alpha, beta=beta)
     count = _size("beta", schedule, timesteps)
