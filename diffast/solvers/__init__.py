@@ -14,13 +14,17 @@ from diffast._namespace import attributes, listing, lookup
 from diffast.plan import Plan
 from diffast.solvers.aliases import dpm_2, etdrk2, euler_ancestral, ralston, res_2m, res_3m
 from diffast.solvers.few_step.consistency import lcm, tcd
-from diffast.solvers.ode.adams import gradient_estimation, ipndm, ipndm_v, lms
-from diffast.solvers.ode.deis import deis
-from diffast.solvers.ode.dpm_multistep import dpm_solver_2m, dpm_solver_3m
-from diffast.solvers.ode.dpmpp import dpmpp_2m, dpmpp_3m
+from diffast.solvers.ode.adams import (
+    deis,
+    exponential_adams,
+    gradient_estimation,
+    ipndm,
+    ipndm_v,
+    lms,
+)
+from diffast.solvers.ode.dpm_multistep import dpm_solver_2m, dpm_solver_3m, dpmpp_2m, dpmpp_3m
 from diffast.solvers.ode.euler import ddim, euler
 from diffast.solvers.ode.exponential import etdrk3, etdrk4, krogstad4, res_2s, res_3s
-from diffast.solvers.ode.exponential_adams import exponential_adams
 from diffast.solvers.ode.heun import heun
 from diffast.solvers.ode.plms import plms
 from diffast.solvers.ode.runge_kutta import bosh3, dopri5, midpoint, rk4, tsit5

@@ -15,37 +15,24 @@ large when N grows: from t = 1 in even times the error falls as N^-2 at best.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.plan import Plan
 from diffast.schedules import Schedule
-from diffast.solvers.core.docs import builder
+from diffast.solvers.core.docs import Clock, builder
 from diffast.solvers.core.one_step import check_ratio, one_step
 from diffast.solvers.core.phi import phi
 
 
 @builder
-def res_2s(
-    schedule: Schedule,
-    grid: ArrayLike,
-    c2: float = 0.5,
-    clock: Literal["rho", "flow"] | None = None,
-) -> Plan:
+def res_2s(schedule: Schedule, grid: ArrayLike, c2: float = 0.5, clock: Clock = None) -> Plan:
     """Returns the two-stage exponential method, "RES 2S". Order 2, 2 calls a step.
 
     a_21 = c2 phi_1(-c2 h); b_2 = phi_2 / c2 (Hochbruck & Ostermann 2005, "Explicit exponential
     Runge-Kutta methods for semilinear parabolic problems", section 5.1; Zhang et al. 2023,
     "Improved order analysis and design of exponential integrator for diffusion models sampling"):
     the line through both estimates integrated exactly, for any h.
-
-    Args:
-        c2: place of the second call within the step, in h.
-
-    Raises:
-        ValueError: c2 outside (0, 1]; another clock; a grid that `check_grid` refuses.
     """
     c2 = check_ratio("res_2s", "c2", c2)
 
@@ -58,11 +45,7 @@ def res_2s(
 
 @builder
 def res_3s(
-    schedule: Schedule,
-    grid: ArrayLike,
-    c2: float = 1 / 3,
-    c3: float = 2 / 3,
-    clock: Literal["rho", "flow"] | None = None,
+    schedule: Schedule, grid: ArrayLike, c2: float = 1 / 3, c3: float = 2 / 3, clock: Clock = None
 ) -> Plan:
     """Returns the three-stage exponential method, "RES 3S". Order 3, 3 calls a step.
 
@@ -73,13 +56,9 @@ def res_3s(
     (Hochbruck & Ostermann 2005, section 5.2, with 2 (gamma c2 + c3) = 3 (gamma c2^2 + c3^2); for
     c3 = 2/3 gamma is 0, and b_2 with it.) Fulfils their order conditions for any h.
 
-    Args:
-        c2: place of the second call within the step, in h.
-        c3: place of the third.
-
     Raises:
-        ValueError: c2 or c3 outside (0, 1]; c2 = c3 or c2 = 2/3 where c3 is not 2/3, for which the
-            order conditions have no solution; another clock; a grid that `check_grid` refuses.
+        ValueError: an option outside of these; c2 = c3 or c2 = 2/3 where c3 is not 2/3, for which
+            the order conditions have no solution; a grid that `check_grid` refuses.
     """
     c2, c3 = check_ratio("res_3s", "c2", c2), check_ratio("res_3s", "c3", c3)
     if c3 == 2 / 3:
@@ -99,9 +78,7 @@ def res_3s(
 
 
 @builder
-def etdrk3(
-    schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None
-) -> Plan:
+def etdrk3(schedule: Schedule, grid: ArrayLike, clock: Clock = None) -> Plan:
     """Returns ETD3RK, which is Kutta's third-order method as h -> 0. Order 3, 3 calls a step.
 
     c = (1/2, 1), a_32 = 2 phi_1; b_2 = 4 phi_2 - 8 phi_3, b_3 = 4 phi_3 - phi_2
@@ -118,9 +95,7 @@ def etdrk3(
 
 
 @builder
-def etdrk4(
-    schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None
-) -> Plan:
+def etdrk4(schedule: Schedule, grid: ArrayLike, clock: Clock = None) -> Plan:
     """Returns ETD4RK, which is the classical method as h -> 0. Order 4, 4 calls a step.
 
         c = (1/2, 1/2, 1),      a_32 = phi_1(-h/2) / 2,      a_42 = 0,      a_43 = phi_1(-h/2)
@@ -138,9 +113,7 @@ def etdrk4(
 
 
 @builder
-def krogstad4(
-    schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None
-) -> Plan:
+def krogstad4(schedule: Schedule, grid: ArrayLike, clock: Clock = None) -> Plan:
     """Returns Krogstad's ETDRK4-B, the classical method as h -> 0. Order 4, 4 calls a step.
 
     c = (1/2, 1/2, 1), a_32 = phi_2(-h/2), a_42 = 0, a_43 = 2 phi_2, and the b of `etdrk4`

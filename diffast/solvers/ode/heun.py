@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
 from diffast.plan import Plan, Stages
 from diffast.schedules import Schedule
-from diffast.solvers.core.docs import builder
+from diffast.solvers.core.docs import Clock, builder
 from diffast.solvers.core.one_step import check_clock, from_slopes, one_step
 
 
 @builder
-def heun(schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = "rho") -> Plan:
+def heun(schedule: Schedule, grid: ArrayLike, clock: Clock = "rho") -> Plan:
     """Returns the trapezoid rule in rho = sigma/alpha. Order 2, 2 calls a step.
 
     Karras et al. 2022, algorithm 1 (algorithm 2 without churn), for x/alpha and rho in place of x

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from diffast.plan import Plan
 from diffast.schedules import Schedule
-from diffast.solvers.core.docs import builder
+from diffast.solvers.core.docs import Orders, builder
 from diffast.solvers.core.integrals import keep, levels_at, moments
 from diffast.solvers.core.multistep import X, add_to, build, check_choice, check_order
 from diffast.solvers.ode.adams import mean_of_slopes
@@ -20,7 +20,7 @@ def plms(
     grid: ArrayLike,
     order: int = 4,
     start: Literal["euler", "repeat", "prk"] = "euler",
-    orders: ArrayLike | None = None,
+    orders: Orders = None,
 ) -> Plan:
     """Returns PNDM's linear multistep method. Order 2 on any smooth grid (see `ipndm`).
 

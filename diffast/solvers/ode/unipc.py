@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from diffast.grids import check_grid
 from diffast.plan import Plan
 from diffast.schedules import Schedule
-from diffast.solvers.core.docs import builder
+from diffast.solvers.core.docs import Orders, Start, builder
 from diffast.solvers.core.integrals import adams, moments
 from diffast.solvers.core.multistep import build, check_choice, check_order
 
@@ -23,8 +23,8 @@ def unipc(
     variant: Literal["bh1", "bh2"] = "bh2",
     form: Literal["data", "noise"] = "data",
     corrector: bool | ArrayLike = True,
-    orders: ArrayLike | None = None,
-    start: Literal["rise", "single"] = "rise",
+    orders: Orders = None,
+    start: Start = "rise",
 ) -> Plan:
     """Returns UniPC-p. Order p, with the corrector p + 1 (see start); 1 call a step.
 
