@@ -54,8 +54,6 @@ def build(
     x0 as a polynomial in alpha/sigma, which is smooth there.
 
     Args:
-        schedule: any schedule.
-        grid: [N+1] model times from noisy to clean.
         name: the plan's name, and the builder's in errors.
         order: most estimates a step uses, 1 to 4.
         form: "data" (x0 is remembered) or "noise" (the slope of x/alpha in sigma/alpha).
@@ -64,7 +62,6 @@ def build(
         correct: the same for a corrector, which has t as the last of others; None: there is none.
         corrected: [N] bools, whether the state after each step is corrected.
         orders: [N] orders of the steps; None: as many as are remembered.
-        start: "rise" or "single".
         opening: (rows, schedule, n, grid, s, t) -> whether it has added the rows of step n itself,
             after the call at s. It is called for steps that could be of `form`, without corrector.
         check: how the plan checks itself.
@@ -159,10 +156,8 @@ def check_orders(name, orders, most, steps) -> list:
     """Returns the order of each step, [steps] ints.
 
     Args:
-        name: the builder's, for errors.
         orders: [steps] ints, or None for as many as are remembered.
         most: the method's order.
-        steps: number of grid intervals.
 
     Raises:
         ValueError: another count, or an order that is not a whole number from 1 to the least of

@@ -38,10 +38,8 @@ def one_step(name, schedule, grid, methods, clock=None) -> Plan:
 
     Args:
         name: what people call it; the time variable is added.
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
         methods: a method, or a sequence of N of them.
-        clock: "rho", "flow" or None: "flow" where alpha + sigma = 1 on the grid, else "rho".
+        clock: as `check_clock` takes it.
 
     Raises:
         ValueError: another clock; a grid that `check_grid` refuses.
@@ -134,7 +132,6 @@ def block_rows(schedule, clock, times, gain):
     """Returns keep [N, k] and weights [N, k, k] on (x_s; d_0 ... d_{k-1}) of blocks of k calls.
 
     Args:
-        schedule: any schedule.
         clock: the time variable of all N blocks.
         times: [N, k+1] start, inner calls, end.
         gain: [N, k, k-1], see `one_step`.
@@ -152,9 +149,6 @@ def plan_of_blocks(name, schedule, grid, blocks) -> Plan:
     """Returns the plan of blocks (times [k], keep [k], weights [k, k]); y is the block's start.
 
     Args:
-        name: what people call it.
-        schedule: any schedule.
-        grid: [N+1] checked.
         blocks: in order; row i of weights makes x after call i, the last row ends the block.
     """
     stages = Stages(schedule, grid[0])

@@ -9,6 +9,7 @@ from diffast.grids import check_grid
 from diffast.plan import Plan, one_call_plan
 from diffast.schedules import Schedule
 from diffast.solvers.core.docs import builder
+from diffast.solvers.core.noise_split import first_order_plan, shared
 
 
 @builder
@@ -48,9 +49,6 @@ def tcd(schedule: Schedule, grid: ArrayLike, gamma: float = 0.3) -> Plan:
 
     Args:
         gamma: 0 for no fresh noise to 1 for all that time 0 leaves.
-
-    Raises:
-        ValueError: gamma outside [0, 1]; a grid that `check_grid` refuses.
     """
     if not 0 <= gamma <= 1:
         raise ValueError(f"tcd: gamma = {gamma}, but it must lie in [0, 1]")
@@ -65,8 +63,5 @@ def tcd(schedule: Schedule, grid: ArrayLike, gamma: float = 0.3) -> Plan:
     noisy = sigma[1:] > 0.0
     share[noisy] = (schedule.sigma(inner) * alpha[1:])[noisy]
     share[noisy] /= (schedule.alpha(inner) * sigma[1:])[noisy]
-    share = np.minimum(share, 1.0)
-    keep = sigma[1:] * share / sigma[:-1]
-    up = sigma[1:] * np.sqrt((1.0 - share) * (1.0 + share))
-    x = {"x": keep, "d": alpha[1:] - alpha[:-1] * keep, "z1": up}
-    return one_call_plan(f"tcd(gamma={gamma:g})", schedule, grid, x)
+    split = shared(sigma[1:], np.minimum(share, 1.0))
+    return first_order_plan(f"tcd(gamma={gamma:g})", schedule, grid, lambda *ends: split)

@@ -7,13 +7,19 @@ with sigma_down^2 + sigma_up^2 = sigma_t^2. No denominator holds alpha_s (0 wher
 
 from __future__ import annotations
 
+from functools import partial
+
 from numpy.typing import ArrayLike
 
-from diffast.grids import check_grid
-from diffast.plan import Plan, one_call_plan
+from diffast.plan import Plan
 from diffast.schedules import Schedule
 from diffast.solvers.core.docs import builder
-from diffast.solvers.core.noise_split import ancestral, check_bounded_eta, check_s_noise
+from diffast.solvers.core.noise_split import (
+    ancestral,
+    check_bounded_eta,
+    check_s_noise,
+    first_order_plan,
+)
 
 
 @builder
@@ -27,7 +33,7 @@ def euler(schedule: Schedule, grid: ArrayLike) -> Plan:
     Raises:
         ValueError: a grid that `check_grid` refuses.
     """
-    return _first_order(schedule, grid, 0.0, 1.0, "full", "euler")
+    return first_order_plan("euler", schedule, grid, partial(ancestral, eta=0.0))
 
 
 @builder
@@ -39,22 +45,8 @@ def ddim(schedule: Schedule, grid: ArrayLike, eta: float = 0.0, s_noise: float =
     sigma: at eta = 1 the deviation of the posterior q(x_t | x_s, x0) (ancestral sampling, DDPM).
 
     Args:
-        eta: 0 for none to 1 for ancestral.
-        s_noise: factor on the fresh noise; other than 1, points no longer have the schedule's noise
-            level and the plan is checked for x0 alone.
-
-    Raises:
-        ValueError: eta outside [0, 1] (above, the noise could exceed sigma_t); s_noise negative or
-            not finite; a grid that `check_grid` refuses.
+        eta: 0 for none to 1 for ancestral; above, the noise could exceed sigma_t.
     """
     eta = check_bounded_eta("ddim", eta)
-    return _first_order(schedule, grid, eta, *check_s_noise("ddim", s_noise), f"ddim(eta={eta:g})")
-
-
-def _first_order(schedule, grid, eta, s_noise, check, name):
-    grid = check_grid(schedule, grid)
-    alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
-    down, up = ancestral(alpha[:-1], alpha[1:], sigma[:-1], sigma[1:], eta)
-    keep = down / sigma[:-1]
-    x = {"x": keep, "d": alpha[1:] - alpha[:-1] * keep, "z1": s_noise * up}
-    return one_call_plan(name, schedule, grid, x, check=check)
+    split, noise = partial(ancestral, eta=eta), check_s_noise("ddim", s_noise)
+    return first_order_plan(f"ddim(eta={eta:g})", schedule, grid, split, *noise)

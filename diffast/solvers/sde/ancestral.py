@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
-from diffast.plan import Plan, Stages, one_call_plan
+from diffast.plan import Plan, Stages
 from diffast.schedules import Schedule
-from diffast.solvers.core.docs import builder
+from diffast.solvers.core.docs import ancestral_builder, builder
 from diffast.solvers.core.noise_split import (
     ancestral,
     check_bounded_eta,
     check_eta,
     check_s_noise,
     diffusive,
+    first_order_plan,
+    shared,
 )
 
 
-@builder
+@ancestral_builder
 def dpm_2_ancestral(
     schedule: Schedule, grid: ArrayLike, eta: float = 1.0, s_noise: float = 1.0
 ) -> Plan:
@@ -33,18 +37,11 @@ def dpm_2_ancestral(
 
     Where there is no midpoint the step is that of `euler_ancestral`, one call: into sigma_t = 0 and
     out of alpha_s = 0.
-
-    Args:
-        eta: 0 for DPM-Solver-2 to 1 for ancestral.
-
-    Raises:
-        ValueError: eta outside [0, 1]; s_noise negative or not finite; a grid that `check_grid`
-            refuses.
     """
     return _two_stages("dpm_2_ancestral", schedule, grid, eta, s_noise, lambda ratio: ratio)
 
 
-@builder
+@ancestral_builder
 def dpmpp_2s_ancestral(
     schedule: Schedule, grid: ArrayLike, eta: float = 1.0, s_noise: float = 1.0
 ) -> Plan:
@@ -54,18 +51,11 @@ def dpmpp_2s_ancestral(
     sample_dpmpp_2s_ancestral; Lu et al. 2022, DPM-Solver++, algorithm 1 with r = 1/2):
 
         x_t = (down / sigma_s) x_s + new d_m + up z
-
-    Args:
-        eta: 0 for DPM-Solver++(2S) to 1 for ancestral.
-
-    Raises:
-        ValueError: eta outside [0, 1]; s_noise negative or not finite; a grid that `check_grid`
-            refuses.
     """
     return _two_stages("dpmpp_2s_ancestral", schedule, grid, eta, s_noise, lambda ratio: 1.0)
 
 
-@builder
+@ancestral_builder
 def dpmpp_sde(
     schedule: Schedule, grid: ArrayLike, r: float = 0.5, eta: float = 1.0, s_noise: float = 1.0
 ) -> Plan:
@@ -79,11 +69,6 @@ def dpmpp_sde(
 
     Args:
         r: where the inner stage stands, as a share of the step in lam; between 0 and 1.
-        eta: 0 for the ODE to 1 for ancestral.
-
-    Raises:
-        ValueError: r outside (0, 1); eta outside [0, 1]; s_noise negative or not finite; a grid
-            that `check_grid` refuses.
     """
     if not 0 < r < 1:
         raise ValueError(f"dpmpp_sde: r = {r}, but it must lie between 0 and 1")
@@ -107,7 +92,7 @@ def dpmpp_sde(
     return _from_steps(schedule, grid, step, f"dpmpp_sde(eta={eta:g})", check)
 
 
-@builder
+@ancestral_builder
 def flow_ancestral(
     schedule: Schedule, grid: ArrayLike, eta: float = 1.0, s_noise: float = 1.0
 ) -> Plan:
@@ -122,26 +107,17 @@ def flow_ancestral(
     the renoised Euler step that rectified-flow ports of `euler_ancestral` take (diffusers' LTX
     ancestral scheduler). At eta = 1 f_down = f_t^2 / f_s, less noise than `euler_ancestral`'s
     rho_t^2 / rho_s leaves.
-
-    Args:
-        eta: 0 for Euler to 1.
-
-    Raises:
-        ValueError: eta outside [0, 1]; s_noise negative or not finite; a grid that `check_grid`
-            refuses.
     """
     eta = check_bounded_eta("flow_ancestral", eta)
-    s_noise, check = check_s_noise("flow_ancestral", s_noise)
-    grid = check_grid(schedule, grid)
-    alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
-    level = sigma / (alpha + sigma)
-    less = eta * (1.0 - level[1:] / level[:-1])  # 1 - f_down / f_t
-    # rho_down / rho_t = (1 - less) / (1 + less f_t / (1 - f_t)), f / (1 - f) = sigma / alpha
-    share = (1.0 - less) / (1.0 + less * sigma[1:] / alpha[1:])
-    keep = sigma[1:] * share / sigma[:-1]
-    up = sigma[1:] * np.sqrt((1.0 - share) * (1.0 + share))
-    x = {"x": keep, "d": alpha[1:] - alpha[:-1] * keep, "z1": s_noise * up}
-    return one_call_plan(f"flow_ancestral(eta={eta:g})", schedule, grid, x, check=check)
+    noise = check_s_noise("flow_ancestral", s_noise)
+
+    def split(alpha_s, alpha_t, sigma_s, sigma_t):
+        level_s, level_t = sigma_s / (alpha_s + sigma_s), sigma_t / (alpha_t + sigma_t)
+        less = eta * (1.0 - level_t / level_s)  # 1 - f_down / f_t
+        # rho_down / rho_t = (1 - less) / (1 + less f_t / (1 - f_t)), f / (1 - f) = sigma / alpha
+        return shared(sigma_t, (1.0 - less) / (1.0 + less * sigma_t / alpha_t))
+
+    return first_order_plan(f"flow_ancestral(eta={eta:g})", schedule, grid, split, *noise)
 
 
 @builder
@@ -161,28 +137,18 @@ def flow_sde(schedule: Schedule, grid: ArrayLike, strength: float = 1.0) -> Plan
 
     Args:
         strength: 0 for the ODE and up.
-
-    Raises:
-        ValueError: strength negative or not finite; a grid that `check_grid` refuses.
     """
     strength = check_eta("flow_sde", strength, "strength")
-    grid = check_grid(schedule, grid)
-    alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
-    down, up = diffusive(alpha[:-1], alpha[1:], sigma[:-1], sigma[1:], 0.5 * strength**2)
-    keep = down / sigma[:-1]
-    x = {"x": keep, "d": alpha[1:] - alpha[:-1] * keep, "z1": up}
-    return one_call_plan(f"flow_sde({strength:g})", schedule, grid, x)
+    split = partial(diffusive, eta=0.5 * strength**2)
+    return first_order_plan(f"flow_sde({strength:g})", schedule, grid, split)
 
 
 def _levels(schedule, s, t, eta):
     """Returns (down, up, weight of the estimates) of an ancestral step from s to t."""
-    alpha_s, alpha_t, sigma_s, sigma_t = *_at(schedule.alpha, s, t), *_at(schedule.sigma, s, t)
+    ends = np.array([s, t])
+    alpha_s, alpha_t, sigma_s, sigma_t = *schedule.alpha(ends), *schedule.sigma(ends)
     down, up = ancestral(alpha_s, alpha_t, sigma_s, sigma_t, eta)
     return down, up, alpha_t - alpha_s * down / sigma_s
-
-
-def _at(level, *times):
-    return level(np.array(times))
 
 
 def _two_stages(name, schedule, grid, eta, s_noise, share):
