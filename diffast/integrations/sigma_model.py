@@ -156,15 +156,8 @@ class _Steps:
         if step:
             self.bar.update()
         if self.callback is not None:
-            self.callback(
-                {
-                    "x": x.clone(),
-                    "i": step,
-                    "sigma": self.sigmas[step],
-                    "sigma_hat": self.levels[self.calls],
-                    "denoised": denoised,
-                }
-            )
+            levels = {"sigma": self.sigmas[step], "sigma_hat": self.levels[self.calls]}
+            self.callback({"x": x.clone(), "i": step, **levels, "denoised": denoised})
 
 
 def drawn_by(

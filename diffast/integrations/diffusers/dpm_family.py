@@ -150,7 +150,8 @@ def sa_solver(scheduler, begin, options) -> Recipe:
         known = min(i - begin, most)
         predictor.append(min(config.predictor_order, first, known + 1))
         corrector.append(min(config.corrector_order, second, known + 2))
-    taus = dict(zip(grid.tolist(), _taus(scheduler, begin), strict=False))
+    strengths = [float(scheduler.tau_func(t)) for t in scheduler.host.times[begin:]]
+    taus = dict(zip(grid.tolist(), strengths, strict=False))
     plan = solvers.sa_solver(
         space,
         grid,
@@ -163,7 +164,3 @@ def sa_solver(scheduler, begin, options) -> Recipe:
     reads = Prediction(space, predicts(config))
     draws = (True,) * plan.nfe
     return Recipe(plan, reads, hook=hook_of(scheduler), draws=draws, begin=begin)
-
-
-def _taus(scheduler, begin):
-    return [float(scheduler.tau_func(t)) for t in scheduler.host.times[begin:]]

@@ -5,8 +5,8 @@ Along a trajectory, with s = alpha/sigma and rho = sigma/alpha, for any alpha an
     data:   d(x/sigma) = x0 ds            noise:   d(x/alpha) = eps drho
 
 so a step is an integral of remembered estimates. A method is a polynomial through them, in one form
-and one time variable (lam = log s, "snr" s itself, or rho). A step goes from level s to level t. Each integral is written so that it does not
-cancel, for steps of any size: no rounding error grows.
+and one time variable (lam = log s, "snr" s itself, or rho). A step goes from level s to level t.
+Each integral is written so that it does not cancel, for steps of any size: no rounding error grows.
 """
 
 from __future__ import annotations
@@ -100,14 +100,19 @@ def adams(form, clock, s, others, t, share=1.0) -> list:
     return weights
 
 
+def _series(k, h, ratio):
+    """Returns the sum over j of h^(k+1) ratio^j k! / (k+1+j)!."""
+    term, total = h ** (k + 1) / (k + 1), 0.0
+    for j in range(k + 2, k + 24):
+        total += term
+        term *= ratio / j
+    return total
+
+
 def _rising(k, h):
     """Returns the integral of exp(-(h - u)) u^k over 0..h, which is k! h^(k+1) phi_(k+1)(-h)."""
     if h < 1.0:
-        term, total = h ** (k + 1) / (k + 1), 0.0
-        for j in range(k + 2, k + 24):
-            total += term
-            term *= -h / j
-        return total
+        return _series(k, h, -h)
     value = -math.expm1(-h)
     for power in range(1, k + 1):
         value = h**power - power * value
@@ -117,11 +122,7 @@ def _rising(k, h):
 def _falling(k, h):
     """Returns the integral of exp(-u) u^k over 0..h; k! at h = inf."""
     if h < 1.0:
-        term, total = h ** (k + 1) / (k + 1), 0.0
-        for j in range(k + 2, k + 24):
-            total += term
-            term *= h / j
-        return math.exp(-h) * total
+        return math.exp(-h) * _series(k, h, h)
     if h == np.inf:
         return float(math.factorial(k))
     value = -math.expm1(-h)

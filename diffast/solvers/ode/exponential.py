@@ -35,11 +35,7 @@ def res_2s(schedule: Schedule, grid: ArrayLike, c2: float = 0.5, clock: Clock = 
     the line through both estimates integrated exactly, for any h.
     """
     c2 = check_ratio("res_2s", "c2", c2)
-
-    def method(ratio):
-        h = -np.log(ratio)
-        return _nodes(ratio, c2), _lower(h, [], [phi(2, h) / c2])
-
+    method = _method((c2,), lambda h: ([phi(2, h) / c2],))
     return one_step("res_2s", schedule, grid, method, clock)
 
 
@@ -68,13 +64,12 @@ def res_3s(
     else:
         gamma = (3.0 * c3**2 - 2.0 * c3) / ((2.0 - 3.0 * c2) * c2)
 
-    def method(ratio):
-        h = -np.log(ratio)
+    def rows(h):
         a32 = gamma * c2 * phi(2, c2 * h) + c3**2 / c2 * phi(2, c3 * h)
         b3 = phi(2, h) / (gamma * c2 + c3)
-        return _nodes(ratio, c2, c3), _lower(h, [], [a32], [gamma * b3, b3])
+        return [a32], [gamma * b3, b3]
 
-    return one_step("res_3s", schedule, grid, method, clock)
+    return one_step("res_3s", schedule, grid, _method((c2, c3), rows), clock)
 
 
 @builder
@@ -85,13 +80,11 @@ def etdrk3(schedule: Schedule, grid: ArrayLike, clock: Clock = None) -> Plan:
     (Cox & Matthews 2002, eq. 23-25).
     """
 
-    def method(ratio):
-        h = -np.log(ratio)
+    def rows(h):
         line, bend = phi(2, h), phi(3, h)
-        last = [4.0 * line - 8.0 * bend, 4.0 * bend - line]
-        return _nodes(ratio, 0.5, 1.0), _lower(h, [], [2.0 * phi(1, h)], last)
+        return [2.0 * phi(1, h)], [4.0 * line - 8.0 * bend, 4.0 * bend - line]
 
-    return one_step("etdrk3", schedule, grid, method, clock)
+    return one_step("etdrk3", schedule, grid, _method((0.5, 1.0), rows), clock)
 
 
 @builder
@@ -104,12 +97,11 @@ def etdrk4(schedule: Schedule, grid: ArrayLike, clock: Clock = None) -> Plan:
     (Cox & Matthews 2002, eq. 26-29).
     """
 
-    def method(ratio):
-        h = -np.log(ratio)
+    def rows(h):
         half = phi(1, 0.5 * h)
-        return _nodes(ratio, 0.5, 0.5, 1.0), _lower(h, [], [0.5 * half], [0.0, half], _simpson(h))
+        return [0.5 * half], [0.0, half], _simpson(h)
 
-    return one_step("etdrk4", schedule, grid, method, clock)
+    return one_step("etdrk4", schedule, grid, _method((0.5, 0.5, 1.0), rows), clock)
 
 
 @builder
@@ -121,12 +113,10 @@ def krogstad4(schedule: Schedule, grid: ArrayLike, clock: Clock = None) -> Plan:
     order in place of first, so smaller errors at large h.
     """
 
-    def method(ratio):
-        h = -np.log(ratio)
-        rows = [], [phi(2, 0.5 * h)], [0.0, 2.0 * phi(2, h)], _simpson(h)
-        return _nodes(ratio, 0.5, 0.5, 1.0), _lower(h, *rows)
+    def rows(h):
+        return [phi(2, 0.5 * h)], [0.0, 2.0 * phi(2, h)], _simpson(h)
 
-    return one_step("krogstad4", schedule, grid, method, clock)
+    return one_step("krogstad4", schedule, grid, _method((0.5, 0.5, 1.0), rows), clock)
 
 
 def _simpson(h):
@@ -136,15 +126,19 @@ def _simpson(h):
     return [middle, middle, 4.0 * bend - line]
 
 
-def _nodes(ratio, *places):
-    """Returns exp(-c h) [N, m], exactly ratio where c = 1."""
-    return ratio[:, None] ** np.array(places)
+def _method(places, rows):
+    """Returns the method, see `one_step`: calls at those parts c of h, and h times rows(h).
 
+    Left out are the weights of the first estimate, and the row of the second call, which has no
+    other.
+    """
 
-def _lower(h, *rows):
-    """Returns gain [N, m+1, m], see `one_step`: h times rows that leave out their first weight."""
-    out = np.zeros((len(h), len(rows), len(rows) - 1))
-    for i, row in enumerate(rows):
-        for j, weight in enumerate(row):
-            out[:, i, j] = h * weight
-    return out
+    def method(ratio):
+        h = -np.log(ratio)
+        gain = np.zeros((len(h), len(places) + 1, len(places)))
+        for i, row in enumerate(rows(h), 1):
+            for j, weight in enumerate(row):
+                gain[:, i, j] = h * weight
+        return ratio[:, None] ** np.array(places), gain  # exactly ratio where c = 1
+
+    return method

@@ -252,10 +252,10 @@ def _gain(form, kind, kind_inner, ratios):
     h = -np.log(ratios)
     count = h.shape[1]
     weights = np.zeros((*h.shape, count - 1))
-    if count == 2:
-        weights[:, 1, 0] = _line(form, kind, h[:, 1]) * h[:, 1] / h[:, 0]
-    elif count == 3:
-        weights[:, 1, 0] = _line(form, kind_inner, h[:, 1]) * h[:, 1] / h[:, 0]
+    if count > 1:
+        line = _line(form, kind if count == 2 else kind_inner, h[:, 1])
+        weights[:, 1, 0] = line * h[:, 1] / h[:, 0]
+    if count == 3:
         r1, r2 = h[:, 0] / h[:, 2], h[:, 1] / h[:, 2]
         line = _line(form, "heun", h[:, 2])
         if kind == "midpoint":
