@@ -52,66 +52,18 @@ from diffast.solvers.sde.piadm import piadm_ode, piadm_sde
 from diffast.solvers.sde.sa_solver import sa_solver
 from diffast.solvers.sde.seeds import seeds_1, seeds_2, seeds_3
 
-__all__ = [
-    "euler",
-    "ddim",
-    "euler_ancestral",
-    "heun",
-    "midpoint",
-    "ralston",
-    "bosh3",
-    "rk4",
-    "dopri5",
-    "tsit5",
-    "dpm_solver_2s",
-    "dpm_2",
-    "dpm_solver_3s",
-    "dpmpp_2s",
-    "dpmpp_3s",
-    "dpm_fast",
-    "singlestep",
-    "res_2s",
-    "res_3s",
-    "etdrk2",
-    "etdrk3",
-    "etdrk4",
-    "krogstad4",
-    "dpmpp_2m",
-    "dpmpp_3m",
-    "dpm_solver_2m",
-    "dpm_solver_3m",
-    "unipc",
-    "deis",
-    "lms",
-    "ipndm",
-    "gradient_estimation",
-    "ipndm_v",
-    "plms",
-    "exponential_adams",
-    "res_2m",
-    "res_3m",
-    "dpm_2_ancestral",
-    "dpmpp_2s_ancestral",
-    "dpmpp_sde",
-    "flow_ancestral",
-    "flow_sde",
-    "ddpm",
-    "dpmpp_2m_sde",
-    "dpmpp_3m_sde",
-    "dpm_solver_2m_sde",
-    "sa_solver",
-    "seeds_1",
-    "seeds_2",
-    "seeds_3",
-    "er_sde",
-    "pec",
-    "churn",
-    "restart",
-    "piadm_sde",
-    "piadm_ode",
-    "lcm",
-    "tcd",
-]
+__all__ = ["euler", "ddim", "euler_ancestral", "heun", "midpoint", "ralston"]
+__all__ += ["bosh3", "rk4", "dopri5", "tsit5"]
+__all__ += ["dpm_solver_2s", "dpm_2", "dpm_solver_3s", "dpmpp_2s", "dpmpp_3s"]
+__all__ += ["dpm_fast", "singlestep"]
+__all__ += ["res_2s", "res_3s", "etdrk2", "etdrk3", "etdrk4", "krogstad4"]
+__all__ += ["dpmpp_2m", "dpmpp_3m", "dpm_solver_2m", "dpm_solver_3m", "unipc", "deis"]
+__all__ += ["lms", "ipndm", "gradient_estimation", "ipndm_v", "plms"]
+__all__ += ["exponential_adams", "res_2m", "res_3m"]
+__all__ += ["dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "flow_ancestral", "flow_sde"]
+__all__ += ["ddpm", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpm_solver_2m_sde", "sa_solver"]
+__all__ += ["seeds_1", "seeds_2", "seeds_3", "er_sde", "pec", "churn", "restart"]
+__all__ += ["piadm_sde", "piadm_ode", "lcm", "tcd"]
 
 SOLVERS: dict[str, Callable[..., Plan]] = {name: globals()[name] for name in __all__}
 
