@@ -20,7 +20,7 @@ from diffast.grids.checks import check_grid
 from diffast.grids.cuts import part, part_by_denoise, part_by_strength
 from diffast.grids.even import leading, linspace, trailing, uniform_time
 from diffast.grids.flows import flow_match, flow_sigmas, linear_quadratic
-from diffast.grids.given import from_sigmas, from_times, vp
+from diffast.grids.given import ays, from_sigmas, from_times, vp
 from diffast.grids.levels import (
     beta_sigmas,
     exponential,
@@ -32,7 +32,6 @@ from diffast.grids.levels import (
     polyexponential,
     uniform_logsnr,
 )
-from diffast.grids.published import ays
 from diffast.grids.shifts import (
     dynamic_shift,
     shifted,

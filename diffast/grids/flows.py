@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffast.grids.checks import check_grid, check_positive, check_steps
-from diffast.grids.docs import grid_function
+from diffast.grids.checks import check_grid, check_positive, check_steps, grid_function
 from diffast.grids.given import levels_to_grid
 from diffast.grids.shifts import shifted
 from diffast.schedules import Flow, Schedule

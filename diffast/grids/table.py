@@ -15,8 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from diffast.grids.beta_quantile import beta_quantile
-from diffast.grids.checks import check_grid, check_positive, check_steps
-from diffast.grids.docs import grid_function
+from diffast.grids.checks import check_grid, check_positive, check_steps, grid_function
 from diffast.schedules import Schedule
 
 

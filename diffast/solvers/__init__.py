@@ -21,12 +21,11 @@ from diffast.solvers.ode.adams import (
     ipndm,
     ipndm_v,
     lms,
+    plms,
 )
 from diffast.solvers.ode.dpm_multistep import dpm_solver_2m, dpm_solver_3m, dpmpp_2m, dpmpp_3m
-from diffast.solvers.ode.euler import ddim, euler
+from diffast.solvers.ode.euler import ddim, euler, heun
 from diffast.solvers.ode.exponential import etdrk3, etdrk4, krogstad4, res_2s, res_3s
-from diffast.solvers.ode.heun import heun
-from diffast.solvers.ode.plms import plms
 from diffast.solvers.ode.runge_kutta import bosh3, dopri5, midpoint, rk4, tsit5
 from diffast.solvers.ode.singlestep import (
     dpm_fast,

@@ -10,9 +10,9 @@ from diffast.solvers.ode.adams import (
     ipndm,
     ipndm_v,
     lms,
+    plms,
 )
 from diffast.solvers.ode.dpm_multistep import dpm_solver_2m, dpm_solver_3m, dpmpp_3m
-from diffast.solvers.ode.plms import plms
 from diffast.solvers.ode.unipc import unipc
 
 # Slopes of some settle later: where steps in the clock vary fast, and where leading terms cancel.
