@@ -33,10 +33,7 @@ def first_parameter(network: Callable[..., Any]) -> torch.Tensor | None:
 
 
 def explanation(
-    error: Exception,
-    network: Callable[..., Any],
-    x: torch.Tensor,
-    t: torch.Tensor,
+    error: Exception, network: Callable[..., Any], x: torch.Tensor, t: torch.Tensor
 ) -> str | None:
     """Returns a sentence that names the option which prevents the error; or None.
 

@@ -72,7 +72,9 @@ def build(
     grid = check_grid(schedule, grid)
     short = name.partition("(")[0]
     wanted = check_orders(short, orders, order, len(grid) - 1)
-    single = _check_start(short, start, orders) == "single"
+    single = check_choice(short, "start", start, ("rise", "single")) == "single"
+    if single and orders is not None:
+        raise ValueError(f"{short}: start = 'single', but it must be 'rise' where orders are given")
     walk = _Walk(schedule, grid, form, clock, single)
     walk.rules = {"predict": predict, "correct": correct}
     walk.single_calls = (order - 1 if correct is None else order) if single else 0
@@ -128,9 +130,13 @@ class _Walk:
         """Returns the state at s: as it is, or corrected by its own estimate, that of stage i."""
         if self.pending is None:
             return {X: 1.0}
-        rule, pending = self.rule("correct", self.pending[1]), self.pending
+        kind, ticks, before, used = self.pending
         self.pending = None
-        return _corrected(pending, i, s, rule)
+        stages, nodes = zip(*used, strict=True)
+        state = {X: keep(kind, before, s)}
+        weights = self.rule("correct", ticks)(kind, ticks, before, [*nodes[1:], s], s)
+        add_to(state, [*stages, i], weights)
+        return state
 
     def _add_regular(self, n, i, state, used, first_order):
         """Adds the one call of step n, which uses the estimates of stage i and those."""
@@ -205,12 +211,6 @@ def check_choice(name, option, value, choices) -> str:
     return value
 
 
-def _check_start(name, start, orders):
-    if check_choice(name, "start", start, ("rise", "single")) == "single" and orders is not None:
-        raise ValueError(f"{name}: start = 'single', but it must be 'rise' where orders are given")
-    return start
-
-
 def _way(levels, n, form, clock, single):
     """Returns form and time variable of step n."""
     early = n == 0 or levels[n + 1].alpha <= levels[n + 1].sigma
@@ -221,15 +221,6 @@ def _fall(s, t):
     """Returns rho_s / rho_t; infinite out of alpha_s = 0 and into sigma_t = 0."""
     low = s.alpha * t.sigma
     return s.sigma * t.alpha / low if low else np.inf
-
-
-def _corrected(pending, i, s, correct):
-    """Returns the state at s corrected: the estimate of stage i is among the others."""
-    kind, ticks, before, used = pending
-    stages, nodes = zip(*used, strict=True)
-    state = {X: keep(kind, before, s)}
-    add_to(state, [*stages, i], correct(kind, ticks, before, [*nodes[1:], s], s))
-    return state
 
 
 def _single_step(rows, schedule, state, step, i, calls):

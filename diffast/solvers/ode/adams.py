@@ -117,18 +117,9 @@ def ipndm_v(
     """
     order = check_order("ipndm_v", order, 4)
     compat = check_choice("ipndm_v", "form", form, ("exact", "compat")) == "compat"
-    return build(
-        schedule,
-        grid,
-        f"ipndm_v(order={order}, {form})",
-        order,
-        "noise",
-        "rho",
-        predict=_published if compat else adams,
-        orders=orders,
-        start=start,
-        check="finite" if compat and order == 4 else "full",
-    )
+    name, rule = f"ipndm_v(order={order}, {form})", _published if compat else adams
+    own = {"start": start, "check": "finite" if compat and order == 4 else "full"}
+    return build(schedule, grid, name, order, "noise", "rho", predict=rule, orders=orders, **own)
 
 
 @builder

@@ -86,19 +86,10 @@ def unipc(
         whole, gain = half(which, clock, s, t)
         return [whole - gain, gain]
 
-    return build(
-        schedule,
-        grid,
-        f"unipc(order={order}, {variant}, {form})",
-        order,
-        form,
-        "lam",
-        predict=predict,
-        correct=correct if any(corrected) else None,
-        corrected=corrected,
-        orders=orders,
-        start=start,
-    )
+    name = f"unipc(order={order}, {variant}, {form})"
+    rules = {"predict": predict, "correct": correct if any(corrected) else None}
+    steps = {"corrected": corrected, "orders": orders, "start": start}
+    return build(schedule, grid, name, order, form, "lam", **rules, **steps)
 
 
 def _check_corrector(corrector, steps):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -38,7 +39,7 @@ def dpm_2_ancestral(
     Where there is no midpoint the step is that of `euler_ancestral`, one call: into sigma_t = 0 and
     out of alpha_s = 0.
     """
-    return _two_stages("dpm_2_ancestral", schedule, grid, eta, s_noise, lambda ratio: ratio)
+    return _by_midpoint("dpm_2_ancestral", schedule, grid, eta, s_noise, lambda ratio: ratio)
 
 
 @ancestral_builder
@@ -52,7 +53,7 @@ def dpmpp_2s_ancestral(
 
         x_t = (down / sigma_s) x_s + new d_m + up z
     """
-    return _two_stages("dpmpp_2s_ancestral", schedule, grid, eta, s_noise, lambda ratio: 1.0)
+    return _by_midpoint("dpmpp_2s_ancestral", schedule, grid, eta, s_noise, lambda ratio: 1.0)
 
 
 @ancestral_builder
@@ -72,24 +73,15 @@ def dpmpp_sde(
     """
     if not 0 < r < 1:
         raise ValueError(f"dpmpp_sde: r = {r}, but it must lie between 0 and 1")
-    eta = check_bounded_eta("dpmpp_sde", eta)
-    s_noise, check = check_s_noise("dpmpp_sde", s_noise)
-    grid = check_grid(schedule, grid)
 
-    def step(s, t):
-        down, up, new = _levels(schedule, s, t, eta)
-        sigma_s = schedule.sigma(s)
-        if schedule.sigma(t) == 0.0 or schedule.alpha(s) == 0.0:
-            return None, None, {"y": down / sigma_s, "d": new, "z1": s_noise * up}
+    def inner(s, t, down, new):
         before, after = schedule.lam(np.array([s, t]))
         m = schedule.time(before + r * (after - before))
         down_m, up_m, new_m = _levels(schedule, s, m, eta)
-        late = new / (2.0 * r)
-        inner = {"y": down_m / sigma_s, "d": new_m, "z1": s_noise * up_m}
-        last = {"y": down / sigma_s, "d": late, "h1": new - late, "z1": s_noise * up}
-        return m, inner, last
+        row = {"y": down_m / schedule.sigma(s), "d": new_m, "z1": float(s_noise) * up_m}
+        return m, row, new / (2.0 * r)
 
-    return _from_steps(schedule, grid, step, f"dpmpp_sde(eta={eta:g})", check)
+    return _two_stages("dpmpp_sde", schedule, grid, eta, s_noise, inner)
 
 
 @ancestral_builder
@@ -151,34 +143,34 @@ def _levels(schedule, s, t, eta):
     return down, up, alpha_t - alpha_s * down / sigma_s
 
 
-def _two_stages(name, schedule, grid, eta, s_noise, share):
+def _by_midpoint(name, schedule, grid, eta, s_noise, share):
     """Returns the plan whose midpoint estimate has weight new share(rho_s / rho_m)."""
-    eta = check_bounded_eta(name, eta)
-    s_noise, check = check_s_noise(name, s_noise)
-    grid = check_grid(schedule, grid)
 
-    def step(s, t):
-        down, up, new = _levels(schedule, s, t, eta)
+    def inner(s, t, down, new):
         alpha_s, sigma_s = schedule.alpha(s), schedule.sigma(s)
-        if down == 0.0 or alpha_s == 0.0:
-            return None, None, {"y": down / sigma_s, "d": new, "z1": s_noise * up}
         lam_down = np.log(schedule.alpha(t) / down)
         m = schedule.time(0.5 * (schedule.lam(s) + lam_down))
         alpha_m, sigma_m = schedule.alpha(m), schedule.sigma(m)
-        late = new * share(alpha_m * sigma_s / (alpha_s * sigma_m))
         keep_m = sigma_m / sigma_s
-        inner = {"y": keep_m, "d": alpha_m - alpha_s * keep_m}
-        return m, inner, {"y": down / sigma_s, "d": late, "h1": new - late, "z1": s_noise * up}
+        late = new * share(alpha_m * sigma_s / (alpha_s * sigma_m))
+        return m, {"y": keep_m, "d": alpha_m - alpha_s * keep_m}, late
 
-    return _from_steps(schedule, grid, step, f"{name}(eta={eta:g})", check)
+    return _two_stages(name, schedule, grid, eta, s_noise, inner)
 
 
-def _from_steps(schedule, grid, step, name, check):
-    """Returns the plan of step(s, t) -> (inner time or None, row there, row at t)."""
+def _two_stages(name, schedule, grid, eta, s_noise, inner):
+    """Returns the plan of inner(s, t, down, new) -> (inner time, row there, its weight at t)."""
+    eta = check_bounded_eta(name, eta)
+    s_noise, check = check_s_noise(name, s_noise)
+    grid = check_grid(schedule, grid)
     stages = Stages(schedule, grid[0])
-    for s, t in zip(grid[:-1], grid[1:], strict=True):
-        m, inner, last = step(s, t)
-        if m is not None:
-            stages.add(s, m, inner, y="keep")
-        stages.add(s if m is None else m, t, last)
-    return stages.plan(name, len(grid) - 1, check=check)
+    for s, t in pairwise(grid):
+        down, up, new = _levels(schedule, s, t, eta)
+        last = {"y": down / schedule.sigma(s), "d": new, "z1": s_noise * up}
+        if down == 0.0 or schedule.alpha(s) == 0.0:
+            stages.add(s, t, last)
+            continue
+        m, row, late = inner(s, t, down, new)
+        stages.add(s, m, row, y="keep")
+        stages.add(m, t, last | {"d": late, "h1": new - late})
+    return stages.plan(f"{name}(eta={eta:g})", len(grid) - 1, check=check)

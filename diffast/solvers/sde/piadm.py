@@ -104,7 +104,8 @@ def piadm_ode(
         blocks.append(len(stages))
         e = langevin.step(_at(friction, t, "friction"), _at(length, t, "length") / inner)
         _add_corrector(stages, schedule, t, e, inner)
-    return stages.plan(_name(corrector), steps, check="x0", blocks=blocks)
+    name = f"piadm_ode(corrector of {inner})" if inner else "piadm_ode"
+    return stages.plan(name, steps, check="x0", blocks=blocks)
 
 
 def _add_corrector(stages, schedule, t, e, inner):
@@ -185,7 +186,3 @@ def _at(value: Any, t: float, what: str) -> float:
             f"piadm_ode: {what} = {number} at t = {t:g}, but it must be positive and finite"
         )
     return number
-
-
-def _name(corrector):
-    return "piadm_ode" if corrector is None else f"piadm_ode(corrector of {corrector[1]})"
