@@ -80,6 +80,13 @@ def check_steps(name: str, steps: int, count: int | None = None) -> int:
     return steps
 
 
+def check_share(name: str, option: str, value: float) -> float:
+    """Returns value as a float; ValueError unless it lies in (0, 1]."""
+    if not 0 < value <= 1:
+        raise ValueError(f"{name}: {option} = {value}, but it must lie in (0, 1]")
+    return float(value)
+
+
 def check_positive(name: str, **options: float) -> None:
     """Raises ValueError unless every option is a positive, finite number."""
     for option, value in options.items():

@@ -26,8 +26,7 @@ def simple(schedule: Schedule, steps: int, timesteps: int = 1000) -> np.ndarray:
     Args:
         steps: number of grid intervals, at most N, the size of the table.
     """
-    count = _size("simple", schedule, timesteps)
-    steps = check_steps("simple", steps, count)
+    count, steps = _counted("simple", schedule, steps, timesteps)
     index = count - 1 - np.floor(np.arange(steps) * (count / steps))
     return _grid(schedule, index, count)
 
@@ -43,8 +42,7 @@ def ddim_uniform(schedule: Schedule, steps: int, timesteps: int = 1000) -> np.nd
     Args:
         steps: number of grid intervals asked for, at most N, the size of the table.
     """
-    count = _size("ddim_uniform", schedule, timesteps)
-    steps = check_steps("ddim_uniform", steps, count)
+    count, steps = _counted("ddim_uniform", schedule, steps, timesteps)
     return _grid(schedule, np.arange(1.0, count, count // steps)[::-1], count)
 
 
@@ -54,8 +52,7 @@ def normal(schedule: Schedule, steps: int, timesteps: int = 1000) -> np.ndarray:
 
     Places N-1 - i (N-1) / (steps-1), not rounded: `linspace` is the rounded one.
     """
-    count = _size("normal", schedule, timesteps)
-    steps = check_steps("normal", steps)
+    count, steps = _counted("normal", schedule, steps, timesteps, bounded=False)
     return _grid(schedule, (count - 1) * (1.0 - np.arange(steps) / max(steps - 1, 1)), count)
 
 
@@ -65,8 +62,7 @@ def sgm_uniform(schedule: Schedule, steps: int, timesteps: int = 1000) -> np.nda
 
     Places N-1 - i (N-1) / steps, not rounded (Stability's generative-models).
     """
-    count = _size("sgm_uniform", schedule, timesteps)
-    steps = check_steps("sgm_uniform", steps)
+    count, steps = _counted("sgm_uniform", schedule, steps, timesteps, bounded=False)
     return _grid(schedule, (count - 1) * (1.0 - np.arange(steps) / steps), count)
 
 
@@ -85,18 +81,19 @@ def beta(
         steps: number of grid intervals asked for, at most N, the size of the table.
     """
     check_positive("beta", alpha=alpha, beta=beta)
-    count = _size("beta", schedule, timesteps)
-    steps = check_steps("beta", steps, count)
+    count, steps = _counted("beta", schedule, steps, timesteps)
     places = (count - 1) * beta_quantile(1.0 - np.arange(steps) / steps, alpha, beta)
     index = np.floor(places + 0.5 + 1e-9)  # the middle one of an even table stands between two
     return _grid(schedule, np.unique(index)[::-1], count)
 
 
-def _size(name, schedule, timesteps):
+def _counted(name, schedule, steps, timesteps, bounded=True):
+    """Returns the size of the table, and the number of steps."""
     own = getattr(schedule, "timesteps", None)
     if own is None and timesteps < 2:
         raise ValueError(f"{name}: timesteps = {timesteps}, but a table has 2 or more")
-    return timesteps if own is None else own
+    count = timesteps if own is None else own
+    return count, check_steps(name, steps, count if bounded else None)
 
 
 def _grid(schedule, index, count):

@@ -30,7 +30,9 @@ ARGUMENTS = {
     "s_noise": "factor on the fresh noise, 0 and up; other than 1, the plan is checked for x0 "
     "alone.",
 }
-ERRORS = "ValueError: an option outside of these; a grid that `check_grid` refuses."
+GRID = "a grid that `check_grid` refuses."
+ERRORS = f"ValueError: an option outside of these; {GRID}"
 
 builder = documented(ARGUMENTS, ERRORS)
+plain_builder = documented(ARGUMENTS, f"ValueError: {GRID}")
 ancestral_builder = documented(ARGUMENTS | {"eta": "0 for the ODE to 1 for ancestral."}, ERRORS)

@@ -158,14 +158,3 @@ def plan_of_blocks(name, schedule, grid, blocks) -> Plan:
             row = {"y": keep[i], **entries(weights[i, i::-1])}
             stages.add(time, to, row, y="x" if i + 1 == len(times) else "keep")
     return stages.plan(name, len(grid) - 1)
-
-
-def check_ratio(name, option, value) -> float:
-    """Returns value, the place of an inner call within its step.
-
-    Raises:
-        ValueError: value outside (0, 1].
-    """
-    if not 0 < value <= 1:
-        raise ValueError(f"{name}: {option} = {value}, but it must lie in (0, 1]")
-    return float(value)

@@ -8,11 +8,11 @@ from numpy.typing import ArrayLike
 from diffast.grids import check_grid
 from diffast.plan import Plan, one_call_plan
 from diffast.schedules import Schedule
-from diffast.solvers.core.docs import builder
+from diffast.solvers.core.docs import builder, plain_builder
 from diffast.solvers.core.noise_split import first_order_plan, shared
 
 
-@builder
+@plain_builder
 def lcm(schedule: Schedule, grid: ArrayLike) -> Plan:
     """Returns multistep consistency sampling: x_t = alpha_t d_s + sigma_t z. 1 call a step.
 
@@ -22,9 +22,6 @@ def lcm(schedule: Schedule, grid: ArrayLike) -> Plan:
     since x0 estimates at the clean end are samples only if the network maps to samples. The same as
     `ddim` with eta = 1 from pure noise (alpha_s = 0), and a flow's "stochastic sampling" in
     diffusers.
-
-    Raises:
-        ValueError: a grid that `check_grid` refuses.
     """
     grid = check_grid(schedule, grid)
     alpha, sigma = schedule.alpha(grid[1:]), schedule.sigma(grid[1:])

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from diffast.grids import check_grid
 from diffast.plan import Plan, Stages
 from diffast.schedules import Schedule
-from diffast.solvers.core.docs import Clock, builder
+from diffast.solvers.core.docs import Clock, builder, plain_builder
 from diffast.solvers.core.noise_split import (
     ancestral,
     check_bounded_eta,
@@ -27,16 +27,13 @@ from diffast.solvers.core.noise_split import (
 from diffast.solvers.core.one_step import check_clock, from_slopes, one_step
 
 
-@builder
+@plain_builder
 def euler(schedule: Schedule, grid: ArrayLike) -> Plan:
     """Returns Euler's method in sigma/alpha: DDIM with eta = 0. Order 1, 1 call a step.
 
     x_t = (sigma_t / sigma_s) x_s + (alpha_t - alpha_s sigma_t / sigma_s) x0 (Song et al. 2021,
     "Denoising diffusion implicit models", eq. 12). The same map as Euler in sigma space,
     DPM-Solver-1, DPM-Solver++-1, DEIS-1, UniP-1 and Euler on a flow's velocity.
-
-    Raises:
-        ValueError: a grid that `check_grid` refuses.
     """
     return first_order_plan("euler", schedule, grid, partial(ancestral, eta=0.0))
 

@@ -18,10 +18,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from diffast.grids.checks import check_share
 from diffast.plan import Plan
 from diffast.schedules import Schedule
 from diffast.solvers.core.docs import Clock, builder
-from diffast.solvers.core.one_step import check_ratio, one_step
+from diffast.solvers.core.one_step import one_step
 from diffast.solvers.core.phi import phi
 
 
@@ -34,7 +35,7 @@ def res_2s(schedule: Schedule, grid: ArrayLike, c2: float = 0.5, clock: Clock = 
     "Improved order analysis and design of exponential integrator for diffusion models sampling"):
     the line through both estimates integrated exactly, for any h.
     """
-    c2 = check_ratio("res_2s", "c2", c2)
+    c2 = check_share("res_2s", "c2", c2)
     method = _method((c2,), lambda h: ([phi(2, h) / c2],))
     return one_step("res_2s", schedule, grid, method, clock)
 
@@ -56,7 +57,7 @@ def res_3s(
         ValueError: an option outside of these; c2 = c3 or c2 = 2/3 where c3 is not 2/3, for which
             the order conditions have no solution; a grid that `check_grid` refuses.
     """
-    c2, c3 = check_ratio("res_3s", "c2", c2), check_ratio("res_3s", "c3", c3)
+    c2, c3 = check_share("res_3s", "c2", c2), check_share("res_3s", "c3", c3)
     if c3 == 2 / 3:
         gamma = 0.0
     elif c2 in (c3, 2 / 3):

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from diffast.grids.checks import check_share
 from diffast.plan import Plan
 from diffast.schedules import Schedule
 from diffast.solvers.core.docs import Clock, builder
-from diffast.solvers.core.one_step import check_ratio, from_slopes, one_step
+from diffast.solvers.core.one_step import from_slopes, one_step
 
 # Largest rounding of a row sum; the entries go up to 30.
 TOLERANCE = 2e-14
@@ -159,7 +160,7 @@ def midpoint(schedule: Schedule, grid: ArrayLike, r: float = 0.5, clock: Clock =
     Args:
         r: place of the second call, as a share of the step in the time variable; in (0, 1].
     """
-    return one_step("midpoint", schedule, grid, _two_stages(check_ratio("midpoint", "r", r)), clock)
+    return one_step("midpoint", schedule, grid, _two_stages(check_share("midpoint", "r", r)), clock)
 
 
 @builder

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
+from diffast.grids.checks import check_share
 from diffast.plan import Plan
 from diffast.schedules import Schedule
 from diffast.solvers.core.docs import Clock, Kind, Orders, builder
@@ -32,7 +33,6 @@ from diffast.solvers.core.multistep import check_choice
 from diffast.solvers.core.one_step import (
     block_rows,
     check_clock,
-    check_ratio,
     clock_level,
     clock_of_step,
     euler_method,
@@ -57,7 +57,7 @@ def dpm_solver_2s(schedule: Schedule, grid: ArrayLike, r: float = 0.5, clock: Cl
     (exp(h) - 1) / 2 in place of h phi_2(h). Into sigma_t = 0 Euler's step, as k-diffusion; out of
     alpha_s = 0 by the clock "flow".
     """
-    method = _method("noise", "midpoint", check_ratio("dpm_solver_2s", "r", r))
+    method = _method("noise", "midpoint", check_share("dpm_solver_2s", "r", r))
     return one_step("dpm_solver_2s", schedule, grid, method, clock)
 
 
@@ -93,7 +93,7 @@ def dpmpp_2s(schedule: Schedule, grid: ArrayLike, r: float = 0.5, clock: Clock =
     (1 - exp(-h)) / 2 in place of h phi_2(-h); `res_2s` has the latter. Into sigma_t = 0 Euler's
     step, as k-diffusion; out of alpha_s = 0 by the clock "flow".
     """
-    method = _method("data", "midpoint", check_ratio("dpmpp_2s", "r", r))
+    method = _method("data", "midpoint", check_share("dpmpp_2s", "r", r))
     return one_step("dpmpp_2s", schedule, grid, method, clock)
 
 
@@ -234,7 +234,7 @@ def _method(form, kind, *places):
 
 def _third(name, form, kind, r1, r2):
     check_choice(name, "kind", kind, KINDS)
-    r1, r2 = check_ratio(name, "r1", r1), check_ratio(name, "r2", r2)
+    r1, r2 = check_share(name, "r1", r1), check_share(name, "r2", r2)
     if not r1 < r2:
         raise ValueError(f"{name}: r2 = {r2}, but it must be above r1 = {r1}")
     return _method(form, kind, r1, r2)
