@@ -8,6 +8,7 @@ from diffast.grids.checks import check_grid, check_positive, check_steps, grid_f
 from diffast.grids.given import levels_to_grid
 from diffast.grids.shifts import shifted
 from diffast.schedules import Flow, Schedule
+from diffast.schedules.domain import check_inside
 
 
 @grid_function
@@ -80,8 +81,7 @@ def linear_quadratic(
     """
     name = "linear_quadratic"
     steps = check_steps(name, steps)
-    if not 0 < threshold_noise < 1:
-        raise ValueError(f"{name}: threshold_noise = {threshold_noise}, but it must lie in (0, 1)")
+    check_inside(name, "threshold_noise", threshold_noise)
     first = _first_level(name, schedule, sigma_max)
     done = np.arange(2.0) if steps == 1 else _done(name, steps, threshold_noise, linear_steps)
     left = 1.0 - done

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from diffast.grids.checks import check_grid, check_positive, check_steps
 from diffast.schedules import Schedule
+from diffast.schedules.domain import check_inside
 
 # A list of noise levels in float32 may pass the schedule's own start by its rounding.
 ROUNDING = 1e-6
@@ -90,8 +91,7 @@ def vp(
     """
     steps = check_steps("vp", steps)
     check_positive("vp", beta_d=beta_d, beta_min=beta_min)
-    if not 0 < eps_s < 1:
-        raise ValueError(f"vp: eps_s = {eps_s}, but it must lie in (0, 1)")
+    check_inside("vp", "eps_s", eps_s)
     count = steps if to_zero else steps + 1
     t = 1.0 + np.arange(count) / max(count - 1, 1) * (eps_s - 1.0)
     levels = np.sqrt(np.expm1(t * (0.5 * beta_d * t + beta_min)))

@@ -15,11 +15,7 @@ def time_dtype(state: torch.dtype) -> torch.dtype:
 
 
 def check_time_dtype(wanted: torch.dtype | None, round_times: bool) -> None:
-    """Raises for a time dtype that no network takes, or rounding without an integer one.
-
-    Raises:
-        ValueError: see above.
-    """
+    """Raises ValueError for a time dtype that no network takes, or rounding without an integer."""
     if wanted is not None:
         is_dtype = isinstance(wanted, torch.dtype)
         if not is_dtype or wanted == torch.bool or wanted.is_complex:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diffast.schedules.domain import UnitTime, check_lams, check_t_min, check_times
+from diffast.schedules.domain import UnitTime, check_inside, check_lams, check_times
 
 # Nichol & Dhariwal clip the betas of their 1,000 steps at 0.999: log(alpha^2) falls by at most
 # -log(1 - 0.999) per 1/1000 of time.
@@ -32,7 +32,7 @@ def vp_cosine(s: float = 0.008, t_min: float = 1e-3) -> VPCosine:
     """
     if not 0 <= s < 1:
         raise ValueError(f"vp_cosine: s = {s}, but it must lie in [0, 1)")
-    return VPCosine(float(s), check_t_min("vp_cosine", t_min))
+    return VPCosine(float(s), check_inside("vp_cosine", "t_min", t_min))
 
 
 @dataclass(frozen=True)

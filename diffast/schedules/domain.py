@@ -33,11 +33,11 @@ def check_lams(schedule: Schedule, lam: ArrayLike) -> np.ndarray:
     return np.maximum(lam, least)
 
 
-def check_t_min(name: str, t_min: float) -> float:
-    """Returns t_min as a float; ValueError unless it lies in (0, 1)."""
-    if not 0 < t_min < 1:
-        raise ValueError(f"{name}: t_min = {t_min}, but it must lie in (0, 1)")
-    return float(t_min)
+def check_inside(name: str, option: str, value: float) -> float:
+    """Returns value as a float; ValueError unless it lies in (0, 1)."""
+    if not 0 < value < 1:
+        raise ValueError(f"{name}: {option} = {value}, but it must lie in (0, 1)")
+    return float(value)
 
 
 class Family:

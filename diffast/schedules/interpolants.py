@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diffast.schedules.domain import Family, UnitTime, check_t_min, check_times
+from diffast.schedules.domain import Family, UnitTime, check_inside, check_times
 
 
 def flow(t_min: float = 1e-3) -> Flow:
@@ -21,7 +21,7 @@ def flow(t_min: float = 1e-3) -> Flow:
     Raises:
         ValueError: unless 0 < t_min < 1.
     """
-    return Flow(check_t_min("flow", t_min))
+    return Flow(check_inside("flow", "t_min", t_min))
 
 
 def trig(t_min: float = 1e-3) -> Trig:
@@ -37,7 +37,7 @@ def trig(t_min: float = 1e-3) -> Trig:
     Raises:
         ValueError: unless 0 < t_min < 1.
     """
-    return Trig(check_t_min("trig", t_min))
+    return Trig(check_inside("trig", "t_min", t_min))
 
 
 @dataclass(frozen=True)

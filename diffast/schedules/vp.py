@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diffast.schedules.domain import UnitTime, check_lams, check_t_min, check_times
+from diffast.schedules.domain import UnitTime, check_inside, check_lams, check_times
 
 
 def vp_linear(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> VPLinear:
@@ -126,4 +126,4 @@ def _linear(kind, beta_min, beta_max, t_min):
             f"{kind.builder}: beta_min = {beta_min} and beta_max = {beta_max}, but 0 < beta_min <= "
             "beta_max"
         )
-    return kind(float(beta_min), float(beta_max), check_t_min(kind.builder, t_min))
+    return kind(float(beta_min), float(beta_max), check_inside(kind.builder, "t_min", t_min))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import torch
-from diffusers import (
-    SchedulerMixin as SchedulerMixin,
-)  # pipelines look for it beside their scheduler
+from diffusers import SchedulerMixin as SchedulerMixin  # pipelines look for it here
 from diffusers import schedulers as originals
 
 from diffast.integrations.diffusers import dpm_family, indexed, sigmas

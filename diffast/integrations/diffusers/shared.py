@@ -38,15 +38,12 @@ def read(scheduler, known: Host | None) -> Host:
             return np.empty(0)
         return tensor.detach().cpu().to(torch.float64).numpy()
 
-    fixed = ("products", "betas", "clean")
     if known is None:
         clean = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
-        values = (array("alphas_cumprod"), array("betas"), clean)
+        fixed = array("alphas_cumprod"), array("betas"), clean
     else:
-        values = (getattr(known, name) for name in fixed)
-    return Host(
-        scheduler.timesteps.tolist(), array("sigmas"), **dict(zip(fixed, values, strict=True))
-    )
+        fixed = known.products, known.betas, known.clean
+    return Host(scheduler.timesteps.tolist(), array("sigmas"), *fixed)
 
 
 PREDICTIONS = {

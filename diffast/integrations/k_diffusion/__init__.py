@@ -19,7 +19,4 @@ picture for the same seed. Deliberately different:
 """
 
 from diffast.integrations.k_diffusion.adaptive import sample_dpm_adaptive as sample_dpm_adaptive
-from diffast.integrations.k_diffusion.brownian_tree import (
-    BrownianTreeNoiseSampler as BrownianTreeNoiseSampler,
-)
 from diffast.integrations.k_diffusion.samplers import *  # noqa: F403

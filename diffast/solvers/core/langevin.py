@@ -54,14 +54,8 @@ def step(friction: float, length: float) -> Step:
     shared = fall**2 / np.sqrt(2.0 * x**3 * cube)
     # of 1 - q^2 at least a quarter is left
     own = np.sqrt(-np.expm1(-2.0 * x) - shared**2)
-    return Step(
-        keep=float(np.exp(-x)),
-        drift=float(length * phi(1, x)),
-        push=float(length**2 * phi(2, x)),
-        state_noise=float(state),
-        shared_noise=float(shared),
-        own_noise=float(own),
-    )
+    numbers = np.exp(-x), length * phi(1, x), length**2 * phi(2, x), state, shared, own
+    return Step(*map(float, numbers))
 
 
 def _cube(x: float) -> float:

@@ -185,11 +185,7 @@ def check_orders(name, orders, most, steps) -> list:
 
 
 def check_order(name, order, most) -> int:
-    """Returns the order as an int.
-
-    Raises:
-        ValueError: unless it is a whole number from 1 to most.
-    """
+    """Returns the order as an int; ValueError unless it is a whole number from 1 to most."""
     try:
         whole = operator.index(order)
     except TypeError:
@@ -200,11 +196,7 @@ def check_order(name, order, most) -> int:
 
 
 def check_choice(name, option, value, choices) -> str:
-    """Returns the value.
-
-    Raises:
-        ValueError: unless it is one of the choices.
-    """
+    """Returns the value; ValueError unless it is one of the choices."""
     if value not in choices:
         known = " or ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name}: {option} = {value!r}, but it must be {known}")

@@ -56,11 +56,7 @@ def shared(sigma_t, share):
 
 
 def first_order_plan(name, schedule, grid, split, s_noise=1.0, check="full"):
-    """Returns the plan of first-order steps: split(alpha_s, alpha_t, sigma_s, sigma_t), [N] each.
-
-    Raises:
-        ValueError: a grid that `check_grid` refuses.
-    """
+    """Returns the plan of first-order steps: split(alpha_s, alpha_t, sigma_s, sigma_t) [N] each."""
     grid = check_grid(schedule, grid)
     alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
     down, up = split(alpha[:-1], alpha[1:], sigma[:-1], sigma[1:])
@@ -70,11 +66,7 @@ def first_order_plan(name, schedule, grid, split, s_noise=1.0, check="full"):
 
 
 def check_bounded_eta(name, eta) -> float:
-    """Returns eta as a float.
-
-    Raises:
-        ValueError: eta outside [0, 1], where the fresh noise of `ancestral` could exceed sigma_t.
-    """
+    """Returns eta as a float; ValueError outside [0, 1], where `ancestral` could exceed sigma_t."""
     if not 0 <= eta <= 1:
         raise ValueError(
             f"{name}: eta = {eta}, but it must lie in [0, 1]: the fresh noise, "
@@ -84,21 +76,13 @@ def check_bounded_eta(name, eta) -> float:
 
 
 def check_eta(name, eta, option="eta") -> float:
-    """Returns eta as a float.
-
-    Raises:
-        ValueError: eta negative or not finite.
-    """
+    """Returns eta as a float; ValueError if it is negative or not finite."""
     if not 0 <= eta < np.inf:
         raise ValueError(f"{name}: {option} = {eta}, but it must be finite and not negative")
     return float(eta)
 
 
 def check_s_noise(name, s_noise):
-    """Returns s_noise as a float and what a plan with it can be checked for.
-
-    Raises:
-        ValueError: s_noise negative or not finite.
-    """
+    """Returns s_noise as a float and what a plan with it can be checked for; see `check_eta`."""
     s_noise = check_eta(name, s_noise, "s_noise")
     return s_noise, "full" if s_noise == 1.0 else "x0"

@@ -95,11 +95,7 @@ def from_slopes(weights, nodes) -> np.ndarray:
 
 
 def check_clock(name, schedule, grid, clock) -> str:
-    """Returns the time variable: the given one, or the one that fits the grid's alpha + sigma.
-
-    Raises:
-        ValueError: another name.
-    """
+    """Returns the time variable: the given one, or the one that fits the grid's alpha + sigma."""
     if clock is None:
         total = schedule.alpha(grid) + schedule.sigma(grid)
         return "flow" if (np.abs(total - 1.0) <= 1e-14).all() else "rho"
