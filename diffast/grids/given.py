@@ -143,8 +143,6 @@ def levels_to_grid(
     """Returns the grid of the noise levels sigma/alpha; see `from_sigmas`.
 
     Args:
-        name: for the messages.
-        schedule: any schedule.
         levels: [N+1] float64.
         forgive: relative excess over the schedule's first level that counts as that level.
     """

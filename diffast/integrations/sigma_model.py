@@ -70,11 +70,7 @@ def step_starts(plan: Plan, levels: tuple[float, ...]) -> dict[int, int]:
     """Returns {stage that begins a step: number of the step}.
 
     A step begins where the step's state y has become x. Where that does not give one call a step,
-    it is the last call at the step's level.
-
-    Args:
-        plan: made for the levels.
-        levels: [N+1], see `levels_of`.
+    it is the last call at the step's level. The plan is one for the levels [N+1].
     """
     starts = plan.step_starts().tolist()
     if len(starts) != plan.steps:

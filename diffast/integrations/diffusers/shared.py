@@ -56,11 +56,7 @@ PREDICTIONS = {
 
 
 def predicts(config) -> str:
-    """Returns this package's name of the prediction type.
-
-    Raises:
-        ValueError: an unknown one.
-    """
+    """Returns this package's name of the prediction type; ValueError for an unknown one."""
     kind = config.prediction_type
     if kind not in PREDICTIONS:
         raise ValueError(

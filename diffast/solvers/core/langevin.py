@@ -41,12 +41,7 @@ class Step(NamedTuple):
 
 
 def step(friction: float, length: float) -> Step:
-    """Returns the numbers of one step, each to a relative error below 1e-13, however short it is.
-
-    Args:
-        friction: g, positive.
-        length: e, positive.
-    """
+    """Returns the numbers of a step of g > 0, to a relative error below 1e-13 for every e > 0."""
     x = friction * length
     fall = -np.expm1(-x)  # 1 - q
     cube = _cube(x)

@@ -244,7 +244,6 @@ def _gain(form, kind, kind_inner, ratios):
     """Returns [N, k, k-1] weights of the differences of estimates, see `one_step`.
 
     Args:
-        form: "data" or "noise".
         kind: of the last point.
         kind_inner: of the second of three points.
         ratios: [N, k] q_i / q_s of the points, k <= 3.

@@ -205,10 +205,7 @@ def _corrections(h, eta, new, alpha_t, kind, curve):
 
     Args:
         h: steps in lam, the present one last; 2 or 3.
-        eta: rate of the SDE.
         new: alpha_t (1 - exp(-H)).
-        alpha_t: alpha where the step ends.
-        kind: of a line, see the builders.
         curve: factor on phi_3 for a parabola, 2 for its integral.
     """
     total = (1.0 + eta) * h[-1]  # H
