@@ -20,7 +20,7 @@ from diffast.grids.checks import check_grid
 from diffast.grids.cuts import part, part_by_denoise, part_by_strength
 from diffast.grids.even import leading, linspace, trailing, uniform_time
 from diffast.grids.flows import flow_match, flow_sigmas, linear_quadratic
-from diffast.grids.given import from_sigmas, from_times, vp
+from diffast.grids.given import ays, from_sigmas, from_times, vp
 from diffast.grids.levels import (
     beta_sigmas,
     exponential,
@@ -32,7 +32,6 @@ from diffast.grids.levels import (
     polyexponential,
     uniform_logsnr,
 )
-from diffast.grids.published import ays
 from diffast.grids.shifts import (
     dynamic_shift,
     shifted,
@@ -41,42 +40,15 @@ from diffast.grids.shifts import (
 )
 from diffast.grids.table import beta, ddim_uniform, normal, sgm_uniform, simple
 
-__all__ = [
-    "ays",
-    "beta",
-    "beta_sigmas",
-    "check_grid",
-    "ddim_uniform",
-    "dynamic_shift",
-    "exponential",
-    "flow_match",
-    "flow_sigmas",
-    "from_sigmas",
-    "from_times",
-    "karras",
-    "kl_optimal",
-    "laplace",
-    "leading",
-    "linear_quadratic",
-    "linspace",
-    "lu",
-    "normal",
-    "ou_early",
-    "part",
-    "part_by_denoise",
-    "part_by_strength",
-    "polyexponential",
-    "sgm_uniform",
-    "shifted",
-    "shifted_exponential",
-    "simple",
-    "stretched_to_terminal",
-    "trailing",
-    "uniform_logsnr",
-    "uniform_time",
-    "vp",
-]
+__all__ = ["uniform_time", "trailing", "leading", "linspace", "check_grid"]
+__all__ += ["karras", "uniform_logsnr", "exponential", "lu", "polyexponential"]
+__all__ += ["laplace", "kl_optimal", "beta_sigmas", "ou_early"]
+__all__ += ["simple", "normal", "sgm_uniform", "ddim_uniform", "beta"]
+__all__ += ["flow_sigmas", "flow_match", "linear_quadratic"]
+__all__ += ["ays", "vp", "from_times", "from_sigmas"]
+__all__ += ["shifted", "shifted_exponential", "dynamic_shift", "stretched_to_terminal"]
+__all__ += ["part", "part_by_strength", "part_by_denoise"]
 
-__doc__ = f"{__doc__}{listing('df.grids', {name: globals()[name] for name in __all__})}"
+__doc__ = f"{__doc__}{listing('df.grids', {name: globals()[name] for name in sorted(__all__)})}"
 if not TYPE_CHECKING:  # a checker is to tell misspelt names itself
     __getattr__, __dir__ = attributes(__name__, __all__)

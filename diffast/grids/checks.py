@@ -1,4 +1,4 @@
-"""Checks of grids and of numbers of steps."""
+"""Checks of grids and of numbers of steps, and what is said of arguments that many grids have."""
 
 from __future__ import annotations
 
@@ -7,7 +7,22 @@ import operator
 import numpy as np
 from numpy.typing import ArrayLike
 
+from diffast._docs import documented
 from diffast.schedules import Schedule
+
+grid_function = documented(
+    {
+        "schedule": "any schedule.",
+        "steps": "number of grid intervals.",
+        "sigma_min": "least sigma/alpha above 0, by default that of schedule.t_min.",
+        "sigma_max": "sigma/alpha at the start, by default that of schedule.t_start.",
+        "to_zero": "True: steps levels, then the clean end. False: steps + 1 levels, no more.",
+        "timesteps": "size, 2 or more, of the table of a schedule without training indices.",
+        "alpha": "first shape parameter, positive; below 1 points crowd at low noise.",
+        "beta": "second shape parameter, positive; below 1 points crowd at high noise.",
+    },
+    "ValueError: steps < 1; options outside of these; levels out of order or beyond the schedule.",
+)
 
 
 def check_grid(schedule: Schedule, times: ArrayLike) -> np.ndarray:
@@ -63,6 +78,13 @@ def check_steps(name: str, steps: int, count: int | None = None) -> int:
     if count is not None and steps > count:
         raise ValueError(f"{name}: {steps} steps, but the schedule has {count} training indices")
     return steps
+
+
+def check_share(name: str, option: str, value: float) -> float:
+    """Returns value as a float; ValueError unless it lies in (0, 1]."""
+    if not 0 < value <= 1:
+        raise ValueError(f"{name}: {option} = {value}, but it must lie in (0, 1]")
+    return float(value)
 
 
 def check_positive(name: str, **options: float) -> None:

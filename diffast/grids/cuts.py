@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diffast.grids.checks import check_grid, check_steps
+from diffast.grids.checks import check_grid, check_share, check_steps
 from diffast.schedules import Schedule
 
 
@@ -74,7 +74,7 @@ def part_by_strength(schedule: Schedule, grid: ArrayLike, strength: float) -> np
             `check_grid` refuses.
     """
     grid = check_grid(schedule, grid)
-    _check_share("part_by_strength", "strength", strength)
+    check_share("part_by_strength", "strength", strength)
     steps = len(grid) - 1
     keep = int(steps * strength)
     if keep == 0:
@@ -99,13 +99,8 @@ def part_by_denoise(make: Callable[[int], np.ndarray], steps: int, denoise: floa
         ValueError: steps < 1; denoise outside (0, 1]; what make raises.
     """
     steps = check_steps("part_by_denoise", steps)
-    _check_share("part_by_denoise", "denoise", denoise)
+    check_share("part_by_denoise", "denoise", denoise)
     return make(int(steps / denoise))[-(steps + 1) :]
-
-
-def _check_share(name, option, value):
-    if not 0 < value <= 1:
-        raise ValueError(f"{name}: {option} = {value}, but it must lie in (0, 1]")
 
 
 def _end(name, schedule, option, time, level, default):

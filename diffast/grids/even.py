@@ -49,8 +49,7 @@ def trailing(schedule: Schedule, steps: int) -> np.ndarray:
         ValueError: a schedule without training indices (`uniform_time` is the same thing there);
             steps < 1 or > N.
     """
-    count = _timesteps("trailing", schedule)
-    steps = check_steps("trailing", steps, count)
+    count, steps = _counted("trailing", schedule, steps)
     return _indices(schedule, np.round(count - np.arange(steps) * (count / steps)) - 1.0)
 
 
@@ -67,8 +66,7 @@ def leading(schedule: Schedule, steps: int, steps_offset: int = 0) -> np.ndarray
     Raises:
         ValueError: a schedule without training indices; steps < 1 or > N; an index above N-1.
     """
-    count = _timesteps("leading", schedule)
-    steps = check_steps("leading", steps, count)
+    count, steps = _counted("leading", schedule, steps)
     if steps_offset < 0:
         raise ValueError(f"leading: steps_offset = {steps_offset}, but it must not be negative")
     first = (steps - 1) * (count // steps) + steps_offset
@@ -93,21 +91,21 @@ def linspace(schedule: Schedule, steps: int) -> np.ndarray:
     Raises:
         ValueError: a schedule without training indices; steps < 2 (no room for both ends) or > N.
     """
-    count = _timesteps("linspace", schedule)
-    steps = check_steps("linspace", steps, count)
+    count, steps = _counted("linspace", schedule, steps)
     if steps == 1:
         raise ValueError("linspace: 1 step, but both N-1 and 0 are to be called; use trailing")
     return _indices(schedule, np.round(np.arange(steps - 1, -1, -1) * ((count - 1) / (steps - 1))))
 
 
-def _timesteps(name, schedule):
+def _counted(name, schedule, steps):
+    """Returns the number of training indices, and of steps."""
     count = getattr(schedule, "timesteps", None)
     if count is None:
         raise ValueError(
             f"{name}: {schedule} has no training indices, but {name} counts in them; "
             "use uniform_time"
         )
-    return count
+    return count, check_steps(name, steps, count)
 
 
 def _indices(schedule, indices):

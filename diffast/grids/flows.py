@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffast.grids.checks import check_grid, check_positive, check_steps
+from diffast.grids.checks import check_grid, check_positive, check_steps, grid_function
 from diffast.grids.given import levels_to_grid
 from diffast.grids.shifts import shifted
 from diffast.schedules import Flow, Schedule
+from diffast.schedules.domain import check_inside
 
 
+@grid_function
 def flow_sigmas(
     schedule: Schedule, steps: int, flow_shift: float = 1.0, timesteps: int = 1000
 ) -> np.ndarray:
@@ -20,12 +22,8 @@ def flow_sigmas(
 
     Args:
         schedule: made by `flow`.
-        steps: number of grid intervals.
         flow_shift: positive; see `shifted`.
-        timesteps: number of training steps; the start stays 1/timesteps below 1.
-
-    Raises:
-        ValueError: another schedule; steps < 1; flow_shift not positive; timesteps < 2.
+        timesteps: number of training steps, 2 or more; the start stays 1/timesteps below 1.
     """
     steps = _check_flow("flow_sigmas", schedule, steps, timesteps)
     check_positive("flow_sigmas", flow_shift=flow_shift)
@@ -33,6 +31,7 @@ def flow_sigmas(
     return shifted(schedule, times, flow_shift)
 
 
+@grid_function
 def flow_match(
     schedule: Schedule, steps: int, shift: float = 1.0, timesteps: int = 1000
 ) -> np.ndarray:
@@ -44,12 +43,8 @@ def flow_match(
 
     Args:
         schedule: made by `flow`.
-        steps: number of grid intervals.
         shift: positive; see `shifted`.
-        timesteps: number of training steps.
-
-    Raises:
-        ValueError: another schedule; steps < 1; shift not positive; timesteps < 2.
+        timesteps: number of training steps, 2 or more.
     """
     steps = _check_flow("flow_match", schedule, steps, timesteps)
     check_positive("flow_match", shift=shift)
@@ -58,6 +53,7 @@ def flow_match(
     return shifted(schedule, np.append(times, 0.0), shift)
 
 
+@grid_function
 def linear_quadratic(
     schedule: Schedule,
     steps: int,
@@ -73,7 +69,6 @@ def linear_quadratic(
     sigma_max is sigma/alpha, as in ComfyUI. For 1 step it is the start and the end.
 
     Args:
-        schedule: any schedule.
         steps: number of grid intervals N.
         threshold_noise: how far the line goes, in (0, 1).
         linear_steps: number of steps on the line, 1 to N - 1; by default half of N.
@@ -86,8 +81,7 @@ def linear_quadratic(
     """
     name = "linear_quadratic"
     steps = check_steps(name, steps)
-    if not 0 < threshold_noise < 1:
-        raise ValueError(f"{name}: threshold_noise = {threshold_noise}, but it must lie in (0, 1)")
+    check_inside(name, "threshold_noise", threshold_noise)
     first = _first_level(name, schedule, sigma_max)
     done = np.arange(2.0) if steps == 1 else _done(name, steps, threshold_noise, linear_steps)
     left = 1.0 - done

@@ -11,8 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from diffast.grids.beta_quantile import beta_quantile
-from diffast.grids.checks import check_grid, check_positive, check_steps
-from diffast.grids.docs import grid_function
+from diffast.grids.checks import check_grid, check_positive, check_steps, grid_function
 from diffast.schedules import Schedule
 
 
@@ -31,10 +30,7 @@ def karras(
     al. 2022, eq. 5), in units of sigma/alpha, mapped back to model time.
 
     Args:
-        rho: 1 spaces evenly, larger numbers put more points at low noise.
-
-    Raises:
-        ValueError: steps < 1; rho not positive; levels out of order or outside the schedule.
+        rho: positive; 1 spaces evenly, larger numbers put more points at low noise.
     """
     check_positive("karras", rho=rho)
 
@@ -84,9 +80,6 @@ def polyexponential(
 
     Args:
         rho: the power, positive.
-
-    Raises:
-        ValueError: steps < 1; rho not positive; levels out of order or outside the schedule.
     """
     check_positive("polyexponential", rho=rho)
 
@@ -113,11 +106,11 @@ def laplace(
     has 1e-5 inside the logarithm in place of the infinite ends, and adds no clean end.
 
     Args:
-        mu: log(sigma/alpha) about which the points crowd.
+        mu: finite log(sigma/alpha) about which the points crowd.
         beta: how widely they spread, positive.
 
     Raises:
-        ValueError: steps < 1; beta not positive; mu not finite; levels out of order or outside the
+        ValueError: steps < 1; options outside of these; levels out of order or beyond the
             schedule; so many steps that two of them are cut to the same end.
     """
     check_positive("laplace", beta=beta)
@@ -161,9 +154,8 @@ def kl_optimal(
         angle = (1.0 - ramp) * np.arctan(np.exp(high)) + ramp * np.arctan(np.exp(low))
         return np.log(np.tan(angle))
 
-    return _by_level(
-        "kl_optimal", schedule, steps, sigma_min, sigma_max, to_zero, log_levels, pure=True
-    )
+    ends = (sigma_min, sigma_max, to_zero)
+    return _by_level("kl_optimal", schedule, steps, *ends, log_levels, pure=True)
 
 
 @grid_function
@@ -181,10 +173,6 @@ def beta_sigmas(
     sigma_min + q(1 - i/(n-1)) (sigma_max - sigma_min), q the quantile function of Beta(alpha,
     beta): diffusers' use_beta_sigmas. ComfyUI's "beta" takes the quantiles in training indices, as
     the paper does: see `beta`.
-
-    Raises:
-        ValueError: steps < 1; alpha or beta not positive; levels out of order or outside the
-            schedule.
     """
     check_positive("beta_sigmas", alpha=alpha, beta=beta)
 

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from diffast.grids.checks import check_grid, check_positive
 from diffast.schedules import Flow, Schedule
+from diffast.schedules.domain import check_inside
 
 
 def shifted(schedule: Schedule, grid: ArrayLike, shift: float) -> np.ndarray:
@@ -112,10 +113,7 @@ def stretched_to_terminal(schedule: Schedule, grid: ArrayLike, shift_terminal: f
     """
     if not isinstance(schedule, Flow):
         raise ValueError(f"stretched_to_terminal: schedule = {schedule}, but it must be flow")
-    if not 0 < shift_terminal < 1:
-        raise ValueError(
-            f"stretched_to_terminal: shift_terminal = {shift_terminal}, but it must lie in (0, 1)"
-        )
+    check_inside("stretched_to_terminal", "shift_terminal", shift_terminal)
     grid = check_grid(schedule, grid)
     noisy = grid > 0
     last = grid[noisy][-1]

@@ -15,8 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from diffast.grids.beta_quantile import beta_quantile
-from diffast.grids.checks import check_grid, check_positive, check_steps
-from diffast.grids.docs import grid_function
+from diffast.grids.checks import check_grid, check_positive, check_steps, grid_function
 from diffast.schedules import Schedule
 
 
@@ -26,12 +25,8 @@ def simple(schedule: Schedule, steps: int, timesteps: int = 1000) -> np.ndarray:
 
     Args:
         steps: number of grid intervals, at most N, the size of the table.
-
-    Raises:
-        ValueError: steps < 1 or > N; timesteps < 2.
     """
-    count = _size("simple", schedule, timesteps)
-    steps = check_steps("simple", steps, count)
+    count, steps = _counted("simple", schedule, steps, timesteps)
     index = count - 1 - np.floor(np.arange(steps) * (count / steps))
     return _grid(schedule, index, count)
 
@@ -46,12 +41,8 @@ def ddim_uniform(schedule: Schedule, steps: int, timesteps: int = 1000) -> np.nd
 
     Args:
         steps: number of grid intervals asked for, at most N, the size of the table.
-
-    Raises:
-        ValueError: steps < 1 or > N; timesteps < 2.
     """
-    count = _size("ddim_uniform", schedule, timesteps)
-    steps = check_steps("ddim_uniform", steps, count)
+    count, steps = _counted("ddim_uniform", schedule, steps, timesteps)
     return _grid(schedule, np.arange(1.0, count, count // steps)[::-1], count)
 
 
@@ -60,12 +51,8 @@ def normal(schedule: Schedule, steps: int, timesteps: int = 1000) -> np.ndarray:
     """Returns times even from the table's last entry to its first, then the clean end; [steps+1].
 
     Places N-1 - i (N-1) / (steps-1), not rounded: `linspace` is the rounded one.
-
-    Raises:
-        ValueError: steps < 1; timesteps < 2.
     """
-    count = _size("normal", schedule, timesteps)
-    steps = check_steps("normal", steps)
+    count, steps = _counted("normal", schedule, steps, timesteps, bounded=False)
     return _grid(schedule, (count - 1) * (1.0 - np.arange(steps) / max(steps - 1, 1)), count)
 
 
@@ -74,12 +61,8 @@ def sgm_uniform(schedule: Schedule, steps: int, timesteps: int = 1000) -> np.nda
     """Returns the first steps of the steps + 1 entries of `normal`, then the clean end; [steps+1].
 
     Places N-1 - i (N-1) / steps, not rounded (Stability's generative-models).
-
-    Raises:
-        ValueError: steps < 1; timesteps < 2.
     """
-    count = _size("sgm_uniform", schedule, timesteps)
-    steps = check_steps("sgm_uniform", steps)
+    count, steps = _counted("sgm_uniform", schedule, steps, timesteps, bounded=False)
     return _grid(schedule, (count - 1) * (1.0 - np.arange(steps) / steps), count)
 
 
@@ -96,23 +79,21 @@ def beta(
 
     Args:
         steps: number of grid intervals asked for, at most N, the size of the table.
-
-    Raises:
-        ValueError: steps < 1 or > N; alpha or beta not positive; timesteps < 2.
     """
     check_positive("beta", alpha=alpha, beta=beta)
-    count = _size("beta", schedule, timesteps)
-    steps = check_steps("beta", steps, count)
+    count, steps = _counted("beta", schedule, steps, timesteps)
     places = (count - 1) * beta_quantile(1.0 - np.arange(steps) / steps, alpha, beta)
     index = np.floor(places + 0.5 + 1e-9)  # the middle one of an even table stands between two
     return _grid(schedule, np.unique(index)[::-1], count)
 
 
-def _size(name, schedule, timesteps):
+def _counted(name, schedule, steps, timesteps, bounded=True):
+    """Returns the size of the table, and the number of steps."""
     own = getattr(schedule, "timesteps", None)
     if own is None and timesteps < 2:
         raise ValueError(f"{name}: timesteps = {timesteps}, but a table has 2 or more")
-    return timesteps if own is None else own
+    count = timesteps if own is None else own
+    return count, check_steps(name, steps, count if bounded else None)
 
 
 def _grid(schedule, index, count):

@@ -70,11 +70,7 @@ def step_starts(plan: Plan, levels: tuple[float, ...]) -> dict[int, int]:
     """Returns {stage that begins a step: number of the step}.
 
     A step begins where the step's state y has become x. Where that does not give one call a step,
-    it is the last call at the step's level.
-
-    Args:
-        plan: made for the levels.
-        levels: [N+1], see `levels_of`.
+    it is the last call at the step's level. The plan is one for the levels [N+1].
     """
     starts = plan.step_starts().tolist()
     if len(starts) != plan.steps:
@@ -156,15 +152,8 @@ class _Steps:
         if step:
             self.bar.update()
         if self.callback is not None:
-            self.callback(
-                {
-                    "x": x.clone(),
-                    "i": step,
-                    "sigma": self.sigmas[step],
-                    "sigma_hat": self.levels[self.calls],
-                    "denoised": denoised,
-                }
-            )
+            levels = {"sigma": self.sigmas[step], "sigma_hat": self.levels[self.calls]}
+            self.callback({"x": x.clone(), "i": step, **levels, "denoised": denoised})
 
 
 def drawn_by(

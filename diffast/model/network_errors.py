@@ -33,19 +33,9 @@ def first_parameter(network: Callable[..., Any]) -> torch.Tensor | None:
 
 
 def explanation(
-    error: Exception,
-    network: Callable[..., Any],
-    x: torch.Tensor,
-    t: torch.Tensor,
+    error: Exception, network: Callable[..., Any], x: torch.Tensor, t: torch.Tensor
 ) -> str | None:
-    """Returns a sentence that names the option which prevents the error; or None.
-
-    Args:
-        error: what the network raised.
-        network: the network.
-        x: what it was called on.
-        t: the times that it was given.
-    """
+    """Returns a sentence on the option that prevents the error of network(x, t), or None."""
     said = str(error)
     if INDEX.search(said):
         if not t.is_floating_point():

@@ -20,7 +20,6 @@ def tensor_of(output: Any, predicts: str | None = None, who: str = "Denoiser") -
     entry "pred" or one named after the prediction type ("x0", "denoised", "eps", ...); else the
     only tensor.
 
-
     Args:
         output: what the network returned.
         predicts: the prediction type. A dict whose only known entry is of another type is refused;

@@ -83,16 +83,7 @@ MISSING = ""
 
 
 def check_predicts(who: str, predicts: str) -> None:
-    """Raises unless that is a prediction type.
-
-    Args:
-        who: the class that was given it, for the message.
-        predicts: what was given, or MISSING.
-
-    Raises:
-        TypeError: if it is missing.
-        ValueError: if it is unknown.
-    """
+    """Raises TypeError for a missing prediction type, and ValueError for an unknown one."""
     if not predicts:
         known = ", ".join(f"{name!r} ({kind.known})" for name, kind in PREDICTIONS.items())
         raise TypeError(

@@ -15,11 +15,7 @@ def time_dtype(state: torch.dtype) -> torch.dtype:
 
 
 def check_time_dtype(wanted: torch.dtype | None, round_times: bool) -> None:
-    """Raises for a time dtype that no network takes, or rounding without an integer one.
-
-    Raises:
-        ValueError: see above.
-    """
+    """Raises ValueError for a time dtype that no network takes, or rounding without an integer."""
     if wanted is not None:
         is_dtype = isinstance(wanted, torch.dtype)
         if not is_dtype or wanted == torch.bool or wanted.is_complex:
@@ -34,15 +30,7 @@ def check_time_dtype(wanted: torch.dtype | None, round_times: bool) -> None:
 
 
 def check_whole(times: np.ndarray, wanted: torch.dtype) -> None:
-    """Raises for a time that is no whole number.
-
-    Args:
-        times: model times, any shape.
-        wanted: the network's time dtype, an integer one.
-
-    Raises:
-        ValueError: names the first fractional time.
-    """
+    """Raises ValueError that names the first fractional time, where an integer dtype is wanted."""
     broken = np.abs(times - np.round(times)) > ROUNDING
     if broken.any():
         raise ValueError(

@@ -27,27 +27,10 @@ from diffast.schedules.saved import from_dict
 from diffast.schedules.sigma_space import SigmaSpace, edm, ve
 from diffast.schedules.vp import SubVP, VPLinear, sub_vp, vp_linear
 
-__all__ = [
-    "Flow",
-    "FromBetas",
-    "Schedule",
-    "SigmaSpace",
-    "SubVP",
-    "Trig",
-    "VPCosine",
-    "VPLinear",
-    "edm",
-    "flow",
-    "from_betas",
-    "from_dict",
-    "sub_vp",
-    "trig",
-    "ve",
-    "vp_cosine",
-    "vp_linear",
-    "zero_terminal_snr",
-]
+__all__ = ["Schedule", "Flow", "FromBetas", "SigmaSpace", "SubVP", "Trig", "VPCosine", "VPLinear"]
+__all__ += ["vp_linear", "vp_cosine", "sub_vp", "ve", "edm", "flow", "trig"]
+__all__ += ["from_betas", "zero_terminal_snr", "from_dict"]
 
-__doc__ = f"{__doc__}{listing('df.schedules', {name: globals()[name] for name in __all__})}"
+__doc__ = f"{__doc__}{listing('df.schedules', {name: globals()[name] for name in sorted(__all__)})}"
 if not TYPE_CHECKING:  # a checker is to tell misspelt names itself
     __getattr__, __dir__ = attributes(__name__, __all__)

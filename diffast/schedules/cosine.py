@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diffast.schedules.domain import check_lams, check_t_min, check_times
+from diffast.schedules.domain import UnitTime, check_inside, check_lams, check_times
 
 # Nichol & Dhariwal clip the betas of their 1,000 steps at 0.999: log(alpha^2) falls by at most
 # -log(1 - 0.999) per 1/1000 of time.
@@ -32,18 +32,17 @@ def vp_cosine(s: float = 0.008, t_min: float = 1e-3) -> VPCosine:
     """
     if not 0 <= s < 1:
         raise ValueError(f"vp_cosine: s = {s}, but it must lie in [0, 1)")
-    check_t_min("vp_cosine", t_min)
-    return VPCosine(float(s), float(t_min))
+    return VPCosine(float(s), check_inside("vp_cosine", "t_min", t_min))
 
 
 @dataclass(frozen=True)
-class VPCosine:
+class VPCosine(UnitTime):
     """See `vp_cosine`."""
 
     s: float
     t_min: float = 1e-3
 
-    t_start, t_end, domain = 1.0, 0.0, (0.0, 1.0)
+    builder = "vp_cosine"
 
     @property
     def kinks(self) -> tuple[float, ...]:
@@ -81,11 +80,6 @@ class VPCosine:
         with np.errstate(divide="ignore"):
             return -0.5 * rate * alpha, 0.5 * rate * alpha**2 / self.sigma(t)
 
-    def lam(self, t: ArrayLike) -> np.ndarray:
-        """Returns log(alpha / sigma)."""
-        with np.errstate(divide="ignore"):
-            return np.log(self.alpha(t)) - np.log(self.sigma(t))
-
     def time(self, lam: ArrayLike) -> np.ndarray:
         """Returns atan2(sin(u - u0), cos(u - u0)) / w, with both from alpha and sigma."""
         lam = check_lams(self, lam)
@@ -99,7 +93,3 @@ class VPCosine:
         below = np.log(self.alpha(self._t_clip)) + 0.5 * np.logaddexp(0, -2 * lam)
         tail = self._t_clip + 2.0 * below / COSINE_STEEPEST
         return np.clip(np.where(t > self._t_clip, tail, t), 0.0, 1.0)[()]
-
-    def to_dict(self) -> dict:
-        """Returns the schedule as a dict that JSON can hold; `from_dict` reads it."""
-        return {"name": "vp_cosine", "s": self.s, "t_min": self.t_min}

@@ -1,6 +1,9 @@
-"""Checks of a schedule's times, log-SNRs and t_min."""
+"""What schedules share: checks of times, log-SNRs and t_min, and methods of all families."""
 
 from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -30,7 +33,30 @@ def check_lams(schedule: Schedule, lam: ArrayLike) -> np.ndarray:
     return np.maximum(lam, least)
 
 
-def check_t_min(name: str, t_min: float) -> None:
-    """Raises ValueError unless t_min lies in (0, 1)."""
-    if not 0 < t_min < 1:
-        raise ValueError(f"{name}: t_min = {t_min}, but it must lie in (0, 1)")
+def check_inside(name: str, option: str, value: float) -> float:
+    """Returns value as a float; ValueError unless it lies in (0, 1)."""
+    if not 0 < value < 1:
+        raise ValueError(f"{name}: {option} = {value}, but it must lie in (0, 1)")
+    return float(value)
+
+
+class Family:
+    """The base of schedules: dataclasses of the arguments of the builder of that name."""
+
+    builder: str
+
+    def lam(self: Schedule, t: ArrayLike) -> np.ndarray:
+        """Returns log(alpha / sigma)."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.alpha(t)) - np.log(self.sigma(t))
+
+    def to_dict(self: Any) -> dict:
+        """Returns the schedule as a dict that JSON can hold; `from_dict` reads it."""
+        numbers = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {"name": self.builder, **numbers}
+
+
+class UnitTime(Family):
+    """Those whose time runs from 1 (noise) to 0 (data)."""
+
+    t_start, t_end, domain = 1.0, 0.0, (0.0, 1.0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diffast.schedules.domain import check_t_min, check_times
+from diffast.schedules.domain import Family, UnitTime, check_inside, check_times
 
 
 def flow(t_min: float = 1e-3) -> Flow:
@@ -21,8 +21,7 @@ def flow(t_min: float = 1e-3) -> Flow:
     Raises:
         ValueError: unless 0 < t_min < 1.
     """
-    check_t_min("flow", t_min)
-    return Flow(float(t_min))
+    return Flow(check_inside("flow", "t_min", t_min))
 
 
 def trig(t_min: float = 1e-3) -> Trig:
@@ -38,17 +37,16 @@ def trig(t_min: float = 1e-3) -> Trig:
     Raises:
         ValueError: unless 0 < t_min < 1.
     """
-    check_t_min("trig", t_min)
-    return Trig(float(t_min))
+    return Trig(check_inside("trig", "t_min", t_min))
 
 
 @dataclass(frozen=True)
-class Flow:
+class Flow(UnitTime):
     """See `flow`."""
 
     t_min: float = 1e-3
 
-    t_start, t_end, domain = 1.0, 0.0, (0.0, 1.0)
+    builder = "flow"
 
     def alpha(self, t: ArrayLike) -> np.ndarray:
         """Returns 1 - t."""
@@ -73,17 +71,14 @@ class Flow:
         """Returns 1 / (1 + exp(lam))."""
         return np.exp(-np.logaddexp(0.0, np.asarray(lam, dtype=np.float64)))
 
-    def to_dict(self) -> dict:
-        """Returns the schedule as a dict that JSON can hold; `from_dict` reads it."""
-        return {"name": "flow", "t_min": self.t_min}
-
 
 @dataclass(frozen=True)
-class Trig:
+class Trig(Family):
     """See `trig`."""
 
     t_min: float = 1e-3
 
+    builder = "trig"
     t_start, t_end, domain = 0.5 * np.pi, 0.0, (0.0, 0.5 * np.pi)
 
     def alpha(self, t: ArrayLike) -> np.ndarray:
@@ -98,17 +93,8 @@ class Trig:
         """Returns (-sin(t), cos(t))."""
         return -self.sigma(t), self.alpha(t)
 
-    def lam(self, t: ArrayLike) -> np.ndarray:
-        """Returns -log(tan(t)), as log(alpha) - log(sigma)."""
-        with np.errstate(divide="ignore"):
-            return np.log(self.alpha(t)) - np.log(self.sigma(t))
-
     def time(self, lam: ArrayLike) -> np.ndarray:
         """Returns arctan(exp(-lam)), as the angle of (alpha, sigma): no lam is too large."""
         lam = np.asarray(lam, dtype=np.float64)
         alpha, sigma = np.logaddexp(0.0, -2.0 * lam), np.logaddexp(0.0, 2.0 * lam)
         return np.arctan2(np.exp(-0.5 * sigma), np.exp(-0.5 * alpha))
-
-    def to_dict(self) -> dict:
-        """Returns the schedule as a dict that JSON can hold; `from_dict` reads it."""
-        return {"name": "trig", "t_min": self.t_min}

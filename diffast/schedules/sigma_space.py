@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diffast.schedules.domain import check_times
+from diffast.schedules.domain import Family, check_times
 
 
 def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> SigmaSpace:
@@ -42,12 +42,13 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> SigmaSpace:
 
 
 @dataclass(frozen=True)
-class SigmaSpace:
+class SigmaSpace(Family):
     """See `edm` and `ve`. Any sigma >= 0 is a time; grids run from sigma_max to sigma_min."""
 
     sigma_min: float
     sigma_max: float
 
+    builder = "sigma_space"
     t_end, domain = 0.0, (0.0, np.inf)
 
     @property
@@ -81,10 +82,6 @@ class SigmaSpace:
     def time(self, lam: ArrayLike) -> np.ndarray:
         """Returns exp(-lam)."""
         return np.exp(-np.asarray(lam, dtype=np.float64))
-
-    def to_dict(self) -> dict:
-        """Returns the schedule as a dict that JSON can hold; `from_dict` reads it."""
-        return {"name": "sigma_space", "sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
 
 
 def _sigma_space(name, sigma_min, sigma_max):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diffast.schedules.domain import check_lams, check_t_min, check_times
+from diffast.schedules.domain import UnitTime, check_inside, check_lams, check_times
 
 
 def vp_linear(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> VPLinear:
@@ -24,8 +25,7 @@ def vp_linear(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3
     Raises:
         ValueError: unless 0 < beta_min <= beta_max and 0 < t_min < 1.
     """
-    _check_betas("vp_linear", beta_min, beta_max, t_min)
-    return VPLinear(float(beta_min), float(beta_max), float(t_min))
+    return _linear(VPLinear, beta_min, beta_max, t_min)
 
 
 def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> SubVP:
@@ -41,115 +41,89 @@ def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -
     Raises:
         ValueError: unless 0 < beta_min <= beta_max and 0 < t_min < 1.
     """
-    _check_betas("sub_vp", beta_min, beta_max, t_min)
-    return SubVP(float(beta_min), float(beta_max), float(t_min))
+    return _linear(SubVP, beta_min, beta_max, t_min)
 
 
 @dataclass(frozen=True)
-class VPLinear:
-    """See `vp_linear`."""
+class LinearRate(UnitTime):
+    """A schedule with alpha = exp(-B/2), B the integral of a rate that is linear in t."""
 
     beta_min: float
     beta_max: float
     t_min: float = 1e-3
 
-    t_start, t_end, domain = 1.0, 0.0, (0.0, 1.0)
-
     def alpha(self, t: ArrayLike) -> np.ndarray:
         """Returns exp(-B/2)."""
-        return np.exp(-0.5 * _integral(self, t))
+        return np.exp(-0.5 * self._integral(t))
+
+    def _integral(self: Any, t):
+        t = check_times(self, t)
+        return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
+
+    def _rate(self: Any, t):
+        return self.beta_min + check_times(self, t) * (self.beta_max - self.beta_min)
+
+    def _integral_time(self, b):
+        """Returns the t with B(t) = b: the positive root, in the form that does not cancel."""
+        low, high = self.beta_min, self.beta_max
+        return np.minimum(2.0 * b / (low + np.sqrt(low**2 + 2.0 * (high - low) * b)), 1.0)
+
+
+class VPLinear(LinearRate):
+    """See `vp_linear`."""
+
+    builder = "vp_linear"
 
     def sigma(self, t: ArrayLike) -> np.ndarray:
         """Returns sqrt(1 - exp(-B))."""
-        return np.sqrt(-np.expm1(-_integral(self, t)))
+        return np.sqrt(-np.expm1(-self._integral(t)))
 
     def derivatives(self, t: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Returns (-beta alpha / 2, beta alpha^2 / (2 sigma)); the latter is inf at t = 0."""
-        alpha, beta = self.alpha(t), _rate(self, t)
+        alpha, beta = self.alpha(t), self._rate(t)
         with np.errstate(divide="ignore"):
             return -0.5 * beta * alpha, 0.5 * beta * alpha**2 / self.sigma(t)
 
     def lam(self, t: ArrayLike) -> np.ndarray:
         """Returns -(B + log(1 - exp(-B))) / 2."""
-        b = _integral(self, t)
+        b = self._integral(t)
         with np.errstate(divide="ignore"):
             return -0.5 * (b + np.log(-np.expm1(-b)))
 
     def time(self, lam: ArrayLike) -> np.ndarray:
         """Returns t with B(t) = log(1 + exp(-2 lam))."""
-        return _integral_time(self, np.logaddexp(0.0, -2.0 * check_lams(self, lam)))
-
-    def to_dict(self) -> dict:
-        """Returns the schedule as a dict that JSON can hold; `from_dict` reads it."""
-        return {
-            "name": "vp_linear",
-            "beta_min": self.beta_min,
-            "beta_max": self.beta_max,
-            "t_min": self.t_min,
-        }
+        return self._integral_time(np.logaddexp(0.0, -2.0 * check_lams(self, lam)))
 
 
-@dataclass(frozen=True)
-class SubVP:
+class SubVP(LinearRate):
     """See `sub_vp`."""
 
-    beta_min: float
-    beta_max: float
-    t_min: float = 1e-3
-
-    t_start, t_end, domain = 1.0, 0.0, (0.0, 1.0)
-
-    def alpha(self, t: ArrayLike) -> np.ndarray:
-        """Returns exp(-B/2)."""
-        return np.exp(-0.5 * _integral(self, t))
+    builder = "sub_vp"
 
     def sigma(self, t: ArrayLike) -> np.ndarray:
         """Returns 1 - exp(-B)."""
-        return -np.expm1(-_integral(self, t))
+        return -np.expm1(-self._integral(t))
 
     def derivatives(self, t: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Returns (-beta alpha / 2, beta alpha^2)."""
-        alpha, beta = self.alpha(t), _rate(self, t)
+        alpha, beta = self.alpha(t), self._rate(t)
         return -0.5 * beta * alpha, beta * alpha**2
 
     def lam(self, t: ArrayLike) -> np.ndarray:
         """Returns -log(2 sinh(B/2)) = -B/2 - log(1 - exp(-B))."""
-        b = _integral(self, t)
+        b = self._integral(t)
         with np.errstate(divide="ignore"):
             return -0.5 * b - np.log(-np.expm1(-b))
 
     def time(self, lam: ArrayLike) -> np.ndarray:
         """Returns t with B(t) = 2 asinh(exp(-lam) / 2)."""
-        return _integral_time(self, 2.0 * np.arcsinh(0.5 * np.exp(-check_lams(self, lam))))
-
-    def to_dict(self) -> dict:
-        """Returns the schedule as a dict that JSON can hold; `from_dict` reads it."""
-        return {
-            "name": "sub_vp",
-            "beta_min": self.beta_min,
-            "beta_max": self.beta_max,
-            "t_min": self.t_min,
-        }
+        return self._integral_time(2.0 * np.arcsinh(0.5 * np.exp(-check_lams(self, lam))))
 
 
-def _integral(schedule, t):
-    t = check_times(schedule, t)
-    return t * (schedule.beta_min + 0.5 * t * (schedule.beta_max - schedule.beta_min))
-
-
-def _rate(schedule, t):
-    return schedule.beta_min + check_times(schedule, t) * (schedule.beta_max - schedule.beta_min)
-
-
-def _integral_time(schedule, b):
-    """Returns the t with B(t) = b: the positive root, in the form that does not cancel."""
-    low, high = schedule.beta_min, schedule.beta_max
-    return np.minimum(2.0 * b / (low + np.sqrt(low**2 + 2.0 * (high - low) * b)), 1.0)
-
-
-def _check_betas(name, beta_min, beta_max, t_min):
+def _linear(kind, beta_min, beta_max, t_min):
     if not 0 < beta_min <= beta_max < np.inf:
         raise ValueError(
-            f"{name}: beta_min = {beta_min} and beta_max = {beta_max}, but 0 < beta_min <= beta_max"
+            f"{kind.builder}: beta_min = {beta_min} and beta_max = {beta_max}, but 0 < beta_min <= "
+            "beta_max"
         )
-    check_t_min(name, t_min)
+    return kind(float(beta_min), float(beta_max), check_inside(kind.builder, "t_min", t_min))

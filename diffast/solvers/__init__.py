@@ -14,15 +14,18 @@ from diffast._namespace import attributes, listing, lookup
 from diffast.plan import Plan
 from diffast.solvers.aliases import dpm_2, etdrk2, euler_ancestral, ralston, res_2m, res_3m
 from diffast.solvers.few_step.consistency import lcm, tcd
-from diffast.solvers.ode.adams import gradient_estimation, ipndm, ipndm_v, lms
-from diffast.solvers.ode.deis import deis
-from diffast.solvers.ode.dpm_multistep import dpm_solver_2m, dpm_solver_3m
-from diffast.solvers.ode.dpmpp import dpmpp_2m, dpmpp_3m
-from diffast.solvers.ode.euler import ddim, euler
+from diffast.solvers.ode.adams import (
+    deis,
+    exponential_adams,
+    gradient_estimation,
+    ipndm,
+    ipndm_v,
+    lms,
+    plms,
+)
+from diffast.solvers.ode.dpm_multistep import dpm_solver_2m, dpm_solver_3m, dpmpp_2m, dpmpp_3m
+from diffast.solvers.ode.euler import ddim, euler, heun
 from diffast.solvers.ode.exponential import etdrk3, etdrk4, krogstad4, res_2s, res_3s
-from diffast.solvers.ode.exponential_adams import exponential_adams
-from diffast.solvers.ode.heun import heun
-from diffast.solvers.ode.plms import plms
 from diffast.solvers.ode.runge_kutta import bosh3, dopri5, midpoint, rk4, tsit5
 from diffast.solvers.ode.singlestep import (
     dpm_fast,
@@ -48,66 +51,18 @@ from diffast.solvers.sde.piadm import piadm_ode, piadm_sde
 from diffast.solvers.sde.sa_solver import sa_solver
 from diffast.solvers.sde.seeds import seeds_1, seeds_2, seeds_3
 
-__all__ = [
-    "euler",
-    "ddim",
-    "euler_ancestral",
-    "heun",
-    "midpoint",
-    "ralston",
-    "bosh3",
-    "rk4",
-    "dopri5",
-    "tsit5",
-    "dpm_solver_2s",
-    "dpm_2",
-    "dpm_solver_3s",
-    "dpmpp_2s",
-    "dpmpp_3s",
-    "dpm_fast",
-    "singlestep",
-    "res_2s",
-    "res_3s",
-    "etdrk2",
-    "etdrk3",
-    "etdrk4",
-    "krogstad4",
-    "dpmpp_2m",
-    "dpmpp_3m",
-    "dpm_solver_2m",
-    "dpm_solver_3m",
-    "unipc",
-    "deis",
-    "lms",
-    "ipndm",
-    "gradient_estimation",
-    "ipndm_v",
-    "plms",
-    "exponential_adams",
-    "res_2m",
-    "res_3m",
-    "dpm_2_ancestral",
-    "dpmpp_2s_ancestral",
-    "dpmpp_sde",
-    "flow_ancestral",
-    "flow_sde",
-    "ddpm",
-    "dpmpp_2m_sde",
-    "dpmpp_3m_sde",
-    "dpm_solver_2m_sde",
-    "sa_solver",
-    "seeds_1",
-    "seeds_2",
-    "seeds_3",
-    "er_sde",
-    "pec",
-    "churn",
-    "restart",
-    "piadm_sde",
-    "piadm_ode",
-    "lcm",
-    "tcd",
-]
+__all__ = ["euler", "ddim", "euler_ancestral", "heun", "midpoint", "ralston"]
+__all__ += ["bosh3", "rk4", "dopri5", "tsit5"]
+__all__ += ["dpm_solver_2s", "dpm_2", "dpm_solver_3s", "dpmpp_2s", "dpmpp_3s"]
+__all__ += ["dpm_fast", "singlestep"]
+__all__ += ["res_2s", "res_3s", "etdrk2", "etdrk3", "etdrk4", "krogstad4"]
+__all__ += ["dpmpp_2m", "dpmpp_3m", "dpm_solver_2m", "dpm_solver_3m", "unipc", "deis"]
+__all__ += ["lms", "ipndm", "gradient_estimation", "ipndm_v", "plms"]
+__all__ += ["exponential_adams", "res_2m", "res_3m"]
+__all__ += ["dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "flow_ancestral", "flow_sde"]
+__all__ += ["ddpm", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpm_solver_2m_sde", "sa_solver"]
+__all__ += ["seeds_1", "seeds_2", "seeds_3", "er_sde", "pec", "churn", "restart"]
+__all__ += ["piadm_sde", "piadm_ode", "lcm", "tcd"]
 
 SOLVERS: dict[str, Callable[..., Plan]] = {name: globals()[name] for name in __all__}
 

@@ -9,9 +9,9 @@ from functools import wraps
 from typing import Any, ParamSpec
 
 from diffast.plan import Plan
+from diffast.solvers.ode.adams import exponential_adams
 from diffast.solvers.ode.euler import ddim
 from diffast.solvers.ode.exponential import res_2s
-from diffast.solvers.ode.exponential_adams import exponential_adams
 from diffast.solvers.ode.runge_kutta import midpoint
 from diffast.solvers.ode.singlestep import dpm_solver_2s
 

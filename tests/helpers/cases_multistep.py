@@ -3,12 +3,16 @@
 from functools import partial
 
 from diffast.solvers.aliases import res_2m, res_3m
-from diffast.solvers.ode.adams import gradient_estimation, ipndm, ipndm_v, lms
-from diffast.solvers.ode.deis import deis
-from diffast.solvers.ode.dpm_multistep import dpm_solver_2m, dpm_solver_3m
-from diffast.solvers.ode.dpmpp import dpmpp_3m
-from diffast.solvers.ode.exponential_adams import exponential_adams
-from diffast.solvers.ode.plms import plms
+from diffast.solvers.ode.adams import (
+    deis,
+    exponential_adams,
+    gradient_estimation,
+    ipndm,
+    ipndm_v,
+    lms,
+    plms,
+)
+from diffast.solvers.ode.dpm_multistep import dpm_solver_2m, dpm_solver_3m, dpmpp_3m
 from diffast.solvers.ode.unipc import unipc
 
 # Slopes of some settle later: where steps in the clock vary fast, and where leading terms cancel.

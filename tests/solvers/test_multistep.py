@@ -15,12 +15,16 @@ from diffast.plan import unroll
 from diffast.solvers.aliases import res_2m, res_3m
 from diffast.solvers.core import integrals
 from diffast.solvers.core.phi import phi
-from diffast.solvers.ode.adams import gradient_estimation, ipndm, ipndm_v, lms
-from diffast.solvers.ode.deis import deis
-from diffast.solvers.ode.dpm_multistep import dpm_solver_2m, dpm_solver_3m
-from diffast.solvers.ode.dpmpp import dpmpp_2m, dpmpp_3m
-from diffast.solvers.ode.exponential_adams import exponential_adams
-from diffast.solvers.ode.plms import plms
+from diffast.solvers.ode.adams import (
+    deis,
+    exponential_adams,
+    gradient_estimation,
+    ipndm,
+    ipndm_v,
+    lms,
+    plms,
+)
+from diffast.solvers.ode.dpm_multistep import dpm_solver_2m, dpm_solver_3m, dpmpp_2m, dpmpp_3m
 from diffast.solvers.ode.unipc import unipc
 
 # Methods that are one.

@@ -22,11 +22,8 @@ from scipy import integrate
 from test_published import wavy
 
 from diffast import grids
-from diffast.solvers.ode.adams import gradient_estimation, ipndm, ipndm_v, lms
-from diffast.solvers.ode.deis import deis
-from diffast.solvers.ode.dpm_multistep import dpm_solver_2m, dpm_solver_3m
-from diffast.solvers.ode.dpmpp import dpmpp_2m, dpmpp_3m
-from diffast.solvers.ode.plms import plms
+from diffast.solvers.ode.adams import deis, gradient_estimation, ipndm, ipndm_v, lms, plms
+from diffast.solvers.ode.dpm_multistep import dpm_solver_2m, dpm_solver_3m, dpmpp_2m, dpmpp_3m
 from diffast.solvers.ode.unipc import unipc
 
 # Published formulas.

@@ -22,8 +22,7 @@ from plan_tables import rows_of_x
 from diffast import grids, schedules
 from diffast.solvers.aliases import euler_ancestral
 from diffast.solvers.few_step.consistency import lcm, tcd
-from diffast.solvers.ode.euler import ddim, euler
-from diffast.solvers.ode.heun import heun
+from diffast.solvers.ode.euler import ddim, euler, heun
 from diffast.solvers.sde.ancestral import (
     dpm_2_ancestral,
     dpmpp_2s_ancestral,

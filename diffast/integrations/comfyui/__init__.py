@@ -8,10 +8,7 @@ KSampler's lists then offer samplers and schedulers called `diffast_...`, and th
 that return a SAMPLER for SamplerCustom and SamplerCustomAdvanced. See docs/integrations.md.
 """
 
-from diffast.integrations.comfyui.nodes import NODE_CLASS_MAPPINGS as NODE_CLASS_MAPPINGS
-from diffast.integrations.comfyui.nodes import (
-    NODE_DISPLAY_NAME_MAPPINGS as NODE_DISPLAY_NAME_MAPPINGS,
-)
+from diffast.integrations.comfyui.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from diffast.integrations.comfyui.register import register
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]

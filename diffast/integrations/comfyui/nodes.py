@@ -21,6 +21,13 @@ class _SamplerNode:
     FUNCTION = "make"
     CATEGORY = "sampling/custom_sampling/samplers"
 
+    inputs: dict
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        """Returns what the node asks for."""
+        return {"required": dict(cls.inputs)}
+
     def _wrapped(self, function):
         from comfy.samplers import KSAMPLER  # pyright: ignore[reportMissingImports]: ComfyUI's own
 
@@ -30,10 +37,7 @@ class _SamplerNode:
 class DiffastSampler(_SamplerNode):
     """A sampler without eta; "noise" matters to er_sde, sa_solver, ddpm and lcm only."""
 
-    @classmethod
-    def INPUT_TYPES(cls):  # noqa: N802
-        """Returns what the node asks for."""
-        return {"required": {"sampler_name": (_OTHERS,), "noise": (list(NOISES),)}}
+    inputs = {"sampler_name": (_OTHERS,), "noise": (list(NOISES),)}
 
     def make(self, sampler_name, noise):
         """Returns (KSAMPLER,)."""
@@ -43,17 +47,12 @@ class DiffastSampler(_SamplerNode):
 class DiffastStochasticSampler(_SamplerNode):
     """A sampler with fresh noise: eta = 0 for none to 1 for all of it."""
 
-    @classmethod
-    def INPUT_TYPES(cls):  # noqa: N802
-        """Returns what the node asks for."""
-        return {
-            "required": {
-                "sampler_name": (_STOCHASTIC,),
-                "eta": _number(1.0, 0.0, 1.0),
-                "s_noise": _number(1.0, 0.0, 100.0),
-                "noise": (list(NOISES),),
-            }
-        }
+    inputs = {
+        "sampler_name": (_STOCHASTIC,),
+        "eta": _number(1.0, 0.0, 1.0),
+        "s_noise": _number(1.0, 0.0, 100.0),
+        "noise": (list(NOISES),),
+    }
 
     def make(self, sampler_name, eta, s_noise, noise):
         """Returns (KSAMPLER,)."""
@@ -63,19 +62,14 @@ class DiffastStochasticSampler(_SamplerNode):
 class DiffastChurnSampler(_SamplerNode):
     """Karras et al. 2022, algorithm 2: noise is added before each step between the two sigmas."""
 
-    @classmethod
-    def INPUT_TYPES(cls):  # noqa: N802
-        """Returns what the node asks for."""
-        return {
-            "required": {
-                "base": (["heun", "euler", "dpm_2"],),
-                "s_churn": _number(40.0, 0.0, 1000.0),
-                "s_tmin": _number(0.0, 0.0, 1000.0),
-                "s_tmax": _number(1000.0, 0.0, 1000.0),
-                "s_noise": _number(1.0, 0.0, 100.0, 0.001),
-                "noise": (list(NOISES),),
-            }
-        }
+    inputs = {
+        "base": (["heun", "euler", "dpm_2"],),
+        "s_churn": _number(40.0, 0.0, 1000.0),
+        "s_tmin": _number(0.0, 0.0, 1000.0),
+        "s_tmax": _number(1000.0, 0.0, 1000.0),
+        "s_noise": _number(1.0, 0.0, 100.0, 0.001),
+        "noise": (list(NOISES),),
+    }
 
     def make(self, base, s_churn, s_tmin, s_tmax, s_noise, noise):
         """Returns (KSAMPLER,)."""
@@ -83,13 +77,10 @@ class DiffastChurnSampler(_SamplerNode):
         return self._wrapped(churn_sampler(base, noise, **options))
 
 
-NODE_CLASS_MAPPINGS = {
-    "DiffastSampler": DiffastSampler,
-    "DiffastStochasticSampler": DiffastStochasticSampler,
-    "DiffastChurnSampler": DiffastChurnSampler,
+_NODES = {
+    "diffast sampler": DiffastSampler,
+    "diffast stochastic sampler": DiffastStochasticSampler,
+    "diffast churn sampler": DiffastChurnSampler,
 }
-NODE_DISPLAY_NAME_MAPPINGS = {
-    "DiffastSampler": "diffast sampler",
-    "DiffastStochasticSampler": "diffast stochastic sampler",
-    "DiffastChurnSampler": "diffast churn sampler",
-}
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in _NODES.values()}
+NODE_DISPLAY_NAME_MAPPINGS = {node.__name__: shown for shown, node in _NODES.items()}

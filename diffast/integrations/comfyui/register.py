@@ -1,11 +1,48 @@
-"""Puts the samplers and schedules into the lists that ComfyUI's KSampler shows."""
+"""Puts the samplers and schedules into the lists that ComfyUI's KSampler shows.
+
+The schedules are spaced by the model's sigma/alpha. ComfyUI's own ones of that kind use sigma in
+place of sigma/alpha, which differs on a flow model.
+"""
 
 from __future__ import annotations
 
-from diffast.integrations.comfyui.samplers import SAMPLERS, sampler
-from diffast.integrations.comfyui.schedules import SCHEDULES
+from functools import partial
+
+import numpy as np
+import torch
+
+from diffast import grids, schedules
+from diffast.integrations.comfyui.samplers import FLOW_START, SAMPLERS, is_flow, sampler
 
 PREFIX = "diffast_"
+
+
+def sigmas(grid, model_sampling, steps: int) -> torch.Tensor:
+    """Returns [steps+1] noise levels for ComfyUI, 0 at the end.
+
+    From the model's sigma_max to its sigma_min. A flow model starts at ComfyUI's sigma for 0.01 %
+    instead of 1, whose log-SNR is infinite.
+
+    Args:
+        grid: `df.grids.uniform_logsnr` or another one of its signature.
+        model_sampling: ComfyUI's, with sigma_min, sigma_max and percent_to_sigma.
+        steps: number of steps.
+    """
+    low, high = float(model_sampling.sigma_min), float(model_sampling.sigma_max)
+    if is_flow(model_sampling):
+        high = min(high, float(model_sampling.percent_to_sigma(FLOW_START)))
+        space = schedules.flow()
+        ends = {"sigma_min": low / (1.0 - low), "sigma_max": high / (1.0 - high)}
+    else:
+        space, ends = schedules.edm(low, high), {}
+    levels = np.asarray(grid(space, steps, **ends))
+    return torch.tensor(levels, dtype=torch.float32)
+
+
+SCHEDULES = {
+    "logsnr": partial(sigmas, grids.uniform_logsnr),
+    "kl_optimal": partial(sigmas, grids.kl_optimal),
+}
 
 
 def register() -> None:

@@ -8,10 +8,8 @@ or, for one scheduler, `DiffastScheduler.from_config(pipe.scheduler.config)`.
 """
 
 from diffast.integrations.diffusers import classes as classes
-from diffast.integrations.diffusers.accelerate import Report as Report
-from diffast.integrations.diffusers.accelerate import accelerate as accelerate
-from diffast.integrations.diffusers.scheduler import KINDS as KINDS
-from diffast.integrations.diffusers.scheduler import DiffastScheduler as DiffastScheduler
+from diffast.integrations.diffusers.accelerate import Report, accelerate
+from diffast.integrations.diffusers.scheduler import KINDS, DiffastScheduler
 
 globals().update({kind.__name__: kind for kind in KINDS.values()})
 

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import torch
-from diffusers import (
-    SchedulerMixin as SchedulerMixin,
-)  # pipelines look for it beside their scheduler
+from diffusers import SchedulerMixin as SchedulerMixin  # pipelines look for it here
 from diffusers import schedulers as originals
-from diffusers.schedulers import (
-    scheduling_ddim,
-    scheduling_ddpm,
-    scheduling_edm_euler,
-    scheduling_lcm,
-    scheduling_lms_discrete,
-)
-from diffusers.schedulers import scheduling_euler_ancestral_discrete as scheduling_ancestral
-from diffusers.schedulers import scheduling_euler_discrete as scheduling_euler
-from diffusers.schedulers import scheduling_flow_match_euler_discrete as scheduling_flow
-from diffusers.schedulers import scheduling_flow_match_heun_discrete as scheduling_flow_heun
-from diffusers.schedulers import scheduling_heun_discrete as scheduling_heun
-from diffusers.schedulers import scheduling_k_dpm_2_discrete as scheduling_dpm_2
 
 from diffast.integrations.diffusers import dpm_family, indexed, sigmas
 from diffast.integrations.diffusers.outputs import Pair
 from diffast.integrations.diffusers.scheduler import DiffastScheduler, drop_in, scale
 from diffast.integrations.diffusers.shared import without_variance
+
+NO_CHURN = (0.0, 0.0, float("inf"), 1.0)
 
 
 class _WithEstimate(DiffastScheduler):
@@ -94,16 +81,29 @@ def _churning_step(
     return self._advance(model_output, timestep, sample, return_dict, generator, options)
 
 
+def _drop_in(original, recipe, step, *bases: type, **data) -> type:
+    """Returns the drop-in for an original that differs in nothing else.
+
+    Args:
+        original: diffusers' class.
+        recipe: (scheduler, begin, options) -> Recipe.
+        step: its method.
+        bases: what it shares with others; none: `DiffastScheduler`.
+        data: attributes.
+    """
+    about = f"Drop-in for {original.__name__}."
+    data |= {"_recipe": recipe, "step": step, "__doc__": about, "__module__": __name__}
+    bases = (*(bases or (DiffastScheduler,)), original)
+    return drop_in(original)(type(f"Diffast{original.__name__}", bases, data))
+
+
 @drop_in(originals.DDIMScheduler)
 class DiffastDDIMScheduler(_WithEstimate, originals.DDIMScheduler):
     """Drop-in for DDIMScheduler."""
 
-    _Output = scheduling_ddim.DDIMSchedulerOutput
     _searches = True
     _options = (0.0, False)
-
-    def _recipe(self, begin, options):
-        return indexed.ddim(self, *options)
+    _recipe = indexed.ddim
 
     def step(
         self,
@@ -125,63 +125,24 @@ class DiffastDDIMScheduler(_WithEstimate, originals.DDIMScheduler):
         )
 
 
-@drop_in(originals.DDPMScheduler)
-class DiffastDDPMScheduler(_WithEstimate, originals.DDPMScheduler):
-    """Drop-in for DDPMScheduler."""
+DiffastDDPMScheduler = _drop_in(
+    originals.DDPMScheduler, indexed.ddpm, _drawing_step, _WithEstimate, _searches=True
+)
+DiffastLCMScheduler = _drop_in(originals.LCMScheduler, indexed.lcm, _drawing_step, _WithEstimate)
+DiffastPNDMScheduler = _drop_in(originals.PNDMScheduler, indexed.pndm, _step)
 
-    _Output = scheduling_ddpm.DDPMSchedulerOutput
-    _searches = True
-
-    def _recipe(self, begin, options):
-        return indexed.ddpm(self)
-
-    step = _drawing_step
-
-
-@drop_in(originals.LCMScheduler)
-class DiffastLCMScheduler(_WithEstimate, originals.LCMScheduler):
-    """Drop-in for LCMScheduler."""
-
-    _Output = scheduling_lcm.LCMSchedulerOutput
-
-    def _recipe(self, begin, options):
-        return indexed.lcm(self)
-
-    step = _drawing_step
-
-
-@drop_in(originals.PNDMScheduler)
-class DiffastPNDMScheduler(DiffastScheduler, originals.PNDMScheduler):
-    """Drop-in for PNDMScheduler."""
-
-    def _recipe(self, begin, options):
-        return indexed.pndm(self, begin)
-
-    step = _step
-
-
-@drop_in(originals.EulerDiscreteScheduler)
-class DiffastEulerDiscreteScheduler(_SigmaSpace, _WithEstimate, originals.EulerDiscreteScheduler):
-    """Drop-in for EulerDiscreteScheduler."""
-
-    _Output = scheduling_euler.EulerDiscreteSchedulerOutput
-    _options = (0.0, 0.0, float("inf"), 1.0)
-
-    def _recipe(self, begin, options):
-        return sigmas.euler(self, options)
-
-    step = _churning_step
+_in_sigmas = (_SigmaSpace, _WithEstimate)
+DiffastEulerDiscreteScheduler = _drop_in(
+    originals.EulerDiscreteScheduler, sigmas.euler, _churning_step, *_in_sigmas, _options=NO_CHURN
+)
 
 
 @drop_in(originals.EDMEulerScheduler)
 class DiffastEDMEulerScheduler(_Preconditioned, _WithEstimate, originals.EDMEulerScheduler):
     """Drop-in for EDMEulerScheduler."""
 
-    _Output = scheduling_edm_euler.EDMEulerSchedulerOutput
-    _options = (0.0, 0.0, float("inf"), 1.0)
-
-    def _recipe(self, begin, options):
-        return sigmas.edm_euler(self, options)
+    _options = NO_CHURN
+    _recipe = sigmas.edm_euler
 
     def step(
         self,
@@ -203,40 +164,21 @@ class DiffastEDMEulerScheduler(_Preconditioned, _WithEstimate, originals.EDMEule
         return _churning_step(self, model_output, timestep, sample, *rest)
 
 
-@drop_in(originals.EulerAncestralDiscreteScheduler)
-class DiffastEulerAncestralDiscreteScheduler(
-    _SigmaSpace, _WithEstimate, originals.EulerAncestralDiscreteScheduler
-):
-    """Drop-in for EulerAncestralDiscreteScheduler."""
-
-    _Output = scheduling_ancestral.EulerAncestralDiscreteSchedulerOutput
-
-    def _recipe(self, begin, options):
-        return sigmas.euler_ancestral(self)
-
-    step = _drawing_step
-
-
-@drop_in(originals.HeunDiscreteScheduler)
-class DiffastHeunDiscreteScheduler(_SigmaSpace, _WithEstimate, originals.HeunDiscreteScheduler):
-    """Drop-in for HeunDiscreteScheduler."""
-
-    _Output = scheduling_heun.HeunDiscreteSchedulerOutput
-
-    order = 2
-
-    def _recipe(self, begin, options):
-        return sigmas.heun(self)
-
-    step = _step
+DiffastEulerAncestralDiscreteScheduler = _drop_in(
+    originals.EulerAncestralDiscreteScheduler, sigmas.euler_ancestral, _drawing_step, *_in_sigmas
+)
+DiffastHeunDiscreteScheduler = _drop_in(
+    originals.HeunDiscreteScheduler, sigmas.heun, _step, *_in_sigmas, order=2
+)
 
 
 @drop_in(originals.KDPM2DiscreteScheduler)
 class DiffastKDPM2DiscreteScheduler(_SigmaSpace, _WithEstimate, originals.KDPM2DiscreteScheduler):
     """Drop-in for KDPM2DiscreteScheduler."""
 
-    _Output = scheduling_dpm_2.KDPM2DiscreteSchedulerOutput
     order = 2
+    _recipe = sigmas.dpm_2
+    step = _step
 
     def _input_factors(self):
         between = self.sigmas_interpol.tolist()
@@ -245,21 +187,13 @@ class DiffastKDPM2DiscreteScheduler(_SigmaSpace, _WithEstimate, originals.KDPM2D
             for i, of_step in enumerate(scale(self.host.sigmas))
         ]
 
-    def _recipe(self, begin, options):
-        return sigmas.dpm_2(self)
-
-    step = _step
-
 
 @drop_in(originals.LMSDiscreteScheduler)
 class DiffastLMSDiscreteScheduler(_SigmaSpace, _WithEstimate, originals.LMSDiscreteScheduler):
     """Drop-in for LMSDiscreteScheduler."""
 
-    _Output = scheduling_lms_discrete.LMSDiscreteSchedulerOutput
     _options = (4,)
-
-    def _recipe(self, begin, options):
-        return sigmas.lms(self, begin, *options)
+    _recipe = sigmas.lms
 
     def step(self, model_output, timestep, sample, order=4, return_dict=True):
         """Returns the previous sample and the x0 estimate; see diffusers."""
@@ -270,8 +204,7 @@ class DiffastLMSDiscreteScheduler(_SigmaSpace, _WithEstimate, originals.LMSDiscr
 class DiffastDPMSolverMultistepScheduler(DiffastScheduler, originals.DPMSolverMultistepScheduler):
     """Drop-in for DPMSolverMultistepScheduler; its third-order SDE has the published sign."""
 
-    def _recipe(self, begin, options):
-        return dpm_family.dpm_multistep(self, begin)
+    _recipe = dpm_family.dpm_multistep
 
     def step(
         self, model_output, timestep, sample, generator=None, variance_noise=None, return_dict=True
@@ -281,56 +214,22 @@ class DiffastDPMSolverMultistepScheduler(DiffastScheduler, originals.DPMSolverMu
         return self._advance(output, timestep, sample, return_dict, generator, noise=variance_noise)
 
 
-@drop_in(originals.EDMDPMSolverMultistepScheduler)
-class DiffastEDMDPMSolverMultistepScheduler(
-    _Preconditioned, originals.EDMDPMSolverMultistepScheduler
-):
-    """Drop-in for EDMDPMSolverMultistepScheduler."""
-
-    def _recipe(self, begin, options):
-        return dpm_family.dpm_multistep(self, begin)
-
-    step = _drawing_step
-
-
-@drop_in(originals.DPMSolverSinglestepScheduler)
-class DiffastDPMSolverSinglestepScheduler(DiffastScheduler, originals.DPMSolverSinglestepScheduler):
-    """Drop-in for DPMSolverSinglestepScheduler."""
-
-    def _recipe(self, begin, options):
-        return dpm_family.dpm_singlestep(self, begin)
-
-    step = _step_without_variance
-
-
-@drop_in(originals.UniPCMultistepScheduler)
-class DiffastUniPCMultistepScheduler(DiffastScheduler, originals.UniPCMultistepScheduler):
-    """Drop-in for UniPCMultistepScheduler."""
-
-    def _recipe(self, begin, options):
-        return dpm_family.unipc(self, begin)
-
-    step = _step
-
-
-@drop_in(originals.DEISMultistepScheduler)
-class DiffastDEISMultistepScheduler(DiffastScheduler, originals.DEISMultistepScheduler):
-    """Drop-in for DEISMultistepScheduler."""
-
-    def _recipe(self, begin, options):
-        return dpm_family.deis(self, begin)
-
-    step = _step
-
-
-@drop_in(originals.SASolverScheduler)
-class DiffastSASolverScheduler(DiffastScheduler, originals.SASolverScheduler):
-    """Drop-in for SASolverScheduler."""
-
-    def _recipe(self, begin, options):
-        return dpm_family.sa_solver(self, begin)
-
-    step = _step_without_variance
+DiffastEDMDPMSolverMultistepScheduler = _drop_in(
+    originals.EDMDPMSolverMultistepScheduler,
+    dpm_family.dpm_multistep,
+    _drawing_step,
+    _Preconditioned,
+)
+DiffastDPMSolverSinglestepScheduler = _drop_in(
+    originals.DPMSolverSinglestepScheduler, dpm_family.dpm_singlestep, _step_without_variance
+)
+DiffastUniPCMultistepScheduler = _drop_in(
+    originals.UniPCMultistepScheduler, dpm_family.unipc, _step
+)
+DiffastDEISMultistepScheduler = _drop_in(originals.DEISMultistepScheduler, dpm_family.deis, _step)
+DiffastSASolverScheduler = _drop_in(
+    originals.SASolverScheduler, dpm_family.sa_solver, _step_without_variance
+)
 
 
 @drop_in(originals.FlowMatchEulerDiscreteScheduler)
@@ -339,11 +238,8 @@ class DiffastFlowMatchEulerDiscreteScheduler(
 ):
     """Drop-in for FlowMatchEulerDiscreteScheduler."""
 
-    _Output = scheduling_flow.FlowMatchEulerDiscreteSchedulerOutput
-    _options = (0.0, 0.0, float("inf"), 1.0)
-
-    def _recipe(self, begin, options):
-        return sigmas.flow_euler(self, options)
+    _options = NO_CHURN
+    _recipe = sigmas.flow_euler
 
     def step(
         self,
@@ -366,17 +262,10 @@ class DiffastFlowMatchEulerDiscreteScheduler(
         return self._advance(model_output, timestep, sample, return_dict, generator, options)
 
 
-@drop_in(originals.FlowMatchHeunDiscreteScheduler)
-class DiffastFlowMatchHeunDiscreteScheduler(
-    DiffastScheduler, originals.FlowMatchHeunDiscreteScheduler
-):
-    """Drop-in for FlowMatchHeunDiscreteScheduler."""
-
-    _Output = scheduling_flow_heun.FlowMatchHeunDiscreteSchedulerOutput
-    order = 2
-    _options = (0.0, 0.0, float("inf"), 1.0)
-
-    def _recipe(self, begin, options):
-        return sigmas.flow_heun(self, options)
-
-    step = _churning_step
+DiffastFlowMatchHeunDiscreteScheduler = _drop_in(
+    originals.FlowMatchHeunDiscreteScheduler,
+    sigmas.flow_heun,
+    _churning_step,
+    order=2,
+    _options=NO_CHURN,
+)

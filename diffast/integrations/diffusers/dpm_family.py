@@ -50,7 +50,7 @@ _MULTISTEP = {
 }
 
 
-def dpm_multistep(scheduler, begin) -> Recipe:
+def dpm_multistep(scheduler, begin, options) -> Recipe:
     """DPMSolverMultistepScheduler and EDMDPMSolverMultistepScheduler."""
     config, sigmas = scheduler.config, levels(scheduler)[begin:]
     edm = "sigma_data" in config
@@ -83,7 +83,7 @@ def dpm_multistep(scheduler, begin) -> Recipe:
     )
 
 
-def dpm_singlestep(scheduler, begin) -> Recipe:
+def dpm_singlestep(scheduler, begin, options) -> Recipe:
     """DPMSolverSinglestepScheduler."""
     config = scheduler.config
     space, grid = _space(config, levels(scheduler)[begin:])
@@ -104,7 +104,7 @@ def dpm_singlestep(scheduler, begin) -> Recipe:
     return Recipe(plan, reads, hook=hook_of(scheduler), draws=draws, begin=begin)
 
 
-def deis(scheduler, begin) -> Recipe:
+def deis(scheduler, begin, options) -> Recipe:
     """DEISMultistepScheduler."""
     config = scheduler.config
     space, grid = _space(config, levels(scheduler)[begin:])
@@ -114,7 +114,7 @@ def deis(scheduler, begin) -> Recipe:
     return Recipe(plan, reads, hook=hook_of(scheduler), begin=begin)
 
 
-def unipc(scheduler, begin) -> Recipe:
+def unipc(scheduler, begin, options) -> Recipe:
     """UniPCMultistepScheduler."""
     config, count = scheduler.config, len(scheduler.timesteps)
     if scheduler.solver_p is not None:
@@ -138,7 +138,7 @@ def unipc(scheduler, begin) -> Recipe:
     return Recipe(plan, reads, hook=hook_of(scheduler), begin=begin)
 
 
-def sa_solver(scheduler, begin) -> Recipe:
+def sa_solver(scheduler, begin, options) -> Recipe:
     """SASolverScheduler."""
     config, count = scheduler.config, len(scheduler.timesteps)
     space, grid = _space(config, levels(scheduler)[begin:])
@@ -150,7 +150,8 @@ def sa_solver(scheduler, begin) -> Recipe:
         known = min(i - begin, most)
         predictor.append(min(config.predictor_order, first, known + 1))
         corrector.append(min(config.corrector_order, second, known + 2))
-    taus = dict(zip(grid.tolist(), _taus(scheduler, begin), strict=False))
+    strengths = [float(scheduler.tau_func(t)) for t in scheduler.host.times[begin:]]
+    taus = dict(zip(grid.tolist(), strengths, strict=False))
     plan = solvers.sa_solver(
         space,
         grid,
@@ -163,7 +164,3 @@ def sa_solver(scheduler, begin) -> Recipe:
     reads = Prediction(space, predicts(config))
     draws = (True,) * plan.nfe
     return Recipe(plan, reads, hook=hook_of(scheduler), draws=draws, begin=begin)
-
-
-def _taus(scheduler, begin):
-    return [float(scheduler.tau_func(t)) for t in scheduler.host.times[begin:]]

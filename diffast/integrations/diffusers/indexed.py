@@ -37,8 +37,9 @@ def _times(scheduler) -> list[int]:
     return [int(t) for t in scheduler.host.times]
 
 
-def ddim(scheduler, eta=0.0, use_clipped=False) -> Recipe:
+def ddim(scheduler, begin, options) -> Recipe:
     """DDIMScheduler."""
+    eta, use_clipped = options
     config, times = scheduler.config, _times(scheduler)
     clean = scheduler.host.clean
     stride = config.num_train_timesteps // scheduler.num_inference_steps
@@ -56,7 +57,7 @@ def ddim(scheduler, eta=0.0, use_clipped=False) -> Recipe:
     return Recipe(plan, Prediction(trig, predicts(config)), clamp, hook, draws)
 
 
-def ddpm(scheduler) -> Recipe:
+def ddpm(scheduler, begin, options) -> Recipe:
     """DDPMScheduler."""
     config, times = scheduler.config, _times(scheduler)
     trig = schedules.trig()
@@ -85,7 +86,7 @@ def ddpm(scheduler) -> Recipe:
     return Recipe(plan, reads, clamp_of(config), hook_of(scheduler), draws, deviations=deviations)
 
 
-def lcm(scheduler) -> Recipe:
+def lcm(scheduler, begin, options) -> Recipe:
     """LCMScheduler."""
     config, times = scheduler.config, _times(scheduler)
     trig = schedules.trig()
@@ -109,7 +110,7 @@ def lcm(scheduler) -> Recipe:
     return Recipe(plan, reads, clamp, hook, draws, boundary=boundary)
 
 
-def pndm(scheduler, begin) -> Recipe:
+def pndm(scheduler, begin, options) -> Recipe:
     """PNDMScheduler."""
     config, times = scheduler.config, _times(scheduler)[begin:]
     if config.prediction_type not in ("epsilon", "v_prediction"):

@@ -135,9 +135,14 @@ class Run:
         point = _empty_like(x) if x.dtype is dtype else _empty_like(x, dtype=dtype)
         outs = [point]
         if Y in call.writes:
-            outs = [self._away(x), point]
+            if self.away is None:
+                self.away = _new(x)
+            outs = [self.away, point]
         if call.slot >= 0:
-            outs.insert(0, self._slot(call.slot, x))
+            kept = self.slots[call.slot]
+            if kept is None:
+                kept = self.slots[call.slot] = _new(x)
+            outs.insert(0, kept)
         with _below_autograd():
             if self.hook is not None:
                 x0 = self.hook(self._x0(call, tensors, _wide(x.dtype))).contiguous()
@@ -215,13 +220,11 @@ class Run:
     def _shown(self, i, sample, output, noise, dtype):
         x0 = torch.empty(sample.shape, dtype=dtype, device=sample.device)
         estimates: Any = self.recipe.estimates
-        of_sample, of_output, of_noise = map(float, estimates[i])
+        *weights, of_noise = map(float, estimates[i])
         if noise is not None:
-            weights = [of_sample, of_output, of_noise]
-            ops.combine_out([sample, output, noise], weights, [x0])
+            ops.combine_out([sample, output, noise], [*weights, of_noise], [x0])
         else:
             fresh = [of_noise] if of_noise else []
-            weights = [of_sample, of_output]
             ops.combine_out([sample, output], weights, [x0], None, i, fresh, _SEED, self.ids)
         return x0
 
@@ -230,17 +233,6 @@ class Run:
         x0 = torch.empty(sample.shape, dtype=dtype, device=sample.device)
         ops.combine_out([tensors[k] for k in call.x0_columns], call.x0_weights, [x0])
         return x0
-
-    def _slot(self, slot: int, sample) -> torch.Tensor:
-        kept = self.slots[slot]
-        if kept is None:
-            kept = self.slots[slot] = _new(sample)
-        return kept
-
-    def _away(self, sample) -> torch.Tensor:
-        if self.away is None:
-            self.away = _new(sample)
-        return self.away
 
 
 # The seed of the counter noise. A generator's own seed is part of the ids, so that a sample with a

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -97,15 +98,14 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
 
     # --- the plan ---------------------------------------------------------------------------
 
-    def _recipe(self, begin: int, options: tuple) -> Recipe:
-        """Returns the plan of the steps from index `begin` on, for those arguments of `step`."""
-        raise NotImplementedError
+    # (self, begin, options) -> Recipe: of the steps from index `begin` on, for those arguments
+    _recipe: Any
 
     def _input_factors(self) -> list[float] | None:
         """Returns the factor of the network's input at each entry of timesteps, if it has one."""
         return None
 
-    _Output: type = SchedulerOutput
+    _Output: type  # the original's
     _options: tuple = ()  # the arguments of `step` that a plan depends on, at their defaults
 
     def _after_set_timesteps(self, device) -> None:
@@ -410,7 +410,9 @@ def drop_in(original: type):
         cls.set_timesteps = set_timesteps
         if hasattr(original, "step_index"):
             cls.step_index = property(_step_index)
-        KINDS[original.__name__] = cls
+        name, module = original.__name__, sys.modules[original.__module__]
+        cls._Output = getattr(module, f"{name}Output", SchedulerOutput)
+        KINDS[name] = cls
         return cls
 
     return finish

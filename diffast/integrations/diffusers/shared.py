@@ -38,15 +38,12 @@ def read(scheduler, known: Host | None) -> Host:
             return np.empty(0)
         return tensor.detach().cpu().to(torch.float64).numpy()
 
-    fixed = ("products", "betas", "clean")
     if known is None:
         clean = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
-        values = (array("alphas_cumprod"), array("betas"), clean)
+        fixed = array("alphas_cumprod"), array("betas"), clean
     else:
-        values = (getattr(known, name) for name in fixed)
-    return Host(
-        scheduler.timesteps.tolist(), array("sigmas"), **dict(zip(fixed, values, strict=True))
-    )
+        fixed = known.products, known.betas, known.clean
+    return Host(scheduler.timesteps.tolist(), array("sigmas"), *fixed)
 
 
 PREDICTIONS = {
@@ -59,11 +56,7 @@ PREDICTIONS = {
 
 
 def predicts(config) -> str:
-    """Returns this package's name of the prediction type.
-
-    Raises:
-        ValueError: an unknown one.
-    """
+    """Returns this package's name of the prediction type; ValueError for an unknown one."""
     kind = config.prediction_type
     if kind not in PREDICTIONS:
         raise ValueError(

@@ -34,18 +34,18 @@ def _churned(scheduler, sigmas, reading, options) -> Recipe:
     return Recipe(plan, reads, draws=tuple(gamma > 0), wide=True, estimates=estimates)
 
 
-def euler(scheduler, options) -> Recipe:
+def euler(scheduler, begin, options) -> Recipe:
     """EulerDiscreteScheduler."""
     reading = sigma_reading(predicts(scheduler.config))
     return _churned(scheduler, levels(scheduler), reading, options)
 
 
-def edm_euler(scheduler, options) -> Recipe:
+def edm_euler(scheduler, begin, options) -> Recipe:
     """EDMEulerScheduler."""
     return _churned(scheduler, levels(scheduler), edm_reading(scheduler.config), options)
 
 
-def euler_ancestral(scheduler) -> Recipe:
+def euler_ancestral(scheduler, begin, options) -> Recipe:
     """EulerAncestralDiscreteScheduler."""
     grid = falling(levels(scheduler))
     plan = solvers.euler_ancestral(sigma_space(grid), grid)
@@ -53,7 +53,7 @@ def euler_ancestral(scheduler) -> Recipe:
     return Recipe(plan, reads, draws=(True,) * plan.nfe, wide=True)
 
 
-def heun(scheduler) -> Recipe:
+def heun(scheduler, begin, options) -> Recipe:
     """HeunDiscreteScheduler."""
     sigmas = levels(scheduler)
     grid = falling(np.append(sigmas[0], sigmas[1::2]))
@@ -62,7 +62,7 @@ def heun(scheduler) -> Recipe:
     return Recipe(plan, reads, clamp_of(scheduler.config))
 
 
-def dpm_2(scheduler) -> Recipe:
+def dpm_2(scheduler, begin, options) -> Recipe:
     """KDPM2DiscreteScheduler."""
     sigmas = scheduler.host.sigmas
     grid = falling(np.append(sigmas[0], sigmas[1:-1:2]))
@@ -72,8 +72,9 @@ def dpm_2(scheduler) -> Recipe:
     return Recipe(plan, reads)
 
 
-def lms(scheduler, begin, order) -> Recipe:
+def lms(scheduler, begin, options) -> Recipe:
     """LMSDiscreteScheduler."""
+    (order,) = options
     grid = falling(levels(scheduler)[begin:])
     steps = len(grid) - 1
     orders = [min(order, i + 1) for i in range(steps)]  # up to the end, into sigma = 0 too
@@ -82,9 +83,8 @@ def lms(scheduler, begin, order) -> Recipe:
     return Recipe(plan, reads, begin=begin)
 
 
-def flow_euler(scheduler, options) -> Recipe:
-    """FlowMatchEulerDiscreteScheduler."""
-    del options  # diffusers takes s_churn and does not use it here
+def flow_euler(scheduler, begin, options) -> Recipe:
+    """FlowMatchEulerDiscreteScheduler: it takes s_churn and does not use it."""
     sigmas, flow = levels(scheduler), schedules.flow()
     if scheduler.config.get("invert_sigmas"):
         # times run from 0 (noise) to 1 (data) there, so the velocity has the other sign
@@ -101,7 +101,7 @@ def flow_euler(scheduler, options) -> Recipe:
     return Recipe(solvers.euler(flow, grid), reads, wide=True)
 
 
-def flow_heun(scheduler, options) -> Recipe:
+def flow_heun(scheduler, begin, options) -> Recipe:
     """FlowMatchHeunDiscreteScheduler."""
     if options[0]:
         raise ValueError(f"s_churn is {options[0]}, but a flow's sigma cannot be raised above 1")

@@ -19,32 +19,4 @@ picture for the same seed. Deliberately different:
 """
 
 from diffast.integrations.k_diffusion.adaptive import sample_dpm_adaptive as sample_dpm_adaptive
-from diffast.integrations.k_diffusion.brownian_tree import (
-    BrownianTreeNoiseSampler as BrownianTreeNoiseSampler,
-)
-from diffast.integrations.k_diffusion.samplers import (
-    get_sigmas_exponential as get_sigmas_exponential,
-)
-from diffast.integrations.k_diffusion.samplers import get_sigmas_karras as get_sigmas_karras
-from diffast.integrations.k_diffusion.samplers import (
-    get_sigmas_polyexponential as get_sigmas_polyexponential,
-)
-from diffast.integrations.k_diffusion.samplers import get_sigmas_vp as get_sigmas_vp
-from diffast.integrations.k_diffusion.samplers import sample_dpm_2 as sample_dpm_2
-from diffast.integrations.k_diffusion.samplers import (
-    sample_dpm_2_ancestral as sample_dpm_2_ancestral,
-)
-from diffast.integrations.k_diffusion.samplers import sample_dpm_fast as sample_dpm_fast
-from diffast.integrations.k_diffusion.samplers import sample_dpmpp_2m as sample_dpmpp_2m
-from diffast.integrations.k_diffusion.samplers import sample_dpmpp_2m_sde as sample_dpmpp_2m_sde
-from diffast.integrations.k_diffusion.samplers import (
-    sample_dpmpp_2s_ancestral as sample_dpmpp_2s_ancestral,
-)
-from diffast.integrations.k_diffusion.samplers import sample_dpmpp_3m_sde as sample_dpmpp_3m_sde
-from diffast.integrations.k_diffusion.samplers import sample_dpmpp_sde as sample_dpmpp_sde
-from diffast.integrations.k_diffusion.samplers import sample_euler as sample_euler
-from diffast.integrations.k_diffusion.samplers import (
-    sample_euler_ancestral as sample_euler_ancestral,
-)
-from diffast.integrations.k_diffusion.samplers import sample_heun as sample_heun
-from diffast.integrations.k_diffusion.samplers import sample_lms as sample_lms
+from diffast.integrations.k_diffusion.samplers import *  # noqa: F403

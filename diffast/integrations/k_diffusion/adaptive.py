@@ -94,15 +94,9 @@ def sample_dpm_adaptive(
             "steps of their own here, which only the package's noise follows"
         )
     space = schedules.edm(float(sigma_min), float(sigma_max))
-    solver = embedded.DPM(
-        order,
-        float(rtol),
-        float(atol),
-        step=abs(float(h_init)),
-        eta=eta,
-        s_noise=s_noise,
-        lam_end=float(space.lam(space.sigma_min)),
-    )
+    end, step = float(space.lam(space.sigma_min)), abs(float(h_init))
+    noise: Any = {"eta": eta, "s_noise": s_noise, "lam_end": end}
+    solver = embedded.DPM(order, float(rtol), float(atol), step=step, **noise)
     order_of_error = 1.5 if eta else order
     solver.controller = embedded.pid(order_of_error, pcoeff, icoeff, dcoeff, accept_safety)
     extra_args = extra_args or {}
@@ -113,15 +107,8 @@ def sample_dpm_adaptive(
         network = _Model(model, x.dtype, extra_args, callback is not None, bar)
         low = None if x.dtype == dtype else x.dtype
         denoiser, state = Denoiser(network, space, predicts="x0", dtype=low), x.detach().to(dtype)
-        run = prepare(
-            denoiser,
-            solver,
-            x=state,
-            seed=seed,
-            denoise=False,
-            max_calls=MOST_CALLS,
-            compact=False,
-        )
+        how: Any = {"denoise": False, "max_calls": MOST_CALLS, "compact": False}
+        run = prepare(denoiser, solver, x=state, seed=seed, **how)
         _walk(run, state, network, callback, order)
     _check(run)
     out = run.out.to(x.dtype)
@@ -186,18 +173,10 @@ def _report(run, steps, denoised, number, dtype, order):
         torch.tensor(value, dtype=dtype, device=run.device)
         for value in (control[behind, AT], control[behind, ERROR] - steps.rule["error_eps"])
     )
-    return {
-        "sigma": at.neg().exp(),
-        "sigma_hat": at.neg().exp(),
-        "x": run.batch.tensors["y"].clone(),
-        "i": number,
-        "t": at,
-        "t_up": at,
-        "denoised": denoised,
-        "error": error,
-        "h": float(steps.h[behind]),
-        **_info(counts[behind : behind + 1], order),
-    }
+    levels = {"sigma": at.neg().exp(), "sigma_hat": at.neg().exp(), "t": at, "t_up": at}
+    tensors = {"x": run.batch.tensors["y"].clone(), "denoised": denoised, "error": error}
+    counted = _info(counts[behind : behind + 1], order)
+    return {"i": number, "h": float(steps.h[behind]), **levels, **tensors, **counted}
 
 
 def _info(counts, order):

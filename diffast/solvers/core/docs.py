@@ -1,18 +1,38 @@
-"""What is said of the arguments that many builders have."""
+"""What is said of the arguments that many builders have, and their types."""
+
+from typing import Literal
+
+from numpy.typing import ArrayLike
 
 from diffast._docs import documented
 
-builder = documented(
-    {
-        "schedule": "any schedule.",
-        "grid": "[N+1] model times from noisy to clean.",
-        "clock": '"rho", "flow" or None: "flow" where alpha + sigma = 1 on the grid, else "rho".',
-        "order": "1 to 4.",
-        "orders": "[N] orders of the steps, each at most `order` and what is remembered.",
-        "start": '"rise" or "single", see `lms`.',
-        "kind": '"midpoint" or "heun".',
-        "eta": "rate at which noise is replaced; 0 for the ODE, 1 for the reverse SDE.",
-        "s_noise": "factor on the fresh noise; other than 1, the plan is checked for x0 alone.",
-    },
-    "ValueError: an option outside of these; a grid that `check_grid` refuses.",
-)
+Clock = Literal["rho", "flow"] | None
+Form = Literal["exact", "compat"]
+Kind = Literal["midpoint", "heun"]
+Orders = ArrayLike | None
+Start = Literal["rise", "single"]
+
+ARGUMENTS = {
+    "schedule": "any schedule.",
+    "grid": "[N+1] model times from noisy to clean.",
+    "clock": '"rho", "flow" or None: "flow" where alpha + sigma = 1 on the grid, else "rho".',
+    "order": "1 to 4.",
+    "orders": "[N] orders of the steps, each at most the method's and what is remembered.",
+    "start": '"rise" or "single", see `lms`.',
+    "form": '"exact" or "compat".',
+    "kind": '"midpoint" or "heun".',
+    "r": "place of the second call within the step, in h; in (0, 1].",
+    "r1": "place of the second call within the step, in h; 0 < r1 < r2 <= 1.",
+    "r2": "place of the third.",
+    "c2": "place of the second call within the step, in h; in (0, 1].",
+    "c3": "place of the third, likewise.",
+    "eta": "rate at which noise is replaced, 0 and up; 0 for the ODE, 1 for the reverse SDE.",
+    "s_noise": "factor on the fresh noise, 0 and up; other than 1, the plan is checked for x0 "
+    "alone.",
+}
+GRID = "a grid that `check_grid` refuses."
+ERRORS = f"ValueError: an option outside of these; {GRID}"
+
+builder = documented(ARGUMENTS, ERRORS)
+plain_builder = documented(ARGUMENTS, f"ValueError: {GRID}")
+ancestral_builder = documented(ARGUMENTS | {"eta": "0 for the ODE to 1 for ancestral."}, ERRORS)

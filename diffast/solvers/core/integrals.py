@@ -5,8 +5,8 @@ Along a trajectory, with s = alpha/sigma and rho = sigma/alpha, for any alpha an
     data:   d(x/sigma) = x0 ds            noise:   d(x/alpha) = eps drho
 
 so a step is an integral of remembered estimates. A method is a polynomial through them, in one form
-and one time variable (lam = log s, s itself, or rho). Each integral is written so that it does not
-cancel, for steps of any size: no rounding error grows.
+and one time variable (lam = log s, "snr" s itself, or rho). A step goes from level s to level t.
+Each integral is written so that it does not cancel, for steps of any size: no rounding error grows.
 """
 
 from __future__ import annotations
@@ -45,13 +45,7 @@ def time_at(schedule, clock, value) -> float:
 
 
 def keep(form, s, t) -> float:
-    """Returns the weight of the state at s in the state at t: sigma_t/sigma_s or alpha_t/alpha_s.
-
-    Args:
-        form: "data" or "noise".
-        s: level the step starts from.
-        t: level it ends at.
-    """
+    """Returns the weight of the state at s in that at t: sigma_t / sigma_s or alpha_t / alpha_s."""
     return t.sigma / s.sigma if form == "data" else t.alpha / s.alpha
 
 
@@ -64,13 +58,6 @@ def moments(form, clock, s, t, most) -> list:
         data, snr:    sigma_t       (s_t - s_s)^(k+1) / (k+1)
         noise, lam:  -alpha_t rho_s integral exp(-u) u^k du          (finite at sigma_t = 0)
         noise, rho:   alpha_t       (rho_t - rho_s)^(k+1) / (k+1)
-
-    Args:
-        form: "data" or "noise".
-        clock: "lam", "snr" or "rho".
-        s: level the step starts from.
-        t: level it ends at.
-        most: largest power.
     """
     if form == "data":
         whole = t.alpha - s.alpha * (t.sigma / s.sigma)
@@ -93,11 +80,7 @@ def adams(form, clock, s, others, t, share=1.0) -> list:
     to the first-order weight exactly: the weight of s is that weight minus the others.
 
     Args:
-        form: "data" or "noise".
-        clock: "lam", "snr" or "rho".
-        s: level the step starts from.
         others: up to three more levels, all apart; t itself may be one (a corrector).
-        t: level the step ends at.
         share: factor on the quadratic's second moment.
     """
     whole, *rest = moments(form, clock, s, t, len(others))
@@ -117,14 +100,19 @@ def adams(form, clock, s, others, t, share=1.0) -> list:
     return weights
 
 
+def _series(k, h, ratio):
+    """Returns the sum over j of h^(k+1) ratio^j k! / (k+1+j)!."""
+    term, total = h ** (k + 1) / (k + 1), 0.0
+    for j in range(k + 2, k + 24):
+        total += term
+        term *= ratio / j
+    return total
+
+
 def _rising(k, h):
     """Returns the integral of exp(-(h - u)) u^k over 0..h, which is k! h^(k+1) phi_(k+1)(-h)."""
     if h < 1.0:
-        term, total = h ** (k + 1) / (k + 1), 0.0
-        for j in range(k + 2, k + 24):
-            total += term
-            term *= -h / j
-        return total
+        return _series(k, h, -h)
     value = -math.expm1(-h)
     for power in range(1, k + 1):
         value = h**power - power * value
@@ -134,11 +122,7 @@ def _rising(k, h):
 def _falling(k, h):
     """Returns the integral of exp(-u) u^k over 0..h; k! at h = inf."""
     if h < 1.0:
-        term, total = h ** (k + 1) / (k + 1), 0.0
-        for j in range(k + 2, k + 24):
-            total += term
-            term *= h / j
-        return math.exp(-h) * total
+        return math.exp(-h) * _series(k, h, h)
     if h == np.inf:
         return float(math.factorial(k))
     value = -math.expm1(-h)

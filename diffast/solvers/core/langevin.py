@@ -41,12 +41,7 @@ class Step(NamedTuple):
 
 
 def step(friction: float, length: float) -> Step:
-    """Returns the numbers of one step, each to a relative error below 1e-13, however short it is.
-
-    Args:
-        friction: g, positive.
-        length: e, positive.
-    """
+    """Returns the numbers of a step of g > 0, to a relative error below 1e-13 for every e > 0."""
     x = friction * length
     fall = -np.expm1(-x)  # 1 - q
     cube = _cube(x)
@@ -54,14 +49,8 @@ def step(friction: float, length: float) -> Step:
     shared = fall**2 / np.sqrt(2.0 * x**3 * cube)
     # of 1 - q^2 at least a quarter is left
     own = np.sqrt(-np.expm1(-2.0 * x) - shared**2)
-    return Step(
-        keep=float(np.exp(-x)),
-        drift=float(length * phi(1, x)),
-        push=float(length**2 * phi(2, x)),
-        state_noise=float(state),
-        shared_noise=float(shared),
-        own_noise=float(own),
-    )
+    numbers = np.exp(-x), length * phi(1, x), length**2 * phi(2, x), state, shared, own
+    return Step(*map(float, numbers))
 
 
 def _cube(x: float) -> float:

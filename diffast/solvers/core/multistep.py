@@ -54,8 +54,6 @@ def build(
     x0 as a polynomial in alpha/sigma, which is smooth there.
 
     Args:
-        schedule: any schedule.
-        grid: [N+1] model times from noisy to clean.
         name: the plan's name, and the builder's in errors.
         order: most estimates a step uses, 1 to 4.
         form: "data" (x0 is remembered) or "noise" (the slope of x/alpha in sigma/alpha).
@@ -64,7 +62,6 @@ def build(
         correct: the same for a corrector, which has t as the last of others; None: there is none.
         corrected: [N] bools, whether the state after each step is corrected.
         orders: [N] orders of the steps; None: as many as are remembered.
-        start: "rise" or "single".
         opening: (rows, schedule, n, grid, s, t) -> whether it has added the rows of step n itself,
             after the call at s. It is called for steps that could be of `form`, without corrector.
         check: how the plan checks itself.
@@ -75,7 +72,9 @@ def build(
     grid = check_grid(schedule, grid)
     short = name.partition("(")[0]
     wanted = check_orders(short, orders, order, len(grid) - 1)
-    single = _check_start(short, start, orders) == "single"
+    single = check_choice(short, "start", start, ("rise", "single")) == "single"
+    if single and orders is not None:
+        raise ValueError(f"{short}: start = 'single', but it must be 'rise' where orders are given")
     walk = _Walk(schedule, grid, form, clock, single)
     walk.rules = {"predict": predict, "correct": correct}
     walk.single_calls = (order - 1 if correct is None else order) if single else 0
@@ -131,9 +130,13 @@ class _Walk:
         """Returns the state at s: as it is, or corrected by its own estimate, that of stage i."""
         if self.pending is None:
             return {X: 1.0}
-        rule, pending = self.rule("correct", self.pending[1]), self.pending
+        kind, ticks, before, used = self.pending
         self.pending = None
-        return _corrected(pending, i, s, rule)
+        stages, nodes = zip(*used, strict=True)
+        state = {X: keep(kind, before, s)}
+        weights = self.rule("correct", ticks)(kind, ticks, before, [*nodes[1:], s], s)
+        add_to(state, [*stages, i], weights)
+        return state
 
     def _add_regular(self, n, i, state, used, first_order):
         """Adds the one call of step n, which uses the estimates of stage i and those."""
@@ -159,10 +162,8 @@ def check_orders(name, orders, most, steps) -> list:
     """Returns the order of each step, [steps] ints.
 
     Args:
-        name: the builder's, for errors.
         orders: [steps] ints, or None for as many as are remembered.
         most: the method's order.
-        steps: number of grid intervals.
 
     Raises:
         ValueError: another count, or an order that is not a whole number from 1 to the least of
@@ -184,11 +185,7 @@ def check_orders(name, orders, most, steps) -> list:
 
 
 def check_order(name, order, most) -> int:
-    """Returns the order as an int.
-
-    Raises:
-        ValueError: unless it is a whole number from 1 to most.
-    """
+    """Returns the order as an int; ValueError unless it is a whole number from 1 to most."""
     try:
         whole = operator.index(order)
     except TypeError:
@@ -199,21 +196,11 @@ def check_order(name, order, most) -> int:
 
 
 def check_choice(name, option, value, choices) -> str:
-    """Returns the value.
-
-    Raises:
-        ValueError: unless it is one of the choices.
-    """
+    """Returns the value; ValueError unless it is one of the choices."""
     if value not in choices:
         known = " or ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name}: {option} = {value!r}, but it must be {known}")
     return value
-
-
-def _check_start(name, start, orders):
-    if check_choice(name, "start", start, ("rise", "single")) == "single" and orders is not None:
-        raise ValueError(f"{name}: start = 'single', but it must be 'rise' where orders are given")
-    return start
 
 
 def _way(levels, n, form, clock, single):
@@ -226,15 +213,6 @@ def _fall(s, t):
     """Returns rho_s / rho_t; infinite out of alpha_s = 0 and into sigma_t = 0."""
     low = s.alpha * t.sigma
     return s.sigma * t.alpha / low if low else np.inf
-
-
-def _corrected(pending, i, s, correct):
-    """Returns the state at s corrected: the estimate of stage i is among the others."""
-    kind, ticks, before, used = pending
-    stages, nodes = zip(*used, strict=True)
-    state = {X: keep(kind, before, s)}
-    add_to(state, [*stages, i], correct(kind, ticks, before, [*nodes[1:], s], s))
-    return state
 
 
 def _single_step(rows, schedule, state, step, i, calls):

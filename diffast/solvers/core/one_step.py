@@ -38,10 +38,8 @@ def one_step(name, schedule, grid, methods, clock=None) -> Plan:
 
     Args:
         name: what people call it; the time variable is added.
-        schedule: any schedule, with lam(t) and time(lam).
-        grid: [N+1] model times from noisy to clean.
         methods: a method, or a sequence of N of them.
-        clock: "rho", "flow" or None: "flow" where alpha + sigma = 1 on the grid, else "rho".
+        clock: as `check_clock` takes it.
 
     Raises:
         ValueError: another clock; a grid that `check_grid` refuses.
@@ -97,11 +95,7 @@ def from_slopes(weights, nodes) -> np.ndarray:
 
 
 def check_clock(name, schedule, grid, clock) -> str:
-    """Returns the time variable: the given one, or the one that fits the grid's alpha + sigma.
-
-    Raises:
-        ValueError: another name.
-    """
+    """Returns the time variable: the given one, or the one that fits the grid's alpha + sigma."""
     if clock is None:
         total = schedule.alpha(grid) + schedule.sigma(grid)
         return "flow" if (np.abs(total - 1.0) <= 1e-14).all() else "rho"
@@ -134,7 +128,6 @@ def block_rows(schedule, clock, times, gain):
     """Returns keep [N, k] and weights [N, k, k] on (x_s; d_0 ... d_{k-1}) of blocks of k calls.
 
     Args:
-        schedule: any schedule.
         clock: the time variable of all N blocks.
         times: [N, k+1] start, inner calls, end.
         gain: [N, k, k-1], see `one_step`.
@@ -152,9 +145,6 @@ def plan_of_blocks(name, schedule, grid, blocks) -> Plan:
     """Returns the plan of blocks (times [k], keep [k], weights [k, k]); y is the block's start.
 
     Args:
-        name: what people call it.
-        schedule: any schedule.
-        grid: [N+1] checked.
         blocks: in order; row i of weights makes x after call i, the last row ends the block.
     """
     stages = Stages(schedule, grid[0])
@@ -164,14 +154,3 @@ def plan_of_blocks(name, schedule, grid, blocks) -> Plan:
             row = {"y": keep[i], **entries(weights[i, i::-1])}
             stages.add(time, to, row, y="x" if i + 1 == len(times) else "keep")
     return stages.plan(name, len(grid) - 1)
-
-
-def check_ratio(name, option, value) -> float:
-    """Returns value, the place of an inner call within its step.
-
-    Raises:
-        ValueError: value outside (0, 1].
-    """
-    if not 0 < value <= 1:
-        raise ValueError(f"{name}: {option} = {value}, but it must lie in (0, 1]")
-    return float(value)

@@ -7,35 +7,21 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from diffast._namespace import attributes, listing, lookup
-from diffast.solvers.embedded.controllers import pid as pid
-from diffast.solvers.embedded.controllers import plain as plain
-from diffast.solvers.embedded.controllers import proportional_integral as proportional_integral
-from diffast.solvers.embedded.dpm import DPM as DPM
-from diffast.solvers.embedded.ggf import GGF as GGF
-from diffast.solvers.embedded.ggf import EulerHeun as EulerHeun
+from diffast.solvers.embedded.controllers import pid, plain, proportional_integral
+from diffast.solvers.embedded.dpm import DPM
+from diffast.solvers.embedded.ggf import GGF, EulerHeun
 from diffast.solvers.embedded.grid import GridCall as GridCall
-from diffast.solvers.embedded.grid import on_grid as on_grid
+from diffast.solvers.embedded.grid import on_grid
 from diffast.solvers.embedded.grid import on_grid_rows as on_grid_rows
-from diffast.solvers.embedded.pec import PEC as PEC
-from diffast.solvers.embedded.runge_kutta import RungeKutta as RungeKutta
-from diffast.solvers.embedded.solver import EmbeddedSolver as EmbeddedSolver
+from diffast.solvers.embedded.pec import PEC
+from diffast.solvers.embedded.runge_kutta import RungeKutta
+from diffast.solvers.embedded.solver import EmbeddedSolver
 from diffast.solvers.embedded.solver import Node as Node
 from diffast.solvers.embedded.solver import Step as Step
 from diffast.solvers.embedded.time_variable import TimeVariable as TimeVariable
 
-__all__ = [
-    "DPM",
-    "GGF",
-    "PEC",
-    "EmbeddedSolver",
-    "EulerHeun",
-    "RungeKutta",
-    "get",
-    "on_grid",
-    "pid",
-    "plain",
-    "proportional_integral",
-]
+__all__ = ["DPM", "GGF", "PEC", "EmbeddedSolver", "EulerHeun", "RungeKutta", "get", "on_grid"]
+__all__ += ["pid", "plain", "proportional_integral"]
 
 EMBEDDED: dict[str, Callable[..., EmbeddedSolver]] = {
     "pec": PEC,

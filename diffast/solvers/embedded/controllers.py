@@ -87,21 +87,13 @@ def pid(
         accept_safety: least factor of an accepted step.
         changes: other numbers, by name.
     """
-    return (
-        PLAIN
-        | {
-            "threshold": accept_safety,
-            "safety": 1.0,
-            "error_power": (pcoeff + icoeff + dcoeff) / order,
-            "before_power": (pcoeff + 2.0 * dcoeff) / order,
-            "before2_power": dcoeff / order,
-            "least": 0.0,
-            "most": math.inf,
-            "error_eps": 1e-8,
-            "by_factor": 1,
-        }
-        | changes
-    )
+    powers = {
+        "error_power": (pcoeff + icoeff + dcoeff) / order,
+        "before_power": (pcoeff + 2.0 * dcoeff) / order,
+        "before2_power": dcoeff / order,
+    }
+    free = {"threshold": accept_safety, "safety": 1.0, "least": 0.0, "most": math.inf}
+    return PLAIN | free | powers | {"error_eps": 1e-8, "by_factor": 1} | changes
 
 
 # Controllers that a run may choose by name, whatever its method: without the method's numbers.

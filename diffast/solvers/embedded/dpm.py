@@ -6,14 +6,7 @@ from typing import Any
 
 from diffast.solvers.core.phi import h_phi_2
 from diffast.solvers.embedded.controllers import proportional_integral
-from diffast.solvers.embedded.solver import (
-    EmbeddedSolver,
-    Node,
-    Row,
-    Step,
-    check_positive,
-    check_tolerances,
-)
+from diffast.solvers.embedded.solver import EmbeddedSolver, Node, Row, Step
 from diffast.solvers.ode.singlestep import PLACES
 
 
@@ -67,10 +60,8 @@ class DPM(EmbeddedSolver):
             raise ValueError(f"dpm: order = {order}, but it must be 2 or 3")
         if not 0.0 <= eta <= 1.0:
             raise ValueError(f"dpm: eta = {eta}, but it must lie in [0, 1]")
-        check_tolerances("dpm", rtol, atol)
-        check_positive("dpm", step=step)
-        self.order, self.rtol, self.atol, self.step, self.error_norm = order, rtol, atol, step, norm
-        self.eta, self.lam_end, self.s_noise = eta, lam_end, s_noise
+        self._keep("dpm", rtol, atol, step, norm)
+        self.order, self.eta, self.lam_end, self.s_noise = order, eta, lam_end, s_noise
         self.noise = "state" if eta else "none"
         self.name = f"dpm_{order - 1}{order}"
         self.fractions = PLACES[order]

@@ -5,14 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffast.solvers.embedded.controllers import PLAIN, gotta_go_fast
-from diffast.solvers.embedded.solver import (
-    EmbeddedSolver,
-    Node,
-    Row,
-    Step,
-    check_positive,
-    check_tolerances,
-)
+from diffast.solvers.embedded.solver import EmbeddedSolver, Node, Row, Step
 
 
 class GGF(EmbeddedSolver):
@@ -64,9 +57,7 @@ class GGF(EmbeddedSolver):
         step: float = 0.01,
     ):
         """Checks the options and settles the step-size rule."""
-        check_tolerances(self.name, rtol, atol)
-        check_positive(self.name, r=r, theta=theta, step=step)
-        self.rtol, self.atol, self.error_norm, self.step = rtol, atol, norm, step
+        self._keep(self.name, rtol, atol, step, norm, r=r, theta=theta)
         self.extrapolate, self.previous, self.lamba = extrapolate, previous, lamba
         self.noise = "state" if lamba else "input"
         self.carried = ("prev",) if previous else ()

@@ -12,15 +12,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffast.solvers.core.multistep import check_choice
 from diffast.solvers.embedded.controllers import proportional_integral
-from diffast.solvers.embedded.solver import (
-    EmbeddedSolver,
-    Node,
-    Row,
-    Step,
-    check_positive,
-    check_tolerances,
-)
+from diffast.solvers.embedded.solver import EmbeddedSolver, Node, Row, Step
 from diffast.solvers.ode.runge_kutta import TABLEAUS
 
 
@@ -53,13 +47,10 @@ class RungeKutta(EmbeddedSolver):
         """Checks the options and settles the step-size rule."""
         if name not in TABLEAUS:
             raise ValueError(f"runge_kutta: name = {name!r}, but these are known: {[*TABLEAUS]}")
-        if clock not in ("rho", "flow"):
-            raise ValueError(f"{name}: clock = {clock!r}, but it must be 'rho' or 'flow'")
-        check_tolerances(name, rtol, atol)
-        check_positive(name, step=step)
+        check_choice(name, "clock", clock, ("rho", "flow"))
+        self._keep(name, rtol, atol, step, norm)
         self.tableau = tableau = TABLEAUS[name]
-        self.name, self.time_variable, self.step, self.error_norm = name, clock, step, norm
-        self.rtol, self.atol, self.starts_at_noise = rtol, atol, clock == "flow"
+        self.name, self.time_variable, self.starts_at_noise = name, clock, clock == "flow"
         self.fractions = (*tableau.nodes, 1.0)
         self.controller = proportional_integral(tableau.order)
 

@@ -32,11 +32,11 @@ grid, and an array module that records operations.
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from diffast.plan.registers import ERROR, D, X, Y
+from diffast.solvers.core.noise_split import check_eta
 
 # The functions of the array module that rows, `reach` and the bridge may call, and the comparisons
 # of rows and `reach`. The bridge also uses <=, == and &.
@@ -142,6 +142,19 @@ class EmbeddedSolver:
     atol: Any
     rtol: Any
 
+    def _keep(self, name: str, rtol: Any, atol: Any, step: float, norm: str, **more: float):
+        """Checks and keeps numbers that most solvers have; more of them have to be above 0.
+
+        Raises:
+            ValueError: a tolerance negative or endless, or both 0; another number not above 0.
+        """
+        check_eta(name, rtol, "rtol")
+        check_eta(name, atol, "atol")
+        if rtol == 0.0 == atol:
+            raise ValueError(f"{name}: rtol = 0 and atol = 0, but no step has an error of 0")
+        check_positive(name, **more, step=step)
+        self.rtol, self.atol, self.step, self.error_norm = rtol, atol, step, norm
+
     @property
     def calls(self) -> int:
         """Returns the number of network calls of a step beside call 0."""
@@ -192,12 +205,3 @@ def check_positive(name: str, **numbers: float) -> None:
     for option, value in numbers.items():
         if not value > 0.0:
             raise ValueError(f"{name}: {option} = {value}, but it must be above 0")
-
-
-def check_tolerances(name: str, rtol: float, atol: float) -> None:
-    """Raises ValueError for a negative or endless tolerance, or if both are 0."""
-    for option, value in (("rtol", rtol), ("atol", atol)):
-        if not 0.0 <= value < math.inf:
-            raise ValueError(f"{name}: {option} = {value}, but it must be finite and not negative")
-    if rtol == 0.0 == atol:
-        raise ValueError(f"{name}: rtol = 0 and atol = 0, but no step has an error of 0")

@@ -8,10 +8,11 @@ from numpy.typing import ArrayLike
 from diffast.grids import check_grid
 from diffast.plan import Plan, one_call_plan
 from diffast.schedules import Schedule
-from diffast.solvers.core.docs import builder
+from diffast.solvers.core.docs import builder, plain_builder
+from diffast.solvers.core.noise_split import first_order_plan, shared
 
 
-@builder
+@plain_builder
 def lcm(schedule: Schedule, grid: ArrayLike) -> Plan:
     """Returns multistep consistency sampling: x_t = alpha_t d_s + sigma_t z. 1 call a step.
 
@@ -21,9 +22,6 @@ def lcm(schedule: Schedule, grid: ArrayLike) -> Plan:
     since x0 estimates at the clean end are samples only if the network maps to samples. The same as
     `ddim` with eta = 1 from pure noise (alpha_s = 0), and a flow's "stochastic sampling" in
     diffusers.
-
-    Raises:
-        ValueError: a grid that `check_grid` refuses.
     """
     grid = check_grid(schedule, grid)
     alpha, sigma = schedule.alpha(grid[1:]), schedule.sigma(grid[1:])
@@ -48,9 +46,6 @@ def tcd(schedule: Schedule, grid: ArrayLike, gamma: float = 0.3) -> Plan:
 
     Args:
         gamma: 0 for no fresh noise to 1 for all that time 0 leaves.
-
-    Raises:
-        ValueError: gamma outside [0, 1]; a grid that `check_grid` refuses.
     """
     if not 0 <= gamma <= 1:
         raise ValueError(f"tcd: gamma = {gamma}, but it must lie in [0, 1]")
@@ -65,8 +60,5 @@ def tcd(schedule: Schedule, grid: ArrayLike, gamma: float = 0.3) -> Plan:
     noisy = sigma[1:] > 0.0
     share[noisy] = (schedule.sigma(inner) * alpha[1:])[noisy]
     share[noisy] /= (schedule.alpha(inner) * sigma[1:])[noisy]
-    share = np.minimum(share, 1.0)
-    keep = sigma[1:] * share / sigma[:-1]
-    up = sigma[1:] * np.sqrt((1.0 - share) * (1.0 + share))
-    x = {"x": keep, "d": alpha[1:] - alpha[:-1] * keep, "z1": up}
-    return one_call_plan(f"tcd(gamma={gamma:g})", schedule, grid, x)
+    split = shared(sigma[1:], np.minimum(share, 1.0))
+    return first_order_plan(f"tcd(gamma={gamma:g})", schedule, grid, lambda *ends: split)

@@ -15,54 +15,34 @@ large when N grows: from t = 1 in even times the error falls as N^-2 at best.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import ArrayLike
 
+from diffast.grids.checks import check_share
 from diffast.plan import Plan
 from diffast.schedules import Schedule
-from diffast.solvers.core.docs import builder
-from diffast.solvers.core.one_step import check_ratio, one_step
+from diffast.solvers.core.docs import Clock, builder
+from diffast.solvers.core.one_step import one_step
 from diffast.solvers.core.phi import phi
 
 
 @builder
-def res_2s(
-    schedule: Schedule,
-    grid: ArrayLike,
-    c2: float = 0.5,
-    clock: Literal["rho", "flow"] | None = None,
-) -> Plan:
+def res_2s(schedule: Schedule, grid: ArrayLike, c2: float = 0.5, clock: Clock = None) -> Plan:
     """Returns the two-stage exponential method, "RES 2S". Order 2, 2 calls a step.
 
     a_21 = c2 phi_1(-c2 h); b_2 = phi_2 / c2 (Hochbruck & Ostermann 2005, "Explicit exponential
     Runge-Kutta methods for semilinear parabolic problems", section 5.1; Zhang et al. 2023,
     "Improved order analysis and design of exponential integrator for diffusion models sampling"):
     the line through both estimates integrated exactly, for any h.
-
-    Args:
-        c2: place of the second call within the step, in h.
-
-    Raises:
-        ValueError: c2 outside (0, 1]; another clock; a grid that `check_grid` refuses.
     """
-    c2 = check_ratio("res_2s", "c2", c2)
-
-    def method(ratio):
-        h = -np.log(ratio)
-        return _nodes(ratio, c2), _lower(h, [], [phi(2, h) / c2])
-
+    c2 = check_share("res_2s", "c2", c2)
+    method = _method((c2,), lambda h: ([phi(2, h) / c2],))
     return one_step("res_2s", schedule, grid, method, clock)
 
 
 @builder
 def res_3s(
-    schedule: Schedule,
-    grid: ArrayLike,
-    c2: float = 1 / 3,
-    c3: float = 2 / 3,
-    clock: Literal["rho", "flow"] | None = None,
+    schedule: Schedule, grid: ArrayLike, c2: float = 1 / 3, c3: float = 2 / 3, clock: Clock = None
 ) -> Plan:
     """Returns the three-stage exponential method, "RES 3S". Order 3, 3 calls a step.
 
@@ -73,15 +53,11 @@ def res_3s(
     (Hochbruck & Ostermann 2005, section 5.2, with 2 (gamma c2 + c3) = 3 (gamma c2^2 + c3^2); for
     c3 = 2/3 gamma is 0, and b_2 with it.) Fulfils their order conditions for any h.
 
-    Args:
-        c2: place of the second call within the step, in h.
-        c3: place of the third.
-
     Raises:
-        ValueError: c2 or c3 outside (0, 1]; c2 = c3 or c2 = 2/3 where c3 is not 2/3, for which the
-            order conditions have no solution; another clock; a grid that `check_grid` refuses.
+        ValueError: an option outside of these; c2 = c3 or c2 = 2/3 where c3 is not 2/3, for which
+            the order conditions have no solution; a grid that `check_grid` refuses.
     """
-    c2, c3 = check_ratio("res_3s", "c2", c2), check_ratio("res_3s", "c3", c3)
+    c2, c3 = check_share("res_3s", "c2", c2), check_share("res_3s", "c3", c3)
     if c3 == 2 / 3:
         gamma = 0.0
     elif c2 in (c3, 2 / 3):
@@ -89,38 +65,31 @@ def res_3s(
     else:
         gamma = (3.0 * c3**2 - 2.0 * c3) / ((2.0 - 3.0 * c2) * c2)
 
-    def method(ratio):
-        h = -np.log(ratio)
+    def rows(h):
         a32 = gamma * c2 * phi(2, c2 * h) + c3**2 / c2 * phi(2, c3 * h)
         b3 = phi(2, h) / (gamma * c2 + c3)
-        return _nodes(ratio, c2, c3), _lower(h, [], [a32], [gamma * b3, b3])
+        return [a32], [gamma * b3, b3]
 
-    return one_step("res_3s", schedule, grid, method, clock)
+    return one_step("res_3s", schedule, grid, _method((c2, c3), rows), clock)
 
 
 @builder
-def etdrk3(
-    schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None
-) -> Plan:
+def etdrk3(schedule: Schedule, grid: ArrayLike, clock: Clock = None) -> Plan:
     """Returns ETD3RK, which is Kutta's third-order method as h -> 0. Order 3, 3 calls a step.
 
     c = (1/2, 1), a_32 = 2 phi_1; b_2 = 4 phi_2 - 8 phi_3, b_3 = 4 phi_3 - phi_2
     (Cox & Matthews 2002, eq. 23-25).
     """
 
-    def method(ratio):
-        h = -np.log(ratio)
+    def rows(h):
         line, bend = phi(2, h), phi(3, h)
-        last = [4.0 * line - 8.0 * bend, 4.0 * bend - line]
-        return _nodes(ratio, 0.5, 1.0), _lower(h, [], [2.0 * phi(1, h)], last)
+        return [2.0 * phi(1, h)], [4.0 * line - 8.0 * bend, 4.0 * bend - line]
 
-    return one_step("etdrk3", schedule, grid, method, clock)
+    return one_step("etdrk3", schedule, grid, _method((0.5, 1.0), rows), clock)
 
 
 @builder
-def etdrk4(
-    schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None
-) -> Plan:
+def etdrk4(schedule: Schedule, grid: ArrayLike, clock: Clock = None) -> Plan:
     """Returns ETD4RK, which is the classical method as h -> 0. Order 4, 4 calls a step.
 
         c = (1/2, 1/2, 1),      a_32 = phi_1(-h/2) / 2,      a_42 = 0,      a_43 = phi_1(-h/2)
@@ -129,18 +98,15 @@ def etdrk4(
     (Cox & Matthews 2002, eq. 26-29).
     """
 
-    def method(ratio):
-        h = -np.log(ratio)
+    def rows(h):
         half = phi(1, 0.5 * h)
-        return _nodes(ratio, 0.5, 0.5, 1.0), _lower(h, [], [0.5 * half], [0.0, half], _simpson(h))
+        return [0.5 * half], [0.0, half], _simpson(h)
 
-    return one_step("etdrk4", schedule, grid, method, clock)
+    return one_step("etdrk4", schedule, grid, _method((0.5, 0.5, 1.0), rows), clock)
 
 
 @builder
-def krogstad4(
-    schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None
-) -> Plan:
+def krogstad4(schedule: Schedule, grid: ArrayLike, clock: Clock = None) -> Plan:
     """Returns Krogstad's ETDRK4-B, the classical method as h -> 0. Order 4, 4 calls a step.
 
     c = (1/2, 1/2, 1), a_32 = phi_2(-h/2), a_42 = 0, a_43 = 2 phi_2, and the b of `etdrk4`
@@ -148,12 +114,10 @@ def krogstad4(
     order in place of first, so smaller errors at large h.
     """
 
-    def method(ratio):
-        h = -np.log(ratio)
-        rows = [], [phi(2, 0.5 * h)], [0.0, 2.0 * phi(2, h)], _simpson(h)
-        return _nodes(ratio, 0.5, 0.5, 1.0), _lower(h, *rows)
+    def rows(h):
+        return [phi(2, 0.5 * h)], [0.0, 2.0 * phi(2, h)], _simpson(h)
 
-    return one_step("krogstad4", schedule, grid, method, clock)
+    return one_step("krogstad4", schedule, grid, _method((0.5, 0.5, 1.0), rows), clock)
 
 
 def _simpson(h):
@@ -163,15 +127,19 @@ def _simpson(h):
     return [middle, middle, 4.0 * bend - line]
 
 
-def _nodes(ratio, *places):
-    """Returns exp(-c h) [N, m], exactly ratio where c = 1."""
-    return ratio[:, None] ** np.array(places)
+def _method(places, rows):
+    """Returns the method, see `one_step`: calls at those parts c of h, and h times rows(h).
 
+    Left out are the weights of the first estimate, and the row of the second call, which has no
+    other.
+    """
 
-def _lower(h, *rows):
-    """Returns gain [N, m+1, m], see `one_step`: h times rows that leave out their first weight."""
-    out = np.zeros((len(h), len(rows), len(rows) - 1))
-    for i, row in enumerate(rows):
-        for j, weight in enumerate(row):
-            out[:, i, j] = h * weight
-    return out
+    def method(ratio):
+        h = -np.log(ratio)
+        gain = np.zeros((len(h), len(places) + 1, len(places)))
+        for i, row in enumerate(rows(h), 1):
+            for j, weight in enumerate(row):
+                gain[:, i, j] = h * weight
+        return ratio[:, None] ** np.array(places), gain  # exactly ratio where c = 1
+
+    return method

@@ -14,15 +14,15 @@ noise: its rate is 1/q. Exponential methods have no such bound.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from diffast.grids.checks import check_share
 from diffast.plan import Plan
 from diffast.schedules import Schedule
-from diffast.solvers.core.docs import builder
-from diffast.solvers.core.one_step import check_ratio, from_slopes, one_step
+from diffast.solvers.core.docs import Clock, builder
+from diffast.solvers.core.one_step import from_slopes, one_step
 
 # Largest rounding of a row sum; the entries go up to 30.
 TOLERANCE = 2e-14
@@ -149,9 +149,7 @@ TABLEAUS = {"bosh3": BOSH3, "dopri5": DOPRI5, "tsit5": TSIT5}
 
 
 @builder
-def midpoint(
-    schedule: Schedule, grid: ArrayLike, r: float = 0.5, clock: Literal["rho", "flow"] | None = None
-) -> Plan:
+def midpoint(schedule: Schedule, grid: ArrayLike, r: float = 0.5, clock: Clock = None) -> Plan:
     """Returns the two-stage method with its second call at q_s + r Delta. Order 2, 2 calls a step.
 
     b = (1 - 1/(2r), 1/(2r)), all there are of order 2 with two stages: r = 1/2 is the midpoint
@@ -160,16 +158,13 @@ def midpoint(
     by the clock "flow", into sigma_t = 0 it is Euler's, one call.
 
     Args:
-        r: place of the second call, as a share of the step in the time variable.
-
-    Raises:
-        ValueError: r outside (0, 1]; another clock; a grid that `check_grid` refuses.
+        r: place of the second call, as a share of the step in the time variable; in (0, 1].
     """
-    return one_step("midpoint", schedule, grid, _two_stages(check_ratio("midpoint", "r", r)), clock)
+    return one_step("midpoint", schedule, grid, _two_stages(check_share("midpoint", "r", r)), clock)
 
 
 @builder
-def bosh3(schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None) -> Plan:
+def bosh3(schedule: Schedule, grid: ArrayLike, clock: Clock = None) -> Plan:
     """Returns Bogacki and Shampine's method with fixed steps. Order 3, 3 calls a step.
 
     Bogacki & Shampine 1989, "A 3(2) pair of Runge-Kutta formulas"; its fourth stage serves the
@@ -179,7 +174,7 @@ def bosh3(schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | N
 
 
 @builder
-def rk4(schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None) -> Plan:
+def rk4(schedule: Schedule, grid: ArrayLike, clock: Clock = None) -> Plan:
     """Returns the classical Runge-Kutta method. Order 4, 4 calls a step.
 
     Kutta 1901. Two calls in the middle, one at the end of the step. Out of alpha_s = 0 and into
@@ -189,9 +184,7 @@ def rk4(schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | Non
 
 
 @builder
-def dopri5(
-    schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None
-) -> Plan:
+def dopri5(schedule: Schedule, grid: ArrayLike, clock: Clock = None) -> Plan:
     """Returns Dormand and Prince's method with fixed steps. Order 5, 6 calls a step.
 
     Dormand & Prince 1980, "A family of embedded Runge-Kutta formulae", RK5(4)7M; its seventh stage
@@ -202,7 +195,7 @@ def dopri5(
 
 
 @builder
-def tsit5(schedule: Schedule, grid: ArrayLike, clock: Literal["rho", "flow"] | None = None) -> Plan:
+def tsit5(schedule: Schedule, grid: ArrayLike, clock: Clock = None) -> Plan:
     """Returns Tsitouras' method with fixed steps. Order 5, 6 calls a step.
 
     Tsitouras 2011, "Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying

@@ -25,13 +25,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
+from diffast.grids.checks import check_share
 from diffast.plan import Plan
 from diffast.schedules import Schedule
-from diffast.solvers.core.docs import builder
+from diffast.solvers.core.docs import Clock, Kind, Orders, builder
+from diffast.solvers.core.multistep import check_choice
 from diffast.solvers.core.one_step import (
     block_rows,
     check_clock,
-    check_ratio,
     clock_level,
     clock_of_step,
     euler_method,
@@ -45,24 +46,18 @@ from diffast.solvers.core.phi import phi
 # and 2), by order. diffast/solvers/embedded/dpm.py has its nodes and weights from them, too.
 PLACES = {2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 
+KINDS = ("midpoint", "heun")
+
 
 @builder
-def dpm_solver_2s(
-    schedule: Schedule, grid: ArrayLike, r: float = 0.5, clock: Literal["rho", "flow"] | None = None
-) -> Plan:
+def dpm_solver_2s(schedule: Schedule, grid: ArrayLike, r: float = 0.5, clock: Clock = None) -> Plan:
     """Returns DPM-Solver-2, the noise form. Order 2, 2 calls a step.
 
     Lu et al. 2022, algorithm 1 (r = 1/2) and 4 (any r): a call at h r, D1 = (f_1 - f_s) / r, and
     (exp(h) - 1) / 2 in place of h phi_2(h). Into sigma_t = 0 Euler's step, as k-diffusion; out of
     alpha_s = 0 by the clock "flow".
-
-    Args:
-        r: place of the second call within the step, in h.
-
-    Raises:
-        ValueError: r outside (0, 1]; another clock; a grid that `check_grid` refuses.
     """
-    method = _method("noise", "midpoint", check_ratio("dpm_solver_2s", "r", r))
+    method = _method("noise", "midpoint", check_share("dpm_solver_2s", "r", r))
     return one_step("dpm_solver_2s", schedule, grid, method, clock)
 
 
@@ -72,8 +67,8 @@ def dpm_solver_3s(
     grid: ArrayLike,
     r1: float = 1 / 3,
     r2: float = 2 / 3,
-    kind: Literal["midpoint", "heun"] = "midpoint",
-    clock: Literal["rho", "flow"] | None = None,
+    kind: Kind = "midpoint",
+    clock: Clock = None,
 ) -> Plan:
     """Returns DPM-Solver-3, the noise form. Order 3 for r2 = 2/3, else 2; 3 calls a step.
 
@@ -85,35 +80,20 @@ def dpm_solver_3s(
 
     f_1 comes from an Euler step, so order 3 asks that its weight vanish as h -> 0: r2 = 2/3, in
     either kind. Into sigma_t = 0 and out of alpha_s = 0: see `dpm_solver_2s`.
-
-    Args:
-        r1: place of the second call within the step, in h.
-        r2: place of the third.
-
-    Raises:
-        ValueError: not 0 < r1 < r2 <= 1; another kind or clock; a grid that `check_grid` refuses.
     """
     method = _third("dpm_solver_3s", "noise", kind, r1, r2)
     return one_step("dpm_solver_3s", schedule, grid, method, clock)
 
 
 @builder
-def dpmpp_2s(
-    schedule: Schedule, grid: ArrayLike, r: float = 0.5, clock: Literal["rho", "flow"] | None = None
-) -> Plan:
+def dpmpp_2s(schedule: Schedule, grid: ArrayLike, r: float = 0.5, clock: Clock = None) -> Plan:
     """Returns DPM-Solver++(2S), the data form. Order 2, 2 calls a step.
 
     Lu et al. 2022, "DPM-Solver++", algorithm 1: a call at h r, D1 = (d_1 - d_s) / r, and
     (1 - exp(-h)) / 2 in place of h phi_2(-h); `res_2s` has the latter. Into sigma_t = 0 Euler's
     step, as k-diffusion; out of alpha_s = 0 by the clock "flow".
-
-    Args:
-        r: place of the second call within the step, in h.
-
-    Raises:
-        ValueError: r outside (0, 1]; another clock; a grid that `check_grid` refuses.
     """
-    method = _method("data", "midpoint", check_ratio("dpmpp_2s", "r", r))
+    method = _method("data", "midpoint", check_share("dpmpp_2s", "r", r))
     return one_step("dpmpp_2s", schedule, grid, method, clock)
 
 
@@ -123,8 +103,8 @@ def dpmpp_3s(
     grid: ArrayLike,
     r1: float = 1 / 3,
     r2: float = 2 / 3,
-    kind: Literal["midpoint", "heun"] = "midpoint",
-    clock: Literal["rho", "flow"] | None = None,
+    kind: Kind = "midpoint",
+    clock: Clock = None,
 ) -> Plan:
     """Returns DPM-Solver++(3S), the data form. Order 3 for r2 = 2/3, else 2; 3 calls a step.
 
@@ -132,13 +112,6 @@ def dpmpp_3s(
     2S). kind "midpoint" has D1 = (d_2 - d_s) / r2 and is `res_3s` for r2 = 2/3; "heun" has the
     parabola, with D2 = 2 ((d_2 - d_s)/r2 - (d_1 - d_s)/r1) / (r2 - r1), the second derivative
     itself. Into sigma_t = 0 and out of alpha_s = 0: see `dpmpp_2s`.
-
-    Args:
-        r1: place of the second call within the step, in h.
-        r2: place of the third.
-
-    Raises:
-        ValueError: not 0 < r1 < r2 <= 1; another kind or clock; a grid that `check_grid` refuses.
     """
     method = _third("dpmpp_3s", "data", kind, r1, r2)
     return one_step("dpmpp_3s", schedule, grid, method, clock)
@@ -161,10 +134,7 @@ def fast_orders(calls: int) -> tuple[int, ...]:
 
 @builder
 def dpm_fast(
-    schedule: Schedule,
-    grid: ArrayLike,
-    orders: ArrayLike | None = None,
-    clock: Literal["rho", "flow"] | None = None,
+    schedule: Schedule, grid: ArrayLike, orders: Orders = None, clock: Clock = None
 ) -> Plan:
     """Returns DPM-Solver-fast: `dpm_solver_3s` steps, then lower orders to use up a budget.
 
@@ -179,10 +149,6 @@ def dpm_fast(
 
     Args:
         orders: N numbers 1, 2 or 3; by default `fast_orders(3 (N-1))`: 3 ... 3, 2, 1.
-
-    Raises:
-        ValueError: orders of another number or kind; another clock; a grid that `check_grid`
-            refuses.
     """
     steps = len(check_grid(schedule, grid)) - 1
     if orders is None:
@@ -201,8 +167,8 @@ def singlestep(
     grid: ArrayLike,
     orders: ArrayLike = 2,
     form: Literal["data", "noise"] = "data",
-    kind: Literal["midpoint", "heun"] = "midpoint",
-    clock: Literal["rho", "flow"] | None = None,
+    kind: Kind = "midpoint",
+    clock: Clock = None,
 ) -> Plan:
     """Returns singlestep DPM-Solver(++) whose inner calls are grid points. One call an interval.
 
@@ -218,17 +184,12 @@ def singlestep(
     interval were a block of 1. Blocks out of alpha_s = 0 go by the clock "flow".
 
     Args:
-        orders: lengths of the blocks, adding up to N; or one number for all, the last block being
-            as long as intervals are left.
+        orders: lengths of the blocks, 1 to 3, adding up to N; or one number for all, the last
+            block being as long as intervals are left.
         form: "data" (dpmsolver++) or "noise" (dpmsolver).
-
-    Raises:
-        ValueError: orders not of 1, 2 and 3 or of another sum; another form, kind or clock; a grid
-            that `check_grid` refuses.
     """
-    if form not in ("data", "noise"):
-        raise ValueError(f"singlestep: form = {form!r}, but it must be 'data' or 'noise'")
-    _check_kind("singlestep", kind)
+    check_choice("singlestep", "form", form, ("data", "noise"))
+    check_choice("singlestep", "kind", kind, KINDS)
     grid = check_grid(schedule, grid)
     ticks = check_clock("singlestep", schedule, grid, clock)
     steps = len(grid) - 1
@@ -272,8 +233,8 @@ def _method(form, kind, *places):
 
 
 def _third(name, form, kind, r1, r2):
-    _check_kind(name, kind)
-    r1, r2 = check_ratio(name, "r1", r1), check_ratio(name, "r2", r2)
+    check_choice(name, "kind", kind, KINDS)
+    r1, r2 = check_share(name, "r1", r1), check_share(name, "r2", r2)
     if not r1 < r2:
         raise ValueError(f"{name}: r2 = {r2}, but it must be above r1 = {r1}")
     return _method(form, kind, r1, r2)
@@ -283,7 +244,6 @@ def _gain(form, kind, kind_inner, ratios):
     """Returns [N, k, k-1] weights of the differences of estimates, see `one_step`.
 
     Args:
-        form: "data" or "noise".
         kind: of the last point.
         kind_inner: of the second of three points.
         ratios: [N, k] q_i / q_s of the points, k <= 3.
@@ -291,10 +251,10 @@ def _gain(form, kind, kind_inner, ratios):
     h = -np.log(ratios)
     count = h.shape[1]
     weights = np.zeros((*h.shape, count - 1))
-    if count == 2:
-        weights[:, 1, 0] = _line(form, kind, h[:, 1]) * h[:, 1] / h[:, 0]
-    elif count == 3:
-        weights[:, 1, 0] = _line(form, kind_inner, h[:, 1]) * h[:, 1] / h[:, 0]
+    if count > 1:
+        line = _line(form, kind if count == 2 else kind_inner, h[:, 1])
+        weights[:, 1, 0] = line * h[:, 1] / h[:, 0]
+    if count == 3:
         r1, r2 = h[:, 0] / h[:, 2], h[:, 1] / h[:, 2]
         line = _line(form, "heun", h[:, 2])
         if kind == "midpoint":
@@ -318,11 +278,6 @@ def _bend(form, h):
     if form == "data":
         return h * phi(3, h)
     return h * (0.5 * phi(1, h) - phi(2, h) + phi(3, h))
-
-
-def _check_kind(name, kind):
-    if kind not in ("midpoint", "heun"):
-        raise ValueError(f"{name}: kind = {kind!r}, but it must be 'midpoint' or 'heun'")
 
 
 def _check_orders(name, orders):

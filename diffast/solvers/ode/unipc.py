@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from diffast.grids import check_grid
 from diffast.plan import Plan
 from diffast.schedules import Schedule
-from diffast.solvers.core.docs import builder
+from diffast.solvers.core.docs import Orders, Start, builder
 from diffast.solvers.core.integrals import adams, moments
 from diffast.solvers.core.multistep import build, check_choice, check_order
 
@@ -23,8 +23,8 @@ def unipc(
     variant: Literal["bh1", "bh2"] = "bh2",
     form: Literal["data", "noise"] = "data",
     corrector: bool | ArrayLike = True,
-    orders: ArrayLike | None = None,
-    start: Literal["rise", "single"] = "rise",
+    orders: Orders = None,
+    start: Start = "rise",
 ) -> Plan:
     """Returns UniPC-p. Order p, with the corrector p + 1 (see start); 1 call a step.
 
@@ -86,19 +86,10 @@ def unipc(
         whole, gain = half(which, clock, s, t)
         return [whole - gain, gain]
 
-    return build(
-        schedule,
-        grid,
-        f"unipc(order={order}, {variant}, {form})",
-        order,
-        form,
-        "lam",
-        predict=predict,
-        correct=correct if any(corrected) else None,
-        corrected=corrected,
-        orders=orders,
-        start=start,
-    )
+    name = f"unipc(order={order}, {variant}, {form})"
+    rules = {"predict": predict, "correct": correct if any(corrected) else None}
+    steps = {"corrected": corrected, "orders": orders, "start": start}
+    return build(schedule, grid, name, order, form, "lam", **rules, **steps)
 
 
 def _check_corrector(corrector, steps):

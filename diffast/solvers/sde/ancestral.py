@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
-from diffast.plan import Plan, Stages, one_call_plan
+from diffast.plan import Plan, Stages
 from diffast.schedules import Schedule
-from diffast.solvers.core.docs import builder
+from diffast.solvers.core.docs import ancestral_builder, builder
 from diffast.solvers.core.noise_split import (
     ancestral,
     check_bounded_eta,
     check_eta,
     check_s_noise,
     diffusive,
+    first_order_plan,
+    shared,
 )
 
 
-@builder
+@ancestral_builder
 def dpm_2_ancestral(
     schedule: Schedule, grid: ArrayLike, eta: float = 1.0, s_noise: float = 1.0
 ) -> Plan:
@@ -33,18 +38,11 @@ def dpm_2_ancestral(
 
     Where there is no midpoint the step is that of `euler_ancestral`, one call: into sigma_t = 0 and
     out of alpha_s = 0.
-
-    Args:
-        eta: 0 for DPM-Solver-2 to 1 for ancestral.
-
-    Raises:
-        ValueError: eta outside [0, 1]; s_noise negative or not finite; a grid that `check_grid`
-            refuses.
     """
-    return _two_stages("dpm_2_ancestral", schedule, grid, eta, s_noise, lambda ratio: ratio)
+    return _by_midpoint("dpm_2_ancestral", schedule, grid, eta, s_noise, lambda ratio: ratio)
 
 
-@builder
+@ancestral_builder
 def dpmpp_2s_ancestral(
     schedule: Schedule, grid: ArrayLike, eta: float = 1.0, s_noise: float = 1.0
 ) -> Plan:
@@ -54,18 +52,11 @@ def dpmpp_2s_ancestral(
     sample_dpmpp_2s_ancestral; Lu et al. 2022, DPM-Solver++, algorithm 1 with r = 1/2):
 
         x_t = (down / sigma_s) x_s + new d_m + up z
-
-    Args:
-        eta: 0 for DPM-Solver++(2S) to 1 for ancestral.
-
-    Raises:
-        ValueError: eta outside [0, 1]; s_noise negative or not finite; a grid that `check_grid`
-            refuses.
     """
-    return _two_stages("dpmpp_2s_ancestral", schedule, grid, eta, s_noise, lambda ratio: 1.0)
+    return _by_midpoint("dpmpp_2s_ancestral", schedule, grid, eta, s_noise, lambda ratio: 1.0)
 
 
-@builder
+@ancestral_builder
 def dpmpp_sde(
     schedule: Schedule, grid: ArrayLike, r: float = 0.5, eta: float = 1.0, s_noise: float = 1.0
 ) -> Plan:
@@ -79,35 +70,21 @@ def dpmpp_sde(
 
     Args:
         r: where the inner stage stands, as a share of the step in lam; between 0 and 1.
-        eta: 0 for the ODE to 1 for ancestral.
-
-    Raises:
-        ValueError: r outside (0, 1); eta outside [0, 1]; s_noise negative or not finite; a grid
-            that `check_grid` refuses.
     """
     if not 0 < r < 1:
         raise ValueError(f"dpmpp_sde: r = {r}, but it must lie between 0 and 1")
-    eta = check_bounded_eta("dpmpp_sde", eta)
-    s_noise, check = check_s_noise("dpmpp_sde", s_noise)
-    grid = check_grid(schedule, grid)
 
-    def step(s, t):
-        down, up, new = _levels(schedule, s, t, eta)
-        sigma_s = schedule.sigma(s)
-        if schedule.sigma(t) == 0.0 or schedule.alpha(s) == 0.0:
-            return None, None, {"y": down / sigma_s, "d": new, "z1": s_noise * up}
+    def inner(s, t, down, new):
         before, after = schedule.lam(np.array([s, t]))
         m = schedule.time(before + r * (after - before))
         down_m, up_m, new_m = _levels(schedule, s, m, eta)
-        late = new / (2.0 * r)
-        inner = {"y": down_m / sigma_s, "d": new_m, "z1": s_noise * up_m}
-        last = {"y": down / sigma_s, "d": late, "h1": new - late, "z1": s_noise * up}
-        return m, inner, last
+        row = {"y": down_m / schedule.sigma(s), "d": new_m, "z1": float(s_noise) * up_m}
+        return m, row, new / (2.0 * r)
 
-    return _from_steps(schedule, grid, step, f"dpmpp_sde(eta={eta:g})", check)
+    return _two_stages("dpmpp_sde", schedule, grid, eta, s_noise, inner)
 
 
-@builder
+@ancestral_builder
 def flow_ancestral(
     schedule: Schedule, grid: ArrayLike, eta: float = 1.0, s_noise: float = 1.0
 ) -> Plan:
@@ -122,26 +99,17 @@ def flow_ancestral(
     the renoised Euler step that rectified-flow ports of `euler_ancestral` take (diffusers' LTX
     ancestral scheduler). At eta = 1 f_down = f_t^2 / f_s, less noise than `euler_ancestral`'s
     rho_t^2 / rho_s leaves.
-
-    Args:
-        eta: 0 for Euler to 1.
-
-    Raises:
-        ValueError: eta outside [0, 1]; s_noise negative or not finite; a grid that `check_grid`
-            refuses.
     """
     eta = check_bounded_eta("flow_ancestral", eta)
-    s_noise, check = check_s_noise("flow_ancestral", s_noise)
-    grid = check_grid(schedule, grid)
-    alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
-    level = sigma / (alpha + sigma)
-    less = eta * (1.0 - level[1:] / level[:-1])  # 1 - f_down / f_t
-    # rho_down / rho_t = (1 - less) / (1 + less f_t / (1 - f_t)), f / (1 - f) = sigma / alpha
-    share = (1.0 - less) / (1.0 + less * sigma[1:] / alpha[1:])
-    keep = sigma[1:] * share / sigma[:-1]
-    up = sigma[1:] * np.sqrt((1.0 - share) * (1.0 + share))
-    x = {"x": keep, "d": alpha[1:] - alpha[:-1] * keep, "z1": s_noise * up}
-    return one_call_plan(f"flow_ancestral(eta={eta:g})", schedule, grid, x, check=check)
+    noise = check_s_noise("flow_ancestral", s_noise)
+
+    def split(alpha_s, alpha_t, sigma_s, sigma_t):
+        level_s, level_t = sigma_s / (alpha_s + sigma_s), sigma_t / (alpha_t + sigma_t)
+        less = eta * (1.0 - level_t / level_s)  # 1 - f_down / f_t
+        # rho_down / rho_t = (1 - less) / (1 + less f_t / (1 - f_t)), f / (1 - f) = sigma / alpha
+        return shared(sigma_t, (1.0 - less) / (1.0 + less * sigma_t / alpha_t))
+
+    return first_order_plan(f"flow_ancestral(eta={eta:g})", schedule, grid, split, *noise)
 
 
 @builder
@@ -161,58 +129,48 @@ def flow_sde(schedule: Schedule, grid: ArrayLike, strength: float = 1.0) -> Plan
 
     Args:
         strength: 0 for the ODE and up.
-
-    Raises:
-        ValueError: strength negative or not finite; a grid that `check_grid` refuses.
     """
     strength = check_eta("flow_sde", strength, "strength")
-    grid = check_grid(schedule, grid)
-    alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
-    down, up = diffusive(alpha[:-1], alpha[1:], sigma[:-1], sigma[1:], 0.5 * strength**2)
-    keep = down / sigma[:-1]
-    x = {"x": keep, "d": alpha[1:] - alpha[:-1] * keep, "z1": up}
-    return one_call_plan(f"flow_sde({strength:g})", schedule, grid, x)
+    split = partial(diffusive, eta=0.5 * strength**2)
+    return first_order_plan(f"flow_sde({strength:g})", schedule, grid, split)
 
 
 def _levels(schedule, s, t, eta):
     """Returns (down, up, weight of the estimates) of an ancestral step from s to t."""
-    alpha_s, alpha_t, sigma_s, sigma_t = *_at(schedule.alpha, s, t), *_at(schedule.sigma, s, t)
+    ends = np.array([s, t])
+    alpha_s, alpha_t, sigma_s, sigma_t = *schedule.alpha(ends), *schedule.sigma(ends)
     down, up = ancestral(alpha_s, alpha_t, sigma_s, sigma_t, eta)
     return down, up, alpha_t - alpha_s * down / sigma_s
 
 
-def _at(level, *times):
-    return level(np.array(times))
-
-
-def _two_stages(name, schedule, grid, eta, s_noise, share):
+def _by_midpoint(name, schedule, grid, eta, s_noise, share):
     """Returns the plan whose midpoint estimate has weight new share(rho_s / rho_m)."""
-    eta = check_bounded_eta(name, eta)
-    s_noise, check = check_s_noise(name, s_noise)
-    grid = check_grid(schedule, grid)
 
-    def step(s, t):
-        down, up, new = _levels(schedule, s, t, eta)
+    def inner(s, t, down, new):
         alpha_s, sigma_s = schedule.alpha(s), schedule.sigma(s)
-        if down == 0.0 or alpha_s == 0.0:
-            return None, None, {"y": down / sigma_s, "d": new, "z1": s_noise * up}
         lam_down = np.log(schedule.alpha(t) / down)
         m = schedule.time(0.5 * (schedule.lam(s) + lam_down))
         alpha_m, sigma_m = schedule.alpha(m), schedule.sigma(m)
-        late = new * share(alpha_m * sigma_s / (alpha_s * sigma_m))
         keep_m = sigma_m / sigma_s
-        inner = {"y": keep_m, "d": alpha_m - alpha_s * keep_m}
-        return m, inner, {"y": down / sigma_s, "d": late, "h1": new - late, "z1": s_noise * up}
+        late = new * share(alpha_m * sigma_s / (alpha_s * sigma_m))
+        return m, {"y": keep_m, "d": alpha_m - alpha_s * keep_m}, late
 
-    return _from_steps(schedule, grid, step, f"{name}(eta={eta:g})", check)
+    return _two_stages(name, schedule, grid, eta, s_noise, inner)
 
 
-def _from_steps(schedule, grid, step, name, check):
-    """Returns the plan of step(s, t) -> (inner time or None, row there, row at t)."""
+def _two_stages(name, schedule, grid, eta, s_noise, inner):
+    """Returns the plan of inner(s, t, down, new) -> (inner time, row there, its weight at t)."""
+    eta = check_bounded_eta(name, eta)
+    s_noise, check = check_s_noise(name, s_noise)
+    grid = check_grid(schedule, grid)
     stages = Stages(schedule, grid[0])
-    for s, t in zip(grid[:-1], grid[1:], strict=True):
-        m, inner, last = step(s, t)
-        if m is not None:
-            stages.add(s, m, inner, y="keep")
-        stages.add(s if m is None else m, t, last)
-    return stages.plan(name, len(grid) - 1, check=check)
+    for s, t in pairwise(grid):
+        down, up, new = _levels(schedule, s, t, eta)
+        last = {"y": down / schedule.sigma(s), "d": new, "z1": s_noise * up}
+        if down == 0.0 or schedule.alpha(s) == 0.0:
+            stages.add(s, t, last)
+            continue
+        m, row, late = inner(s, t, down, new)
+        stages.add(s, m, row, y="keep")
+        stages.add(m, t, last | {"d": late, "h1": new - late})
+    return stages.plan(f"{name}(eta={eta:g})", len(grid) - 1, check=check)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,9 +22,10 @@ from diffast.grids import check_grid, karras
 from diffast.plan import Plan, Stages
 from diffast.schedules import Schedule
 from diffast.solvers.core.docs import builder
-from diffast.solvers.core.noise_split import check_s_noise
+from diffast.solvers.core.noise_split import check_eta, check_s_noise
 
-BASES = ("heun", "euler", "dpm_2")
+Base = Literal["heun", "euler", "dpm_2"]
+BASES = get_args(Base)
 
 
 @builder
@@ -35,7 +36,7 @@ def churn(
     s_tmin: float = 0.0,
     s_tmax: float = np.inf,
     s_noise: float = 1.0,
-    base: Literal["heun", "euler", "dpm_2"] = "heun",
+    base: Base = "heun",
 ) -> Plan:
     """Returns the stochastic sampler of EDM, Karras et al. 2022, algorithm 2. 1 or 2 calls a step.
 
@@ -50,17 +51,14 @@ def churn(
     of 0.41 N and more, does not converge to the data's.
 
     Args:
-        schedule: any schedule, with lam(t), time(lam) and domain.
         s_churn: amount of noise over the whole run; 0 for none.
         s_tmin: least sigma/alpha at which noise is put back.
         s_tmax: largest one.
-        s_noise: factor on that noise; other than 1, the plan is checked for x0 alone.
         base: "heun", "euler" or "dpm_2" (k-diffusion's sample_heun, sample_euler, sample_dpm_2).
     """
     _check_base("churn", base)
     s_noise, check = check_s_noise("churn", s_noise)
-    if not 0 <= s_churn < np.inf:
-        raise ValueError(f"churn: s_churn = {s_churn}, but it must be finite and not negative")
+    check_eta("churn", s_churn, "s_churn")
     if not 0 <= s_tmin <= s_tmax:
         raise ValueError(
             f"churn: s_tmin = {s_tmin} and s_tmax = {s_tmax}, but 0 <= s_tmin <= s_tmax"
@@ -87,7 +85,7 @@ def restart(
     schedule: Schedule,
     grid: ArrayLike,
     intervals: Iterable[tuple[float, float, int, int]],
-    base: Literal["heun", "euler", "dpm_2"] = "heun",
+    base: Base = "heun",
     s_noise: float = 1.0,
 ) -> Plan:
     """Returns restart sampling, Xu et al. 2023 ("Restart sampling"), algorithm 1.
@@ -101,7 +99,6 @@ def restart(
         intervals: (low, high, repeats, steps) for each: sigma/alpha from where and to where noise
             is put back, how often, and in how many steps the base method goes down.
         base: "heun", "euler" or "dpm_2".
-        s_noise: factor on the noise put back; other than 1, the plan is checked for x0 alone.
 
     Raises:
         ValueError: another base; an interval that is not 0 < low < high, or whose high is not above

@@ -22,9 +22,9 @@ from diffast.grids import check_grid
 from diffast.plan import Plan, one_call_plan
 from diffast.plan.registers import entries
 from diffast.schedules import Schedule
-from diffast.solvers.core.docs import builder
+from diffast.solvers.core.docs import Form, Kind, Orders, builder
 from diffast.solvers.core.multistep import check_choice, check_orders
-from diffast.solvers.core.noise_split import check_eta, check_s_noise, diffusive
+from diffast.solvers.core.noise_split import check_eta, check_s_noise, diffusive, first_order_plan
 from diffast.solvers.core.phi import phi
 
 KINDS = ("midpoint", "heun")
@@ -50,20 +50,17 @@ def ddpm(
 
     Args:
         variance: "small" or "large".
-
-    Raises:
-        ValueError: another variance; a grid that `check_grid` refuses.
     """
     check_choice("ddpm", "variance", variance, ("small", "large"))
-    grid = check_grid(schedule, grid)
-    alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
-    down, up = diffusive(alpha[:-1], alpha[1:], sigma[:-1], sigma[1:], 1.0)
-    keep = down / sigma[:-1]
-    if variance == "large":
-        up = up * sigma[:-1] / np.where(sigma[1:] > 0.0, sigma[1:], 1.0)  # 0 at sigma_t = 0
-    x = {"x": keep, "d": alpha[1:] - alpha[:-1] * keep, "z1": up}
+
+    def split(alpha_s, alpha_t, sigma_s, sigma_t):
+        down, up = diffusive(alpha_s, alpha_t, sigma_s, sigma_t, 1.0)
+        if variance == "large":
+            up = up * sigma_s / np.where(sigma_t > 0.0, sigma_t, 1.0)  # 0 at sigma_t = 0
+        return down, up
+
     check = "full" if variance == "small" else "x0"
-    return one_call_plan(f"ddpm({variance})", schedule, grid, x, check=check)
+    return first_order_plan(f"ddpm({variance})", schedule, grid, split, check=check)
 
 
 @builder
@@ -71,9 +68,9 @@ def dpmpp_2m_sde(
     schedule: Schedule,
     grid: ArrayLike,
     eta: float = 1.0,
-    kind: Literal["midpoint", "heun"] = "midpoint",
+    kind: Kind = "midpoint",
     s_noise: float = 1.0,
-    orders: ArrayLike | None = None,
+    orders: Orders = None,
 ) -> Plan:
     """Returns DPM-Solver++(2M) SDE. Weak order 2 (strong order 2 at eta = 0), 1 call a step.
 
@@ -88,11 +85,7 @@ def dpmpp_2m_sde(
     where no line is to be had: in the first step, into sigma_t = 0, after a step out of alpha = 0.
 
     Args:
-        orders: [N] order of each step, 1 or 2; default 1, 2, 2 ...
-
-    Raises:
-        ValueError: an option out of range; an order above the number of estimates there are; a
-            grid that `check_grid` refuses.
+        orders: [N] order of each step, 1 or 2 (the first one 1); default 1, 2, 2 ...
     """
     check_choice("dpmpp_2m_sde", "kind", kind, KINDS)
     name = f"dpmpp_2m_sde({kind}, eta={eta:g})"
@@ -105,9 +98,9 @@ def dpmpp_3m_sde(
     grid: ArrayLike,
     eta: float = 1.0,
     s_noise: float = 1.0,
-    orders: ArrayLike | None = None,
-    form: Literal["exact", "compat"] = "compat",
-    kind: Literal["midpoint", "heun"] = "heun",
+    orders: Orders = None,
+    form: Form = "compat",
+    kind: Kind = "heun",
 ) -> Plan:
     """Returns DPM-Solver++(3M) SDE. Weak order 2, 1 call a step; at eta = 0 strong order 2 or 3.
 
@@ -124,13 +117,7 @@ def dpmpp_3m_sde(
     of alpha = 0, first order.
 
     Args:
-        orders: [N] order of each step, 1 to 3; default 1, 2, 3, 3 ...
-        form: "compat" or "exact".
-        kind: of the steps of order 2, "midpoint" or "heun".
-
-    Raises:
-        ValueError: an option out of range; an order above the number of estimates there are; a
-            grid that `check_grid` refuses.
+        orders: [N] order of each step, 1 to 3 and at most what is remembered; default 1, 2, 3 ...
     """
     check_choice("dpmpp_3m_sde", "form", form, ("compat", "exact"))
     check_choice("dpmpp_3m_sde", "kind", kind, KINDS)
@@ -141,10 +128,7 @@ def dpmpp_3m_sde(
 
 @builder
 def dpm_solver_2m_sde(
-    schedule: Schedule,
-    grid: ArrayLike,
-    kind: Literal["midpoint", "heun"] = "midpoint",
-    orders: ArrayLike | None = None,
+    schedule: Schedule, grid: ArrayLike, kind: Kind = "midpoint", orders: Orders = None
 ) -> Plan:
     """Returns DPM-Solver(2M) SDE, exponential in the noise estimate. Weak order 2, 1 call a step.
 
@@ -163,11 +147,7 @@ def dpm_solver_2m_sde(
     alpha_s = 0, the step is the first-order one in x0; w = 0 there and where e_r is missing.
 
     Args:
-        orders: [N] order of each step, 1 or 2; default 1, 2, 2 ...
-
-    Raises:
-        ValueError: an option out of range; an order above the number of estimates there are; a
-            grid that `check_grid` refuses.
+        orders: [N] order of each step, 1 or 2 (the first one 1); default 1, 2, 2 ...
     """
     check_choice("dpm_solver_2m_sde", "kind", kind, KINDS)
     grid = check_grid(schedule, grid)
@@ -225,10 +205,7 @@ def _corrections(h, eta, new, alpha_t, kind, curve):
 
     Args:
         h: steps in lam, the present one last; 2 or 3.
-        eta: rate of the SDE.
         new: alpha_t (1 - exp(-H)).
-        alpha_t: alpha where the step ends.
-        kind: of a line, see the builders.
         curve: factor on phi_3 for a parabola, 2 for its integral.
     """
     total = (1.0 + eta) * h[-1]  # H

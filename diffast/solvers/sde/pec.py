@@ -6,12 +6,12 @@ from numpy.typing import ArrayLike
 
 from diffast.plan import Plan
 from diffast.schedules import Schedule
-from diffast.solvers.core.docs import builder
+from diffast.solvers.core.docs import plain_builder
 from diffast.solvers.embedded.grid import on_grid
 from diffast.solvers.embedded.pec import PEC
 
 
-@builder
+@plain_builder
 def pec(schedule: Schedule, grid: ArrayLike) -> Plan:
     """Returns predict-evaluate-correct for the reverse SDE. Weak order 2, 1 call a step.
 
@@ -25,8 +25,5 @@ def pec(schedule: Schedule, grid: ArrayLike) -> Plan:
     The plan's y is m, an x0 estimate. The state x_i is never stored. A step out of alpha_s = 0,
     where the state tells nothing of the data, is not corrected. The step into sigma_t = 0 ends at
     d.
-
-    Raises:
-        ValueError: a grid that `check_grid` refuses.
     """
     return on_grid(PEC(), schedule, grid)

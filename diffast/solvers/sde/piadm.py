@@ -104,7 +104,8 @@ def piadm_ode(
         blocks.append(len(stages))
         e = langevin.step(_at(friction, t, "friction"), _at(length, t, "length") / inner)
         _add_corrector(stages, schedule, t, e, inner)
-    return stages.plan(_name(corrector), steps, check="x0", blocks=blocks)
+    name = f"piadm_ode(corrector of {inner})" if inner else "piadm_ode"
+    return stages.plan(name, steps, check="x0", blocks=blocks)
 
 
 def _add_corrector(stages, schedule, t, e, inner):
@@ -121,10 +122,6 @@ def _predictor(name, schedule, grid, block, pull):
     """Returns the grid, the row of x with weights [N], and the first steps of blocks.
 
     Args:
-        name: of the builder.
-        schedule: any schedule.
-        grid: [N+1] model times.
-        block: length of a block.
         pull: 2 for the SDE, 1 for the ODE.
     """
     if not 0 < block < np.inf:
@@ -159,12 +156,7 @@ def _predictor(name, schedule, grid, block, pull):
 
 
 def _blocks(passed, block):
-    """Returns the grid points nearest to the multiples of block, from 0; the end is none.
-
-    Args:
-        passed: [N+1] OU time since the start.
-        block: in OU time.
-    """
+    """Returns the grid points nearest to the multiples of block in `passed` [N+1]; not the end."""
     # such a point has a multiple between the middles of the steps before and after it
     below = np.floor(0.5 * (passed[:-1] + passed[1:]) / block)
     return np.flatnonzero(np.diff(below, prepend=-1.0) > 0.0)
@@ -194,7 +186,3 @@ def _at(value: Any, t: float, what: str) -> float:
             f"piadm_ode: {what} = {number} at t = {t:g}, but it must be positive and finite"
         )
     return number
-
-
-def _name(corrector):
-    return "piadm_ode" if corrector is None else f"piadm_ode(corrector of {corrector[1]})"

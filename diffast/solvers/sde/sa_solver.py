@@ -68,10 +68,6 @@ def sa_solver(
             model time, called for the start of each step.
         form: "data" or "noise": which prediction is interpolated.
         kind: "few_steps" or "more_steps".
-
-    Raises:
-        ValueError: an option out of range; an order above the number of estimates there are; a
-            grid that `check_grid` refuses.
     """
     check_choice("sa_solver", "form", form, ("data", "noise"))
     check_choice("sa_solver", "kind", kind, ("few_steps", "more_steps"))

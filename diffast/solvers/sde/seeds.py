@@ -12,6 +12,7 @@ from diffast.plan import Plan, Stages
 from diffast.plan.registers import entries
 from diffast.schedules import Schedule
 from diffast.solvers.core.docs import builder
+from diffast.solvers.core.multistep import check_choice
 from diffast.solvers.core.noise_split import check_eta, check_s_noise, diffusive
 from diffast.solvers.core.phi import phi
 
@@ -23,9 +24,6 @@ def seeds_1(schedule: Schedule, grid: ArrayLike, eta: float = 1.0, s_noise: floa
     x_t = (sigma_t / sigma_s) exp(-eta h) x_s + alpha_t (1 - exp(-(1 + eta) h)) d_s
     + sigma_t sqrt(1 - exp(-2 eta h)) z, h = lam_t - lam_s (Gonzalez et al. 2023, "SEEDS", in its
     data form). At eta = 1 the map of `ddim` with eta = 1.
-
-    Raises:
-        ValueError: eta or s_noise negative or not finite; a grid that `check_grid` refuses.
     """
     return _seeds("seeds_1", schedule, grid, eta, s_noise, (), lambda total: ())
 
@@ -57,8 +55,7 @@ def seeds_2(
         kind: "phi_1" or "phi_2".
     """
     _check_inner("seeds_2", r=r)
-    if kind not in ("phi_1", "phi_2"):
-        raise ValueError(f"seeds_2: kind = {kind!r}, but it must be 'phi_1' or 'phi_2'")
+    check_choice("seeds_2", "kind", kind, ("phi_1", "phi_2"))
 
     def weights(total):
         late = total * (phi(1, total) / 2.0 if kind == "phi_1" else phi(2, total)) / r
@@ -119,11 +116,6 @@ def _seeds(name, schedule, grid, eta, s_noise, shares, weights):
     """Returns the plan with inner stages at `shares` of a step.
 
     Args:
-        name: of the builder.
-        schedule: any schedule.
-        grid: [N+1] model times.
-        eta: rate of the SDE.
-        s_noise: factor on the fresh noise.
         shares: where the inner stages stand in the step, in lam.
         weights: H -> for each stage but the first, weights of the estimates so far, oldest first.
     """
