@@ -19,22 +19,18 @@ if not torch.cuda.is_available():
 SLOW = Path(__file__).with_name("slow.txt")
 
 
-def slow_names() -> tuple[re.Pattern, re.Pattern]:
-    """Returns what matches file::test[parameters] of the slow tests, and of their exceptions."""
+def slow_names() -> list[tuple[re.Pattern, bool]]:
+    """Returns what fits file::test[parameters] and whether it is slow, the last line first."""
     lines = [line.split("#")[0].strip() for line in SLOW.read_text().splitlines()]
-    slow = [line for line in lines if line and line[0] != "-"]
-    but = [line[1:].strip() for line in lines if line and line[0] == "-"]
-    return tuple(
-        re.compile("|".join(re.escape(name).replace(r"\*", ".*") for name in names) or "(?!)")
-        for names in (slow, but)
-    )
+    names = [(line.lstrip("- "), line[0] != "-") for line in reversed(lines) if line]
+    return [(re.compile(re.escape(name).replace(r"\*", ".*")), slow) for name, slow in names]
 
 
 def pytest_collection_modifyitems(items):
-    slow, but = slow_names()
+    rules = slow_names()
     for item in items:
         name = f"{item.path.name}::{item.name}"
-        if slow.fullmatch(name) and not but.fullmatch(name):
+        if next((slow for pattern, slow in rules if pattern.fullmatch(name)), False):
             item.add_marker(pytest.mark.slow)
 
 
