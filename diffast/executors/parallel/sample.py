@@ -22,6 +22,7 @@ from diffast.executors.parallel.windows import Windows
 from diffast.executors.results import Progress, Result
 from diffast.lowering.sweep_tables import tables_of
 from diffast.model.denoiser import Denoiser
+from diffast.ops.schema import MAX_ENTRIES
 from diffast.plan import Plan
 
 _WHO = "sample_parallel"
@@ -141,6 +142,11 @@ def sample_parallel(
     place = context.place_of(_WHO, denoiser, shape, x, device, seed, ids, clamp)
     samples = place.shape[0]
     tables = tables_of(plan, denoiser, bool(place.limits))
+    if tables.entries > MAX_ENTRIES:
+        raise ValueError(
+            f"{_WHO}: plan {plan.name} weighs the estimates of {tables.entries} calls before, but "
+            f"a sweep carries those of {MAX_ENTRIES}"
+        )
     if chosen.exact:
         check_plan(plan, tables, place.limits)
     chunks = None if ranks is False else DistributedChunks(None if ranks is True else ranks)

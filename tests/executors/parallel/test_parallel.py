@@ -74,6 +74,18 @@ def test_refusals(options, words):
         run(**options)
 
 
+def test_a_plan_that_looks_too_far_back_is_refused_in_its_words():
+    plan = plan_of("dpmpp_2m")
+    half = 0.5 * plan.weights("x", "h1")
+    half[:8] = 0.0
+    weights = {("x", "h1"): plan.weights("x", "h1") - half, ("x", "h8"): half}
+    plan = plan.with_weights(weights, check="finite")
+    df.sample(DENOISER, plan, (5, 7))
+    words = "weighs the estimates of 8 calls before, but a sweep carries those of 7"
+    with pytest.raises(ValueError, match=words):
+        run(plan=plan)
+
+
 @pytest.mark.parametrize("size", [1, 3, 8])
 def test_calls_of_one_size(size):
     sizes = set()
