@@ -44,6 +44,8 @@ class Place(NamedTuple):
     seed: int
     limits: list[float]
 
+    # Outside inference mode, the caller's too: tensors made in it do not tell who wrote to them.
+    @torch.inference_mode(False)
     def empty(self, rows: int | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Returns a new tensor like the state [B, ...], or with other rows or another dtype."""
         shape = self.shape if rows is None else (rows, *self.shape[1:])

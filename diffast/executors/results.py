@@ -120,8 +120,12 @@ class FailedSamples(Exception):
 
     def __init__(self, message: str, result: Any):
         """Keeps the result."""
-        super().__init__(message)
+        super().__init__(message, result)  # both: an exception is pickled by its arguments
         self.result, self.status = result, result.status
+
+    def __str__(self) -> str:
+        """Returns the message."""
+        return str(self.args[0])
 
 
 class NonFiniteError(FailedSamples, FloatingPointError):

@@ -267,9 +267,9 @@ class _Run:
         """Runs one stage: the network, then the prepared calls."""
         x = self.inputs[i]
         branches, times = self.stages[i].branches, self.stages[i].times
-        before = None if x.is_inference() else x._version
+        before = x._version
         output = self.denoiser.call(x, self.times[i], self.arguments[branches, len(times)])
-        if before is not None and x._version != before:
+        if x._version != before:
             raise ValueError(
                 f"sample: the network wrote into its input at stage {i}, but the solver still "
                 "needs it: give it a copy"

@@ -128,7 +128,10 @@ class Stepper:
         self.device, self.dtype, self.given = torch.device(device), dtype, noise == "given"
         self.limits, self.on_x0 = context.limits_of("Stepper", clamp), on_x0
         how = Constraints(bool(self.limits), on_x0 is not None, given_noise=self.given)
-        for plan, _ in pairs:
+        for plan, read in pairs:
+            if read is None:
+                raise ValueError("Stepper: a plan is given but no denoiser, and both are needed")
+            context.check_schedules("Stepper", plan, read)
             check_plain_calls("Stepper", plan)
         self.programs = [lower(plan, read, how) for plan, read in pairs]
         self.slots = max(program.slots for program in self.programs)

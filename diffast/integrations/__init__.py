@@ -15,7 +15,14 @@ _unknown, __dir__ = attributes(__name__, __all__)
 
 def _load(name: str) -> ModuleType:
     """Returns the interface of that name, loaded when it is first asked for."""
-    return import_module(f"diffast.integrations.{name}") if name in __all__ else _unknown(name)
+    if name not in __all__:
+        return _unknown(name)
+    try:
+        return import_module(f"diffast.integrations.{name}")
+    except ModuleNotFoundError as error:  # hasattr and help look at every name
+        raise AttributeError(
+            f"diffast.integrations.{name} needs {error.name}, which is not installed"
+        ) from error
 
 
 if not TYPE_CHECKING:  # a checker is to tell misspelt names itself

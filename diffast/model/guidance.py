@@ -69,25 +69,38 @@ def arguments_of(
     both = {}
     for name, value in conditions.items():
         value, other = _rows(name, value, batch, device), blank[name]
-        if isinstance(value, torch.Tensor) and isinstance(other, torch.Tensor):
+        if _has_rows(value) and _has_rows(other):
             if value.shape[1:] != other.shape[1:]:
                 raise ValueError(
                     f"Denoiser: condition {name!r} has shape {list(value.shape)} but "
                     f"{list(other.shape)} for the unconditional branch"
                 )
             both[name] = torch.cat([value, other.to(value.dtype)])
-        elif value is other or (type(value) is type(other) and value == other):
+        elif _same(value, other):
             both[name] = value
         else:
             raise ValueError(
-                f"Denoiser: condition {name!r} differs between the cfg branches of one batched "
-                "call but is no tensor"
+                f"Denoiser: condition {name!r} is a {type(value).__name__} that differs between "
+                "the cfg branches of one batched call, but only tensors with rows can: make its "
+                "tensors conditions of their own, and put them together in a function around the "
+                "network"
             )
     return both
 
 
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() > 0
+
+
+def _same(value: Any, other: Any) -> bool:
+    try:
+        return value is other or (type(value) is type(other) and bool(value == other))
+    except (RuntimeError, ValueError):  # tensors or arrays in it, which have no one truth
+        return False
+
+
 def _rows(name: str, value: Any, batch: int, device: torch.device) -> Any:
-    if not isinstance(value, torch.Tensor) or value.dim() == 0:
+    if not _has_rows(value):
         return value
     if value.shape[0] not in (1, batch):
         raise ValueError(

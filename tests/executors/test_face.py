@@ -1,5 +1,7 @@
 """What `sample`, `sample_adaptive`, `sample_parallel` and `Stepper` have in common for callers."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -332,3 +334,33 @@ def test_results_are_public_and_of_one_kind():
     assert not issubclass(df.StepLimitError, FloatingPointError)
     for gone in ("finished", "reasons"):
         assert not hasattr(df.AdaptiveSamples, gone)
+
+
+@pytest.mark.parametrize("ambient", [False, True])
+@pytest.mark.parametrize("name", ("sample", "sample_adaptive", "sample_parallel"))
+def test_a_network_that_writes_into_its_input_is_refused(name, ambient):
+    """The solver goes on from that tensor, so its values would be another picture's."""
+    denoiser = denoiser_of(lambda x, t: x.mul_(0.5))
+    with torch.inference_mode(ambient), pytest.raises(ValueError, match="wrote into its input"):
+        run(name, initial(), denoiser)
+
+
+def test_errors_come_back_whole_from_another_process():
+    broken = denoiser_of(
+        lambda x, t: x * torch.where(torch.arange(3) == 1, torch.nan, 1.0)[:, None]
+    )
+    with pytest.raises(df.NonFiniteError) as caught:
+        df.sample(broken, DETERMINISTIC, (3, 4))
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert type(again) is df.NonFiniteError
+    assert str(again) == str(caught.value)
+    assert again.status.tolist() == caught.value.status.tolist()
+    assert_same_bits(again.result.x, caught.value.result.x, "result")
+
+
+def test_stepper_refuses_a_denoiser_of_another_schedule():
+    other = df.schedules.vp_cosine()
+    with pytest.raises(ValueError, match="Stepper: the plan is for .* but the denoiser for"):
+        df.Stepper(DETERMINISTIC, df.Prediction(other, "x0"))
+    with pytest.raises(ValueError, match="Stepper: a plan is given but no denoiser"):
+        df.Stepper(DETERMINISTIC)

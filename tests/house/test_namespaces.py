@@ -1,6 +1,7 @@
 """What users meet when they look around: dir, help, misspelt names, signatures, aliases."""
 
 import ast
+import importlib.util
 import inspect
 import pydoc
 import re
@@ -34,6 +35,9 @@ def test_dir_of_the_package_and_of_the_solvers():
     assert dir(df) == sorted(df.__all__)
     assert dir(df.solvers) == sorted(df.solvers.SOLVERS)
     assert dir(df.integrations) == ["comfyui", "diffusers", "edm", "k_diffusion"]
+    if importlib.util.find_spec("comfy") is None:
+        with pytest.raises(AttributeError, match="comfyui needs comfy, which is not installed"):
+            _ = df.integrations.comfyui
 
 
 @each_namespace

@@ -152,3 +152,24 @@ def test_device_is_the_networks():
     )
     module = torch.nn.Linear(2, 2, device="meta")
     assert df.Denoiser(module, SCHEDULES["edm"], predicts="x0").device() == torch.device("meta")
+
+
+def test_what_cfg_cannot_put_together_is_said():
+    """A nested dict of tensors, as SDXL's added_cond_kwargs; a number that is a tensor can be."""
+    schedule = df.schedules.edm()
+    plan = df.solvers.euler(schedule, df.grids.karras(schedule, 3))
+
+    def network(x, t, **conditions):
+        return x * conditions.get("scale", 1.0) * 0.5
+
+    def sample(cond, uncond):
+        options = {"conditions": cond, "unconditional": uncond, "guidance": 2.0}
+        return df.sample(df.Denoiser(network, schedule, predicts="x0", **options), plan, (2, 3)).x
+
+    words = "condition 'added' is a dict that differs between the cfg branches"
+    with pytest.raises(ValueError, match=words):
+        sample({"added": {"y": torch.ones(2, 4)}}, {"added": {"y": torch.zeros(2, 4)}})
+    half = torch.tensor(0.5)
+    assert sample({"scale": half}, {"scale": half.clone()}).isfinite().all()
+    with pytest.raises(ValueError, match="condition 'scale' is a Tensor that differs"):
+        sample({"scale": half}, {"scale": 2 * half})

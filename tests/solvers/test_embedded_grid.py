@@ -178,3 +178,9 @@ def test_from_noise_alone_to_the_data(name, schedule, steps):
         if name != "pec":
             wanted = alpha[:, None, None] * x0 + sigma[:, None, None]
             np.testing.assert_allclose(x[:-1], wanted, atol=1e-11)
+
+
+def test_on_grid_wants_a_solver():
+    grid = df.grids.karras(SCHEDULES["edm"], 3)
+    with pytest.raises(ValueError, match="on_grid: solver is a str but must be an EmbeddedSolver"):
+        embedded.on_grid("pec", SCHEDULES["edm"], grid)

@@ -199,7 +199,13 @@ class AdaptiveRun:
         times = times.to(time_dtype(self.dtype))
         if self.network_input is not None:
             x = self.network_input[: (1 + both) * size]
+        before = x._version
         output = self.denoiser.call(x, torch.cat([times, times]) if both else times, self.arguments)
+        if x._version != before:
+            raise ValueError(
+                f"sample_adaptive: the network wrote into its input in round {self.rounds}, but "
+                "the solver still needs it: give it a copy"
+            )
         if both:
             return {COND: output[:size], UNCOND: output[size:]}
         return {COND if self.branches == "cond" else UNCOND: output}

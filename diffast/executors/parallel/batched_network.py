@@ -76,10 +76,9 @@ class BatchedNetwork:
         if self.kind == "both":
             output = self.denoiser.call(torch.cat([network_input] * 2), times.repeat(2), arguments)
             return [output[:count], output[count:]]
-        shared = network_input is x and not x.is_inference()
-        before = x._version if shared else None
+        before = x._version
         output = self.denoiser.call(network_input, times, arguments)
-        if shared and x._version != before:
+        if x._version != before:
             raise ValueError(
                 "sample_parallel: the network wrote into its input, but the solver still needs "
                 "it: give it a copy"

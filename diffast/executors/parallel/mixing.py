@@ -96,14 +96,16 @@ class Mixing:
     def mix(self, table: torch.Tensor) -> torch.Tensor:
         """Returns the next points [rows, ...] by a table of the rounds' weights on the device."""
         made = [pair[1] for pair in self.rounds]
-        out = self.spare.pop() if self.spare else torch.empty_like(made[0])
+        out = self.take(made[0])
         ops.combine_table_out(made, table, None, None, [], [out], None)
         return out
 
+    @torch.inference_mode(False)  # see Place.empty
     def take(self, like: torch.Tensor) -> torch.Tensor:
         """Returns a buffer for the next sweep."""
         return self.spare.pop() if self.spare else torch.zeros_like(like)
 
+    @torch.inference_mode(False)
     def select(self, index: torch.Tensor) -> None:
         """Keeps the given rows, in that order."""
         self.rounds = [(x.index_select(0, index), g.index_select(0, index)) for x, g in self.rounds]

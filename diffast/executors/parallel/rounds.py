@@ -168,6 +168,7 @@ class ParallelRun:
             self.fill(np.zeros(self.samples, dtype=np.int64), windows.rows)
             self.x, self.made = self.made, self.x
 
+    @torch.inference_mode(False)  # see Place.empty
     def _zeros(self, *shape: int) -> torch.Tensor:
         return torch.zeros((*shape, *self.elements), dtype=self.dtype, device=self.device)
 
@@ -313,8 +314,9 @@ class ParallelRun:
         """Moves all pairs into a pool of `size` rows."""
         came = self.windows.compact(size)
         (index,) = self.put(came)
-        self.x = self.x.index_select(0, index)
-        self.made = self.made.index_select(0, index) if self.doubled else self.x
+        with torch.inference_mode(False):  # see Place.empty
+            self.x = self.x.index_select(0, index)
+            self.made = self.made.index_select(0, index) if self.doubled else self.x
         self.measured = self.measured.index_select(0, index)
         self.outputs = [output.index_select(0, index) for output in self.outputs]
         self.rule.moved(came, index)

@@ -102,8 +102,13 @@ def on_grid(solver: EmbeddedSolver, schedule: Any, grid: Any, **fields: Any) -> 
         fields: further fields of `Plan`.
 
     Raises:
-        ValueError: a grid that `check_grid` refuses.
+        ValueError: another kind of solver; a grid that `check_grid` refuses.
     """
+    if not isinstance(solver, EmbeddedSolver):
+        raise ValueError(
+            f"on_grid: solver is a {type(solver).__name__} but must be an EmbeddedSolver, such as "
+            "df.embedded.PEC()"
+        )
     grid = check_grid(schedule, grid)
     fields = {"check": "full" if solver.consistent else "finite"} | fields
     calls = list(on_grid_rows(solver, schedule, grid))
