@@ -131,7 +131,8 @@ class Stepper:
         for plan, read in pairs:
             if read is None:
                 raise ValueError("Stepper: a plan is given but no denoiser, and both are needed")
-            context.check_schedules("Stepper", plan, read)
+            if hasattr(read, "schedule"):  # a reading of a table of another program has none
+                context.check_schedules("Stepper", plan, read)
             check_plain_calls("Stepper", plan)
         self.programs = [lower(plan, read, how) for plan, read in pairs]
         self.slots = max(program.slots for program in self.programs)

@@ -193,10 +193,14 @@ def test_cuda_sources_include_no_torch_header():
 
 @pytest.mark.slow
 def test_the_cuda_library_builds_and_uses_the_stable_abi_only(tmp_path):
-    """The whole CUDA build for one architecture, outside the package; never loaded here."""
+    """The whole CUDA build for all architectures, outside the package; never loaded here."""
     if not NVCC.exists() or shutil.which("nm") is None:
         pytest.skip("the CUDA build needs nvcc, and nm to look at it")
-    environment = {**os.environ, "DIFFAST_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0"}
+    environment = {
+        **os.environ,
+        "DIFFAST_CUDA": "1",
+        "TORCH_CUDA_ARCH_LIST": ";".join(ARCHITECTURES),
+    }
     program = (
         "import setuptools, sys; sys.argv = ['setup.py', 'build_ext', '--build-lib', "
         f"{str(tmp_path / 'lib')!r}, '--build-temp', {str(tmp_path / 'temp')!r}]\n"
