@@ -1,7 +1,6 @@
 """What users meet when they look around: dir, help, misspelt names, signatures, aliases."""
 
 import ast
-import importlib.util
 import inspect
 import pydoc
 import re
@@ -35,9 +34,19 @@ def test_dir_of_the_package_and_of_the_solvers():
     assert dir(df) == sorted(df.__all__)
     assert dir(df.solvers) == sorted(df.solvers.SOLVERS)
     assert dir(df.integrations) == ["comfyui", "diffusers", "edm", "k_diffusion"]
-    if importlib.util.find_spec("comfy") is None:
-        with pytest.raises(AttributeError, match="comfyui needs comfy, which is not installed"):
-            _ = df.integrations.comfyui
+
+
+def test_an_interface_whose_tool_is_missing_is_no_attribute(monkeypatch):
+    """So hasattr, help and inspect go on; the message says what is missing."""
+
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'comfy'", name="comfy")
+
+    monkeypatch.setattr(df.integrations, "import_module", missing)
+    monkeypatch.delattr(df.integrations, "comfyui", raising=False)
+    assert not hasattr(df.integrations, "comfyui")
+    with pytest.raises(AttributeError, match="comfyui needs comfy, which is not installed"):
+        _ = df.integrations.comfyui
 
 
 @each_namespace

@@ -95,7 +95,10 @@ def table_rows(xs, weights, noise, streams, clamp, rows, arithmetic):
         return table[:, r, k].to(arithmetic).reshape(-1, *[1] * (first.dim() - 1))
 
     slots = 0 if noise is None else noise.shape[2]
-    noises = normals(*streams.unbind(dim=1), slots, first) if slots else []
+    noises = []
+    if slots:
+        seed, ids, word = streams.unbind(dim=1)
+        noises = normals(seed, ids, word, slots, first)
     row_weights = [[spread(weights, r, k) for k in range(weights.shape[2])] for r in range(rows)]
     row_noise = [[spread(noise, r, m) for m in range(slots)] for r in range(rows)]
     return _rows(xs, row_weights, row_noise, noises, clamp, arithmetic)
