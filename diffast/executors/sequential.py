@@ -249,8 +249,7 @@ class _Run:
 
     def start(self, x: torch.Tensor | None) -> None:
         """Puts the initial state where the network reads it."""
-        scale = float(self.plan.schedule.sigma(self.plan.start))
-        context.put_initial(self.state, x, scale, self.place)
+        context.put_initial(self.state, x, self.plan.initial_scale, self.place)
         given = None if self.draw is None else lambda: self._drawn(-1)
         context.put_opening(self.state, self.program.opening, self.place, given)
         for copy in self._copies(0):

@@ -99,6 +99,11 @@ class Plan:
         return len(self.times)
 
     @cached_property
+    def initial_scale(self) -> float:
+        """Returns the deviation of the initial noise, sigma at `start`."""
+        return float(self.schedule.sigma(self.start))
+
+    @cached_property
     def calls(self) -> np.ndarray:
         """Returns the stages that call the network, [calls] int."""
         return _frozen(np.flatnonzero(self.called.any(axis=1)), np.int64)

@@ -234,8 +234,7 @@ def _pool_size(
 def _start(run: ParallelRun, x: torch.Tensor | None) -> None:
     """Puts the initial states where the samples' windows start."""
     state = run.place.empty()
-    scale = float(run.plan.schedule.sigma(run.plan.start))
-    context.put_initial(state, x, scale, run.place)
+    context.put_initial(state, x, run.plan.initial_scale, run.place)
     context.put_opening(state, run.tables.opening, run.place)
     run.states[: run.samples, :2] = state[:, None]
 
