@@ -80,10 +80,9 @@ def arguments_of(
             both[name] = value
         else:
             raise ValueError(
-                f"Denoiser: condition {name!r} is a {type(value).__name__} that differs between "
-                "the cfg branches of one batched call, but only tensors with rows can: make its "
-                "tensors conditions of their own, and put them together in a function around the "
-                "network"
+                f"Denoiser: condition {name!r} differs between the cfg branches of one batched "
+                f"call but is a {type(value).__name__}, no tensor with rows: tensors inside of it "
+                "have to be conditions of their own, put together in a function around the network"
             )
     return both
 
