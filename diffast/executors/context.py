@@ -44,7 +44,8 @@ class Place(NamedTuple):
     seed: int
     limits: list[float]
 
-    # Outside inference mode, the caller's too: tensors made in it do not tell who wrote to them.
+    # Inference mode is off here, the caller's too. Tensors made in it count no writes (`_version`),
+    # and a network that writes into its input would not be noticed.
     @torch.inference_mode(False)
     def empty(self, rows: int | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Returns a new tensor like the state [B, ...], or with other rows or another dtype."""
@@ -182,6 +183,14 @@ def blame(
         complaint = unlike(name, tensor, state)
         if complaint is not None:
             raise ValueError(f"{where}: {complaint}") from error
+
+
+def written(who: str, when: str = "") -> ValueError:
+    """Returns the error for a network that changed its input, which `_version` tells."""
+    return ValueError(
+        f"{who}: the network wrote into its input{when}, but the solver still needs it: give it a "
+        "copy"
+    )
 
 
 def unlike(name: str, tensor: Any, state: torch.Tensor) -> str | None:

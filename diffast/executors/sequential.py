@@ -269,10 +269,7 @@ class _Run:
         before = x._version
         output = self.denoiser.call(x, self.times[i], self.arguments[branches, len(times)])
         if x._version != before:
-            raise ValueError(
-                f"sample: the network wrote into its input at stage {i}, but the solver still "
-                "needs it: give it a copy"
-            )
+            raise context.written("sample", f" at stage {i}")
         filled = self._outputs(output, branches, len(times))
         if self.gradients is not None:
             made = self.gradients(x[: self.batch], self.times[i][: self.batch])

@@ -131,7 +131,7 @@ class Stepper:
         for plan, read in pairs:
             if read is None:
                 raise ValueError("Stepper: a plan is given but no denoiser, and both are needed")
-            if hasattr(read, "schedule"):  # a reading of a table of another program has none
+            if hasattr(read, "schedule"):  # weights given as numbers, as the drop-ins do, have none
                 context.check_schedules("Stepper", plan, read)
             check_plain_calls("Stepper", plan)
         self.programs = [lower(plan, read, how) for plan, read in pairs]

@@ -21,7 +21,7 @@ from diffast.executors.adaptive import path
 from diffast.executors.adaptive.batch import Batch, on_host
 from diffast.executors.adaptive.options import AdaptiveOptions
 from diffast.executors.adaptive.time_variable import DeviceTimeVariable, TimeInterval
-from diffast.executors.context import Place, blame, hooked, on_rows, put_initial
+from diffast.executors.context import Place, blame, hooked, on_rows, put_initial, written
 from diffast.executors.results import Info, Progress
 from diffast.lowering.estimate import COND, UNCOND, X0, estimate_row
 from diffast.lowering.trial_steps import NOISE, SettleTable, Stages, TrialProgram
@@ -202,10 +202,7 @@ class AdaptiveRun:
         before = x._version
         output = self.denoiser.call(x, torch.cat([times, times]) if both else times, self.arguments)
         if x._version != before:
-            raise ValueError(
-                f"sample_adaptive: the network wrote into its input in round {self.rounds}, but "
-                "the solver still needs it: give it a copy"
-            )
+            raise written("sample_adaptive", f" in round {self.rounds}")
         if both:
             return {COND: output[:size], UNCOND: output[size:]}
         return {COND if self.branches == "cond" else UNCOND: output}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from diffast.executors.context import Place, on_rows
+from diffast.executors.context import Place, on_rows, written
 from diffast.lowering.program import COND, UNCOND
 from diffast.model.denoiser import Denoiser, time_dtype
 
@@ -79,10 +79,7 @@ class BatchedNetwork:
         before = x._version
         output = self.denoiser.call(network_input, times, arguments)
         if x._version != before:
-            raise ValueError(
-                "sample_parallel: the network wrote into its input, but the solver still needs "
-                "it: give it a copy"
-            )
+            raise written("sample_parallel")
         return [output]
 
     def _rows(self, value: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
