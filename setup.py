@@ -21,7 +21,8 @@ HOST_FLAGS = ["-O3", "-std=c++20", "-ffp-contract=off", "-fno-math-errno", "-fno
 HOST_FLAGS += ["-fvisibility=hidden", "-Wno-psabi", "-Wno-unknown-pragmas"]
 NVCC_FLAGS = ["-O3", "-std=c++20", "-fmad=false", "-lineinfo", "--expt-relaxed-constexpr"]
 NVCC_FLAGS += ["-Xcompiler=-fvisibility=hidden"]
-DEFAULT_ARCHS = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+# Where no GPU tells. 8.0 serves 8.6 and 8.9 too, and PTX the later ones.
+DEFAULT_ARCHS = "8.0;9.0;10.0+PTX"
 
 
 class TorchIsMissing(build_ext):
@@ -60,20 +61,38 @@ def cuda_home() -> Path:
     return home
 
 
+def architectures() -> str:
+    """Returns what the kernels are compiled for, as TORCH_CUDA_ARCH_LIST has it.
+
+    That variable decides. Without it, a machine with GPUs builds for those alone: each architecture
+    takes as long as the first.
+    """
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    if listed:
+        return listed
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    present = sorted({torch.cuda.get_device_capability(device) for device in range(count)})
+    return ";".join(f"{major}.{minor}" for major, minor in present) or DEFAULT_ARCHS
+
+
 def cuda_extension() -> Extension:
     home = cuda_home()
     # torch leaves this unset in a CPU-only build of itself, where the build is a check only.
     cpp_extension.CUDA_HOME = str(home)
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS)
+    os.environ["TORCH_CUDA_ARCH_LIST"] = architectures()
+    several = len(os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";").split(";")) > 1
+    # The function that tells the current stream is in libtorch_cuda, which a CPU-only torch lacks.
+    # A library that is built there as a check finds it in the process that loads it.
+    torch_cuda = ["torch_cuda"] if torch.version.cuda else []
     return cpp_extension.CppExtension(
         "diffast._cuda",
-        sources("cuda/*.cpp", "ops/*/cuda.cu"),
+        sources("cuda/*.cpp", "ops/*/cuda*.cu"),
         include_dirs=[str(home / "include")],
         library_dirs=[str(home / "lib64")],
-        libraries=["cudart_static", "rt", "dl", "pthread"],
+        libraries=[*torch_cuda, "cudart_static", "rt", "dl", "pthread"],
         extra_compile_args={
             "cxx": [*HOST_FLAGS, TORCH_TARGET, "-DUSE_CUDA"],
-            "nvcc": NVCC_FLAGS,
+            "nvcc": NVCC_FLAGS + (["--threads", "0"] if several else []),
         },
         depends=headers(),
         py_limited_api=True,

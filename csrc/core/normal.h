@@ -19,6 +19,7 @@
 #include <cmath>
 
 #include "philox.h"
+#include "rounded.h"
 
 namespace diffast {
 
@@ -53,7 +54,11 @@ DIFFAST_HD float log_uniform(float u) {
   const uint32_t shifted = float_to_bits(u) - sqrt_half;
   const float exponent = float(int32_t(shifted) >> 23);
   const float f = bits_to_float((shifted & 0x007fffffu) + sqrt_half) - 1.0f;
+#if defined(__CUDA_ARCH__)
+  const float s = quotient_by<DeviceUnit>(f, 2.0f + f);
+#else
   const float s = f / (2.0f + f);
+#endif
   const float z = s * s;
   const float series = ((0.29871866f * z + 0.39977537f) * z + 0.66666776f) * z;
   return exponent * 0.6931472f + (s * 2.0f + s * series);
@@ -66,7 +71,12 @@ struct NormalPair {
 // Two normals from two words: radius sqrt(-2 log u) from 32 bits, so that the tail reaches
 // |z| = 6.76, and the angle 2 pi bits / 2^32 reduced to [-pi/4, pi/4) about the nearest axis.
 DIFFAST_HD NormalPair to_normals(uint32_t radius_bits, uint32_t angle_bits) {
-  const float radius = sqrtf(log_uniform(to_uniform(radius_bits)) * -2.0f);
+  const float square = log_uniform(to_uniform(radius_bits)) * -2.0f;
+#if defined(__CUDA_ARCH__)
+  const float radius = root_by<DeviceUnit>(square);
+#else
+  const float radius = sqrtf(square);
+#endif
   const uint32_t quadrant = (angle_bits + 0x20000000u) >> 30;
   const float angle = float(int32_t(angle_bits - (quadrant << 30))) * 1.4629180793e-9f;
   const float z = angle * angle;
@@ -86,9 +96,11 @@ struct Normals4 {
   float value[4];
 };
 
-// The normals of elements 4 * block .. 4 * block + 3 of one sample.
-DIFFAST_HD Normals4 normals_of_block(uint32_t block, uint32_t word, uint64_t id, uint64_t seed) {
-  const Words w = philox4x32_10({block, word, uint32_t(id), uint32_t(id >> 32)}, seed);
+// The normals of elements 4 * block .. 4 * block + 3 of one sample. The key is the seed, or the
+// RoundKeys of it.
+template <typename Key>
+DIFFAST_HD Normals4 normals_of_block(uint32_t block, uint32_t word, uint64_t id, const Key& key) {
+  const Words w = philox4x32_10({block, word, uint32_t(id), uint32_t(id >> 32)}, key);
   const NormalPair a = to_normals(w.x, w.y);
   const NormalPair b = to_normals(w.z, w.w);
   return {{a.first, a.second, b.first, b.second}};

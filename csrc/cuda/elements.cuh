@@ -1,6 +1,6 @@
-// How a thread reads, widens, narrows and writes four neighbouring elements, and how threads are
-// laid over a batch. A thread takes four elements at a time everywhere, because one Philox block is
-// four numbers and four float32 numbers fill the widest load that every GPU has.
+// How a thread reads, widens, narrows and writes neighbouring elements. It takes four at a time,
+// because one Philox block is four numbers and four float32 numbers fill the widest load that every
+// GPU has; of half types alone it takes eight.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -11,16 +11,11 @@
 #include <type_traits>
 
 #include "../ops/combine/args.h"
-#include "ptx.cuh"
+#include "layout.cuh"
 
 namespace diffast::cuda {
 
 constexpr int kPerThread = 4;
-constexpr int kThreads = 256;
-constexpr int kWarp = 32;
-// Blocks of one launch at most: about 30 for each multiprocessor of the largest GPUs. Larger
-// batches are done in a grid-stride loop, so that a block fetches weights once for several groups.
-constexpr int64_t kBlocks = 4096;
 
 // Four elements in one register type, for loads and stores as wide as the hardware has them.
 template <typename Bits>
@@ -134,48 +129,75 @@ __device__ __forceinline__ void store4(void* base, DType type, int64_t offset, i
   store_bits<uint16_t, Aligned>(base, offset, count, lane);
 }
 
+inline bool is_half(DType type) { return type == DType::kFloat16 || type == DType::kBFloat16; }
+
 inline bool is_aligned(const void* base, DType type) {
-  const bool half = type == DType::kFloat16 || type == DType::kBFloat16;
-  return reinterpret_cast<uintptr_t>(base) % (half ? 8 : 16) == 0;
+  return reinterpret_cast<uintptr_t>(base) % (is_half(type) ? 8 : 16) == 0;
 }
 
-// Threads along x go through the groups of a sample, and threads along y through the samples. So no
-// index has to be divided.
-struct Layout {
-  dim3 grid, block;
+// What a kernel knows of the tensors when it is compiled. `Number` is the type of its arithmetic, a
+// thread takes `kElements` at a time.
+
+// The type of each tensor is known when the kernel runs.
+template <typename T, bool Aligned>
+struct AnyTypes {
+  using Number = T;
+  using Bits = Raw<T>;
+  static constexpr int kElements = kPerThread;
+  static constexpr bool kAligned = Aligned;
+
+  static __device__ __forceinline__ Bits load(const void* base, DType type, int64_t offset,
+                                              int count) {
+    return load4<T, Aligned>(base, type, offset, count);
+  }
+  static __device__ __forceinline__ void widen(const Bits& bits, DType type,
+                                               T (&value)[kElements]) {
+    widen4(bits, type, value);
+  }
+  static __device__ __forceinline__ void store(void* base, DType type, int64_t offset, int count,
+                                               const T (&value)[kElements]) {
+    store4<T, Aligned>(base, type, offset, count, value);
+  }
 };
 
-// The layout with x threads for a sample or a part of it, and `blocks` such parts.
-inline Layout layout_of(int64_t samples, int64_t x, int64_t blocks, int64_t samples_a_block) {
-  const int64_t y = std::clamp<int64_t>(kThreads / x, 1, std::min(samples, samples_a_block));
-  if (y == 1) x = (x + kWarp - 1) / kWarp * kWarp;
-  const int64_t grid_y = std::min((samples + y - 1) / y, kBlocks);
-  const int64_t grid_x = std::min(blocks, std::max<int64_t>(1, kBlocks / grid_y));
-  return {dim3(unsigned(grid_x), unsigned(grid_y)), dim3(unsigned(x), unsigned(y))};
-}
+// All tensors are of this half type, at multiples of 16 bytes, and a sample is a whole number of
+// eight elements, which fill the widest load.
+template <DType Type>
+struct OneType {
+  using Number = float;
+  struct Bits {
+    uint32_t word[4];
+  };
+  static constexpr int kElements = 8;
+  static constexpr bool kAligned = true;
+  static_assert(Type == DType::kFloat16 || Type == DType::kBFloat16);
 
-inline Layout layout_of(int64_t samples, int64_t groups, int64_t samples_a_block = kThreads) {
-  const int64_t blocks = (groups + kThreads - 1) / kThreads;
-  return layout_of(samples, (groups + blocks - 1) / blocks, blocks, samples_a_block);
-}
-
-// A warp for each of so many sums.
-inline Layout sums_layout(int64_t total) {
-  constexpr int warps = kThreads / kWarp;
-  const int64_t blocks = std::min((total + warps - 1) / warps, kBlocks);
-  return {dim3(unsigned(blocks)), dim3(kWarp, warps)};
-}
-
-// Returns the launch's own error, not one that earlier work left behind.
-template <typename... Args>
-cudaError_t launch(void (*kernel)(Args...), const Layout& layout, size_t shared,
-                   cudaStream_t stream, const Args&... args) {
-  void* parameters[] = {const_cast<Args*>(&args)...};
-  const cudaError_t error = cudaLaunchKernel(reinterpret_cast<const void*>(kernel), layout.grid,
-                                             layout.block, parameters, shared, stream);
-  if (error != cudaSuccess)
-    cudaGetLastError();  // clears it: a later, unrelated check would report it
-  return error;
-}
+  static __device__ __forceinline__ Bits load(const void* base, DType, int64_t offset, int) {
+    const uint4 part = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(base) + offset);
+    return {{part.x, part.y, part.z, part.w}};
+  }
+  static __device__ __forceinline__ void widen(const Bits& bits, DType, float (&value)[kElements]) {
+#pragma unroll
+    for (int i = 0; i < kElements; ++i) {
+      const uint32_t word = bits.word[i / 2];
+      if constexpr (Type == DType::kFloat16)
+        value[i] = __half2float(__ushort_as_half(uint16_t(i % 2 ? word >> 16 : word & 0xffffu)));
+      else
+        value[i] = __uint_as_float(i % 2 ? word & 0xffff0000u : word << 16);
+    }
+  }
+  static __device__ __forceinline__ uint32_t narrow(float value) {
+    if constexpr (Type == DType::kFloat16) return __half_as_ushort(__float2half_rn(value));
+    return __bfloat16_as_ushort(__float2bfloat16_rn(value));
+  }
+  static __device__ __forceinline__ void store(void* base, DType, int64_t offset, int,
+                                               const float (&value)[kElements]) {
+    uint32_t word[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) word[i] = narrow(value[2 * i]) | narrow(value[2 * i + 1]) << 16;
+    store_part(reinterpret_cast<uint4*>(static_cast<uint16_t*>(base) + offset),
+               uint4{word[0], word[1], word[2], word[3]});
+  }
+};
 
 }  // namespace diffast::cuda

@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <utility>
 
 namespace diffast::cuda {
 
@@ -27,6 +28,10 @@ __device__ __forceinline__ void store_part(uint2* to, const uint2& part) {
                : "memory");
 }
 
+// Tells the tests' stand-in for a GPU how the next kernel is called.
+template <typename... Args>
+void announce() {}
+
 // Returns the same number, about which the compiler then knows nothing.
 __device__ __forceinline__ uint64_t opaque(uint64_t value) {
   asm volatile("" : "+l"(value));
@@ -41,6 +46,19 @@ inline void store_part(Part* to, const Part& part) {
 }
 
 inline uint64_t opaque(uint64_t value) { return value; }
+
+// Calls the kernel that was announced last.
+inline void (*call_announced)(const void* kernel, void** parameters);
+
+template <typename... Args>
+void announce() {
+  call_announced = [](const void* kernel, void** parameters) {
+    [&]<size_t... At>(std::index_sequence<At...>) {
+      reinterpret_cast<void (*)(Args...)>(const_cast<void*>(kernel))(
+          *static_cast<const Args*>(parameters[At])...);
+    }(std::index_sequence_for<Args...>{});
+  };
+}
 
 #endif
 

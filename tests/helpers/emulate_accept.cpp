@@ -63,18 +63,12 @@ void run_accept(AcceptArgs* args, const Tensor&) {
   STD_TORCH_CHECK(launch_accept(*args, nullptr) == cudaSuccess, "accept: not launched");
 }
 
-void run_thread(const void* kernel, void** args) {
-  const AcceptArgs& a = *static_cast<const AcceptArgs*>(args[0]);
-  if (kernel == reinterpret_cast<const void*>(decide_kernel)) return decide_kernel(a);
-  const int64_t units = *static_cast<const int64_t*>(args[1]);
-  const auto copy = [&]<typename Unit>(Unit) {
-    if (kernel != reinterpret_cast<const void*>(copy_kernel<Unit>)) return;
-    emulated::units = sizeof(Unit);
-    copy_kernel<Unit>(a, units);
-  };
-  copy(uint4{});
-  copy(uint32_t{});
-  copy(uint16_t{});
+// Bytes of what a copy kernel moves at a time; 0 for another kernel.
+int64_t units_of(const void* kernel) {
+  const auto is = [&](auto copy) { return kernel == reinterpret_cast<const void*>(copy); };
+  return is(copy_kernel<uint4>)      ? 16
+         : is(copy_kernel<uint32_t>) ? 4
+                                     : is(copy_kernel<uint16_t>) * 2;
 }
 
 }  // namespace
@@ -103,12 +97,25 @@ extern "C" cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3 thre
     const uint64_t lane = i % in_block, number = i / in_block;
     thread = {unsigned(lane % threads.x), unsigned(lane / threads.x), 0};
     block = {unsigned(number % grid.x), unsigned(number / grid.x), 0};
-    diffast::cuda::run_thread(kernel, args);
+    diffast::cuda::call_announced(kernel, args);
   }
+  if (const int64_t bytes = diffast::cuda::units_of(kernel)) units = bytes;
   return cudaSuccess;
 }
 
 extern "C" cudaError_t cudaGetLastError() { return cudaSuccess; }
+extern "C" cudaError_t cudaGetDevice(int*) { return cudaErrorNoDevice; }
+extern "C" cudaError_t cudaDeviceGetAttribute(int*, cudaDeviceAttr, int) {
+  return cudaErrorNoDevice;
+}
+extern "C" cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int*, const void*, int,
+                                                                     size_t) {
+  return cudaErrorNoDevice;
+}
+extern "C" cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus*) {
+  return cudaSuccess;
+}
+extern "C" cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 
 // What ran since the last call, and a new order of threads.
 extern "C" void emulated_accept_reset(uint64_t seed, int64_t* counts) {

@@ -9,7 +9,6 @@ namespace diffast::cuda {
 namespace {
 
 void run_brownian(const BrownianArgs& args, const Tensor&) {
-  set = args.wide ? set_call<BrownianCall<double>> : set_call<BrownianCall<float>>;
   STD_TORCH_CHECK(launch_brownian(args, nullptr) == cudaSuccess, "brownian: not launched");
 }
 

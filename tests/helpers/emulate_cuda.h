@@ -11,6 +11,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -133,6 +134,23 @@ inline unsigned long long atomicCAS(unsigned long long* at, unsigned long long o
   return before;
 }
 
+// The device's functions of these names round once, as those of the host do.
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
+
+// All threads of a block shuffle together: each leaves its number, then takes another one's.
+inline double __shfl_down_sync(unsigned mask, double value, int distance) {
+  static double left[1024];
+  emulated::check(mask == 0xffffffffu, "a shuffle without some of the warp");
+  const unsigned me = threadIdx.y * blockDim.x + threadIdx.x;
+  emulated::check(blockDim.x * blockDim.y % 32 == 0, "a shuffle in a block of broken warps");
+  left[me] = value;
+  __syncthreads();
+  const double other = me % 32 + distance < 32 ? left[me + distance] : value;
+  __syncthreads();
+  return other;
+}
+
 using std::min;
 
 #include "../../csrc/cuda/elements.cuh"
@@ -142,22 +160,9 @@ namespace {
 
 alignas(16) unsigned char shared[48 << 10];  // the kernels' extern array
 
-template <typename Args>
-struct Call {
-  static inline void (*kernel)(Args);
-  static inline const Args* args;
-  static void run() { kernel(*args); }
-};
-
-// How the next launches' arguments are read: `set_call<Args>`.
-void (*set)(const void* kernel, void** args);
-
-template <typename Args>
-void set_call(const void* kernel, void** args) {
-  Call<Args>::kernel = reinterpret_cast<void (*)(Args)>(const_cast<void*>(kernel));
-  Call<Args>::args = static_cast<const Args*>(args[0]);
-  emulated::body = Call<Args>::run;
-}
+// What the threads of the launched grid call.
+const void* launched;
+void** launched_with;
 
 }  // namespace
 }  // namespace diffast::cuda
@@ -170,12 +175,30 @@ extern "C" cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3 thre
       threads.x > 0 && threads.y > 0 && threads.x * threads.y <= cuda::kThreads && threads.z == 1,
       "a bad block");
   emulated::check(shared_bytes <= sizeof cuda::shared, "too much shared memory");
-  cuda::set(kernel, args);
+  cuda::launched = kernel;
+  cuda::launched_with = args;
+  emulated::body = [] { cuda::call_announced(cuda::launched, cuda::launched_with); };
   emulated::run_grid(cuda::shared, sizeof cuda::shared, grid, threads);
   return cudaSuccess;
 }
 
 extern "C" cudaError_t cudaGetLastError() { return cudaSuccess; }
+extern "C" cudaError_t cudaGetDevice(int*) { return cudaSuccess; }
+extern "C" cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus*) {
+  return cudaSuccess;
+}
+extern "C" cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+
+// The numbers of an H100 with kernels of 48 registers.
+extern "C" cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = 132;
+  return cudaSuccess;
+}
+extern "C" cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int,
+                                                                     size_t) {
+  *blocks = 5;
+  return cudaSuccess;
+}
 
 // What ran since the last call, and a new order of threads.
 extern "C" void emulated_reset(uint64_t seed, int64_t* launches) {

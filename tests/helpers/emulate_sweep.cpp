@@ -1,20 +1,6 @@
 // The CUDA kernels of `sweep` and `gram`, run on the host. Ops: diffast_emulated_sweep.
 // clang-format off: the stand-in comes first
 #include "emulate_cuda.h"
-
-// All threads of a block shuffle together: each leaves its number, then takes another one's.
-inline double __shfl_down_sync(unsigned mask, double value, int distance) {
-  static double left[diffast::cuda::kThreads];
-  emulated::check(mask == 0xffffffffu, "a shuffle without some of the warp");
-  const unsigned me = threadIdx.y * blockDim.x + threadIdx.x;
-  emulated::check(blockDim.x * blockDim.y % 32 == 0, "a shuffle in a block of broken warps");
-  left[me] = value;
-  __syncthreads();
-  const double other = me % 32 + distance < 32 ? left[me + distance] : value;
-  __syncthreads();
-  return other;
-}
-
 #include "../../csrc/ops/gram/cuda.cu"
 #include "../../csrc/ops/sweep/cuda.cu"
 #include "../../csrc/ops/gram/checks.h"
@@ -36,7 +22,6 @@ struct Scratch {
 };
 
 void run_gram(const GramArgs& args, const Tensor&) {
-  set = set_call<GramArgs>;
   GramArgs g = args;
   Scratch<double> partials(g.rows.samples * gram_chunks(g.rows) * gram_sums(g));
   g.partials = partials.at;
@@ -45,7 +30,6 @@ void run_gram(const GramArgs& args, const Tensor&) {
 
 void run_sweep(const SweepArgs& args, const Tensor&) {
   SweepArgs a = args;
-  set = set_call<SweepArgs>;
   Scratch<double> partials(a.job_count * (a.length + 1) * sweep_sums(a.elements));
   if (a.norms) a.partials = partials.at;
   STD_TORCH_CHECK(launch_sweep(a, nullptr) == cudaSuccess, "sweep: not launched");

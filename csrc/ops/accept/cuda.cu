@@ -69,7 +69,7 @@ cudaError_t launch_accept(const AcceptArgs& a, cudaStream_t stream) {
   if (a.samples == 0) return cudaSuccess;
   const int64_t blocks = (a.samples + kDecideThreads - 1) / kDecideThreads;
   const Layout layout = {dim3(unsigned(blocks)), dim3(kDecideThreads)};
-  const cudaError_t error = launch(decide_kernel, layout, 0, stream, a);
+  const cudaError_t error = launch_exactly(decide_kernel, layout, 0, stream, a);
   if (error != cudaSuccess || a.elements == 0 || a.moves == 0) return error;
   const int64_t bytes = common_bytes(a);
   if (bytes == 16) return launch_copy<uint4>(a, stream);

@@ -14,17 +14,16 @@ constexpr int kMaxRows = 8;
 constexpr int kMaxNoises = 2;
 constexpr int kMaxColumns = kMaxInputs + 1 + kMaxNoises;  // inputs, the clamped row, noises
 
-// Rows are computed in order; columns are summed in the order inputs, clamped row, noises.
-struct CombineArgs {
+// All of a call but weights that the host gives. Rows are computed in order; columns are summed in
+// the order inputs, clamped row, noises.
+struct CombineCall {
   const void* x[kMaxInputs];  // [samples, elements] each
   void* y[kMaxRows] = {};     // [samples, elements] each; null for a row that is not stored
   DType x_type[kMaxInputs];
   DType y_type[kMaxRows] = {};
-  double weight[kMaxRows * (kMaxInputs + 1)];  // [rows, inputs (+ 1 with a clamp)], host weights
-  double noise[kMaxRows * kMaxNoises];         // [rows, noises]
-  const double* weight_table = nullptr;        // [samples, rows, inputs (+ 1)], or null
-  const double* noise_table = nullptr;         // [samples, rows, noises], or null
-  const int64_t* ids = nullptr;                // [samples], or null: 0 .. samples - 1
+  const double* weight_table = nullptr;  // [samples, rows, inputs (+ 1 with a clamp)], or null
+  const double* noise_table = nullptr;   // [samples, rows, noises], or null
+  const int64_t* ids = nullptr;          // [samples], or null: 0 .. samples - 1
   const int64_t* streams = nullptr;  // [samples, 3] of (seed, id, word), or null: seed, ids, word
   int64_t* status = nullptr;  // [samples], or null; set to the stage where a value is not finite
   uint64_t seed = 0;
@@ -40,13 +39,18 @@ struct CombineArgs {
   double high;
 };
 
+struct CombineArgs : CombineCall {
+  double weight[kMaxRows * (kMaxInputs + 1)];  // [rows, inputs (+ 1 with a clamp)], host weights
+  double noise[kMaxRows * kMaxNoises];         // [rows, noises]
+};
+
 // What the noise of a sample is made of.
 struct Stream {
   uint64_t seed, id;
   uint32_t word;
 };
 
-DIFFAST_HD Stream stream_of(const CombineArgs& a, int64_t sample) {
+DIFFAST_HD Stream stream_of(const CombineCall& a, int64_t sample) {
   if (a.streams) {
     const int64_t* s = a.streams + 3 * sample;
     return {uint64_t(s[0]), uint64_t(s[1]), uint32_t(s[2])};

@@ -14,7 +14,7 @@ constexpr int kMaxUnstored = 4;  // error, before, after, measured
 // added up depends on the number of elements alone.
 constexpr int64_t kErrorChunk = 1024;
 
-constexpr int64_t error_chunks(const CombineArgs& a) {
+constexpr int64_t error_chunks(const CombineCall& a) {
   return (a.elements + kErrorChunk - 1) / kErrorChunk;
 }
 

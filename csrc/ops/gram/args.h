@@ -18,7 +18,7 @@ struct GramArgs {
 // On a GPU so many elements of a sample make one partial sum of each pair of rows.
 constexpr int64_t kGramChunk = 128;
 
-constexpr int64_t gram_chunks(const CombineArgs& a) {
+constexpr int64_t gram_chunks(const CombineCall& a) {
   return (a.elements + kGramChunk - 1) / kGramChunk;
 }
 

@@ -47,9 +47,9 @@ __global__ void __launch_bounds__(kThreads) gram_kernel(const __grid_constant__ 
       if (sample < a.samples && group < groups) {
         const int64_t begin = group * kPerThread;
         count = Aligned ? kPerThread : int(min(int64_t(kPerThread), a.elements - begin));
-        combine_group<T, Columns, Aligned, false>(a, mine, Stream{}, Limits<T>{},
-                                                  sample * a.elements + begin, uint32_t(group),
-                                                  count, keep);
+        combine_group<AnyTypes<T, Aligned>, Columns, false>(
+            a, SharedWeights<T, Columns>{mine}, 0, DrawNone{}, Limits<T>{},
+            sample * a.elements + begin, uint32_t(group), count, keep);
       }
       const int64_t chunk = block * warps + threadIdx.x / kWarp;
       const bool writes = sample < a.samples && chunk < chunks && threadIdx.x % kWarp == 0;

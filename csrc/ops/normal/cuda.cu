@@ -7,8 +7,14 @@
 namespace diffast::cuda {
 namespace {
 
+struct NormalCall {
+  NormalArgs args;
+  RoundKeys keys;
+};
+
 template <typename T, bool Aligned>
-__global__ void __launch_bounds__(kThreads) normal_kernel(const __grid_constant__ NormalArgs a) {
+__global__ void __launch_bounds__(kThreads) normal_kernel(const __grid_constant__ NormalCall call) {
+  const NormalArgs& a = call.args;
   const T scale = T(a.scale);
   const int64_t groups = (a.elements + kPerThread - 1) / kPerThread;
   const int64_t sample_step = int64_t(gridDim.y) * blockDim.y;
@@ -20,7 +26,7 @@ __global__ void __launch_bounds__(kThreads) normal_kernel(const __grid_constant_
          group += group_step) {
       const int64_t begin = group * kPerThread;
       const int count = Aligned ? kPerThread : int(min(int64_t(kPerThread), a.elements - begin));
-      const Normals4 normals = normals_of_block(uint32_t(group), a.word, id, a.seed);
+      const Normals4 normals = normals_of_block(uint32_t(group), a.word, id, call.keys);
       T value[kPerThread];
 #pragma unroll
       for (int i = 0; i < kPerThread; ++i) value[i] = scale * T(normals.value[i]);
@@ -35,11 +41,12 @@ cudaError_t launch_normal(const NormalArgs& a, cudaStream_t stream) {
   if (a.samples * a.elements == 0) return cudaSuccess;
   const Layout layout = layout_of(a.samples, (a.elements + kPerThread - 1) / kPerThread);
   const bool aligned = a.elements % kPerThread == 0 && is_aligned(a.y, a.y_type);
+  const NormalCall call = {a, round_keys(a.seed)};
   if (a.y_type == DType::kFloat64)
     return launch(aligned ? normal_kernel<double, true> : normal_kernel<double, false>, layout, 0,
-                  stream, a);
+                  stream, call);
   return launch(aligned ? normal_kernel<float, true> : normal_kernel<float, false>, layout, 0,
-                stream, a);
+                stream, call);
 }
 
 }  // namespace diffast::cuda

@@ -82,7 +82,7 @@ cudaError_t launch_kind(const SweepArgs& a, cudaStream_t stream) {
   const Layout layout = {
       dim3(unsigned(sweep_blocks(a.elements)), unsigned(std::min(a.job_count, kBlocks))),
       dim3(unsigned(sweep_threads(a.elements)))};
-  return launch(kernel, layout, size_t(kBatch) * K::kStage * sizeof(T), stream, a);
+  return launch_exactly(kernel, layout, size_t(kBatch) * K::kStage * sizeof(T), stream, a);
 }
 
 // The common kinds have kernels of their own; the last kernel serves all others.

@@ -54,12 +54,12 @@ __device__ __forceinline__ int column_of(const SweepArgs& a, int slot, bool tail
 }
 
 // Puts the numbers of stages [first, first + count) of a job into shared memory, rounded to the
-// arithmetic type; `rows` are the stages' rows of x.
+// arithmetic type; `rows` are the stages' rows of x. Several loads are under way at a time.
 template <typename T, typename K>
 __device__ __forceinline__ void fill_stages(const SweepArgs& a, int64_t first, int count,
                                             const int32_t* rows, bool tail, T* shared) {
   const int made = sweep_made(a);
-#pragma unroll 1
+#pragma unroll 4
   for (int i = int(threadIdx.x); i < count * K::kStage; i += int(blockDim.x)) {
     const int64_t stage = first + i / K::kStage;
     const int kind = i % K::kStage / K::kStride;
@@ -183,7 +183,7 @@ struct Walk {
   __device__ __forceinline__ void draw(int64_t stage, float (&z)[kMaxNoises][kPerThread]) const {
     if (!K::kNoise || a.noises == 0) return;
     const Stream stream = {a.seed, uint64_t(a.ids[job.sample]), uint32_t(stage)};
-    draw_noises(stream, a.noises, group, z);
+    draw_noises(a.noises, stream.word, group, z, DrawOfStream{stream});
   }
 
   // A row's sum over all columns but the clamped x0 and the noises.
