@@ -1,0 +1,148 @@
+// `evaluate` on CUDA. A block is one warp, and a thread takes a sample. The samples' registers lie
+// in shared memory, register by register. The warp puts its program there too, some lines at a
+// time, in wide loads; each thread then reads the same line. Programs are not checked here: they
+// are the encoder's (diffast/ops/evaluate/encode.py).
+
+#include "../../cuda/elements.cuh"
+#include "../../cuda/launch.h"
+#include "args.h"
+#include "instructions.h"
+
+namespace diffast::cuda {
+namespace {
+
+constexpr int kLines = 64;      // of a program, in shared memory at a time
+constexpr int kMostFull = 160;  // registers that 32 samples may have; with more, a block has 16
+
+struct EvaluateCall {
+  EvaluateArgs args;
+  int32_t lanes;  // samples of a block
+};
+
+struct Line {
+  int32_t opcode, target, a, b, c;
+};
+static_assert(sizeof(Line) == kInstructionWords * sizeof(int32_t));
+
+// A block's shared memory: registers [registers, lanes], lines, and the number of each sample's
+// program.
+struct Shared {
+  double* registers;
+  Line* lines;
+  int32_t* programs;
+};
+
+int64_t shared_bytes(const EvaluateCall& call) {
+  return int64_t(call.args.registers) * call.lanes * int64_t(sizeof(double)) +
+         kLines * int64_t(sizeof(Line)) + kWarp * int64_t(sizeof(int32_t));
+}
+
+__device__ __forceinline__ void store(const EvaluateOut& out, int64_t at, double value) {
+  if (out.whole)
+    static_cast<int64_t*>(out.data)[at] = to_whole(value);
+  else
+    static_cast<double*>(out.data)[at] = value;
+}
+
+// Runs one line for a sample, whose register r is registers[r * lanes].
+__device__ __forceinline__ void run_line(const EvaluateArgs& args, const Line& line, int64_t sample,
+                                         double* registers, int lanes) {
+  const auto at = [&](int32_t r) -> double& { return registers[r * lanes]; };
+  switch (line.opcode) {
+#define DIFFAST_CASE(name, result)                \
+  case name: {                                    \
+    [[maybe_unused]] const double a = at(line.a); \
+    [[maybe_unused]] const double b = at(line.b); \
+    [[maybe_unused]] const double c = at(line.c); \
+    at(line.target) = result;                     \
+    break;                                        \
+  }
+    DIFFAST_EACH_ARITHMETIC(DIFFAST_CASE)
+#undef DIFFAST_CASE
+    case kConstant:
+      at(line.target) = args.constants[line.a];
+      break;
+    case kInput:
+      at(line.target) = args.inputs[sample * args.columns + line.a];
+      break;
+    case kPiece:
+      at(line.target) = find_piece(args.edges, args.pieces, at(line.a));
+      break;
+    case kLookup:
+      at(line.target) = look_up(args.edges, args.table + line.a * args.pieces * 4, args.pieces,
+                                at(line.b), at(line.c));
+      break;
+    case kStore:
+      store(args.out[line.a], sample * args.out[line.a].elements + line.b, at(line.c));
+      break;
+  }
+}
+
+// Runs a program for the samples of the threads that are `mine`; all threads of the block call it.
+__device__ __forceinline__ void run_program(const EvaluateArgs& args, int64_t program, bool mine,
+                                            int64_t sample, const Shared& shared, int lanes) {
+  const int64_t end = args.starts[program + 1];
+  for (int64_t first = args.starts[program]; first < end; first += kLines) {
+    const int count = int(min(int64_t(kLines), end - first));
+    __syncthreads();  // the lines before are done
+    const int32_t* words = args.code + first * kInstructionWords;
+    int32_t* to = reinterpret_cast<int32_t*>(shared.lines);
+    for (int i = threadIdx.x; i < count * kInstructionWords; i += kWarp) to[i] = words[i];
+    __syncthreads();
+    if (!mine) continue;
+    Line line = shared.lines[0];
+#pragma unroll 1
+    for (int i = 0; i < count; ++i) {
+      const Line next = shared.lines[min(i + 1, count - 1)];  // in flight while this one runs
+      run_line(args, line, sample, shared.registers + threadIdx.x, lanes);
+      line = next;
+    }
+  }
+}
+
+// The least number above `than` among the programs of the block, or INT32_MAX.
+__device__ __forceinline__ int32_t least_above(const int32_t* programs, int32_t than) {
+  int32_t least = INT32_MAX;
+  for (int i = 0; i < kWarp; ++i)
+    if (programs[i] > than && programs[i] < least) least = programs[i];
+  return least;
+}
+
+__global__ void __launch_bounds__(kWarp)
+    evaluate_kernel(const __grid_constant__ EvaluateCall call) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  const EvaluateArgs& args = call.args;
+  Shared in;
+  in.registers = reinterpret_cast<double*>(shared);
+  in.lines = reinterpret_cast<Line*>(in.registers + args.registers * call.lanes);
+  in.programs = reinterpret_cast<int32_t*>(in.lines + kLines);
+  const int64_t sample = int64_t(blockIdx.x) * call.lanes + threadIdx.x;
+  const bool active = int(threadIdx.x) < call.lanes && sample < args.samples;
+  if (!args.counts) {
+    run_program(args, args.program, active, sample, in, call.lanes);
+    return;
+  }
+  // One program after another, for the samples that have it.
+  const int64_t wanted = active ? args.counts[sample * args.count_step] : -1;
+  const int32_t program = wanted >= 0 && wanted < args.programs ? int32_t(wanted) : -1;
+  in.programs[threadIdx.x] = program;
+  __syncthreads();
+  int32_t running = least_above(in.programs, -1);
+#pragma unroll 1
+  while (running != INT32_MAX) {
+    run_program(args, running, program == running, sample, in, call.lanes);
+    running = least_above(in.programs, running);
+  }
+}
+
+}  // namespace
+
+cudaError_t launch_evaluate(const EvaluateArgs& args, cudaStream_t stream) {
+  if (args.samples == 0) return cudaSuccess;
+  const EvaluateCall call = {args, args.registers > kMostFull ? kWarp / 2 : kWarp};
+  const int64_t blocks = (args.samples + call.lanes - 1) / call.lanes;
+  const Layout layout = {dim3(unsigned(blocks)), dim3(kWarp)};
+  return launch(evaluate_kernel, layout, size_t(shared_bytes(call)), stream, call);
+}
+
+}  // namespace diffast::cuda
