@@ -20,6 +20,12 @@ from diffast.plan import Plan
 # Where fresh noise may come from. A callable gives the normals of a stage.
 NOISES = ("counter", "path", "bridge", "redraw")
 
+# Why a source of noise cannot be had on a fixed grid, where every step is accepted.
+FIXED_GRID = {
+    "bridge": "nothing is rejected on a fixed grid, which a bridge is for: use 'counter' or 'path'",
+    "redraw": "nothing is rejected on a fixed grid: use 'counter'",
+}
+
 # What ops weigh together with a state.
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -129,7 +135,10 @@ def ids_of(who: str, ids: Any, batch: int, device: torch.device) -> torch.Tensor
         raise ValueError(f"{who}: ids are {given.dtype} but integers are needed")
     if tuple(given.shape) != (batch,):
         raise ValueError(f"{who}: ids are {list(given.shape)} but there are {batch} samples")
-    return given.to(device=device, dtype=torch.int64).contiguous()
+    given = given.to(torch.int64)
+    if given.device.type == "cpu" and device.type == "cuda":
+        given = given.pin_memory()  # so that the copy waits for nothing
+    return given.to(device, non_blocking=True).contiguous()
 
 
 def limits_of(who: str, clamp: Clamp | None) -> list[float]:
