@@ -209,10 +209,12 @@ def unlike(name: str, tensor: Any, state: torch.Tensor) -> str | None:
 
 def on_rows(arguments: Mapping[str, Any], change: Callable) -> dict[str, Any]:
     """Returns a network's conditions, with what `change` makes of those that have rows."""
-    return {
-        name: change(value) if isinstance(value, torch.Tensor) and value.dim() else value
-        for name, value in arguments.items()
-    }
+    return {name: change(value) if has_rows(value) else value for name, value in arguments.items()}
+
+
+def has_rows(condition: Any) -> bool:
+    """Returns whether a network's condition has a row for each sample."""
+    return isinstance(condition, torch.Tensor) and condition.dim() > 0
 
 
 def put_initial(state: torch.Tensor, x: torch.Tensor | None, scale: float, place: Place) -> None:

@@ -155,7 +155,7 @@ def sample_parallel(
     convergence = convergence_of(chosen, plan, tables.gains, tol, sweeps)
     size = _pool_size(run, window, memory_limit, batch_size)
     windows = Windows(samples, plan.nfe, window or plan.nfe, size, convergence.ends)
-    rule = ByCoupling(run) if chosen.exact else ByChange(run, convergence, size)
+    rule = ByCoupling(run, size) if chosen.exact else ByChange(run, convergence, size)
     total = samples * plan.nfe
     with torch.inference_mode(), context.progress_bar(total, plan.name, "stage", progress) as bar:
         _start(run, x)
