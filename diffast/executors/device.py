@@ -98,7 +98,8 @@ class Upload:
             # The old ones live as long as a copy or a tensor needs them.
             self.layouts.clear()
             self.host = [host_buffer(2 * size, torch.uint8, self.device) for _ in range(2)]
-            self.there = [host.new_empty(2 * size, device=self.device) for host in self.host]
+            room = {"dtype": torch.uint8, "device": self.device}
+            self.there = [torch.empty(2 * size, **room) for _ in range(2)]
         elif len(self.layouts) >= _LAYOUTS:
             self.layouts.clear()
         parts = [(start, *form) for start, form in zip(starts, key, strict=True)]

@@ -207,12 +207,14 @@ class ParallelRun:
 
         On a device they are filled up to `most` jobs and the longest walk.
         """
+        if not len(jobs):
+            return {}
         if self.padded:
             idle = np.broadcast_to(_IDLE, (most - len(jobs), len(_IDLE)))
             whole = np.full((most, self.windows.window), -1, dtype=np.int32)
             whole[: len(walk), : walk.shape[1]] = walk
             jobs, walk = np.concatenate([jobs, idle]), whole
-        return {f"{name} jobs": jobs, f"{name} walk": walk} if len(jobs) else {}
+        return {f"{name} jobs": jobs, f"{name} walk": walk}
 
     def fill(self, sent: dict[str, torch.Tensor]) -> None:
         """Continues the windows' sweeps into new rows, by the jobs of `filling`."""
