@@ -54,14 +54,24 @@ class Place(NamedTuple):
 
 
 def place_of(
-    who: str, denoiser: Any, shape: Any, x: Any, device: Any, seed: int, ids: Any, clamp: Any
+    who: str,
+    denoiser: Any,
+    shape: Any,
+    x: Any,
+    device: Any,
+    seed: int,
+    ids: Any,
+    clamp: Any,
+    looks: bool = True,
 ) -> Place:
     """Returns what the arguments of a run say of its tensors.
+
+    `looks` is whether x is looked at, which waits for its device.
 
     Raises:
         ValueError: what disagrees.
     """
-    shape, device, dtype = _state_like(who, denoiser, shape, x, device)
+    shape, device, dtype = _state_like(who, denoiser, shape, x, device, looks)
     seed, ids = ops.fold_seed(seed), ids_of(who, ids, shape[0], device)
     return Place(shape, dtype, device, ids, seed, limits_of(who, clamp))
 
@@ -75,7 +85,12 @@ def check_schedules(who: str, plan: Plan, denoiser: Any) -> None:
 
 
 def _state_like(
-    who: str, denoiser: Any, shape: Sequence[int] | None, x: torch.Tensor | None, device: Any
+    who: str,
+    denoiser: Any,
+    shape: Sequence[int] | None,
+    x: torch.Tensor | None,
+    device: Any,
+    looks: bool,
 ) -> tuple[tuple[int, ...], torch.device, torch.dtype]:
     """Returns shape, device and dtype of the state."""
     if x is None:
@@ -94,7 +109,7 @@ def _state_like(
         raise ValueError(f"{who}: x has no batch dimension, but [B, ...] is needed")
     if shape is not None and tuple(shape) != tuple(x.shape):
         raise ValueError(f"{who}: shape is {list(shape)} but x has {list(x.shape)}")
-    if not bool(x.isfinite().all()):
+    if looks and not bool(x.isfinite().all()):
         bad = int((~x.isfinite()).nonzero()[0, 0])
         raise ValueError(f"{who}: x must be finite but sample {bad} is not")
     place = x.device if device is None else torch.device(device)
