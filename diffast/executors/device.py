@@ -39,6 +39,11 @@ def host_buffer(count: int, dtype: torch.dtype, device: torch.device) -> torch.T
     return torch.empty(count, dtype=dtype, pin_memory=device.type == "cuda")
 
 
+def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Returns the tensor, in page-locked memory if it has to be copied from the host to a GPU."""
+    return tensor.pin_memory() if device.type == "cuda" and on_host(tensor.device) else tensor
+
+
 class _Layout(NamedTuple):
     """Where arrays of certain shapes lie: views of both pairs of buffers."""
 

@@ -107,8 +107,8 @@ def sample(
     completed = calls == total or not run.batch or run.lost
     evaluations = sum(len(stage.times) for stage in run.stages[:calls])
     nfe = torch.full((run.batch,), evaluations, dtype=torch.int64, device=run.device)
-    x = run.points[calls - 1 if run.lost else -1] if completed else run.x0
-    result = Samples(x, nfe, run.status, completed)
+    made = run.points[calls - 1 if run.lost else -1] if completed else run.x0
+    result = Samples(made, nfe, run.status, completed)
     if not check:
         return result
-    return result.or_raise("sample", run.ids, throw, run.what_failed)
+    return result.or_raise("sample", run.ids, throw, run.what_failed, initial=x)

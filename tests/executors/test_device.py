@@ -104,9 +104,8 @@ def test_the_double_refuses_what_waits_or_mixes(ask):
 
 @pytest.mark.parametrize("ask", [lambda x: x.tolist(), lambda x: x.numpy(), np.asarray])
 def test_the_double_has_no_memory_that_the_host_reads(ask):
-    with Device() as device:
-        with pytest.raises((RuntimeError, TypeError, Waits)):
-            ask(torch.ones(3, device=device.place))
+    with Device() as device, pytest.raises((RuntimeError, TypeError, Waits)):
+        ask(torch.ones(3, device=device.place))
 
 
 def test_the_double_counts_launches_and_no_views():

@@ -51,7 +51,7 @@ class ByCoupling(Rule):
     def __init__(self, run: ParallelRun, size: int):
         """Draws the uniform number of every step, of a run of at most `size` rows."""
         self.run = run
-        self.host_ids = run.ids.cpu().numpy()
+        self.host_ids = run.readback.take(run.ids).copy()
         normals = torch.empty((run.samples, run.plan.nfe), dtype=torch.float32)
         ops.normal_out(torch.from_numpy(self.host_ids), run.seed, ops.COUPLING_NOISE, 1.0, normals)
         # The distribution function of a normal number is a uniform number.
