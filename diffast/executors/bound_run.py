@@ -15,6 +15,7 @@ import torch
 
 from diffast import ops
 from diffast.executors import context
+from diffast.executors.device import on_host, sent
 from diffast.executors.results import FINE, Info, Progress, what_failed
 from diffast.lowering.program import (
     COND,
@@ -47,7 +48,7 @@ class BoundCall(NamedTuple):
     table: Any = None  # (weights, noise, streams) on the device, where a run is replayed
 
 
-# Model times on devices by plan. Their copy would wait for the device, so it is made once.
+# Model times on devices by plan: a run that a user captures as a graph must not copy them.
 _times: WeakKeyDictionary = WeakKeyDictionary()
 
 
@@ -56,11 +57,12 @@ def _on_device(
     plan: Plan, told: list[float], dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
     """Returns the model times of all calls of a plan, in order."""
-    if device.type == "cpu":
-        return torch.tensor(told, dtype=dtype)
+    times = torch.tensor(told, dtype=dtype)
+    if on_host(device):
+        return times
     kept = _times.setdefault(plan, {})
     if (dtype, device) not in kept:
-        kept[dtype, device] = torch.tensor(told, dtype=dtype, device=device)
+        (kept[dtype, device],) = sent(device, times.numpy())
     return kept[dtype, device]
 
 
@@ -125,7 +127,7 @@ class BoundRun:
         self.status = torch.full((self.batch,), FINE, dtype=torch.int64, device=self.device)
         # Looked at after every stage on the CPU, where that is free; on a device it would wait for
         # the queue.
-        looks = looks and self.device.type == "cpu"
+        looks = looks and on_host(self.device)
         self.seen = self.status.numpy() if looks else None
         self.known = self.status.numpy().tobytes() if self.seen is not None else b""
         self.reasons: dict[int, str] = {}  # what failed, by row

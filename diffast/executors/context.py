@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from diffast import ops
-from diffast.executors.results import Info
+from diffast.executors.device import on_host, pinned
+from diffast.executors.results import Info, check_finite
 from diffast.plan import Plan
 
 # Where fresh noise may come from. A callable gives the normals of a stage.
@@ -115,9 +116,8 @@ def _state_like(
         raise ValueError(f"{who}: x has no batch dimension, but [B, ...] is needed")
     if shape is not None and tuple(shape) != tuple(x.shape):
         raise ValueError(f"{who}: shape is {list(shape)} but x has {list(x.shape)}")
-    if looks and not bool(x.isfinite().all()):
-        bad = int((~x.isfinite()).nonzero()[0, 0])
-        raise ValueError(f"{who}: x must be finite but sample {bad} is not")
+    if looks and on_host(x.device):  # on a device at the end, see Result.or_raise
+        check_finite(who, x)
     place = x.device if device is None else torch.device(device)
     return tuple(x.shape), place, x.dtype
 
@@ -135,10 +135,7 @@ def ids_of(who: str, ids: Any, batch: int, device: torch.device) -> torch.Tensor
         raise ValueError(f"{who}: ids are {given.dtype} but integers are needed")
     if tuple(given.shape) != (batch,):
         raise ValueError(f"{who}: ids are {list(given.shape)} but there are {batch} samples")
-    given = given.to(torch.int64)
-    if given.device.type == "cpu" and device.type == "cuda":
-        given = given.pin_memory()  # so that the copy waits for nothing
-    return given.to(device, non_blocking=True).contiguous()
+    return pinned(given.to(torch.int64), device).to(device, non_blocking=True).contiguous()
 
 
 def limits_of(who: str, clamp: Clamp | None) -> list[float]:
@@ -233,10 +230,12 @@ def unlike(name: str, tensor: Any, state: torch.Tensor) -> str | None:
 
 def on_rows(arguments: Mapping[str, Any], change: Callable) -> dict[str, Any]:
     """Returns a network's conditions, with what `change` makes of those that have rows."""
-    return {
-        name: change(value) if isinstance(value, torch.Tensor) and value.dim() else value
-        for name, value in arguments.items()
-    }
+    return {name: change(value) if has_rows(value) else value for name, value in arguments.items()}
+
+
+def has_rows(condition: Any) -> bool:
+    """Returns whether a network's condition has a row for each sample."""
+    return isinstance(condition, torch.Tensor) and condition.dim() > 0
 
 
 def put_initial(state: torch.Tensor, x: torch.Tensor | None, scale: float, place: Place) -> None:
@@ -244,7 +243,7 @@ def put_initial(state: torch.Tensor, x: torch.Tensor | None, scale: float, place
     if x is None:
         ops.normal_out(place.ids, place.seed, ops.INITIAL_NOISE, scale, state)
     else:
-        state.copy_(x)
+        state.copy_(pinned(x, state.device), non_blocking=True)
 
 
 def put_opening(

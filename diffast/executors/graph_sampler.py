@@ -44,8 +44,8 @@ class GraphRun:
             self._backend.mark()
         if not check:
             return result
-        bound = self.run.bound
-        return result.or_raise(self.run.who, bound.ids, throw, bound.what_failed)
+        bound, x = self.run.bound, load["x"]
+        return result.or_raise(self.run.who, bound.ids, throw, bound.what_failed, initial=x)
 
     @property
     def memory(self) -> Memory:
@@ -136,8 +136,7 @@ class GraphSampler:
         Args:
             seed: any integer of 64 bits.
             ids: B integers of 64 bits; default 0 .. B-1. A tensor has to be on the device.
-            x: the initial state [B, ...] on the device; None: the package's noise. It is not looked
-                at: samples that start from numbers that are not finite fail at the first call.
+            x: the initial state [B, ...] on the device; None: the package's noise.
             conditions: conditions that differ from the denoiser's in this call, by name, of the
                 same shapes and dtypes.
             unconditional: the same for the unconditional branch.
@@ -147,6 +146,7 @@ class GraphSampler:
 
         Raises:
             ValueError: for what the graph was not captured for; the message names the two facts.
+                Also for an initial state that is not finite, unless check is False.
             GraphError: if the network's parameters have moved since the capture.
             NonFiniteError: if samples are not finite, unless check is False; its `result` holds the
                 others.

@@ -23,6 +23,7 @@ import torch
 
 from diffast import ops
 from diffast.executors import context
+from diffast.executors.device import pinned
 from diffast.executors.results import FINE, Samples
 from diffast.executors.table_run import TableRun, numbers_of
 from diffast.lowering.liveness import fewest_tensors
@@ -164,9 +165,7 @@ class ReplayableRun:
             numbers = numbers_of(program, self.bound.batch)
             if not np.isfinite(numbers).all():
                 raise ValueError(f"{self.who}: the weights of {self.name} are not finite")
-            found = torch.from_numpy(numbers)
-            if self.bound.device.type == "cuda":
-                found = found.pin_memory()
+            found = pinned(torch.from_numpy(numbers), self.bound.device)
             self._weights = [*self._weights[1 - _KEPT :], (program, found)]
         self.bound.numbers.copy_(found, non_blocking=True)
         self.loaded = program

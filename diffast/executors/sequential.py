@@ -105,4 +105,4 @@ def sample(
     result = Samples(run.made(calls, completed), nfe, run.status, completed)
     if not check:
         return result
-    return result.or_raise("sample", run.ids, throw, run.what_failed)
+    return result.or_raise("sample", run.ids, throw, run.what_failed, initial=x)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from device_double import Device, host
 from op_cases import assert_same_bits
 from replay_cases import (
     IDS,
@@ -126,6 +127,47 @@ def test_loading_takes_few_launches():
     assert not watch.reads
     copies = ["aten.copy_.default", "aten.fill_.Scalar", "aten.copy_.default"]  # ids; seed, ids
     assert watch.launches == [*copies, "diffast.normal.out"]
+
+
+@pytest.mark.parametrize("kind", ["noise", "guidance", "path", "clamp", "hook", "two inputs"])
+def test_on_a_device_a_replay_copies_and_waits_for_nothing(kind):
+    plan, about, options = KINDS[kind]
+    options = dict(options)
+    clamp = options.pop("clamp", None)
+    wanted = df.sample(denoiser_of(**about), plan, SHAPE, seed=3, ids=IDS, clamp=clamp, **options)
+    with Device(strict=kind != "path") as device:  # a path sends its tables when it is made
+        denoiser = denoiser_of(**about)
+        moved = {k: v.to(device.place, non_blocking=True) for k, v in denoiser.conditions.items()}
+        blank = {
+            k: v.to(device.place, non_blocking=True)
+            for k, v in (denoiser.unconditional or {}).items()
+        }
+        denoiser = replace(denoiser, network=device.network(network), conditions=moved)
+        denoiser = replace(denoiser, unconditional=blank) if blank else denoiser
+        ids = torch.tensor(IDS).to(device.place, non_blocking=True)
+        place = context.place_of(
+            "test", denoiser, SHAPE, None, device.place, 0, ids, clamp, looks=False
+        )
+        run = ReplayableRun(denoiser, plan, place, **options)
+        run.load(seed=0)
+        run.run()
+        device.reset()
+        run.load(seed=3, ids=ids)
+        assert device.uploads == 0
+        assert device.launches <= 8, device.kernels
+        device.reset()
+        run.run()
+        hooks = 2 * len(run.bound.stages) if kind == "hook" else 0
+        hooks *= 2  # the estimate, the hook's two kernels, its copy
+        assert device.launches <= 2 * len(run.bound.stages) + 1 + hooks, device.kernels
+        samples = run.samples()
+        assert device.uploads == device.downloads == device.waits == 0
+        if len(moved):
+            device.reset()
+            run.load(changed(denoiser, guidance=4.0), seed=3, ids=ids)
+            assert device.uploads == 1  # all weights
+            assert device.waits == 0
+        assert_same_bits(host(samples.x), wanted.x)
 
 
 def test_a_compiled_network_composes():
