@@ -117,7 +117,7 @@ def sample_adaptive(
                 stopped = bool(given.callback(run.progress()))
         if stopped:
             run.stop()
-    return _result(run, evaluated, not stopped)
+    return _result(run, evaluated, not stopped, given.x)
 
 
 def _with_options(signature: inspect.Signature) -> inspect.Signature:
@@ -174,7 +174,9 @@ def _solver(method: str | EmbeddedSolver, options: dict) -> EmbeddedSolver:
         raise ValueError(f"sample_adaptive: options {sorted(options)} but {error}") from None
 
 
-def _result(run: AdaptiveRun, evaluated: int, completed: bool) -> AdaptiveSamples:
+def _result(
+    run: AdaptiveRun, evaluated: int, completed: bool, x: torch.Tensor | None
+) -> AdaptiveSamples:
     counts = run.final["counts"]
     column = {name: counts[:, k].clone() for k, name in enumerate(COUNTS)}
     codes = column["status"].tolist()
@@ -197,7 +199,7 @@ def _result(run: AdaptiveRun, evaluated: int, completed: bool) -> AdaptiveSample
         return f"{STATUSES[codes[b]]} after {call + 1} network calls"
 
     kind = NonFiniteError if FAILED_FINITE in codes else StepLimitError
-    return result.or_raise(WHO, run.ids, run.options.throw, what, kind)
+    return result.or_raise(WHO, run.ids, run.options.throw, what, kind, initial=x)
 
 
 def _steps(run: AdaptiveRun) -> Steps:
