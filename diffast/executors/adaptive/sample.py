@@ -117,7 +117,7 @@ def sample_adaptive(
                 stopped = bool(given.callback(run.progress()))
         if stopped:
             run.stop()
-    return _result(run, evaluated, not stopped, x)
+    return _result(run, evaluated, not stopped, given.x)
 
 
 def _with_options(signature: inspect.Signature) -> inspect.Signature:
