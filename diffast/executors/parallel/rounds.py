@@ -269,7 +269,12 @@ class ParallelRun:
     def round(self) -> int:
         """Runs one round; returns how many stages it settled."""
         windows = self.windows
-        outputs = self._call_network()
+        outputs, where = self._call_network(), f"sample_parallel: round {len(self.rounds)}"
+        if outputs[0].dtype == torch.float64 and self.dtype != torch.float64:
+            raise ValueError(
+                f"{where}: the network's output is torch.float64 but the state is {self.dtype}, "
+                f"and a sweep rounds no output: give x in float64, or return {self.dtype}"
+            )
         pairs = windows.pairs()[0]
         windows.age[pairs] += 1
         try:
@@ -277,7 +282,6 @@ class ParallelRun:
             self.row_slopes = self.slopes.of(self.sent, points, outputs, self.outputs)
             verdict = self.rule.judge(outputs)
         except (RuntimeError, ValueError) as error:
-            where = f"sample_parallel: round {len(self.rounds)}"
             blame(error, where, self.x, {"the network's output": outputs[0]})
             raise
         for b in verdict.failed:
