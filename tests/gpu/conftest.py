@@ -15,6 +15,8 @@ import pytest
 import torch
 from device_watch import reset_waits
 
+from diffast import ops
+
 DEVICES = ("cuda", "cpu")
 DEVICE = os.environ.get("DIFFAST_TEST_DEVICE", "cuda")
 HERE = Path(__file__).parent
@@ -56,6 +58,16 @@ def pytest_collection_modifyitems(config, items):
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = kept
+
+
+@pytest.fixture(autouse=True, scope="session")
+def the_wanted_backend_serves():
+    """A failed build of the kernels must not pass for one: Triton would serve CUDA in its place."""
+    if DEVICE != "cuda" or not torch.cuda.is_available():
+        return
+    wanted = os.environ.get("DIFFAST_BACKEND") or "cuda"
+    found = ops.backends()["cuda"]
+    assert found["backend"] == wanted, f"CUDA is served by {found}, not by {wanted}"
 
 
 @pytest.fixture(autouse=True)
