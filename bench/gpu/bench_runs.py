@@ -108,7 +108,9 @@ class Runs:
             self.target(name, None, "<=", 4, "a graph is for CUDA devices")
             return
         samplers = {
-            n: df.GraphSampler(denoiser_of(self.output), plan_of("dpmpp_2m", n), SHAPE)
+            n: df.GraphSampler(
+                denoiser_of(self.output), plan_of("dpmpp_2m", n), SHAPE, device=self.device
+            )
             for n in (SHORT, LONG)
         }
         seconds = self.per_stage(lambda n: samplers[n](seed=4))
@@ -162,7 +164,7 @@ class Runs:
         x = 80.0 * torch.randn(shape, device=self.device)
         runs = {"sequential": lambda _: df.sample(denoiser, plan, x=x)}
         if hasattr(df, "GraphSampler") and self.on_cuda:
-            sampler = df.GraphSampler(denoiser, plan, shape)
+            sampler = df.GraphSampler(denoiser, plan, shape, device=self.device)
             runs["graph"] = lambda _: sampler(x=x)
         loop = diffusers_loop(unet, steps, x, labels)
         if loop is not None:

@@ -18,7 +18,7 @@ from op_cases import CLAMPS, FLOATS, Case, assert_same_bits, into, random_tensor
 from walk_cases import Walks, gram_case
 
 from diffast.ops.load import modules
-from diffast.ops.schema import overload_of
+from diffast.ops.schema import SCHEMAS, overload_of
 
 F32, F16, BF16, F64 = FLOATS
 GUARD = 512  # bytes before and after an output: more than a warp's widest store reaches
@@ -289,6 +289,39 @@ def normals(name, dtype=F32):
     return arguments
 
 
+# Two recorded programs of `evaluate`, of exact instructions alone: the bits of every backend.
+PROGRAMS = (
+    (
+        [("input", 0), ("constant", 2.5), ("mul", 0, 1), ("input", 1), ("add", 2, 3)]
+        + [("piece", 3), ("lookup", 0, 5, 3), ("round", 4)],
+        [(0, 0, 4), (0, 1, 6), (1, 0, 7)],
+    ),
+    (
+        [("input", 1), ("abs", 0), ("sqrt", 1), ("constant", 1.0), ("lt", 0, 3), ("neg", 2)]
+        + [("where", 4, 2, 5), ("div", 6, 3), ("floor", 7)],
+        [(0, 0, 6), (0, 1, 7), (1, 0, 8)],
+    ),
+)
+
+
+def evaluating(counted):
+    """Returns a builder for `evaluate`: `size` samples, a program each or one for all."""
+
+    def arguments(rng, samples, size):
+        from diffast.ops.evaluate.encode import encode
+
+        code, constants, starts, registers = encode(PROGRAMS)
+        inputs = torch.from_numpy(rng.standard_normal((size, 2)))
+        counts = torch.from_numpy(rng.integers(0, 2, size=(size, samples)))
+        edges = torch.linspace(-2.0, 2.0, 9, dtype=torch.float64)
+        pieces = torch.from_numpy(rng.standard_normal((1, 8, 4)))
+        outs = [torch.full((size, 2), torch.nan).double(), torch.full((size, 1), -9)]
+        table = (edges, pieces, registers, outs)
+        return code, constants, starts, 1, inputs, counts if counted else None, 0, *table
+
+    return arguments
+
+
 def _calls():
     for name in ("combine", "combine.out", "combine.table", "combine.table_out"):
         yield OpCall(name, "K=3", combining(name, 3, 2))
@@ -315,6 +348,8 @@ def _calls():
     yield OpCall("gram", "K=8", grams(8, 4, FLOATS))
     yield OpCall("accept", "no slots", accepting())
     yield OpCall("accept", "slots", accepting(3, FLOATS, 8))
+    for counted in (False, True) if "evaluate" in SCHEMAS else ():
+        yield OpCall("evaluate", "by counts" if counted else "one", evaluating(counted))
     for name in ("brownian", "brownian.out"):
         yield OpCall(name, "f32", paths(name, 11))
         yield OpCall(name, "f64", paths(name, 24, F64, last=False))
@@ -353,6 +388,8 @@ def _triton_calls():
         yield OpCall("accept", f"slots={slots}", accepting(slots, (F32,), 1 + slots % 4))
     for k, (last, value) in enumerate(itertools.product((False, True), repeat=2)):
         yield OpCall("brownian.out", f"{k}", paths("brownian.out", 5 + 6 * k, F32, last, value))
+    for counted in (False, True) if "evaluate" in SCHEMAS else ():
+        yield OpCall("evaluate", "by counts" if counted else "one", evaluating(counted))
     for dtype in FLOATS[:3]:
         yield OpCall("normal.out", str(dtype)[6:], normals("normal.out", dtype))
 
