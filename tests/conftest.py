@@ -16,6 +16,15 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--triton-variants",
+        choices=("few", "all"),
+        default="few",
+        help="on a GPU: a few compiled Triton variants of each op, or all 1,500 (minutes)",
+    )
+
+
 SLOW = Path(__file__).with_name("slow.txt")
 
 

@@ -1,6 +1,6 @@
 """On a real GPU: the loaded CUDA `accept` and Triton's do what is specified on the CPU.
 
-    pytest -m gpu
+    pytest tests/gpu
 
 Nothing here runs on a machine without CUDA.
 """
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accept_cases import Problem, assert_equal_state
+from device_watch import no_waits
 from op_cases import FLOATS
 from test_accept import plain_call
 
@@ -19,9 +20,10 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
+TRITON = pytest.param("triton", marks=pytest.mark.triton_variants)
 
 
-@pytest.fixture(params=("loaded", "triton"))
+@pytest.fixture(params=("loaded", TRITON))
 def op(request):
     if request.param == "loaded":
         return ops.accept
@@ -79,12 +81,8 @@ def test_moves_are_made_in_their_order(op):
 def test_it_never_waits_for_the_device_and_can_be_captured(op):
     call = on_gpu(list(plain_call(64).values()))
     op(*call)  # the first call with a rule may put it on the device
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waits():
         op(*call)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         op(*call)

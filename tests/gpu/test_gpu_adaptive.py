@@ -3,6 +3,7 @@
 import pytest
 import torch
 from adaptive_cases import METHODS, Gaussian, spectrum
+from device_watch import no_waits
 
 import diffast as df
 from diffast.executors.adaptive import sample as adaptive
@@ -65,12 +66,9 @@ def test_a_round_does_not_wait_for_the_device(name):
     with torch.inference_mode():
         run.start(None)
         run.round()  # kernels are loaded, Triton's compiled
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with no_waits():
             for _ in range(20):
                 run.round()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_sample_that_is_not_finite_fails_alone():

@@ -15,9 +15,10 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
+TRITON = pytest.param("triton", marks=pytest.mark.triton_variants)
 
 
-@pytest.fixture(params=("loaded", "triton"))
+@pytest.fixture(params=("loaded", TRITON))
 def brownian_out(request):
     if request.param == "loaded":
         return ops.brownian_out

@@ -16,6 +16,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
+TRITON = pytest.param("triton", marks=pytest.mark.triton_variants)
 
 LOADED = {
     "combine_error": torch.ops.diffast.combine_error.default,
@@ -23,7 +24,7 @@ LOADED = {
 }
 
 
-@pytest.fixture(params=("loaded", "triton"))
+@pytest.fixture(params=("loaded", TRITON))
 def backend(request):
     """Both forms of the op: those that the dispatcher has for CUDA, or Triton's."""
     if request.param == "loaded":

@@ -16,9 +16,10 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
+TRITON = pytest.param("triton", marks=pytest.mark.triton_variants)
 
 
-@pytest.fixture(params=("loaded", "triton"))
+@pytest.fixture(params=("loaded", TRITON))
 def backend(request):
     """Both ops: those that the dispatcher has for CUDA, or Triton's."""
     if request.param == "loaded":
