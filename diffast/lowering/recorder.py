@@ -17,7 +17,6 @@ for these:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,7 +42,10 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "cos": np.cos,
     "tan": np.tan,
     "atan": np.arctan,
+    "atan2": np.arctan2,
     "sinh": np.sinh,
+    "asinh": np.arcsinh,
+    "floor": np.floor,
     "round": np.rint,
     "minimum": np.minimum,
     "maximum": np.maximum,
@@ -189,19 +191,8 @@ class Recorded(NDArrayOperatorsMixin):
         return True
 
 
-def _arctan2(y: Any, x: Any) -> Any:
-    angle = np.arctan(y / x)
-    return np.where(x < 0.0, angle + np.where(y < 0.0, -math.pi, math.pi), angle)
-
-
 def _logaddexp(a: Any, b: Any) -> Any:
     return np.maximum(a, b) + np.log1p(np.exp(-np.abs(a - b)))
-
-
-def _arcsinh(x: Any) -> Any:
-    size = np.abs(x)
-    found = np.log1p(size + size * size / (1.0 + np.sqrt(1.0 + size * size)))
-    return np.where(x < 0.0, -found, found)
 
 
 def _power(base: Any, exponent: Any) -> Any:
@@ -218,8 +209,6 @@ def _round(x: Any, decimals: int = 0) -> Any:
 
 _COMPOSED: dict[Any, Callable[..., Any]] = {
     np.logaddexp: _logaddexp,
-    np.arctan2: _arctan2,
-    np.arcsinh: _arcsinh,
     np.power: _power,
     np.square: lambda x: x * x,
     np.positive: lambda x: x,
