@@ -27,6 +27,7 @@ from diffast.solvers.embedded.solver import DRAWN, JUDGED, NEW_SIZE, SIZE, Row
 # The path's increment, where a caller draws it as a tensor.
 NOISE = "noise"
 
+
 class TrialNoise(NamedTuple):
     """Where the noise of trial steps comes from.
 
