@@ -17,8 +17,9 @@ then writes all cells that any of them writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -27,7 +28,7 @@ from diffast.lowering.estimate import X0
 from diffast.lowering.recorder import Instruction, Recorded, Recording
 from diffast.lowering.trial_steps import TrialProgram
 from diffast.plan.registers import Z1
-from diffast.solvers.embedded import Node, Step
+from diffast.solvers.embedded import EmbeddedSolver, Node, Step
 from diffast.solvers.embedded.solver import Row
 
 # The instructions, and (out, element, number of an instruction) for each number that is written.
@@ -35,7 +36,13 @@ Traced = tuple[Sequence[Instruction], list[tuple[int, int, int]]]
 
 
 class NodeSource(Protocol):
-    """Where programs get the nodes of positions from."""
+    """Where programs get the nodes of positions from.
+
+    Attributes:
+        key: equal for sources that record the same; None: equal to no other.
+    """
+
+    key: Hashable | None
 
     def node(self, recording: Recording, position: Recorded, place: str) -> Node:
         """Returns the node of a position; the place is "start", "end" or "call"."""
@@ -113,6 +120,16 @@ class Tracer:
     times: tuple[str, ...]
     copies: int
     path: Callable[[Step], tuple[tuple, tuple]] | None
+
+    @cached_property
+    def key(self) -> Hashable | None:
+        """Returns what the programs depend on: equal keys, equal programs; None: not known."""
+        program, source = self.program, self.source.key
+        parts = solver_key(program.solver), known_value(program.prediction), source
+        if None in parts:
+            return None
+        run = program.noise, program.hook, program.clamp, self.scale, self.times, self.copies
+        return (*parts, *run, tuple(self.inputs.items()), self.path)
 
     def trace(self, calls: Sequence[int], remembered: bool) -> TracedRound:
         """Returns the programs of samples that stand at these calls.
@@ -214,6 +231,33 @@ class Tracer:
         if self.path is not None:
             outs += [Out("nodes", (2,), True), Out("path", (2,), False)]
         return tuple(outs)
+
+
+def known_value(thing: Any) -> Hashable | None:
+    """Returns a dataclass that cannot change, as a key; None for anything else."""
+    parameters = getattr(type(thing), "__dataclass_params__", None)
+    if parameters is None or not (parameters.frozen and parameters.eq):
+        return None
+    try:
+        hash(thing)
+    except TypeError:  # a field that can change
+        return None
+    return thing
+
+
+def solver_key(solver: EmbeddedSolver) -> Hashable | None:
+    """Returns what the rows of a solver depend on; None where an option is no plain number."""
+    options = {n: value for n, value in vars(solver).items() if n != "controller"}
+    if not all(_is_plain(value) for value in options.values()):
+        return None
+    return (type(solver), *options.items())
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    plain = value is None or type(value) in (bool, int, float, str)
+    return plain or known_value(value) is not None
 
 
 def _programs(

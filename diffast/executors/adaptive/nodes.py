@@ -17,10 +17,15 @@ import torch
 
 from diffast.executors.adaptive.time_variable import NodeTable, TimeInterval
 from diffast.lowering.recorder import Recorded, Recording, replay
+from diffast.lowering.traced_steps import known_value
 from diffast.ops.schema import CONTROLS, COUNTS
 from diffast.solvers.embedded import EmbeddedSolver, Node
 
 AT, TO, STAGE = CONTROLS.index("at"), CONTROLS.index("to"), COUNTS.index("stage")
+
+# How many answers and programs are remembered.
+MOST_KEPT = 256
+_recorded: dict[Any, bool] = {}
 
 Scales = Callable[[np.ndarray], np.ndarray]
 
@@ -31,6 +36,8 @@ class RecordedNodes:
     def __init__(self, interval: TimeInterval):
         """Keeps the interval."""
         self.interval = interval
+        schedule = known_value(interval.schedule)
+        self.key = None if schedule is None else (schedule, interval.kind, interval.slopes)
 
     def node(self, recording: Recording, position: Recorded, place: str) -> Node:
         """Returns the recorded node of a recorded position."""
@@ -57,6 +64,7 @@ class HostNodes:
         example = interval.nodes(np.array([interval.end]))
         self.fields = [k for k, value in enumerate(example) if k and value is not None]
         self.columns = control + len(self.PLACES) * len(self.fields) + (scales is not None)
+        self.key = "inputs", control, tuple(self.fields), scales is not None
 
     def node(self, recording: Recording, position: Recorded, place: str) -> Node:
         """Returns the node of a position as inputs."""
@@ -116,7 +124,21 @@ def node_source(
 
 
 def can_be_recorded(interval: TimeInterval) -> bool:
-    """Returns whether the schedule's code can be recorded, and the record says the same as it."""
+    """Returns whether the schedule's code can be recorded, and the record says the same as it.
+
+    The answer for a schedule that cannot change is remembered.
+    """
+    key = RecordedNodes(interval).key
+    if key is None:
+        return _can_be_recorded(interval)
+    if (key, interval.end) not in _recorded:
+        if len(_recorded) >= MOST_KEPT:
+            _recorded.clear()
+        _recorded[key, interval.end] = _can_be_recorded(interval)
+    return _recorded[key, interval.end]
+
+
+def _can_be_recorded(interval: TimeInterval) -> bool:
     recording = Recording()
     try:
         nodes = RecordedNodes(interval).node(recording, recording.input(0), "start")

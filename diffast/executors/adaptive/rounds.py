@@ -300,9 +300,8 @@ class AdaptiveRun:
             rejected = not np.isinf(self.batch.control[:, len(CONTROLS) :]).all()
         found = self.tables.get((call, rejected))
         if found is None:
-            calls = range(solver.calls + 1) if call is None else [call]
-            traced = self.tracer.trace(calls, rejected)
-            found = RoundTables(traced, self.tracer.times, self.place, self.node_table)
+            calls = range(solver.calls + 1) if call is None else (call,)
+            found = RoundTables(self.tracer, calls, rejected, self.place, self.node_table)
             found.look(self.batch.size)
             self.tables[call, rejected] = found
         return found

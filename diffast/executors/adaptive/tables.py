@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from diffast import ops
-from diffast.executors.adaptive.nodes import STAGE
-from diffast.lowering.traced_steps import Table, TracedRound
-from diffast.ops.evaluate.encode import encode
+from diffast.executors.adaptive.nodes import MOST_KEPT, STAGE
+from diffast.executors.context import Place
+from diffast.lowering.traced_steps import Table, TracedRound, Tracer
+from diffast.ops.evaluate.encode import Encoded, encode
+
+# Programs that were made: to record and encode them takes as long as tens of rounds.
+_kept: dict[Any, tuple[TracedRound, Encoded]] = {}
+
+
+def _programs(
+    tracer: Tracer, calls: tuple[int, ...], remembered: bool
+) -> tuple[TracedRound, Encoded]:
+    """Returns the programs of samples at these calls, and their code on the CPU."""
+    key = None if tracer.key is None else (tracer.key, calls, remembered)
+    found = _kept.get(key)
+    if found is None:
+        traced = tracer.trace(calls, remembered)
+        found = traced, encode(traced.programs)
+        if len(_kept) >= MOST_KEPT:
+            _kept.clear()
+        if key is not None:
+            _kept[key] = found
+    return found
 
 
 class RoundTables:
@@ -18,18 +39,21 @@ class RoundTables:
     `traced` says what they are. The tensors have room for all samples; `now` are their first rows.
     """
 
-    def __init__(self, traced: TracedRound, names: tuple[str, ...], place: Any, nodes: tuple):
+    def __init__(
+        self, tracer: Tracer, calls: Sequence[int], remembered: bool, place: Place, nodes: tuple
+    ):
         """Makes the tensors.
 
         Args:
-            traced: the programs.
-            names: those of the outs that are times.
+            tracer: makes the programs.
+            calls: those that samples may be at.
+            remembered: whether samples may remember rejected points.
             place: device and number of samples.
             nodes: edges and pieces of the table of nodes.
         """
-        self.traced, self.names, self.nodes = traced, names, nodes
-        self.several = len(traced.programs) > 1
-        self.encoded = encode(traced.programs).to(place.device)
+        self.names, self.nodes, self.several = tracer.times, nodes, len(calls) > 1
+        self.traced, encoded = _programs(tracer, tuple(calls), remembered)
+        self.encoded, traced, names = encoded.to(place.device), self.traced, self.names
         count = place.shape[0]
         self.times = torch.zeros(len(names) * count, dtype=torch.float64, device=place.device)
         self.made = {

@@ -76,6 +76,7 @@ class NodeTable:
         with np.errstate(all="ignore"):
             nodes = interval.nodes(positions)
         known = {n: v for n, v in nodes._asdict().items() if n != "position" and v is not None}
+        self.key = "table", tuple(known), scales is not None
         self.fields, rows = tuple(known), list(known.values())
         if scales is not None:
             rows.append(scales(nodes.time.ravel()).reshape(positions.shape))
