@@ -76,7 +76,7 @@ def interleaved(
     """
     seconds = _seconds_on_cuda if torch.device(device).type == "cuda" else _seconds
     if rounds == 1:
-        return {name: _timing([seconds(function, 1)]) for name, function in functions.items()}
+        return {name: timing_of([seconds(function, 1)]) for name, function in functions.items()}
     repeats = {}
     for name, function in functions.items():
         function()  # warm: pages touched, kernels chosen, threads started
@@ -92,7 +92,7 @@ def interleaved(
     finally:
         if collecting:
             gc.enable()
-    return {name: _timing(values) for name, values in samples.items()}
+    return {name: timing_of(values) for name, values in samples.items()}
 
 
 def timed(
@@ -116,7 +116,8 @@ def timed(
     return interleaved(functions, rounds, device)
 
 
-def _timing(values: list[float]) -> Timing:
+def timing_of(values: list[float]) -> Timing:
+    """Returns median and quartiles of the seconds of each turn; four turns give quartiles."""
     low = high = median = statistics.median(values)
     if len(values) > 3:
         low, _, high = statistics.quantiles(values, n=4)

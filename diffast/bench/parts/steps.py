@@ -90,6 +90,9 @@ def run(settings: Settings) -> list[Section]:
             with settings.using(threads), torch.no_grad():
                 for state, shape in _shapes(settings).items():
                     for sampler in wanted:
+                        if settings.quick and name == "k_diffusion" and "sde" in sampler:
+                            if shape[0] > 1:  # torchsde takes seconds a run
+                                continue
                         pair, tensors = make(sampler, shape, settings.device)
                         start = {"tool": peers.DISTRIBUTIONS.get(name, name), "sampler": sampler}
                         start |= {"state": state, "threads": threads} | settings.marks()
