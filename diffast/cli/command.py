@@ -1,4 +1,4 @@
-"""The command line: `diffast demo | sample | profile | doctor`."""
+"""The command line: `diffast demo | sample | profile | bench | doctor`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+
+from diffast.cli import benchmark
 
 # Grids of `df.grids` that take any schedule and a number of steps, and need no more.
 GRIDS = (
@@ -58,6 +60,10 @@ def _parser() -> argparse.ArgumentParser:
     profile = commands.add_parser("profile", help="draw how a run goes, step by step")
     _add_profile_options(profile)
     profile.set_defaults(run=_profile)
+
+    bench = commands.add_parser("bench", help="measure: one HTML report and one JSON")
+    benchmark.add_options(bench)
+    bench.set_defaults(run=benchmark.bench)
 
     doctor = commands.add_parser("doctor", help="say which backend serves which device, and why")
     doctor.set_defaults(run=_doctor)

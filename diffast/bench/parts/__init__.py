@@ -1,0 +1,1 @@
+"""The tables of a report; each module has a function `run` that returns sections."""
