@@ -210,7 +210,7 @@ def floats_of_ptx(name, folder, source="cuda"):
 
 
 def _floats_of_kernel(text):
-    lines = re.findall(r"^\s*(?:@%\w+ )?([a-z]+(?:\.\w+)+)\s(.*);", text, re.M)
+    lines = re.findall(r"^\s*(?:@%\w+ )?([a-z]+(?:\.\w+)+)\s+(.*);", text, re.M)
     lines = [(op, rest.split(", ")) for op, rest in lines]
     floats = [(op, rest) for op, rest in lines if op.endswith((".f32", ".f64"))]
     # Explicit fused operations: those of quotients and roots, and products with 0.
