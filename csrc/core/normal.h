@@ -26,6 +26,8 @@ namespace diffast {
 constexpr int kSlotShift = 26;
 constexpr int kPurposeShift = 28;
 constexpr int64_t kStageLimit = int64_t(1) << kSlotShift;
+// A sample has at most so many normals: its blocks are counted with 32 bits.
+constexpr int64_t kDrawnLimit = int64_t(1) << 34;
 
 DIFFAST_HD float bits_to_float(uint32_t bits) {
   float value;

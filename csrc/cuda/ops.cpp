@@ -1,10 +1,15 @@
 // Registers the CUDA ops. Each call goes through the op's checks, then the kernels are launched on
 // the tensors' device and its current stream.
 #include <cuda_runtime_api.h>
+#include <cxxabi.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/util/Exception.h>
+
+#include <cstdlib>
+#include <string>
+#include <vector>
 
 #include "../ops/accept/checks.h"
 #include "../ops/brownian/checks.h"
@@ -15,6 +20,7 @@
 #include "../ops/normal/checks.h"
 #include "../ops/sweep/checks.h"
 #include "launch.h"
+#include "layout.cuh"
 
 namespace diffast::cuda {
 namespace {
@@ -26,14 +32,34 @@ cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
+// A kernel's name in C++, where the runtime tells it.
+std::string name_of(const void* kernel) {
+  const char* name = nullptr;
+#if CUDART_VERSION >= 12030
+  if (cudaFuncGetName(&name, kernel) != cudaSuccess) name = nullptr;
+#endif
+  if (name == nullptr) return "a kernel";
+  int status = 0;
+  char* plain = abi::__cxa_demangle(name, nullptr, nullptr, &status);
+  const std::string text = plain ? plain : name;
+  std::free(plain);
+  return text;
+}
+
 template <typename Args>
 void run(const char* op, cudaError_t (*launch)(const Args&, cudaStream_t), const Args& args,
          const Tensor& first) {
   const int32_t device = first.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const cudaError_t error = launch(args, current_stream(device));
-  STD_TORCH_CHECK(error == cudaSuccess, op, ": the CUDA kernel was not launched on cuda:", device,
-                  ": ", cudaGetErrorString(error), " (", cudaGetErrorName(error), ")");
+  if (error == cudaSuccess) return;
+  const std::string what =
+      std::string(cudaGetErrorString(error)) + " (" + cudaGetErrorName(error) + ")";
+  STD_TORCH_CHECK(is_debugged(), op, ": the CUDA kernel was not launched on cuda:", device, ": ",
+                  what, "; with DIFFAST_SYNC=1 the kernel that fails is named");
+  STD_TORCH_CHECK(false, op, ": ", name_of(last_launched.kernel), " failed on cuda:", device,
+                  " with ", last_launched.grid.x, " x ", last_launched.grid.y, " blocks of ",
+                  last_launched.block.x, " x ", last_launched.block.y, " threads: ", what);
 }
 
 void run_brownian(const BrownianArgs& args, const Tensor& first) {
@@ -65,8 +91,36 @@ void run_gram(const GramArgs& args, const Tensor& first) {
   run("gram", launch_gram, g, first);
 }
 
+// Whether no index of jobs and walk, which are on the device, leads out of the tensors. The host
+// waits for them; nothing is looked at while the stream is captured.
+bool device_jobs_are_inside(const SweepArgs& args, const Tensor& x) {
+  const int32_t device = x.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const cudaStream_t stream = current_stream(device);
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (cudaStreamIsCapturing(stream, &status) != cudaSuccess ||
+      status != cudaStreamCaptureStatusNone)
+    return true;
+  std::vector<SweepJob> jobs(args.job_count);
+  std::vector<int32_t> walk(args.job_count * args.length);
+  const auto fetch = [&](auto& host, const void* from) {
+    const size_t bytes = host.size() * sizeof host[0];
+    return cudaMemcpyAsync(host.data(), from, bytes, cudaMemcpyDeviceToHost, stream);
+  };
+  const bool copied = fetch(jobs, args.jobs) == cudaSuccess &&
+                      fetch(walk, args.walk) == cudaSuccess &&
+                      cudaStreamSynchronize(stream) == cudaSuccess;
+  STD_TORCH_CHECK(copied, "sweep: jobs and walk cannot be read from cuda:", device,
+                  ": an earlier kernel failed");
+  SweepArgs a = args;
+  a.jobs = jobs.data();
+  a.walk = walk.data();
+  return jobs_are_inside(a);
+}
+
 void run_sweep(const SweepArgs& args, const Tensor& x) {
   SweepArgs a = args;
+  if (is_debugged()) need(device_jobs_are_inside(a, x), "sweep");
   Tensor partials = torch::stable::new_empty(
       x, {a.norms ? a.job_count * (a.length + 1) : 0, sweep_sums(a.elements)}, ScalarType::Double);
   if (a.norms) a.partials = static_cast<double*>(partials.mutable_data_ptr());

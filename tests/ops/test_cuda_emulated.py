@@ -24,6 +24,7 @@ from op_cases import (
     assert_same_bits,
     check_out,
     check_returning,
+    every_half,
     guarded,
     into,
     placed,
@@ -122,6 +123,47 @@ def test_every_position_carries_every_dtype(emulated, inputs, size):
         case = Case(rng, tensors(rng, dtypes, (3, size)), rows, noises, clamp)
         outs = [FLOATS[(r + i) % (4 if i % 2 else 3)] for r in range(rows)]
         check(emulated, case, (dtypes, rows, noises, clamp), outs, forms=(2 + i % 2, i % 2))
+
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+@pytest.mark.parametrize("inputs", range(1, 10))
+def test_halves_alone_are_taken_eight_at_a_time(emulated, inputs):
+    rng = np.random.default_rng(200 + inputs)
+    for i, (rows, noises, clamp) in enumerate(VARIANTS[inputs % 4 :: 4]):
+        dtype = HALVES[i % 2]
+        case = Case(rng, tensors(rng, [dtype] * inputs, (3, 72)), rows, noises, clamp)
+        emulated.reset()
+        check(emulated, case, (inputs, rows, noises, clamp, dtype), [dtype], forms=(2 + i % 2,))
+        launches, _, threads, _ = emulated.reset()
+        assert launches == 1
+        # Nine inputs go the way of all types: 18 threads a sample, and none is idle.
+        assert threads == (3 * 18 if inputs > 8 else 3 * 9)
+
+
+@pytest.mark.parametrize("kind", ("another input", "another output", "address", "size"))
+def test_halves_that_are_not_alone_are_taken_four_at_a_time(emulated, kind):
+    rng = np.random.default_rng(13)
+    for dtype, noises in itertools.product(HALVES, range(3)):
+        size = 68 if kind == "size" else 72
+        other = HALVES[dtype == HALVES[0]]
+        dtypes = [dtype, other if kind == "another input" else dtype]
+        offset = 8 if kind == "address" else 0
+        outs = [other if kind == "another output" else dtype]
+        case = Case(rng, tensors(rng, dtypes, (3, size), offset), 1, noises)
+        emulated.reset()
+        check(emulated, case, (kind, dtype, noises), outs, offset, forms=(2, 3))
+        assert emulated.reset()[2] == 2 * 3 * size // 4
+
+
+def test_every_half_survives_eight_at_a_time(emulated):
+    """Every number of both types as an input, and every tie between two numbers as a sum."""
+    for dtype in HALVES:
+        case = Case(np.random.default_rng(14), [every_half(dtype).repeat(2, 1)], 1)
+        for weight in (1.0, 1.001, 1 + 2.0**-9):
+            case.weights = [weight]
+            check(emulated, case, (dtype, weight), [dtype], forms=(2,))
 
 
 @pytest.mark.parametrize("size", (0, 1, 2, 3, 4, 7, 63, 64, 512, 516, 1000, 1028, 1032, 4097))

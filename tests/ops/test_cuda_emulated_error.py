@@ -15,7 +15,7 @@ from error_cases import (
     check_returning,
     tensors,
 )
-from op_cases import FLOATS, assert_same_bits
+from op_cases import FLOATS, assert_same_bits, placed
 from test_cuda_emulated import build
 
 from diffast.ops.combine_error import reference as reference_error
@@ -65,6 +65,35 @@ def test_every_position_carries_every_dtype(emulated, inputs, size):
         outs = [FLOATS[(r + i) % (4 if i % 2 else 3)] for r in range(8)]
         check_error(emulated.out, case, (dtypes, variant), outs)
         check_returning(emulated.returning, case, (dtypes, variant))
+
+
+@pytest.mark.parametrize("inputs", (1, 2, 3, 4, 6, 8))
+def test_halves_alone_are_taken_eight_at_a_time(emulated, inputs):
+    """The sums have the same bits as four at a time, which tensors at odd addresses are taken."""
+    rng = np.random.default_rng(300 + inputs)
+    for i, variant in enumerate(VARIANTS[inputs % 8 :: 8]):
+        dtype = (torch.float16, torch.bfloat16)[i % 2]
+        for samples, size in ((3, 72), (2, 1000), (3, 1024), (1, 3080), (70, 8)):
+            case = ErrorCase(rng, tensors(rng, [dtype] * inputs, (samples, size)), *variant)
+            label = (inputs, variant, dtype, size)
+            wide = check_error(emulated.out, case, label, [dtype])
+            case.xs = [placed(x, 8) for x in case.xs]
+            assert_same_bits(check_error(emulated.out, case, label, [dtype], 8), wide, label)
+
+
+def test_few_chunks_need_one_kernel_and_have_the_same_norms(emulated):
+    """Where samples fill the device, a block makes all chunks of one, up to eight."""
+    rng = np.random.default_rng(15)
+    for size, alone, together in ((1025, 1, 1), (3000, 2, 1), (8192, 2, 1), (8196, 2, 2)):
+        case = ErrorCase(rng, tensors(rng, FLOATS[:1], (128, size)), 1, 0, 0, True)
+        emulated.reset()
+        wanted = emulated.returning(*case.call)[-1]
+        assert emulated.reset()[0] == together
+        for sample in (0, 127):
+            part = slice(sample, sample + 1)
+            got = emulated.returning(*case.samples(part))[-1]
+            assert emulated.reset()[0] == alone
+            assert_same_bits(got, wanted[part], (size, sample))
 
 
 @pytest.mark.parametrize("size", (0, 1, 3, 4, 7, 63, 64, 512, 1000, 1024, 1028, 4097, 40_000))

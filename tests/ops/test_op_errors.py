@@ -282,3 +282,24 @@ def test_the_convenient_forms_refuse_too():
         ops.normal((2, 3), dtype=torch.int32)
     with pytest.raises(RuntimeError, match="normal: out has shape .* but there are 3 ids"):
         ops.normal((2, 3), ids=longs(3))
+
+
+def test_noise_for_more_elements_than_the_counter_tells_apart(tmp_path):
+    """Blocks of four elements are counted with 32 bits; the file has a hole of 32 GiB."""
+    elements = 2**34 + 4
+    file = tmp_path / "hole"
+    with open(file, "wb") as hole:
+        try:
+            hole.truncate(elements * 2)
+        except OSError as error:
+            pytest.skip(f"no file with a hole of this size: {error}")
+    x = torch.from_file(str(file), shared=True, size=elements, dtype=torch.float16)
+    x = x.view(1, elements)
+    said = rf"a sample has {elements} elements but noise can be drawn for at most {2**34} \(2\^34\)"
+    with pytest.raises(RuntimeError, match="normal: " + said):
+        ops.normal_out(longs(1), 0, 0, 1.0, x)
+    with pytest.raises(RuntimeError, match="combine: " + said):
+        ops.combine_out([x], [1.0], [x], None, 0, [1.0], 0, longs(1))
+    with pytest.raises(RuntimeError, match="combine: " + said):
+        streams = torch.zeros(1, 3, dtype=torch.int64)
+        ops.combine_table_out([x], table(1, 1, 1), table(1, 1, 1), streams, [], [x], None)

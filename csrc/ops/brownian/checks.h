@@ -28,7 +28,7 @@ inline bool set_brownian(BrownianArgs* a, const Tensor& streams, const Tensor& n
   if (type != ScalarType::Float && type != ScalarType::Double) return false;
   const First first(increment);
   if (first.sizes.size() == 0 || !first.is_beside(increment)) return false;
-  if (depth < 1 || depth > kMaxDepth) return false;
+  if (depth < 1 || depth > kMaxDepth || first.elements() > kDrawnLimit) return false;
   a->samples = first.samples();
   a->elements = first.elements();
   a->wide = type == ScalarType::Double;

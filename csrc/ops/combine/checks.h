@@ -71,7 +71,7 @@ inline bool set_host(CombineArgs* a, const std::vector<Tensor>& xs, const First&
   if (weights.size() % columns != 0) return false;
   if (!set_inputs(a, xs, first, int64_t(weights.size() / columns))) return false;
   if (!set_host_weights(a, weights, noise) || !is_word(stage)) return false;
-  if (a->noises > 0 && first.sizes.size() == 0) return false;
+  if (a->noises > 0 && (first.sizes.size() == 0 || a->elements > kDrawnLimit)) return false;
   a->seed = uint64_t(seed);
   a->word = uint32_t(stage);
   return first.bind(&a->ids, ids, {a->samples});
@@ -91,6 +91,7 @@ inline bool set_table(CombineArgs* a, const std::vector<Tensor>& xs, const First
   if (noise.has_value()) {
     const int64_t noises = noise->dim() == 3 ? noise->size(2) : 0;
     if (noises < 1 || noises > kMaxNoises || !streams.has_value()) return false;
+    if (a->elements > kDrawnLimit) return false;
     if (!first.bind(&a->noise_table, noise, {a->samples, a->rows, noises})) return false;
     a->noises = int8_t(noises);
   }

@@ -19,7 +19,7 @@ inline bool set_normal(NormalArgs* a, const Tensor& ids, int64_t seed, int64_t s
   a->elements = first.elements();
   a->word = uint32_t(stage);
   a->scale = scale;
-  return std::isfinite(scale) && is_word(stage);
+  return std::isfinite(scale) && is_word(stage) && a->elements <= kDrawnLimit;
 }
 
 // `normal` into a given tensor [samples, ...], over a backend's

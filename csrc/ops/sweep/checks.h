@@ -54,8 +54,8 @@ inline bool outputs_are_apart(const SweepArgs& a) {
   return true;
 }
 
-// Whether no index leads out of the tensors. Looked at on the CPU only: elsewhere the host would
-// have to wait for the device.
+// Whether no index leads out of the tensors; jobs and walk are in host memory. On a GPU that is
+// asked with DIFFAST_SYNC=1 only: the host has to wait for the device.
 inline bool jobs_are_inside(const SweepArgs& a) {
   const auto in = [](int64_t value, int64_t low, int64_t high) {
     return low <= value && value < high;
@@ -94,6 +94,7 @@ void sweep(Tensor x, std::vector<Tensor> outputs, OptionalTensor slopes, Tensor 
   a.rows = first.sizes[0];
   a.elements = 1;
   for (size_t d = 1; d < first.sizes.size(); ++d) a.elements *= first.sizes[d];
+  need(noises == 0 || a.elements <= kDrawnLimit, "sweep");
   a.stages = weights.dim() > 0 ? weights.size(0) : 0;
   a.job_count = jobs.dim() > 0 ? jobs.size(0) : 0;
   a.length = walk.dim() == 2 ? walk.size(1) : 0;

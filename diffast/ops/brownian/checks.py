@@ -2,7 +2,7 @@
 
 import torch
 
-from diffast.ops.checks import Beside, check, dtype_text, overlap, shape_text
+from diffast.ops.checks import Beside, check, check_drawn, dtype_text, overlap, shape_text
 from diffast.ops.schema import MAX_DEPTH
 
 
@@ -19,6 +19,7 @@ def check_brownian_out(
         increment.dim() > 0,
         "brownian: increment has no batch dimension but [samples, ...] is needed",
     )
+    check_drawn("brownian", increment)
     samples = increment.shape[0]
     beside = Beside("brownian", "increment", increment)
     beside.numbers("streams", streams, torch.int64, [samples, 3])

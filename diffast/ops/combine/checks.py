@@ -12,6 +12,7 @@ from diffast.ops.checks import (
     check,
     check_apart,
     check_count,
+    check_drawn,
     check_dtype,
     check_limits,
     check_word,
@@ -29,6 +30,7 @@ def check_combine(xs, weights, noise, seed, stage, ids, clamp) -> int:
     check_word("combine", stage)
     if noise:
         _need_batch(xs[0], "noise")
+        check_drawn("combine", xs[0])
     if ids is not None:
         samples = xs[0].shape[0] if xs[0].dim() else 1
         _beside(xs).numbers("ids", ids, torch.int64, [samples])
@@ -62,6 +64,7 @@ def check_table(xs, weights, noise, streams, clamp) -> int:
     beside = _beside(xs)
     beside.numbers("the table", weights, torch.float64, [samples, rows, columns])
     if noise is not None:
+        check_drawn("combine", xs[0])
         check(
             noise.dim() == 3 and 1 <= noise.shape[2] <= MAX_NOISES,
             f"combine: the noise table has shape {shape_text(noise)} but [samples, rows, 1 or 2] "

@@ -4,7 +4,15 @@ import math
 
 import torch
 
-from diffast.ops.checks import Beside, check, check_dtype, check_word, dtype_text, shape_text
+from diffast.ops.checks import (
+    Beside,
+    check,
+    check_drawn,
+    check_dtype,
+    check_word,
+    dtype_text,
+    shape_text,
+)
 
 
 def check_normal_out(ids, seed, stage: int, scale: float, out, pointers=True) -> None:
@@ -22,6 +30,7 @@ def check_normal_out(ids, seed, stage: int, scale: float, out, pointers=True) ->
     Beside("normal", "ids", ids, "writes").place("out", out)
     check(math.isfinite(scale), f"normal: the scale is {scale:g} but it must be finite")
     check_word("normal", stage)
+    check_drawn("normal", out)
 
 
 CHECKS = {"normal.out": check_normal_out}

@@ -9,11 +9,13 @@ from diffast.ops.checks import (
     Beside,
     check,
     check_count,
+    check_drawn,
     check_limits,
     dtype_text,
     overlap,
     shape_text,
 )
+from diffast.ops.debugging import indices_are_checked
 from diffast.ops.schema import JOB, MAX_ENTRIES, MAX_NOISES, MAX_OUTPUTS
 
 
@@ -75,9 +77,11 @@ def check_sweep(*args, pointers: bool = True, **named) -> Call:
     )
     beside.place("ids", ids)
     check_limits("sweep", call.clamp)
+    if call.noises:
+        check_drawn("sweep", x)
     if pointers:
         _check_overlap(x, outputs, call.points, states)
-    if pointers and x.device.type == "cpu":
+    if pointers and indices_are_checked(x.device):
         _check_jobs(x, call.jobs, call.walk, ids, states, call.weights.shape[0])
     return call
 
