@@ -1,7 +1,7 @@
 """What the compilers make of the GPU kernels of `evaluate`, on a machine without a GPU."""
 
 import pytest
-from test_compile import ARCHITECTURES, compile_cuda, instructions
+from test_compile import ARCHITECTURES, compile_cuda, instructions, what_triton_makes
 
 
 @pytest.mark.slow
@@ -18,3 +18,13 @@ def test_the_cuda_kernel_has_a_jump_table_and_no_spills(arch, tmp_path_factory):
     opcodes = instructions(cubin)[kernel]
     assert [op for op in opcodes if op.startswith("BRX")], "opcodes are compared one by one"
     assert sum(op.split(".")[0] in ("LDL", "STL") for op in opcodes) <= 6
+
+
+def test_triton_compiles_once_and_rounds_sums_and_products_one_by_one(tmp_path_factory):
+    report = what_triton_makes("compile_triton_evaluate", tmp_path_factory)
+    kernel = report["kernel"]
+    # The library's reduction of huge angles reads its digits of 2 / pi from local memory.
+    assert kernel["spills"] <= 6
+    assert kernel["in float32"] == kernel["not rounded"] == 0
+    # For any numbers of samples, columns and programs, with programs by counts and without.
+    assert report["launches"] == [2, 8]

@@ -10,12 +10,12 @@ from evaluate_cases import EXACT, LIBRARY, NUMPY, OWN, SPECIAL, Problem, in_nump
 from op_cases import assert_same_bits
 from torch.library import opcheck
 
+import diffast as df
 from diffast import ops
 from diffast.executors.adaptive import time_variable
 from diffast.ops.evaluate import reference as reference_evaluate
 from diffast.ops.evaluate.encode import encode
 from diffast.ops.schema import INSTRUCTIONS, KNOT_SCALES, KNOTS, MAX_REGISTERS, OPERANDS
-import diffast as df
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 BOTH = pytest.mark.parametrize(
