@@ -231,6 +231,7 @@ def pytest_terminal_summary(terminalreporter, config):
     more = ("diffusers us", "of diffusers", "copy us", "over floor", "scaled of diffusers")
     more += ("torch noise of diffusers", "of one more")
     more += ("torchsde us", "times torchsde", "of 12 normals")
+    more += ("of sample", "card")
     more += ("over copy", "times eager", "over read")
     more += ("sampler's share", "df.sample's share", "diffusers' share")
     columns = [c for c in (*known, *more) if any(c in record for record in config.records)]

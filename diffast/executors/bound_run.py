@@ -66,6 +66,20 @@ def _on_device(
     return kept[dtype, device]
 
 
+def constraints_of(
+    denoiser: Denoiser, place: context.Place, on_x0: Any, given_noise: bool, preview: bool = False
+) -> Constraints:
+    """Returns what a bound run asks of the lowered plan."""
+    return Constraints(
+        clamp=bool(place.limits),
+        hook=on_x0 is not None,
+        preview=preview,
+        given_noise=given_noise,
+        fills_input=True,
+        casts=(denoiser.dtype or place.dtype) != place.dtype,
+    )
+
+
 class BoundRun:
     """The buffers of one run and its calls, all prepared before the first stage.
 
@@ -93,23 +107,16 @@ class BoundRun:
     ):
         """Binds every name of the program."""
         self.denoiser, self.plan, self.place, self.on_x0 = denoiser, plan, place, on_x0
+        self.scale = plan.initial_scale
         self.shape, self.dtype, self.device, self.ids, self.seed, self.limits = place
         self.batch = self.shape[0]
         self.draw = noise if callable(noise) else None
         if noise == "path":
             self.draw = path_noise(plan, self.shape, self.seed, self.ids, self.dtype)
-        network_dtype = denoiser.dtype or self.dtype
-        self.constraints = Constraints(
-            clamp=bool(self.limits),
-            hook=on_x0 is not None,
-            preview=preview,
-            given_noise=self.draw is not None,
-            fills_input=True,
-            casts=network_dtype != self.dtype,
-        )
+        self.constraints = constraints_of(denoiser, place, on_x0, self.draw is not None, preview)
         self.program: Program = lower(plan, denoiser, self.constraints)
         self.buffers: list[torch.Tensor] = []  # all tensors of the state's size
-        self._make_network_input(network_dtype)
+        self._make_network_input(denoiser.dtype or self.dtype)
         self.gradients = self._gradients()
         self.stages = self.program.stages
         inputs = self.program.inputs
@@ -229,7 +236,7 @@ class BoundRun:
 
     def start(self, x: torch.Tensor | None) -> None:
         """Puts the initial state where the network reads it."""
-        context.put_initial(self.state, x, self.plan.initial_scale, self.place)
+        context.put_initial(self.state, x, self.scale, self.place)
         given = None if self.draw is None else lambda: self._drawn(-1)
         context.put_opening(self.state, self.program.opening, self.place, given)
         for copy in self._copies(0):
@@ -313,6 +320,10 @@ class BoundRun:
             self.reasons[b] = what_failed([rows[b]])
         self.known = self.seen.tobytes()
         self.lost = bool((self.status != FINE).all())
+
+    def made(self, calls: int, completed: bool) -> torch.Tensor:
+        """Returns the samples; after an interruption the last x0 estimate."""
+        return self.points[calls - 1 if self.lost else -1] if completed else self.x0
 
     def progress(self, i: int) -> Progress:
         """Returns what the callback sees after stage i."""

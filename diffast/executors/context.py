@@ -21,6 +21,12 @@ from diffast.plan import Plan
 # Where fresh noise may come from. A callable gives the normals of a stage.
 NOISES = ("counter", "path", "bridge", "redraw")
 
+# Why a source of noise cannot be had on a fixed grid, where every step is accepted.
+FIXED_GRID = {
+    "bridge": "nothing is rejected on a fixed grid, which a bridge is for: use 'counter' or 'path'",
+    "redraw": "nothing is rejected on a fixed grid: use 'counter'",
+}
+
 # What ops weigh together with a state.
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

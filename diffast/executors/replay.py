@@ -23,6 +23,7 @@ import torch
 
 from diffast import ops
 from diffast.executors import context
+from diffast.executors.device import pinned
 from diffast.executors.results import FINE, Samples
 from diffast.executors.table_run import TableRun, numbers_of
 from diffast.lowering.liveness import fewest_tensors
@@ -75,7 +76,7 @@ class ReplayableRun:
         who: str = "sample",
     ):
         """Makes every tensor; nothing is loaded yet."""
-        self.who, self.plan, self.guidance = who, plan, denoiser.guidance
+        self.who, self.name, self.guidance = who, plan.name, denoiser.guidance
         with torch.inference_mode(False):
             self.bound = TableRun(
                 denoiser, plan, place._replace(ids=place.ids.clone()), on_x0, noise
@@ -95,6 +96,7 @@ class ReplayableRun:
         ids: torch.Tensor | None = None,
         x: torch.Tensor | None = None,
         noise: Callable[[int], torch.Tensor] | None = None,
+        plan: Plan | None = None,
     ) -> None:
         """Puts what changes into the static tensors; nothing waits for the device.
 
@@ -105,6 +107,7 @@ class ReplayableRun:
             ids: [B] int64 on the run's device; None: those loaded before.
             x: the initial state [B, ...] of the run's dtype; None: the package's noise.
             noise: the normals of each stage, where the run was made with a callable.
+            plan: the run's plan, where the run has let go of it.
 
         Raises:
             ValueError: for what the run was not made for; the message names the two facts.
@@ -113,7 +116,7 @@ class ReplayableRun:
         self._check(ids, x)
         with torch.inference_mode():
             if denoiser is not None:
-                self._adopt(denoiser)
+                self._adopt(denoiser, plan or self.bound.plan)
             bound.reseed(ops.fold_seed(seed), ids)
             if noise is not None:
                 bound.draw = noise
@@ -126,7 +129,7 @@ class ReplayableRun:
             for name, given, own in (
                 ("x has shape", list(x.shape), list(self.bound.shape)),
                 ("x is", x.dtype, self.bound.dtype),
-                ("x is on", x.device, self.bound.device),
+                ("x is on", x.device, self.bound.ids.device),
             ):
                 if given != own:
                     raise ValueError(f"{self.who}: {name} {given} but the run was made for {own}")
@@ -142,9 +145,9 @@ class ReplayableRun:
                     f"for {list(own.shape)} of {own.dtype}"
                 )
 
-    def _adopt(self, denoiser: Denoiser) -> None:
+    def _adopt(self, denoiser: Denoiser, plan: Plan) -> None:
         """Takes another guidance and other conditions."""
-        program = lower(self.plan, denoiser, self.bound.constraints)
+        program = lower(plan, denoiser, self.bound.constraints)
         if program is not self.loaded:
             if program.structure != self.bound.program.structure:
                 raise ValueError(
@@ -161,13 +164,15 @@ class ReplayableRun:
         if found is None:
             numbers = numbers_of(program, self.bound.batch)
             if not np.isfinite(numbers).all():
-                raise ValueError(f"{self.who}: the weights of {self.plan.name} are not finite")
-            found = torch.from_numpy(numbers)
-            if self.bound.device.type == "cuda":
-                found = found.pin_memory()
+                raise ValueError(f"{self.who}: the weights of {self.name} are not finite")
+            found = pinned(torch.from_numpy(numbers), self.bound.device)
             self._weights = [*self._weights[1 - _KEPT :], (program, found)]
         self.bound.numbers.copy_(found, non_blocking=True)
         self.loaded = program
+
+    def release(self) -> None:
+        """Lets go of network, plan and hook, where a graph replays the run."""
+        del self.bound.denoiser, self.bound.plan, self.bound.on_x0, self.bound.gradients
 
     def run(self) -> None:
         """Runs all stages on what was loaded: device work alone."""

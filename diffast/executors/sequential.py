@@ -8,15 +8,10 @@ import torch
 
 from diffast.executors import context
 from diffast.executors.bound_run import BoundRun
+from diffast.executors.graph_cache import graph_cache
 from diffast.executors.results import Progress, Samples
 from diffast.model.denoiser import Denoiser
 from diffast.plan import Plan
-
-# Why a source of noise cannot be had here.
-_SOURCES = {
-    "bridge": "nothing is rejected on a fixed grid, which a bridge is for: use 'counter' or 'path'",
-    "redraw": "nothing is rejected on a fixed grid: use 'counter'",
-}
 
 EXECUTORS = ("sequential", "graph")
 
@@ -82,13 +77,13 @@ def sample(
             others.
     """
     context.check_schedules("sample", plan, denoiser)
-    context.check_noise("sample", noise, _SOURCES)
+    context.check_noise("sample", noise, context.FIXED_GRID)
     if executor not in EXECUTORS:
-        raise ValueError(f"sample: executor is {executor!r} but must be one of {EXECUTORS}")
+        raise ValueError(
+            f"sample: executor is {executor!r} but must be one of {', '.join(EXECUTORS)}"
+        )
     place = context.place_of("sample", denoiser, shape, x, device, seed, ids, clamp, check)
     if executor == "graph":
-        from diffast.executors.graph_cache import graph_cache
-
         why = "a graph is replayed without Python: leave executor out"
         context.refuse("sample", callback=(callback, why), progress=(progress, why))
         made = graph_cache.sample(denoiser, plan, place, x, noise, on_x0, throw, check)
@@ -107,8 +102,7 @@ def sample(
     completed = calls == total or not run.batch or run.lost
     evaluations = sum(len(stage.times) for stage in run.stages[:calls])
     nfe = torch.full((run.batch,), evaluations, dtype=torch.int64, device=run.device)
-    made = run.points[calls - 1 if run.lost else -1] if completed else run.x0
-    result = Samples(made, nfe, run.status, completed)
+    result = Samples(run.made(calls, completed), nfe, run.status, completed)
     if not check:
         return result
     return result.or_raise("sample", run.ids, throw, run.what_failed, initial=x)

@@ -60,7 +60,9 @@ class TableRun(BoundRun):
 
     def _is_static(self, value: Any) -> bool:
         """Returns whether a condition is a tensor that can be written to. A number is none."""
-        return isinstance(value, torch.Tensor) and (value.dim() > 0 or value.device == self.device)
+        return isinstance(value, torch.Tensor) and (
+            value.dim() > 0 or value.device == self.ids.device
+        )
 
     def put_conditions(self, who: str, denoiser: Denoiser) -> None:
         """Writes a denoiser's conditions over those of the run."""
