@@ -190,7 +190,10 @@ class Device(TorchDispatchMode):
             self._check(name, given, there)
             if name not in _FREE and not function.is_view:
                 self.kernels[function._schema.name.split("::")[-1]] += 1
-        return self._run(function, args, kwargs, makes)
+        result = self._run(function, args, kwargs, makes)
+        if name in _PERHAPS and not self.outside and _memory(result) != _memory(args[0]):
+            self.kernels["clone"] += 1
+        return result
 
     def _check(self, name, given, there):
         """Refuses what a device would wait for or would not take."""
@@ -253,6 +256,10 @@ class Device(TorchDispatchMode):
 
 
 PLACE_OF_MEMORY = torch.device("cpu")
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return host(tensor).untyped_storage().data_ptr()
 
 
 def host(tensor: torch.Tensor) -> torch.Tensor:
