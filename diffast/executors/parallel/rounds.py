@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -246,7 +247,7 @@ class ParallelRun:
 
     def sums(self, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
         """Returns float64 tensors of these shapes, for sums that `read` reads."""
-        self.sizes = [int(np.prod(shape)) for shape in shapes]
+        self.sizes = [math.prod(shape) for shape in shapes]
         count = sum(self.sizes)
         room = count + 2 * len(self.tables.outputs)
         if room > len(self.numbers):
@@ -261,9 +262,12 @@ class ParallelRun:
             self.numbers[count : count + len(self.compared)].copy_(self.compared)
             count += len(self.compared)
         found = self.readback.take(self.numbers[:count])
-        *parts, compared = np.split(found, np.cumsum(self.sizes))
-        if len(compared):
-            self._compare(compared)
+        parts, at = [], 0
+        for size in self.sizes:
+            parts.append(found[at : at + size])
+            at += size
+        if self.compared is not None:
+            self._compare(found[at:])
         return parts
 
     def round(self) -> int:
@@ -449,8 +453,14 @@ def _differences(outputs: list[torch.Tensor], one: int, two: int) -> torch.Tenso
 
 
 def jobs_of(*columns: np.ndarray | int) -> np.ndarray:
-    """Returns jobs for the op `sweep`, int32 [J, 8]; a column is a number or an array [J]."""
-    return np.stack(np.broadcast_arrays(*columns), axis=1).astype(np.int32)
+    """Returns jobs for the op `sweep`, int32 [J, 8]; a column is a number or an array [J].
+
+    The first column, the samples, is an array.
+    """
+    jobs = np.empty((np.size(columns[0]), len(columns)), dtype=np.int32)
+    for k, column in enumerate(columns):
+        jobs[:, k] = column
+    return jobs
 
 
 def _walk(rows: np.ndarray, begin: np.ndarray, stop: np.ndarray) -> np.ndarray:
