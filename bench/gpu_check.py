@@ -84,7 +84,6 @@ def main(given=None) -> int:
     options = arguments(given)
     if options.dry_run:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        os.environ["DIFFAST_TEST_DEVICE"] = "cpu"
     found = machine.machine()
     steps = make_steps(found, options.dry_run, DRY_SLACK if options.dry_run else 1)
     if options.list:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -147,13 +148,12 @@ class Check:
             reason = f"{max(0.0, self.left):.0f} s of {self.budget:.0f} s are left"
         if reason is not None:
             return {**record, "state": SKIPPED, "reason": reason}
-        figures = self.folder / f".{self.header['file']}.figures.json"
-        figures.unlink(missing_ok=True)
         begin, place = time.monotonic(), self.log.stat().st_size
-        state, reason = run_process(step, limit, self.log, figures)
-        record |= {"state": state, "reason": reason, "seconds": time.monotonic() - begin}
-        record |= read_json(figures)
-        figures.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            figures = Path(folder) / "figures.json"
+            state, reason = run_process(step, limit, self.log, figures)
+            record |= {"state": state, "reason": reason, "seconds": time.monotonic() - begin}
+            record |= read_json(figures)
         for figure in record.get("figures", []):
             figure["card"] = self.header["card"]
         if state != PASSED:

@@ -12,7 +12,8 @@ from gpu.runner import PASSED, Step
 BUDGET = 470  # seconds of all steps together
 PREBUILT = 10  # seconds of the step `libraries` where nothing has to be built
 GPU_TESTS = "tests/gpu"
-APART = ("test_gpu_triton.py", "test_gpu_large.py")  # these have steps of their own
+# These files have steps of their own.
+APART = ("test_gpu_triton.py", "test_gpu_large.py", "test_gpu_compile.py")
 
 
 def _python(*arguments) -> list[str]:
@@ -63,7 +64,7 @@ def make_steps(machine: dict, dry_run: bool, slack: float = 1) -> list[Step]:
     many = 1 if dry_run else max(1, min(14, (machine["cores"] or 1) - 2))
     backend = {"DIFFAST_BACKEND": "" if dry_run else "cuda"}
     paths = [str(ROOT), str(ROOT / "bench"), str(ROOT / "tests" / "helpers")]
-    here = {"PYTHONPATH": ":".join(paths), **backend}
+    here = {"PYTHONPATH": ":".join(paths), "DIFFAST_TEST_DEVICE": device, **backend}
     triton = here | {"DIFFAST_BACKEND": "" if dry_run else "triton"}
     own = [argument for name in APART for argument in ("--ignore", f"{GPU_TESTS}/{name}")]
     sanitize = _python(f"{GPU_TESTS}/sanitize.py", "--device", device)
@@ -122,10 +123,10 @@ def make_steps(machine: dict, dry_run: bool, slack: float = 1) -> list[Step]:
             unless=loaded,
         ),
         Step(
-            "large",
-            35,
-            "more than 2^31 elements",
-            _pytest(1, f"{GPU_TESTS}/test_gpu_large.py"),
+            "heavy",
+            45,
+            "more than 2^31 elements; torch.compile",
+            _pytest(min(4, workers), *(f"{GPU_TESTS}/{name}" for name in APART[1:])),
             here,
             unless=loaded,
         ),
@@ -142,7 +143,7 @@ def make_steps(machine: dict, dry_run: bool, slack: float = 1) -> list[Step]:
         ),
         Step(
             "triton",
-            90,
+            85,
             "a few Triton variants of every op; a run with Triton alone",
             _pytest(many, f"{GPU_TESTS}/test_gpu_triton.py"),
             triton,
@@ -150,7 +151,7 @@ def make_steps(machine: dict, dry_run: bool, slack: float = 1) -> list[Step]:
         ),
         Step(
             "triton-bench",
-            35,
+            30,
             "the Triton kernels against a copy",
             _python("-m", "gpu.bench_ops", "--device", device, "--targets-only"),
             triton,

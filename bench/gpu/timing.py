@@ -51,7 +51,7 @@ def _device_seconds(call: Callable[[int], object], repeats: int, device: torch.d
             call(k)
         return (time.perf_counter() - begin) / repeats
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(200_000)  # the host is ahead: no call waits for its launch
+    torch.cuda._sleep(20_000 * repeats)  # 10 us a call: the host is ahead, and none waits for it
     start.record()
     for k in range(repeats):
         call(k)

@@ -10,8 +10,6 @@ import torch
 from device_watch import no_waits
 from op_calls import CALLS, Placed, assert_results, check, expected
 
-from diffast.ops.schema import overload_of
-
 each_call = pytest.mark.parametrize("call", CALLS, ids=str)
 cuda_only = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 # Odd and even sizes, around a thread's four or eight elements, a warp's and a block's.
@@ -170,14 +168,3 @@ def test_streams_in_memory_give_new_noise_to_a_replay(name, device):
     assert_results(call, placed, expected(call, changed), "new streams")
     fresh, old = placed.results()[0], expected(call, arguments).results()[0]
     assert not torch.equal(fresh.nan_to_num(), old.nan_to_num())
-
-
-def test_a_call_can_be_compiled(device):
-    """One graph whose result has the same bits; its backend is torch's default on a GPU."""
-    call = called("combine", "noise")
-    arguments = call.make()
-    backend = "inductor" if device.type == "cuda" else "aot_eager"
-    compiled = torch.compile(
-        lambda *given: overload_of(call.name)(*given), backend=backend, fullgraph=True
-    )
-    check(call, arguments, device, "compiled", function=compiled)

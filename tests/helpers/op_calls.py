@@ -73,6 +73,8 @@ def _tensors(value) -> list[torch.Tensor]:
 class Placed:
     """The arguments of one call on a device, every written tensor between two guards.
 
+    Only copies move them: under a sanitizer the op's kernels are the only ones that run.
+
     Args:
         call: which op.
         arguments: from `call.make`.
@@ -101,15 +103,23 @@ class Placed:
         ]
         own = {id(t) for t in self.outputs}
         self.inputs = [t for t in _tensors(self.arguments) if id(t) not in own]
-        self.begun = [t.clone() for t in self.outputs]
+        self.begun = [t.to("cpu", copy=True) for t in self.outputs]
         self.returned = []
 
     def _guarded(self, tensor):
+        """Returns the tensor between its guards; torch's allocations are aligned to 64 bytes."""
         size = tensor.numel() * tensor.element_size()
-        buffer = torch.full((size + 2 * GUARD + 64,), 0xFF, dtype=torch.uint8, device=self.device)
-        start = -(buffer.data_ptr() + GUARD) % 64 + GUARD + self.offset * tensor.element_size()
+        start = GUARD + self.offset * tensor.element_size()
+
+        def part(buffer):
+            return buffer[start : start + size].view(tensor.dtype).view(tensor.shape)
+
+        filled = torch.full((size + 2 * GUARD + 64,), 0xFF, dtype=torch.uint8)
+        part(filled).copy_(tensor)
+        buffer = filled.to(self.device)
+        assert buffer.data_ptr() % 64 == 0
         self.buffers.append((buffer, start, start + size))
-        return buffer[start : start + size].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        return part(buffer)
 
     def run(self, function=None) -> "Placed":
         """Calls the op, or a function in its place, and keeps what it returns."""
@@ -129,7 +139,8 @@ class Placed:
     def assert_guards(self, label="") -> None:
         """Checks that no byte around a written tensor was written."""
         for buffer, start, end in self.buffers:
-            around = torch.cat([buffer[:start], buffer[end:]])
+            held = buffer.cpu()
+            around = torch.cat([held[:start], held[end:]])
             wrong = int((around != 0xFF).sum())
             assert wrong == 0, f"{self.call} {label}: {wrong} bytes written around an output"
 
