@@ -53,8 +53,10 @@ NUMPY = {
 }
 EXACT = (*NUMPY, "constant", "input", "piece", "lookup")
 NUMPY |= {name: _library(name) for name in LIBRARY}
-OWN = {name: getattr(np, {"atan": "arctan", "atan2": "arctan2", "asinh": "arcsinh"}.get(name, name))
-       for name in LIBRARY}
+OWN = {
+    name: getattr(np, {"atan": "arctan", "atan2": "arctan2", "asinh": "arcsinh"}.get(name, name))
+    for name in LIBRARY
+}
 
 
 def _piece(edges, x):
@@ -148,7 +150,15 @@ class Problem:
     dtypes = (torch.float64, torch.int64, torch.float64)
 
     def __init__(
-        self, rng, samples, length=60, programs=3, by_counts=True, names=EXACT, table=True, columns=5
+        self,
+        rng,
+        samples,
+        length=60,
+        programs=3,
+        by_counts=True,
+        names=EXACT,
+        table=True,
+        columns=5,
     ):
         pieces, rows = (int(rng.integers(1, 20)), 3) if table else (0, 0)
         self.edges = np.sort(rng.standard_normal(pieces + 1)) if table else np.zeros(0)
