@@ -3,10 +3,10 @@
     python bench/two_trees.py OLD_TREE [NEW_TREE] [--pairs 6] [--rounds 5] [--only CASES]
 
 A process per checkout measures the cases of bench_dropin.py, bench_sampler.py and bench_adaptive.py
-when its turn comes, so that what else the machine does hits both. Where tensors lie in memory changes the time of
-large ones by a tenth, for as long as a process lives: several pairs of processes are started, each
-with some memory of random size in front. Printed: microseconds of a step in both, and median and
-quartiles of the ratios new / old over pairs and rounds.
+when its turn comes, so that what else the machine does hits both. Where tensors lie in memory
+changes the time of large ones by a tenth, for as long as a process lives: several pairs of
+processes are started, each with some memory of random size in front. Printed: microseconds of a
+step in both, and median and quartiles of the ratios new / old over pairs and rounds.
 """
 
 import argparse

@@ -18,7 +18,7 @@ then writes all cells that any of them writes.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -237,6 +237,8 @@ def known_value(thing: Any) -> Hashable | None:
     """Returns a dataclass that cannot change, as a key; None for anything else."""
     parameters = getattr(type(thing), "__dataclass_params__", None)
     if parameters is None or not (parameters.frozen and parameters.eq):
+        return None
+    if vars(thing).keys() - {field.name for field in fields(thing)}:  # not compared
         return None
     try:
         hash(thing)

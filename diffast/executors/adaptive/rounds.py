@@ -312,7 +312,7 @@ class AdaptiveRun:
         inputs = batch.now["control"]
         if self.inputs is not None and isinstance(self.source, HostNodes):
             inputs = self.inputs[: batch.size]
-            stages = batch.counts[:, STAGE]
+            stages = batch.counts[:, STAGE] if len(tables.calls) > 1 else tables.calls[0]
             with np.errstate(all="ignore"):
                 self.source.write(inputs.numpy(), batch.control, stages)
         tables.write(inputs, batch.now["counts"])

@@ -51,8 +51,8 @@ class RoundTables:
             place: device and number of samples.
             nodes: edges and pieces of the table of nodes.
         """
-        self.names, self.nodes, self.several = tracer.times, nodes, len(calls) > 1
-        self.traced, encoded = _programs(tracer, tuple(calls), remembered)
+        self.names, self.nodes, self.calls = tracer.times, nodes, tuple(calls)
+        self.traced, encoded = _programs(tracer, self.calls, remembered)
         self.encoded, traced, names = encoded.to(place.device), self.traced, self.names
         count = place.shape[0]
         self.times = torch.zeros(len(names) * count, dtype=torch.float64, device=place.device)
@@ -77,7 +77,7 @@ class RoundTables:
     def write(self, inputs: torch.Tensor, counts: torch.Tensor) -> None:
         """Runs the programs."""
         code, constants, starts, registers = self.encoded
-        which = counts if self.several else None
+        which = counts if len(self.calls) > 1 else None
         edges, pieces = self.nodes
         ops.evaluate(
             code, constants, starts, 0, inputs, which, STAGE, edges, pieces, registers, self.outs
