@@ -8,12 +8,9 @@ Numbers are reported only for ops whose tests pass in the same build. `--unverif
 without this check and marks every line. Results go to bench/results/<module>.json.
 """
 
-import hashlib
 import json
 import os
 import platform
-import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,15 +19,10 @@ import pytest
 import torch
 from ratios import interleaved
 
+from diffast.bench import gate
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
-TESTS = ("test_combine.py", "test_combine_exact.py", "test_normal.py", "test_op_errors.py")
-TESTS += ("test_brownian.py",)
-TESTS += ("test_combine_error.py",)
-TESTS += ("test_sweep.py", "test_sweep_errors.py", "test_gram.py")
-TESTS += ("test_accept.py", "test_accept_errors.py", "test_accept_controllers.py")
-TESTS += ("test_evaluate.py", "test_evaluate_errors.py")
-TESTS = tuple(f"tests/ops/{name}" for name in TESTS)
 LARGE = ("8 MiB", "32 MiB", "16x16x256x256")
 SECONDS = 0.4  # of turns a case; at least ROUNDS of them
 ROUNDS = 15
@@ -78,45 +70,6 @@ def threads(request):
     torch.set_num_threads(before)
 
 
-def _build_key() -> str:
-    """Returns a hash of what is measured and of what tests it."""
-    digest = hashlib.sha256(torch.__version__.encode())
-    package = ROOT / "diffast"
-    for path in sorted([*package.glob("_*.so"), *package.glob("ops/**/*.py")]):
-        digest.update(path.read_bytes())
-    shared = ("op_cases.py", "accept_cases.py", "brownian_cases.py")
-    shared += ("sweep_cases.py", "evaluate_cases.py")
-    helpers = (ROOT / "tests" / "helpers" / name for name in (*shared, "output_hashes.py"))
-    for path in (ROOT / "tests" / "conftest.py", *helpers, *(ROOT / name for name in TESTS)):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _tests_are_green() -> bool:
-    """Runs the ops' tests, unless these very files passed them before."""
-    stamp, key = ROOT / ".benchmarks" / "verified", _build_key()
-    if stamp.exists() and stamp.read_text() == key:
-        return True
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-m",
-        "not slow",
-        "-p",
-        "no:cacheprovider",
-    ]
-    run = subprocess.run([*command, *TESTS], cwd=ROOT, capture_output=True, text=True)
-    if run.returncode:
-        print(run.stdout[-3000:])
-        return False
-    stamp.parent.mkdir(exist_ok=True)
-    stamp.write_text(key)
-    return True
-
-
 @pytest.fixture(scope="session")
 def verified(request):
     """Whether the ops passed their tests; red ones end the session."""
@@ -124,7 +77,7 @@ def verified(request):
     if config.getoption("--benchmark-disable") or config.getoption("--unverified"):
         config.verified = False
     elif config.verified is None:
-        config.verified = _tests_are_green()
+        config.verified = gate.tests_are_green(ROOT)
         if not config.verified:
             pytest.exit("the ops' tests are red: no speed is reported (--unverified would)", 1)
     return config.verified
@@ -189,7 +142,7 @@ def machine() -> dict:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
-        "build": _build_key()[:12],
+        "build": gate.build_key(ROOT)[:12],
         "system": platform.platform(),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -232,9 +185,7 @@ def pytest_terminal_summary(terminalreporter, config):
     more = ("diffusers us", "of diffusers", "copy us", "over floor", "scaled of diffusers")
     more += ("torch noise of diffusers", "of one more")
     more += ("torchsde us", "times torchsde", "of 12 normals")
-    more += ("of sample", "card")
     more += ("over copy", "times eager", "over read")
-    more += ("of numpy",)
     more += ("sampler's share", "df.sample's share", "diffusers' share")
     columns = [c for c in (*known, *more) if any(c in record for record in config.records)]
     terminalreporter.section("diffast" if config.verified else "diffast (UNVERIFIED)")

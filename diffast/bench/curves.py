@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from diffast.bench.candidates import Candidate
+from diffast.bench.candidates import ADAPTIVE, Candidate
 from diffast.bench.problems import Problem
 from diffast.bench.ratios import slower, timed
 from diffast.bench.settings import Settings
@@ -125,10 +125,13 @@ def rows_of(
             "turns": timing.rounds,
         }
         if mine in best and family != mine:
-            base = timings[mine]
-            row["times of ours"] = timing.median / base.median
-            if not family.startswith("diffast"):
-                fewer = point.calls < best[mine][1].calls
-                row["loss"] = fewer or slower(base, timing)
+            row["times of ours"] = timing.median / timings[mine].median
+        # A tool is compared with the package's methods of its own kind, too.
+        kind = ADAPTIVE if "adaptive" in family else mine
+        if not family.startswith("diffast"):
+            row["loss"] = any(
+                point.calls < best[other][1].calls or slower(timings[other], timing)
+                for other in {mine, kind} & best.keys()
+            )
         rows.append(row)
     return rows

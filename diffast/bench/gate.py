@@ -19,6 +19,7 @@ TESTS = tuple(
         *("test_brownian.py", "test_combine_error.py"),
         *("test_sweep.py", "test_sweep_errors.py", "test_gram.py"),
         *("test_accept.py", "test_accept_errors.py", "test_accept_controllers.py"),
+        *("test_evaluate.py", "test_evaluate_errors.py"),
     )
 )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 # What each needs beside itself, where that is not what installs with it.
-_NEEDS = {
+NEEDS = {
     "diffusers": (),
     "k_diffusion": ("scipy", "torchsde", "torchdiffeq", "PIL"),
     "torchdiffeq": (),
@@ -26,7 +26,7 @@ def missing(name: str) -> str | None:
     Args:
         name: "diffusers", "k_diffusion", "torchdiffeq" or "torchsde".
     """
-    absent = [m for m in (name, *_NEEDS[name]) if importlib.util.find_spec(m) is None]
+    absent = [m for m in (name, *NEEDS[name]) if importlib.util.find_spec(m) is None]
     shown = DISTRIBUTIONS.get(name, name)
     if not absent:
         return None

@@ -93,6 +93,13 @@ def _finely(
     return df.sample(denoiser, plan, x=start.double()).x
 
 
+def components() -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Returns the mixture's means [8, 16], logarithms of weights [8], and deviation in each."""
+    generator = torch.Generator().manual_seed(1)
+    means = torch.randn(8, 16, dtype=torch.float64, generator=generator)
+    return means, torch.randn(8, dtype=torch.float64, generator=generator), 0.25
+
+
 def mixture(device: torch.device, count: int = 64, steps: int = 120) -> Problem:
     """Returns the posterior mean of a mixture of 8 Gaussians in 16 dimensions.
 
@@ -105,10 +112,8 @@ def mixture(device: torch.device, count: int = 64, steps: int = 120) -> Problem:
         count: how many samples.
         steps: of the fine reference, by dopri5 (6 calls a step).
     """
-    generator = torch.Generator().manual_seed(1)
-    means = torch.randn(8, 16, dtype=torch.float64, generator=generator)
-    logits = torch.randn(8, dtype=torch.float64, generator=generator)
-    deviation = 0.25
+    means, logits, deviation = components()
+    generator = torch.Generator().manual_seed(2)
     noise = torch.randn(count, 1, 4, 4, dtype=torch.float64, generator=generator)
     start = (SIGMA_MAX * noise).to(device)
     held = {dtype: (means.to(device, dtype), logits.to(device, dtype)) for dtype in _FLOATS}
@@ -129,7 +134,7 @@ def mixture(device: torch.device, count: int = 64, steps: int = 120) -> Problem:
 _FLOATS = (torch.float32, torch.float64)
 
 
-def digits(device: torch.device, count: int = 4, steps: int = 64) -> Problem:
+def digits(device: torch.device, count: int = 2, steps: int = 64) -> Problem:
     """Returns the embedded digit network, which was trained in this very sigma space.
 
     Args:

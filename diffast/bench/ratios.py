@@ -74,25 +74,7 @@ def interleaved(
         rounds: turns; 1 is a smoke test that calls each once, 4 or more give quartiles.
         device: where the functions' work is done.
     """
-    seconds = _seconds_on_cuda if torch.device(device).type == "cuda" else _seconds
-    if rounds == 1:
-        return {name: timing_of([seconds(function, 1)]) for name, function in functions.items()}
-    repeats = {}
-    for name, function in functions.items():
-        function()  # warm: pages touched, kernels chosen, threads started
-        once = seconds(function, 1)
-        repeats[name] = max(1, round(ROUND_SECONDS / max(once, 1e-9)))
-    samples = {name: [] for name in functions}
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        for _ in range(rounds):
-            for name, function in functions.items():
-                samples[name].append(seconds(function, repeats[name]))
-    finally:
-        if collecting:
-            gc.enable()
-    return {name: timing_of(values) for name, values in samples.items()}
+    return _timed(functions, lambda turn: rounds, device, rounds == 1)
 
 
 def timed(
@@ -104,16 +86,45 @@ def timed(
     """Returns `interleaved` timings over as many rounds as fit into a budget.
 
     Args:
-        functions: what to time, by name.
+        functions: what to time, by name, in the order of the turns.
         budget: seconds of turns; 0 calls each function once.
         device: where the functions' work is done.
         least: rounds that are made even if they take longer than the budget.
     """
-    if not budget:
-        return interleaved(functions, 1, device)
-    turn = sum(t.median for t in interleaved(functions, 2, device).values())
-    rounds = max(least, min(MOST_ROUNDS, int(budget / max(turn, len(functions) * ROUND_SECONDS))))
-    return interleaved(functions, rounds, device)
+
+    def rounds(turn: float) -> int:
+        return max(least, min(MOST_ROUNDS, int(budget / turn)))
+
+    return _timed(functions, rounds, device, not budget)
+
+
+def _timed(
+    functions: Mapping[str, Callable[[], object]],
+    rounds: Callable[[float], int],
+    device: torch.device | str,
+    once: bool,
+) -> dict[str, Timing]:
+    """Returns the timings over `rounds(seconds of a turn)` turns, or of a single call of each."""
+    seconds = _seconds_on_cuda if torch.device(device).type == "cuda" else _seconds
+    if once:
+        return {name: timing_of([seconds(function, 1)]) for name, function in functions.items()}
+    repeats, turn = {}, 0.0
+    for name, function in functions.items():
+        function()  # warm: pages touched, kernels chosen, threads started
+        taken = max(seconds(function, 1), 1e-9)
+        repeats[name] = max(1, round(ROUND_SECONDS / taken))
+        turn += repeats[name] * taken
+    samples = {name: [] for name in functions}
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for _ in range(rounds(turn)):
+            for name, function in functions.items():
+                samples[name].append(seconds(function, repeats[name]))
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: timing_of(values) for name, values in samples.items()}
 
 
 def timing_of(values: list[float]) -> Timing:
