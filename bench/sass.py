@@ -252,6 +252,18 @@ def report(tree: Path, ops: list[str], arch: str, folder: Path) -> dict:
     return {"arch": arch, "kernels": kernels, "cases": cases}
 
 
+def text_of(results: dict) -> str:
+    """Returns JSON with a line for each kernel instance and each case."""
+    parts = []
+    for name, result in results.items():
+        lines = [f"  {json.dumps(part)}: {{\n" + ",\n".join(
+            f"   {json.dumps(key)}: {json.dumps(value)}" for key, value in result[part].items()
+        ) + "\n  }" for part in ("cases", "kernels")]  # fmt: skip
+        arch = json.dumps(result["arch"])
+        parts.append(f' {json.dumps(name)}: {{\n  "arch": {arch},\n' + ",\n".join(lines) + "\n }")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--arch", default="9.0")
@@ -278,7 +290,7 @@ def main() -> None:
         "kernels": {**other, **made["kernels"]},
         "cases": {**kept["cases"], **made["cases"]},
     }
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    RESULTS.write_text(text_of(results))
 
 
 if __name__ == "__main__":

@@ -72,8 +72,12 @@ __device__ __forceinline__ void brownian_group(const BrownianCall<T>& call, int6
   if (a.value) store4<T, Aligned>(a.value, type, offset, count, to);
 }
 
+// Blocks that a multiprocessor must have registers for: 32 warps hide the latency of float32 sums.
+template <typename T>
+constexpr int kBrownianResident = sizeof(T) == sizeof(double) ? 3 : 4;
+
 template <typename T, bool Aligned>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBrownianResident<T>)
     brownian_kernel(const __grid_constant__ BrownianCall<T> call) {
   const BrownianArgs& a = call.args;
   const int64_t groups = (a.elements + kPerThread - 1) / kPerThread;

@@ -53,37 +53,64 @@ __device__ __forceinline__ int column_of(const SweepArgs& a, int slot, bool tail
   return K::kNoise && noise < a.noises ? known + clamped + noise : -1;
 }
 
+// Where a number of a stage's weights is: `number`, times `factor` if there is one; -0 if it is
+// null.
+struct Source {
+  const double* number;
+  const double* factor;
+};
+
+// The source of number `i` of stages [first, ...) of a job; `rows` are the stages' rows of x.
+template <typename K>
+__device__ __forceinline__ Source source_of(const SweepArgs& a, int64_t first, int i,
+                                            const int32_t* rows, bool tail) {
+  const int made = sweep_made(a);
+  const int64_t stage = first + i / K::kStage;
+  const int kind = i % K::kStage / K::kStride;
+  const int slot = i % K::kStride;
+  const bool later = kind > 0;
+  // The table's row. It may have none for the entry and the anchor.
+  int row = kind == 0 ? 0 : kind == K::kPointRow ? made : -1;
+  if (K::kEntries > 0 && kind == 1 && a.entries > 0) row = 1;
+  if (K::kParts && kind == K::kAnchorRow && a.parts) row = made - 1;
+  if (tail && !later) return {slot < 4 ? &a.line[stage].alpha + slot : nullptr, nullptr};
+  if (row < 0) return {nullptr, nullptr};
+  if (slot == K::kChange) {
+    if (tail || !a.slopes) return {nullptr, nullptr};
+    return {a.changes + stage * (made + 1) + row, a.slopes + rows[i / K::kStage]};
+  }
+  const int column = column_of<K>(a, slot, tail);
+  if (column < 0 || (!later && slot >= K::kClamped)) return {nullptr, nullptr};
+  const int width = tail ? sweep_tail_columns(a) : sweep_columns(a);
+  const double* table = tail ? a.tails + (stage * made + row - 1) * width
+                             : a.weights + (stage * (made + 1) + row) * width;
+  return {table + column, nullptr};
+}
+
 // Puts the numbers of stages [first, first + count) of a job into shared memory, rounded to the
-// arithmetic type; `rows` are the stages' rows of x. Several loads are under way at a time.
+// arithmetic type. A thread asks for four numbers before it waits for the first.
 template <typename T, typename K>
 __device__ __forceinline__ void fill_stages(const SweepArgs& a, int64_t first, int count,
                                             const int32_t* rows, bool tail, T* shared) {
-  const int made = sweep_made(a);
-#pragma unroll 4
-  for (int i = int(threadIdx.x); i < count * K::kStage; i += int(blockDim.x)) {
-    const int64_t stage = first + i / K::kStage;
-    const int kind = i % K::kStage / K::kStride;
-    const int slot = i % K::kStride;
-    const bool later = kind > 0;
-    // The table's row. It may have none for the entry and the anchor.
-    int row = kind == 0 ? 0 : kind == K::kPointRow ? made : -1;
-    if (K::kEntries > 0 && kind == 1 && a.entries > 0) row = 1;
-    if (K::kParts && kind == K::kAnchorRow && a.parts) row = made - 1;
-    double value = -0.0;
-    if (tail && !later) {
-      const double* line = &a.line[stage].alpha;
-      if (slot < 4) value = line[slot];
-    } else if (row >= 0 && slot == K::kChange) {
-      if (!tail && a.slopes)
-        value = a.changes[stage * (made + 1) + row] * a.slopes[rows[i / K::kStage]];
-    } else if (row >= 0) {
-      const int column = column_of<K>(a, slot, tail);
-      const int width = tail ? sweep_tail_columns(a) : sweep_columns(a);
-      const double* table = tail ? a.tails + (stage * made + row - 1) * width
-                                 : a.weights + (stage * (made + 1) + row) * width;
-      if (column >= 0 && (later || slot < K::kClamped)) value = table[column];
+  constexpr int kLoads = 4;
+  const int total = count * K::kStage, step = int(blockDim.x);
+#pragma unroll 1
+  for (int begin = int(threadIdx.x); begin < total; begin += kLoads * step) {
+    Source source[kLoads];
+    double number[kLoads], factor[kLoads];
+#pragma unroll
+    for (int n = 0; n < kLoads; ++n) {
+      const int i = begin + n * step;
+      source[n] = i < total ? source_of<K>(a, first, i, rows, tail) : Source{nullptr, nullptr};
     }
-    shared[i] = T(value);
+#pragma unroll
+    for (int n = 0; n < kLoads; ++n) {
+      number[n] = source[n].number ? *source[n].number : -0.0;
+      factor[n] = source[n].factor ? *source[n].factor : 1.0;
+    }
+#pragma unroll
+    for (int n = 0; n < kLoads; ++n)
+      if (begin + n * step < total) shared[begin + n * step] = T(number[n] * factor[n]);
   }
 }
 
