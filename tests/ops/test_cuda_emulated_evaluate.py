@@ -40,7 +40,7 @@ def test_random_programs(emulated):
         rng = np.random.default_rng(seed)
         for names in (EXACT, (*EXACT, *LIBRARY)):
             emulated.reset(seed)
-            length = (20, 64, 65, 150)[seed % 4]
+            length = (20, 128, 100, 300)[seed % 4]
             problem = Problem(rng, size, length, 4, by_counts, names, seed % 5 > 0, 1 + seed % 6)
             problem.check(emulated.op, (seed, names))
 

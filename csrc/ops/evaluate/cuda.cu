@@ -11,7 +11,7 @@
 namespace diffast::cuda {
 namespace {
 
-constexpr int kLines = 64;      // of a program, in shared memory at a time
+constexpr int kLines = 128;     // of a program, in shared memory at a time
 constexpr int kMostFull = 160;  // registers that 32 samples may have; with more, a block has 16
 
 struct EvaluateCall {
@@ -64,9 +64,19 @@ __device__ __forceinline__ void run_quick(const Line& line, const Registers& r) 
   r[line.target] = line.opcode == kAdd ? sum : line.opcode == kSub ? difference : product;
 }
 
-// Runs one line for a sample.
+// Runs one line for a sample. What is frequent comes before the switch, which the compiler makes a
+// tree of comparisons.
 __device__ __forceinline__ void run_line(const EvaluateArgs& args, const Line& line, int64_t sample,
                                          const Registers& r) {
+  if (line.opcode == kStore) {
+    const EvaluateOut& out = args.out[line.a];
+    store(out, sample * out.elements + line.b, r[line.c]);
+    return;
+  }
+  if (line.opcode == kConstant) {
+    r[line.target] = args.constants[line.a];
+    return;
+  }
   switch (line.opcode) {
 #define DIFFAST_CASE(name, result)               \
   case name: {                                   \
@@ -78,9 +88,6 @@ __device__ __forceinline__ void run_line(const EvaluateArgs& args, const Line& l
   }
     DIFFAST_EACH_ARITHMETIC(DIFFAST_CASE)
 #undef DIFFAST_CASE
-    case kConstant:
-      r[line.target] = args.constants[line.a];
-      break;
     case kInput:
       r[line.target] = args.inputs[sample * args.columns + line.a];
       break;
@@ -90,9 +97,6 @@ __device__ __forceinline__ void run_line(const EvaluateArgs& args, const Line& l
     case kLookup:
       r[line.target] = look_up(args.edges, args.table + line.a * args.pieces * 4, args.pieces,
                                r[line.b], r[line.c]);
-      break;
-    case kStore:
-      store(args.out[line.a], sample * args.out[line.a].elements + line.b, r[line.c]);
       break;
   }
 }
@@ -107,6 +111,7 @@ __device__ __forceinline__ void run_program(const EvaluateArgs& args, int64_t pr
     __syncthreads();  // the lines before are done
     const int32_t* words = args.code + first * kInstructionWords;
     int32_t* to = reinterpret_cast<int32_t*>(shared.lines);
+#pragma unroll 10
     for (int i = threadIdx.x; i < count * kInstructionWords; i += kWarp) to[i] = words[i];
     __syncthreads();
     if (!mine) continue;
