@@ -32,7 +32,6 @@ def look(arch):
     compiled = triton.compile(kernel, target=GPUTarget("cuda", arch, 32), options=options)
     ptx = compiled.asm["ptx"]
     return {
-        "spills": len(re.findall(r"\b(?:ld|st)\.local\b", ptx)),
         "in float32": len(re.findall(r"\b(?:add|sub|mul|fma|div|cvt)\.\S*f32", ptx)),
         "not rounded": len(re.findall(r"\b(?:add|sub|mul|div|sqrt)\.(?!rn)\S*f64", ptx)),
     }

@@ -23,8 +23,6 @@ def test_the_cuda_kernel_has_a_jump_table_and_no_spills(arch, tmp_path_factory):
 def test_triton_compiles_once_and_rounds_sums_and_products_one_by_one(tmp_path_factory):
     report = what_triton_makes("compile_triton_evaluate", tmp_path_factory)
     kernel = report["kernel"]
-    # The library's reduction of huge angles reads its digits of 2 / pi from local memory.
-    assert kernel["spills"] <= 6
     assert kernel["in float32"] == kernel["not rounded"] == 0
     # For any numbers of samples, columns and programs, with programs by counts and without.
     assert report["launches"] == [2, 8]

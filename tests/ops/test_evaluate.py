@@ -237,6 +237,20 @@ def test_unneeded_and_equal_instructions_are_left_out():
     assert code.starts.tolist() == [0, len(made)]
 
 
+def test_negations_go_into_sums_and_differences():
+    program = [("input", 0), ("input", 1), ("neg", 0), ("neg", 1)]
+    pairs = list(itertools.product(range(4), repeat=2))
+    program += [(name, *pair) for name in ("add", "sub") for pair in pairs]
+    stores = [(0, k, 4 + k) for k in range(2 * len(pairs))]
+    made = [INSTRUCTIONS[line[0]] for line in encode([(program, stores)]).code.tolist()]
+    assert made.count("neg") == 2  # of -a - b and -b - a
+    assert made.count("add") + made.count("sub") < 2 * len(pairs)  # some are equal now
+    x = np.array(list(itertools.product(SPECIAL, repeat=2)))
+    with np.errstate(all="ignore"):
+        wanted = np.stack(in_numpy(program, x, None, None), axis=1)
+    assert_same_bits(numbers(ops.evaluate, program, x), torch.from_numpy(wanted))
+
+
 def test_few_registers_are_held():
     """Inputs and constants are made where they are used, and stored numbers are let go."""
     program = [("input", k) for k in range(40)]
