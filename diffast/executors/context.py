@@ -27,6 +27,9 @@ FIXED_GRID = {
     "redraw": "nothing is rejected on a fixed grid: use 'counter'",
 }
 
+# How a run is given to a device: call by call, or as a CUDA graph.
+EXECUTORS = ("sequential", "graph")
+
 # What ops weigh together with a state.
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

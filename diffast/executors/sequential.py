@@ -13,8 +13,6 @@ from diffast.executors.results import Progress, Samples
 from diffast.model.denoiser import Denoiser
 from diffast.plan import Plan
 
-EXECUTORS = ("sequential", "graph")
-
 
 def sample(
     denoiser: Denoiser,
@@ -78,9 +76,9 @@ def sample(
     """
     context.check_schedules("sample", plan, denoiser)
     context.check_noise("sample", noise, context.FIXED_GRID)
-    if executor not in EXECUTORS:
+    if executor not in context.EXECUTORS:
         raise ValueError(
-            f"sample: executor is {executor!r} but must be one of {', '.join(EXECUTORS)}"
+            f"sample: executor is {executor!r} but must be one of {', '.join(context.EXECUTORS)}"
         )
     place = context.place_of("sample", denoiser, shape, x, device, seed, ids, clamp, check)
     if executor == "graph":
