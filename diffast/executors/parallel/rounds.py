@@ -130,9 +130,12 @@ class ParallelRun:
         self.slopes = Slopes(method, tables, plan.name, place)
         self.upload, self.readback = Upload(self.device), Readback(self.device)
         self.sent: dict[str, torch.Tensor] = {}  # this round's arrays
-        # On a device jobs are filled up to one number, so that the arrays of all rounds have the
-        # same shapes: Upload finds their places ready, and a round can be replayed.
+        # On a device jobs are filled up to one number: the arrays of all rounds then have the same
+        # shapes, and `upload` finds their places ready. With a fixed number of rows even rounds
+        # without jobs send some, so that all rounds are the same device work on the same memory,
+        # in turns of two. Such a round could be replayed.
         self.padded = not on_host(self.device)
+        self.repeats = self.padded and static
 
     @property
     def doubled(self) -> bool:
@@ -208,7 +211,7 @@ class ParallelRun:
 
         On a device they are filled up to `most` jobs and the longest walk.
         """
-        if not len(jobs):
+        if not len(jobs) and not self.repeats:
             return {}
         if self.padded:
             idle = np.broadcast_to(_IDLE, (most - len(jobs), len(_IDLE)))
