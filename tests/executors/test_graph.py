@@ -101,6 +101,20 @@ def test_a_number_that_stays_on_the_host_shows_in_a_replay():
     assert not torch.equal(run.points[-1], df.sample(denoiser, plan, SHAPE, seed=3).x)
 
 
+@pytest.mark.parametrize("name", ["dpmpp_2m", "heun", "euler_ancestral"])
+def test_a_network_in_channels_last(name, made):
+    shape, plan = (2, 3, 4, 4), solved(name)
+    denoiser = df.Denoiser(network, PLAN.schedule, "x0", memory_format=torch.channels_last)
+    plain = df.Denoiser(network, PLAN.schedule, "x0")
+    sampler = df.GraphSampler(denoiser, plan, shape)
+    for seed in (0, 5):
+        wanted = df.sample(plain, plan, shape, seed=seed).x
+        assert torch.equal(sampler(seed=seed).x, wanted)
+        for one in (denoiser, plain):
+            assert torch.equal(df.sample(one, plan, shape, seed=seed, executor="graph").x, wanted)
+    assert captures(made) == 3
+
+
 @pytest.mark.parametrize("kind", ["guidance", "clamp and guidance", "half and guidance"])
 def test_conditions_and_scale_of_a_call_are_of_that_call_alone(kind, made):
     plan, about, options = KINDS[kind]
