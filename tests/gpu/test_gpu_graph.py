@@ -281,3 +281,15 @@ def test_adaptive_rounds_that_cannot_be_captured():
     wanted = df.sample_adaptive(denoiser, "pec", SHAPE, device="cuda", compact=False)
     assert torch.equal(made.x, wanted.x)
     usable()
+
+
+@pytest.mark.parametrize("method", ["secant", "prior", "anderson", "paradigms", "speculative"])
+def test_parallel_rounds(method):
+    plan = solved("ddim", eta=1.0)
+    options = {"shape": (3, 2, 5), "seed": 3, "device": "cuda", "method": method, "window": 3}
+    denoiser = denoiser_of()
+    wanted = df.sample_parallel(denoiser, plan, static=True, **options)
+    got = df.sample_parallel(denoiser, plan, executor="graph", **options)
+    assert torch.equal(got.x, wanted.x)
+    assert got.rounds == wanted.rounds
+    usable()
