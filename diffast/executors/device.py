@@ -151,7 +151,7 @@ class Readback:
             return tensor.reshape(-1).numpy()
         count = tensor.numel()
         if count > len(self.host) or tensor.dtype != self.host.dtype:
-            self.host = host_buffer(count, tensor.dtype, self.device)
+            self.host = host_buffer(2 * count, tensor.dtype, self.device)
         host = self.host[:count]
         host.copy_(tensor.reshape(-1), non_blocking=True)
         new_event(self.device).synchronize()

@@ -8,7 +8,7 @@ import diffast as df
 
 SCHEDULE = df.schedules.vp_linear()
 FORMATS = {torch.channels_last: (3, 4, 5, 6), torch.channels_last_3d: (2, 3, 2, 4, 5)}
-PLANS = ("euler", "dpmpp_2m", "heun", "rk4")
+PLANS = ("dpmpp_2m", "heun")
 
 
 def plan_of(name, steps=6):

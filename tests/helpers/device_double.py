@@ -122,6 +122,10 @@ class Device(TorchDispatchMode):
 
     place = PLACE
 
+    @classmethod
+    def _should_skip_dynamo(cls):
+        return False  # else torch imports its compiler, which takes seconds
+
     def __init__(self, strict=True):
         super().__init__()
         self.strict = strict

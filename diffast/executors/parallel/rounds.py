@@ -12,8 +12,10 @@ import torch
 
 from diffast import ops
 from diffast.executors.context import Place, blame
+from diffast.executors.cuda_graph import backend_of
 from diffast.executors.device import Readback, Upload, on_host, sent
 from diffast.executors.parallel.batched_network import BatchedNetwork
+from diffast.executors.parallel.graph_calls import GraphCalls
 from diffast.executors.parallel.methods import Method, copying_tails
 from diffast.executors.parallel.mixing import Mixing
 from diffast.executors.parallel.slopes import Slopes
@@ -110,10 +112,14 @@ class ParallelRun:
         network: BatchedNetwork,
         place: Place,
         static: bool,
+        graphs: bool = False,
     ):
         """Makes the states and puts the plan's tables on the device."""
         self.method, self.plan, self.tables, self.network = method, plan, tables, network
         shape, self.dtype, self.device, self.ids, self.seed, self.clamp = place
+        self.ask = network
+        if graphs:
+            self.ask = GraphCalls(network, backend_of("sample_parallel", self.ids.device))
         self.place, self.static = place, static
         self.samples, self.elements = shape[0], shape[1:]
         self.numel = int(np.prod(self.elements))
@@ -130,9 +136,12 @@ class ParallelRun:
         self.slopes = Slopes(method, tables, plan.name, place)
         self.upload, self.readback = Upload(self.device), Readback(self.device)
         self.sent: dict[str, torch.Tensor] = {}  # this round's arrays
-        # On a device jobs are filled up to one number, so that the arrays of all rounds have the
-        # same shapes: Upload finds their places ready, and a round can be replayed.
+        # On a device jobs are filled up to one number: the arrays of all rounds then have the same
+        # shapes, and `upload` finds their places ready. With a fixed number of rows even rounds
+        # without jobs send some, so that all rounds are the same device work on the same memory,
+        # in turns of two. Such a round could be replayed.
         self.padded = not on_host(self.device)
+        self.repeats = self.padded and static
 
     @property
     def doubled(self) -> bool:
@@ -208,7 +217,7 @@ class ParallelRun:
 
         On a device they are filled up to `most` jobs and the longest walk.
         """
-        if not len(jobs):
+        if not len(jobs) and not self.repeats:
             return {}
         if self.padded:
             idle = np.broadcast_to(_IDLE, (most - len(jobs), len(_IDLE)))
@@ -332,7 +341,7 @@ class ParallelRun:
                 one, two = self.twin
                 self.x[two] = self.x[one]
             try:
-                outputs = self.network(self.x, self.sent)
+                outputs = self.ask(self.x, self.sent)
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error) or self.windows.size == 1:
                     raise
