@@ -92,7 +92,7 @@ def make_steps(machine: dict, dry_run: bool, slack: float = 1) -> list[Step]:
         ),
         Step(
             "ops",
-            20,
+            25,
             "every op against the reference; bandwidth of a copy",
             [*sanitize, "--sizes", "7,1028", "--copy"],
             here,
@@ -143,7 +143,7 @@ def make_steps(machine: dict, dry_run: bool, slack: float = 1) -> list[Step]:
         ),
         Step(
             "triton",
-            85,
+            80,
             "a few Triton variants of every op; a run with Triton alone",
             _pytest(many, f"{GPU_TESTS}/test_gpu_triton.py"),
             triton,
