@@ -1,6 +1,6 @@
 """Executors on a GPU: host time and kernels of a stage, a step, a round; whole runs.
 
-    python -m gpu.bench_runs --device cuda
+    python -m gpu.measure_runs --device cuda
 
 The network of the host's figures returns a tensor that is there already, so that what remains is
 the executor's own. A stage's time is a difference of two runs of unlike length: what a run does
