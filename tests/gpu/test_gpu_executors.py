@@ -121,6 +121,24 @@ def test_a_parallel_round_waits_once(method, device):
     assert len(waits) <= rounds + 6, (len(waits), rounds)
 
 
+@pytest.mark.parametrize("method", ["pec", "dopri5"])
+def test_waits_of_an_adaptive_run_do_not_grow_with_its_rounds(method, device):
+    """One sample, so that one row is handed over at the end, after few rounds or many."""
+    denoiser, x = df.Denoiser(network, VP, predicts="v"), noise_of(1).to(device)
+    counts, calls = [], []
+    for h_max in (0.3, 0.01):
+
+        def sample(h_max=h_max):
+            return df.sample_adaptive(denoiser, method, x=x, h_max=h_max, throw=False)
+
+        sample()
+        with counted_waits(device) as waits:
+            calls.append(int(sample().nfe[0]))
+        counts.append(len(waits))
+    assert calls[1] > calls[0] + 20
+    assert counts[1] <= counts[0] + 2, (counts, calls)
+
+
 STAGE = {"plain": 1, "clamp": 1, "guided": 1, "hook": 4}
 
 

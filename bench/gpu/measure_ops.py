@@ -1,6 +1,6 @@
 """Ops on a GPU: bandwidth against a copy in the same turns, and times of small calls.
 
-    python -m gpu.bench_ops --device cuda
+    python -m gpu.measure_ops --device cuda
 
 `of copy` is the time of torch.copy_ moving as many bytes over the time of the op, in turns. Small
 calls have three figures more: `host us`, how long a call takes to return; `graph us`, what it costs

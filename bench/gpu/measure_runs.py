@@ -1,6 +1,6 @@
 """Executors on a GPU: host time and kernels of a stage, a step, a round; whole runs.
 
-    python -m gpu.bench_runs --device cuda
+    python -m gpu.measure_runs --device cuda
 
 The network of the host's figures returns a tensor that is there already, so that what remains is
 the executor's own. A stage's time is a difference of two runs of unlike length: what a run does
@@ -122,19 +122,22 @@ class Runs:
         """`df.sample_adaptive`: host time and kernels of an attempt, beyond the network."""
         denoiser = denoiser_of(self.output)
         # The profiler is slow: kernels are counted in short runs, where the start drops out too.
-        rtols = (0.3, 0.03, 0.003)
+        lengths = (1.0, 0.3, 0.1, 0.03, 0.01)  # of the longest step
         for name in ("pec", "ggf", "dpm_23", "dopri5"):
 
-            def run(rtol, name=name):
-                given = {"rtol": rtol, "atol": rtol / 10, "throw": False}
+            def run(h_max, name=name):
+                given = {"h_max": h_max, "rtol": 0.3, "throw": False}
                 return df.sample_adaptive(denoiser, name, x=self.output, **given)
 
-            calls = {rtol: int(run(rtol).nfe.max()) for rtol in rtols}
-            few, many = rtols[0], next(r for r in rtols[1:] if calls[r] >= calls[rtols[0]] + 8)
+            few, calls = lengths[0], {lengths[0]: int(run(lengths[0]).nfe.max())}
+            for many in lengths[1:]:
+                calls[many] = int(run(many).nfe.max())
+                if calls[many] >= calls[few] + 20:
+                    break
             more, rounds = calls[many] - calls[few], 5 if self.on_cuda else 1
             counts, times = [], []
-            for rtol in (few, many):
-                work = functools.partial(run, rtol)
+            for h_max in (few, many):
+                work = functools.partial(run, h_max)
                 counts.append(len(launches(work, self.device)))
                 times.append(wall_seconds(work, self.device, rounds).median)
             kernels, seconds = (counts[1] - counts[0]) / more, (times[1] - times[0]) / more
