@@ -29,6 +29,7 @@ TESTS += ("test_brownian.py",)
 TESTS += ("test_combine_error.py",)
 TESTS += ("test_sweep.py", "test_sweep_errors.py", "test_gram.py")
 TESTS += ("test_accept.py", "test_accept_errors.py", "test_accept_controllers.py")
+TESTS += ("test_evaluate.py", "test_evaluate_errors.py")
 TESTS = tuple(f"tests/ops/{name}" for name in TESTS)
 LARGE = ("8 MiB", "32 MiB", "16x16x256x256")
 SECONDS = 0.4  # of turns a case; at least ROUNDS of them
@@ -84,7 +85,7 @@ def _build_key() -> str:
     for path in sorted([*package.glob("_*.so"), *package.glob("ops/**/*.py")]):
         digest.update(path.read_bytes())
     shared = ("op_cases.py", "accept_cases.py", "brownian_cases.py")
-    shared += ("sweep_cases.py",)
+    shared += ("sweep_cases.py", "evaluate_cases.py")
     helpers = (ROOT / "tests" / "helpers" / name for name in (*shared, "output_hashes.py"))
     for path in (ROOT / "tests" / "conftest.py", *helpers, *(ROOT / name for name in TESTS)):
         digest.update(path.read_bytes())
@@ -232,6 +233,7 @@ def pytest_terminal_summary(terminalreporter, config):
     more += ("torch noise of diffusers", "of one more")
     more += ("torchsde us", "times torchsde", "of 12 normals")
     more += ("over copy", "times eager", "over read")
+    more += ("of numpy",)
     more += ("sampler's share", "df.sample's share", "diffusers' share")
     columns = [c for c in (*known, *more) if any(c in record for record in config.records)]
     terminalreporter.section("diffast" if config.verified else "diffast (UNVERIFIED)")

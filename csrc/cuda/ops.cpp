@@ -10,6 +10,7 @@
 #include "../ops/brownian/checks.h"
 #include "../ops/combine/checks.h"
 #include "../ops/combine_error/checks.h"
+#include "../ops/evaluate/checks.h"
 #include "../ops/gram/checks.h"
 #include "../ops/normal/checks.h"
 #include "../ops/sweep/checks.h"
@@ -76,6 +77,10 @@ void run_normal(const NormalArgs& args, const Tensor& first) {
   run("normal", launch_normal, args, first);
 }
 
+void run_evaluate(const EvaluateArgs& args, const Tensor& inputs) {
+  run("evaluate", launch_evaluate, args, inputs);
+}
+
 void run_accept(AcceptArgs* args, const Tensor& norms) {
   const int64_t samples[] = {args->samples};
   const Tensor route = torch::stable::new_empty(norms, {samples, 1}, ScalarType::Int);
@@ -93,6 +98,7 @@ STABLE_TORCH_LIBRARY_IMPL(diffast, CUDA, m) {
   m.impl("combine.table_out", TORCH_BOX(&combine_table_out<run_combine>));
   m.impl("combine_error", TORCH_BOX(&combine_error<run_combine_error>));
   m.impl("combine_error.out", TORCH_BOX(&combine_error_out<run_combine_error>));
+  m.impl("evaluate", TORCH_BOX(&evaluate<run_evaluate>));
   m.impl("gram", TORCH_BOX(&gram<run_gram>));
   m.impl("sweep", TORCH_BOX(&sweep<run_sweep>));
   m.impl("normal.out", TORCH_BOX(&normal_out<run_normal>));

@@ -62,8 +62,9 @@ class Encoded(NamedTuple):
 def encode(programs: Sequence[Program]) -> Encoded:
     """Returns the tensors of recorded programs.
 
-    What no store needs is left out, equal instructions are made once, and numbers that are no
-    longer needed leave their register to others. None of this changes a bit of what is stored.
+    What no store needs is left out, equal instructions are made once, negations go into sums and
+    differences, and numbers that are no longer needed leave their register to others. None of this
+    changes a bit of what is stored.
 
     Args:
         programs: pairs (instructions, stores), see the module's docstring.
@@ -137,6 +138,20 @@ def _operands(instruction: Instruction) -> list[int]:
     return [v for kind, v in zip(OPERANDS[name], values, strict=True) if kind == "register"]
 
 
+def _without_negation(
+    name: str, values: list[Any], unique: list[Instruction]
+) -> tuple[str, list[Any]]:
+    """Returns a sum or difference that reads no negated number: a + -b is a - b, bit for bit."""
+    if name not in ("add", "sub"):
+        return name, values
+    first, second = (unique[v] for v in values)
+    if second[0] == "neg":
+        return ("sub" if name == "add" else "add"), [values[0], second[1]]
+    if first[0] == "neg" and name == "add":
+        return "sub", [values[1], first[1]]
+    return name, values
+
+
 def _merged(instructions: Sequence[Instruction]) -> tuple[list[Instruction], list[int]]:
     """Returns the different instructions, and where each given one is among them."""
     unique: list[Instruction] = []
@@ -149,6 +164,7 @@ def _merged(instructions: Sequence[Instruction]) -> tuple[list[Instruction], lis
         else:
             pairs = zip(OPERANDS[name], values, strict=True)
             values = [places[v] if kind == "register" else v for kind, v in pairs]
+            name, values = _without_negation(name, values, unique)
             if name in _COMMUTE:
                 values.sort()
             key = (name, *values)
