@@ -232,6 +232,7 @@ def pytest_terminal_summary(terminalreporter, config):
     more = ("diffusers us", "of diffusers", "copy us", "over floor", "scaled of diffusers")
     more += ("torch noise of diffusers", "of one more")
     more += ("torchsde us", "times torchsde", "of 12 normals")
+    more += ("of sample", "card")
     more += ("over copy", "times eager", "over read")
     more += ("of numpy",)
     more += ("sampler's share", "df.sample's share", "diffusers' share")

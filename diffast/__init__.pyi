@@ -9,6 +9,9 @@ from diffast import solvers as solvers
 from diffast.executors.adaptive.options import AdaptiveOptions as AdaptiveOptions
 from diffast.executors.adaptive.sample import AdaptiveSamples as AdaptiveSamples
 from diffast.executors.adaptive.sample import sample_adaptive as sample_adaptive
+from diffast.executors.cuda_graph import GraphError as GraphError
+from diffast.executors.graph_cache import graph_cache as graph_cache
+from diffast.executors.graph_sampler import GraphSampler as GraphSampler
 from diffast.executors.parallel.rounds import Round as Round
 from diffast.executors.parallel.sample import ParallelSamples as ParallelSamples
 from diffast.executors.parallel.sample import sample_parallel as sample_parallel
@@ -39,6 +42,8 @@ __all__ = [
     "BrownianPath",
     "Denoiser",
     "FailedSamples",
+    "GraphError",
+    "GraphSampler",
     "Info",
     "LearnedVariance",
     "NonFiniteError",
@@ -55,6 +60,7 @@ __all__ = [
     "backends",
     "digits",
     "embedded",
+    "graph_cache",
     "grids",
     "integrations",
     "ops",

@@ -14,11 +14,21 @@ import numpy as np
 import torch
 
 from diffast import ops
-from diffast.executors.results import Info
+from diffast.executors.device import on_host, pinned
+from diffast.executors.results import Info, check_finite
 from diffast.plan import Plan
 
 # Where fresh noise may come from. A callable gives the normals of a stage.
 NOISES = ("counter", "path", "bridge", "redraw")
+
+# Why a source of noise cannot be had on a fixed grid, where every step is accepted.
+FIXED_GRID = {
+    "bridge": "nothing is rejected on a fixed grid, which a bridge is for: use 'counter' or 'path'",
+    "redraw": "nothing is rejected on a fixed grid: use 'counter'",
+}
+
+# How a run is given to a device: call by call, or as a CUDA graph.
+EXECUTORS = ("sequential", "graph")
 
 # What ops weigh together with a state.
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -54,14 +64,24 @@ class Place(NamedTuple):
 
 
 def place_of(
-    who: str, denoiser: Any, shape: Any, x: Any, device: Any, seed: int, ids: Any, clamp: Any
+    who: str,
+    denoiser: Any,
+    shape: Any,
+    x: Any,
+    device: Any,
+    seed: int,
+    ids: Any,
+    clamp: Any,
+    looks: bool = True,
 ) -> Place:
     """Returns what the arguments of a run say of its tensors.
+
+    `looks` is whether x is looked at, which waits for its device.
 
     Raises:
         ValueError: what disagrees.
     """
-    shape, device, dtype = _state_like(who, denoiser, shape, x, device)
+    shape, device, dtype = _state_like(who, denoiser, shape, x, device, looks)
     seed, ids = ops.fold_seed(seed), ids_of(who, ids, shape[0], device)
     return Place(shape, dtype, device, ids, seed, limits_of(who, clamp))
 
@@ -75,7 +95,12 @@ def check_schedules(who: str, plan: Plan, denoiser: Any) -> None:
 
 
 def _state_like(
-    who: str, denoiser: Any, shape: Sequence[int] | None, x: torch.Tensor | None, device: Any
+    who: str,
+    denoiser: Any,
+    shape: Sequence[int] | None,
+    x: torch.Tensor | None,
+    device: Any,
+    looks: bool,
 ) -> tuple[tuple[int, ...], torch.device, torch.dtype]:
     """Returns shape, device and dtype of the state."""
     if x is None:
@@ -94,9 +119,8 @@ def _state_like(
         raise ValueError(f"{who}: x has no batch dimension, but [B, ...] is needed")
     if shape is not None and tuple(shape) != tuple(x.shape):
         raise ValueError(f"{who}: shape is {list(shape)} but x has {list(x.shape)}")
-    if not bool(x.isfinite().all()):
-        bad = int((~x.isfinite()).nonzero()[0, 0])
-        raise ValueError(f"{who}: x must be finite but sample {bad} is not")
+    if looks and on_host(x.device):  # on a device at the end, see Result.or_raise
+        check_finite(who, x)
     place = x.device if device is None else torch.device(device)
     return tuple(x.shape), place, x.dtype
 
@@ -114,7 +138,7 @@ def ids_of(who: str, ids: Any, batch: int, device: torch.device) -> torch.Tensor
         raise ValueError(f"{who}: ids are {given.dtype} but integers are needed")
     if tuple(given.shape) != (batch,):
         raise ValueError(f"{who}: ids are {list(given.shape)} but there are {batch} samples")
-    return given.to(device=device, dtype=torch.int64).contiguous()
+    return pinned(given.to(torch.int64), device).to(device, non_blocking=True).contiguous()
 
 
 def limits_of(who: str, clamp: Clamp | None) -> list[float]:
@@ -209,10 +233,12 @@ def unlike(name: str, tensor: Any, state: torch.Tensor) -> str | None:
 
 def on_rows(arguments: Mapping[str, Any], change: Callable) -> dict[str, Any]:
     """Returns a network's conditions, with what `change` makes of those that have rows."""
-    return {
-        name: change(value) if isinstance(value, torch.Tensor) and value.dim() else value
-        for name, value in arguments.items()
-    }
+    return {name: change(value) if has_rows(value) else value for name, value in arguments.items()}
+
+
+def has_rows(condition: Any) -> bool:
+    """Returns whether a network's condition has a row for each sample."""
+    return isinstance(condition, torch.Tensor) and condition.dim() > 0
 
 
 def put_initial(state: torch.Tensor, x: torch.Tensor | None, scale: float, place: Place) -> None:
@@ -220,7 +246,7 @@ def put_initial(state: torch.Tensor, x: torch.Tensor | None, scale: float, place
     if x is None:
         ops.normal_out(place.ids, place.seed, ops.INITIAL_NOISE, scale, state)
     else:
-        state.copy_(x)
+        state.copy_(pinned(x, state.device), non_blocking=True)
 
 
 def put_opening(

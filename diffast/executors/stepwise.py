@@ -19,6 +19,7 @@ import torch
 
 from diffast import ops
 from diffast.executors import context
+from diffast.executors.device import Readback, pinned
 from diffast.executors.results import FINE, Info, Samples
 from diffast.lowering.program import Constraints, check_plain_calls, lower
 from diffast.lowering.step_table import (
@@ -195,7 +196,7 @@ class Stepper:
         x = self._opened(x.contiguous(), chosen, numbers, seed, ids, z)
         state = State(0, x, None, None, (None,) * self.slots, seed, ids, status)
         if each or numbers.dim():
-            row = torch.tensor(self.first, dtype=torch.int64)[numbers].to(self.device)
+            row = self._put(torch.tensor(self.first, dtype=torch.int64)[numbers.cpu()])
             state = self.separate(state)._replace(row=row.expand(batch).contiguous())
         else:
             state = state._replace(row=self.first[int(numbers)])
@@ -205,7 +206,7 @@ class Stepper:
         openings = [program.opening or (1.0, 0.0) for program in self.programs]
         if all(openings[p] == (1.0, 0.0) for p in chosen):
             return x
-        table = torch.tensor(openings, dtype=torch.float64)[numbers].to(self.device)
+        table = self._put(torch.tensor(openings, dtype=torch.float64)[numbers.cpu()])
         table = table.expand(len(x), 2)
         keep, fresh = table[:, None, :1].contiguous(), table[:, None, 1:].contiguous()
         if self.given:
@@ -369,10 +370,17 @@ class Stepper:
         """
         done, stage = self.done(state), self.stage(state)
         nfe = stage if isinstance(stage, torch.Tensor) else torch.full_like(state.ids, stage)
-        completed = done if isinstance(done, bool) else bool(done.all())
+        if isinstance(done, bool):
+            completed, status = done, None
+        else:
+            both = torch.stack([state.status, done.to(torch.int64)])
+            status, ended = Readback(self.device).take(both).reshape(2, -1)
+            completed = bool(ended.all())
         result = Samples(state.x, nfe, state.status, completed)
         what = "the network's output or the state made of it is not finite at stage"
-        return result.or_raise("Stepper", state.ids, throw, lambda b, i: f"{what} {i}")
+        return result.or_raise(
+            "Stepper", state.ids, throw, lambda b, i: f"{what} {i}", status=status
+        )
 
     def separate(self, state: State) -> State:
         """Returns the state as one whose samples may stand at different stages."""
@@ -441,6 +449,10 @@ class Stepper:
         """Returns every stage of every plan as one table on the device, made once."""
         if self._table is None:
             clamp = bool(self.limits) and self.on_x0 is None
-            shape = self.slots, self.carried, clamp, self.device
+            shape = self.slots, self.carried, clamp, self._put
             self._table = make_table(self.calls, self.first, self._times, *shape)
         return self._table
+
+    def _put(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Returns a tensor of the host on the device; nothing waits for the copy."""
+        return pinned(tensor, self.device).to(self.device, non_blocking=True)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
@@ -170,6 +170,19 @@ class Program:
     def buffers(self) -> int:
         """Returns how many tensors of the state's size a run holds: inputs, y, v and the slots."""
         return self.inputs + len(self.carried) + self.slots
+
+    @cached_property
+    def structure(self) -> tuple:
+        """Returns all that runs of the program do, but for the weights' values; hashable."""
+        stages = [
+            (
+                stage.times,
+                stage.branches,
+                tuple([(c.columns, c.targets, len(c.noise), c.clamped) for c in stage.calls]),
+            )
+            for stage in self.stages
+        ]
+        return self.opening, tuple(stages)
 
 
 # Programs by plan and input numbers, since users run a plan many times.

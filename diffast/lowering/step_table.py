@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -111,7 +112,7 @@ def make_table(
     slots: int,
     carried: tuple[str, ...],
     clamp: bool,
-    device: torch.device,
+    put: Callable[[torch.Tensor], torch.Tensor],
 ) -> Table:
     """Returns the table of all calls; None among them is a plan's end.
 
@@ -141,19 +142,19 @@ def make_table(
         for k, weight in zip(call.x0_columns, call.x0_weights, strict=True):
             x0[row, 0, x0_columns.index(k)] = weight
 
-    def put(array):
-        return torch.from_numpy(array).to(device)
+    def there(array: np.ndarray) -> torch.Tensor:
+        return put(torch.from_numpy(array))
 
     return Table(
         columns,
-        put(table.weights),
-        put(table.noise) if table.noise.any() else None,
+        there(table.weights),
+        there(table.noise) if table.noise.any() else None,
         x0_columns,
-        put(x0),
-        put(words),
-        put(following),
-        put(np.array(times, dtype=np.float64)),
-        put(np.array([call is None for call in calls])),
+        there(x0),
+        there(words),
+        there(following),
+        there(np.array(times, dtype=np.float64)),
+        there(np.array([call is None for call in calls])),
     )
 
 

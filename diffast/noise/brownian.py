@@ -7,7 +7,7 @@ use more increments of the same path.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -71,11 +71,12 @@ class BrownianPath:
         self._streams = _streams(seed, ids, self.shape[0]).to(self.device)
         # Of the last two ends: the values [B, ...], the times, and the nodes that the times were
         # rounded to (one number for all samples, or B).
-        self._values = [torch.empty(self.shape, dtype=dtype, device=self.device) for _ in range(2)]
+        self.values = [torch.empty(self.shape, dtype=dtype, device=self.device) for _ in range(2)]
         self._times: list[tuple[float, ...]] = [(), ()]
         self._nodes: list[tuple[int, ...]] = [(), ()]
         self._lams: dict[float, float] = {}
         self._tables: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._rows_of: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] | None = None
         if spans is not None:
             self._prepare([tuple(span) for span in np.asarray(spans, np.float64).tolist()])
 
@@ -99,13 +100,32 @@ class BrownianPath:
         # A start that was rounded before the tree grew may lie behind the end.
         pairs = zip(_repeated(first, count), _repeated(self._find(end), count), strict=True)
         last = tuple(max(to, node + 1) for node, to in pairs)
-        out = torch.empty_like(self._values[0]) if out is None else out
+        out = torch.empty_like(self.values[0]) if out is None else out
         held = self._nodes.index(first) if first in self._nodes else None
-        known, new = (None, 0) if held is None else (self._values[held], 1 - held)
+        known, new = (None, 0) if held is None else (self.values[held], 1 - held)
         tables = self._table(_repeated(first, count), last)
-        ops.brownian_out(self._streams, *tables, self.depth, known, out, self._values[new])
+        ops.brownian_out(self._streams, *tables, self.depth, known, out, self.values[new])
         self._times[new], self._nodes[new] = _repeated(end, count), last
         return out
+
+    def reseed(self, seed: int, ids: torch.Tensor) -> None:
+        """Makes this the path of other samples, in place; nothing is read from the device.
+
+        Args:
+            seed: folded, for all samples.
+            ids: [B] int64 on the path's device.
+        """
+        self._streams[:, 0].fill_(seed)
+        self._streams[:, 1].copy_(ids)
+        self.forget()
+
+    def forget(self) -> None:
+        """Forgets the last values: the next increment computes both of its ends."""
+        self._times, self._nodes = [(), ()], [(), ()]
+
+    def keep_tables(self) -> None:
+        """Keeps the tables [B, 2] of every interval from now on: equal runs then allocate none."""
+        self._rows_of = {}
 
     def _numbers(self, times) -> tuple[float, ...]:
         """Returns model times as floats: one for all samples, or B."""
@@ -167,6 +187,8 @@ class BrownianPath:
                 if 2**self.depth in self._nodes[k]:  # no node is left above it
                     self._times[k] = self._nodes[k] = ()
             self._tables.clear()
+            if self._rows_of is not None:
+                self._rows_of.clear()
 
     def _table(self, start: tuple[int, ...], end: tuple[int, ...]):
         """Returns nodes [B, 2] and weights [B, 2] on the device."""
@@ -175,7 +197,12 @@ class BrownianPath:
         pair = start[0], end[0]
         if pair not in self._tables:
             self._tables[pair] = self._on_device([pair])
-        return tuple(t.expand(self.shape[0], 2).contiguous() for t in self._tables[pair])
+        if self._rows_of is not None and pair in self._rows_of:
+            return self._rows_of[pair]
+        nodes, weights = (t.expand(self.shape[0], 2).contiguous() for t in self._tables[pair])
+        if self._rows_of is not None:
+            self._rows_of[pair] = nodes, weights
+        return nodes, weights
 
     def _on_device(self, pairs: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns pairs of nodes [N, 2], and the weights [N, 2] that make increments N(0, 1)."""
@@ -205,9 +232,26 @@ def _repeated(numbers: tuple, count: int) -> tuple:
     return numbers * count if len(numbers) == 1 else numbers
 
 
+class PathNoise:
+    """The fresh noise of a plan's stages as increments of one path a sample."""
+
+    def __init__(self, path: BrownianPath, spans: list[list[float]], z: torch.Tensor):
+        """Keeps the path, the times of each stage's increment, and where increments go."""
+        self.path, self._spans, self._z = path, spans, z
+
+    def __call__(self, stage: int) -> torch.Tensor:
+        """Returns the normals of a stage, [B, ...]; the next call overwrites them."""
+        return self.path.increment(*self._spans[stage], out=self._z)
+
+    @property
+    def buffers(self) -> list[torch.Tensor]:
+        """Returns the tensors [B, ...] that the increments and the path's last values lie in."""
+        return [self._z, *self.path.values]
+
+
 def path_noise(
     plan, shape: Sequence[int], seed: int, ids: torch.Tensor, dtype: torch.dtype
-) -> Callable[[int], torch.Tensor] | None:
+) -> PathNoise | None:
     """Returns `noise(stage)`, which gives a plan's fresh noise as increments of a path a sample.
 
     Its tensor [B, ...] is overwritten by its next call. The plan's `spans` are the times of each
@@ -240,9 +284,7 @@ def path_noise(
         )
     kind = {"device": ids.device, "dtype": dtype}
     path = BrownianPath(plan.schedule, shape, seed, ids, spans=plan.spans[drawn], **kind)
-    z = torch.empty(tuple(shape), **kind)
-    spans = plan.spans[plan.calls].tolist()
-    return lambda stage: path.increment(*spans[stage], out=z)
+    return PathNoise(path, plan.spans[plan.calls].tolist(), torch.empty(tuple(shape), **kind))
 
 
 def _streams(seed, ids, batch: int) -> torch.Tensor:

@@ -249,8 +249,8 @@ class AdaptiveRun:
 
     # One round.
 
-    def round(self) -> None:
-        """Runs one network call of every sample in the batch, and what follows from it."""
+    def round(self) -> int:
+        """Runs one network call of every sample in the batch, and what follows; returns 1."""
         now = self.batch.now
         if self.trace is not None:
             rows = self.batch.samples[: self.batch.size].copy()
@@ -259,6 +259,7 @@ class AdaptiveRun:
         if self.trace is not None:
             self.trace.append((*before, now["counts"].clone(), now["control"].clone()))
         self.batch.poll(self.rounds)
+        return 1
 
     @property
     def period(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffast.executors.adaptive.graph_rounds import GraphRounds
 from diffast.executors.adaptive.options import AdaptiveOptions
 from diffast.executors.adaptive.rounds import STATUSES, AdaptiveRun
 from diffast.executors.adaptive.time_variable import TimeInterval
@@ -91,8 +92,8 @@ def sample_adaptive(
         shape: [B, ...] of the state; not needed with `x`.
         options: those of `AdaptiveOptions`, which describes them (seed, ids, x, device, noise,
             reject, controller, denoise, until, h_init, h_min, h_max, max_calls, clamp, on_x0,
-            callback, progress, throw, compact, trace). Others are passed to the method's builder
-            (rtol, atol, ...).
+            callback, progress, throw, compact, trace, executor). Others are passed to the method's
+            builder (rtol, atol, ...).
 
     Raises:
         ValueError: for arguments that disagree; the message names the two facts.
@@ -105,19 +106,19 @@ def sample_adaptive(
     name, given = run.solver.name, run.options
     stopped = False
     with torch.inference_mode(), progress_bar(run.shape[0], name, "sample", given.progress) as bar:
+        rounds = GraphRounds(run) if given.executor == "graph" else run
         if run.batch.size:
             evaluated += run.batch.size
             run.start(given.x)
         while run.batch.size and not stopped:
             left = run.batch.size
-            evaluated += left
-            run.round()
+            evaluated += left * rounds.round()
             bar.update(left - run.batch.size)
             if given.callback is not None and run.batch.size:
                 stopped = bool(given.callback(run.progress()))
         if stopped:
             run.stop()
-    return _result(run, evaluated, not stopped)
+    return _result(run, evaluated, not stopped, given.x)
 
 
 def _with_options(signature: inspect.Signature) -> inspect.Signature:
@@ -174,7 +175,9 @@ def _solver(method: str | EmbeddedSolver, options: dict) -> EmbeddedSolver:
         raise ValueError(f"sample_adaptive: options {sorted(options)} but {error}") from None
 
 
-def _result(run: AdaptiveRun, evaluated: int, completed: bool) -> AdaptiveSamples:
+def _result(
+    run: AdaptiveRun, evaluated: int, completed: bool, x: torch.Tensor | None
+) -> AdaptiveSamples:
     counts = run.final["counts"]
     column = {name: counts[:, k].clone() for k, name in enumerate(COUNTS)}
     codes = column["status"].tolist()
@@ -197,7 +200,7 @@ def _result(run: AdaptiveRun, evaluated: int, completed: bool) -> AdaptiveSample
         return f"{STATUSES[codes[b]]} after {call + 1} network calls"
 
     kind = NonFiniteError if FAILED_FINITE in codes else StepLimitError
-    return result.or_raise(WHO, run.ids, run.options.throw, what, kind)
+    return result.or_raise(WHO, run.ids, run.options.throw, what, kind, initial=x)
 
 
 def _steps(run: AdaptiveRun) -> Steps:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from diffast.executors.context import Place, on_rows, written
+from diffast.executors import context
+from diffast.executors.context import Place
 from diffast.lowering.program import COND, UNCOND
 from diffast.model.denoiser import Denoiser, time_dtype
 
@@ -40,26 +41,32 @@ class BatchedNetwork:
         self.denoiser, self.kind, self.batch = denoiser, _BRANCHES[branches], place.shape[0]
         self.batch_size, self.run_chunks = batch_size, run_chunks
         self.arguments = denoiser.arguments(self.batch, place.device, self.kind)
-        dtype = time_dtype(place.dtype)
-        self.times = torch.tensor(times.tolist(), dtype=dtype, device=place.device)
+        self.per_sample = any(map(context.has_rows, self.arguments.values()))
+        self.times = torch.tensor(times.tolist(), dtype=time_dtype(place.dtype)).numpy()
         self.rows_called = 0
 
-    def __call__(
-        self, x: torch.Tensor, stage: torch.Tensor, sample: torch.Tensor
-    ) -> list[torch.Tensor]:
+    def orders(self, stage: np.ndarray, sample: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the arrays that a call needs on the device; a row takes its sample's conditions.
+
+        `stage` and `sample` are int64 [size].
+        """
+        orders = {"times": self.times[stage]}
+        return orders | {"sample": sample} if self.per_sample else orders
+
+    def __call__(self, x: torch.Tensor, sent: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         """Returns the outputs for rows x, one [size, ...] for each branch.
 
-        `stage` and `sample` are int64 [size]; a row takes the conditions of its sample.
+        `sent` is what `orders` returned, on the device.
 
         Raises:
             ValueError: what `Denoiser.call` raises; a network that writes into its input.
         """
         chunks = chunks_of(len(x), len(x) if self.batch_size is None else self.batch_size)
-        times = self.times.index_select(0, stage)
+        times, sample = sent["times"], sent.get("sample")
         self.rows_called += len(x)
 
         def run(chunk: slice) -> list[torch.Tensor]:
-            return self._call(x[chunk], times[chunk], sample[chunk])
+            return self._call(x[chunk], times[chunk], None if sample is None else sample[chunk])
 
         if self.run_chunks is not None:
             return self.run_chunks(chunks, len(x), run)
@@ -68,18 +75,19 @@ class BatchedNetwork:
         return run_all(chunks, len(x), run)
 
     def _call(
-        self, x: torch.Tensor, times: torch.Tensor, sample: torch.Tensor
+        self, x: torch.Tensor, times: torch.Tensor, sample: torch.Tensor | None
     ) -> list[torch.Tensor]:
-        count = len(x)
+        count, arguments = len(x), self.arguments
         network_input = x.to(self.denoiser.dtype or x.dtype)
-        arguments = on_rows(self.arguments, lambda value: self._rows(value, sample))
+        if sample is not None:
+            arguments = context.on_rows(arguments, lambda value: self._rows(value, sample))
         if self.kind == "both":
             output = self.denoiser.call(torch.cat([network_input] * 2), times.repeat(2), arguments)
             return [output[:count], output[count:]]
         before = x._version
         output = self.denoiser.call(network_input, times, arguments)
         if x._version != before:
-            raise written("sample_parallel")
+            raise context.written("sample_parallel")
         return [output]
 
     def _rows(self, value: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:

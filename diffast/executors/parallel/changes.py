@@ -26,19 +26,26 @@ class ByChange(Rule):
         self.gammas: np.ndarray | None = None  # [size, rounds mixed in]
         self.patched = False  # whether points that are not mixed have to be copied
         self.alpha, self.sigma = levels_of(run.plan.schedule, [run.plan.end])[0].tolist()
-        self.one = torch.ones((run.samples, 1, 1), dtype=torch.float64, device=run.device)
+        planes = run.samples * run.states.shape[1]
+        self.one = torch.ones((planes, 1, 1), dtype=torch.float64, device=run.device)
+        if self.mixing is not None:
+            self.mixing.open(size)
+
+    def orders(self) -> dict[str, np.ndarray]:
+        """Returns one job a window, from its first row or from the state where it starts."""
+        run, windows = self.run, self.run.windows
+        self.running = running = np.flatnonzero(windows.count)
+        start, count = windows.start[running], windows.count[running]
+        self.rows = np.ascontiguousarray(windows.rows[running, : int(count.max())])
+        row, state = (windows.rows[running, 0], -1) if run.tables.simple else (-1, running)
+        jobs = jobs_of(running, row, state, run.samples + running, start, count, 0, 1)
+        return run.jobs("window", jobs, self.rows, run.samples)
 
     def judge(self, outputs: list[torch.Tensor]) -> Verdict:
         """Sweeps all windows; returns how many stages of each are settled."""
         run, windows = self.run, self.run.windows
-        running = np.flatnonzero(windows.count)
-        count = windows.count[running]
-        rows = np.ascontiguousarray(windows.rows[running, : int(count.max())])
-        shape = (len(running), rows.shape[1] + 1)
-        norms = torch.empty(shape, dtype=torch.float64, device=run.device)
-        run.sweep(run.x, outputs, self._jobs(running), rows, norms)
-        sums = None if self.mixing is None else self.mixing.note(run.x, run.made)
-        change, scale, sums = self._read(norms, sums)
+        running, rows, count = self.running, self.rows, windows.count[self.running]
+        change, scale, sums = self._measured(outputs)
         failed = [
             int(b) for b in running[~np.isfinite(change[:, 1])] if self._broken(int(b), outputs)
         ]
@@ -57,13 +64,6 @@ class ByChange(Rule):
             self.gammas = self._gammas(self.mixing, sums, running)
         return Verdict(settled, error, failed)
 
-    def _jobs(self, running: np.ndarray) -> np.ndarray:
-        """Returns one job a window, from its first row or from the state where it starts."""
-        run, windows = self.run, self.run.windows
-        row, state = (windows.rows[running, 0], -1) if run.tables.simple else (-1, running)
-        start, count = windows.start[running], windows.count[running]
-        return jobs_of(running, row, state, run.samples + running, start, count, 0, 1)
-
     def _broken(self, b: int, outputs: list[torch.Tensor]) -> bool:
         """Returns whether sample b's next settled point is not finite.
 
@@ -76,63 +76,74 @@ class ByChange(Rule):
             point = run.made[int(windows.rows[b, 1])]
         return run.is_broken(b, 0, point, outputs)
 
-    def _read(
-        self, norms: torch.Tensor, sums: torch.Tensor | None
+    def _measured(
+        self, outputs: list[torch.Tensor]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Returns the changes [J, W + 1], the samples' root mean squares [B], and the sums.
-
-        The CPU waits for the device here, once a round.
-        """
-        run = self.run
-        estimate = run.states[run.samples :, -2].contiguous()
-        squares = torch.empty((run.samples, 1), dtype=torch.float64, device=run.device)
-        ops.gram([estimate], self.one, squares)
-        parts = [norms, squares] if sums is None else [norms, squares, sums]
-        read = torch.cat([part.reshape(-1) for part in parts]).cpu().numpy()
-        first, second = norms.numel(), norms.numel() + run.samples
-        change = np.sqrt(read[:first] / run.numel).reshape(norms.shape)
-        mean = read[first:second] / run.numel
+        """Sweeps; returns changes [J, W + 1], samples' root mean squares [B], inner products."""
+        run, size = self.run, self.run.windows.size
+        jobs, walk = run.sent["window jobs"], run.sent["window walk"]
+        pairs = 0 if self.mixing is None else self.mixing.note(run.x, run.made)
+        planes = run.states.shape[1]
+        shapes = (len(walk), walk.shape[1] + 1), (run.samples * planes, 1), (size, pairs)
+        norms, squares, sums = run.sums(*shapes)
+        run.sweep(run.x, outputs, jobs, walk, norms)
+        # The x0 estimates are one plane of the states. The squares of the other planes are made
+        # too, and not used: a copy of the estimates would be one more launch.
+        states = run.states[run.samples :]
+        ops.gram([states.view(-1, *states.shape[2:])], self.one, squares)
+        if self.mixing is not None and pairs:
+            self.mixing.measure(sums)
+        norms, squares, sums = run.read()
+        norms = norms.reshape(shapes[0])[: len(self.running), : self.rows.shape[1] + 1]
+        change = np.sqrt(norms / run.numel)
+        mean = squares.reshape(run.samples, planes)[:, -2] / run.numel
         scale = np.sqrt(self.alpha**2 * mean + self.sigma**2)
         scale = np.where(np.isfinite(scale), np.maximum(scale, 1e-30), 1.0)
-        return change, scale, None if sums is None else read[second:].reshape(sums.shape)
+        return change, scale, sums.reshape(shapes[2]) if pairs else None
 
     def _gammas(self, mixing: Mixing, sums: np.ndarray, running: np.ndarray) -> np.ndarray:
         """Returns how much of each earlier round every row takes, [size, rounds - 1]."""
         windows = self.run.windows
         gammas = np.zeros((windows.size, len(mixing.rounds) - 1))
-        for b in running:
-            rows = windows.rows[b, : windows.count[b]]
-            gammas[rows] = mixing.gammas(sums[rows], windows.age[rows])
+        if len(running):
+            rows = windows.rows[running, : int(windows.count[running].max())]
+            inside = rows >= 0
+            known = np.where(inside, windows.age[rows], 0)
+            gammas[rows[inside]] = mixing.gammas(sums[rows], known)[inside]
         self.patched = not np.isfinite(sums).all()
         return gammas
 
-    def follow(self, settled: np.ndarray, rows: np.ndarray) -> None:
+    def leave(self, settled: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Gives free rows to the windows; returns the jobs and the weights of `follow`."""
+        run, windows = self.run, self.run.windows
+        orders = run.filling(settled, rows)
+        self.changed[windows.age == 0] = np.nan
+        if self.mixing is None or self.gammas is None:
+            return orders
+        # New rows have no earlier rounds, and the first point of a window is settled.
+        rows = windows.pairs()[0]
+        kept = np.zeros_like(self.gammas)
+        kept[rows] = self.gammas[rows] * (windows.age[rows] > 0)[:, None]
+        kept[windows.rows[windows.count > 0, 0]] = 0.0
+        orders["mix"] = self.mixing.table(kept)
+        if self.patched:  # a weight of 0 times an infinite point is not a number
+            orders["plain"] = np.flatnonzero(~kept.any(axis=1))
+        return orders
+
+    def follow(self, sent: dict[str, torch.Tensor]) -> None:
         """Continues windows into free rows, and makes the new points those of the next round."""
         run = self.run
-        run.fill(settled, rows)
-        self.changed[run.windows.age == 0] = np.nan
+        run.fill(sent)
         if not run.method.secant:  # not needed again: the next ones take their memory
             run.outputs = []
         if self.mixing is None:
             run.x, run.made = run.made, run.x
             return
-        run.x = run.made if self.gammas is None else self._mixed(self.mixing, self.gammas)
+        run.x = self.mixing.mix(sent["mix"]) if "mix" in sent else run.made
+        if "plain" in sent:
+            plain = sent["plain"]
+            run.x.index_copy_(0, plain, run.made.index_select(0, plain))
         run.made = self.mixing.take(run.x)
-
-    def _mixed(self, mixing: Mixing, gammas: np.ndarray) -> torch.Tensor:
-        """Returns the next points of all rows."""
-        run, windows = self.run, self.run.windows
-        # New rows have no earlier rounds, and the first point of a window is settled.
-        rows = windows.pairs()[0]
-        kept = np.zeros_like(gammas)
-        kept[rows] = gammas[rows] * (windows.age[rows] > 0)[:, None]
-        kept[windows.rows[windows.count > 0, 0]] = 0.0
-        (table,) = run.put(mixing.table(kept))
-        mixed = mixing.mix(table)
-        if self.patched:  # a weight of 0 times an infinite point is not a number
-            (plain,) = run.put(np.flatnonzero(~kept.any(axis=1)))
-            mixed.index_copy_(0, plain, run.made.index_select(0, plain))
-        return mixed
 
     def moved(self, came: np.ndarray, index: torch.Tensor) -> None:
         """Moves what is kept by row."""

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from diffast import ops
+from diffast.executors.device import sent
 
 # Ridge relative to the mean diagonal of the Gram matrix. It keeps gamma small where differences
 # hardly differ.
@@ -26,61 +27,54 @@ _RIDGE = 1e-3
 class Mixing:
     """The last rounds' points, and the weights by which they are mixed."""
 
-    def __init__(self, memory: int):
+    def __init__(self, memory: int, device: torch.device):
         """Begins with no round; 1 to 3 rounds before the present one will be mixed in."""
-        self.memory = memory
+        self.memory, self.device = memory, device
         self.rounds: list[tuple[torch.Tensor, torch.Tensor]] = []  # (x, G), the present one first
         self.spare: list[torch.Tensor] = []
-        self.weights: dict[tuple[int, int], torch.Tensor] = {}  # of f_t and the differences
+        self.weights: list[torch.Tensor] = []  # of f_t and the differences, by number of rounds
 
-    def note(self, x: torch.Tensor, made: torch.Tensor) -> torch.Tensor | None:
-        """Notes a round; returns the inner products of f_t and the differences, [rows, pairs].
+    def open(self, size: int) -> None:
+        """Puts the weights for that many rows, and for fewer, on the device."""
+        tables = [_differences(count, size) for count in range(2, self.memory + 2)]
+        self.weights = sent(self.device, *tables)
 
-        Its sweep made of the points x, [rows, ...], the points `made`.
+    def note(self, x: torch.Tensor, made: torch.Tensor) -> int:
+        """Notes a round, whose sweep made of the points x, [rows, ...], the points `made`.
+
+        Returns how many inner products of f_t and the differences there now are a row.
         """
         self.rounds.insert(0, (x, made))
         for pair in self.rounds[self.memory + 1 :]:
             self.spare += pair
         del self.rounds[self.memory + 1 :]
         count = len(self.rounds)
-        if count == 1:
-            return None
-        sums = torch.empty((len(x), count * (count + 1) // 2), dtype=torch.float64, device=x.device)
-        ops.gram([tensor for pair in self.rounds for tensor in pair], self._weights(x), sums)
-        return sums
+        return count * (count + 1) // 2 if count > 1 else 0
 
-    def _weights(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns the weights of f_t and the differences over all points, [rows, m', 2 m']."""
-        count = len(self.rounds)
-        if (len(x), count) not in self.weights:
-            weights = torch.zeros((len(x), count, 2 * count), dtype=torch.float64)
-            for i in range(count):
-                newer = 2 * max(i - 1, 0)
-                weights[:, i, newer : newer + 2] = torch.tensor([-1.0, 1.0])
-                if i:
-                    weights[:, i, 2 * i : 2 * i + 2] = torch.tensor([1.0, -1.0])
-            self.weights[len(x), count] = weights.to(x.device)
-        return self.weights[len(x), count]
+    def measure(self, sums: torch.Tensor) -> None:
+        """Writes the inner products to `sums`, [rows, pairs]."""
+        weights = self.weights[len(self.rounds) - 2][: len(sums)]
+        ops.gram([tensor for pair in self.rounds for tensor in pair], weights, sums)
 
     def gammas(self, sums: np.ndarray, ages: np.ndarray) -> np.ndarray:
-        """Returns gamma of each stage of a window, [w, m'].
+        """Returns gamma of each stage of each window, [windows, w, m'].
 
-        The inner products of its rows are [w, pairs]. A row's age, [w], is how many rounds it has
-        been at its stage, the present one included.
+        The inner products of the windows' rows are [windows, w, pairs]. A row's age, [windows, w],
+        is how many rounds it has been at its stage, the present one included.
         """
         count = len(self.rounds)
         upper = np.triu_indices(count)
-        gram = np.zeros((len(sums), count, count))
-        gram[:, upper[0], upper[1]] = gram[:, upper[1], upper[0]] = sums
-        known = ages[:, None] > np.arange(count)  # [w, m' + 1]
-        gram *= known[:, :, None] * known[:, None, :]
-        gram = np.cumsum(gram, axis=0)
-        left, right = gram[:, 1:, 1:].copy(), gram[:, 1:, 0]
-        middle = np.trace(left, axis1=1, axis2=2) / (count - 1)
-        left += (_RIDGE * middle + 1e-30)[:, None, None] * np.eye(count - 1)
+        gram = np.zeros((*ages.shape, count, count))
+        gram[..., upper[0], upper[1]] = gram[..., upper[1], upper[0]] = sums
+        known = ages[..., None] > np.arange(count)  # [windows, w, m' + 1]
+        gram *= known[..., :, None] * known[..., None, :]
+        gram = np.cumsum(gram, axis=1)
+        left, right = gram[..., 1:, 1:].copy(), gram[..., 1:, 0]
+        middle = np.trace(left, axis1=-2, axis2=-1) / (count - 1)
+        left += (_RIDGE * middle + 1e-30)[..., None, None] * np.eye(count - 1)
         with np.errstate(all="ignore"):
             found = np.linalg.solve(left, right[..., None])[..., 0]
-        return np.where(np.isfinite(found) & known[:, 1:], found, 0.0)
+        return np.where(np.isfinite(found) & known[..., 1:], found, 0.0)
 
     def table(self, gammas: np.ndarray) -> np.ndarray:
         """Returns the weights of the rounds' sweeps in the next points, [rows, 1, m' + 1].
@@ -109,10 +103,21 @@ class Mixing:
     def select(self, index: torch.Tensor) -> None:
         """Keeps the given rows, in that order."""
         self.rounds = [(x.index_select(0, index), g.index_select(0, index)) for x, g in self.rounds]
-        self.spare, self.weights = [], {}
+        self.spare = []
 
     def clear(self, rows: torch.Tensor) -> None:
         """Sets the given rows to zero."""
         for pair in self.rounds:
             for points in pair:
                 points.index_fill_(0, rows, 0.0)
+
+
+def _differences(count: int, rows: int) -> np.ndarray:
+    """Returns the weights of f_t and the differences over all points, [rows, m', 2 m']."""
+    weights = np.zeros((count, 2 * count))
+    for i in range(count):
+        newer = 2 * max(i - 1, 0)
+        weights[i, newer : newer + 2] = -1.0, 1.0
+        if i:
+            weights[i, 2 * i : 2 * i + 2] = 1.0, -1.0
+    return np.ascontiguousarray(np.broadcast_to(weights, (rows, *weights.shape)))

@@ -11,21 +11,22 @@ import torch
 
 from diffast import ops
 from diffast.executors.context import Place, blame
+from diffast.executors.device import Readback, Upload, on_host, sent
 from diffast.executors.parallel.batched_network import BatchedNetwork
-from diffast.executors.parallel.methods import Method, copying_tails, secant_limits, slopes_of
+from diffast.executors.parallel.methods import Method, copying_tails
 from diffast.executors.parallel.mixing import Mixing
+from diffast.executors.parallel.slopes import Slopes
 from diffast.executors.parallel.windows import Windows
 from diffast.executors.results import FINE, Progress, what_failed
-from diffast.lowering.sweep_tables import ALPHA, SIGMA, Tables
+from diffast.lowering.sweep_tables import Tables
 from diffast.plan import Plan
-
-# A slope is measured only where the point moved further than this, relative to its size. Below it
-# the rounding errors of the network would be measured, so the slope of the round before is kept.
-_SHORTEST = 3e-5
 
 # Relative difference between two places of a batch that is still rounding: kernels are chosen by
 # the batch's size.
 _ROUNDING = 1e-3
+
+# A job of `sweep` that reads and writes nothing; see the op for its columns.
+_IDLE = np.array([0, -1, 0, -1, 0, 0, 0, 0], dtype=np.int32)
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,29 @@ class Verdict(NamedTuple):
 
 
 class Rule(Protocol):
-    """Tells settled stages, and makes the points of the next round."""
+    """Tells settled stages, and makes the points of the next round.
+
+    A rule works on the host in `orders` and `leave`, which return arrays for the device, and on the
+    device in `judge` and `follow`. All arrays of a round are sent in one copy.
+    """
+
+    def orders(self) -> dict[str, np.ndarray]:
+        """Returns the arrays that `judge` needs after the next network call."""
+        ...
 
     def judge(self, outputs: list[torch.Tensor]) -> Verdict:
         """Returns how many stages are settled, after the network's outputs [size, ...]."""
         ...
 
-    def follow(self, settled: np.ndarray, rows: np.ndarray) -> None:
-        """Makes the next points, after windows left settled [B] of their rows [B, window]."""
+    def leave(self, settled: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Gives free rows to the windows; returns the arrays that `follow` needs.
+
+        The windows have just left settled [B] of what were their rows [B, window].
+        """
+        ...
+
+    def follow(self, sent: dict[str, torch.Tensor]) -> None:
+        """Makes the next points, by the arrays of `leave`."""
 
     def moved(self, came: np.ndarray, index: torch.Tensor) -> None:
         """Called after row i came from row came[i]; `index` is the same on the device."""
@@ -105,29 +121,17 @@ class ParallelRun:
         self.status = np.full(self.samples, FINE, dtype=np.int64)
         self.reasons: dict[int, str] = {}  # what failed, by sample
         self.batch_difference: float | None = None
-        self.mixing = Mixing(method.memory) if method.memory else None
+        self.mixing = Mixing(method.memory, self.device) if method.memory else None
         self.states = self._zeros(2 * self.samples, 4 + tables.entries)
         tails = copying_tails(tables) if method.copies else tables.tails
-        self.plan_tables = [
-            torch.from_numpy(np.ascontiguousarray(table)).to(self.device)
-            for table in (tables.weights, tables.changes, tails, tables.line)
-        ]
-        self.base_slopes = torch.from_numpy(slopes_of(method, tables, plan.name)).to(self.device)
-        if method.secant:
-            self._prepare_secant()
-
-    def _prepare_secant(self) -> None:
-        tables, device = self.tables, self.device
-        stages, branches = tables.slope.shape
-        weights = np.zeros((stages, 2, 2 + 2 * branches))
-        weights[:, 0, :2] = 1.0, -1.0
-        weights[:, 1, 2::2] = tables.slope
-        weights[:, 1, 3::2] = -tables.slope
-        least, most = secant_limits(tables)
-        shortest = _SHORTEST**2 * (tables.line[:, ALPHA] ** 2 + tables.line[:, SIGMA] ** 2)
-        bounds = np.stack([least, most, shortest * self.numel], axis=1)
-        self.secant_weights = torch.from_numpy(weights).to(device)
-        self.secant_bounds = torch.from_numpy(bounds).to(device)
+        tables_there = (tables.weights, tables.changes, tails, tables.line)
+        self.plan_tables = sent(self.device, *map(np.ascontiguousarray, tables_there))
+        self.slopes = Slopes(method, tables, plan.name, place)
+        self.upload, self.readback = Upload(self.device), Readback(self.device)
+        self.sent: dict[str, torch.Tensor] = {}  # this round's arrays
+        # On a device jobs are filled up to one number, so that the arrays of all rounds have the
+        # same shapes: Upload finds their places ready, and a round can be replayed.
+        self.padded = not on_host(self.device)
 
     @property
     def doubled(self) -> bool:
@@ -144,15 +148,6 @@ class ParallelRun:
         more += 3 if self.method.exact else 0  # points made and guessed, and their noise
         return (1 + self.doubled) + more + branches * (1 + self.method.secant) + network_input
 
-    def put(self, *arrays: np.ndarray) -> list[torch.Tensor]:
-        """Returns arrays of one dtype as tensors on the device, after a single copy."""
-        if self.device.type == "cpu":
-            return [torch.from_numpy(array) for array in arrays]
-        flat = torch.from_numpy(np.concatenate([array.reshape(-1) for array in arrays]))
-        there = flat.pin_memory().to(self.device, non_blocking=True)
-        parts = there.split([array.size for array in arrays])
-        return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
-
     def open(self, windows: Windows, rule: Rule) -> None:
         """Makes the rows and fills every window with guesses; `states` holds the initial states."""
         self.windows, self.rule = windows, rule
@@ -162,18 +157,23 @@ class ParallelRun:
         self.outputs: list[torch.Tensor] = []  # of the round before
         self.row_slopes: torch.Tensor | None = None  # of this round
         self.checked = False  # whether two places of a batch were compared
-        self.measured = torch.zeros(windows.size, dtype=torch.float64, device=self.device)
+        self.twin: tuple[int, int] | None = None  # rows that hold one pair, to be compared
+        self.compared: torch.Tensor | None = None  # what `_differences` returned
+        self.slopes.open(windows.size)
+        self.numbers = torch.empty(0, dtype=torch.float64, device=self.device)
         self.waiting = np.ones(self.samples, dtype=bool)  # whether there is no state at the end
-        if self.numel:
-            self.fill(np.zeros(self.samples, dtype=np.int64), windows.rows)
+        if self.numel and self.samples:
+            orders = self.filling(np.zeros(self.samples, dtype=np.int64), windows.rows)
+            self.sent = self.upload.send(orders | self._call_orders())
+            self.fill(self.sent)
             self.x, self.made = self.made, self.x
 
     @torch.inference_mode(False)  # see Place.empty
     def _zeros(self, *shape: int) -> torch.Tensor:
         return torch.zeros((*shape, *self.elements), dtype=self.dtype, device=self.device)
 
-    def fill(self, settled: np.ndarray, rows: np.ndarray) -> None:
-        """Gives free rows to the windows, and continues their sweeps into these rows.
+    def filling(self, settled: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Gives free rows to the windows; returns the jobs that continue sweeps into these rows.
 
         The windows have just left `settled` [B] of what were their rows [B, window].
         """
@@ -198,16 +198,36 @@ class ParallelRun:
             np.append(settled[left], stop),
         )
         self.waiting[new] = False
-        if len(jobs):
+        return self.jobs("fill", jobs, walk, samples * (1 if self.tables.simple else 2))
+
+    def jobs(
+        self, name: str, jobs: np.ndarray, walk: np.ndarray, most: int
+    ) -> dict[str, np.ndarray]:
+        """Returns jobs for `sweep` and their walk as arrays to send; nothing where there is none.
+
+        On a device they are filled up to `most` jobs and the longest walk.
+        """
+        if not len(jobs):
+            return {}
+        if self.padded:
+            idle = np.broadcast_to(_IDLE, (most - len(jobs), len(_IDLE)))
+            whole = np.full((most, self.windows.window), -1, dtype=np.int32)
+            whole[: len(walk), : walk.shape[1]] = walk
+            jobs, walk = np.concatenate([jobs, idle]), whole
+        return {f"{name} jobs": jobs, f"{name} walk": walk}
+
+    def fill(self, sent: dict[str, torch.Tensor]) -> None:
+        """Continues the windows' sweeps into new rows, by the jobs of `filling`."""
+        if "fill jobs" in sent:
             x = self.made if self.tables.simple else self.x
-            self.sweep(x, self.outputs, jobs, walk)
+            self.sweep(x, self.outputs, sent["fill jobs"], sent["fill walk"])
 
     def sweep(
         self,
         x: torch.Tensor,
         outputs: list[torch.Tensor],
-        jobs: np.ndarray,
-        walk: np.ndarray,
+        jobs: torch.Tensor,
+        walk: torch.Tensor,
         norms: torch.Tensor | None = None,
     ) -> None:
         """Sweeps from the points x and their outputs into the next points and the states.
@@ -217,12 +237,34 @@ class ParallelRun:
         """
         if len(outputs) != len(self.tables.outputs):  # before the first call: not read
             outputs = [torch.empty_like(x)] * len(self.tables.outputs)
-        tables = *self.plan_tables, *self.put(jobs, walk)
+        tables = *self.plan_tables, jobs, walk
         noise = self.ids, self.seed, self.tables.noises
         outs = self.made, self.states, norms
         ops.sweep(
             x, outputs, self.row_slopes, *tables, *noise, self.tables.parts, self.clamp, *outs
         )
+
+    def sums(self, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
+        """Returns float64 tensors of these shapes, for sums that `read` reads."""
+        self.sizes = [int(np.prod(shape)) for shape in shapes]
+        count = sum(self.sizes)
+        room = count + 2 * len(self.tables.outputs)
+        if room > len(self.numbers):
+            self.numbers = torch.empty(room, dtype=torch.float64, device=self.device)
+        parts = self.numbers[:count].split(self.sizes)
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def read(self) -> list[np.ndarray]:
+        """Returns what is in the tensors of `sums`, flat; the one wait of a round."""
+        count = sum(self.sizes)
+        if self.compared is not None:
+            self.numbers[count : count + len(self.compared)].copy_(self.compared)
+            count += len(self.compared)
+        found = self.readback.take(self.numbers[:count])
+        *parts, compared = np.split(found, np.cumsum(self.sizes))
+        if len(compared):
+            self._compare(compared)
+        return parts
 
     def round(self) -> int:
         """Runs one round; returns how many stages it settled."""
@@ -231,7 +273,8 @@ class ParallelRun:
         pairs = windows.pairs()[0]
         windows.age[pairs] += 1
         try:
-            self.row_slopes = self._slopes(outputs)
+            points = self.x, self.made
+            self.row_slopes = self.slopes.of(self.sent, points, outputs, self.outputs)
             verdict = self.rule.judge(outputs)
         except (RuntimeError, ValueError) as error:
             where = f"sample_parallel: round {len(self.rounds)}"
@@ -242,50 +285,64 @@ class ParallelRun:
         rows = windows.rows.copy()
         windows.advance(verdict.settled)
         self.outputs = outputs
-        self.rule.follow(verdict.settled, rows)
+        self._go_on(verdict.settled, rows)
         settled = np.where(self.status == FINE, windows.start, self.status)
         self.rounds.append(Round(settled, len(pairs), verdict.error))
-        self._shrink()
         return int(verdict.settled.sum())
+
+    def _go_on(self, settled: np.ndarray, rows: np.ndarray) -> None:
+        """Sends all that the device needs until the next wait, and makes the next points."""
+        orders = self.rule.leave(settled, rows)
+        size = self._smaller()
+        came = None if size is None else self.windows.compact(size)
+        if came is not None:
+            orders["came"] = came
+        self.sent = self.upload.send(orders | self._call_orders())
+        self.rule.follow(self.sent)
+        if came is not None:
+            self._moved(came)
+
+    def _call_orders(self) -> dict[str, np.ndarray]:
+        """Returns the arrays that the next network call and what follows it need."""
+        windows = self.windows
+        rows, sample, stage = windows.pairs()
+        if not len(rows):
+            return {}
+        table = np.zeros((2, windows.size), dtype=np.int64)
+        table[0, rows], table[1, rows] = stage, sample
+        self.twin = None
+        if not self.checked and len(windows.free):
+            self.twin = one, two = int(rows[0]), int(windows.free[-1])
+            table[:, two] = table[:, one]
+        orders = self.network.orders(table[0], table[1])
+        return orders | self.slopes.orders(table[0], windows.age) | self.rule.orders()
 
     def _call_network(self) -> list[torch.Tensor]:
         """Calls the network on all rows; returns its outputs."""
         while True:
-            rows, sample, stage = self.windows.pairs()
-            table = np.zeros((3, self.windows.size), dtype=np.int64)
-            table[0, rows], table[1, rows], table[2] = stage, sample, self.windows.age
-            twin = self._twin(rows, table)
-            (there,) = self.put(table)
+            if self.twin is not None:
+                one, two = self.twin
+                self.x[two] = self.x[one]
             try:
-                outputs = self.network(self.x, there[0], there[1])
+                outputs = self.network(self.x, self.sent)
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error) or self.windows.size == 1:
                     raise
                 self._halve(error)
                 continue
-            self.stage, self.age = there[0], there[2]
-            if twin is not None:
-                self._compare(outputs, *twin)
+            if self.twin is not None:
+                self.compared = _differences(outputs, *self.twin)
             self.calls += self.windows.count
             return outputs
 
-    def _twin(self, rows: np.ndarray, table: np.ndarray) -> tuple[int, int] | None:
-        """Puts one pair into a second, free row; returns both rows, or None."""
-        if self.checked or not self.windows.free or not len(rows):
-            return None
-        one, two = int(rows[0]), self.windows.free[-1]
-        self.x[two] = self.x[one]
-        table[:2, two] = table[:2, one]
-        return one, two
-
-    def _compare(self, outputs: list[torch.Tensor], one: int, two: int) -> None:
+    def _compare(self, numbers: np.ndarray) -> None:
         """Compares, once a run, the network's answers to one input at two places of its batch."""
-        size = max(float(output[one].abs().max()) for output in outputs)
-        apart = max(float((output[one] - output[two]).abs().max()) for output in outputs)
+        self.compared = None
+        size, apart = numbers[::2].max(), numbers[1::2].max()
         if not np.isfinite([size, apart]).all():
             return
         self.checked = True
-        self.batch_difference = apart / size if size > 0 else apart
+        self.batch_difference = float(apart / size if size > 0 else apart)
         if self.batch_difference > _ROUNDING:
             _warn(
                 f"the network's answer to one input differs by {self.batch_difference:.1e} between "
@@ -308,50 +365,29 @@ class ParallelRun:
             if self.tables.simple:
                 for b in lost:
                     self.states[b, 0] = self.x[int(first[b])]
-        self._compact(size)
-
-    def _compact(self, size: int) -> None:
-        """Moves all pairs into a pool of `size` rows."""
         came = self.windows.compact(size)
-        (index,) = self.put(came)
+        self.sent = self.upload.send({"came": came} | self._call_orders())
+        self._moved(came)
+
+    def _moved(self, came: np.ndarray) -> None:
+        """Moves the rows into a smaller pool, where row i came from row came[i]."""
+        index = self.sent["came"]
         with torch.inference_mode(False):  # see Place.empty
             self.x = self.x.index_select(0, index)
             self.made = self.made.index_select(0, index) if self.doubled else self.x
-        self.measured = self.measured.index_select(0, index)
+        self.slopes.moved(index)
         self.outputs = [output.index_select(0, index) for output in self.outputs]
         self.rule.moved(came, index)
 
-    def _shrink(self) -> None:
-        """Halves the pool while half of it is enough for all pairs."""
+    def _smaller(self) -> int | None:
+        """Returns half as many rows, or a quarter, ..., where they are enough for all pairs."""
         size, wanted = self.windows.size, self.windows.wanted
         if self.static or not wanted:
-            return
+            return None
         step = self.network.batch_size or 1
         while (size // 2) >= wanted and size // 2 >= step and (size // 2) % step == 0:
             size //= 2
-        if size < self.windows.size:
-            self._compact(size)
-
-    def _slopes(self, outputs: list[torch.Tensor]) -> torch.Tensor:
-        """Returns the slopes of all rows, [size]."""
-        base = self.base_slopes.index_select(0, self.stage)
-        if not self.method.secant:
-            return base
-        fresh = self.age == 0
-        self.measured = torch.where(fresh, base, self.measured)
-        if self.outputs:
-            answers = zip(outputs, self.outputs, strict=True)
-            # points and answers of this round and of the one before
-            xs = [self.x, self.made, *(output for pair in answers for output in pair)]
-            sums = torch.empty((len(self.x), 3), dtype=torch.float64, device=self.device)
-            ops.gram(xs, self.secant_weights.index_select(0, self.stage), sums)
-            bounds = self.secant_bounds.index_select(0, self.stage)
-            slope = sums[:, 1] / sums[:, 0]
-            slope = torch.minimum(torch.maximum(slope, bounds[:, 0]), bounds[:, 1])
-            # A point or output may be infinite, far from where the network was trained.
-            known = ~fresh & (sums[:, 0] > bounds[:, 2]) & slope.isfinite()
-            self.measured = torch.where(known, slope, self.measured)
-        return self.measured
+        return size if size < self.windows.size else None
 
     def is_broken(
         self, b: int, place: int, point: torch.Tensor, outputs: list[torch.Tensor]
@@ -369,7 +405,7 @@ class ParallelRun:
 
     def _drop(self, b: int, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
         """Ends a failed sample; returns the outputs with zeros in its rows."""
-        (rows,) = self.put(self.windows.drop(b))
+        (rows,) = sent(self.device, self.windows.drop(b))
         self.states[self.samples + b] = torch.nan
         self.waiting[b] = False
         for points in (self.x, self.made):
@@ -382,22 +418,30 @@ class ParallelRun:
         windows, order = self.windows, np.arange(self.samples)
         inside = windows.count > 0
         ends = ~inside & ~self.waiting
-        (index,) = self.put(order + self.samples * ends)
+        arrays = order + self.samples * ends, order[inside], windows.rows[inside, 0]
+        index, into, rows = sent(self.device, *(array.astype(np.int64) for array in arrays))
         x = self.states[:, 0].index_select(0, index)
         if self.tables.simple and inside.any():
-            into, rows = self.put(order[inside], windows.rows[inside, 0].astype(np.int64))
             x.index_copy_(0, into, self.x.index_select(0, rows))
         return x
 
     def progress(self) -> Progress:
         """Returns what the callback sees: each sample's settled point and its model time."""
         times = np.append(self.plan.call_times, self.plan.end)[self.rounds[-1].settled]
-        times = torch.from_numpy(times).to(dtype=self.network.times.dtype, device=self.device)
+        (times,) = sent(self.device, times.astype(self.network.times.dtype))
         return Progress(len(self.rounds) - 1, None, times, None, self.settled_states())
 
 
 def _warn(what: str) -> None:
     warnings.warn(f"sample_parallel: {what}", RuntimeWarning, stacklevel=3)
+
+
+def _differences(outputs: list[torch.Tensor], one: int, two: int) -> torch.Tensor:
+    """Returns the largest number of row `one`, and of its difference from row `two`, by output."""
+    numbers = []
+    for output in outputs:
+        numbers += [output[one].abs().max(), (output[one] - output[two]).abs().max()]
+    return torch.stack(numbers)
 
 
 def jobs_of(*columns: np.ndarray | int) -> np.ndarray:

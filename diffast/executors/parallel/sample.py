@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from diffast.executors import context
+from diffast.executors.device import sent
 from diffast.executors.parallel.batched_network import BatchedNetwork
 from diffast.executors.parallel.changes import ByChange
 from diffast.executors.parallel.convergence import convergence_of
@@ -155,7 +156,7 @@ def sample_parallel(
     convergence = convergence_of(chosen, plan, tables.gains, tol, sweeps)
     size = _pool_size(run, window, memory_limit, batch_size)
     windows = Windows(samples, plan.nfe, window or plan.nfe, size, convergence.ends)
-    rule = ByCoupling(run) if chosen.exact else ByChange(run, convergence, size)
+    rule = ByCoupling(run, size) if chosen.exact else ByChange(run, convergence, size)
     total = samples * plan.nfe
     with torch.inference_mode(), context.progress_bar(total, plan.name, "stage", progress) as bar:
         _start(run, x)
@@ -165,7 +166,7 @@ def sample_parallel(
             if callback is not None and callback(run.progress()):
                 break
     acceptance = rule.accepted / max(rule.tested, 1) if isinstance(rule, ByCoupling) else None
-    return _result(run, acceptance, throw)
+    return _result(run, acceptance, throw, x)
 
 
 def _method(name: str) -> Method:
@@ -239,11 +240,14 @@ def _start(run: ParallelRun, x: torch.Tensor | None) -> None:
     run.states[: run.samples, :2] = state[:, None]
 
 
-def _result(run: ParallelRun, acceptance: float | None, throw: bool) -> ParallelSamples:
+def _result(
+    run: ParallelRun, acceptance: float | None, throw: bool, x: torch.Tensor | None
+) -> ParallelSamples:
+    calls, status = sent(run.device, run.calls, run.status)
     result = ParallelSamples(
         run.settled_states(),
-        torch.from_numpy(run.calls).to(run.device),
-        torch.from_numpy(run.status).to(run.device),
+        calls,
+        status,
         not run.numel or not run.windows.running.size,
         len(run.rounds),
         run.network.rows_called,
@@ -256,4 +260,4 @@ def _result(run: ParallelRun, acceptance: float | None, throw: bool) -> Parallel
         time = run.plan.call_times[stage]
         return f"{run.reasons[b]} is not finite at stage {stage} (t = {time:g})"
 
-    return result.or_raise(_WHO, run.ids, throw, what)
+    return result.or_raise(_WHO, run.ids, throw, what, initial=x, status=run.status)

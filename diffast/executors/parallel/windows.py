@@ -25,7 +25,7 @@ class Windows:
         self.start = np.zeros(samples, dtype=np.int64)
         self.count = np.zeros(samples, dtype=np.int64)
         self.rows = np.full((samples, window), -1, dtype=np.int32)
-        self.free = list(range(size))
+        self.free = np.arange(size, dtype=np.int32)
         # How many rounds each row has been at its pair: 0 where the pair has no earlier answer.
         self.age = np.zeros(size, dtype=np.int64)
 
@@ -53,18 +53,19 @@ class Windows:
 
     def advance(self, settled: np.ndarray) -> None:
         """Leaves the first settled[b] stages of every window."""
-        for b in np.flatnonzero(settled):
-            left, count = int(settled[b]), int(self.count[b])
-            self.free += self.rows[b, :left].tolist()
-            self.rows[b, : count - left] = self.rows[b, left:count]
-            self.rows[b, count - left : count] = -1
-            self.start[b] += left
-            self.count[b] -= left
+        place = np.arange(self.window)
+        left = place < settled[:, None]
+        self.free = np.append(self.free, self.rows[left])
+        shifted = np.minimum(place + settled[:, None], self.window - 1)
+        rows = np.take_along_axis(self.rows, shifted, axis=1)
+        self.start += settled
+        self.count -= settled
+        self.rows = np.where(place < self.count[:, None], rows, np.int32(-1))
 
     def drop(self, b: int) -> np.ndarray:
         """Ends sample b, which failed; returns the rows that it held."""
         rows = self.rows[b, : self.count[b]].astype(np.int64)
-        self.free += rows.tolist()
+        self.free = np.append(self.free, rows.astype(np.int32))
         self.rows[b] = -1
         self.start[b], self.count[b] = self.stages, 0
         return rows
@@ -92,11 +93,11 @@ class Windows:
             room[lowest] -= step
             left -= step * len(lowest)
         self.free.sort()
-        for b in np.flatnonzero(got):
-            new, self.free = self.free[: got[b]], self.free[got[b] :]
-            self.rows[b, self.count[b] : self.count[b] + got[b]] = new
-            self.age[new] = 0
-            self.count[b] += got[b]
+        new, self.free = np.split(self.free, [int(got.sum())])
+        place = np.arange(self.window) - self.count[:, None]
+        self.rows[(place >= 0) & (place < got[:, None])] = new
+        self.age[new] = 0
+        self.count += got
         return got
 
     def cut(self, size: int) -> None:
@@ -108,9 +109,9 @@ class Windows:
         over = int(kept.sum()) - size
         if over > 0:  # there is not even one row each, so the last samples wait
             kept[np.flatnonzero(kept)[-over:]] = 0
-        for b in np.flatnonzero(kept < self.count):
-            self.free += self.rows[b, kept[b] : self.count[b]].tolist()
-            self.rows[b, kept[b] :] = -1
+        cut = (np.arange(self.window) >= kept[:, None]) & (self.rows >= 0)
+        self.free = np.append(self.free, self.rows[cut])
+        self.rows[cut] = -1
         self.count = kept
 
     def compact(self, size: int) -> np.ndarray:
@@ -121,6 +122,6 @@ class Windows:
         age = np.zeros(size, dtype=np.int64)
         age[: len(rows)] = self.age[rows]
         self.rows[sample, stage - self.start[sample]] = np.arange(len(rows), dtype=np.int32)
-        self.free = list(range(len(rows), size))
+        self.free = np.arange(len(rows), size, dtype=np.int32)
         self.size, self.age = size, age
         return came

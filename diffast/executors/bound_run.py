@@ -1,0 +1,335 @@
+"""A run bound to tensors: the buffers of a program's names and the calls on them.
+
+`BoundRun` knows what is called on which tensors. The sequential executor goes through its stages
+with weights as numbers of the host; a replayable run (replay.py) issues the same calls with all
+numbers in tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+
+from diffast import ops
+from diffast.executors import context
+from diffast.executors.device import on_host, sent
+from diffast.executors.results import FINE, Info, Progress, what_failed
+from diffast.lowering.program import (
+    COND,
+    NOISE,
+    UNCOND,
+    X0,
+    Call,
+    Constraints,
+    Program,
+    Stage,
+    estimate_name,
+    lower,
+    output_names,
+)
+from diffast.model.denoiser import Denoiser, time_dtype
+from diffast.noise.brownian import path_noise
+from diffast.plan import Plan
+from diffast.plan.registers import X, Y
+
+
+class BoundCall(NamedTuple):
+    """A `combine_out` bound to tensors; a name among the columns is filled in when it is made."""
+
+    columns: list
+    weights: list[float]
+    noise: list[float]
+    clamp: list[float]
+    outs: list[torch.Tensor]
+    draws: bool
+    table: Any = None  # (weights, noise, streams) on the device, where a run is replayed
+
+
+# Model times on devices by plan: a run that a user captures as a graph must not copy them.
+_times: WeakKeyDictionary = WeakKeyDictionary()
+
+
+@torch.inference_mode(False)
+def _on_device(
+    plan: Plan, told: list[float], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """Returns the model times of all calls of a plan, in order."""
+    times = torch.tensor(told, dtype=dtype)
+    if on_host(device):
+        return times
+    kept = _times.setdefault(plan, {})
+    if (dtype, device) not in kept:
+        (kept[dtype, device],) = sent(device, times.numpy())
+    return kept[dtype, device]
+
+
+def constraints_of(
+    denoiser: Denoiser, place: context.Place, on_x0: Any, given_noise: bool, preview: bool = False
+) -> Constraints:
+    """Returns what a bound run asks of the lowered plan."""
+    return Constraints(
+        clamp=bool(place.limits),
+        hook=on_x0 is not None,
+        preview=preview,
+        given_noise=given_noise,
+        fills_input=True,
+        casts=(denoiser.dtype or place.dtype) != place.dtype,
+    )
+
+
+class BoundRun:
+    """The buffers of one run and its calls, all prepared before the first stage.
+
+    Buffers are made outside inference mode, so that the samples are ordinary tensors.
+
+    Args:
+        denoiser: the network, its conditions and guidance.
+        plan: a plan for its schedule.
+        place: what the tensors are.
+        on_x0: the hook, or None.
+        noise: "counter", "path" or a callable.
+        preview: whether an x0 estimate is made at every stage, for a callback.
+        looks: whether failures are looked for after every stage, which is free on the CPU alone.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        plan: Plan,
+        place: context.Place,
+        on_x0: context.OnX0 | None,
+        noise: str | Callable[[int], torch.Tensor],
+        preview: bool = False,
+        looks: bool = True,
+    ):
+        """Binds every name of the program."""
+        self.denoiser, self.plan, self.place, self.on_x0 = denoiser, plan, place, on_x0
+        self.scale = plan.initial_scale
+        self.shape, self.dtype, self.device, self.ids, self.seed, self.limits = place
+        self.batch = self.shape[0]
+        self.draw = noise if callable(noise) else None
+        if noise == "path":
+            self.draw = path_noise(plan, self.shape, self.seed, self.ids, self.dtype)
+        self.constraints = constraints_of(denoiser, place, on_x0, self.draw is not None, preview)
+        self.program: Program = lower(plan, denoiser, self.constraints)
+        self.buffers: list[torch.Tensor] = []  # all tensors of the state's size
+        self._make_network_input(denoiser.dtype or self.dtype)
+        self.gradients = self._gradients()
+        self.stages = self.program.stages
+        inputs = self.program.inputs
+        self.x0s: list[torch.Tensor | None] = [None] * inputs
+        if preview or on_x0 is not None or (self.limits and inputs > 1):
+            self.x0s = [self._empty() for _ in range(inputs)]
+        self.x0 = self.x0s[0]
+        self.status = torch.full((self.batch,), FINE, dtype=torch.int64, device=self.device)
+        # Looked at after every stage on the CPU, where that is free; on a device it would wait for
+        # the queue.
+        looks = looks and on_host(self.device)
+        self.seen = self.status.numpy() if looks else None
+        self.known = self.status.numpy().tobytes() if self.seen is not None else b""
+        self.reasons: dict[int, str] = {}  # what failed, by row
+        self.lost = False  # whether every sample has failed
+        self._prepare_network()
+        self._bind()
+
+    def _empty(self, rows: int | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Returns a new tensor like the state, or with other rows or another dtype."""
+        self.buffers.append(self.place.empty(rows, dtype))
+        return self.buffers[-1]
+
+    def _make_network_input(self, dtype: torch.dtype) -> None:
+        """Makes the tensor that the network reads where that is not the state itself."""
+        program, self.network_input, self.front = self.program, None, None
+        if program.batched:
+            parts = (1 + ("both" in program.branches)) * program.inputs
+            self.network_input = self._empty(parts * self.batch, dtype)
+        if program.shared:
+            self.front = self.network_input[: self.batch]
+
+    def _gradients(self) -> Callable[..., Sequence[torch.Tensor]] | None:
+        if not self.program.gradients:
+            return None
+        found = getattr(self.denoiser, "gradients", None)
+        if found is None:
+            raise ValueError(
+                f"sample: plan {self.plan.name} weighs {self.program.gradients} gradients of "
+                "guidance terms, but the denoiser has no `gradients`"
+            )
+        return found
+
+    def _prepare_network(self) -> None:
+        kinds = {(stage.branches, len(stage.times)) for stage in self.stages}
+        self.arguments = {kind: self._arguments(*kind) for kind in kinds}
+        told = [time for stage in self.stages for time in stage.times]
+        times = iter(_on_device(self.plan, told, time_dtype(self.dtype), self.device))
+        self.times = []
+        for stage in self.stages:
+            rows = self._rows(stage) // len(stage.times)
+            parts = [next(times).expand(rows) for _ in stage.times]
+            self.times.append(parts[0] if len(parts) == 1 else torch.cat(parts))
+
+    def _arguments(self, branches: str, inputs: int) -> dict[str, Any]:
+        return self.arguments_of(self.denoiser, branches, inputs)
+
+    def arguments_of(self, denoiser: Denoiser, branches: str, inputs: int) -> dict[str, Any]:
+        """Returns a denoiser's conditions for one kind of network call."""
+        found = denoiser.arguments(self.batch, self.device, branches)
+        return found if inputs == 1 else context.on_rows(found, lambda v: torch.cat([v] * inputs))
+
+    def _rows(self, stage: Stage) -> int:
+        return (2 if stage.branches == "both" else 1) * len(stage.times) * self.batch
+
+    def _bind(self) -> None:
+        """Gives every name of the program its tensor, stage by stage.
+
+        While x and y are one tensor it is `home`. When they part, one of them moves. The network
+        reads x from its input tensor: where `home` is the front of that one, y moves, else x does.
+        """
+        home = self._empty() if self.front is None else self.front
+        spare: dict[str, torch.Tensor] = {}  # tensors beside `home`, made when first needed
+        at = {X: home, Y: home}
+        self.state = home
+        self.inputs, self.points, self.calls = [], [], []
+        for i, stage in enumerate(self.stages):
+            last = i + 1 == len(self.stages)
+            whole = self.network_input
+            self.inputs.append(at[X] if whole is None else whole[: self._rows(stage)])
+            to = at | {X: home, Y: home}
+            if not stage.joined:
+                to[X if self.front is None else Y] = self._spare(spare, "away")
+            elif last and self.front is not None:
+                to[X] = to[Y] = self._empty()
+            for name in (name for call in stage.calls for name in call.targets):
+                if name not in to and not name.startswith((X0, "copy")):
+                    to[name] = self._spare(spare, name)
+            self.points.append(to[X])
+            copies = {f"copy{k}": copy for k, copy in enumerate(self._copies(i + 1))}
+            self.calls.append([self._bound(call, at, to | copies) for call in stage.calls])
+            at = to
+
+    def _spare(self, spare: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+        if name not in spare:
+            spare[name] = self._empty()
+        return spare[name]
+
+    def _bound(self, call: Call, at: dict, to: dict) -> BoundCall:
+        to = {estimate_name(e): x0 for e, x0 in enumerate(self.x0s)} | to
+        outs = [to[name] for name in call.targets]
+        return BoundCall(
+            [at.get(name, name) for name in call.columns],
+            call.weights,
+            call.noise,
+            self.limits if call.clamped else [],
+            [out for out in outs if out is not None],
+            NOISE in call.columns,
+        )
+
+    def _copies(self, i: int) -> list[torch.Tensor]:
+        """Returns where else x has to be for network call i."""
+        if self.network_input is None or i == len(self.stages):
+            return []
+        parts = self.network_input[: self._rows(self.stages[i])].split(self.batch)
+        return list(parts if self.front is None else parts[1:])
+
+    def start(self, x: torch.Tensor | None) -> None:
+        """Puts the initial state where the network reads it."""
+        context.put_initial(self.state, x, self.scale, self.place)
+        given = None if self.draw is None else lambda: self._drawn(-1)
+        context.put_opening(self.state, self.program.opening, self.place, given)
+        for copy in self._copies(0):
+            copy.copy_(self.state)
+
+    def _drawn(self, i: int) -> torch.Tensor:
+        z = self.draw(i)
+        complaint = context.unlike("what noise returned", z, self.state)
+        if complaint is not None:
+            raise ValueError(f"sample: stage {i}: {complaint}")
+        return z.contiguous()
+
+    def stage(self, i: int) -> None:
+        """Runs one stage: the network, then the prepared calls."""
+        x = self.inputs[i]
+        branches, times = self.stages[i].branches, self.stages[i].times
+        before = x._version
+        output = self.denoiser.call(x, self.times[i], self.arguments[branches, len(times)])
+        if x._version != before:
+            raise context.written("sample", f" at stage {i}")
+        filled = self._outputs(output, branches, len(times))
+        if self.gradients is not None:
+            made = self.gradients(x[: self.batch], self.times[i][: self.batch])
+            filled |= {f"g{k}": g.contiguous() for k, g in enumerate(made, 1)}
+        *estimates, main = self.calls[i]
+        for number, call in enumerate(estimates):
+            self._make(i, call, filled)
+            filled[estimate_name(number)] = self._hooked(i, number)
+        if main.draws:
+            filled[NOISE] = self._drawn(i)
+        self._make(i, main, filled)
+        if self.seen is not None and self.seen.tobytes() != self.known:
+            self._note_failures(i, output)
+
+    def _outputs(self, output: torch.Tensor, branches: str, inputs: int) -> dict[str, torch.Tensor]:
+        """Returns the network's outputs by name; those for one input stand together."""
+        if inputs == 1 and branches != "both":
+            return {COND: output, UNCOND: output}
+        each = 1 + (branches == "both")
+        parts = output.split(self.batch)
+        filled = {}
+        for e in range(inputs):
+            own = parts[e * each : (e + 1) * each]
+            cond, uncond = output_names(e)
+            filled[cond], filled[uncond] = own[0], own[-1]
+        return filled
+
+    def _make(self, i: int, call: BoundCall, filled: dict[str, torch.Tensor]) -> None:
+        xs = [filled[x] if isinstance(x, str) else x for x in call.columns]
+        # What a stage does not need is left out: every argument costs its way in.
+        rest = (call.noise, self.seed, self.ids, call.clamp)
+        rest = rest if call.noise or call.clamp else ()
+        try:
+            ops.combine_out(xs, call.weights, call.outs, self.status, i, *rest)
+        except (RuntimeError, ValueError) as error:
+            self._blame(error, i, filled)
+            raise
+
+    def _blame(self, error: Exception, i: int, filled: dict[str, torch.Tensor]) -> None:
+        """Raises an op's error in the caller's words, if the network's tensors are why."""
+        named = {f"gradient {name[1:]}": g for name, g in filled.items() if name[0] == "g"}
+        named = {"the network's output": filled[COND]} | named
+        context.blame(error, f"sample: stage {i}", self.state, named)
+
+    def _hooked(self, i: int, number: int) -> torch.Tensor:
+        """Returns the x0 estimate for one input, after the hook if there is one."""
+        x0 = self.x0s[number]
+        if self.on_x0 is None:
+            return x0
+        rows = self._rows(self.stages[i]) // len(self.stages[i].times)
+        times = self.times[i][number * rows :][: self.batch]
+        changed = context.hooked("sample", self.on_x0, x0, Info(i, times, self.ids))
+        if changed is not x0:
+            x0.copy_(changed)
+        return x0
+
+    def _note_failures(self, i: int, output: torch.Tensor) -> None:
+        """Keeps why samples failed at stage i."""
+        rows = output.reshape(-1, self.batch, *self.shape[1:]).transpose(0, 1)
+        for b in (self.status == i).nonzero()[:, 0].tolist():
+            self.reasons[b] = what_failed([rows[b]])
+        self.known = self.seen.tobytes()
+        self.lost = bool((self.status != FINE).all())
+
+    def made(self, calls: int, completed: bool) -> torch.Tensor:
+        """Returns the samples; after an interruption the last x0 estimate."""
+        return self.points[calls - 1 if self.lost else -1] if completed else self.x0
+
+    def progress(self, i: int) -> Progress:
+        """Returns what the callback sees after stage i."""
+        return Progress(i, len(self.stages), self.stages[i].time, self.x0, self.points[i])
+
+    def what_failed(self, b: int, i: int) -> str:
+        """Returns why sample b failed, at stage i."""
+        what = self.reasons.get(b, "the network's output or the state made of it")
+        return f"{what} is not finite at stage {i} (t = {self.stages[i].time:g})"
