@@ -36,13 +36,12 @@ Traced = tuple[Sequence[Instruction], list[tuple[int, int, int]]]
 
 
 class NodeSource(Protocol):
-    """Where programs get the nodes of positions from.
+    """Where programs get the nodes of positions from."""
 
-    Attributes:
-        key: equal for sources that record the same; None: equal to no other.
-    """
-
-    key: Hashable | None
+    @property
+    def key(self) -> Hashable | None:
+        """Returns what is equal for sources that record the same; None: equal to no other."""
+        ...
 
     def node(self, recording: Recording, position: Recorded, place: str) -> Node:
         """Returns the node of a position; the place is "start", "end" or "call"."""
@@ -214,13 +213,14 @@ class Tracer:
         columns = tuple(c for c in self.program.order if c in used and c != last)
         width = len(columns) + (last is not None)
         place = {column: k for k, column in enumerate((*columns, last))}
-        fresh = f"{name} noise" if Z1 in used else None
+        fresh = f"{name} noise"
         for call, rows in parts.items():
             for r, row in enumerate(rows):
                 for column, weight in row.items():
                     at = (fresh, r) if column == Z1 else (name, r * width + place[column])
                     cells[call][at] = weight
-        return Table(name, columns, len(next(iter(parts.values()))), width, fresh)
+        height = len(next(iter(parts.values())))
+        return Table(name, columns, height, width, fresh if Z1 in used else None)
 
     def _outs(self, tables: list[Table]) -> tuple[Out, ...]:
         outs = [Out(name, (), False) for name in self.times] + [Out("tolerance", (2,), False)]

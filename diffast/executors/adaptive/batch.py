@@ -10,6 +10,7 @@ them. A sample that is done may therefore stay for a while, unchanged.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,6 +72,8 @@ class Batch:
         self.now = {name: record[:size] for name, record in self.records.items()}
         # On the host numpy sees the same memory; its small operations cost half of torch's.
         told = self.now["control"], self.now["counts"]
+        self.control: Any
+        self.counts: Any
         self.control, self.counts = (t.numpy() if self.on_host else t for t in told)
 
     def poll(self, rounds: int) -> None:

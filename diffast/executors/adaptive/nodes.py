@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from diffast.executors.adaptive.time_variable import NodeTable, TimeInterval
-from diffast.lowering.recorder import Recorded, Recording, replay
+from diffast.lowering.recorder import NotRecordedError, Recorded, Recording, replay
 from diffast.lowering.traced_steps import known_value
 from diffast.ops.schema import CONTROLS, COUNTS
 from diffast.solvers.embedded import EmbeddedSolver, Node
@@ -45,6 +45,10 @@ class RecordedNodes:
         return Node(
             *(f if f is None or isinstance(f, Recorded) else recording.constant(f) for f in fields)
         )
+
+    def scale(self, recording: Recording, position: Recorded) -> Recorded:
+        """Raises: a guidance scale that depends on the time is a function of the caller's."""
+        raise NotRecordedError("a guidance scale that depends on the time")
 
 
 class HostNodes:

@@ -35,7 +35,7 @@ from diffast.executors.adaptive.time_variable import TimeInterval
 from diffast.executors.context import Place, blame, hooked, on_rows, put_initial, written
 from diffast.executors.results import Info, Progress
 from diffast.lowering.estimate import COND, UNCOND, X0, estimate_row
-from diffast.lowering.traced_steps import Tracer
+from diffast.lowering.traced_steps import Table, Tracer
 from diffast.lowering.trial_steps import NOISE, TrialProgram
 from diffast.model.denoiser import Denoiser, time_dtype
 from diffast.ops import schema
@@ -71,7 +71,8 @@ class AdaptiveRun:
         self.denoiser, self.program, self.interval, self.place = denoiser, program, interval, place
         self.solver, self.noise = program.solver, program.noise.kind
         self.shape, self.dtype, self.device, self.ids, self.seed, self.limits = place
-        self.options, self.on_x0 = options, options.on_x0
+        self.options: AdaptiveOptions = options
+        self.on_x0: Any = options.on_x0
         self.on_host = on_host(self.device)
         self._prepare_guidance()
         self._prepare_rule()
@@ -282,8 +283,8 @@ class AdaptiveRun:
         answers = self._ask(tables.told)
         columns = self.batch.view | answers
         try:
-            if self.on_x0 is not None:
-                self._write_estimate(tables, columns)
+            if tables.traced.estimate is not None:
+                self._write_estimate(tables, tables.traced.estimate, columns)
             self._settle(tables, columns)
         except (RuntimeError, ValueError) as error:
             self._blame(error, answers)
@@ -344,9 +345,11 @@ class AdaptiveRun:
         outs = [view[name] for name in self.program.proposals], now["norms"], now["status"]
         ops.combine_error_out(xs, *rows, limits, *error, *outs)
 
-    def _write_estimate(self, tables: RoundTables, columns: dict[str, torch.Tensor]) -> None:
+    def _write_estimate(
+        self, tables: RoundTables, table: Table, columns: dict[str, torch.Tensor]
+    ) -> None:
         """Makes the x0 estimate and lets the hook see it."""
-        x0, table = self.batch.view[X0], tables.traced.estimate
+        x0 = self.batch.view[X0]
         xs = [columns[name] for name in table.columns]
         weights = tables.weights(table)[0]
         ops.combine_table_out(xs, weights, None, None, self.limits, [x0], None)
@@ -365,7 +368,7 @@ class AdaptiveRun:
 
     def _time(self) -> torch.Tensor:
         """Returns the model times [size] at which samples stand."""
-        if self.on_host:
+        if self.on_host or isinstance(self.source, HostNodes):
             return torch.from_numpy(np.asarray(self.interval.nodes(self.batch.control[:, AT]).time))
         code, constants, starts, registers = encode([time_of(self.source)]).to(self.device)
         control = self.batch.now["control"]

@@ -205,7 +205,7 @@ def _result(
 
 def _steps(run: AdaptiveRun) -> Steps:
     made = []  # (samples, starts, ends, errors, accepted) of each round's decided steps
-    for row, control, counts, after, state in run.trace:
+    for row, control, counts, after, state in run.trace or ():
         counts, after = counts.cpu().numpy(), after.cpu().numpy()
         decided = (after[:, 3:5] != counts[:, 3:5]).any(axis=1)
         begin, end = control.cpu().numpy()[decided, :2].T

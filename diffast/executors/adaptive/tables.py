@@ -51,8 +51,9 @@ class RoundTables:
             place: device and number of samples.
             nodes: edges and pieces of the table of nodes.
         """
-        self.names, self.nodes, self.calls = tracer.times, nodes, tuple(calls)
-        self.traced, encoded = _programs(tracer, self.calls, remembered)
+        self.names, self.nodes = tracer.times, nodes
+        self.calls = list(calls)
+        self.traced, encoded = _programs(tracer, tuple(calls), remembered)
         self.encoded, traced, names = encoded.to(place.device), self.traced, self.names
         count = place.shape[0]
         self.times = torch.zeros(len(names) * count, dtype=torch.float64, device=place.device)

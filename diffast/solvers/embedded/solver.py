@@ -26,8 +26,8 @@ Every row reads the registers as they were before any row of the same dict is wr
 
 Weights are Python floats or arrays in the array module `step.xp`. Rows use only arithmetic,
 ROW_COMPARISONS and ARRAY_FUNCTIONS. They never branch on a value of an array, and they look nothing
-up beside the step. So one description serves every sample's own step in numpy or torch, a fixed
-grid, and an array module that records operations.
+up beside the step. So one description serves every sample's own step, a fixed grid, and recorded
+values, of which a program is made.
 """
 
 from __future__ import annotations
