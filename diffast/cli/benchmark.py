@@ -19,7 +19,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--device", default="cpu", help="cpu or cuda (%(default)s)")
     about = "numbers of CPU threads, as in 1,2 (1; without --quick also all cores)"
     add("--threads", default=None, help=about)
-    add("--out", default="bench", metavar="FOLDER", help="where to write (%(default)s)")
+    add("--out", default="diffast-bench", metavar="FOLDER", help="where to write (%(default)s)")
     about = "measure ops that fail their check, too, and mark every row"
     add("--unverified", action="store_true", help=about)
 
