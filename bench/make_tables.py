@@ -1,12 +1,14 @@
 """Writes the tables of docs/performance.md and README.md from the JSONs in bench/results.
 
-    diffast bench --out bench/results/cpu          measures; bench.json is the file that counts
-    python bench/make_tables.py                    writes the tables
+    python bench/make_tables.py --measure quick    measures, then writes the tables: all in one
+    python bench/make_tables.py                    writes the tables from the JSONs that lie there
     python bench/make_tables.py --check            says which tables are not those of the JSONs
 
-A table lies between `<!-- table: NAME -->` and `<!-- end of table -->`. Figures of a GPU come from
-bench/results/cuda/bench.json (`diffast bench --device cuda --out bench/results/cuda`); without that
-file they are "not yet". Predictions come from bench/results/gpu_predictions.json.
+A table lies between `<!-- table: NAME -->` and `<!-- end of table -->`. `--measure` (quick or full)
+is `diffast bench --out bench/results/DEVICE`, with `--device` cpu or cuda. Figures of a GPU come
+from bench/results/cuda/bench.json; without that file they are "not yet". Predictions come from
+bench/results/gpu_predictions.json, whose bounds `--sass FILE` takes anew from the counts that
+bench/sass.py has made.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -167,12 +171,51 @@ def filled(text: str) -> str:
     return MARKED.sub(fill, text)
 
 
+def measure(kind: str, device: str) -> None:
+    """Makes the report of a device anew, in a process of its own."""
+    command = [sys.executable, "-m", "diffast", "bench", "--device", device]
+    command += ["--out", str(RESULTS / device), *(["--quick"] if kind == "quick" else [])]
+    subprocess.run(command, check=True, cwd=ROOT)
+
+
+def with_bounds(predictions: dict[str, Any], counts: dict[str, Any]) -> dict[str, Any]:
+    """Returns the predictions with the bounds that counted instructions give.
+
+    Args:
+        predictions: as gpu_predictions.json has them.
+        counts: a JSON of bench/sass.py; the counts of "after" are taken.
+    """
+    cases = {}
+    for name, case in counts["after"]["cases"].items():
+        instructions = case["instructions per 4 elements"] / 4
+        cases[name] = {"bytes": case["bytes an element"], "instructions": instructions}
+        for card in predictions["cards"]:
+            bound = case["predicted"][card]
+            share = f"at most {bound['share of copy at most']:g}"
+            cases[name][card] = {"ps": bound["bound ps"], "share": share}
+    nanoseconds = cases["normal fp32"]["H100"]["ps"] / 1000
+    summary = predictions["summary"] | {"normal": f"{nanoseconds:.4f} ns at least"}
+    return predictions | {"cases": cases, "summary": summary}
+
+
 def main() -> int:
     """Returns 1 if `--check` finds a table that is not the JSONs'."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing")
-    check = parser.parse_args().check
-    status = 0
+    about = "first measure: a quick report or a full one"
+    parser.add_argument("--measure", choices=("quick", "full"), help=about)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="for --measure")
+    about = "first take the bounds of the predictions from this JSON of bench/sass.py"
+    parser.add_argument("--sass", type=Path, metavar="FILE", help=about)
+    arguments = parser.parse_args()
+    check, status = arguments.check, 0
+    if arguments.measure:
+        measure(arguments.measure, arguments.device)
+    if arguments.sass:
+        path = RESULTS / "gpu_predictions.json"
+        counts = json.loads(arguments.sass.read_text())
+        found = with_bounds(json.loads(path.read_text()), counts)
+        path.write_text(json.dumps(found, indent=1) + "\n")
     for path in DOCUMENTS:
         text = path.read_text()
         new = filled(text)
