@@ -197,10 +197,14 @@ def gram(batch: int, elements: int, device: torch.device, inputs: int = 4) -> Op
     sums = torch.empty(batch, 3, dtype=torch.float64, device=device)
     numbers = weights.float()
 
+    def row(r: int) -> torch.Tensor:
+        total = numbers[:, r, :1] * xs[0]
+        for k, x in enumerate(xs[1:], 1):
+            total += numbers[:, r, k : k + 1] * x
+        return total
+
     def eager():
-        first, second = (
-            sum(numbers[:, r, k : k + 1] * x for k, x in enumerate(xs)) for r in range(2)
-        )
+        first, second = row(0), row(1)
         for y, z in ((first, first), (first, second), (second, second)):
             (y * z).sum(dim=1)
 

@@ -88,7 +88,11 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
 
 
 def bars(
-    values: Sequence[tuple[str, float]], unit: str, title: str, line: float | None = None
+    values: Sequence[tuple[str, float]],
+    unit: str,
+    title: str,
+    line: float | None = None,
+    below: str = COLOURS[3],
 ) -> str:
     """Returns a picture of horizontal bars.
 
@@ -97,16 +101,17 @@ def bars(
         unit: written behind the values.
         title: of the picture, for readers that see none.
         line: where a vertical line is drawn, such as 1 for equality.
+        below: colour of bars that do not reach the line.
     """
     if not values:
         return ""
     left, width = 330, WIDTH + 60
     longest = max(max(value for _, value in values), line or 0)
-    wide = (width - left - 90) / longest
+    wide = (width - left - 110) / longest
     parts = []
     for i, (name, value) in enumerate(values):
         y = 6 + i * BAR
-        colour = COLOURS[0] if line is None or value >= line else COLOURS[3]
+        colour = COLOURS[0] if line is None or value >= line else below
         size = max(1.0, value * wide)
         parts.append(_text(left - 8, y + 11, name, "end"))
         parts.append(

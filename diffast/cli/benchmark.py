@@ -17,9 +17,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parts = ",".join(PARTS)
     add("--only", default=parts, metavar="PARTS", help="some of %(default)s")
     add("--device", default="cpu", help="cpu or cuda (%(default)s)")
-    about = "numbers of CPU threads, as in 1,2 (1; without --quick also all cores)"
+    about = "numbers of CPU threads, as in 1,2 (1; on a CPU without --quick also all cores)"
     add("--threads", default=None, help=about)
-    add("--out", default="bench", metavar="FOLDER", help="where to write (%(default)s)")
+    add("--out", default="diffast-bench", metavar="FOLDER", help="where to write (%(default)s)")
     about = "measure ops that fail their check, too, and mark every row"
     add("--unverified", action="store_true", help=about)
 
@@ -32,7 +32,8 @@ def bench(arguments: argparse.Namespace) -> int:
             be written to.
     """
     parts = _parts(arguments.only)
-    threads = _threads(arguments.threads, arguments.quick)
+    short = arguments.quick or arguments.device.startswith("cuda")
+    threads = _threads(arguments.threads, short)
     folder = _folder(arguments.out)
 
     from diffast.bench import run
@@ -66,12 +67,12 @@ def _parts(text: str) -> list[str]:
     return [part for part in PARTS if part in wanted]
 
 
-def _threads(text: str | None, quick: bool) -> list[int]:
+def _threads(text: str | None, short: bool) -> list[int]:
     from diffast.bench.machine import usable_cores
 
     cores = usable_cores()
     if text is None:
-        return [1] if quick or cores == 1 else [1, cores]
+        return [1] if short or cores == 1 else [1, cores]
     counts = text.split(",")
     for count in counts:
         if not count.isdigit() or not 0 < int(count) <= cores:

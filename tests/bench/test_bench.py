@@ -1,10 +1,12 @@
 """`diffast bench`: the report's fields, a page without references, refusals, missing tools."""
 
+import importlib.util
 import json
 from html.parser import HTMLParser
 
 import pytest
 import torch
+from places import ROOT
 
 from diffast import ops
 from diffast.bench import (
@@ -312,3 +314,49 @@ def test_the_gate_is_closed_by_a_red_test(monkeypatch, tmp_path):
     (tmp_path / gate.TESTS[0]).write_text("def test_it():\n    pass\n")
     assert gate.tests_are_green(tmp_path)
     assert (tmp_path / ".benchmarks" / "verified").read_text() == gate.build_key(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """bench/make_tables.py, which is no module of the package."""
+    spec = importlib.util.spec_from_file_location("make_tables", ROOT / "bench" / "make_tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_documents_have_the_tables_of_the_jsons(tables):
+    """Else run bench/make_tables.py."""
+    found = []
+    for path in tables.DOCUMENTS:
+        text = path.read_text()
+        assert tables.filled(text) == text, path.name
+        found += tables.MARKED.findall(text)
+    names = [name for name, _ in found]
+    assert {"summary", "gpu predictions", "cpu machine", *(f"cpu {n}" for n in tables.COLUMNS)} == {
+        *names
+    }
+
+
+def test_a_changed_number_changes_the_table(tables, monkeypatch, made):
+    content = json.loads(json.dumps(made[0]))
+    monkeypatch.setattr(tables, "load", lambda device: content if device == "cpu" else None)
+    section = next(s for s in content["sections"] if s["name"] == "ops")
+    before = tables.made("cpu ops")
+    section["rows"][0]["us"] = 123456.0
+    assert tables.made("cpu ops") != before and "123,456" in tables.made("cpu ops")
+    row = next(r for r in content["sections"][1]["rows"])
+    row["loss"] = True
+    assert "**" in tables.made("cpu steps")
+    assert tables.made("cuda ops").startswith("Not measured yet")
+
+
+def test_no_figure_of_a_gpu_is_shown_as_measured_without_a_report_of_one(tables):
+    summary = tables.made("summary")
+    head, _, *rows = summary.splitlines()
+    assert "H100 predicted" in head
+    cells = [row.strip("| ").split(" | ") for row in rows]
+    if tables.load("cuda") is None:
+        assert {row[2] for row in cells} == {"not yet"}
+    assert all(row[1] != "not yet" for row in cells)  # the CPU's report has all of them
+    assert "not measured" in tables.made("gpu predictions")

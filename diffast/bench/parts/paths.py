@@ -78,7 +78,7 @@ def run(settings: Settings) -> list[Section]:
             if not line:
                 functions["torchsde"] = _run_of(_tree_sampler, x)
             with settings.using(threads), torch.no_grad():
-                least = 3 if settings.quick else 9
+                least = 4 if settings.quick else 7
                 timings = timed(functions, settings.budget, settings.device, least)
             ours = timings["path"]
             row = {"state": state, "threads": threads, "ms": ours.median / (STEPS - 1) * 1e3}
