@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import tarfile
 import tomllib
 
 import pytest
+import setuptools
 import torch
 from places import ROOT
 
@@ -150,6 +152,28 @@ def test_the_cuda_switch_is_checked(tmp_path):
     if torch.version.cuda is None:
         refused = setup("", "--version", DIFFAST_CUDA="1", CUDA_HOME=str(tmp_path))
         assert f"{tmp_path}/bin/nvcc does not exist: set CUDA_HOME" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("listed", "cards", "wanted"),
+    [
+        ("9.0", [(8, 0)], "9.0"),
+        ("", [(9, 0), (9, 0)], "9.0"),
+        ("", [(9, 0), (8, 6)], "8.6;9.0"),
+        ("", [], "8.0;9.0;10.0+PTX"),
+    ],
+)
+def test_a_build_is_for_the_cards_at_hand_unless_it_is_told_others(
+    listed, cards, wanted, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cards))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: cards[device])
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    monkeypatch.setenv("DIFFAST_CUDA", "0")
+    monkeypatch.chdir(ROOT)
+    assert runpy.run_path(str(ROOT / "setup.py"))["architectures"]() == wanted
 
 
 def test_base_install_is_small():

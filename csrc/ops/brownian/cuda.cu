@@ -72,9 +72,9 @@ __device__ __forceinline__ void brownian_group(const BrownianCall<T>& call, int6
   if (a.value) store4<T, Aligned>(a.value, type, offset, count, to);
 }
 
-// Blocks that a multiprocessor must have registers for: 32 warps hide the latency of float32 sums.
+// Blocks that a multiprocessor must have registers for. For one more the compiler spills.
 template <typename T>
-constexpr int kBrownianResident = sizeof(T) == sizeof(double) ? 3 : 4;
+constexpr int kBrownianResident = sizeof(T) == sizeof(double) ? 2 : 3;
 
 template <typename T, bool Aligned>
 __global__ void __launch_bounds__(kThreads, kBrownianResident<T>)

@@ -23,7 +23,7 @@ constexpr int resident() {
     if (Noise) return Columns <= 2 ? 3 : 2;
     return Columns == 1 ? 5 : Columns == 2 ? 4 : Columns <= 4 ? 3 : 2;
   }
-  if (Noise) return Columns <= 6 ? 3 : 2;
+  if (Noise) return Columns <= 4 ? 3 : 2;
   return Columns <= 2 ? 5 : Columns <= 4 ? 4 : Columns <= 6 ? 3 : 2;
 }
 
