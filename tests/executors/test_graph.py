@@ -152,6 +152,7 @@ def test_sample_captures_once_for_what_a_replay_can_change(made):
         {"clamp": (-1.0, 1.0)},
         {"x": torch.zeros(SHAPE, dtype=torch.float64)},
         {"denoiser": replace(denoiser, guidance=1.0)},
+        {"denoiser": replace(denoiser, predicts="v")},
         {"plan": solved("euler")},
         {"denoiser": replace(denoiser, dtype=torch.float32, time_dtype=torch.float64)},
     ):
