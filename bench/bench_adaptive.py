@@ -29,9 +29,9 @@ CASES = {
 }
 
 
-def prepared(method, shape, output, **options):
+def prepared(method, shape, output, schedule=None, **options):
     """Returns a started run of very small steps, which does not end while it is timed."""
-    schedule = df.schedules.vp_linear()
+    schedule = df.schedules.vp_linear() if schedule is None else schedule
     denoiser = df.Denoiser(lambda x, t: output[: len(x)], schedule, predicts="x0")
     pair = {} if method == "dpm_12" else {"rtol": 10.0}
     run = adaptive.prepare(

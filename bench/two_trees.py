@@ -1,12 +1,12 @@
-"""The sampler's own time in two built checkouts, in turns: drop-in steps and whole runs.
+"""The sampler's own time in two built checkouts, in turns: drop-in steps, runs, adaptive rounds.
 
-    python bench/two_trees.py OLD_TREE [NEW_TREE] [--pairs 6] [--rounds 5] [--only dropin|sampler]
+    python bench/two_trees.py OLD_TREE [NEW_TREE] [--pairs 6] [--rounds 5] [--only CASES]
 
-A process per checkout measures the cases of bench_dropin.py and bench_sampler.py when its turn
-comes, so that what else the machine does hits both. Where tensors lie in memory changes the time of
-large ones by a tenth, for as long as a process lives: several pairs of processes are started, each
-with some memory of random size in front. Printed: microseconds of a step in both, and median and
-quartiles of the ratios new / old over pairs and rounds.
+A process per checkout measures the cases of bench_dropin.py, bench_sampler.py and bench_adaptive.py
+when its turn comes, so that what else the machine does hits both. Where tensors lie in memory
+changes the time of large ones by a tenth, for as long as a process lives: several pairs of
+processes are started, each with some memory of random size in front. Printed: microseconds of a
+step in both, and median and quartiles of the ratios new / old over pairs and rounds.
 """
 
 import argparse
@@ -24,8 +24,35 @@ BENCH = Path(__file__).resolve().parent
 held = []  # memory in front of a case's tensors
 
 
+ADAPTIVE = ("pec", "ggf", "euler_heun", "dpm_12", "dpm_23", "bosh3", "dopri5")
+
+
+def adaptive_cases():
+    """Returns {name: (function, rounds in it)} of started adaptive runs."""
+    import bench_adaptive
+    import numpy as np
+    import torch
+
+    import diffast as df
+
+    torch.set_num_threads(1)
+    found = {}
+    betas = df.schedules.from_betas(np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    for shape_name, shape in bench_adaptive.SHAPES.items():
+        for method in ADAPTIVE:
+            run = bench_adaptive.prepared(method, shape, torch.randn(shape) * 0.1)
+            found[f"adaptive {method} {shape_name}"] = run.round, 1
+    shape = bench_adaptive.SHAPES["1x4x64x64"]
+    for method in ("pec", "dpm_12"):  # a schedule whose formulas cannot be recorded
+        run = bench_adaptive.prepared(method, shape, torch.randn(shape) * 0.1, schedule=betas)
+        found[f"adaptive {method} 1x4x64x64 from_betas"] = run.round, 1
+    return found
+
+
 def cases(only):
     """Returns {name: (function, steps in it)}, made with the diffast on this process's path."""
+    if only == "adaptive":
+        return adaptive_cases()
     import bench_dropin
     import bench_sampler
     import torch
@@ -65,7 +92,7 @@ def work(only):
     """Answers each line, a case's name, with the microseconds of a step."""
     import torch
 
-    with torch.inference_mode(only == "sampler"), torch.no_grad():
+    with torch.inference_mode(only != "dropin"), torch.no_grad():
         made = cases(only)
         print(json.dumps(list(made)), flush=True)
         for line in sys.stdin:
@@ -97,7 +124,7 @@ def main():
     parser.add_argument("new", nargs="?", default=str(BENCH.parent))
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=("dropin", "sampler"), default="dropin")
+    parser.add_argument("--only", choices=("dropin", "sampler", "adaptive"), default="dropin")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:

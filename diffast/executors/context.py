@@ -27,6 +27,9 @@ FIXED_GRID = {
     "redraw": "nothing is rejected on a fixed grid: use 'counter'",
 }
 
+# How a run is given to a device: call by call, or as a CUDA graph.
+EXECUTORS = ("sequential", "graph")
+
 # What ops weigh together with a state.
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -168,6 +171,13 @@ def check_noise(who: str, noise: Any, refused: dict[str, str]) -> Any:
         named = "a callable" if callable(noise) else repr(noise)
         raise ValueError(f"{who}: noise is {named} but {refused[kind]}")
     return noise
+
+
+def check_executor(who: str, executor: str) -> None:
+    """Raises ValueError for a name that is not among EXECUTORS."""
+    if executor not in EXECUTORS:
+        known = ", ".join(EXECUTORS)
+        raise ValueError(f"{who}: executor is {executor!r} but must be one of {known}")
 
 
 def refuse(who: str, **given: tuple[Any, str]) -> None:

@@ -14,7 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+
+from diffast.executors.device import host_buffer, new_event
 
 Work = Callable[[], None]
 
@@ -42,6 +45,10 @@ class Backend(Protocol):
 
     def reserved(self) -> int:
         """Returns the bytes that torch has taken from the device."""
+        ...
+
+    def fetch(self, tensor: torch.Tensor) -> Callable[[], np.ndarray]:
+        """Copies a small tensor to the host without a wait; what is returned waits and reads."""
         ...
 
     def follow(self) -> None:
@@ -113,6 +120,18 @@ class CudaBackend:
     def reserved(self) -> int:
         """Returns the bytes that torch's allocator holds."""
         return torch.cuda.memory_reserved(self.device)
+
+    def fetch(self, tensor: torch.Tensor) -> Callable[[], np.ndarray]:
+        """Copies into page-locked memory."""
+        host = host_buffer(tensor.numel(), tensor.dtype, self.device)
+        host.copy_(tensor.reshape(-1), non_blocking=True)
+        event = new_event(self.device)
+
+        def read() -> np.ndarray:
+            event.synchronize()
+            return host.numpy()
+
+        return read
 
     def follow(self) -> None:
         """Lets the current stream wait for the event; the first time there is none."""

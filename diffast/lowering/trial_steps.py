@@ -1,13 +1,13 @@
-"""Trial steps of an embedded solver as tables of weights, every sample with its own.
+"""Trial steps of an embedded solver over the tensors that a run binds.
 
 An embedded solver's rows name registers. `lower_trial` settles once which tensors a run needs and
-which tensor is moved where after a trial step. In every round the program then makes two tables:
+which tensor is moved where after a trial step. The rows of the program name those tensors:
 
-    input table    for the network inputs: the noise z1 is written out over the Brownian path
-    settle table   for what follows the answer: the estimate d is written out over the network's
-                   input and answers (prediction type, guidance, clamp, hook)
+    input rows    of the network inputs: the noise z1 is written out over the Brownian path
+    settle rows   of what follows the answer: the estimate d is written out over the network's
+                  input and answers (prediction type, guidance, clamp, hook)
 
-Rows of samples at different calls are put into one table [B, rows, columns].
+`traced_steps.py` turns the rows into programs that write every sample's own weights.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from diffast.lowering.estimate import COND, UNCOND, X0, estimate_row, written_out
 from diffast.plan.registers import ERROR, Z1, X, Y
@@ -27,9 +26,6 @@ from diffast.solvers.embedded.solver import DRAWN, JUDGED, NEW_SIZE, SIZE, Row
 
 # The path's increment, where a caller draws it as a tensor.
 NOISE = "noise"
-
-# The calls that samples may be at: (number, mask [B]); the mask is None where it is all samples.
-Stages = list[tuple[int, Any]]
 
 
 class TrialNoise(NamedTuple):
@@ -47,34 +43,6 @@ class TrialNoise(NamedTuple):
     def holds(self) -> bool:
         """Returns whether the path's value is held from trial step to trial step."""
         return self.kind in ("bridge", "path")
-
-
-class Table(NamedTuple):
-    """A table for `combine_table` or `combine_error`.
-
-    Attributes:
-        columns: names of the tensors it weighs.
-        weights: [B, rows, columns] float64.
-        noise: [B, rows, 1] float64 weights of fresh normals, or None.
-    """
-
-    columns: tuple[str, ...]
-    weights: torch.Tensor
-    noise: torch.Tensor | None
-
-
-class SettleTable(NamedTuple):
-    """A table for `combine_error`: the proposals, then the error, the sizes and the drawn noise.
-
-    Attributes:
-        table: the weights.
-        tolerance: [B, 2] float64 (atol, rtol).
-        measured: whether the last row is the drawn noise.
-    """
-
-    table: Table
-    tolerance: torch.Tensor
-    measured: bool
 
 
 @dataclass(frozen=True)
@@ -117,18 +85,6 @@ class TrialProgram:
         held = (Y, *solver.carried, *solver.entries)
         return (*held, X, COND, UNCOND, X0, HELD, NEW, *self.rejected, NOISE)
 
-    def input_table(self, step: Step, stages: Stages, rejected: dict, copies: int) -> Table:
-        """Returns the table of the network inputs and, with a bridge, of the path's new values.
-
-        A network input is written to several tensors, `copies`. The positions of remembered points,
-        [B] by name, are inf where there is none.
-        """
-        parts = []
-        for call, mask in stages:
-            row, value = self.input_rows(step, call, rejected)
-            parts.append((mask, [row] * copies + [value] * (self.noise.kind == "bridge")))
-        return _assemble(step, parts, self.order)
-
     def input_rows(self, step: Step, call: int, rejected: dict) -> tuple[Row, Row]:
         """Returns the rows of the network input of a call and of the path's value at the end.
 
@@ -147,32 +103,6 @@ class TrialProgram:
         row[HELD] = row[HELD] + weight * drawn.noise[HELD]
         return row | {Z1: on_new * drawn.fresh}, drawn.value | {Z1: drawn.fresh}
 
-    def estimate_table(self, step: Step, scale: Any) -> Table:
-        """Returns the table of the x0 estimate alone; with a clamp its last column is 0."""
-        table = _assemble(step, [(None, [self._estimate(step, scale)])], self.order)
-        if not self.clamp:
-            return table
-        weights = torch.cat([table.weights, torch.zeros_like(table.weights[:, :, :1])], dim=2)
-        return table._replace(weights=weights)
-
-    def settle_table(self, step: Step, stages: Stages, scale: Any) -> SettleTable:
-        """Returns the table of all that follows the network's answer.
-
-        Without a hook, a clamp makes the x0 estimate the first row, and its clamped self the last
-        column. The guidance scale is a float or an array [B].
-        """
-        estimate = self._estimate(step, scale)
-        parts = [(mask, self.settle_rows(step, call, estimate)) for call, mask in stages]
-        measured = any(rows[-1] for _, rows in parts)
-        if not measured:
-            parts = [(mask, rows[:-1]) for mask, rows in parts]
-        table = _assemble(step, parts, self.order, X0 if self._fused else None)
-        # Where no sample is judged in this round, any tolerance will do.
-        judged = stages[-1][0] == self.solver.calls
-        atol, rtol = self.solver.tolerance(step) if judged else (1.0, 0.0)
-        tolerance = numbers(step, 1, 2, {(0, 0): atol, (0, 1): rtol})[:, 0]
-        return SettleTable(table, tolerance, measured)
-
     def settle_rows(self, step: Step, call: int, estimate: Row) -> list[Row]:
         """Returns the rows of one call, {} where there is none; the last one is the drawn noise."""
         kept = {X0: 1.0} if self.hook or self.clamp else estimate
@@ -181,14 +111,15 @@ class TrialProgram:
         made += [{}] * (len(self.proposals) - len(made))
         judged = (ERROR,) if self.solver.error_form == "scalar" else (ERROR, SIZE, NEW_SIZE)
         judged = [rows.get(name, {}) for name in (*judged, DRAWN)]
-        return [estimate, *made, *judged] if self._fused else [*made, *judged]
+        return [estimate, *made, *judged] if self.fused else [*made, *judged]
 
     @property
-    def _fused(self) -> bool:
+    def fused(self) -> bool:
         """Returns whether the table makes and clamps the x0 estimate as its first row."""
         return self.clamp and not self.hook
 
-    def _estimate(self, step: Step, scale: Any) -> Row:
+    def estimate(self, step: Step, scale: Any) -> Row:
+        """Returns the row of the x0 estimate; the guidance scale is a float or an array [B]."""
         call = step.call
         a, b = self.prediction.weights(call.alpha, call.sigma, call.dalpha, call.dsigma)
         return estimate_row(a, b, scale)
@@ -245,45 +176,3 @@ def _example_rows(solver: EmbeddedSolver) -> list[dict[str, Row]]:
     step = Step(np, start, end, end)
     rows = [solver.rows_after(step, call) for call in range(solver.calls + 1)]
     return [{n: row for n, row in found.items() if n not in JUDGED} for found in rows]
-
-
-def _assemble(step: Step, parts: list, order: tuple[str, ...], last: str | None = None) -> Table:
-    """Returns the table of several calls, (mask [B] or None, rows) with as many rows each.
-
-    Sums have the order of the names. The column `last` is the clamped row, and no tensor.
-    """
-    used = {name for _, rows in parts for row in rows for name in row}
-    columns = tuple(name for name in order if name in used and name != last)
-    index = {name: k for k, name in enumerate(columns)} | ({last: len(columns)} if last else {})
-    cells: dict[tuple[int, int], Any] = {}
-    fresh: dict[tuple[int, int], Any] = {}
-    for mask, rows in parts:
-        for r, row in enumerate(rows):
-            for name, value in row.items():
-                if mask is not None:
-                    value = step.xp.where(mask, value, 0.0)
-                at, key = (fresh, (r, 0)) if name == Z1 else (cells, (r, index[name]))
-                at[key] = at[key] + value if key in at else value
-    height = len(parts[0][1])
-    weights = numbers(step, height, len(columns) + (last is not None), cells)
-    return Table(columns, weights, numbers(step, height, 1, fresh) if fresh else None)
-
-
-def numbers(step: Step, height: int, width: int, cells: dict) -> torch.Tensor:
-    """Returns [B, height, width] float64, 0 but for cells: numbers or arrays [B] by (row, column).
-
-    The step gives the array module, B and the device.
-    """
-    position = step.start.position
-    if step.xp is np:
-        table = np.zeros((len(position), height, width))
-        for (r, c), value in cells.items():
-            table[:, r, c] = value
-        return torch.from_numpy(table)
-    zero = torch.zeros((), dtype=torch.float64, device=position.device).expand(len(position))
-    columns = [zero] * (height * width)
-    for (r, c), value in cells.items():
-        if not isinstance(value, torch.Tensor):
-            value = zero + value
-        columns[r * width + c] = value
-    return torch.stack(columns, dim=1).reshape(len(position), height, width)

@@ -3,9 +3,9 @@
 `combine` and `normal` below are the convenient forms. Executors prepare everything beforehand and
 call the other functions, which have the arguments of an op's overload (diffast/ops/schema.py).
 
-Each op has a folder here. The functions `combine`, `accept`, `gram`, `sweep` and `normal` have the
-names of such folders: `diffast.ops.sweep` is the function. `from diffast.ops.sweep import
-reference` finds the folder all the same.
+Each op has a folder here. The functions `combine`, `accept`, `evaluate`, `gram`, `sweep` and
+`normal` have the names of such folders: `diffast.ops.sweep` is the function. `from
+diffast.ops.sweep import reference` finds the folder all the same.
 """
 
 from collections.abc import Sequence
@@ -36,6 +36,7 @@ combine_table = _explained("combine.table")
 combine_table_out = _explained("combine.table_out")
 combine_error_out = _explained("combine_error.out")
 accept = _explained("accept")
+evaluate = _explained("evaluate")
 gram = _explained("gram")
 sweep = _explained("sweep")
 brownian_out = _explained("brownian.out")

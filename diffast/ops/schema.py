@@ -27,7 +27,7 @@ row (with `measure`). Only the outputs are stored. `norms` [B, 2] are the error 
 and the root of the mean of the measured row's squares (0 without one). delta and q are rounded like
 the rows, sums are in float64, in an order that depends on the number of elements alone.
 
-`accept`, `brownian`, `gram` and `sweep` are specified in reference.py of their folders.
+`accept`, `brownian`, `evaluate`, `gram` and `sweep` are specified in reference.py of their folders.
 """
 
 import torch
@@ -73,6 +73,59 @@ MAX_OUTPUTS = 2  # of the network: with guidance there are two
 MAX_GRAM_INPUTS = 8
 MAX_GRAM_ROWS = 4
 
+MAX_REGISTERS = 256  # numbers that a program of `evaluate` holds for a sample
+MAX_EVALUATE_OUTS = 16
+
+# The instructions of `evaluate`, by opcode, and the kinds of their operands a, b, c. A register is
+# a number that the sample holds; a constant, column, row, out and element are places in the op's
+# `constants`, `inputs`, `pieces`, `outs` and in a sample's part of an out.
+_UNARY, _BINARY = ("register",), ("register", "register")
+OPERANDS = {
+    "constant": ("constant",),
+    "input": ("column",),
+    "add": _BINARY,
+    "sub": _BINARY,
+    "mul": _BINARY,
+    "div": _BINARY,
+    "neg": _UNARY,
+    "abs": _UNARY,
+    "sqrt": _UNARY,
+    "exp": _UNARY,
+    "expm1": _UNARY,
+    "log": _UNARY,
+    "log1p": _UNARY,
+    "sin": _UNARY,
+    "cos": _UNARY,
+    "tan": _UNARY,
+    "atan": _UNARY,
+    "atan2": _BINARY,
+    "sinh": _UNARY,
+    "asinh": _UNARY,
+    "floor": _UNARY,
+    "round": _UNARY,
+    "minimum": _BINARY,
+    "maximum": _BINARY,
+    "lt": _BINARY,
+    "le": _BINARY,
+    "gt": _BINARY,
+    "ge": _BINARY,
+    "eq": _BINARY,
+    "and": _BINARY,
+    "or": _BINARY,
+    "not": _UNARY,
+    "where": ("register", "register", "register"),
+    "piece": _UNARY,
+    "lookup": ("row", "register", "register"),
+    "store": ("out", "element", "register"),
+}
+INSTRUCTIONS = tuple(OPERANDS)
+
+# The cubics of `lookup`: where in a piece their knots are (0.5 - 0.5 cos(pi (i + 0.5) / 4)), and
+# 1 / prod_{j != i} (knot_i - knot_j). They are written out because math libraries may differ in the
+# last bit of the cosine.
+KNOTS = (0.03806023374435663, 0.3086582838174551, 0.6913417161825448, 0.9619397662556434)
+KNOT_SCALES = (-6.122934917841438, 14.782072520180593, -14.782072520180588, 6.122934917841435)
+
 # The numbers of a job of `sweep`, by position: whose id the noise has, the row of x that it begins
 # at (-1: a state), the states that it begins at and ends in (-1: none), its first stage, how many
 # stages with outputs, how many without, and whether points are written.
@@ -102,6 +155,9 @@ SCHEMAS = {
     "int[] shape, ScalarType dtype) -> Tensor[]",
     "brownian.out": "(Tensor streams, Tensor nodes, Tensor weights, int depth, Tensor? last, "
     "Tensor(a!) increment, Tensor(b!)? value=None) -> ()",
+    "evaluate": "(Tensor code, Tensor constants, Tensor starts, int program, Tensor inputs, "
+    "Tensor? counts, int column, Tensor edges, Tensor pieces, int registers, "
+    "Tensor(a!)[] outs) -> ()",
     "gram": "(Tensor[] xs, Tensor weights, Tensor(a!) sums) -> ()",
     "sweep": "(Tensor x, Tensor[] outputs, Tensor? slopes, Tensor weights, Tensor changes, "
     "Tensor tails, Tensor line, Tensor jobs, Tensor walk, Tensor ids, int seed, int noises, "

@@ -6,14 +6,22 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import ArrayLike
 
 from diffast.schedules.protocol import Schedule
 
 
+def float64(numbers: ArrayLike) -> np.ndarray:
+    """Returns numbers as a float64 array; an array that records numpy's operations stays itself."""
+    if isinstance(numbers, NDArrayOperatorsMixin):
+        return numbers  # type: ignore[return-value]
+    return np.asarray(numbers, dtype=np.float64)
+
+
 def check_times(schedule: Schedule, t: ArrayLike) -> np.ndarray:
     """Returns t as float64; a time outside the schedule's domain raises ValueError."""
-    t = np.asarray(t, dtype=np.float64)
+    t = float64(t)
     low, high = schedule.domain
     if not ((t >= low) & (t <= high)).all():
         worst = t[~((t >= low) & (t <= high))].flat[0]
@@ -23,7 +31,7 @@ def check_times(schedule: Schedule, t: ArrayLike) -> np.ndarray:
 
 def check_lams(schedule: Schedule, lam: ArrayLike) -> np.ndarray:
     """Returns lam as float64, put on lam(t_start) where rounding left it below."""
-    lam = np.asarray(lam, dtype=np.float64)
+    lam = float64(lam)
     least = schedule.lam(schedule.t_start)
     if not (lam >= least - 1e-9).all():
         worst = lam[~(lam >= least - 1e-9)].flat[0]

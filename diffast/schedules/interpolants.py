@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diffast.schedules.domain import Family, UnitTime, check_inside, check_times
+from diffast.schedules.domain import Family, UnitTime, check_inside, check_times, float64
 
 
 def flow(t_min: float = 1e-3) -> Flow:
@@ -69,7 +69,7 @@ class Flow(UnitTime):
 
     def time(self, lam: ArrayLike) -> np.ndarray:
         """Returns 1 / (1 + exp(lam))."""
-        return np.exp(-np.logaddexp(0.0, np.asarray(lam, dtype=np.float64)))
+        return np.exp(-np.logaddexp(0.0, float64(lam)))
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,6 @@ class Trig(Family):
 
     def time(self, lam: ArrayLike) -> np.ndarray:
         """Returns arctan(exp(-lam)), as the angle of (alpha, sigma): no lam is too large."""
-        lam = np.asarray(lam, dtype=np.float64)
+        lam = float64(lam)
         alpha, sigma = np.logaddexp(0.0, -2.0 * lam), np.logaddexp(0.0, 2.0 * lam)
         return np.arctan2(np.exp(-0.5 * sigma), np.exp(-0.5 * alpha))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diffast.schedules.domain import Family, check_times
+from diffast.schedules.domain import Family, check_times, float64
 
 
 def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> SigmaSpace:
@@ -81,7 +81,7 @@ class SigmaSpace(Family):
 
     def time(self, lam: ArrayLike) -> np.ndarray:
         """Returns exp(-lam)."""
-        return np.exp(-np.asarray(lam, dtype=np.float64))
+        return np.exp(-float64(lam))
 
 
 def _sigma_space(name, sigma_min, sigma_max):

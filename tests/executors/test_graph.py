@@ -24,7 +24,8 @@ from replay_cases import (
 
 import diffast as df
 from diffast import ops
-from diffast.executors import cuda_graph
+from diffast.executors import context, cuda_graph
+from diffast.executors.bound_run import BoundRun
 from diffast.executors.cuda_graph import Graph, GraphError
 from diffast.executors.replay import changed
 
@@ -75,6 +76,43 @@ def test_every_replay_has_the_bits_of_sample(kind, made):
         load = {"seed": 3, "ids": IDS}
         assert_same_bits(sampler(**load).x, df.sample(denoiser, plan, SHAPE, **options, **load).x)
     assert captures(made) == 2  # the sampler's own, and one for df.sample
+
+
+def test_a_number_that_stays_on_the_host_shows_in_a_replay():
+    """The tape of these tests repeats the numbers of the capture, as a real graph does."""
+    denoiser, plan = denoiser_of(), solved("ddim", eta=1.0)
+    place = context.place_of("test", denoiser, SHAPE, None, None, 0, None, None)
+    run = BoundRun(denoiser, plan, place, None, "counter", looks=False)
+    backend = TapeBackend(torch.device("cpu"))
+
+    def stages():
+        for i in range(plan.stages):
+            run.stage(i)
+
+    with torch.inference_mode():
+        run.start(None)
+        graph = Graph(stages, backend)
+        run.start(None)
+        graph.replay()
+        assert_same_bits(run.points[-1], df.sample(denoiser, plan, SHAPE).x)
+        run.place, run.seed = place._replace(seed=3), 3
+        run.start(None)
+        graph.replay()
+    assert not torch.equal(run.points[-1], df.sample(denoiser, plan, SHAPE, seed=3).x)
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "heun", "euler_ancestral"])
+def test_a_network_in_channels_last(name, made):
+    shape, plan = (2, 3, 4, 4), solved(name)
+    denoiser = df.Denoiser(network, PLAN.schedule, "x0", memory_format=torch.channels_last)
+    plain = df.Denoiser(network, PLAN.schedule, "x0")
+    sampler = df.GraphSampler(denoiser, plan, shape)
+    for seed in (0, 5):
+        wanted = df.sample(plain, plan, shape, seed=seed).x
+        assert torch.equal(sampler(seed=seed).x, wanted)
+        for one in (denoiser, plain):
+            assert torch.equal(df.sample(one, plan, shape, seed=seed, executor="graph").x, wanted)
+    assert captures(made) == 3
 
 
 @pytest.mark.parametrize("kind", ["guidance", "clamp and guidance", "half and guidance"])

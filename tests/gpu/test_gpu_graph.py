@@ -261,3 +261,35 @@ def test_the_digit_network():
     wanted = df.sample(other, plan, (64, 1, 28, 28), device="cuda", seed=2).x
     got = sampler(seed=2, conditions={"labels": labels.flip(0)}).x
     torch.testing.assert_close(got, wanted, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["pec", "ggf", "dpm_12", "dpm_23", "bosh3", "tsit5"])
+def test_adaptive_rounds(method):
+    denoiser = denoiser_of()
+    options = {"shape": (9, 2, 5), "seed": 3, "device": "cuda"}
+    wanted = df.sample_adaptive(denoiser, method, compact=False, **options)
+    got = df.sample_adaptive(denoiser, method, executor="graph", **options)
+    assert torch.equal(got.x, wanted.x)
+    assert torch.equal(got.nfe, wanted.nfe)
+    usable()
+
+
+def test_adaptive_rounds_that_cannot_be_captured():
+    denoiser = df.Denoiser(reads, PLAN.schedule, "x0")
+    with pytest.warns(RuntimeWarning, match="runs round by round: the network waits"):
+        made = df.sample_adaptive(denoiser, "pec", SHAPE, device="cuda", executor="graph")
+    wanted = df.sample_adaptive(denoiser, "pec", SHAPE, device="cuda", compact=False)
+    assert torch.equal(made.x, wanted.x)
+    usable()
+
+
+@pytest.mark.parametrize("method", ["secant", "prior", "anderson", "paradigms", "speculative"])
+def test_parallel_rounds(method):
+    plan = solved("ddim", eta=1.0)
+    options = {"shape": (3, 2, 5), "seed": 3, "device": "cuda", "method": method, "window": 3}
+    denoiser = denoiser_of()
+    wanted = df.sample_parallel(denoiser, plan, static=True, **options)
+    got = df.sample_parallel(denoiser, plan, executor="graph", **options)
+    assert torch.equal(got.x, wanted.x)
+    assert got.rounds == wanted.rounds
+    usable()

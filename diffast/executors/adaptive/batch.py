@@ -1,9 +1,10 @@
 """The samples of an adaptive run that are still on their way, and how the others leave.
 
 Every tensor has room for all samples; the first `size` rows are in the batch. A sample that is done
-hands over its results, and the last running one takes its row. On the CPU that happens at once; on
-a device the statuses come by a copy that is not waited for, so a sample may stay for a few rounds
-more, unchanged.
+hands over its results, and the last running one takes its row. On the CPU that happens at once: the
+move costs less than a call of the network. On a device the statuses come by a copy that is not
+waited for, and samples leave when an eighth of the batch is done, because some 20 launches go with
+them. A sample that is done may therefore stay for a while, unchanged.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import numpy as np
 import torch
 
 from diffast.executors.context import Place
-from diffast.ops.schema import RUNNING
+from diffast.ops.schema import FINISHED, RUNNING
 
 # On a device the statuses are copied to the host once in so many rounds.
 POLL = 4
+# Samples leave a device's batch when one in so many is done.
+SHARE = 8
 
 
 def on_host(device: torch.device) -> bool:
@@ -31,8 +34,9 @@ class Batch:
     Tensors that are held go with a sample from trial step to trial step, and are zero at first.
     Those that are passing are made anew in every round. Records are "control" [B, C] float64 and
     "counts" [B, N] int64, see `CONTROLS` and `COUNTS` of `diffast.ops.schema`, and "streams" [B, 3]
-    int64. With `compact` samples leave before all are done: `leave` is called with (rows, statuses)
-    before their rows are reused, `moved` after rows were removed or moved.
+    int64. With `compact` samples leave before all are done: `leave` is called with (rows, samples,
+    finished), tensors on the device, before their rows are reused, and `moved` with the samples
+    that are left after rows were removed or moved.
     """
 
     def __init__(
@@ -42,8 +46,8 @@ class Batch:
         passing: Sequence[str],
         records: dict[str, torch.Tensor],
         compact: bool,
-        leave: Callable,
-        moved: Callable,
+        leave: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None],
+        moved: Callable[[torch.Tensor], None],
     ):
         """Makes the tensors; all samples are in the batch."""
         device, count = place.device, place.shape[0]
@@ -87,20 +91,34 @@ class Batch:
             self.waiting = statuses, event
 
     def retire(self, statuses: np.ndarray) -> None:
-        """Lets the rows leave whose status [size] is not "running"."""
+        """Lets the rows leave whose status [size] is not "running", if they are enough."""
         done = np.flatnonzero(statuses != RUNNING)
-        if done.size == 0 or (not self.compact and done.size < self.size):
+        share = 1 if not self.compact else self.size if self.on_host else SHARE
+        if done.size == 0 or done.size * share < self.size:
             return
-        self.leave(done, statuses[done])
+        self.remove(done, statuses[done] == FINISHED)
+
+    def remove(self, done: np.ndarray, finished: np.ndarray) -> None:
+        """Lets rows leave; the last ones take their places."""
         left = self.size - done.size
         holes = done[done < left]
+        movers = np.setdiff1d(np.arange(left, self.size), done)
+        leaving = self.samples[done]
+        self.samples[holes] = self.samples[movers]
+        rows = done, leaving, finished, holes, movers, self.samples[:left]
+        start, samples, fine, to, moving, kept = self._put(*rows)
+        self.leave(start, samples, fine.bool())
         if holes.size:
-            movers = np.setdiff1d(np.arange(left, self.size), done)
-            to, start = (torch.from_numpy(rows).to(self.device) for rows in (holes, movers))
             tensors = [self.tensors[name] for name in self.held]
             for tensor in (*tensors, *(self.records[n] for n in ("control", "counts", "streams"))):
-                tensor[to] = tensor[start]
-            self.samples[holes] = self.samples[movers]
+                tensor[to] = tensor[moving]
         self.records["status"].fill_(-1)
         self.look(left)
-        self.moved()
+        self.moved(kept)
+
+    def _put(self, *parts: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """Returns whole numbers on the device as int64, by one copy that is not waited for."""
+        packed = torch.from_numpy(np.concatenate(parts, dtype=np.int64))
+        if self.device.type == "cuda":
+            packed = packed.pin_memory().to(self.device, non_blocking=True)
+        return packed.split([len(part) for part in parts])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from diffast.executors.context import OnX0, check_noise
+from diffast.executors.context import OnX0, check_executor, check_noise, refuse
 from diffast.executors.results import Progress
 from diffast.lowering.trial_steps import TrialNoise
 from diffast.solvers.embedded import EmbeddedSolver, controllers
@@ -51,6 +51,11 @@ class AdaptiveOptions:
         compact: whether samples that are done leave the batch. Without, the network sees one
             batch size throughout.
         trace: whether to record every trial step.
+        executor: "sequential": round by round. "graph", on CUDA devices: rounds are replays of one
+            CUDA graph, which holds the network's kernels; it is captured in every run, after the
+            first rounds. The samples have the same bits. All samples stay in the batch until the
+            last has finished (compact=False). Where the network cannot be captured, a warning says
+            why.
     """
 
     seed: int = 0
@@ -73,9 +78,15 @@ class AdaptiveOptions:
     throw: bool = True
     compact: bool = True
     trace: bool = False
+    executor: str = "sequential"
 
     def __post_init__(self):
-        """Checks the numbers that no method changes."""
+        """Checks what no method changes."""
+        check_executor("sample_adaptive", self.executor)
+        if self.executor == "graph":
+            why = "a graph's rounds cannot be looked into: leave executor out"
+            refuse("sample_adaptive", trace=(self.trace, why))
+            object.__setattr__(self, "compact", False)
         for name in ("h_init", "h_min", "h_max", "max_calls"):
             value = getattr(self, name)
             if value is not None and not value > 0:

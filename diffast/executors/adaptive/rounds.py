@@ -1,8 +1,9 @@
 """The adaptive executor's rounds: it binds the tensors of a trial program and calls the ops.
 
-A round is one network call of every sample in the batch. First `combine_table` makes the network
-inputs, then the network is called once, `combine_error` makes what follows from the answers and the
-scaled errors, and `accept` decides for every sample and copies what was accepted.
+A round is one network call of every sample in the batch. First `evaluate` computes all weights of
+the round, and `combine_table` makes the network inputs. Then the network is called once.
+`combine_error` makes what follows from the answers and the scaled errors, and `accept` decides for
+every sample and copies what was accepted.
 
 Samples are at steps and calls of their own; those that are done leave the batch. What is known of a
 sample (position, step, call, counts) is on the device. It is not asked for there, but for an
@@ -19,16 +20,28 @@ import torch
 from diffast import ops
 from diffast.executors.adaptive import path
 from diffast.executors.adaptive.batch import Batch, on_host
+from diffast.executors.adaptive.nodes import (
+    AT,
+    STAGE,
+    TO,
+    HostNodes,
+    node_source,
+    on_device,
+    time_of,
+)
 from diffast.executors.adaptive.options import AdaptiveOptions
-from diffast.executors.adaptive.time_variable import DeviceTimeVariable, TimeInterval
+from diffast.executors.adaptive.tables import RoundTables
+from diffast.executors.adaptive.time_variable import TimeInterval
 from diffast.executors.context import Place, blame, hooked, on_rows, put_initial, written
 from diffast.executors.results import Info, Progress
 from diffast.lowering.estimate import COND, UNCOND, X0, estimate_row
-from diffast.lowering.trial_steps import NOISE, SettleTable, Stages, TrialProgram
+from diffast.lowering.traced_steps import Tracer
+from diffast.lowering.trial_steps import NOISE, TrialProgram
 from diffast.model.denoiser import Denoiser, time_dtype
 from diffast.ops import schema
+from diffast.ops.evaluate.encode import encode
 from diffast.ops.schema import CONTROLS, COUNTS, FAILED_FINITE, FINISHED, RUNNING
-from diffast.solvers.embedded import Node, Step
+from diffast.solvers.embedded import Step
 from diffast.solvers.embedded.bridge import HELD, NEW
 
 STATUSES = {
@@ -60,10 +73,10 @@ class AdaptiveRun:
         self.shape, self.dtype, self.device, self.ids, self.seed, self.limits = place
         self.options, self.on_x0 = options, options.on_x0
         self.on_host = on_host(self.device)
-        self.xp = np if self.on_host else torch
         self._prepare_guidance()
         self._prepare_rule()
         self._prepare_network_input()
+        self._prepare_tables()
         self.out = place.empty()
         held, passing, records = program.held, program.passing, self._begin()
         self.batch = Batch(place, held, passing, records, options.compact, self._take, self._moved)
@@ -74,16 +87,12 @@ class AdaptiveRun:
     # What is settled before the first call.
 
     def _prepare_guidance(self) -> None:
-        """Settles the scale (None where it depends on the time), the branches, and the nodes."""
+        """Settles the scale (None where it depends on the time) and the branches."""
         if callable(self.denoiser.guidance):
             self.scale, self.branches = None, "both"
         else:
             self.scale = float(self.denoiser.scales(np.zeros(1))[0])
             self.branches = {0.0: "uncond", 1.0: "cond"}.get(self.scale, "both")
-        self.device_table = None
-        if not self.on_host:
-            scales = self.denoiser.scales if self.scale is None else None
-            self.device_table = DeviceTimeVariable(self.interval, self.device, scales)
 
     def _prepare_rule(self) -> None:
         solver, options = self.solver, self.options
@@ -106,6 +115,27 @@ class AdaptiveRun:
         if both or wanted != self.dtype:
             self.network_input = self.place.empty((1 + both) * self.shape[0], wanted)
         self.conditions = self.denoiser.arguments(self.shape[0], self.device, self.branches)
+
+    def _prepare_tables(self) -> None:
+        """Settles what the weights of all rounds are computed from, and by which programs."""
+        program, solver, control = self.program, self.solver, len(CONTROLS)
+        columns = {"start": AT, "end": TO}
+        columns |= {name: control + k for k, name in enumerate(program.rejected)}
+        control += len(program.rejected)
+        scales = self.denoiser.scales if self.scale is None else None
+        self.source = node_source(self.interval, solver, control, scales, self.on_host)
+        self.node_table = on_device(self.source, self.device)
+        times = ("time", "time of uncond") if self.branches == "both" else ("time",)
+        copies = 1 + (0 if self.network_input is None else len(times))
+        path_arguments = path.step_arguments if self.noise == "path" else None
+        self.tracer = Tracer(
+            program, self.source, self.scale, columns, times, copies, path_arguments
+        )
+        self.tables: dict[tuple[int | None, bool], RoundTables] = {}
+        self.inputs = None
+        if isinstance(self.source, HostNodes):
+            shape = self.shape[0], self.source.columns
+            self.inputs = torch.zeros(shape, dtype=torch.float64)
 
     def _begin(self) -> dict[str, torch.Tensor]:
         """Returns what `accept` keeps of each sample: all of them begin alike."""
@@ -133,16 +163,17 @@ class AdaptiveRun:
         self.final = {"control": torch.empty_like(control), "counts": torch.empty_like(counts)}
         return {"control": control, "counts": counts, "streams": streams}
 
-    def _moved(self) -> None:
-        """Prepares what goes with the samples that are in the batch now."""
+    def _moved(self, samples: torch.Tensor | None = None) -> None:
+        """Prepares what goes with the samples [size] that are in the batch now; None: all."""
         batch = self.batch
         self.sources = [batch.view[name] for name in self.program.sources]
         self.targets = [batch.view[name] for name in self.program.held]
+        for tables in self.tables.values():
+            tables.look(batch.size)
         self.arguments = self.conditions
-        if batch.size < self.shape[0]:
-            rows = torch.from_numpy(batch.samples[: batch.size]).to(self.device)
+        if samples is not None:
             both = self.branches == "both"
-            rows = torch.cat([rows, rows + self.shape[0]]) if both else rows
+            rows = torch.cat([samples, samples + self.shape[0]]) if both else samples
             self.arguments = on_rows(self.conditions, lambda value: value[rows])
 
     # The start: call 0, at the first model time.
@@ -156,7 +187,8 @@ class AdaptiveRun:
         put_initial(y, x, sigma, self.place)
         for tensor in (view["x"], *self._network_parts()):
             tensor.copy_(y)
-        answers = self._ask(torch.from_numpy(times).to(self.device).expand(size))
+        count = (1 + (self.branches == "both")) * size
+        answers = self._ask(torch.from_numpy(times).to(self.device).expand(count))
         a, b = (float(weight[0]) for weight in self.denoiser.affine(times))
         scale = float(self.denoiser.scales(times)[0]) if self.scale is None else self.scale
         row, columns = estimate_row(a, b, scale), view | answers
@@ -168,7 +200,8 @@ class AdaptiveRun:
             self._blame(error, answers)
             raise
         if self.on_x0 is not None:
-            d.copy_(self._hooked(d, times.repeat(size), first=True))
+            told = torch.from_numpy(times.repeat(size)).to(self.device)
+            d.copy_(self._hooked(d, told, first=True))
         node = self.interval.nodes(np.array([self.interval.start]))
         if self.interval.opens:  # from noise alone to the first position by Euler's step
             alpha, keep = float(node.alpha[0]), float(node.sigma[0]) / sigma
@@ -180,9 +213,7 @@ class AdaptiveRun:
         for name in self.solver.carried:
             view[name].copy_(y)
         if self.noise == "path":
-            position = self.batch.control[:, 0]
-            step = Step(self.xp, self._nodes(position)[0], None, None)
-            path.draw_start(step, self.batch.now["streams"], view[NOISE], view[HELD])
+            path.draw_start(node, self.batch.now["streams"], view[NOISE], view[HELD])
         self.batch.now["counts"][:, 0] = torch.where(status >= 0, FAILED_FINITE, RUNNING)
         self.batch.poll(self.rounds)
 
@@ -194,13 +225,17 @@ class AdaptiveRun:
         return self.network_input[: (1 + (self.branches == "both")) * size].split(size)
 
     def _ask(self, times: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Returns the network's answers by name, for what lies in its input tensor."""
+        """Returns the network's answers by name, for what lies in its input tensor.
+
+        The times are [size], or [2 size] for both branches.
+        """
         x, size, both = self.batch.view["x"], self.batch.size, self.branches == "both"
-        times = times.to(time_dtype(self.dtype))
+        # A copy: the tables are written anew in the next round, and a network may keep its times.
+        times = times.to(time_dtype(self.dtype), copy=True)
         if self.network_input is not None:
             x = self.network_input[: (1 + both) * size]
         before = x._version
-        output = self.denoiser.call(x, torch.cat([times, times]) if both else times, self.arguments)
+        output = self.denoiser.call(x, times, self.arguments)
         if x._version != before:
             raise written("sample_adaptive", f" in round {self.rounds}")
         if both:
@@ -213,141 +248,150 @@ class AdaptiveRun:
 
     # One round.
 
-    def round(self) -> None:
-        """Runs one network call of every sample in the batch, and what follows from it."""
-        self.rounds += 1
-        now, program = self.batch.now, self.program
-        with np.errstate(all="ignore"):
-            stages = self._stages()
-            step, scale = self._step(stages)
-            self._write_inputs(step, stages)
-            times = step.call.time
-            answers = self._ask(torch.from_numpy(times) if self.on_host else times)
-            columns = self.batch.view | answers
-            try:
-                if self.on_x0 is not None:
-                    self._write_estimate(step, scale, columns)
-                self._settle(program.settle_table(step, stages, scale), columns)
-            except (RuntimeError, ValueError) as error:
-                self._blame(error, answers)
-                raise
+    def round(self) -> int:
+        """Runs one network call of every sample in the batch, and what follows; returns 1."""
+        now = self.batch.now
         if self.trace is not None:
             rows = self.batch.samples[: self.batch.size].copy()
             before = rows, now["control"].clone(), now["counts"].clone()
-        told = self.rule, self.flags, program.moves, program.memory, self.sources
-        kept = now["control"], now["counts"], now["streams"], self.targets
-        ops.accept(now["norms"], now["status"], *told, *kept)
+        self.work()
         if self.trace is not None:
             self.trace.append((*before, now["counts"].clone(), now["control"].clone()))
         self.batch.poll(self.rounds)
+        return 1
 
-    def _stages(self) -> Stages:
-        """Returns the calls that samples may be at, with masks where they may differ."""
-        calls = self.solver.calls
-        if self.solver.reuses_last_call:
-            return [((self.rounds - 1) % calls + 1, None)]
-        call = self.batch.counts[:, 1]
-        return [(k, call == k) for k in range(calls + 1)]
+    @property
+    def period(self) -> int:
+        """Returns after how many rounds `work` does the same again, on tensors alone.
 
-    def _step(self, stages: Stages) -> tuple[Step, Any]:
-        """Returns every sample's trial step, and the guidance scales at its call."""
-        xp, solver, control = self.xp, self.solver, self.batch.control
-        start, end = control[:, 0], control[:, 1]
-        reach = solver.reach(xp, start, end)
+        Samples of a solver that reuses its last call all stand at one call, which the number of
+        the round tells; the others may stand at any.
+        """
+        return self.solver.calls if self.solver.reuses_last_call else 1
 
-        def place(call):
-            part = solver.fractions[call - 1]
-            return reach if part == 1.0 else start + part * (reach - start)
+    def work(self) -> None:
+        """Runs a round's network call and ops, and lets no sample leave.
 
-        call = place(stages[0][0]) if len(stages) == 1 else start
-        for k, mask in stages[1:]:
-            call = xp.where(mask, place(k), call)
-        positions = [start, end] if call is end else [start, end, call]
-        found, scales = self._nodes(xp.stack(positions))
-        nodes = [Node(*(None if f is None else f[k] for f in found)) for k in (0, 1, -1)]
-        scale = self.scale
-        if scale is None:
-            scale = self.denoiser.scales(nodes[-1].time) if self.on_host else scales[-1]
-        return Step(xp, *nodes), scale
+        On a device nothing is read from it and nothing is sent to it, and the tensors are the same
+        in every round with `compact=False`: `period` rounds can be captured and replayed.
+        """
+        self.rounds += 1
+        tables = self._tables()
+        self._write_tables(tables)
+        self._write_inputs(tables)
+        answers = self._ask(tables.told)
+        columns = self.batch.view | answers
+        try:
+            if self.on_x0 is not None:
+                self._write_estimate(tables, columns)
+            self._settle(tables, columns)
+        except (RuntimeError, ValueError) as error:
+            self._blame(error, answers)
+            raise
+        program, now = self.program, self.batch.now
+        told = self.rule, self.flags, program.moves, program.memory, self.sources
+        kept = now["control"], now["counts"], now["streams"], self.targets
+        ops.accept(now["norms"], now["status"], *told, *kept)
 
-    def _nodes(self, positions) -> tuple[Node, torch.Tensor | None]:
-        """Returns the nodes of positions and, on a device, the guidance scales there."""
-        if self.on_host:
-            return self.interval.nodes(positions), None
-        return self.device_table.nodes_and_scales(positions)
+    def _tables(self) -> RoundTables:
+        """Returns the tables of the calls that samples may stand at in this round."""
+        solver, rejected = self.solver, bool(self.program.rejected)
+        call = (self.rounds - 1) % solver.calls + 1 if solver.reuses_last_call else None
+        if rejected and self.on_host:  # no columns for points that nobody remembers
+            rejected = not np.isinf(self.batch.control[:, len(CONTROLS) :]).all()
+        found = self.tables.get((call, rejected))
+        if found is None:
+            calls = range(solver.calls + 1) if call is None else (call,)
+            found = RoundTables(self.tracer, calls, rejected, self.place, self.node_table)
+            found.look(self.batch.size)
+            self.tables[call, rejected] = found
+        return found
 
-    def _write_inputs(self, step: Step, stages: Stages) -> None:
+    def _write_tables(self, tables: RoundTables) -> None:
+        """Computes all weights of the round."""
+        batch = self.batch
+        inputs = batch.now["control"]
+        if self.inputs is not None and isinstance(self.source, HostNodes):
+            inputs = self.inputs[: batch.size]
+            stages = batch.counts[:, STAGE] if len(tables.calls) > 1 else tables.calls[0]
+            with np.errstate(all="ignore"):
+                self.source.write(inputs.numpy(), batch.control, stages)
+        tables.write(inputs, batch.now["counts"])
+
+    def _write_inputs(self, tables: RoundTables) -> None:
         """Writes every sample's next network input, and its path's next value."""
         view, streams = self.batch.view, self.batch.now["streams"]
         if self.noise == "path":
-            path.draw_step(step, streams, view[HELD], view[NOISE], view[NEW])
+            nodes, weights = tables.now["nodes"], tables.now["path"]
+            drawn = view[NOISE], view[NEW]
+            ops.brownian_out(streams, nodes, weights, path.PATH_DEPTH, view[HELD], *drawn)
         outs = [view["x"], *self._network_parts()]
-        table = self.program.input_table(step, stages, self._rejected(), len(outs))
         if self.noise == "bridge":
             outs.append(view[NEW])
+        table = tables.traced.inputs
+        weights, fresh = tables.weights(table)
         xs = [view[name] for name in table.columns]
-        streams = None if table.noise is None else streams
-        ops.combine_table_out(xs, table.weights, table.noise, streams, [], outs, None)
+        streams = None if fresh is None else streams
+        ops.combine_table_out(xs, weights, fresh, streams, [], outs, None)
 
-    def _rejected(self) -> dict[str, Any]:
-        """Returns the positions of remembered points by name; on the host none if all are free."""
-        first, control = len(CONTROLS), self.batch.control
-        names = self.program.rejected
-        if self.on_host and names and np.isinf(control[:, first:]).all():
-            return {}
-        return {name: control[:, first + k] for k, name in enumerate(names)}
-
-    def _settle(self, settle: SettleTable, columns: dict[str, torch.Tensor]) -> None:
+    def _settle(self, tables: RoundTables, columns: dict[str, torch.Tensor]) -> None:
         """Writes the proposals and the scaled errors."""
-        table, view, now = settle.table, self.batch.view, self.batch.now
-        xs = [columns[name] for name in table.columns]
-        rows = table.weights, table.noise, now["streams"]
+        traced, view, now = tables.traced, self.batch.view, self.batch.now
+        xs = [columns[name] for name in traced.settle.columns]
+        rows = *tables.weights(traced.settle), now["streams"]
         limits = self.limits if self.on_x0 is None else []
-        error = settle.tolerance, *self.error_kind, settle.measured
+        error = tables.now["tolerance"], *self.error_kind, traced.measured
         outs = [view[name] for name in self.program.proposals], now["norms"], now["status"]
         ops.combine_error_out(xs, *rows, limits, *error, *outs)
 
-    def _write_estimate(self, step: Step, scale: Any, columns: dict[str, torch.Tensor]) -> None:
+    def _write_estimate(self, tables: RoundTables, columns: dict[str, torch.Tensor]) -> None:
         """Makes the x0 estimate and lets the hook see it."""
-        x0, table = self.batch.view[X0], self.program.estimate_table(step, scale)
+        x0, table = self.batch.view[X0], tables.traced.estimate
         xs = [columns[name] for name in table.columns]
-        ops.combine_table_out(xs, table.weights, None, None, self.limits, [x0], None)
-        x0.copy_(self._hooked(x0, step.call.time))
+        weights = tables.weights(table)[0]
+        ops.combine_table_out(xs, weights, None, None, self.limits, [x0], None)
+        x0.copy_(self._hooked(x0, tables.told[: self.batch.size].clone()))
 
-    def _hooked(self, x0: torch.Tensor, times: Any, first: bool = False) -> torch.Tensor:
+    def _hooked(self, x0: torch.Tensor, times: torch.Tensor, first: bool = False) -> torch.Tensor:
         now = self.batch.now
-        times = torch.from_numpy(times) if self.on_host or isinstance(times, np.ndarray) else times
         # The first call is counted before it is made, the others after.
         calls = now["counts"][:, COUNTS.index("calls")] - int(first)
-        info = Info(calls, times.to(self.device), now["streams"][:, 1].clone())
+        info = Info(calls, times, now["streams"][:, 1].clone())
         return hooked("sample_adaptive", self.on_x0, x0, info)
 
     def progress(self) -> Progress:
         """Returns what the callback sees: the states of the samples in the batch."""
-        time = self._nodes(self.batch.control[:, 0])[0].time
-        time = torch.from_numpy(np.asarray(time)) if self.on_host else time
-        return Progress(self.rounds, None, time, None, self.batch.view["y"])
+        return Progress(self.rounds, None, self._time(), None, self.batch.view["y"])
+
+    def _time(self) -> torch.Tensor:
+        """Returns the model times [size] at which samples stand."""
+        if self.on_host:
+            return torch.from_numpy(np.asarray(self.interval.nodes(self.batch.control[:, AT]).time))
+        code, constants, starts, registers = encode([time_of(self.source)]).to(self.device)
+        control = self.batch.now["control"]
+        time = control.new_zeros(len(control))
+        known = code, constants, starts, 0, control, None, 0, *self.node_table, registers
+        ops.evaluate(*known, [time])
+        return time
 
     def stop(self) -> None:
         """Hands over the states of all samples that are still in the batch."""
         size = self.batch.size
-        self._take(np.arange(size), np.full(size, RUNNING))
+        self.batch.remove(np.arange(size), np.zeros(size, dtype=bool))
 
-    def _take(self, done: np.ndarray, statuses: np.ndarray) -> None:
+    def _take(self, rows: torch.Tensor, samples: torch.Tensor, finished: torch.Tensor) -> None:
         """Writes the results of rows of the batch that leave it."""
         batch = self.batch
-        to = torch.from_numpy(batch.samples[done]).to(self.device)
-        start = torch.from_numpy(done).to(self.device)
         for name, final in self.final.items():
-            final[to] = batch.now[name][start]
-        x = batch.view["y"][start]
+            final[samples] = batch.now[name][rows]
+        x = batch.view["y"][rows]
         if self.options.denoise:
-            good = torch.from_numpy(statuses == FINISHED).to(self.device)
-            row = _of_one(self.solver.estimate(self.interval.nodes(np.array([self.interval.end]))))
-            xs = [x if name == "y" else batch.view[name][start] for name in row]
+            node = self.interval.nodes(np.array([self.interval.end]))
+            row = _of_one(self.solver.estimate(node))
+            xs = [x if name == "y" else batch.view[name][rows] for name in row]
             (x0,) = ops.combine_host(xs, list(row.values()), [], 0, 0, None, [])
-            x = torch.where(good.reshape(-1, *[1] * (x.dim() - 1)), x0, x)
-        self.out[to] = x
+            x = torch.where(finished.reshape(-1, *[1] * (x.dim() - 1)), x0, x)
+        self.out[samples] = x
 
 
 def _of_one(row: dict[str, Any]) -> dict[str, float]:

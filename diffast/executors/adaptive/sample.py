@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffast.executors.adaptive.graph_rounds import GraphRounds
 from diffast.executors.adaptive.options import AdaptiveOptions
 from diffast.executors.adaptive.rounds import STATUSES, AdaptiveRun
 from diffast.executors.adaptive.time_variable import TimeInterval
@@ -91,8 +92,8 @@ def sample_adaptive(
         shape: [B, ...] of the state; not needed with `x`.
         options: those of `AdaptiveOptions`, which describes them (seed, ids, x, device, noise,
             reject, controller, denoise, until, h_init, h_min, h_max, max_calls, clamp, on_x0,
-            callback, progress, throw, compact, trace). Others are passed to the method's builder
-            (rtol, atol, ...).
+            callback, progress, throw, compact, trace, executor). Others are passed to the method's
+            builder (rtol, atol, ...).
 
     Raises:
         ValueError: for arguments that disagree; the message names the two facts.
@@ -105,13 +106,13 @@ def sample_adaptive(
     name, given = run.solver.name, run.options
     stopped = False
     with torch.inference_mode(), progress_bar(run.shape[0], name, "sample", given.progress) as bar:
+        rounds = GraphRounds(run) if given.executor == "graph" else run
         if run.batch.size:
             evaluated += run.batch.size
             run.start(given.x)
         while run.batch.size and not stopped:
             left = run.batch.size
-            evaluated += left
-            run.round()
+            evaluated += left * rounds.round()
             bar.update(left - run.batch.size)
             if given.callback is not None and run.batch.size:
                 stopped = bool(given.callback(run.progress()))

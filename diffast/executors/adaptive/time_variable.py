@@ -1,7 +1,7 @@
-"""The part of a time variable that a run walks, and its table on a device.
+"""The part of a time variable that a run walks, and a table of it.
 
-`TimeInterval` asks the schedule itself, in numpy. `DeviceTimeVariable` is a table of it on a
-device, so that no step has to wait for the host.
+`TimeInterval` asks the schedule itself, in numpy. `NodeTable` is for schedules that cannot be
+recorded, so that no step on a device has to wait for the host.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
+from diffast.lowering.recorder import Recorded, Recording
+from diffast.ops.schema import KNOTS
 from diffast.solvers.embedded import Node, TimeVariable
 
 # Where a path that starts from noise alone (lam = -inf) is entered: data are 1/150 of the noise.
 FIRST_LAM = -5.0
 _PIECES = 8192
-# Where in a piece its knots are (Chebyshev's), and 1 / prod_{j != i} (knot_i - knot_j).
-_KNOTS = 0.5 - 0.5 * np.cos(np.pi * (np.arange(4) + 0.5) / 4)
-_SCALES = 1.0 / (_KNOTS[:, None] - _KNOTS + np.eye(4)).prod(axis=1)
 
 
 class TimeInterval(TimeVariable):
@@ -52,53 +50,49 @@ class TimeInterval(TimeVariable):
         self.last_lam = last
 
 
-class DeviceTimeVariable:
-    """The nodes of an interval on a device, from a table of 8,192 pieces and more.
+class NodeTable:
+    """The nodes of an interval as a table of 8,192 pieces and more, for the op `evaluate`.
 
     Each piece holds a cubic. No piece has a time inside at which the schedule's derivatives jump
     (`schedule.kinks`). The four knots of a piece are inside it, so each side of such a time has its
     own derivative.
     Guidance scales, a function of model times [N], are tabulated too.
+
+    Attributes:
+        edges: [E + 1] positions at which pieces meet.
+        pieces: [F, E, 4] values at the knots of each piece: of the fields, then of the scales.
+        fields: names of the nodes' fields that are tabulated.
     """
 
     def __init__(
         self,
         interval: TimeInterval,
-        device: torch.device | str,
         scales: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
         """Tabulates the nodes."""
         edges = interval.positions(_edges(interval))
         edges[0], edges[-1] = interval.start, interval.end
-        positions = edges[:-1, None] + np.diff(edges)[:, None] * _KNOTS  # [pieces, 4]
+        positions = edges[:-1, None] + np.diff(edges)[:, None] * np.array(KNOTS)  # [E, 4]
         with np.errstate(all="ignore"):
             nodes = interval.nodes(positions)
         known = {n: v for n, v in nodes._asdict().items() if n != "position" and v is not None}
-        self.fields, rows = list(known), list(known.values())
-        self.guided = scales is not None
-        rows += [scales(nodes.time.ravel()).reshape(positions.shape)] if self.guided else []
-        self.start, self.end, self.kind = interval.start, interval.end, interval.kind
-        self.table = torch.from_numpy(np.stack(rows)).to(device)  # [fields, pieces, 4]
-        self.edges = torch.from_numpy(edges).to(device)
+        self.key = "table", tuple(known), scales is not None
+        self.fields, rows = tuple(known), list(known.values())
+        if scales is not None:
+            rows.append(scales(nodes.time.ravel()).reshape(positions.shape))
+        self.edges, self.pieces = edges, np.stack(rows)
 
-    def nodes(self, positions: torch.Tensor) -> Node:
-        """Returns the nodes of positions, float64 tensors of the same shape."""
-        return self.nodes_and_scales(positions)[0]
+    def node(self, recording: Recording, position: Recorded, place: str) -> Node:
+        """Returns the recorded node of a recorded position, by look-ups."""
+        piece = recording.piece(position)
+        found = {
+            name: recording.lookup(row, piece, position) for row, name in enumerate(self.fields)
+        }
+        return Node(position, **found)
 
-    def nodes_and_scales(self, positions: torch.Tensor) -> tuple[Node, torch.Tensor | None]:
-        """Returns the nodes, and the guidance scales if they were tabulated (else None)."""
-        pieces = self.edges.shape[0] - 1
-        piece = (torch.searchsorted(self.edges, positions.contiguous()) - 1).clamp(0, pieces - 1)
-        low, high = self.edges[piece], self.edges[piece + 1]
-        part = (positions - low) / (high - low)
-        gaps = [part - knot for knot in _KNOTS.tolist()]
-        weights = []
-        for i, scale in enumerate(_SCALES.tolist()):
-            a, b, c = (gap for j, gap in enumerate(gaps) if j != i)
-            weights.append(scale * a * b * c)
-        values = (self.table[:, piece] * torch.stack(weights, dim=-1)).sum(dim=-1)
-        found = dict(zip(self.fields, values, strict=False))
-        return Node(positions, **found), values[-1] if self.guided else None
+    def scale(self, recording: Recording, position: Recorded) -> Recorded:
+        """Returns the guidance scale at a recorded position."""
+        return recording.lookup(len(self.fields), recording.piece(position), position)
 
 
 def _edges(interval: TimeInterval) -> np.ndarray:

@@ -12,8 +12,10 @@ import torch
 
 from diffast import ops
 from diffast.executors.context import Place, blame
+from diffast.executors.cuda_graph import backend_of
 from diffast.executors.device import Readback, Upload, on_host, sent
 from diffast.executors.parallel.batched_network import BatchedNetwork
+from diffast.executors.parallel.graph_calls import GraphCalls
 from diffast.executors.parallel.methods import Method, copying_tails
 from diffast.executors.parallel.mixing import Mixing
 from diffast.executors.parallel.slopes import Slopes
@@ -111,10 +113,14 @@ class ParallelRun:
         network: BatchedNetwork,
         place: Place,
         static: bool,
+        graphs: bool = False,
     ):
         """Makes the states and puts the plan's tables on the device."""
         self.method, self.plan, self.tables, self.network = method, plan, tables, network
         shape, self.dtype, self.device, self.ids, self.seed, self.clamp = place
+        self.ask = network
+        if graphs:
+            self.ask = GraphCalls(network, backend_of("sample_parallel", self.ids.device))
         self.place, self.static = place, static
         self.samples, self.elements = shape[0], shape[1:]
         self.numel = int(np.prod(self.elements))
@@ -340,7 +346,7 @@ class ParallelRun:
                 one, two = self.twin
                 self.x[two] = self.x[one]
             try:
-                outputs = self.network(self.x, self.sent)
+                outputs = self.ask(self.x, self.sent)
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error) or self.windows.size == 1:
                     raise

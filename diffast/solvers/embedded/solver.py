@@ -173,6 +173,13 @@ class EmbeddedSolver:
         """Returns the positions that `fractions` are parts of the way to."""
         return end
 
+    def position(self, xp: Any, call: int, start: Any, end: Any) -> Any:
+        """Returns the positions at which call 0 .. calls is made."""
+        if call == 0:
+            return start
+        reach, part = self.reach(xp, start, end), self.fractions[call - 1]
+        return reach if part == 1.0 else start + part * (reach - start)
+
     def rows_before(self, step: Step, call: int) -> dict[str, Row]:
         """Returns the row of x, the network input of call 0 .. calls."""
         return {X: {Y: 1.0} if call == 0 else self.input_row(step, call)}

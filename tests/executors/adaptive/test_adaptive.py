@@ -333,7 +333,7 @@ def test_a_solver_is_not_changed_by_a_run():
 def test_the_signature_names_all_options():
     names = list(inspect.signature(df.sample_adaptive).parameters)
     assert names[:5] == ["denoiser", "method", "shape", "seed", "ids"]
-    assert names[-2:] == ["trace", "options"]
+    assert names[-2:] == ["executor", "options"]
     described = inspect.getdoc(df.AdaptiveOptions)
     for name in names[4:-1]:
         assert f"\n    {name}: " in described

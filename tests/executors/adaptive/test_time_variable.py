@@ -5,7 +5,11 @@ import pytest
 import torch
 
 from diffast import schedules
-from diffast.executors.adaptive.time_variable import FIRST_LAM, DeviceTimeVariable, TimeInterval
+from diffast.executors.adaptive.time_variable import FIRST_LAM, NodeTable, TimeInterval
+from diffast.lowering.recorder import Recording
+from diffast.ops import evaluate
+from diffast.ops.evaluate.encode import encode
+from diffast.solvers.embedded import Node
 
 BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
 SCHEDULES = {
@@ -141,6 +145,23 @@ def test_refusals():
 # The table of a device, run on the CPU.
 
 
+def looked_up(table, positions, scaled=False):
+    """The nodes of positions [N] by the table, and the guidance scales if there are any."""
+    recording = Recording()
+    position = recording.input(0)
+    node = table.node(recording, position, "start")
+    found = {n: v for n, v in node._asdict().items() if v is not None and n != "position"}
+    values = [*found.values(), *([table.scale(recording, position)] if scaled else [])]
+    stores = [(0, k, value.number) for k, value in enumerate(values)]
+    code, constants, starts, registers = encode([(recording.instructions, stores)])
+    out = torch.full((len(positions), len(values)), torch.nan, dtype=torch.float64)
+    edges, pieces = torch.from_numpy(table.edges), torch.from_numpy(table.pieces)
+    inputs = torch.from_numpy(positions)[:, None].contiguous()
+    evaluate(code, constants, starts, 0, inputs, None, 0, edges, pieces, registers, [out])
+    columns = dict(zip(found, out.T, strict=False))
+    return Node(torch.from_numpy(positions), **columns), out[:, -1] if scaled else None
+
+
 def gaps(one, other, unit=0.0):
     """How far nodes are apart: lam absolutely, the others relative, times to `unit` at least."""
     found = {}
@@ -178,13 +199,13 @@ def table_positions(interval):
 @each_schedule
 def test_the_table_is_the_interval(schedule, kind):
     interval = TimeInterval(schedule, kind, schedule.t_min, slopes=True)
-    table = DeviceTimeVariable(interval, "cpu")
+    table = NodeTable(interval)
     positions = table_positions(interval)
     unit = 1.0 if isinstance(schedule, schedules.FromBetas) else 0.0  # an index
-    found = gaps(nodes_of(interval, positions), table.nodes(torch.from_numpy(positions)), unit)
+    found = gaps(nodes_of(interval, positions), looked_up(table, positions)[0], unit)
     found.pop("lam" if kind == "flow" and interval.first_lam == -np.inf else "", None)
     assert max(found.values()) < 1e-10, found
-    assert (table.start, table.end, table.kind) == (interval.start, interval.end, kind)
+    assert (table.edges[0], table.edges[-1]) == (interval.start, interval.end)
 
 
 @pytest.mark.parametrize("name", ["flow", "trig", "zero_snr"])
@@ -195,7 +216,7 @@ def test_the_table_out_of_noise_alone(name):
     positions = -1.0 + np.concatenate([[0.0], np.geomspace(1e-15, 1e-5, 200)])
     exact, found = (
         nodes_of(interval, positions),
-        DeviceTimeVariable(interval, "cpu").nodes(torch.from_numpy(positions)),
+        looked_up(NodeTable(interval), positions)[0],
     )
     for field in ("time", "alpha", "sigma", "dalpha", "dsigma"):
         a, b = getattr(exact, field), getattr(found, field).numpy()
@@ -209,19 +230,16 @@ def test_the_table_of_a_piece_that_is_short():
     positions = np.linspace(interval.start, interval.end, 999)
     found = gaps(
         interval.nodes(positions),
-        DeviceTimeVariable(interval, "cpu").nodes(torch.from_numpy(positions)),
+        looked_up(NodeTable(interval), positions)[0],
         1.0,
     )
     assert max(found.values()) < 1e-10, found
 
 
-def test_the_table_keeps_shapes_and_guidance():
+def test_the_table_has_guidance():
     interval = TimeInterval(schedules.vp_linear(), "lam", 1e-3)
-    table = DeviceTimeVariable(interval, "cpu", scales=lambda times: 1.0 + np.sin(times))
-    positions = torch.linspace(interval.start, interval.end, 12, dtype=torch.float64).reshape(3, 4)
-    nodes, scales = table.nodes_and_scales(positions)
-    assert nodes.time.shape == scales.shape == (3, 4)
-    assert nodes.position is positions
+    table = NodeTable(interval, scales=lambda times: 1.0 + np.sin(times))
+    positions = np.linspace(interval.start, interval.end, 12)
+    nodes, scales = looked_up(table, positions, scaled=True)
     assert nodes.dalpha is None
     np.testing.assert_allclose(scales, 1.0 + torch.sin(nodes.time), rtol=1e-12)
-    assert DeviceTimeVariable(interval, "cpu").nodes_and_scales(positions)[1] is None

@@ -1,0 +1,1 @@
+"""Runs recorded straight-line programs of float64 numbers, one for each sample."""
