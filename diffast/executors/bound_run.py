@@ -234,7 +234,7 @@ class BoundRun:
             last = i + 1 == len(self.stages)
             whole = self.network_input
             read = at[X] if whole is None else whole[: self._rows(stage)]
-            self.inputs.append(self._seen(read))
+            self.inputs.append(read if self.order is None else self._seen(read))
             to = at | {X: home, Y: home}
             if not stage.joined:
                 to[X if self.front is None else Y] = self._spare(spare, "away")
@@ -243,7 +243,7 @@ class BoundRun:
             for name in (name for call in stage.calls for name in call.targets):
                 if name not in to and not name.startswith((X0, "copy")):
                     to[name] = self._spare(spare, name)
-            self.points.append(self._seen(to[X]))
+            self.points.append(to[X] if self.order is None else self._seen(to[X]))
             copies = {f"copy{k}": copy for k, copy in enumerate(self._copies(i + 1))}
             self.calls.append([self._bound(call, at, to | copies) for call in stage.calls])
             at = to

@@ -123,6 +123,11 @@ class ReplayableRun:
             bound.start(x)
             bound.put_normals()
 
+    def load_anything(self) -> None:
+        """Loads some numbers, for work that is only to be captured: no noise of the caller's."""
+        given = self.bound.draw is not None and not isinstance(self.bound.draw, PathNoise)
+        self.load(noise=(lambda _: torch.zeros_like(self.bound.state)) if given else None)
+
     def _check(self, ids: torch.Tensor | None, x: torch.Tensor | None) -> None:
         """Refuses a state or ids of another kind than the run's."""
         if x is not None:

@@ -435,6 +435,26 @@ def test_calls_on_other_streams_wait_for_one_another(made):
     assert made[-1].log[3:] == ["follow", "mark"]
 
 
+def test_the_callers_noise_is_drawn_for_its_own_run_alone(made):
+    denoiser, plan = denoiser_of(), solved("euler_ancestral")
+
+    def drawing():
+        generator = torch.Generator().manual_seed(5)
+        return lambda stage: torch.randn(SHAPE, generator=generator)
+
+    wanted = df.sample(denoiser, plan, SHAPE, noise=drawing()).x
+    assert_same_bits(df.GraphSampler(denoiser, plan, SHAPE, noise=drawing())().x, wanted)
+    for _ in range(2):
+        got = df.sample(denoiser, plan, SHAPE, noise=drawing(), executor="graph").x
+        assert_same_bits(got, wanted)
+    reads = df.Denoiser(lambda x, t: network(item(x), t), PLAN.schedule, "x0")
+    wanted = df.sample(reads, plan, SHAPE, noise=drawing()).x
+    with pytest.warns(RuntimeWarning, match="waits for the device"):
+        got = df.sample(reads, plan, SHAPE, noise=drawing(), executor="graph").x
+    assert_same_bits(got, wanted)
+    assert captures(made) == 3
+
+
 def test_few_stages_are_warmed_up_more_often(made):
     one = df.solvers.euler(PLAN.schedule, df.grids.uniform_logsnr(PLAN.schedule, 1))
     df.GraphSampler(denoiser_of(), one, SHAPE)

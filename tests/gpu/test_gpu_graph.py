@@ -239,6 +239,7 @@ def test_a_whole_sample_in_the_callers_graph():
     assert made.status.tolist() == [-1, -1, -1]
 
 
+@pytest.mark.filterwarnings("ignore")  # inductor's own
 def test_a_compiled_network_composes():
     compiled = torch.compile(network)
     denoiser = df.Denoiser(compiled, PLAN.schedule, "x0")

@@ -91,7 +91,7 @@ class Convergence:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             ratio = change[:, :-1] / before
             ratio = np.where(np.isnan(ratio), 1.0, np.clip(ratio, _LEAST_RATIO, 1.0))
-            last = np.take_along_axis(change, count[:, None], axis=1)
+            last = change[np.arange(len(count)), count][:, None]
             arrived = self.gains[start + count][:, None] * last
             arrived = np.maximum(self.gains[stage] * change[:, :-1], arrived)
             return np.where(np.isnan(arrived), np.inf, arrived * ratio)

@@ -178,6 +178,8 @@ class ByCoupling(Rule):
         orders = run.jobs("window", jobs, walk, run.samples)
         moved = np.flatnonzero(settled)
         if len(moved):
+            if run.padded:  # one shape in all rounds; a copy is written to the same place
+                moved = np.append(moved, np.repeat(moved[:1], run.samples - len(moved)))
             weight = np.tile(self.weight[moved], 2)
             # If no stage follows, the settled point is the sample: the state at the end is it too.
             orders["settled"] = np.append(moved, run.samples + moved)

@@ -30,6 +30,7 @@ _ROUNDING = 1e-3
 
 # A job of `sweep` that reads and writes nothing; see the op for its columns.
 _IDLE = np.array([0, -1, 0, -1, 0, 0, 0, 0], dtype=np.int32)
+_NO_JOBS = np.empty((0, 0), dtype=np.int32)
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,8 @@ class ParallelRun:
         count = windows.count.copy()
         got = windows.grow()
         new = np.flatnonzero(got)
+        if not len(left) and not len(new):
+            return self.jobs("fill", _NO_JOBS, _NO_JOBS, samples * (1 if self.tables.simple else 2))
         waiting = self.waiting[new]
         begin, stop = count[new], windows.count[new]
         state, first = np.where(waiting, new, samples + new), windows.start[left] - settled[left]
@@ -220,10 +223,12 @@ class ParallelRun:
         if not len(jobs) and not self.repeats:
             return {}
         if self.padded:
-            idle = np.broadcast_to(_IDLE, (most - len(jobs), len(_IDLE)))
-            whole = np.full((most, self.windows.window), -1, dtype=np.int32)
-            whole[: len(walk), : walk.shape[1]] = walk
-            jobs, walk = np.concatenate([jobs, idle]), whole
+            whole = np.empty((most, len(_IDLE)), dtype=np.int32)
+            whole[: len(jobs)] = jobs.reshape(-1, len(_IDLE))
+            whole[len(jobs) :] = _IDLE
+            longest = np.full((most, self.windows.window), -1, dtype=np.int32)
+            longest[: len(walk), : walk.shape[1]] = walk
+            jobs, walk = whole, longest
         return {f"{name} jobs": jobs, f"{name} walk": walk}
 
     def fill(self, sent: dict[str, torch.Tensor]) -> None:
@@ -475,7 +480,7 @@ def jobs_of(*columns: np.ndarray | int) -> np.ndarray:
 def _walk(rows: np.ndarray, begin: np.ndarray, stop: np.ndarray) -> np.ndarray:
     """Returns rows[j, begin[j] : stop[j]] of each j, filled up with -1, int32 [J, at least 1]."""
     place = begin[:, None] + np.arange(max(int((stop - begin).max(initial=0)), 1))
-    found = np.take_along_axis(rows, np.minimum(place, rows.shape[1] - 1), axis=1)
+    found = rows[np.arange(len(rows))[:, None], np.minimum(place, rows.shape[1] - 1)]
     return np.where(place < stop[:, None], found, np.int32(-1))
 
 

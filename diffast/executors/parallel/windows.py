@@ -53,11 +53,13 @@ class Windows:
 
     def advance(self, settled: np.ndarray) -> None:
         """Leaves the first settled[b] stages of every window."""
+        if not settled.any():
+            return
         place = np.arange(self.window)
         left = place < settled[:, None]
         self.free = np.append(self.free, self.rows[left])
         shifted = np.minimum(place + settled[:, None], self.window - 1)
-        rows = np.take_along_axis(self.rows, shifted, axis=1)
+        rows = self.rows[np.arange(len(shifted))[:, None], shifted]
         self.start += settled
         self.count -= settled
         self.rows = np.where(place < self.count[:, None], rows, np.int32(-1))
@@ -72,12 +74,14 @@ class Windows:
 
     def grow(self) -> np.ndarray:
         """Gives free rows to windows; returns how many each got, [B]."""
+        got = np.zeros_like(self.count)
+        if not len(self.free):
+            return got
         block = np.searchsorted(self.ends, self.start, side="right")
         limits = self.ends[np.minimum(block, len(self.ends) - 1)]
         room = np.minimum(self.window, limits - self.start) - self.count
         room[self.start >= self.stages] = 0
         room = np.maximum(room, 0)
-        got = np.zeros_like(self.count)
         left = len(self.free)
         while left and room.any():
             # The shortest windows get rows first, level by level, until all have one length.
@@ -93,6 +97,8 @@ class Windows:
             room[lowest] -= step
             left -= step * len(lowest)
         self.free.sort()
+        if not got.any():
+            return got
         new, self.free = np.split(self.free, [int(got.sum())])
         place = np.arange(self.window) - self.count[:, None]
         self.rows[(place >= 0) & (place < got[:, None])] = new

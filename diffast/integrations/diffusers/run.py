@@ -82,6 +82,11 @@ class Prepared:
         self.picks = [_picker(call.columns) for call in self.calls]
         # whether a step needs tensors of earlier steps
         self.remembers = bool(self.slots) or any(call.parts for call in self.calls)
+        # Whether steps may be made on tensors whose axes are in the order of channels_last: noise
+        # is numbered by the order of the shape, and a hook or a state beside the sample has it too.
+        apart = any(AT_Y in c.columns or Y in (*c.writes, *c.keeps) for c in self.calls)
+        noisy = any(recipe.draws or ()) or any(call.noise for call in self.calls)
+        self.turns = not (apart or noisy or recipe.hook is not None)
 
     def soft_calls(self):
         """Returns the calls with the x0 estimate as a tensor of its own, as gradients need it."""
@@ -108,6 +113,7 @@ class Run:
         self.y: torch.Tensor | None = None
         self.away: torch.Tensor | None = None
         self.ids: torch.Tensor | None = None
+        self.turned = False  # whether what is remembered lies [B, H, W, C]
         self.next = -1  # index of the step that goes on from the last one; -1: none was taken
 
     def starts_at(self, i: int) -> bool:
@@ -126,10 +132,28 @@ class Run:
             dtype: of the result.
         """
         call = self.calls[i]
+        if self.turned or (self.prepared.turns and not output.is_contiguous()):
+            turns = _is_channels_last(output) and output.shape == sample.shape
+            needed = _grad_enabled() and (output.requires_grad or sample.requires_grad)
+            self._turn(turns and not (needed or self.graph))
+            if self.turned:  # the result has the output's format: no step transposes anything
+                x, output = sample.permute(_LAST).contiguous(), output.permute(_LAST)
+                return self._fused(i, call, x, output, noise, dtype).permute(_FIRST)
         x = sample.contiguous()
         output = output.contiguous()
         if _grad_enabled() and (output.requires_grad or x.requires_grad or self.graph):
             return self._with_gradient(i, x, output, noise, dtype)
+        return self._fused(i, call, x, output, noise, dtype)
+
+    def _turn(self, turned: bool) -> None:
+        """Puts what is remembered into that order of axes."""
+        if turned != self.turned:
+            order = _LAST if turned else _FIRST
+            self.slots = [s if s is None else s.permute(order).contiguous() for s in self.slots]
+            self.turned = turned
+
+    def _fused(self, i, call, x, output, noise, dtype) -> torch.Tensor:
+        """Returns the next sample; x and the output are contiguous, in one order of axes."""
         tensors = (self.y, None, x, output, None, None, noise, *self.slots)
         # usually of the sample's dtype; then this is the cheapest way to make a tensor
         point = _empty_like(x) if x.dtype is dtype else _empty_like(x, dtype=dtype)
@@ -155,7 +179,7 @@ class Run:
                 else:
                     _combine(xs, call.weights, outs)
             except RuntimeError as error:
-                raise ValueError(_complaint(sample, output, noise, error)) from None
+                raise ValueError(_complaint(x, output, noise, error)) from None
         if Y in call.writes:
             self.y = self.away
         elif Y not in call.keeps:
@@ -187,7 +211,14 @@ class Run:
 
     def x0(self, i: int, sample, output, noise, dtype: torch.dtype) -> torch.Tensor:
         """Returns the x0 estimate [B, ...] of stage i, clamped or changed as the step's was."""
+        if self.turned and _is_channels_last(output):
+            sample, output = sample.permute(_LAST).contiguous(), output.permute(_LAST)
+            return self._estimate(i, sample, output, noise, dtype).permute(_FIRST)
         sample, output = sample.contiguous(), output.contiguous()
+        return self._estimate(i, sample, output, noise, dtype)
+
+    def _estimate(self, i, sample, output, noise, dtype) -> torch.Tensor:
+        """Returns the x0 estimate; sample and output are contiguous, in one order of axes."""
         if _grad_enabled() and (output.requires_grad or sample.requires_grad):
             return self._x0_with_gradient(i, sample, output, noise).to(dtype)
         with _below_autograd():
@@ -233,6 +264,19 @@ class Run:
         x0 = torch.empty(sample.shape, dtype=dtype, device=sample.device)
         ops.combine_out([tensors[k] for k in call.x0_columns], call.x0_weights, [x0])
         return x0
+
+
+# Axes of [B, C, H, W] as channels_last has them in memory, and back.
+_LAST, _FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+
+
+def _is_channels_last(output: torch.Tensor) -> bool:
+    """Returns whether the tensor lies in memory as channels_last, and not as its shape says."""
+    return (
+        output.dim() == 4
+        and not output.is_contiguous()
+        and output.is_contiguous(memory_format=torch.channels_last)
+    )
 
 
 # The seed of the counter noise. A generator's own seed is part of the ids, so that a sample with a

@@ -75,6 +75,7 @@ def _tensors(value):
         ("prior", "ddim"),
         ("prior", "rk4"),
         ("paradigms", "ddpm"),
+        ("speculative", "ddpm"),
     ],
 )
 def test_every_second_round_is_the_same_device_work(method, name, monkeypatch):
