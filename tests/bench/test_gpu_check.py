@@ -47,7 +47,7 @@ def test_steps_pass_fail_and_are_stopped(tmp_path):
     child = "import subprocess, sys, time\n"
     child += "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
     child += "print('child', p.pid, flush=True)\n"
-    run = check(tmp_path)
+    run = check(tmp_path, probe=lambda: {"clocks.sm": "1980 MHz"})
     chain = [
         step("good", FIGURES),
         step("bad", "print('a word'); raise SystemExit(3)"),
@@ -62,6 +62,7 @@ def test_steps_pass_fail_and_are_stopped(tmp_path):
     by_name = {record["name"]: record for record in found["steps"]}
     assert by_name["good"]["figures"] == [{"case": "a case", "us": 1.5, "card": "a card"}]
     assert by_name["good"]["backend"] == "none"
+    assert by_name["good"]["clocks"] == {"clocks.sm": "1980 MHz"}
     assert by_name["long"]["figures"] == by_name["good"]["figures"]
     assert by_name["bad"]["tail"][-1] == "a word" and by_name["bad"]["reason"] == "exit code 3"
     assert by_name["late"]["reason"] == "bad is failed"
@@ -90,6 +91,8 @@ def test_resuming_keeps_what_passed(tmp_path):
     run = check(tmp_path, resume=True)
     assert run.run([step("a", fail), step("b")])  # a is not run again
     assert run.results["a"]["kept"] and "kept" not in run.results["b"]
+    elsewhere = check(tmp_path / "new", resume=True, archive=tmp_path)
+    assert elsewhere.run([step("a", fail), step("b", fail)]), "the archive's JSON is taken over"
     for change in ({"card": "another"}, {"sources": "456"}, {"dry_run": True}):
         other = Check({**HEADER, **change}, tmp_path, 60, resume=True, echo=lambda line: None)
         assert not other.run([step("a", fail)])
