@@ -108,7 +108,7 @@ def main(given=None) -> int:
     )
     worst = worst_case(steps)
     print(f"{found['card']}: {len(steps)} steps, {worst:.0f} s at worst, of {budget:.0f} s")
-    check = Check(header, folder, budget, options.resume)
+    check = Check(header, folder, budget, options.resume, RESULTS, machine.smi)
     fine = check.run(steps)
     table(check)
     states = [check.results[step.name] for step in steps]

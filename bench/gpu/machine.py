@@ -79,7 +79,7 @@ if torch.cuda.is_available():
     p = torch.cuda.get_device_properties(0)
     found |= {"card": p.name, "capability": f"{p.major}.{p.minor}"}
     found |= {"gpus": torch.cuda.device_count(), "multiprocessors": p.multi_processor_count}
-    found |= {"memory": p.total_memory, "l2": p.L2_cache_size}
+    found |= {"memory": p.total_memory, "l2": getattr(p, "L2_cache_size", None)}
 print(json.dumps(found))
 """
 

@@ -101,23 +101,35 @@ class Check:
         folder: where the JSON and the log go.
         budget: seconds for all steps together.
         resume: whether steps that passed before, with this card and these sources, are kept.
+        archive: another folder, where the earlier run's JSON is looked for too.
+        probe: called after each step; returns the card's clocks, which the JSON keeps with it.
         echo: prints one line.
     """
 
-    def __init__(self, header: dict, folder: Path, budget: float, resume=False, echo=print):
+    def __init__(
+        self,
+        header: dict,
+        folder: Path,
+        budget: float,
+        resume: bool = False,
+        archive: Path | None = None,
+        probe: Callable[[], dict] = dict,
+        echo: Callable[[str], object] = print,
+    ):
         """Begins a run, or goes on with an earlier one's JSON."""
         self.header, self.folder, self.budget, self.echo = header, folder, budget, echo
+        self.probe = probe
         self.path = folder / f"{header['file']}.json"
         self.log = folder / f"{header['file']}.log"
         self.results: dict[str, dict] = {}
-        old = read_json(self.path)
+        old = read_json(self.path) or read_json((archive or folder) / self.path.name)
         mine = all(old.get(key) == header[key] for key in ("card", "commit", "sources", "dry_run"))
         if resume and mine:
             kept = {r["name"]: r for r in old.get("steps", []) if r["state"] == PASSED}
             self.results = {name: {**r, "kept": True} for name, r in kept.items()}
-        else:
-            self.log.parent.mkdir(parents=True, exist_ok=True)
-            self.log.write_bytes(b"")
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab" if self.results else "wb"):
+            pass
         self.begin = time.monotonic()
 
     @property
@@ -153,6 +165,7 @@ class Check:
             figures = Path(folder) / "figures.json"
             state, reason = run_process(step, limit, self.log, figures)
             record |= {"state": state, "reason": reason, "seconds": time.monotonic() - begin}
+            record["clocks"] = self.probe()
             record |= read_json(figures)
         for figure in record.get("figures", []):
             figure["card"] = self.header["card"]

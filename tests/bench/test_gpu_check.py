@@ -47,7 +47,7 @@ def test_steps_pass_fail_and_are_stopped(tmp_path):
     child = "import subprocess, sys, time\n"
     child += "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
     child += "print('child', p.pid, flush=True)\n"
-    run = check(tmp_path)
+    run = check(tmp_path, probe=lambda: {"clocks.sm": "1980 MHz"})
     chain = [
         step("good", FIGURES),
         step("bad", "print('a word'); raise SystemExit(3)"),
@@ -62,6 +62,7 @@ def test_steps_pass_fail_and_are_stopped(tmp_path):
     by_name = {record["name"]: record for record in found["steps"]}
     assert by_name["good"]["figures"] == [{"case": "a case", "us": 1.5, "card": "a card"}]
     assert by_name["good"]["backend"] == "none"
+    assert by_name["good"]["clocks"] == {"clocks.sm": "1980 MHz"}
     assert by_name["long"]["figures"] == by_name["good"]["figures"]
     assert by_name["bad"]["tail"][-1] == "a word" and by_name["bad"]["reason"] == "exit code 3"
     assert by_name["late"]["reason"] == "bad is failed"
@@ -90,6 +91,8 @@ def test_resuming_keeps_what_passed(tmp_path):
     run = check(tmp_path, resume=True)
     assert run.run([step("a", fail), step("b")])  # a is not run again
     assert run.results["a"]["kept"] and "kept" not in run.results["b"]
+    elsewhere = check(tmp_path / "new", resume=True, archive=tmp_path)
+    assert elsewhere.run([step("a", fail), step("b", fail)]), "the archive's JSON is taken over"
     for change in ({"card": "another"}, {"sources": "456"}, {"dry_run": True}):
         other = Check({**HEADER, **change}, tmp_path, 60, resume=True, echo=lambda line: None)
         assert not other.run([step("a", fail)])
@@ -161,7 +164,7 @@ def test_without_a_gpu_the_command_says_so(monkeypatch):
 def test_the_scripts_run_on_the_cpu(tmp_path):
     """A dry run of the steps that measure: a typing error must not cost a card's time."""
     command = [sys.executable, str(ROOT / "bench" / "gpu_check.py"), "--dry-run"]
-    only = "libraries,ops,bench,executors"
+    only = "libraries,bench,executors"
     out = ["--only", only, "--out", str(tmp_path), "--commit", "c0ffee"]
     run = subprocess.run([*command, *out], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
@@ -173,4 +176,4 @@ def test_the_scripts_run_on_the_cpu(tmp_path):
     assert found["machine"]["torch"] and found["targets"]
     assert not [t for t in found["targets"] if t["met"]], "the CPU's figures prove nothing of a GPU"
     log = path.with_suffix(".log").read_text()
-    assert "===== bench:" in log and "calls are right" in log
+    assert "===== bench:" in log and "target: one plan step" in log
