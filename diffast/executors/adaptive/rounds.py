@@ -19,7 +19,7 @@ import torch
 
 from diffast import ops
 from diffast.executors.adaptive import path
-from diffast.executors.adaptive.batch import Batch, on_host
+from diffast.executors.adaptive.batch import Batch
 from diffast.executors.adaptive.nodes import (
     AT,
     STAGE,
@@ -33,6 +33,7 @@ from diffast.executors.adaptive.options import AdaptiveOptions
 from diffast.executors.adaptive.tables import RoundTables
 from diffast.executors.adaptive.time_variable import TimeInterval
 from diffast.executors.context import Place, blame, hooked, on_rows, put_initial, written
+from diffast.executors.device import on_host
 from diffast.executors.results import Info, Progress
 from diffast.lowering.estimate import COND, UNCOND, X0, estimate_row
 from diffast.lowering.traced_steps import Table, Tracer
