@@ -59,6 +59,20 @@ def test_a_block_has_a_sample_a_thread_and_half_of_them_with_many_registers(emul
         assert emulated.reset()[:3] == [1, blocks, blocks * 32]
 
 
+def test_blocks_walk_over_many_samples(emulated):
+    """At most 4,096 blocks are launched, which is fewer than there are sixteens of samples."""
+    emulated.reset()
+    problem = Problem(np.random.default_rng(0), 70_000, 12, 2, columns=2)
+
+    def op(*call):
+        *call, _, outs = call
+        emulated.op(*call, MAX_REGISTERS, outs)
+
+    problem.check(op)
+    launches, blocks, threads, _ = emulated.reset()
+    assert launches == 1 and blocks <= 4096 < 70_000 / 16 and threads == 32 * blocks
+
+
 def test_no_samples_launch_nothing(emulated):
     emulated.reset()
     Problem(np.random.default_rng(0), 0).check(emulated.op)

@@ -266,6 +266,7 @@ def test_few_registers_are_held():
 BAD = [
     ([], "evaluate: there are 0 programs but at least one is needed"),
     ([([("inputs", 0)], [])], "program 0, instruction 0 is 'inputs' but constant, input, add"),
+    ([([("constant", None)], [])], "instruction 0 is the constant None but a float is needed"),
     ([([("store", 0, 0, 0)], [])], "instruction 0 is 'store' but"),
     ([([("input", 0), ("add", 0)], [])], r"\(add\) has 1 operands but 2 are needed"),
     ([([("input", -1)], [])], r"\(input\) has column -1 but 0 or more is needed"),

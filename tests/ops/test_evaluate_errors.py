@@ -64,6 +64,8 @@ def shared(name):
     if name == "counts":
         counts = memory.view(torch.int64)[3:6].view(3, 1).zero_()
         return call(counts=counts, outs=[out])
+    if name == "edge":
+        return call(edges=memory[5:6], pieces=doubles(2, 0, 4), outs=[out])
     return call(outs=[out, memory.view(torch.int64)[15:18]])
 
 
@@ -159,6 +161,7 @@ REFUSED = [
         (shared(name), f"evaluate: outs[0] overlaps {name} but is written while that is read")
         for name in ("inputs", "code", "pieces", "edges", "counts")
     ],
+    (shared("edge"), "evaluate: outs[0] overlaps edges but is written while that is read"),
     (shared("out"), "evaluate: outs[1] overlaps outs[0]"),
 ]
 

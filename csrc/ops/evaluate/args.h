@@ -27,7 +27,7 @@ struct EvaluateArgs {
   EvaluateOut out[kMaxEvaluateOuts];
   int64_t samples, columns, count_step;
   int64_t instructions, constant_count, programs, program;
-  int64_t fields, pieces;
+  int64_t fields, pieces, edge_count;
   int32_t registers, outs;
 };
 

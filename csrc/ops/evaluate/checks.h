@@ -31,13 +31,12 @@ inline bool set_outs(EvaluateArgs* a, const First& first, const std::vector<Tens
 // but for those of `code` and `starts`.
 inline bool outs_are_apart(const EvaluateArgs& a, int64_t counted) {
   constexpr DType word = DType::kFloat32, wide = DType::kFloat64;
-  const int64_t edges = a.pieces ? a.pieces + 1 : 0;
   const Span inputs[] = {{a.code, a.instructions * kInstructionWords, word},
                          {a.starts, a.programs + 1, word},
                          {a.constants, a.constant_count, wide},
                          {a.inputs, a.samples * a.columns, wide},
                          {a.counts, counted, wide},
-                         {a.edges, edges, wide},
+                         {a.edges, a.edge_count, wide},
                          {a.table, a.fields * a.pieces * 4, wide}};
   const auto out = [&](int r) { return Span(a.out[r].data, a.samples * a.out[r].elements, wide); };
   for (int r = 0; r < a.outs; ++r) {
@@ -61,15 +60,15 @@ inline bool set_evaluate(EvaluateArgs* a, const Tensor& code, const Tensor& cons
   a->instructions = code.sizes().size() == 2 ? int64_t(code.sizes()[0]) : -1;
   a->constant_count = length_of(constants);
   a->programs = length_of(starts) - 1;
-  const int64_t edge_count = length_of(edges);
-  a->pieces = edge_count > 1 ? edge_count - 1 : 0;
+  a->edge_count = length_of(edges);
+  a->pieces = a->edge_count > 1 ? a->edge_count - 1 : 0;
   a->fields = pieces.sizes().size() == 3 ? int64_t(pieces.sizes()[0]) : -1;
-  if (a->programs < 1 || edge_count < 0 ||
+  if (a->programs < 1 || a->edge_count < 0 ||
       !first.bind(&a->inputs, inputs, {a->samples, a->columns}) ||
       !first.bind(&a->code, code, {a->instructions, kInstructionWords}) ||
       !first.bind(&a->constants, constants, {a->constant_count}) ||
       !first.bind(&a->starts, starts, {a->programs + 1}) ||
-      !first.bind(&a->edges, edges, {edge_count}) ||
+      !first.bind(&a->edges, edges, {a->edge_count}) ||
       !first.bind(&a->table, pieces, {a->fields, a->pieces, 4}) || !set_outs(a, first, outs))
     return false;
   a->program = program;

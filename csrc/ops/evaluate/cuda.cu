@@ -150,6 +150,30 @@ __device__ __forceinline__ int32_t least_above(const int32_t* programs, int32_t 
   return least;
 }
 
+// Runs the programs of the samples from `first` on, as many as a block has: one program after
+// another, for the samples that have it.
+__device__ __forceinline__ void run_samples(const EvaluateCall& call, const Shared& in,
+                                            int64_t first) {
+  const EvaluateArgs& args = call.args;
+  const int64_t sample = first + threadIdx.x;
+  int64_t program = -1;  // none
+  if (int(threadIdx.x) < call.lanes && sample < args.samples)
+    program = args.counts ? args.counts[sample * args.count_step] : args.program;
+  if (program < 0 || program >= args.programs) program = -1;
+  int32_t running = int32_t(args.program);
+  if (args.counts) {
+    __syncthreads();  // the programs of the samples before are read
+    in.programs[threadIdx.x] = int32_t(program);
+    __syncthreads();
+    running = least_above(in.programs, -1);
+  }
+#pragma unroll 1
+  while (running != INT32_MAX) {
+    run_program(args, running, program == running, sample, in, call.lanes);
+    running = args.counts ? least_above(in.programs, running) : INT32_MAX;
+  }
+}
+
 __global__ void __launch_bounds__(kWarp)
     evaluate_kernel(const __grid_constant__ EvaluateCall call) {
   extern __shared__ __align__(16) unsigned char shared[];
@@ -158,23 +182,9 @@ __global__ void __launch_bounds__(kWarp)
   in.registers = reinterpret_cast<double*>(shared);
   in.lines = reinterpret_cast<Line*>(in.registers + args.registers * call.lanes);
   in.programs = reinterpret_cast<int32_t*>(in.lines + kLines + 1);
-  const int64_t sample = int64_t(blockIdx.x) * call.lanes + threadIdx.x;
-  int64_t program = -1;  // none
-  if (int(threadIdx.x) < call.lanes && sample < args.samples)
-    program = args.counts ? args.counts[sample * args.count_step] : args.program;
-  if (program < 0 || program >= args.programs) program = -1;
-  int32_t running = int32_t(args.program);
-  if (args.counts) {
-    in.programs[threadIdx.x] = int32_t(program);
-    __syncthreads();
-    running = least_above(in.programs, -1);
-  }
-  // One program after another, for the samples that have it.
-#pragma unroll 1
-  while (running != INT32_MAX) {
-    run_program(args, running, program == running, sample, in, call.lanes);
-    running = args.counts ? least_above(in.programs, running) : INT32_MAX;
-  }
+  for (int64_t first = int64_t(blockIdx.x) * call.lanes; first < args.samples;
+       first += int64_t(gridDim.x) * call.lanes)
+    run_samples(call, in, first);
 }
 
 }  // namespace
@@ -182,7 +192,7 @@ __global__ void __launch_bounds__(kWarp)
 cudaError_t launch_evaluate(const EvaluateArgs& args, cudaStream_t stream) {
   if (args.samples == 0) return cudaSuccess;
   const EvaluateCall call = {args, args.registers > kMostFull ? kWarp / 2 : kWarp};
-  const int64_t blocks = (args.samples + call.lanes - 1) / call.lanes;
+  const int64_t blocks = std::min((args.samples + call.lanes - 1) / call.lanes, kBlocks);
   const Layout layout = {dim3(unsigned(blocks)), dim3(kWarp)};
   return launch(evaluate_kernel, layout, size_t(shared_bytes(call)), stream, call);
 }

@@ -110,6 +110,8 @@ def _check(number: int, place: int, instruction: Instruction) -> None:
         )
     for kind, operand in zip(kinds, operands, strict=True):
         if kind == "constant":
+            if not isinstance(operand, float | int):
+                raise ValueError(f"{where} is the constant {operand!r} but a float is needed")
             continue
         if not isinstance(operand, int) or operand < 0:
             raise ValueError(f"{where} ({name}) has {kind} {operand!r} but 0 or more is needed")
