@@ -30,7 +30,7 @@ from diffast.lowering.program import (
     lower,
     output_names,
 )
-from diffast.model.denoiser import Denoiser, time_dtype
+from diffast.model.denoiser import FORMATS, Denoiser, time_dtype
 from diffast.noise.brownian import path_noise
 from diffast.plan import Plan
 from diffast.plan.registers import X, Y
@@ -116,6 +116,7 @@ class BoundRun:
         self.constraints = constraints_of(denoiser, place, on_x0, self.draw is not None, preview)
         self.program: Program = lower(plan, denoiser, self.constraints)
         self.buffers: list[torch.Tensor] = []  # all tensors of the state's size
+        self.format, self.order = self._layout()
         self._make_network_input(denoiser.dtype or self.dtype)
         self.gradients = self._gradients()
         self.stages = self.program.stages
@@ -123,7 +124,7 @@ class BoundRun:
         self.x0s: list[torch.Tensor | None] = [None] * inputs
         if preview or on_x0 is not None or (self.limits and inputs > 1):
             self.x0s = [self._empty() for _ in range(inputs)]
-        self.x0 = self.x0s[0]
+        self.x0 = None if self.x0s[0] is None else self._seen(self.x0s[0])
         self.status = torch.full((self.batch,), FINE, dtype=torch.int64, device=self.device)
         # Looked at after every stage on the CPU, where that is free; on a device it would wait for
         # the queue.
@@ -135,10 +136,46 @@ class BoundRun:
         self._prepare_network()
         self._bind()
 
+    def _layout(self) -> tuple[torch.memory_format, tuple[int, ...] | None]:
+        """Returns the format of the network's input and output, and a state's axes in memory.
+
+        Ops read rows of neighbouring elements, so buffers are contiguous tensors whose axes are in
+        the order of the format: [B, H, W, C]. The network and hooks see them as [B, C, H, W]. None:
+        the order is that of the shape. Fresh noise is numbered in the order of the shape, and so
+        are states of plans that draw some.
+        """
+        wanted, dims = self.denoiser.memory_format, len(self.shape)
+        if not FORMATS[wanted]:
+            return wanted, None
+        if dims != FORMATS[wanted]:
+            raise ValueError(
+                f"sample: memory_format is {wanted}, for {FORMATS[wanted]} dimensions, but the "
+                f"state is {list(self.shape)}"
+            )
+        calls = [call for stage in self.program.stages for call in stage.calls]
+        if any(call.noise or NOISE in call.columns for call in calls):
+            return torch.contiguous_format, None
+        return wanted, (0, *range(2, dims), 1)
+
     def _empty(self, rows: int | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Returns a new tensor like the state, or with other rows or another dtype."""
-        self.buffers.append(self.place.empty(rows, dtype))
+        self.buffers.append(self._held(self.place.empty(rows, dtype), made=True))
         return self.buffers[-1]
+
+    def _held(self, tensor: torch.Tensor, made: bool = False) -> torch.Tensor:
+        """Returns a tensor [B, ...] with its axes in the order of memory, contiguous.
+
+        `made`: the tensor is new and holds nothing, so only its memory is taken.
+        """
+        if self.order is None:
+            return tensor if made else tensor.contiguous()
+        if made:
+            return tensor.view([tensor.shape[axis] for axis in self.order])
+        return tensor.contiguous(memory_format=self.format).permute(self.order)
+
+    def _seen(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Returns a view of a buffer as the network and the caller see it."""
+        return tensor if self.order is None else tensor.movedim(-1, 1)
 
     def _make_network_input(self, dtype: torch.dtype) -> None:
         """Makes the tensor that the network reads where that is not the state itself."""
@@ -196,7 +233,8 @@ class BoundRun:
         for i, stage in enumerate(self.stages):
             last = i + 1 == len(self.stages)
             whole = self.network_input
-            self.inputs.append(at[X] if whole is None else whole[: self._rows(stage)])
+            read = at[X] if whole is None else whole[: self._rows(stage)]
+            self.inputs.append(self._seen(read))
             to = at | {X: home, Y: home}
             if not stage.joined:
                 to[X if self.front is None else Y] = self._spare(spare, "away")
@@ -205,7 +243,7 @@ class BoundRun:
             for name in (name for call in stage.calls for name in call.targets):
                 if name not in to and not name.startswith((X0, "copy")):
                     to[name] = self._spare(spare, name)
-            self.points.append(to[X])
+            self.points.append(self._seen(to[X]))
             copies = {f"copy{k}": copy for k, copy in enumerate(self._copies(i + 1))}
             self.calls.append([self._bound(call, at, to | copies) for call in stage.calls])
             at = to
@@ -236,15 +274,18 @@ class BoundRun:
 
     def start(self, x: torch.Tensor | None) -> None:
         """Puts the initial state where the network reads it."""
-        context.put_initial(self.state, x, self.scale, self.place)
+        state = self.state if self.order is None else self.place.empty()
+        context.put_initial(state, x, self.scale, self.place)
         given = None if self.draw is None else lambda: self._drawn(-1)
-        context.put_opening(self.state, self.program.opening, self.place, given)
+        context.put_opening(state, self.program.opening, self.place, given)
+        if self.order is not None:  # its noise is numbered in the order of the shape
+            self.state.copy_(state.permute(self.order))
         for copy in self._copies(0):
             copy.copy_(self.state)
 
     def _drawn(self, i: int) -> torch.Tensor:
         z = self.draw(i)
-        complaint = context.unlike("what noise returned", z, self.state)
+        complaint = context.unlike("what noise returned", z, self._seen(self.state))
         if complaint is not None:
             raise ValueError(f"sample: stage {i}: {complaint}")
         return z.contiguous()
@@ -254,13 +295,14 @@ class BoundRun:
         x = self.inputs[i]
         branches, times = self.stages[i].branches, self.stages[i].times
         before = x._version
-        output = self.denoiser.call(x, self.times[i], self.arguments[branches, len(times)])
+        arguments = self.arguments[branches, len(times)]
+        output = self.denoiser.call(x, self.times[i], arguments, self.format)
         if x._version != before:
             raise context.written("sample", f" at stage {i}")
         filled = self._outputs(output, branches, len(times))
         if self.gradients is not None:
             made = self.gradients(x[: self.batch], self.times[i][: self.batch])
-            filled |= {f"g{k}": g.contiguous() for k, g in enumerate(made, 1)}
+            filled |= {f"g{k}": self._held(g) for k, g in enumerate(made, 1)}
         *estimates, main = self.calls[i]
         for number, call in enumerate(estimates):
             self._make(i, call, filled)
@@ -273,6 +315,8 @@ class BoundRun:
 
     def _outputs(self, output: torch.Tensor, branches: str, inputs: int) -> dict[str, torch.Tensor]:
         """Returns the network's outputs by name; those for one input stand together."""
+        if self.order is not None:
+            output = output.permute(self.order)
         if inputs == 1 and branches != "both":
             return {COND: output, UNCOND: output}
         each = 1 + (branches == "both")
@@ -303,15 +347,16 @@ class BoundRun:
 
     def _hooked(self, i: int, number: int) -> torch.Tensor:
         """Returns the x0 estimate for one input, after the hook if there is one."""
-        x0 = self.x0s[number]
+        buffer = self.x0s[number]
         if self.on_x0 is None:
-            return x0
+            return buffer
+        x0 = self._seen(buffer)
         rows = self._rows(self.stages[i]) // len(self.stages[i].times)
         times = self.times[i][number * rows :][: self.batch]
         changed = context.hooked("sample", self.on_x0, x0, Info(i, times, self.ids))
         if changed is not x0:
             x0.copy_(changed)
-        return x0
+        return buffer
 
     def _note_failures(self, i: int, output: torch.Tensor) -> None:
         """Keeps why samples failed at stage i."""

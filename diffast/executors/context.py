@@ -173,6 +173,13 @@ def check_noise(who: str, noise: Any, refused: dict[str, str]) -> Any:
     return noise
 
 
+def check_executor(who: str, executor: str) -> None:
+    """Raises ValueError for a name that is not among EXECUTORS."""
+    if executor not in EXECUTORS:
+        known = ", ".join(EXECUTORS)
+        raise ValueError(f"{who}: executor is {executor!r} but must be one of {known}")
+
+
 def refuse(who: str, **given: tuple[Any, str]) -> None:
     """Raises ValueError if an argument, (value, why it cannot be had here), has a value."""
     for name, (value, why) in given.items():

@@ -104,7 +104,7 @@ class CudaBackend:
         index = self.device.index
         try:
             graph.capture_end()
-        except RuntimeError:
+        except Exception:
             # torch stops here before it takes the pool from the allocator. It has no public call
             # for that; where a version has none at all, the pool's memory stays reserved.
             for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
@@ -112,10 +112,17 @@ class CudaBackend:
                     getattr(torch._C, name)(index, pool)
         with suppress(RuntimeError):
             graph.reset()
-        # A random generator that took part still believes in the capture: a copy does not.
         with suppress(AttributeError, RuntimeError):
-            generator = torch.cuda.default_generators[index]
+            self._free_generator(torch.cuda.default_generators[index])
+
+    def _free_generator(self, generator: torch.Generator) -> None:
+        """Lets torch's generator draw again, if it still believes in a capture that failed."""
+        offset = generator.get_offset()
+        try:
+            torch.rand(1, device=self.device)
+        except RuntimeError:  # a copy of its state is in no capture
             generator.graphsafe_set_state(generator.clone_state())
+        generator.set_offset(offset)
 
     def reserved(self) -> int:
         """Returns the bytes that torch's allocator holds."""

@@ -7,8 +7,9 @@ buffer. `Readback` is the other way, and the one place where a run waits for its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,12 +45,38 @@ def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory() if device.type == "cuda" and on_host(tensor.device) else tensor
 
 
-class _Layout(NamedTuple):
-    """Where arrays of certain shapes lie: views of both pairs of buffers."""
+class _Buffers:
+    """A buffer of bytes on the host and one on the device, of one size."""
 
-    size: int
-    host: list[list[np.ndarray]]
-    there: list[list[torch.Tensor]]
+    def __init__(self, size: int, device: torch.device):
+        self.host = host_buffer(size, torch.uint8, device)
+        self.bytes = self.host.numpy()
+        self.there = torch.empty(size, dtype=torch.uint8, device=device)
+        self.copied: Any = None  # the event after the last copy
+        # By shapes and dtypes: how many bytes, the arrays' places on the host and on the device.
+        self.layouts: dict[tuple, tuple[int, list[np.ndarray], list[torch.Tensor]]] = {}
+
+    @torch.inference_mode(False)
+    def lay_out(self, key: tuple) -> tuple[int, list[np.ndarray], list[torch.Tensor]]:
+        """Finds places for arrays of these shapes and dtypes, one after the other."""
+        at, host, there, typed = 0, [], [], {}
+        for shape, dtype in key:
+            size = math.prod(shape) * dtype.itemsize
+            host.append(self.bytes[at : at + size].view(dtype).reshape(shape))
+            if dtype not in typed:
+                typed[dtype] = self.there.view(torch.from_numpy(np.empty(0, dtype)).dtype)
+            strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+            there.append(typed[dtype].as_strided(shape, strides, at // dtype.itemsize))
+            at += _room(size)
+        if len(self.layouts) >= _LAYOUTS:
+            self.layouts.clear()
+        self.layouts[key] = at, host, there
+        return self.layouts[key]
+
+
+def _room(size: int) -> int:
+    """Returns how many bytes of a buffer an array of that many bytes takes."""
+    return -(-size // _ALIGNED) * _ALIGNED
 
 
 class Upload:
@@ -64,13 +91,10 @@ class Upload:
     """
 
     def __init__(self, device: torch.device):
-        """Begins without buffers; the first `send` makes them."""
+        """Begins without buffers; they are made when they are first needed."""
         self.device, self.direct = device, on_host(device)
-        self.host: list[torch.Tensor] = []
-        self.there: list[torch.Tensor] = []
-        self.events: list[Any] = [None, None]
+        self.buffers: list[_Buffers] = [_Buffers(0, device)] * 2
         self.turn = 0
-        self.layouts: dict[tuple, _Layout] = {}
 
     def send(self, arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
         """Returns the arrays as tensors on the device, by name.
@@ -80,45 +104,24 @@ class Upload:
         if self.direct:
             return {name: torch.from_numpy(array) for name, array in arrays.items()}
         key = tuple((array.shape, array.dtype) for array in arrays.values())
-        layout = self.layouts.get(key) or self._laid_out(key)
         turn = self.turn = 1 - self.turn
-        event = self.events[turn]
-        if event is not None and not event.query():
-            event.synchronize()
-        for into, array in zip(layout.host[turn], arrays.values(), strict=True):
+        buffers = self.buffers[turn]
+        found = buffers.layouts.get(key)
+        if found is None:
+            size = sum(_room(array.nbytes) for array in arrays.values())
+            if size > len(buffers.bytes):
+                # What is still copied or read keeps the old buffers alive.
+                size = max(2 * size, len(self.buffers[1 - turn].bytes))
+                buffers = self.buffers[turn] = _Buffers(size, self.device)
+            found = buffers.lay_out(key)
+        size, host, there = found
+        if buffers.copied is not None and not buffers.copied.query():
+            buffers.copied.synchronize()
+        for into, array in zip(host, arrays.values(), strict=True):
             into[...] = array
-        size = layout.size
-        self.there[turn][:size].copy_(self.host[turn][:size], non_blocking=True)
-        self.events[turn] = new_event(self.device)
-        return dict(zip(arrays, layout.there[turn], strict=True))
-
-    @torch.inference_mode(False)
-    def _laid_out(self, key: tuple) -> _Layout:
-        """Returns the layout for arrays of these shapes and dtypes; makes larger buffers for it."""
-        starts, size = [], 0
-        for shape, dtype in key:
-            starts.append(size)
-            size += -(-int(np.prod(shape)) * dtype.itemsize // _ALIGNED) * _ALIGNED
-        if not self.there or size > len(self.there[0]):
-            # The old ones live as long as a copy or a tensor needs them.
-            self.layouts.clear()
-            self.host = [host_buffer(2 * size, torch.uint8, self.device) for _ in range(2)]
-            room = {"dtype": torch.uint8, "device": self.device}
-            self.there = [torch.empty(2 * size, **room) for _ in range(2)]
-        elif len(self.layouts) >= _LAYOUTS:
-            self.layouts.clear()
-        parts = [(start, *form) for start, form in zip(starts, key, strict=True)]
-        hosts = [[_part(host, *part).numpy() for part in parts] for host in self.host]
-        there = [[_part(buffer, *part) for part in parts] for buffer in self.there]
-        layout = self.layouts[key] = _Layout(size, hosts, there)
-        return layout
-
-
-def _part(buffer: torch.Tensor, start: int, shape: tuple[int, ...], dtype: Any) -> torch.Tensor:
-    """Returns the part of a buffer of bytes that holds an array of that shape."""
-    kind = torch.from_numpy(np.empty(0, dtype)).dtype
-    size = int(np.prod(shape)) * dtype.itemsize
-    return buffer[start : start + size].view(kind).view(shape)
+        buffers.there[:size].copy_(buffers.host[:size], non_blocking=True)
+        buffers.copied = new_event(self.device)
+        return dict(zip(arrays, there, strict=True))
 
 
 def sent(device: torch.device, *arrays: np.ndarray) -> list[torch.Tensor]:
@@ -148,7 +151,7 @@ class Readback:
             return tensor.reshape(-1).numpy()
         count = tensor.numel()
         if count > len(self.host) or tensor.dtype != self.host.dtype:
-            self.host = host_buffer(count, tensor.dtype, self.device)
+            self.host = host_buffer(2 * count, tensor.dtype, self.device)
         host = self.host[:count]
         host.copy_(tensor.reshape(-1), non_blocking=True)
         new_event(self.device).synchronize()

@@ -176,7 +176,8 @@ def _key(denoiser: Denoiser, plan: Plan, place: context.Place, noise: Any, on_x0
         *(id(denoiser.network), id(plan), id(on_x0), kind, program.structure),
         *(type(denoiser), None if _is_plain(denoiser) else id(denoiser)),
         *(place.shape, place.dtype, place.ids.device, tuple(place.limits)),
-        *(denoiser.dtype, denoiser.time_dtype, denoiser.round_times),
+        *(denoiser.predicts, denoiser.dtype, denoiser.memory_format),
+        *(denoiser.time_dtype, denoiser.round_times),
         *(_signature(denoiser.conditions), _signature(denoiser.unconditional or {})),
         torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type),
     )

@@ -28,7 +28,7 @@ class GraphRun:
         backend = backend_of(run.who, run.bound.ids.device)
         self.run, self._lock, self._backend = run, threading.Lock(), backend
         self.watch = NetworkWatch(denoiser.network)
-        run.load()
+        run.load_anything()
         stages = max(len(run.bound.stages), 1)
         self.graph = Graph(run.run, backend, warm_ups=-(-_WARM_CALLS // stages))
         backend.mark()

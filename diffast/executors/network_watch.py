@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from operator import is_
 from typing import Any
 
 import torch
@@ -22,20 +21,18 @@ class NetworkWatch:
         """Looks at the network as it is; keeps its parameters alive, not the network."""
         owner = getattr(getattr(network, "parameters", None), "__self__", None)
         modules = list(owner.modules()) if isinstance(owner, torch.nn.Module) else []
-        self._modes = [(vars(module), module.training) for module in modules]
-        held = [d for m in modules for d in (m._parameters, m._buffers, m._modules)]
-        self._held = [(kept, dict(kept)) for kept in held if kept]
+        self._own = [vars(module) for module in modules]
+        self._modes = [own["training"] for own in self._own]
+        # Objects that are held have numbers (`id`) of their own.
+        held = [d for m in modules for d in (m._parameters, m._buffers, m._modules) if d]
+        self._held = [(kept, list(kept.values()), [*map(id, kept.values())]) for kept in held]
         tensors = [t for kept in held for t in kept.values() if isinstance(t, torch.Tensor)]
-        self._tensors = [(t, t.data_ptr()) for t in tensors]
+        self._tensors, self._at = tensors, [t.data_ptr() for t in tensors]
 
     def changed(self) -> bool:
         """Returns whether a replay would not be the network as it is now."""
         return (
-            any(tensor.data_ptr() != at for tensor, at in self._tensors)
-            or any(own["training"] is not mode for own, mode in self._modes)
-            or any(not _same_objects(kept, before) for kept, before in self._held)
+            [t.data_ptr() for t in self._tensors] != self._at
+            or [own["training"] for own in self._own] != self._modes
+            or any([*map(id, kept.values())] != before for kept, _, before in self._held)
         )
-
-
-def _same_objects(kept: dict[str, Any], before: dict[str, Any]) -> bool:
-    return len(kept) == len(before) and all(map(is_, kept.values(), before.values()))

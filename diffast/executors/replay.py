@@ -25,7 +25,7 @@ from diffast import ops
 from diffast.executors import context
 from diffast.executors.device import pinned
 from diffast.executors.results import FINE, Samples
-from diffast.executors.table_run import TableRun, numbers_of
+from diffast.executors.table_run import TableRun, numbers_of, same_value
 from diffast.lowering.liveness import fewest_tensors
 from diffast.lowering.program import Program, lower
 from diffast.model.denoiser import Denoiser
@@ -84,7 +84,7 @@ class ReplayableRun:
             stages = self.bound.stages
             calls = sum(len(stage.times) for stage in stages)
             self.nfe = torch.full_like(self.bound.ids, calls)
-        self.loaded = self.bound.program
+        self.loaded, self._scale = self.bound.program, denoiser.guidance
         self._weights: list[tuple[Program, torch.Tensor]] = []
         self._put_weights(self.loaded)
 
@@ -101,8 +101,8 @@ class ReplayableRun:
         """Puts what changes into the static tensors; nothing waits for the device.
 
         Args:
-            denoiser: with other conditions or another guidance than the run's, and the same
-                network; None: those loaded before.
+            denoiser: with other conditions or another guidance than the run's, and otherwise the
+                same; None: those loaded before.
             seed: any integer of 64 bits.
             ids: [B] int64 on the run's device; None: those loaded before.
             x: the initial state [B, ...] of the run's dtype; None: the package's noise.
@@ -122,6 +122,11 @@ class ReplayableRun:
                 bound.draw = noise
             bound.start(x)
             bound.put_normals()
+
+    def load_anything(self) -> None:
+        """Loads some numbers, for work that is only to be captured: no noise of the caller's."""
+        given = self.bound.draw is not None and not isinstance(self.bound.draw, PathNoise)
+        self.load(noise=(lambda _: torch.zeros_like(self.bound.state)) if given else None)
 
     def _check(self, ids: torch.Tensor | None, x: torch.Tensor | None) -> None:
         """Refuses a state or ids of another kind than the run's."""
@@ -147,15 +152,17 @@ class ReplayableRun:
 
     def _adopt(self, denoiser: Denoiser, plan: Plan) -> None:
         """Takes another guidance and other conditions."""
-        program = lower(plan, denoiser, self.bound.constraints)
-        if program is not self.loaded:
+        if not same_value(denoiser.guidance, self._scale):
+            program = lower(plan, denoiser, self.bound.constraints)
             if program.structure != self.bound.program.structure:
                 raise ValueError(
                     f"{self.who}: guidance is {denoiser.guidance} but the run was made for "
                     f"{self.guidance}, and the two call the network on different cfg branches or "
                     "weigh different tensors: make another one"
                 )
-            self._put_weights(program)
+            if program is not self.loaded:
+                self._put_weights(program)
+            self._scale = denoiser.guidance
         self.bound.put_conditions(self.who, denoiser)
 
     def _put_weights(self, program: Program) -> None:

@@ -76,10 +76,7 @@ def sample(
     """
     context.check_schedules("sample", plan, denoiser)
     context.check_noise("sample", noise, context.FIXED_GRID)
-    if executor not in context.EXECUTORS:
-        raise ValueError(
-            f"sample: executor is {executor!r} but must be one of {', '.join(context.EXECUTORS)}"
-        )
+    context.check_executor("sample", executor)
     place = context.place_of("sample", denoiser, shape, x, device, seed, ids, clamp, check)
     if executor == "graph":
         why = "a graph is replayed without Python: leave executor out"

@@ -76,7 +76,7 @@ class TableRun(BoundRun):
             for name, own in arguments.items():
                 value = found[name]
                 if not self._is_static(own):
-                    if not _same(value, own):
+                    if not same_value(value, own):
                         raise ValueError(
                             f"{who}: condition {name!r} is {value!r} but the run was made for "
                             f"{own!r}: only tensors can change"
@@ -139,8 +139,8 @@ def numbers_of(program: Program, batch: int) -> np.ndarray:
     return np.concatenate([np.tile(np.asarray(t, dtype=np.float64), batch) for t in tables])
 
 
-def _same(value: Any, other: Any) -> bool:
-    """Returns whether two conditions that are no tensors of a run are one."""
+def same_value(value: Any, other: Any) -> bool:
+    """Returns whether two conditions that are no tensors, or two guidance scales, are one."""
     if value is other:
         return True
     try:

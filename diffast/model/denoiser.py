@@ -19,6 +19,9 @@ from diffast.model.times import check_time_dtype, check_whole, given_times
 from diffast.model.times import time_dtype as time_dtype
 from diffast.schedules import flow
 
+# Formats of a network's input and output, and how many dimensions x then has; 0: any number.
+FORMATS = {torch.contiguous_format: 0, torch.channels_last: 4, torch.channels_last_3d: 5}
+
 
 @dataclass(frozen=True, eq=False)
 class Denoiser:
@@ -47,6 +50,10 @@ class Denoiser:
             `df.schedules.from_betas` are.
         round_times: whether fractional times are allowed with an integer time_dtype. The network is
             then told the nearest whole number; the step is still made for the true time.
+        memory_format: how x and the output lie in memory: torch.channels_last (x of 4 dimensions)
+            or torch.channels_last_3d (of 5) for a network that computes in this format. `df.sample`
+            then keeps its states so for plans without fresh noise, and nothing is transposed in a
+            stage; the samples have this format too. Other runs copy. The numbers are the same.
 
     Raises:
         TypeError: if predicts is missing.
@@ -64,6 +71,7 @@ class Denoiser:
     dtype: torch.dtype | None = None
     time_dtype: torch.dtype | None = None
     round_times: bool = False
+    memory_format: torch.memory_format = torch.contiguous_format
 
     def __post_init__(self) -> None:
         """Checks the arguments before the first call."""
@@ -80,6 +88,11 @@ class Denoiser:
         if not callable(self.guidance) and not math.isfinite(self.guidance):
             raise ValueError(f"Denoiser: guidance is {self.guidance} but must be finite")
         check_time_dtype(self.time_dtype, self.round_times)
+        if self.memory_format not in FORMATS:
+            raise ValueError(
+                f"Denoiser: memory_format is {self.memory_format} but must be one of "
+                f"{', '.join(map(str, FORMATS))}"
+            )
 
     @classmethod
     def from_velocity(
@@ -178,8 +191,14 @@ class Denoiser:
         """
         return arguments_of(self.conditions, self.unconditional or {}, batch, device, branch)
 
-    def call(self, x: torch.Tensor, t: torch.Tensor, arguments: Mapping[str, Any]) -> torch.Tensor:
-        """Returns the network's raw output, contiguous, shaped as x [B, ...].
+    def call(
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        arguments: Mapping[str, Any],
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> torch.Tensor:
+        """Returns the network's raw output, in that format, shaped as x [B, ...].
 
         An error of the network passes through, unless an option of `Denoiser` would have prevented
         it. Then a ValueError names the option; the network's own error is its cause.
@@ -188,6 +207,7 @@ class Denoiser:
             x: the network's input [B, ...].
             t: model times [B].
             arguments: from `arguments`.
+            memory_format: how the output has to lie; it is copied if it does not.
 
         Raises:
             ValueError: if the network returns something else; as above.
@@ -210,7 +230,7 @@ class Denoiser:
                 f"Denoiser: the network was given {x.dtype} but returned {output.dtype}, which is "
                 "no floating-point type"
             )
-        return output.contiguous()
+        return output.contiguous(memory_format=memory_format)
 
     def x0(self, x: torch.Tensor, t: float) -> torch.Tensor:
         """Returns the guided x0 estimate [B, ...] at one model time, in plain torch.

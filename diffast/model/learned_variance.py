@@ -10,6 +10,7 @@ The plan's noise has weight 1, and the noise is multiplied by the predicted devi
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -58,8 +59,20 @@ def bounds(schedule: Any, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndar
     return np.log(small), np.log(large)
 
 
+class _Last(threading.local):
+    """The variance of the last network call, in each thread its own."""
+
+    predicted: torch.Tensor | None = None
+
+    def __reduce__(self) -> tuple:
+        """A copy, or what another process gets, knows of no call yet."""
+        return (_Last, ())
+
+
 class LearnedVariance:
     """A network of 2 C output channels as one of C, and the noise that the other C scale.
+
+    Threads may share one: the noise of a run is scaled by what the network said in the same thread.
 
     Args:
         network: called as `network(x, t, **conditions)` with x [B, C, ...]; returns the prediction
@@ -89,7 +102,7 @@ class LearnedVariance:
         ends = np.append(plan.times[1:], plan.end)
         self.low, self.high = bounds(schedule, plan.times, ends)
         self.plan = with_noise_weights(plan, (plan.weights("x", "z1") != 0.0).astype(np.float64))
-        self._predicted: torch.Tensor | None = None
+        self._last = _Last()
 
     def parameters(self) -> Iterator[torch.Tensor]:
         """Yields the network's parameters. The samples are made on their device."""
@@ -111,7 +124,7 @@ class LearnedVariance:
                 f"LearnedVariance: x is {list(x.shape)} but the network returned "
                 f"{list(output.shape)}, and twice the channels are needed"
             )
-        prediction, self._predicted = output.split(channels, dim=1)
+        prediction, self._last.predicted = output.split(channels, dim=1)
         return prediction
 
     def draw(
@@ -128,12 +141,13 @@ class LearnedVariance:
         """
 
         def noise(stage: int) -> torch.Tensor:
-            if self._predicted is None:
+            predicted = self._last.predicted
+            if predicted is None:
                 raise ValueError(
                     f"LearnedVariance: the noise of stage {stage} is asked for, but the network "
                     "was not called yet, so its deviation is not known"
                 )
-            predicted = self._predicted[:batch]
+            predicted = predicted[:batch]
             scale = predicted.sqrt()
             if self.kind == "range":
                 scale = deviation(predicted, float(self.low[stage]), float(self.high[stage]))

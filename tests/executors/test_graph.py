@@ -101,6 +101,20 @@ def test_a_number_that_stays_on_the_host_shows_in_a_replay():
     assert not torch.equal(run.points[-1], df.sample(denoiser, plan, SHAPE, seed=3).x)
 
 
+@pytest.mark.parametrize("name", ["dpmpp_2m", "heun", "euler_ancestral"])
+def test_a_network_in_channels_last(name, made):
+    shape, plan = (2, 3, 4, 4), solved(name)
+    denoiser = df.Denoiser(network, PLAN.schedule, "x0", memory_format=torch.channels_last)
+    plain = df.Denoiser(network, PLAN.schedule, "x0")
+    sampler = df.GraphSampler(denoiser, plan, shape)
+    for seed in (0, 5):
+        wanted = df.sample(plain, plan, shape, seed=seed).x
+        assert torch.equal(sampler(seed=seed).x, wanted)
+        for one in (denoiser, plain):
+            assert torch.equal(df.sample(one, plan, shape, seed=seed, executor="graph").x, wanted)
+    assert captures(made) == 3
+
+
 @pytest.mark.parametrize("kind", ["guidance", "clamp and guidance", "half and guidance"])
 def test_conditions_and_scale_of_a_call_are_of_that_call_alone(kind, made):
     plan, about, options = KINDS[kind]
@@ -138,6 +152,7 @@ def test_sample_captures_once_for_what_a_replay_can_change(made):
         {"clamp": (-1.0, 1.0)},
         {"x": torch.zeros(SHAPE, dtype=torch.float64)},
         {"denoiser": replace(denoiser, guidance=1.0)},
+        {"denoiser": replace(denoiser, predicts="v")},
         {"plan": solved("euler")},
         {"denoiser": replace(denoiser, dtype=torch.float32, time_dtype=torch.float64)},
     ):
@@ -418,6 +433,26 @@ def test_calls_on_other_streams_wait_for_one_another(made):
     assert made[-1].log == ["aside", "capture", "mark"]
     sampler()
     assert made[-1].log[3:] == ["follow", "mark"]
+
+
+def test_the_callers_noise_is_drawn_for_its_own_run_alone(made):
+    denoiser, plan = denoiser_of(), solved("euler_ancestral")
+
+    def drawing():
+        generator = torch.Generator().manual_seed(5)
+        return lambda stage: torch.randn(SHAPE, generator=generator)
+
+    wanted = df.sample(denoiser, plan, SHAPE, noise=drawing()).x
+    assert_same_bits(df.GraphSampler(denoiser, plan, SHAPE, noise=drawing())().x, wanted)
+    for _ in range(2):
+        got = df.sample(denoiser, plan, SHAPE, noise=drawing(), executor="graph").x
+        assert_same_bits(got, wanted)
+    reads = df.Denoiser(lambda x, t: network(item(x), t), PLAN.schedule, "x0")
+    wanted = df.sample(reads, plan, SHAPE, noise=drawing()).x
+    with pytest.warns(RuntimeWarning, match="waits for the device"):
+        got = df.sample(reads, plan, SHAPE, noise=drawing(), executor="graph").x
+    assert_same_bits(got, wanted)
+    assert captures(made) == 3
 
 
 def test_few_stages_are_warmed_up_more_often(made):

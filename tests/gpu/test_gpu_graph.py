@@ -239,6 +239,7 @@ def test_a_whole_sample_in_the_callers_graph():
     assert made.status.tolist() == [-1, -1, -1]
 
 
+@pytest.mark.filterwarnings("ignore")  # inductor's own
 def test_a_compiled_network_composes():
     compiled = torch.compile(network)
     denoiser = df.Denoiser(compiled, PLAN.schedule, "x0")
@@ -280,4 +281,16 @@ def test_adaptive_rounds_that_cannot_be_captured():
         made = df.sample_adaptive(denoiser, "pec", SHAPE, device="cuda", executor="graph")
     wanted = df.sample_adaptive(denoiser, "pec", SHAPE, device="cuda", compact=False)
     assert torch.equal(made.x, wanted.x)
+    usable()
+
+
+@pytest.mark.parametrize("method", ["secant", "prior", "anderson", "paradigms", "speculative"])
+def test_parallel_rounds(method):
+    plan = solved("ddim", eta=1.0)
+    options = {"shape": (3, 2, 5), "seed": 3, "device": "cuda", "method": method, "window": 3}
+    denoiser = denoiser_of()
+    wanted = df.sample_parallel(denoiser, plan, static=True, **options)
+    got = df.sample_parallel(denoiser, plan, executor="graph", **options)
+    assert torch.equal(got.x, wanted.x)
+    assert got.rounds == wanted.rounds
     usable()

@@ -43,16 +43,10 @@ _READING = {
 }
 _COPIES = {"_to_copy", "copy_", "to"}
 # Launch no kernel: they only make a tensor or another view of one.
-_FREE = {
-    "empty",
-    "empty_like",
-    "new_empty",
-    "empty_strided",
-    "new_empty_strided",
-    "detach",
-    "alias",
-}
-_FREE |= {"detach_", "lift_fresh", "_unsafe_view", "_reshape_alias", "reshape", "contiguous"}
+_FREE = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
+_FREE |= {"detach", "detach_", "alias", "lift_fresh", "_unsafe_view", "_reshape_alias"}
+# Copy only where the result cannot be a view.
+_PERHAPS = {"reshape", "contiguous"}
 
 
 class Waits(AssertionError):
@@ -128,6 +122,10 @@ class Device(TorchDispatchMode):
 
     place = PLACE
 
+    @classmethod
+    def _should_skip_dynamo(cls):
+        return False  # else torch imports its compiler, which takes seconds
+
     def __init__(self, strict=True):
         super().__init__()
         self.strict = strict
@@ -188,9 +186,12 @@ class Device(TorchDispatchMode):
             return self._copied(name, function, args, kwargs)
         if not self.outside:
             self._check(name, given, there)
-            if name not in _FREE and not function.is_view:
+            if name not in _FREE | _PERHAPS and not function.is_view:
                 self.kernels[function._schema.name.split("::")[-1]] += 1
-        return self._run(function, args, kwargs, makes)
+        result = self._run(function, args, kwargs, makes)
+        if name in _PERHAPS and not self.outside and _memory(result) != _memory(args[0]):
+            self.kernels["clone"] += 1
+        return result
 
     def _check(self, name, given, there):
         """Refuses what a device would wait for or would not take."""
@@ -253,6 +254,10 @@ class Device(TorchDispatchMode):
 
 
 PLACE_OF_MEMORY = torch.device("cpu")
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return host(tensor).untyped_storage().data_ptr()
 
 
 def host(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,9 @@
 """Networks that predict their step's variance: against the formulas, and that they are refused."""
 
+import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -125,3 +129,25 @@ def test_refusals():
     narrow = df.LearnedVariance(lambda x, t: x, SCHEDULE, plan)
     with pytest.raises(ValueError, match=r"\[2, 3, 4\].*twice the channels"):
         narrow(torch.zeros(2, 3, 4), torch.zeros(2))
+
+
+def test_threads_share_a_network_and_not_its_variance():
+    """Two runs take turns call by call; each draws by the variance that its own call returned."""
+    learned = df.LearnedVariance(network, SCHEDULE, df.solvers.ddpm(SCHEDULE, GRID))
+    turns, plan = threading.Barrier(2), learned.plan
+
+    def in_turns(x, t):
+        out = learned(x, t)
+        turns.wait(60)  # both have called before either draws
+        return out
+
+    def made(seed, denoise):
+        noise = learned.draw(2, seed=seed)
+        denoiser = df.Denoiser(denoise, SCHEDULE, predicts="epsilon")
+        return df.sample(denoiser, plan, (2, 1, 3, 3), seed=seed, noise=noise).x
+
+    alone = [made(seed, learned) for seed in (1, 2)]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda seed: made(seed, in_turns), (1, 2)))
+    assert all(map(torch.equal, together, alone))
+    assert copy.deepcopy(learned).plan.nfe == plan.nfe

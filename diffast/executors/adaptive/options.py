@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from diffast.executors.context import EXECUTORS, OnX0, check_noise, refuse
+from diffast.executors.context import OnX0, check_executor, check_noise, refuse
 from diffast.executors.results import Progress
 from diffast.lowering.trial_steps import TrialNoise
 from diffast.solvers.embedded import EmbeddedSolver, controllers
@@ -82,11 +82,7 @@ class AdaptiveOptions:
 
     def __post_init__(self):
         """Checks what no method changes."""
-        if self.executor not in EXECUTORS:
-            known = ", ".join(EXECUTORS)
-            raise ValueError(
-                f"sample_adaptive: executor is {self.executor!r} but must be one of {known}"
-            )
+        check_executor("sample_adaptive", self.executor)
         if self.executor == "graph":
             why = "a graph's rounds cannot be looked into: leave executor out"
             refuse("sample_adaptive", trace=(self.trace, why))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -11,8 +12,10 @@ import torch
 
 from diffast import ops
 from diffast.executors.context import Place, blame
+from diffast.executors.cuda_graph import backend_of
 from diffast.executors.device import Readback, Upload, on_host, sent
 from diffast.executors.parallel.batched_network import BatchedNetwork
+from diffast.executors.parallel.graph_calls import GraphCalls
 from diffast.executors.parallel.methods import Method, copying_tails
 from diffast.executors.parallel.mixing import Mixing
 from diffast.executors.parallel.slopes import Slopes
@@ -109,10 +112,14 @@ class ParallelRun:
         network: BatchedNetwork,
         place: Place,
         static: bool,
+        graphs: bool = False,
     ):
         """Makes the states and puts the plan's tables on the device."""
         self.method, self.plan, self.tables, self.network = method, plan, tables, network
         shape, self.dtype, self.device, self.ids, self.seed, self.clamp = place
+        self.ask = network
+        if graphs:
+            self.ask = GraphCalls(network, backend_of("sample_parallel", self.ids.device))
         self.place, self.static = place, static
         self.samples, self.elements = shape[0], shape[1:]
         self.numel = int(np.prod(self.elements))
@@ -129,9 +136,12 @@ class ParallelRun:
         self.slopes = Slopes(method, tables, plan.name, place)
         self.upload, self.readback = Upload(self.device), Readback(self.device)
         self.sent: dict[str, torch.Tensor] = {}  # this round's arrays
-        # On a device jobs are filled up to one number, so that the arrays of all rounds have the
-        # same shapes: Upload finds their places ready, and a round can be replayed.
+        # On a device jobs are filled up to one number: the arrays of all rounds then have the same
+        # shapes, and `upload` finds their places ready. With a fixed number of rows even rounds
+        # without jobs send some, so that all rounds are the same device work on the same memory,
+        # in turns of two. Such a round could be replayed.
         self.padded = not on_host(self.device)
+        self.repeats = self.padded and static
 
     @property
     def doubled(self) -> bool:
@@ -207,7 +217,7 @@ class ParallelRun:
 
         On a device they are filled up to `most` jobs and the longest walk.
         """
-        if not len(jobs):
+        if not len(jobs) and not self.repeats:
             return {}
         if self.padded:
             idle = np.broadcast_to(_IDLE, (most - len(jobs), len(_IDLE)))
@@ -246,7 +256,7 @@ class ParallelRun:
 
     def sums(self, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
         """Returns float64 tensors of these shapes, for sums that `read` reads."""
-        self.sizes = [int(np.prod(shape)) for shape in shapes]
+        self.sizes = [math.prod(shape) for shape in shapes]
         count = sum(self.sizes)
         room = count + 2 * len(self.tables.outputs)
         if room > len(self.numbers):
@@ -261,15 +271,23 @@ class ParallelRun:
             self.numbers[count : count + len(self.compared)].copy_(self.compared)
             count += len(self.compared)
         found = self.readback.take(self.numbers[:count])
-        *parts, compared = np.split(found, np.cumsum(self.sizes))
-        if len(compared):
-            self._compare(compared)
+        parts, at = [], 0
+        for size in self.sizes:
+            parts.append(found[at : at + size])
+            at += size
+        if self.compared is not None:
+            self._compare(found[at:])
         return parts
 
     def round(self) -> int:
         """Runs one round; returns how many stages it settled."""
         windows = self.windows
-        outputs = self._call_network()
+        outputs, where = self._call_network(), f"sample_parallel: round {len(self.rounds)}"
+        if outputs[0].dtype == torch.float64 and self.dtype != torch.float64:
+            raise ValueError(
+                f"{where}: the network's output is torch.float64 but the state is {self.dtype}, "
+                f"and a sweep rounds no output: give x in float64, or return {self.dtype}"
+            )
         pairs = windows.pairs()[0]
         windows.age[pairs] += 1
         try:
@@ -277,7 +295,6 @@ class ParallelRun:
             self.row_slopes = self.slopes.of(self.sent, points, outputs, self.outputs)
             verdict = self.rule.judge(outputs)
         except (RuntimeError, ValueError) as error:
-            where = f"sample_parallel: round {len(self.rounds)}"
             blame(error, where, self.x, {"the network's output": outputs[0]})
             raise
         for b in verdict.failed:
@@ -324,7 +341,7 @@ class ParallelRun:
                 one, two = self.twin
                 self.x[two] = self.x[one]
             try:
-                outputs = self.network(self.x, self.sent)
+                outputs = self.ask(self.x, self.sent)
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error) or self.windows.size == 1:
                     raise
@@ -445,8 +462,14 @@ def _differences(outputs: list[torch.Tensor], one: int, two: int) -> torch.Tenso
 
 
 def jobs_of(*columns: np.ndarray | int) -> np.ndarray:
-    """Returns jobs for the op `sweep`, int32 [J, 8]; a column is a number or an array [J]."""
-    return np.stack(np.broadcast_arrays(*columns), axis=1).astype(np.int32)
+    """Returns jobs for the op `sweep`, int32 [J, 8]; a column is a number or an array [J].
+
+    The first column, the samples, is an array.
+    """
+    jobs = np.empty((np.size(columns[0]), len(columns)), dtype=np.int32)
+    for k, column in enumerate(columns):
+        jobs[:, k] = column
+    return jobs
 
 
 def _walk(rows: np.ndarray, begin: np.ndarray, stop: np.ndarray) -> np.ndarray:

@@ -87,6 +87,7 @@ def sample_parallel(
     callback: Callable[[Progress], bool | None] | None = None,
     progress: bool = False,
     throw: bool = True,
+    executor: str = "sequential",
 ) -> ParallelSamples:
     """Returns what `sample` returns for the same arguments, up to `tol`, in fewer network rounds.
 
@@ -127,6 +128,10 @@ def sample_parallel(
             `x` the settled states and `time` [B] their model times. A true answer stops the run.
         progress: whether to show a bar of settled stages on stderr.
         throw: whether failed samples raise; otherwise `status` says which failed.
+        executor: "sequential": kernel by kernel. "graph", on CUDA devices: the network's calls are
+            replays of CUDA graphs, captured in every run after the first rounds, with the same
+            bits; the number of rows is kept, as by `static`. Where the network cannot be captured,
+            a warning says why.
 
     Raises:
         ValueError: for arguments that disagree; the message names the two facts.
@@ -137,6 +142,12 @@ def sample_parallel(
     context.check_schedules(_WHO, plan, denoiser)
     context.check_noise(_WHO, noise, _SOURCES)
     context.refuse(_WHO, on_x0=(on_x0, _NO_HOOK))
+    context.check_executor(_WHO, executor)
+    if executor == "graph" and ranks is not False:
+        raise ValueError(
+            f"{_WHO}: executor is 'graph' and ranks are given, but processes talk to one another "
+            "within a call, and a graph cannot"
+        )
     chosen = _method(method)
     _check_numbers(window, tol, memory_limit, batch_size, sweeps, plan)
     _check_blocks(method, plan, window, sweeps)
@@ -152,7 +163,8 @@ def sample_parallel(
         check_plan(plan, tables, place.limits)
     chunks = None if ranks is False else DistributedChunks(None if ranks is True else ranks)
     network = BatchedNetwork(denoiser, plan.call_times, tables.outputs, place, batch_size, chunks)
-    run = ParallelRun(chosen, plan, tables, network, place, static)
+    graphs = executor == "graph"
+    run = ParallelRun(chosen, plan, tables, network, place, static or graphs, graphs)
     convergence = convergence_of(chosen, plan, tables.gains, tol, sweeps)
     size = _pool_size(run, window, memory_limit, batch_size)
     windows = Windows(samples, plan.nfe, window or plan.nfe, size, convergence.ends)

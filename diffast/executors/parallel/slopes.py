@@ -80,7 +80,8 @@ class Slopes:
         """
         if not self.secant:
             return sent["slope"]
-        self.measured = torch.where(sent["fresh"], sent["slope"], self.measured)
+        measured = self.measured  # written in place: a replayed round finds it where it was
+        torch.where(sent["fresh"], sent["slope"], measured, out=measured)
         if before:
             answers = zip(outputs, before, strict=True)
             xs = [*points, *(output for pair in answers for output in pair)]
@@ -94,8 +95,8 @@ class Slopes:
             # A point or an output may be infinite, far from where the network was trained. `least`
             # is finite, so the slope is finite if it is below infinity.
             known = (length > shortest) & (slope < torch.inf)
-            self.measured = torch.where(known, slope, self.measured)
-        return self.measured
+            torch.where(known, slope, measured, out=measured)
+        return measured
 
     def moved(self, index: torch.Tensor) -> None:
         """Called when row i came from row index[i]."""

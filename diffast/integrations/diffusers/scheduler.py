@@ -28,6 +28,7 @@ from diffast.integrations.diffusers.shared import read
 _is_compiling = torch.compiler.is_compiling
 NOISES = ("generator", "counter")
 _KEPT = 4  # plans that a scheduler keeps: users run the same few over and over
+_LONGEST = 4096  # elements of a tensor that timesteps are looked up in
 KINDS: dict[str, type] = {}  # original class name -> drop-in class
 
 
@@ -58,6 +59,7 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
     _positions: Any  # dict: timestep -> index
     _run: Any  # Run
     _step_index: Any  # int
+    _foreign: Any = None  # (tensor of the caller's, its version, its numbers)
     _searches = False  # whether the original looks each timestep up, and so keeps no step index
 
     @classmethod
@@ -198,7 +200,7 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
                 i, rest = divmod(ahead, times.element_size())
                 if not rest and 0 <= i < self._count and timestep.numel() == 1:
                     return i
-            timestep = timestep.item()
+            timestep = self._number(timestep)
         i = self._positions.get(float(timestep))
         if i is None:
             raise ValueError(
@@ -206,6 +208,22 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
                 f"{', '.join(f'{t:g}' for t in list(self._positions)[:4])} ..."
             )
         return i
+
+    def _number(self, timestep: torch.Tensor) -> float:
+        """Returns the number in a timestep that is not an element of `timesteps`.
+
+        If it is an element of a tensor of the caller's, all of that tensor's numbers are read: a
+        loop over it then waits for the device once, and not at every step.
+        """
+        whole = timestep._base
+        if whole is None or timestep.numel() != 1 or not whole.is_contiguous():
+            return timestep.item()
+        if whole.numel() > _LONGEST or timestep.dtype != whole.dtype:
+            return timestep.item()
+        known = self._foreign
+        if known is None or known[0] is not whole or known[1] != whole._version:
+            known = self._foreign = (whole, whole._version, whole.reshape(-1).tolist())
+        return known[2][timestep.storage_offset() - whole.storage_offset()]
 
     def _init_step_index(self, timestep) -> int:
         begin = getattr(self, "_begin_index", None)

@@ -74,7 +74,7 @@ def test_a_whole_run_waits_once_a_round(method):
     assert device.waits == made.rounds + (method == "speculative")
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 4}, {"memory_limit": 9000}, {"window": 3}])
+@pytest.mark.parametrize("options", [{"batch_size": 12}, {"memory_limit": 9000}, {"window": 3}])
 @pytest.mark.parametrize("name, method", [("dpmpp_2m_sde", "secant"), ("ddpm", "anderson")])
 def test_other_numbers_of_rows(name, method, options):
     wanted = sample(None, name, method, **options)

@@ -1,0 +1,62 @@
+"""Timesteps that are not the scheduler's own are read once a loop: that waits for a device."""
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from diffusers import DDIMScheduler, EulerDiscreteScheduler
+
+from diffast.integrations.diffusers import DiffastScheduler
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Counts what is read from tensors as Python numbers."""
+    counted = []
+    for name in ("item", "tolist"):
+        inner = getattr(torch.Tensor, name)
+
+        def watched(tensor, inner=inner, name=name):
+            counted.append(name)
+            return inner(tensor)
+
+        monkeypatch.setattr(torch.Tensor, name, watched)
+    return counted
+
+
+def run(original, loop_over, reads):
+    scheduler = DiffastScheduler.from_scheduler(original())
+    scheduler.set_timesteps(8)
+    times, x = loop_over(scheduler.timesteps), torch.ones(1, 3, 4, 4)
+    reads.clear()
+    for t in times:
+        x = scheduler.step(0.3 * scheduler.scale_model_input(x, t), t, x, return_dict=False)[0]
+    return x
+
+
+@pytest.mark.parametrize("original", [DDIMScheduler, EulerDiscreteScheduler])
+def test_a_loop_over_a_tensor_of_the_callers_reads_it_once(original, reads):
+    wanted = run(original, lambda times: times, reads)
+    assert reads == []
+    for foreign in (torch.clone, lambda t: t.double(), lambda t: torch.cat([t, t])[:8]):
+        assert torch.equal(run(original, foreign, reads), wanted)
+        assert len(reads) <= 1
+
+
+def test_a_number_that_was_written_over_is_read_again():
+    scheduler = DiffastScheduler.from_scheduler(DDIMScheduler())
+    scheduler.set_timesteps(8)
+    buffer = torch.zeros(2, dtype=torch.int64)
+    for i, t in enumerate(scheduler.timesteps):
+        buffer.fill_(int(t))
+        assert scheduler._position(buffer[1]) == i
+
+
+def test_an_unknown_time_of_the_callers_is_refused():
+    scheduler = DiffastScheduler.from_scheduler(DDIMScheduler())
+    scheduler.set_timesteps(8)
+    with pytest.raises(ValueError, match="timestep 3 but the timesteps set are"):
+        scheduler.step(torch.zeros(1, 3), torch.tensor([1, 3])[1], torch.zeros(1, 3))
