@@ -16,17 +16,13 @@ import numpy as np
 import torch
 
 from diffast.executors.context import Place
+from diffast.executors.device import host_buffer, new_event, on_host, sent
 from diffast.ops.schema import FINISHED, RUNNING
 
 # On a device the statuses are copied to the host once in so many rounds.
 POLL = 4
 # Samples leave a device's batch when one in so many is done.
 SHARE = 8
-
-
-def on_host(device: torch.device) -> bool:
-    """Returns whether numpy sees the device's memory, so that small numbers need no torch."""
-    return device.type == "cpu"
 
 
 class Batch:
@@ -87,11 +83,9 @@ class Batch:
                 self.waiting = None
                 self.retire(statuses.numpy())
         elif rounds % POLL == 0:
-            statuses = torch.empty(self.size, dtype=torch.int64, pin_memory=True)
+            statuses = host_buffer(self.size, torch.int64, self.device)
             statuses.copy_(self.now["counts"][:, 0], non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-            self.waiting = statuses, event
+            self.waiting = statuses, new_event(self.device)
 
     def retire(self, statuses: np.ndarray) -> None:
         """Lets the rows leave whose status [size] is not "running", if they are enough."""
@@ -108,9 +102,9 @@ class Batch:
         movers = np.setdiff1d(np.arange(left, self.size), done)
         leaving = self.samples[done]
         self.samples[holes] = self.samples[movers]
-        rows = done, leaving, finished, holes, movers, self.samples[:left]
-        start, samples, fine, to, moving, kept = self._put(*rows)
-        self.leave(start, samples, fine.bool())
+        rows = done, leaving, finished, holes, movers, self.samples[:left].copy()
+        start, samples, fine, to, moving, kept = sent(self.device, *rows)
+        self.leave(start, samples, fine)
         if holes.size:
             tensors = [self.tensors[name] for name in self.held]
             for tensor in (*tensors, *(self.records[n] for n in ("control", "counts", "streams"))):
@@ -118,10 +112,3 @@ class Batch:
         self.records["status"].fill_(-1)
         self.look(left)
         self.moved(kept)
-
-    def _put(self, *parts: np.ndarray) -> tuple[torch.Tensor, ...]:
-        """Returns whole numbers on the device as int64, by one copy that is not waited for."""
-        packed = torch.from_numpy(np.concatenate(parts, dtype=np.int64))
-        if self.device.type == "cuda":
-            packed = packed.pin_memory().to(self.device, non_blocking=True)
-        return packed.split([len(part) for part in parts])

@@ -19,7 +19,7 @@ import torch
 
 from diffast import ops
 from diffast.executors.adaptive import path
-from diffast.executors.adaptive.batch import Batch, on_host
+from diffast.executors.adaptive.batch import Batch
 from diffast.executors.adaptive.nodes import (
     AT,
     STAGE,
@@ -33,6 +33,7 @@ from diffast.executors.adaptive.options import AdaptiveOptions
 from diffast.executors.adaptive.tables import RoundTables
 from diffast.executors.adaptive.time_variable import TimeInterval
 from diffast.executors.context import Place, blame, hooked, on_rows, put_initial, written
+from diffast.executors.device import on_host
 from diffast.executors.results import Info, Progress
 from diffast.lowering.estimate import COND, UNCOND, X0, estimate_row
 from diffast.lowering.traced_steps import Table, Tracer
@@ -132,7 +133,7 @@ class AdaptiveRun:
         self.tracer = Tracer(
             program, self.source, self.scale, columns, times, copies, path_arguments
         )
-        self.tables: dict[tuple[int | None, bool], RoundTables] = {}
+        self.tables: dict[tuple[int, bool], RoundTables] = {}
         self.inputs = None
         if isinstance(self.source, HostNodes):
             shape = self.shape[0], self.source.columns
@@ -181,6 +182,9 @@ class AdaptiveRun:
 
     def start(self, x: torch.Tensor | None) -> None:
         """Puts the initial state in place and makes the first call."""
+        if not self.on_host:  # in a round nothing is sent to a device
+            for turn in range(self.period):
+                self._tables_of(turn, bool(self.program.rejected))
         schedule, view = self.denoiser.schedule, self.batch.view
         status, size = self.batch.now["status"], self.batch.size
         times = np.array([float(schedule.t_start)])
@@ -296,16 +300,20 @@ class AdaptiveRun:
 
     def _tables(self) -> RoundTables:
         """Returns the tables of the calls that samples may stand at in this round."""
-        solver, rejected = self.solver, bool(self.program.rejected)
-        call = (self.rounds - 1) % solver.calls + 1 if solver.reuses_last_call else None
-        if rejected and self.on_host:  # no columns for points that nobody remembers
-            rejected = not np.isinf(self.batch.control[:, len(CONTROLS) :]).all()
-        found = self.tables.get((call, rejected))
+        remembered = bool(self.program.rejected)
+        if remembered and self.on_host:  # no columns for points that nobody remembers
+            remembered = not np.isinf(self.batch.control[:, len(CONTROLS) :]).all()
+        return self._tables_of((self.rounds - 1) % self.period, remembered)
+
+    def _tables_of(self, turn: int, remembered: bool) -> RoundTables:
+        """Returns the tables of a round of the period; they are made once."""
+        found = self.tables.get((turn, remembered))
         if found is None:
-            calls = range(solver.calls + 1) if call is None else (call,)
-            found = RoundTables(self.tracer, calls, rejected, self.place, self.node_table)
+            solver = self.solver
+            calls = (turn + 1,) if solver.reuses_last_call else range(solver.calls + 1)
+            found = RoundTables(self.tracer, calls, remembered, self.place, self.node_table)
             found.look(self.batch.size)
-            self.tables[call, rejected] = found
+            self.tables[turn, remembered] = found
         return found
 
     def _write_tables(self, tables: RoundTables) -> None:

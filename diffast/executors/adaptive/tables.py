@@ -10,6 +10,7 @@ import torch
 from diffast import ops
 from diffast.executors.adaptive.nodes import MOST_KEPT, STAGE
 from diffast.executors.context import Place
+from diffast.executors.device import sent
 from diffast.lowering.traced_steps import Table, TracedRound, Tracer
 from diffast.ops.evaluate.encode import Encoded, encode
 
@@ -54,7 +55,9 @@ class RoundTables:
         self.names, self.nodes = tracer.times, nodes
         self.calls = list(calls)
         self.traced, encoded = _programs(tracer, tuple(calls), remembered)
-        self.encoded, traced, names = encoded.to(place.device), self.traced, self.names
+        traced, names = self.traced, self.names
+        sending = (tensor.numpy() for tensor in encoded[:3])
+        self.code = *sent(place.device, *sending), encoded.registers
         count = place.shape[0]
         self.times = torch.zeros(len(names) * count, dtype=torch.float64, device=place.device)
         self.made = {
@@ -77,7 +80,7 @@ class RoundTables:
 
     def write(self, inputs: torch.Tensor, counts: torch.Tensor) -> None:
         """Runs the programs."""
-        code, constants, starts, registers = self.encoded
+        code, constants, starts, registers = self.code
         which = counts if len(self.calls) > 1 else None
         edges, pieces = self.nodes
         ops.evaluate(
