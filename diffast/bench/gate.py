@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -11,24 +12,22 @@ from pathlib import Path
 import torch
 
 import diffast
+from diffast.ops.load import OPS
 
-TESTS = tuple(
-    f"tests/ops/{name}"
-    for name in (
-        *("test_combine.py", "test_combine_exact.py", "test_normal.py", "test_op_errors.py"),
-        *("test_brownian.py", "test_combine_error.py"),
-        *("test_sweep.py", "test_sweep_errors.py", "test_gram.py"),
-        *("test_accept.py", "test_accept_errors.py", "test_accept_controllers.py"),
-        *("test_evaluate.py", "test_evaluate_errors.py"),
-    )
-)
+# Files of tests/ops that are not about what the host's kernels compute.
+_OTHERS = re.compile(r"compile|emulated|triton|statistics|debugging|op_calls")
+
+
+def tests_of(root: Path) -> list[str]:
+    """Returns the test files of all ops in a checkout, relative to its root."""
+    named = {path for op in (*OPS, "op") for path in (root / "tests/ops").glob(f"test_{op}*.py")}
+    return sorted(str(p.relative_to(root)) for p in named if not _OTHERS.search(p.name))
 
 
 def checkout() -> Path | None:
     """Returns the root of the checkout that holds the package and its tests, None without one."""
     root = Path(diffast.__file__).resolve().parent.parent
-    there = all((root / name).is_file() for name in TESTS)
-    return root if there and find_spec("pytest") else None
+    return root if tests_of(root) and find_spec("pytest") else None
 
 
 def build_key(root: Path) -> str:
@@ -38,7 +37,7 @@ def build_key(root: Path) -> str:
     helpers = sorted((root / "tests" / "helpers").glob("*_cases.py"))
     helpers += [root / "tests" / "conftest.py", root / "tests" / "helpers" / "output_hashes.py"]
     built = sorted([*package.glob("_*.so"), *package.glob("ops/**/*.py")])
-    for path in (*built, *helpers, *(root / name for name in TESTS)):
+    for path in (*built, *helpers, *(root / name for name in tests_of(root))):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -53,7 +52,7 @@ def tests_are_green(root: Path) -> bool:
     if stamp.exists() and stamp.read_text() == key:
         return True
     options = ["-q", "-x", "-m", "not slow", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-m", "pytest", *options, *TESTS]
+    command = [sys.executable, "-m", "pytest", *options, *tests_of(root)]
     run = subprocess.run(command, cwd=root, capture_output=True, text=True)
     if run.returncode:
         print(run.stdout[-3000:])

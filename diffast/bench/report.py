@@ -85,6 +85,8 @@ def _facts(machine: dict, settings: dict, verified: dict) -> str:
         "seconds": number(report_seconds(settings)),
     }
     red = [f"{op}: {why}" for op, why in verified["ops"].items() if why != "ok"]
+    if verified["unchecked"]:
+        pairs["ops that were not checked"] = ", ".join(verified["unchecked"])
     if red:
         pairs["ops that failed"] = "; ".join(red)
     cells = "".join(

@@ -12,6 +12,7 @@ from typing import Any
 
 from diffast.bench import gate, machine, report, selfcheck
 from diffast.bench.settings import PARTS, Settings
+from diffast.ops.load import OPS
 
 FORMAT = 1
 
@@ -24,7 +25,8 @@ def make(
     """Returns a report as JSON values.
 
     Fields: "format" (1); "machine", see `machine.facts`; "settings"; "verified", with "by" (what
-    checked the ops) and "ops" ("ok" or a reason for each op); "sections", see `table.Section`.
+    checked the ops), "ops" ("ok" or a reason for each op) and "unchecked" (ops without a call to
+    check); "sections", see `table.Section`.
 
     Args:
         settings: what is measured, and where.
@@ -62,7 +64,8 @@ def make(
         "parts": list(parts),
         "seconds": time.perf_counter() - begin,
     }
-    verified = {"by": by, "ops": found}
+    unchecked = [op for op in OPS if op not in found]  # ops that `op_calls` has no call of
+    verified = {"by": by, "ops": found, "unchecked": unchecked}
     content = {"format": FORMAT, "machine": facts, "settings": shown}
     return content | {"verified": verified, "sections": sections}
 
