@@ -14,10 +14,11 @@ from test_compile import (
 UNITS = {"5uint4": "STG.E.128", "j": "STG.E", "t": "STG.E.U16"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_cuda_kernels_have_wide_accesses_and_no_spills(arch, tmp_path):
-    """A second a build: four kernels, of which three copy."""
-    cubin, report = compile_cuda("accept", arch, tmp_path)
+def test_cuda_kernels_have_wide_accesses_and_no_spills(arch, tmp_path_factory):
+    """Four kernels, of which three copy."""
+    cubin, report = compile_cuda("accept", arch, tmp_path_factory)
     check_no_spills(report, 4)
     seen = set()
     for kernel, opcodes in instructions(cubin).items():

@@ -86,30 +86,64 @@ def test_triton_launches_do_not_compile_for_every_seed_and_weight(triton_report)
     assert launches["normal, other seeds, stages and scales"] == 1
 
 
-def compile_cuda(name, arch, folder):
-    """Compiles csrc/ops/<name>/cuda.cu; returns the cubin's path and ptxas's report by kernel."""
+def compile_cuda(name, arch, tmp_path_factory):
+    """Returns what the CUDA build made of csrc/ops/<name>/cuda.cu for an architecture.
+
+    That is (object file, its architecture, by kernel the numbers of `resources`).
+    """
+    folder = cuda_build(tmp_path_factory)
+    (built,) = folder.glob(f"temp/**/csrc/ops/{name}/cuda.o")
+    target = "sm_" + arch.replace(".", "")
+    return (built, target), resources(built, target)
+
+
+def cuda_build(tmp_path_factory):
+    """Returns the folder of the whole CUDA build, outside the package; nothing of it is loaded."""
     if not NVCC.exists():
         pytest.skip(f"{NVCC} is missing: nothing to compile CUDA with")
-    cubin = folder / f"{name}.cubin"
-    target = "sm_" + arch.replace(".", "")
-    source = ROOT / "csrc" / "ops" / name / "cuda.cu"
-    command = [str(NVCC), *FLAGS, f"-arch={target}", "-Xptxas", "-v", "-cubin"]
-    done = subprocess.run([*command, "-o", str(cubin), str(source)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "warning" not in done.stderr
-    report = re.findall(
-        r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, "
-        r"(\d+) bytes spill loads\s+ptxas info\s+: Used (\d+) registers",
-        done.stderr,
+    return made_once(tmp_path_factory, "cuda_build", _build_cuda)
+
+
+def _build_cuda(folder):
+    environment = {
+        **os.environ,
+        "DIFFAST_CUDA": "1",
+        "TORCH_CUDA_ARCH_LIST": ";".join(ARCHITECTURES),
+    }
+    program = (
+        "import setuptools, sys; sys.argv = ['setup.py', 'build_ext', '--build-lib', "
+        f"{str(folder / 'lib')!r}, '--build-temp', {str(folder / 'temp')!r}]\n"
+        "original = setuptools.setup\n"
+        "def setup(**options):\n"
+        "    only = [e for e in options['ext_modules'] if e.name == 'diffast._cuda']\n"
+        "    original(**{**options, 'ext_modules': only})\n"
+        "setuptools.setup = setup\n"
+        "exec(open('setup.py').read())\n"
     )
-    return cubin, {kernel: [int(n) for n in numbers] for kernel, *numbers in report}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert not re.search(r"\.(cu|cuh|h)\(\d+\): warning", done.stdout + done.stderr)
 
 
-def instructions(cubin):
+def _dump(built, target, what):
+    command = [str(cuobjdump()), "-arch", target, what, str(built)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def resources(built, target):
+    """Returns by kernel [bytes of stack, bytes of local memory, registers]: spills are stack."""
+    found = re.findall(
+        r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)",
+        _dump(built, target, "--dump-resource-usage"),
+    )
+    return {kernel: [int(stack), int(local), int(regs)] for kernel, regs, stack, local in found}
+
+
+def instructions(compiled):
     """Returns the SASS opcodes by kernel: {mangled name: [opcode, ...]}."""
-    text = subprocess.run(
-        [str(cuobjdump()), "--dump-sass", str(cubin)], capture_output=True, text=True, check=True
-    ).stdout
+    text = _dump(*compiled, "--dump-sass")
     found = {}
     for part in text.split("Function : ")[1:]:
         opcodes = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]+)", part)
@@ -119,13 +153,13 @@ def instructions(cubin):
 
 def check_no_spills(report, kernels):
     assert len(report) == kernels
-    for kernel, (stack, stores, loads, registers) in report.items():
-        assert (stack, stores, loads) == (0, 0, 0), kernel
+    for kernel, (stack, local, registers) in report.items():
+        assert (stack, local) == (0, 0), kernel
         assert registers <= 255, kernel
 
 
-def check_cuda(arch, folder):
-    cubin, report = compile_cuda("combine", arch, folder)
+def check_cuda(arch, tmp_path_factory):
+    cubin, report = compile_cuda("combine", arch, tmp_path_factory)
     check_no_spills(report, 42)
     for kernel, opcodes in instructions(cubin).items():
         assert not {"LDL", "STL"} & {opcode.split(".")[0] for opcode in opcodes}, kernel
@@ -140,7 +174,7 @@ def check_cuda(arch, folder):
             assert opcodes.count("LDG.E.128") == wide * int(columns), kernel
             assert opcodes.count("STG.E.128") == wide, kernel
             assert "STG.E" not in opcodes, kernel
-    cubin, report = compile_cuda("normal", arch, folder)
+    cubin, report = compile_cuda("normal", arch, tmp_path_factory)
     check_no_spills(report, 4)
     for kernel, opcodes in instructions(cubin).items():
         assert sum(opcode.startswith("FFMA") for opcode in opcodes) == 29, kernel
@@ -150,8 +184,8 @@ def check_cuda(arch, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_cuda_kernels_have_wide_accesses_and_no_spills(arch, tmp_path):
-    check_cuda(arch, tmp_path)
+def test_cuda_kernels_have_wide_accesses_and_no_spills(arch, tmp_path_factory):
+    check_cuda(arch, tmp_path_factory)
 
 
 @pytest.mark.parametrize("name", ("combine", "normal"))
@@ -192,30 +226,10 @@ def test_cuda_sources_include_no_torch_header():
 
 
 @pytest.mark.slow
-def test_the_cuda_library_builds_and_uses_the_stable_abi_only(tmp_path):
-    """The whole CUDA build for all architectures, outside the package; never loaded here."""
-    if not NVCC.exists() or shutil.which("nm") is None:
-        pytest.skip("the CUDA build needs nvcc, and nm to look at it")
-    environment = {
-        **os.environ,
-        "DIFFAST_CUDA": "1",
-        "TORCH_CUDA_ARCH_LIST": ";".join(ARCHITECTURES),
-    }
-    program = (
-        "import setuptools, sys; sys.argv = ['setup.py', 'build_ext', '--build-lib', "
-        f"{str(tmp_path / 'lib')!r}, '--build-temp', {str(tmp_path / 'temp')!r}]\n"
-        "original = setuptools.setup\n"
-        "def setup(**options):\n"
-        "    only = [e for e in options['ext_modules'] if e.name == 'diffast._cuda']\n"
-        "    original(**{**options, 'ext_modules': only})\n"
-        "setuptools.setup = setup\n"
-        "exec(open('setup.py').read())\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    (library,) = tmp_path.glob("lib/diffast/_cuda*.so")
+def test_the_cuda_library_uses_the_stable_abi_only(tmp_path_factory):
+    if shutil.which("nm") is None:
+        pytest.skip("nm is missing: nothing to look at the library with")
+    (library,) = cuda_build(tmp_path_factory).glob("lib/diffast/_cuda*.so")
     listed = subprocess.run(
         ["nm", "-D", "--undefined-only", "--demangle", str(library)],
         capture_output=True,

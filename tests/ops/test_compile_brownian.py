@@ -18,8 +18,8 @@ from test_compile import (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_cuda_kernels_have_wide_accesses_and_no_spills(arch, tmp_path):
-    cubin, report = compile_cuda("brownian", arch, tmp_path)
+def test_cuda_kernels_have_wide_accesses_and_no_spills(arch, tmp_path_factory):
+    cubin, report = compile_cuda("brownian", arch, tmp_path_factory)
     check_no_spills(report, 4)
     for kernel, opcodes in instructions(cubin).items():
         assert not {"LDL", "STL"} & {opcode.split(".")[0] for opcode in opcodes}, kernel

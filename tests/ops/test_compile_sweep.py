@@ -18,8 +18,8 @@ from test_compile import (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_cuda_walks_have_no_spills(arch, tmp_path):
-    cubin, report = compile_cuda("sweep", arch, tmp_path)
+def test_cuda_walks_have_no_spills(arch, tmp_path_factory):
+    cubin, report = compile_cuda("sweep", arch, tmp_path_factory)
     check_no_spills(report, 15)
     wide = 0
     for kernel, opcodes in instructions(cubin).items():
@@ -36,8 +36,8 @@ def test_cuda_walks_have_no_spills(arch, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_cuda_gram_has_no_spills(arch, tmp_path):
-    cubin, report = compile_cuda("gram", arch, tmp_path)
+def test_cuda_gram_has_no_spills(arch, tmp_path_factory):
+    cubin, report = compile_cuda("gram", arch, tmp_path_factory)
     check_no_spills(report, 13)
     for kernel, opcodes in instructions(cubin).items():
         assert not {"LDL", "STL"} & {opcode.split(".")[0] for opcode in opcodes}, kernel
