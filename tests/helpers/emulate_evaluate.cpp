@@ -9,7 +9,6 @@ namespace diffast::cuda {
 namespace {
 
 void run_evaluate(const EvaluateArgs& args, const Tensor&) {
-  set = set_call<EvaluateCall>;
   STD_TORCH_CHECK(launch_evaluate(args, nullptr) == cudaSuccess, "evaluate: not launched");
 }
 
