@@ -166,16 +166,18 @@ def check_opcodes(kernel, opcodes, *, loads, stores, blocks=0, elements=0):
         opcodes: of all its instructions.
         loads: of 16 bytes.
         stores: of 16 bytes, at least: compilers may copy the code of a row.
-        blocks: copies of a Philox block: two quotients (4 fused operations) and two roots (5).
+        blocks: of Philox that a thread draws, at least: two quotients (4 fused operations) and two
+            roots (5) each.
         elements: of a thread. Each copy of a row's code multiplies as many by 0, by which sums that
             are not finite are found. That nothing else is fused is seen in the PTX.
     """
     assert not {"LDL", "STL"} & {opcode.split(".")[0] for opcode in opcodes}, kernel
+    quotients = opcodes.count("MUFU.RCP")
+    assert opcodes.count("MUFU.RSQ") == quotients == opcodes.count("FFMA.RP"), kernel
+    assert quotients >= 2 * blocks and (quotients == 0) == (blocks == 0), kernel
     fused = [opcode for opcode in opcodes if re.match("[FD]FMA", opcode)]
-    probes = len(fused) - 18 * blocks
+    probes = len(fused) - 9 * quotients
     assert probes == 0 if elements == 0 else probes > 0 and probes % elements == 0, (kernel, fused)
-    for unit in ("MUFU.RCP", "MUFU.RSQ"):
-        assert opcodes.count(unit) == 2 * blocks, (kernel, unit)
     if loads is not None:
         assert opcodes.count("LDG.E.128") == loads, kernel
         assert opcodes.count("STG.E.128") >= stores, kernel
