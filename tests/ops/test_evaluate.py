@@ -130,20 +130,37 @@ def test_pieces_are_those_of_a_search(function):
 def test_a_device_table_of_a_schedule_is_looked_up_in_its_own_bits(function, schedule):
     made = getattr(df.schedules, schedule)()
     interval = time_variable.TimeInterval(made, "lam", made.t_min, slopes=True)
-    table = time_variable.DeviceTimeVariable(interval, "cpu", np.cos)
+    table = time_variable.NodeTable(interval, np.cos)
+    edges, pieces = torch.from_numpy(table.edges), torch.from_numpy(table.pieces)
     x = torch.from_numpy(np.random.default_rng(0).uniform(interval.start, interval.end, 997))
     program = [("input", 0), ("piece", 0)]
-    program += [("lookup", row, 1, 0) for row in range(table.table.shape[0])]
-    got = numbers(function, program, x[:, None], edges=table.edges, pieces=table.table)
-    node, scales = table.nodes_and_scales(x)
+    program += [("lookup", row, 1, 0) for row in range(len(pieces))]
+    got = numbers(function, program, x[:, None], edges=edges, pieces=pieces)
+    wanted = cubics(edges, pieces, x)
+    nodes = interval.nodes(x.numpy())
     for row, field in enumerate(table.fields):
-        assert_same_bits(got[:, 2 + row], getattr(node, field), field)
-    assert_same_bits(got[:, 2 + len(table.fields)], scales, "scales")
+        assert_same_bits(got[:, 2 + row], wanted[row], field)
+        np.testing.assert_allclose(wanted[row], getattr(nodes, field), rtol=1e-9, atol=1e-12)
+    assert_same_bits(got[:, 2 + len(table.fields)], wanted[-1], "scales")
 
 
-def test_knots_and_scales_are_those_of_the_table():
-    np.testing.assert_allclose(time_variable._KNOTS, KNOTS, rtol=1e-15)
-    np.testing.assert_allclose(time_variable._SCALES, KNOT_SCALES, rtol=1e-15)
+def cubics(edges, pieces, x):
+    """Returns the values [F, B] of the table's cubics at positions, by Lagrange's formula."""
+    piece = torch.searchsorted(edges, x) - 1
+    low, high = edges[piece], edges[piece + 1]
+    gaps = [(x - low) / (high - low) - knot for knot in KNOTS]
+    weights = []
+    for i, scale in enumerate(KNOT_SCALES):
+        a, b, c = (gap for j, gap in enumerate(gaps) if j != i)
+        weights.append(scale * a * b * c)
+    return (pieces[:, piece] * torch.stack(weights, dim=-1)).sum(dim=-1)
+
+
+def test_knots_are_chebyshevs_and_scales_lagranges():
+    knots = 0.5 - 0.5 * np.cos(np.pi * (np.arange(4) + 0.5) / 4)
+    np.testing.assert_allclose(knots, KNOTS, rtol=1e-15)
+    scales = 1.0 / (knots[:, None] - knots + np.eye(4)).prod(axis=1)
+    np.testing.assert_allclose(scales, KNOT_SCALES, rtol=1e-14)
 
 
 @BOTH
