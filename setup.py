@@ -55,10 +55,19 @@ def headers() -> list[str]:
 
 
 def cuda_home() -> Path:
-    home = Path(os.environ.get("CUDA_HOME") or cpp_extension.CUDA_HOME or "/usr/local/cuda")
-    if not (home / "bin" / "nvcc").exists():
-        sys.exit(f"the CUDA build is wanted but {home}/bin/nvcc does not exist: set CUDA_HOME")
-    return home
+    """Returns the toolkit's folder: CUDA_HOME, or the first usual place that has all of it."""
+    asked = os.environ.get("CUDA_HOME")
+    # torch takes the folder above the `nvcc` on PATH, which may be a wrapper far from the headers.
+    places = [asked] if asked else [cpp_extension.CUDA_HOME, "/usr/local/cuda"]
+    homes = [Path(place) for place in places if place]
+    needed = ("bin/nvcc", "include/cuda_runtime_api.h")
+    for home in homes:
+        if all((home / name).exists() for name in needed):
+            return home
+    sys.exit(
+        f"the CUDA build is wanted but {' and '.join(needed)} are not both in "
+        f"{' or '.join(map(str, homes))}: set CUDA_HOME"
+    )
 
 
 def architectures() -> str:
