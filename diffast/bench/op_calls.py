@@ -14,10 +14,14 @@ from typing import Any
 import torch
 
 from diffast import ops
+from diffast.ops.evaluate.encode import Instruction, Program, encode
 
 WEIGHTS = (0.9, -0.35, 1.7, 0.2)
 DEPTH = 11  # of the tree of `brownian`: 20 Karras steps from 14.6 to 0.03 need so much
 WINDOW = 100  # stages of a sweep
+LENGTH = 200  # instructions of a program of `evaluate`; a trial step's has 60 to 200
+# Instructions of such a program, in turns; each has the same bits on every backend.
+ARITHMETIC = ("mul", "add", "mul", "sub", "mul", "add", "div", "minimum", "where")
 # `accept`: steps stay at a thousandth, so that no sample ends; the controller runs each time.
 RULE = (2, 0.9, 0.467, 0.267, 0, 0.2, 2, 0.9, 0.667, 0.2, 0.9, 0.01, 0.5, 1e-3, 1e-3, 0)
 FLAGS = (1, 1, 0, 0, 0, 1, 0, 2**62)
@@ -232,6 +236,68 @@ def accept(samples: int, elements: int, device: torch.device, planes: int = 2) -
 
     size = bytes_of(*sources, *targets)
     return OpCall("accept", "accept", ops.accept, (*given, targets), size, 0, eager)
+
+
+def evaluate(
+    samples: int,
+    device: torch.device,
+    length: int = LENGTH,
+    lookups: bool = False,
+    counted: bool = False,
+) -> OpCall:
+    """Returns a call of `evaluate` that stores 24 float64 numbers and one whole number a sample.
+
+    Args:
+        samples: how many.
+        device: where they are.
+        length: instructions of a program.
+        lookups: whether the program looks numbers up in a table of cubics.
+        counted: whether every sample has its own one of two programs.
+    """
+    programs = [_program(length, lookups), _program(length // 2, lookups)][: 1 + counted]
+    code, constants, starts, registers = encode(programs).to(device)
+    float64 = {"dtype": torch.float64, "device": device}
+    inputs = torch.rand(samples, 3, **float64) + 0.5
+    edges = torch.linspace(0.0, 2.0, 65, **float64)
+    pieces = torch.rand(2, 64, 4, **float64) + 0.5
+    outs = [torch.empty(samples, 24, **float64), torch.empty_like(inputs[:, :1], dtype=torch.int64)]
+    counts = torch.arange(2 * samples, device=device).reshape(samples, 2) // 2 % 2
+    given = (code, constants, starts, 0, inputs, counts if counted else None, 1)
+    given = (*given, edges, pieces, registers, outs)
+    instructions, stores = programs[0]
+    columns = list(inputs.T)
+    stored = torch.empty(24, samples, **float64)
+
+    def eager():
+        numbers: list[torch.Tensor] = []
+        for name, *places in instructions:
+            if name == "input":
+                numbers.append(columns[places[0]])
+            elif name == "where":
+                a, b, c = (numbers[place] for place in places)
+                numbers.append(torch.where(a != 0, b, c))
+            else:
+                numbers.append(getattr(torch, name)(*(numbers[place] for place in places)))
+        torch.stack([numbers[place] for *_, place in stores[:-1]], out=stored)
+        numbers[stores[-1][-1]].round().long()
+
+    size = bytes_of(code, constants, inputs, *outs)
+    plain = None if lookups or counted else eager
+    return OpCall("evaluate", "evaluate", ops.evaluate, given, size, 0, plain)
+
+
+def _program(length: int, lookups: bool) -> Program:
+    """Returns a program whose numbers stay moderate: one operand is near 1, one was just made."""
+    made: list[Instruction] = [("input", k) for k in range(3)]
+    if lookups:
+        made += [("piece", 2), ("lookup", 0, 3, 2), ("lookup", 1, 3, 2)]
+    near_one = [place for place, (name, *_) in enumerate(made) if name != "piece"]
+    while len(made) < length:
+        name, last = ARITHMETIC[len(made) % len(ARITHMETIC)], len(made) - 1
+        other = near_one[len(made) % len(near_one)]
+        made.append((name, last, other, last - 1) if name == "where" else (name, last, other))
+    stores = [(0, element, length - 24 + element) for element in range(24)]
+    return made, [*stores, (1, 0, length - 1)]
 
 
 def _tensors(count: int, shape: Sequence[int], device: torch.device) -> list[torch.Tensor]:

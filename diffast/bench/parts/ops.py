@@ -20,7 +20,8 @@ ABOUT = (
     "One call that writes into given tensors. MB: the bytes that it has to read and write at "
     "least. Share of copy: the time of torch.copy_ of as many bytes over the call's time; 1 is "
     "the speed of the copy. Torch: the same work in plain torch operations (for `normal`: "
-    "torch.randn; for `accept`: torch.where of its planes alone)."
+    "torch.randn; for `accept`: torch.where of its planes alone; for `evaluate`: one operation an "
+    "instruction)."
 )
 
 Case = tuple[str, str, Callable[[], OpCall]]
@@ -63,6 +64,10 @@ def _cases(settings: Settings) -> Iterator[Case]:
     samples, elements = (2, 37) if settings.tiny else (64, 3 * 64 * 64)
     accept = partial(op_calls.accept, samples, elements, device)
     yield f"{samples} accepted, 2 planes", f"{samples}x{elements}", accept
+    for samples in (2,) if settings.tiny else (1, 64) if settings.quick else (1, 64, 512):
+        evaluate = partial(op_calls.evaluate, samples, device)
+        state = f"{samples} sample{'s' * (samples > 1)}"
+        yield f"{op_calls.LENGTH} instructions", state, evaluate
 
 
 def run(settings: Settings) -> list[Section]:

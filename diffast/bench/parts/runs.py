@@ -45,7 +45,7 @@ NETWORKS = {
 }
 TARGETS = (0.1, 0.03, 0.01)
 FINE = 400  # steps of the runs that SDE runs are compared with
-NEEDED = ("combine", "combine_error", "accept", "sweep", "gram", "normal", "brownian")
+NEEDED = ("combine", "combine_error", "accept", "evaluate", "sweep", "gram", "normal", "brownian")
 
 
 def run(settings: Settings) -> list[Section]:
