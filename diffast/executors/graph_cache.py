@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from diffast.executors import context
 from diffast.executors.bound_run import constraints_of
@@ -151,10 +152,8 @@ class _Entry:
     def __init__(self, denoiser, plan, place, noise, on_x0):
         self.run, self.cause, self.bytes, self.anchors = None, "", 0, []
         # what the key knows by its identity
-        self.fixed = [v for v in denoiser.conditions.values() if not isinstance(v, torch.Tensor)]
-        self.fixed += [
-            v for v in (denoiser.unconditional or {}).values() if not isinstance(v, torch.Tensor)
-        ]
+        given = [*denoiser.conditions.values(), *(denoiser.unconditional or {}).values()]
+        self.fixed = [(v, tree_leaves(v)) for v in given if not isinstance(v, torch.Tensor)]
         run = ReplayableRun(denoiser, plan, place, noise=noise, on_x0=on_x0)
         try:
             self.run = GraphRun(run, denoiser)
@@ -178,7 +177,7 @@ def _key(denoiser: Denoiser, plan: Plan, place: context.Place, noise: Any, on_x0
         *(place.shape, place.dtype, place.ids.device, tuple(place.limits)),
         *(denoiser.predicts, denoiser.dtype, denoiser.memory_format),
         *(denoiser.time_dtype, denoiser.round_times),
-        *(_signature(denoiser.conditions), _signature(denoiser.unconditional or {})),
+        *(_signature(c or {}, place) for c in (denoiser.conditions, denoiser.unconditional)),
         torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type),
     )
 
@@ -188,23 +187,28 @@ def _is_plain(denoiser: Denoiser) -> bool:
     return type(denoiser) is Denoiser
 
 
-def _signature(conditions: Mapping[str, Any]) -> tuple:
+def _signature(conditions: Mapping[str, Any], place: context.Place) -> tuple:
     """Returns what of conditions cannot change in a replay."""
-    return tuple(
-        (name, value.dtype, value.shape[1:])
-        if _has_rows(value)
-        else (name, type(value), _fixed(value))
-        for name, value in conditions.items()
-    )
+    return tuple((name, type(value), *_fixed(value, place)) for name, value in conditions.items())
 
 
-def _has_rows(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.dim() > 0
+def _fixed(value: Any, place: context.Place) -> tuple:
+    """Returns what a key holds of a condition: what a replay cannot write anew.
+
+    A list or dict may get other elements and stay the object that it is.
+    """
+    if isinstance(value, torch.Tensor):
+        written = value.dim() > 0 or value.device == place.ids.device
+        return value.dtype, value.dim(), value.shape[1:] if written else value.item()
+    leaves = tree_leaves(value)
+    alone = len(leaves) == 1 and leaves[0] is value
+    return tuple(map(_known, leaves if alone else [value, *leaves]))
 
 
-def _fixed(value: Any) -> Any:
+def _known(value: Any) -> Any:
     """Returns a value that a key can hold: its own, or which object it is."""
-    return value if isinstance(value, (str, int, float, bool, type(None))) else id(value)
+    plain = isinstance(value, (str, int, float, bool, type(None)))
+    return (type(value), value) if plain else id(value)
 
 
 graph_cache = GraphCache()

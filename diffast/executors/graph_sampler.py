@@ -13,6 +13,7 @@ from diffast.executors.cuda_graph import Graph, GraphError, backend_of
 from diffast.executors.network_watch import NetworkWatch
 from diffast.executors.replay import Memory, ReplayableRun, changed
 from diffast.executors.results import Samples
+from diffast.executors.table_run import copied
 from diffast.model.denoiser import Denoiser
 from diffast.plan import Plan
 
@@ -162,7 +163,8 @@ class GraphSampler:
         ids = self._ids if ids is None else context.ids_of("GraphSampler", ids, batch, device)
         given = conditions, unconditional, guidance
         other = any(value is not None for value in given)
-        denoiser = changed(self._denoiser, *given) if other or self._changed else None
+        anew = other or self._changed or callable(self._denoiser.guidance)
+        denoiser = changed(self._denoiser, *given) if anew else None
         load = {"denoiser": denoiser, "seed": seed, "ids": ids, "x": x, "noise": self._noise}
         self._changed = True  # until the call has gone through
         result = self._run(load, self._donate, self._check, throw)
@@ -194,8 +196,10 @@ def _exact(device: torch.device) -> torch.device:
 def _with_copies(denoiser: Denoiser) -> Denoiser:
     """Returns the denoiser with conditions that nobody else writes to."""
 
-    def copied(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+    def kept(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            k: v.clone() if isinstance(v, torch.Tensor) else copied(v) for k, v in values.items()
+        }
 
-    unconditional = None if denoiser.unconditional is None else copied(denoiser.unconditional)
-    return changed(denoiser, copied(denoiser.conditions), unconditional)
+    unconditional = None if denoiser.unconditional is None else kept(denoiser.unconditional)
+    return changed(denoiser, kept(denoiser.conditions), unconditional)

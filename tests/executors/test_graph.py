@@ -484,3 +484,48 @@ def test_nothing_is_read_with_check_false(made):
     with warnings.catch_warnings(), Watch() as watch:
         sampler(seed=3, ids=ids)
     assert not watch.reads
+
+
+def held(x, t, held):
+    return network(x, t) * held["scales"][0]
+
+
+def test_what_a_condition_holds_may_be_replaced(made):
+    """The dict is the object that it was, and the first graph reads the memory of what it held."""
+    condition = {"scales": [torch.full((3, 1, 1), 0.5)]}
+    denoiser = df.Denoiser(held, denoiser_of().schedule, "x0", conditions={"held": condition})
+    sampler = df.GraphSampler(denoiser, PLAN, SHAPE)
+    first = df.sample(denoiser, PLAN, SHAPE).x
+    assert_same_bits(df.sample(denoiser, PLAN, SHAPE, executor="graph").x, first)
+    before = weakref.ref(condition["scales"][0])
+    condition["scales"][0] = torch.full((3, 1, 1), 0.9)
+    gc.collect()
+    assert before() is not None
+    wanted = df.sample(denoiser, PLAN, SHAPE).x
+    assert not torch.equal(wanted, first)
+    assert_same_bits(df.sample(denoiser, PLAN, SHAPE, executor="graph").x, wanted)
+    assert_same_bits(sampler().x, first)  # conditions are those of the capture
+    assert_same_bits(sampler(guidance=1.0).x, first)
+    assert captures(made) == 3
+
+
+def test_a_single_number_as_a_tensor_is_written_anew(made):
+    def scaled(x, t, scale):
+        return network(x, t) * scale.reshape(-1, *[1] * (scale.dim() and x.dim() - 1))
+
+    for scale in (torch.tensor(0.5), torch.tensor(0.7), torch.full((3,), 0.9)):
+        denoiser = df.Denoiser(scaled, denoiser_of().schedule, "x0", conditions={"scale": scale})
+        wanted = df.sample(denoiser, PLAN, SHAPE).x
+        assert_same_bits(df.sample(denoiser, PLAN, SHAPE, executor="graph").x, wanted)
+    assert captures(made) == 2  # another number is no reason, another shape is
+
+
+def test_a_guidance_function_is_asked_in_every_call(made):
+    scale = [2.0]
+    denoiser = replace(denoiser_of(**GUIDED), guidance=lambda t: scale[0] + t)
+    sampler = df.GraphSampler(denoiser, PLAN, SHAPE)
+    for scale[0] in (2.0, 5.0, 2.0):
+        wanted = df.sample(denoiser, PLAN, SHAPE).x
+        assert_same_bits(df.sample(denoiser, PLAN, SHAPE, executor="graph").x, wanted)
+        assert_same_bits(sampler().x, wanted)
+    assert captures(made) == 2
