@@ -261,3 +261,15 @@ def test_a_frozen_schedule_of_the_callers_may_change(slots):
         found.append(sampled(Own(rates)))
         assert torch.equal(found[-1], sampled(df.schedules.vp_linear(0.1, rates.most)))
     assert not torch.equal(*found)
+
+
+@pytest.mark.parametrize("asked", [lambda h: (h > 0.5).all(), lambda h: h > 0.5, np.tanh])
+def test_rows_of_the_callers_that_are_no_program_are_refused(asked):
+    class Own(df.embedded.PEC):
+        def tolerance(self, step):
+            atol, rtol = super().tolerance(step)
+            return atol, rtol * (2.0 if asked(step.h) else 1.0)
+
+    denoiser = df.Denoiser(lambda x, t: 0.5 * x, SCHEDULES["vp"], predicts="x0")
+    with pytest.raises(TypeError, match="the rows of pec cannot be made a program"):
+        df.sample_adaptive(denoiser, Own(), (COUNT, 3))
