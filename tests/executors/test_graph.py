@@ -1,8 +1,11 @@
 """`executor="graph"` and `GraphSampler`, with capture and replay played on the CPU."""
 
 import gc
+import threading
+import time
 import warnings
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -529,3 +532,34 @@ def test_a_guidance_function_is_asked_in_every_call(made):
         assert_same_bits(df.sample(denoiser, PLAN, SHAPE, executor="graph").x, wanted)
         assert_same_bits(sampler().x, wanted)
     assert captures(made) == 2
+
+
+def test_threads_with_and_without_a_scale_of_their_own(made, monkeypatch):
+    """Whether a call has to put the usual scale back is known once it has the graph to itself."""
+    denoiser = denoiser_of(**GUIDED)
+    sampler = df.GraphSampler(denoiser, PLAN, SHAPE)
+    usual = df.sample(denoiser, PLAN, SHAPE).x
+    load, events = sampler._run.run.load, [threading.Event() for _ in range(5)]
+    began, goes, turns = events[:3], events[3:], iter(range(3))
+
+    def slow(**what):
+        turn = next(turns)
+        began[turn].set()
+        if turn < 2:
+            goes[turn].wait(10)
+        load(**what)
+
+    monkeypatch.setattr(sampler._run.run, "load", slow)
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(sampler)
+        began[0].wait(10)
+        other = pool.submit(sampler, guidance=7.5)
+        time.sleep(0.05)  # it waits for the first one
+        goes[0].set()
+        assert_same_bits(first.result().x, usual)
+        began[1].wait(10)
+        last = pool.submit(sampler)
+        time.sleep(0.05)
+        goes[1].set()
+        assert not torch.equal(other.result().x, usual)
+        assert_same_bits(last.result().x, usual)
