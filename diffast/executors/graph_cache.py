@@ -19,7 +19,7 @@ from diffast.executors.cuda_graph import GraphError, backend_of
 from diffast.executors.graph_sampler import GraphRun
 from diffast.executors.replay import ReplayableRun
 from diffast.executors.results import Samples
-from diffast.lowering.program import lower
+from diffast.lowering.program import Program, lower
 from diffast.model.denoiser import Denoiser
 from diffast.plan import Plan
 
@@ -80,8 +80,10 @@ class GraphCache:
         backend_of("sample", place.device)
         if not place.shape[0]:
             return None
+        given = callable(noise) or noise == "path"
+        program = lower(plan, denoiser, constraints_of(denoiser, place, on_x0, given))
         with self._locked():
-            entry = self._entry(denoiser, plan, place, noise, on_x0)
+            entry = self._entry(denoiser, plan, place, noise, on_x0, program)
         if entry.run is None:
             warnings.warn(
                 f'sample: executor="graph" runs stage by stage: {entry.cause}',
@@ -91,7 +93,7 @@ class GraphCache:
             return None
         load = {
             "denoiser": denoiser,
-            "plan": plan,
+            "program": program,
             "seed": place.seed,
             "ids": place.ids,
             "x": None if x is None else x.to(place.device),
@@ -99,9 +101,9 @@ class GraphCache:
         }
         return entry.run(load, False, check, throw)
 
-    def _entry(self, denoiser, plan, place, noise, on_x0) -> _Entry:
+    def _entry(self, denoiser, plan, place, noise, on_x0, program) -> _Entry:
         """Returns the graph for these arguments, captured now if there is none."""
-        key = _key(denoiser, plan, place, noise, on_x0)
+        key = _key(denoiser, plan, place, noise, on_x0, program)
         entry = self._entries.get(key)
         if entry is not None and entry.run is not None and entry.run.watch.changed():
             del self._entries[key]
@@ -165,10 +167,15 @@ class _Entry:
         run.release()
 
 
-def _key(denoiser: Denoiser, plan: Plan, place: context.Place, noise: Any, on_x0: Any) -> tuple:
+def _key(
+    denoiser: Denoiser,
+    plan: Plan,
+    place: context.Place,
+    noise: Any,
+    on_x0: Any,
+    program: Program,
+) -> tuple:
     """Returns everything that a graph is captured for."""
-    given = callable(noise) or noise == "path"
-    program = lower(plan, denoiser, constraints_of(denoiser, place, on_x0, given))
     kind = "given" if callable(noise) else noise
     device_type = place.device.type
     return (

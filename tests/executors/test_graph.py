@@ -563,3 +563,19 @@ def test_threads_with_and_without_a_scale_of_their_own(made, monkeypatch):
         goes[1].set()
         assert not torch.equal(other.result().x, usual)
         assert_same_bits(last.result().x, usual)
+
+
+def test_a_schedule_that_changed_is_asked_again(made):
+    class Own:
+        most, t_min, t_start, t_end, domain = 20.0, 1e-3, 1.0, 0.0, (0.0, 1.0)
+
+        def __getattr__(self, name):
+            return getattr(df.schedules.vp_linear(0.1, self.most), name)
+
+    schedule = Own()
+    denoiser = df.Denoiser(network, schedule, "epsilon")
+    plan = df.solvers.get("dpmpp_2m")(schedule, df.grids.uniform_logsnr(schedule, 4))
+    for schedule.most in (20.0, 12.0):
+        wanted = df.sample(denoiser, plan, SHAPE).x
+        assert_same_bits(df.sample(denoiser, plan, SHAPE, executor="graph").x, wanted)
+    assert captures(made) == 1
