@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from diffast.executors import context
 from diffast.executors.bound_run import constraints_of
@@ -18,7 +19,7 @@ from diffast.executors.cuda_graph import GraphError, backend_of
 from diffast.executors.graph_sampler import GraphRun
 from diffast.executors.replay import ReplayableRun
 from diffast.executors.results import Samples
-from diffast.lowering.program import lower
+from diffast.lowering.program import Program, lower
 from diffast.model.denoiser import Denoiser
 from diffast.plan import Plan
 
@@ -79,8 +80,10 @@ class GraphCache:
         backend_of("sample", place.device)
         if not place.shape[0]:
             return None
+        given = callable(noise) or noise == "path"
+        program = lower(plan, denoiser, constraints_of(denoiser, place, on_x0, given))
         with self._locked():
-            entry = self._entry(denoiser, plan, place, noise, on_x0)
+            entry = self._entry(denoiser, plan, place, noise, on_x0, program)
         if entry.run is None:
             warnings.warn(
                 f'sample: executor="graph" runs stage by stage: {entry.cause}',
@@ -90,7 +93,7 @@ class GraphCache:
             return None
         load = {
             "denoiser": denoiser,
-            "plan": plan,
+            "program": program,
             "seed": place.seed,
             "ids": place.ids,
             "x": None if x is None else x.to(place.device),
@@ -98,9 +101,9 @@ class GraphCache:
         }
         return entry.run(load, False, check, throw)
 
-    def _entry(self, denoiser, plan, place, noise, on_x0) -> _Entry:
+    def _entry(self, denoiser, plan, place, noise, on_x0, program) -> _Entry:
         """Returns the graph for these arguments, captured now if there is none."""
-        key = _key(denoiser, plan, place, noise, on_x0)
+        key = _key(denoiser, plan, place, noise, on_x0, program)
         entry = self._entries.get(key)
         if entry is not None and entry.run is not None and entry.run.watch.changed():
             del self._entries[key]
@@ -151,10 +154,8 @@ class _Entry:
     def __init__(self, denoiser, plan, place, noise, on_x0):
         self.run, self.cause, self.bytes, self.anchors = None, "", 0, []
         # what the key knows by its identity
-        self.fixed = [v for v in denoiser.conditions.values() if not isinstance(v, torch.Tensor)]
-        self.fixed += [
-            v for v in (denoiser.unconditional or {}).values() if not isinstance(v, torch.Tensor)
-        ]
+        given = [*denoiser.conditions.values(), *(denoiser.unconditional or {}).values()]
+        self.fixed = [(v, tree_leaves(v)) for v in given if not isinstance(v, torch.Tensor)]
         run = ReplayableRun(denoiser, plan, place, noise=noise, on_x0=on_x0)
         try:
             self.run = GraphRun(run, denoiser)
@@ -166,10 +167,15 @@ class _Entry:
         run.release()
 
 
-def _key(denoiser: Denoiser, plan: Plan, place: context.Place, noise: Any, on_x0: Any) -> tuple:
+def _key(
+    denoiser: Denoiser,
+    plan: Plan,
+    place: context.Place,
+    noise: Any,
+    on_x0: Any,
+    program: Program,
+) -> tuple:
     """Returns everything that a graph is captured for."""
-    given = callable(noise) or noise == "path"
-    program = lower(plan, denoiser, constraints_of(denoiser, place, on_x0, given))
     kind = "given" if callable(noise) else noise
     device_type = place.device.type
     return (
@@ -178,7 +184,7 @@ def _key(denoiser: Denoiser, plan: Plan, place: context.Place, noise: Any, on_x0
         *(place.shape, place.dtype, place.ids.device, tuple(place.limits)),
         *(denoiser.predicts, denoiser.dtype, denoiser.memory_format),
         *(denoiser.time_dtype, denoiser.round_times),
-        *(_signature(denoiser.conditions), _signature(denoiser.unconditional or {})),
+        *(_signature(c or {}, place) for c in (denoiser.conditions, denoiser.unconditional)),
         torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type),
     )
 
@@ -188,23 +194,28 @@ def _is_plain(denoiser: Denoiser) -> bool:
     return type(denoiser) is Denoiser
 
 
-def _signature(conditions: Mapping[str, Any]) -> tuple:
+def _signature(conditions: Mapping[str, Any], place: context.Place) -> tuple:
     """Returns what of conditions cannot change in a replay."""
-    return tuple(
-        (name, value.dtype, value.shape[1:])
-        if _has_rows(value)
-        else (name, type(value), _fixed(value))
-        for name, value in conditions.items()
-    )
+    return tuple((name, type(value), *_fixed(value, place)) for name, value in conditions.items())
 
 
-def _has_rows(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.dim() > 0
+def _fixed(value: Any, place: context.Place) -> tuple:
+    """Returns what a key holds of a condition: what a replay cannot write anew.
+
+    A list or dict may get other elements and stay the object that it is.
+    """
+    if isinstance(value, torch.Tensor):
+        written = value.dim() > 0 or value.device == place.ids.device
+        return value.dtype, value.dim(), value.shape[1:] if written else value.item()
+    leaves = tree_leaves(value)
+    alone = len(leaves) == 1 and leaves[0] is value
+    return tuple(map(_known, leaves if alone else [value, *leaves]))
 
 
-def _fixed(value: Any) -> Any:
+def _known(value: Any) -> Any:
     """Returns a value that a key can hold: its own, or which object it is."""
-    return value if isinstance(value, (str, int, float, bool, type(None))) else id(value)
+    plain = isinstance(value, (str, int, float, bool, type(None)))
+    return (type(value), value) if plain else id(value)
 
 
 graph_cache = GraphCache()

@@ -13,6 +13,7 @@ from diffast.executors.cuda_graph import Graph, GraphError, backend_of
 from diffast.executors.network_watch import NetworkWatch
 from diffast.executors.replay import Memory, ReplayableRun, changed
 from diffast.executors.results import Samples
+from diffast.executors.table_run import copied
 from diffast.model.denoiser import Denoiser
 from diffast.plan import Plan
 
@@ -28,20 +29,36 @@ class GraphRun:
         backend = backend_of(run.who, run.bound.ids.device)
         self.run, self._lock, self._backend = run, threading.Lock(), backend
         self.watch = NetworkWatch(denoiser.network)
+        self._changed = False  # whether conditions or scale of the last call were its own
         run.load_anything()
         stages = max(len(run.bound.stages), 1)
         self.graph = Graph(run.run, backend, warm_ups=-(-_WARM_CALLS // stages))
         backend.mark()
 
-    def __call__(self, load: Mapping[str, Any], donate: bool, check: bool, throw: bool) -> Samples:
-        """Returns the samples for what is loaded, see `ReplayableRun.load`."""
+    def __call__(
+        self,
+        load: Mapping[str, Any],
+        donate: bool,
+        check: bool,
+        throw: bool,
+        usual: Denoiser | None = None,
+    ) -> Samples:
+        """Returns the samples for what is loaded, see `ReplayableRun.load`.
+
+        `usual` is loaded where the call has no denoiser and the call before it had one.
+        """
         # One call at a time, and on the device behind the one before: the tensors are the run's.
         with self._lock:
             self._backend.follow()
+            given = load["denoiser"]
+            if given is None and self._changed:
+                load = {**load, "denoiser": usual}
+            self._changed = True  # until the call has gone through
             self.run.load(**load)
             self.graph.replay()
             result = self.run.samples(donate)
             self._backend.mark()
+            self._changed = given is not None
         if not check:
             return result
         bound, x = self.run.bound, load["x"]
@@ -113,7 +130,6 @@ class GraphSampler:
         self._place, self._ids = place._replace(dtype=dtype), place.ids
         self._denoiser, self._donate, self._check = _with_copies(denoiser), donate, check
         self._noise = noise if callable(noise) else None
-        self._changed = False  # whether the last call had conditions or a scale of its own
         self._run = GraphRun(
             ReplayableRun(self._denoiser, plan, self._place, noise=noise, on_x0=on_x0, who=who),
             denoiser,
@@ -162,12 +178,11 @@ class GraphSampler:
         ids = self._ids if ids is None else context.ids_of("GraphSampler", ids, batch, device)
         given = conditions, unconditional, guidance
         other = any(value is not None for value in given)
-        denoiser = changed(self._denoiser, *given) if other or self._changed else None
+        denoiser = changed(self._denoiser, *given) if other else None
+        if denoiser is None and callable(self._denoiser.guidance):  # which may have changed
+            denoiser = self._denoiser
         load = {"denoiser": denoiser, "seed": seed, "ids": ids, "x": x, "noise": self._noise}
-        self._changed = True  # until the call has gone through
-        result = self._run(load, self._donate, self._check, throw)
-        self._changed = other
-        return result
+        return self._run(load, self._donate, self._check, throw, self._denoiser)
 
     @property
     def memory(self) -> Memory:
@@ -194,8 +209,10 @@ def _exact(device: torch.device) -> torch.device:
 def _with_copies(denoiser: Denoiser) -> Denoiser:
     """Returns the denoiser with conditions that nobody else writes to."""
 
-    def copied(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+    def kept(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            k: v.clone() if isinstance(v, torch.Tensor) else copied(v) for k, v in values.items()
+        }
 
-    unconditional = None if denoiser.unconditional is None else copied(denoiser.unconditional)
-    return changed(denoiser, copied(denoiser.conditions), unconditional)
+    unconditional = None if denoiser.unconditional is None else kept(denoiser.unconditional)
+    return changed(denoiser, kept(denoiser.conditions), unconditional)

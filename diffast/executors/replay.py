@@ -96,7 +96,7 @@ class ReplayableRun:
         ids: torch.Tensor | None = None,
         x: torch.Tensor | None = None,
         noise: Callable[[int], torch.Tensor] | None = None,
-        plan: Plan | None = None,
+        program: Program | None = None,
     ) -> None:
         """Puts what changes into the static tensors; nothing waits for the device.
 
@@ -107,7 +107,8 @@ class ReplayableRun:
             ids: [B] int64 on the run's device; None: those loaded before.
             x: the initial state [B, ...] of the run's dtype; None: the package's noise.
             noise: the normals of each stage, where the run was made with a callable.
-            plan: the run's plan, where the run has let go of it.
+            program: the run's plan, lowered for the denoiser, where the run has let go of the
+                plan.
 
         Raises:
             ValueError: for what the run was not made for; the message names the two facts.
@@ -116,7 +117,7 @@ class ReplayableRun:
         self._check(ids, x)
         with torch.inference_mode():
             if denoiser is not None:
-                self._adopt(denoiser, plan or self.bound.plan)
+                self._adopt(denoiser, program)
             bound.reseed(ops.fold_seed(seed), ids)
             if noise is not None:
                 bound.draw = noise
@@ -150,10 +151,12 @@ class ReplayableRun:
                     f"for {list(own.shape)} of {own.dtype}"
                 )
 
-    def _adopt(self, denoiser: Denoiser, plan: Plan) -> None:
+    def _adopt(self, denoiser: Denoiser, program: Program | None) -> None:
         """Takes another guidance and other conditions."""
-        if not same_value(denoiser.guidance, self._scale):
-            program = lower(plan, denoiser, self.bound.constraints)
+        # A function may return something else than it did.
+        anew = callable(denoiser.guidance) or not same_value(denoiser.guidance, self._scale)
+        if program is not None or anew:
+            program = program or lower(self.bound.plan, denoiser, self.bound.constraints)
             if program.structure != self.bound.program.structure:
                 raise ValueError(
                     f"{self.who}: guidance is {denoiser.guidance} but the run was made for "

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_map
 
 from diffast import ops
 from diffast.executors import context
@@ -52,9 +53,12 @@ class TableRun(BoundRun):
         return self.numbers[at:end].view(self.batch, rows, numbers // rows), end
 
     def _arguments(self, branches: str, inputs: int) -> dict[str, Any]:
-        """Returns copies of a call's conditions, which later ones are written over."""
+        """Returns copies of a call's conditions, which later ones are written over.
+
+        Lists and dicts are copied, too, and what they hold is kept: a graph reads its memory.
+        """
         return {
-            name: value.detach().clone() if self._is_static(value) else value
+            name: value.detach().clone() if isinstance(value, torch.Tensor) else copied(value)
             for name, value in super()._arguments(branches, inputs).items()
         }
 
@@ -137,6 +141,11 @@ def numbers_of(program: Program, batch: int) -> np.ndarray:
         t for stage in program.stages for call in stage.calls for t in (call.weights, call.noise)
     )
     return np.concatenate([np.tile(np.asarray(t, dtype=np.float64), batch) for t in tables])
+
+
+def copied(value: Any) -> Any:
+    """Returns lists, tuples and dicts anew, with the elements that they hold now."""
+    return tree_map(lambda leaf: leaf, value)
 
 
 def same_value(value: Any, other: Any) -> bool:

@@ -72,10 +72,15 @@ class NotRecordedError(TypeError):
 
 
 class Recording:
-    """Instructions in the order of their values; equal instructions are recorded once."""
+    """Instructions in the order of their values; equal instructions are recorded once.
+
+    Attributes:
+        passes: whether a condition on all samples counts as true, see `Recorded.all`.
+    """
 
     def __init__(self):
         """Begins with no instruction."""
+        self.passes = False
         self.instructions: list[Instruction] = []
         self._known: dict[Instruction, int] = {}
 
@@ -184,11 +189,13 @@ class Recorded(NDArrayOperatorsMixin):
         return self.constant
 
     def all(self) -> bool:
-        """Returns True: a recording holds for inputs that pass all checks.
+        """Returns True where `passes` says so: a recording holds for inputs that pass all checks.
 
-        Schedules ask this to refuse times outside their domain. A run's positions lie in it.
+        Schedules ask this to refuse times outside their domain. A run's positions lie in it, and
+        what is recorded of a schedule is compared with the schedule itself. Rows of solvers are
+        not, so there it is a branch like any other.
         """
-        return True
+        return self.recording.passes or bool(self)
 
 
 def _logaddexp(a: Any, b: Any) -> Any:

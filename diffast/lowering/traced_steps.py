@@ -234,9 +234,13 @@ class Tracer:
 
 
 def known_value(thing: Any) -> Hashable | None:
-    """Returns a dataclass that cannot change, as a key; None for anything else."""
+    """Returns a dataclass of the package that cannot change, as a key; None for anything else.
+
+    A class of the caller's may be frozen and still say other things later: by a field that is an
+    object with attributes, one that is not compared, an attribute of the class.
+    """
     parameters = getattr(type(thing), "__dataclass_params__", None)
-    if parameters is None or not (parameters.frozen and parameters.eq):
+    if parameters is None or not (parameters.frozen and parameters.eq and _is_own(thing)):
         return None
     if vars(thing).keys() - {field.name for field in fields(thing)}:  # not compared
         return None
@@ -248,11 +252,21 @@ def known_value(thing: Any) -> Hashable | None:
 
 
 def solver_key(solver: EmbeddedSolver) -> Hashable | None:
-    """Returns what the rows of a solver depend on; None where an option is no plain number."""
+    """Returns what the rows of a solver of the package depend on; None for any other.
+
+    None as well where an option is no plain number.
+    """
+    if not _is_own(solver):
+        return None
     options = {n: value for n, value in vars(solver).items() if n != "controller"}
     if not all(_is_plain(value) for value in options.values()):
         return None
     return (type(solver), *options.items())
+
+
+def _is_own(thing: Any) -> bool:
+    """Returns whether the package defines a thing's class: no other code is known to be fixed."""
+    return type(thing).__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _is_plain(value: Any) -> bool:

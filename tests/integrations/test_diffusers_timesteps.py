@@ -7,7 +7,7 @@ pytest.importorskip("diffusers")
 
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
-from diffast.integrations.diffusers import DiffastScheduler
+from diffast.integrations.diffusers import DiffastScheduler, scheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -38,7 +38,8 @@ def run(original, loop_over, reads):
 
 
 @pytest.mark.parametrize("original", [DDIMScheduler, EulerDiscreteScheduler])
-def test_a_loop_over_a_tensor_of_the_callers_reads_it_once(original, reads):
+def test_a_loop_over_a_tensor_of_the_callers_reads_it_once(original, reads, monkeypatch):
+    monkeypatch.setattr(scheduler, "on_host", lambda device: False)
     wanted = run(original, lambda times: times, reads)
     assert reads == []
     for foreign in (torch.clone, lambda t: t.double(), lambda t: torch.cat([t, t])[:8]):
@@ -46,13 +47,26 @@ def test_a_loop_over_a_tensor_of_the_callers_reads_it_once(original, reads):
         assert len(reads) <= 1
 
 
-def test_a_number_that_was_written_over_is_read_again():
-    scheduler = DiffastScheduler.from_scheduler(DDIMScheduler())
-    scheduler.set_timesteps(8)
+@pytest.mark.parametrize("free", [True, False])
+def test_a_number_that_was_written_over_is_read_again(free, monkeypatch):
+    monkeypatch.setattr(scheduler, "on_host", lambda device: free)
+    drop_in = DiffastScheduler.from_scheduler(DDIMScheduler())
+    drop_in.set_timesteps(8)
     buffer = torch.zeros(2, dtype=torch.int64)
-    for i, t in enumerate(scheduler.timesteps):
+    for i, t in enumerate(drop_in.timesteps):
         buffer.fill_(int(t))
-        assert scheduler._position(buffer[1]) == i
+        assert drop_in._position(buffer[1]) == i
+
+
+def test_memory_that_numpy_wrote_to_is_read_again():
+    """Such a write gives a tensor no new version."""
+    drop_in = DiffastScheduler.from_scheduler(DDIMScheduler())
+    drop_in.set_timesteps(8)
+    numbers = drop_in.timesteps.numpy().copy()
+    times = torch.from_numpy(numbers)
+    assert [drop_in._position(t) for t in times] == list(range(8))
+    numbers[:] = numbers[::-1].copy()
+    assert [drop_in._position(t) for t in times] == list(range(7, -1, -1))
 
 
 def test_an_unknown_time_of_the_callers_is_refused():

@@ -41,7 +41,11 @@ class RecordedNodes:
 
     def node(self, recording: Recording, position: Recorded, place: str) -> Node:
         """Returns the recorded node of a recorded position."""
-        fields = self.interval.nodes(position)  # type: ignore[arg-type]
+        recording.passes = True
+        try:
+            fields = self.interval.nodes(position)  # type: ignore[arg-type]
+        finally:
+            recording.passes = False
         return Node(
             *(f if f is None or isinstance(f, Recorded) else recording.constant(f) for f in fields)
         )

@@ -11,8 +11,10 @@ from diffast import ops
 from diffast.executors.adaptive.nodes import MOST_KEPT, STAGE
 from diffast.executors.context import Place
 from diffast.executors.device import sent
+from diffast.lowering.recorder import NotRecordedError
 from diffast.lowering.traced_steps import Table, TracedRound, Tracer
 from diffast.ops.evaluate.encode import Encoded, encode
+from diffast.solvers.embedded.solver import ARRAY_FUNCTIONS
 
 # Programs that were made: to record and encode them takes as long as tens of rounds.
 _kept: dict[Any, tuple[TracedRound, Encoded]] = {}
@@ -25,7 +27,14 @@ def _programs(
     key = None if tracer.key is None else (tracer.key, calls, remembered)
     found = _kept.get(key)
     if found is None:
-        traced = tracer.trace(calls, remembered)
+        try:
+            traced = tracer.trace(calls, remembered)
+        except NotRecordedError as error:
+            raise NotRecordedError(
+                f"sample_adaptive: the rows of {tracer.program.solver.name} cannot be made a "
+                f"program: {error}. Rows may use arithmetic, comparisons, and of step.xp "
+                f"{', '.join(ARRAY_FUNCTIONS)}"
+            ) from error
         found = traced, encode(traced.programs)
         if len(_kept) >= MOST_KEPT:
             _kept.clear()

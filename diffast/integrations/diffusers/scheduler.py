@@ -20,6 +20,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from diffast import ops
+from diffast.executors.device import on_host
 from diffast.integrations.diffusers.compiled import CompiledRun, stepper_of
 from diffast.integrations.diffusers.indexed import learned_deviation
 from diffast.integrations.diffusers.run import Prepared, Recipe, Run, ids_of
@@ -213,12 +214,13 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
         """Returns the number in a timestep that is not an element of `timesteps`.
 
         If it is an element of a tensor of the caller's, all of that tensor's numbers are read: a
-        loop over it then waits for the device once, and not at every step.
+        loop over it then waits for the device once, and not at every step. On the CPU there is
+        nothing to wait for, and memory shared with numpy changes without a new version.
         """
         whole = timestep._base
         if whole is None or timestep.numel() != 1 or not whole.is_contiguous():
             return timestep.item()
-        if whole.numel() > _LONGEST or timestep.dtype != whole.dtype:
+        if whole.numel() > _LONGEST or timestep.dtype != whole.dtype or on_host(whole.device):
             return timestep.item()
         known = self._foreign
         if known is None or known[0] is not whole or known[1] != whole._version:

@@ -1,5 +1,6 @@
 """The programs of rounds against numpy: the rows themselves, at every call of every method."""
 
+from dataclasses import dataclass
 from itertools import cycle
 
 import numpy as np
@@ -221,11 +222,54 @@ def test_programs_of_what_may_change_are_not_kept():
     run = prepared("pec", Loose(SCHEDULES["edm"]))
     assert run.tracer.key is None and isinstance(run.source, adaptive_nodes.RecordedNodes)
     check(run, seed=3)
-    schedule = type("Extended", (df.schedules.SigmaSpace,), {})(0.01, 50.0)
+    schedule = df.schedules.edm()
     assert prepared("pec", schedule).tracer.key is not None
     object.__setattr__(schedule, "extra", 1.0)  # which no comparison of schedules sees
     assert prepared("pec", schedule).tracer.key is None
+    extended = type("Extended", (df.schedules.SigmaSpace,), {})(0.01, 50.0)
+    assert prepared("pec", extended).tracer.key is None
+    extended_solver = type("ExtendedSolver", (type(df.embedded.PEC()),), {})()
+    denoiser = df.Denoiser(lambda x, t: x, SCHEDULES["vp"], predicts="x0")
+    assert adaptive.prepare(denoiser, extended_solver, (COUNT, 3)).tracer.key is None
     solver = df.embedded.PEC()
     solver.extra = [1.0]
-    denoiser = df.Denoiser(lambda x, t: x, SCHEDULES["vp"], predicts="x0")
     assert adaptive.prepare(denoiser, solver, (COUNT, 3)).tracer.key is None
+
+
+@pytest.mark.parametrize("slots", [False, True])
+def test_a_frozen_schedule_of_the_callers_may_change(slots):
+    """A frozen dataclass is asked anew in every run: its fields may be objects that change."""
+
+    class Rates:
+        most = 20.0
+
+    @dataclass(frozen=True, slots=slots)
+    class Own:
+        rates: Rates
+        t_min: float = 1e-3
+        t_start, t_end, domain = 1.0, 0.0, (0.0, 1.0)
+
+        def __getattr__(self, name):
+            return getattr(df.schedules.vp_linear(0.1, self.rates.most), name)
+
+    def sampled(schedule):
+        denoiser = df.Denoiser(lambda x, t: 0.5 * x, schedule, predicts="x0")
+        return df.sample_adaptive(denoiser, "pec", (COUNT, 3)).x
+
+    rates, found = Rates(), []
+    for rates.most in (20.0, 12.0):
+        found.append(sampled(Own(rates)))
+        assert torch.equal(found[-1], sampled(df.schedules.vp_linear(0.1, rates.most)))
+    assert not torch.equal(*found)
+
+
+@pytest.mark.parametrize("asked", [lambda h: (h > 0.5).all(), lambda h: h > 0.5, np.tanh])
+def test_rows_of_the_callers_that_are_no_program_are_refused(asked):
+    class Own(df.embedded.PEC):
+        def tolerance(self, step):
+            atol, rtol = super().tolerance(step)
+            return atol, rtol * (2.0 if asked(step.h) else 1.0)
+
+    denoiser = df.Denoiser(lambda x, t: 0.5 * x, SCHEDULES["vp"], predicts="x0")
+    with pytest.raises(TypeError, match="the rows of pec cannot be made a program"):
+        df.sample_adaptive(denoiser, Own(), (COUNT, 3))
