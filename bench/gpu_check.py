@@ -33,7 +33,7 @@ DRY_SLACK = 6  # limits of a dry run, in those of a run: its machine may be smal
 def arguments(given=None) -> argparse.Namespace:
     """Returns the command's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = {"default": "", "metavar": "A,B"}
+    names = {"metavar": "A,B"}
     parser.add_argument("--only", help="run these steps alone", **names)
     parser.add_argument("--skip", help="leave these steps out", **names)
     parser.add_argument("--resume", action="store_true", help="keep steps that passed before")
@@ -42,16 +42,22 @@ def arguments(given=None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder of the JSON and the log")
     parser.add_argument("--commit", help="the commit's name, where git is not at hand")
     parser.add_argument("--budget", type=float, help=f"seconds in all; default {BUDGET}")
-    return parser.parse_args(given)
+    options = parser.parse_args(given)
+    if options.budget is not None and not options.budget > 0:
+        parser.error(f"--budget is {options.budget:g} but seconds above 0 are needed")
+    for name in ("only", "skip"):
+        if getattr(options, name) == "":
+            parser.error(f"--{name} names no step")
+    return options
 
 
-def chosen(steps, only: str, skip: str):
+def chosen(steps, only: str | None, skip: str | None):
     """Returns the wanted steps, in their order.
 
     Raises:
         SystemExit: for a name that no step has.
     """
-    wanted, unwanted = ([n for n in text.split(",") if n] for text in (only, skip))
+    wanted, unwanted = ([n for n in (text or "").split(",") if n] for text in (only, skip))
     known = [step.name for step in steps]
     for name in (*wanted, *unwanted):
         if name not in known:
@@ -106,6 +112,10 @@ def main(given=None) -> int:
     folder = options.out or Path(
         os.environ.get("OUT") or (DRY_RESULTS if options.dry_run else RESULTS)
     )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"gpu_check: the results cannot go to {folder}: {error.strerror}")
     worst = worst_case(steps)
     print(f"{found['card']}: {len(steps)} steps, {worst:.0f} s at worst, of {budget:.0f} s")
     check = Check(header, folder, budget, options.resume, RESULTS, machine.smi)

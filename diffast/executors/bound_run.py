@@ -30,7 +30,7 @@ from diffast.lowering.program import (
     lower,
     output_names,
 )
-from diffast.model.denoiser import FORMATS, Denoiser, time_dtype
+from diffast.model.denoiser import Denoiser, time_dtype
 from diffast.noise.brownian import path_noise
 from diffast.plan import Plan
 from diffast.plan.registers import X, Y
@@ -145,13 +145,8 @@ class BoundRun:
         are states of plans that draw some.
         """
         wanted, dims = self.denoiser.memory_format, len(self.shape)
-        if not FORMATS[wanted]:
+        if wanted == torch.contiguous_format:
             return wanted, None
-        if dims != FORMATS[wanted]:
-            raise ValueError(
-                f"sample: memory_format is {wanted}, for {FORMATS[wanted]} dimensions, but the "
-                f"state is {list(self.shape)}"
-            )
         calls = [call for stage in self.program.stages for call in stage.calls]
         if any(call.noise or NOISE in call.columns for call in calls):
             return torch.contiguous_format, None

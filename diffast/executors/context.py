@@ -16,6 +16,7 @@ import torch
 from diffast import ops
 from diffast.executors.device import on_host, pinned
 from diffast.executors.results import Info, check_finite
+from diffast.model.denoiser import FORMATS
 from diffast.plan import Plan
 
 # Where fresh noise may come from. A callable gives the normals of a stage.
@@ -82,6 +83,12 @@ def place_of(
         ValueError: what disagrees.
     """
     shape, device, dtype = _state_like(who, denoiser, shape, x, device, looks)
+    dims = FORMATS[denoiser.memory_format]
+    if dims not in (0, len(shape)):
+        raise ValueError(
+            f"{who}: memory_format is {denoiser.memory_format}, for {dims} dimensions, but the "
+            f"state is {list(shape)}"
+        )
     seed, ids = ops.fold_seed(seed), ids_of(who, ids, shape[0], device)
     return Place(shape, dtype, device, ids, seed, limits_of(who, clamp))
 

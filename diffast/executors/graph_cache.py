@@ -8,6 +8,7 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
@@ -143,6 +144,8 @@ class GraphCache:
                     self._lock.release()
 
         try:
+            if isinstance(held, MethodType):  # it is made anew whenever it is asked for
+                return weakref.WeakMethod(held, gone)
             return weakref.ref(held, gone)
         except TypeError:
             return held
@@ -179,7 +182,7 @@ def _key(
     kind = "given" if callable(noise) else noise
     device_type = place.device.type
     return (
-        *(id(denoiser.network), id(plan), id(on_x0), kind, program.structure),
+        *(_identity(denoiser.network), id(plan), _identity(on_x0), kind, program.structure),
         *(type(denoiser), None if _is_plain(denoiser) else id(denoiser)),
         *(place.shape, place.dtype, place.ids.device, tuple(place.limits)),
         *(denoiser.predicts, denoiser.dtype, denoiser.memory_format),
@@ -187,6 +190,13 @@ def _key(
         *(_signature(c or {}, place) for c in (denoiser.conditions, denoiser.unconditional)),
         torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type),
     )
+
+
+def _identity(thing: Any) -> Any:
+    """Returns what tells an object from others that live; a method by its object and function."""
+    if isinstance(thing, MethodType):
+        return id(thing.__self__), id(thing.__func__)
+    return id(thing)
 
 
 def _is_plain(denoiser: Denoiser) -> bool:

@@ -111,7 +111,13 @@ class TableRun(BoundRun):
     def put_normals(self) -> None:
         """Calls the caller's noise for every stage that draws, in order."""
         for i, normals in self.normals.items():
-            normals.copy_(super()._drawn(i))
+            given = super()._drawn(i)
+            if given.dtype == torch.float64 != normals.dtype:
+                raise ValueError(
+                    f"sample: stage {i}: what noise returned is {given.dtype}, but a graph holds "
+                    f"normals of the state's {normals.dtype}"
+                )
+            normals.copy_(given)
 
     def _drawn(self, i: int) -> torch.Tensor:
         return self.normals[i] if i in self.normals else super()._drawn(i)

@@ -53,7 +53,8 @@ class Denoiser:
         memory_format: how x and the output lie in memory: torch.channels_last (x of 4 dimensions)
             or torch.channels_last_3d (of 5) for a network that computes in this format. `df.sample`
             then keeps its states so for plans without fresh noise, and nothing is transposed in a
-            stage; the samples have this format too. Other runs copy. The numbers are the same.
+            stage; the samples have this format too. Other runs call the network on contiguous
+            tensors and copy its output. The numbers are the same.
 
     Raises:
         TypeError: if predicts is missing.

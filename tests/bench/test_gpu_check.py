@@ -149,6 +149,13 @@ def test_names_of_steps_are_checked():
         gpu_check.chosen(made, "benhc", "")
 
 
+@pytest.mark.parametrize("given", (["--only", ""], ["--budget", "-1"], ["--budget", "0"]))
+def test_options_that_ask_for_nothing_are_refused(given, capsys):
+    with pytest.raises(SystemExit):
+        gpu_check.arguments(given)
+    assert given[0] in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_names_of_files_are_plain():
     assert machine.slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
     assert machine.slug("cpu: Intel(R) Xeon(R) @ 2.10GHz") == "cpu-intel-r-xeon-r-2.10ghz"

@@ -119,3 +119,10 @@ def test_refusals():
         df.Denoiser(elementwise, SCHEDULE, "x0", memory_format=torch.preserve_format)
     with pytest.raises(ValueError, match=r"channels_last, for 4 dimensions, but .* is \[2, 3\]"):
         sample("euler", torch.channels_last, (2, 3))
+    wanted = df.Denoiser(elementwise, SCHEDULE, "x0", memory_format=torch.channels_last)
+    for run in (
+        lambda: df.sample_parallel(wanted, plan_of("euler"), (2, 3)),
+        lambda: df.sample_adaptive(wanted, df.embedded.PEC(), (2, 3)),
+    ):
+        with pytest.raises(ValueError, match=r"sample_\w+: memory_format is .*_last, for 4"):
+            run()
