@@ -43,6 +43,24 @@ def load_inputs(p_xs, o_batch, m_element, TYPE: tl.constexpr, INPUTS: tl.constex
     return b_xs
 
 
+@triton.jit
+def arctan(b_x, half_pi):
+    """Returns arctangents: of 1 / x beyond 1, halved three times, then a series below 0.1.
+
+    For numbers of at least -1; CUDA's own function is not in Triton's language.
+    """
+    far = b_x > 1.0
+    u = tl.where(far, 1.0 / tl.where(far, b_x, 1.0), b_x)
+    for _ in tl.static_range(3):
+        u = u / (1.0 + tl.sqrt(1.0 + u * u))
+    z = u * u
+    series = z * 0.0
+    for k in tl.static_range(8):
+        series = 1.0 / (z * 0.0 + (15 - 2 * k)) - z * series
+    angle = series * u * 8.0
+    return tl.where(far, half_pi - angle, angle)
+
+
 def int32(word: int) -> int:
     """Returns the lowest 32 bits as a signed integer, which Triton takes as int32 always."""
     return ((word & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000

@@ -40,7 +40,7 @@ CUDA = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
 VARIANTS = list(itertools.product(range(1, 9), range(3), CLAMPS))
 
 
-def build(tmp_path_factory, source="emulate_cuda.cpp"):
+def build(tmp_path_factory, source):
     """Compiles the emulator with some kernels; it checks the alignment of every access."""
     if shutil.which("g++") is None or not (CUDA / "include" / "cuda_runtime_api.h").exists():
         pytest.skip("the emulator needs g++ and CUDA's headers")
@@ -59,13 +59,17 @@ def _compile(source, folder):
     subprocess.run([*command, "-o", str(folder / "libemulated.so")], check=True)
 
 
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    """The ops of the emulated CUDA backend, and `reset(seed)` for another order of threads."""
-    library = build(tmp_path_factory)
-    definitions = torch.library.Library("diffast_emulated", "DEF")
-    for name, schema in SCHEMAS.items():
-        definitions.define(name + schema)
+def load(tmp_path_factory, emulator, names):
+    """Returns the ops `names` of an emulator, `reset(seed)`, and what keeps the ops defined.
+
+    `reset` returns the counts of launches, blocks, threads and barriers, and sets another order of
+    threads.
+    """
+    library = build(tmp_path_factory, f"{emulator}.cpp")
+    space = "diffast_" + emulator.replace("emulate", "emulated").removesuffix("_cuda")
+    definitions = torch.library.Library(space, "DEF")
+    for name in names:
+        definitions.define(name + SCHEMAS[name])
     torch.ops.load_library(str(library))
     counts = np.zeros(4, dtype=np.int64)
     pointer = counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int64))
@@ -75,7 +79,13 @@ def emulated(tmp_path_factory):
         function(ctypes.c_uint64(seed), pointer)
         return counts.tolist()
 
-    ops = torch.ops.diffast_emulated
+    return getattr(torch.ops, space), reset, definitions
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory):
+    """The ops of the emulated CUDA backend, and `reset(seed)` for another order of threads."""
+    ops, reset, definitions = load(tmp_path_factory, "emulate_cuda", SCHEMAS)
     forms = (
         (ops.combine.default, reference.combine),
         (ops.combine.table, reference.combine_table),

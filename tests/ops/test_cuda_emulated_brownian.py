@@ -1,33 +1,20 @@
 """The CUDA source of `brownian`, run on the host thread by thread, equals the reference."""
 
-import ctypes
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from brownian_cases import DTYPES, LAST, calls, check_call
-from test_cuda_emulated import build
+from test_cuda_emulated import load
 
-from diffast.ops.schema import MAX_DEPTH, SCHEMAS
+from diffast.ops.schema import MAX_DEPTH
 
 
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory):
     """The op, and `reset(seed)` for another order of threads."""
-    library = build(tmp_path_factory, "emulate_brownian.cpp")
-    definitions = torch.library.Library("diffast_emulated_brownian", "DEF")
-    definitions.define("brownian.out" + SCHEMAS["brownian.out"])
-    torch.ops.load_library(str(library))
-    counts = np.zeros(4, dtype=np.int64)
-    pointer = counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int64))
-    function = ctypes.CDLL(str(library)).emulated_reset
-
-    def reset(seed=0):
-        function(ctypes.c_uint64(seed), pointer)
-        return counts.tolist()
-
-    out = torch.ops.diffast_emulated_brownian.brownian.out
+    ops, reset, definitions = load(tmp_path_factory, "emulate_brownian", ("brownian.out",))
+    out = ops.brownian.out
     yield SimpleNamespace(out=out, reset=reset, library=definitions)
 
 

@@ -1,6 +1,5 @@
 """The CUDA source of `combine_error`, run on the host thread by thread, equals the reference."""
 
-import ctypes
 import itertools
 from types import SimpleNamespace
 
@@ -16,30 +15,19 @@ from error_cases import (
     tensors,
 )
 from op_cases import FLOATS, assert_same_bits, placed
-from test_cuda_emulated import build
+from test_cuda_emulated import load
 
 from diffast.ops.combine_error import reference as reference_error
 from diffast.ops.normal import reference as reference_normal
-from diffast.ops.schema import SCHEMAS
 
 
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory):
     """Both forms of the op, and `reset(seed)` for another order of threads."""
-    library = build(tmp_path_factory, "emulate_error.cpp")
-    definitions = torch.library.Library("diffast_emulated_error", "DEF")
-    for name in ("combine_error", "combine_error.out"):
-        definitions.define(name + SCHEMAS[name])
-    torch.ops.load_library(str(library))
-    counts = np.zeros(4, dtype=np.int64)
-    pointer = counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int64))
-    function = ctypes.CDLL(str(library)).emulated_reset
-
-    def reset(seed=0):
-        function(ctypes.c_uint64(seed), pointer)
-        return counts.tolist()
-
-    op = torch.ops.diffast_emulated_error.combine_error
+    ops, reset, definitions = load(
+        tmp_path_factory, "emulate_error", ("combine_error", "combine_error.out")
+    )
+    op = ops.combine_error
     yield SimpleNamespace(returning=op.default, out=op.out, reset=reset, library=definitions)
 
 

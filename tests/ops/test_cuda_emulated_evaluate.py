@@ -1,6 +1,5 @@
 """The CUDA source of `evaluate`, run on the host thread by thread, equals numpy."""
 
-import ctypes
 import itertools
 from types import SimpleNamespace
 
@@ -8,28 +7,17 @@ import numpy as np
 import pytest
 import torch
 from evaluate_cases import EXACT, LIBRARY, Problem
-from test_cuda_emulated import build
+from test_cuda_emulated import load
 from test_evaluate import run
 
-from diffast.ops.schema import MAX_REGISTERS, SCHEMAS
+from diffast.ops.schema import MAX_REGISTERS
 
 
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory):
     """The op, and `reset(seed)`: launches, blocks, threads, barriers; another order of threads."""
-    library = build(tmp_path_factory, "emulate_evaluate.cpp")
-    definitions = torch.library.Library("diffast_emulated_evaluate", "DEF")
-    definitions.define("evaluate" + SCHEMAS["evaluate"])
-    torch.ops.load_library(str(library))
-    counts = np.zeros(4, dtype=np.int64)
-    pointer = counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int64))
-    function = ctypes.CDLL(str(library)).emulated_reset
-
-    def reset(seed=0):
-        function(ctypes.c_uint64(seed), pointer)
-        return counts.tolist()
-
-    op = torch.ops.diffast_emulated_evaluate.evaluate.default
+    ops, reset, definitions = load(tmp_path_factory, "emulate_evaluate", ("evaluate",))
+    op = ops.evaluate.default
     yield SimpleNamespace(op=op, reset=reset, library=definitions)
 
 

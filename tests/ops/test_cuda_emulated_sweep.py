@@ -1,6 +1,5 @@
 """The CUDA sources of `sweep` and `gram`, run on the host thread by thread, equal the reference."""
 
-import ctypes
 import itertools
 from types import SimpleNamespace
 
@@ -9,30 +8,16 @@ import pytest
 import torch
 from op_cases import FLOATS, assert_same_bits
 from sweep_cases import SweepCase, check_sweep, random_options
-from test_cuda_emulated import build
+from test_cuda_emulated import load
 from walk_cases import Walks, check_gram, check_negative_zeros, gram_case
 
-from diffast.ops.schema import SCHEMAS
 from diffast.ops.sweep import reference as reference_sweep
 
 
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory):
     """Both ops, and `reset(seed)` for another order of threads."""
-    library = build(tmp_path_factory, "emulate_sweep.cpp")
-    definitions = torch.library.Library("diffast_emulated_sweep", "DEF")
-    for name in ("gram", "sweep"):
-        definitions.define(name + SCHEMAS[name])
-    torch.ops.load_library(str(library))
-    counts = np.zeros(4, dtype=np.int64)
-    pointer = counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int64))
-    function = ctypes.CDLL(str(library)).emulated_reset
-
-    def reset(seed=0):
-        function(ctypes.c_uint64(seed), pointer)
-        return counts.tolist()
-
-    ops = torch.ops.diffast_emulated_sweep
+    ops, reset, definitions = load(tmp_path_factory, "emulate_sweep", ("gram", "sweep"))
     gram, sweep = ops.gram.default, ops.sweep.default
     yield SimpleNamespace(gram=gram, sweep=sweep, reset=reset, library=definitions)
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from diffast.ops.accept.checks import check_accept
-from diffast.ops.launch import grid_of, place_of
+from diffast.ops.launch import arctan, grid_of, place_of
 from diffast.ops.schema import CONTROLS, COUNTS, FLAGS, RULE
 
 LARGE_BLOCK, _SAMPLES = 1024, 64
@@ -28,21 +28,6 @@ _NO_ROUTE, _INTO_SLOT = tl.constexpr(-1), tl.constexpr(-2)  # csrc/ops/accept/de
 def _power(base, exponent):
     """Returns base^exponent for base >= 0; anything^0 is 1."""
     return tl.where(exponent == 0.0, 1.0, tl.exp2(exponent * tl.log2(base)))
-
-
-@triton.jit
-def _arctan(x, half_pi):
-    """Returns the arctangent: of 1 / x beyond 1, halved three times, then a series below 0.1."""
-    far = x > 1.0
-    u = tl.where(far, 1.0 / x, x)
-    for _ in tl.static_range(3):
-        u = u / (1.0 + tl.sqrt(1.0 + u * u))
-    z = u * u
-    series = z * 0.0
-    for k in tl.static_range(8):
-        series = 1.0 / (z * 0.0 + (15 - 2 * k)) - z * series
-    angle = series * u * 8.0
-    return tl.where(far, half_pi - angle, angle)
 
 
 @triton.jit
@@ -135,7 +120,7 @@ def decide_kernel(
     factor = _power(error, -error_power) * safety
     factor = factor * (_power(before, before_power) * _power(before2, -before2_power))
     factor = tl.where(factor == factor, factor, _INF)
-    limited = 1.0 + _arctan(factor - 1.0, half_pi)
+    limited = 1.0 + arctan(factor - 1.0, half_pi)
     m_good = (m_by_factor & (limited >= threshold)) | (~m_by_factor & (error <= threshold))
     factor = _smaller(_larger(tl.where(m_by_factor, limited, factor), least), most)
     m_accepted = m_good | m_always

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 
 from diffast.ops.evaluate.checks import check_evaluate
+from diffast.ops.launch import arctan
 from diffast.ops.schema import INSTRUCTIONS, KNOT_SCALES, KNOTS
 
 _SAMPLES = 32
@@ -82,28 +83,13 @@ def _log1p(b_x):
 
 
 @triton.jit
-def _arctan(b_size, half_pi):
-    """Returns the arctangent of a number of at least 0: halved three times, then a series."""
-    far = b_size > 1.0
-    u = tl.where(far, 1.0 / tl.where(far, b_size, 1.0), b_size)
-    for _ in tl.static_range(3):
-        u = u / (1.0 + tl.sqrt(1.0 + u * u))
-    z = u * u
-    series = z * 0.0
-    for k in tl.static_range(8):
-        series = 1.0 / (z * 0.0 + (15 - 2 * k)) - z * series
-    angle = series * u * 8.0
-    return tl.where(far, half_pi - angle, angle)
-
-
-@triton.jit
 def _arctan2(b_y, b_x, pi):
     """Returns the angle of the point (x, y), with the signs of zeros and infinities of C."""
     y, x = tl.abs(b_y), tl.abs(b_x)
     m_same = (y == x) & ((x == 0.0) | (x == _INF))
     ratio = tl.where(m_same, tl.where(x == 0.0, 0.0, 1.0), y / tl.where(x == 0.0, 1.0, x))
     ratio = tl.where((x == 0.0) & (y > 0.0), _INF, ratio)
-    angle = _arctan(ratio, pi * 0.5)
+    angle = arctan(ratio, pi * 0.5)
     angle = tl.where(b_x.to(tl.int64, bitcast=True) < 0, pi - angle, angle)
     return tl.where(b_x == b_x, _with_sign(angle, b_y), b_x)
 
@@ -148,7 +134,7 @@ def _function(opcode, b_x, b_y, p_numbers):
         else:
             b_made = tl.sin(b_x) / tl.cos(b_x)
     elif opcode == _ATAN:
-        b_made = _with_sign(_arctan(tl.abs(b_x), tl.load(p_numbers + 8) * 0.5), b_x)
+        b_made = _with_sign(arctan(tl.abs(b_x), tl.load(p_numbers + 8) * 0.5), b_x)
     elif opcode == _ATAN2:
         b_made = _arctan2(b_x, b_y, tl.load(p_numbers + 8))
     elif opcode == _SINH:
