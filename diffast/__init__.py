@@ -29,7 +29,7 @@ _HOMES = {
     "LearnedVariance": "diffast.model.learned_variance",
     "NonFiniteError": "diffast.executors.results",
     "ParallelSamples": "diffast.executors.parallel.sample",
-    "Plan": "diffast.plan",
+    "Plan": "diffast.plans",
     "Prediction": "diffast.model.prediction",
     "Progress": "diffast.executors.results",
     "Result": "diffast.executors.results",
@@ -51,7 +51,7 @@ _HOMES = {
     "sample_parallel": "diffast.executors.parallel.sample",
     "schedules": "diffast.schedules",
     "solvers": "diffast.solvers",
-    "unroll": "diffast.plan",
+    "unroll": "diffast.plans",
 }
 
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]: __init__.pyi lists them

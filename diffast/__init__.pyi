@@ -30,8 +30,8 @@ from diffast.model.prediction import Prediction as Prediction
 from diffast.noise.brownian import BrownianPath as BrownianPath
 from diffast.noise.forward_process import add_noise as add_noise
 from diffast.ops import backends as backends
-from diffast.plan import Plan as Plan
-from diffast.plan import unroll as unroll
+from diffast.plans import Plan as Plan
+from diffast.plans import unroll as unroll
 from diffast.solvers import embedded as embedded
 from diffast.solvers import embedded as pairs
 

@@ -32,8 +32,8 @@ from diffast.lowering.program import (
 )
 from diffast.model.denoiser import Denoiser, time_dtype
 from diffast.noise.brownian import path_noise
-from diffast.plan import Plan
-from diffast.plan.registers import X, Y
+from diffast.plans import Plan
+from diffast.plans.registers import X, Y
 
 
 class BoundCall(NamedTuple):

@@ -17,7 +17,7 @@ from diffast import ops
 from diffast.executors.device import on_host, pinned
 from diffast.executors.results import Info, check_finite
 from diffast.model.denoiser import FORMATS
-from diffast.plan import Plan
+from diffast.plans import Plan
 
 # Where fresh noise may come from. A callable gives the normals of a stage.
 NOISES = ("counter", "path", "bridge", "redraw")

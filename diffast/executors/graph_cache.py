@@ -22,7 +22,7 @@ from diffast.executors.replay import ReplayableRun
 from diffast.executors.results import Samples
 from diffast.lowering.program import Program, lower
 from diffast.model.denoiser import Denoiser
-from diffast.plan import Plan
+from diffast.plans import Plan
 
 
 class GraphCache:

@@ -15,7 +15,7 @@ from diffast.executors.replay import Memory, ReplayableRun, changed
 from diffast.executors.results import Samples
 from diffast.executors.table_run import copied
 from diffast.model.denoiser import Denoiser
-from diffast.plan import Plan
+from diffast.plans import Plan
 
 # A run calls the network at every stage; with fewer stages it is run more often before the capture.
 _WARM_CALLS = 3

@@ -30,7 +30,7 @@ from diffast.lowering.liveness import fewest_tensors
 from diffast.lowering.program import Program, lower
 from diffast.model.denoiser import Denoiser
 from diffast.noise.brownian import PathNoise
-from diffast.plan import Plan
+from diffast.plans import Plan
 
 # How many programs' weights are kept on the host, as guidance scales come back.
 _KEPT = 8

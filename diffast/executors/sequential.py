@@ -11,7 +11,7 @@ from diffast.executors.bound_run import BoundRun
 from diffast.executors.graph_cache import graph_cache
 from diffast.executors.results import Progress, Samples
 from diffast.model.denoiser import Denoiser
-from diffast.plan import Plan
+from diffast.plans import Plan
 
 
 def sample(

@@ -33,8 +33,8 @@ from diffast.lowering.step_table import (
     numbered,
 )
 from diffast.model.denoiser import time_dtype
-from diffast.plan import Plan
-from diffast.plan.registers import H, V, X, Y
+from diffast.plans import Plan
+from diffast.plans.registers import H, V, X, Y
 
 # Why a source of noise cannot be had here.
 _SOURCES = {

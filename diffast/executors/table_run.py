@@ -14,7 +14,7 @@ from diffast.executors.bound_run import BoundCall, BoundRun
 from diffast.lowering.program import NOISE, Call, Program
 from diffast.model.denoiser import Denoiser
 from diffast.noise.brownian import PathNoise
-from diffast.plan import Plan
+from diffast.plans import Plan
 
 
 class TableRun(BoundRun):

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from diffast import schedules, solvers
 from diffast.executors.sequential import sample
 from diffast.model.denoiser import Denoiser
-from diffast.plan import Plan
+from diffast.plans import Plan
 
 
 def levels_of(name: str, sigmas: torch.Tensor) -> tuple[float, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from diffast.lowering.program import X0, Program, Stage
-from diffast.plan.registers import X, Y
+from diffast.plans.registers import X, Y
 
 
 def fewest_tensors(program: Program) -> int:

@@ -30,8 +30,8 @@ import numpy as np
 from diffast.lowering.estimate import COND, UNCOND, X0, estimate_row
 from diffast.lowering.silent import without_silent_stages
 from diffast.lowering.slots import Slots, last_uses, slot_name
-from diffast.plan import Plan
-from diffast.plan.registers import NEW, Z1, Z2, H, V, X, Y, input_number, input_register
+from diffast.plans import Plan
+from diffast.plans.registers import NEW, Z1, Z2, H, V, X, Y, input_number, input_register
 
 NOISE = "noise"
 

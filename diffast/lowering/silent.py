@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffast.plan import Plan
-from diffast.plan.registers import ERROR, NEW, Z1, Z2, H, V, X, Y
+from diffast.plans import Plan
+from diffast.plans.registers import ERROR, NEW, Z1, Z2, H, V, X, Y
 
 Rows = dict[str, dict[str, float]]  # {register: {column: weight}}, without zeros
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from diffast.lowering.silent import Rows
-from diffast.plan.registers import NEW, H
+from diffast.plans.registers import NEW, H
 
 
 def slot_name(number: int) -> str:

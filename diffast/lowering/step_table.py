@@ -11,7 +11,7 @@ import torch
 
 from diffast.lowering.program import COND, NOISE, UNCOND, X0, Program, Stage, call_of
 from diffast.lowering.slots import slot_name
-from diffast.plan.registers import H, V, X, Y
+from diffast.plans.registers import H, V, X, Y
 
 # Registers by number; the slots come after them.
 FIXED = (Y, V, X, COND, UNCOND, X0, NOISE)

@@ -20,8 +20,8 @@ from diffast.lowering.program import (
     lower,
 )
 from diffast.lowering.slots import slot_name
-from diffast.plan import Plan
-from diffast.plan.registers import H, V, X
+from diffast.plans import Plan
+from diffast.plans.registers import H, V, X
 
 # Columns of `Tables.line`.
 ALPHA, SIGMA, INVERSE, GAIN = range(4)

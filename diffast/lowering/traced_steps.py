@@ -27,7 +27,7 @@ import numpy as np
 from diffast.lowering.estimate import X0
 from diffast.lowering.recorder import Instruction, Recorded, Recording
 from diffast.lowering.trial_steps import TrialProgram
-from diffast.plan.registers import Z1
+from diffast.plans.registers import Z1
 from diffast.solvers.embedded import EmbeddedSolver, Node, Step
 from diffast.solvers.embedded.solver import Row
 

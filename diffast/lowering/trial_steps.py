@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffast.lowering.estimate import COND, UNCOND, X0, estimate_row, written_out
-from diffast.plan.registers import ERROR, Z1, X, Y
+from diffast.plans.registers import ERROR, Z1, X, Y
 from diffast.solvers.embedded import EmbeddedSolver, Node, Step
 from diffast.solvers.embedded.bridge import HELD, NEW, bridge
 from diffast.solvers.embedded.solver import DRAWN, JUDGED, NEW_SIZE, SIZE, Row

@@ -19,7 +19,7 @@ import torch
 
 from diffast import ops
 from diffast.model.outputs import tensor_of
-from diffast.plan import Plan
+from diffast.plans import Plan
 from diffast.solvers.compat import with_noise_weights
 
 KINDS = ("range", "variance")

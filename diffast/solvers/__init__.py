@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from diffast._namespace import attributes, listing, lookup
-from diffast.plan import Plan
+from diffast.plans import Plan
 from diffast.solvers.aliases import dpm_2, etdrk2, euler_ancestral, ralston, res_2m, res_3m
 from diffast.solvers.few_step.consistency import lcm, tcd
 from diffast.solvers.ode.adams import (

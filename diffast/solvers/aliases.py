@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec
 
-from diffast.plan import Plan
+from diffast.plans import Plan
 from diffast.solvers.ode.adams import exponential_adams
 from diffast.solvers.ode.euler import ddim
 from diffast.solvers.ode.exponential import res_2s

@@ -8,7 +8,7 @@ from numpy_executor import run as run_numpy
 
 import diffast as df
 from diffast import ops
-from diffast.plan.registers import one_call_plan
+from diffast.plans.registers import one_call_plan
 
 SCHEDULES = {
     "vp_linear": df.schedules.vp_linear(),

@@ -9,7 +9,7 @@ from op_cases import assert_same_bits
 
 import diffast as df
 from diffast import ops
-from diffast.plan.registers import Stages
+from diffast.plans.registers import Stages
 
 VP = df.schedules.vp_linear()
 GRID = df.grids.uniform_logsnr(VP, 4)

@@ -1,4 +1,4 @@
-"""Plans that files of older versions hold (tests/plan/older), as today's builders make them."""
+"""Plans that files of older versions hold (tests/plans/older), as today's builders make them."""
 
 import diffast as df
 from diffast.solvers import compat

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from diffast.plan.registers import ROWS, levels_of
+from diffast.plans.registers import ROWS, levels_of
 
 
 def table(plan, register, *columns):

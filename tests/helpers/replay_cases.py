@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import diffast as df
 from diffast import ops
-from diffast.plan.registers import Stages
+from diffast.plans.registers import Stages
 
 VP = df.schedules.vp_linear()
 GRID = df.grids.uniform_logsnr(VP, 5)

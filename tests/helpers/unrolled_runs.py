@@ -3,8 +3,8 @@
 import numpy as np
 from numpy_executor import walk
 
-from diffast.plan import unroll
-from diffast.plan.unroll import propagate
+from diffast.plans import unroll
+from diffast.plans.unroll import propagate
 
 
 def everything(plan, x, random):

@@ -59,7 +59,7 @@ FORBIDDEN = (
         "ops, model, noise and lowering know torch and numpy alone",
     ),
     ("model/denoiser.py", "import triton", "triton stays in ops"),
-    ("noise/brownian.py", "import diffast.plan", "who imports plan"),
+    ("noise/brownian.py", "import diffast.plans", "who imports plan"),
     ("lowering/program.py", "import diffast.solvers.ode.euler", "who imports solvers"),
     ("executors/stepwise.py", "import diffast.solvers.sde.pec", "who imports solvers"),
     ("lowering/program.py", "import diffast.ops", "who imports ops"),

@@ -14,7 +14,7 @@ from diffast import ops
 from diffast.executors.stepwise import Stepper
 from diffast.lowering.program import COND, Constraints, lower
 from diffast.lowering.sweep_tables import tables_of
-from diffast.plan import Stages
+from diffast.plans import Stages
 
 VP = df.schedules.vp_linear()
 GRID = df.grids.uniform_logsnr(VP, 5, sigma_min=0.1, to_zero=False)

@@ -26,7 +26,7 @@ import diffast as df
 from diffast import ops, solvers
 from diffast.executors.stepwise import Stepper
 from diffast.lowering.program import Constraints, lower
-from diffast.plan import Stages
+from diffast.plans import Stages
 
 READS = df.Prediction(VP, "x0")
 

@@ -9,7 +9,7 @@ from plan_tables import place_of_y, rows_of_x, table, with_y
 from test_solvers import BETAS, SCHEDULES, each_schedule, many_grids
 
 from diffast import grids, schedules, solvers
-from diffast.plan import unroll
+from diffast.plans import unroll
 from diffast.solvers import compat
 
 EDM, FLOW, VP = schedules.edm(), schedules.flow(), schedules.vp_linear()

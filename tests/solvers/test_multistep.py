@@ -11,7 +11,7 @@ from scipy import integrate
 from test_solvers import fitted_slope, gaussian, inner, strong_errors
 
 from diffast import grids, schedules, solvers
-from diffast.plan import unroll
+from diffast.plans import unroll
 from diffast.solvers.aliases import res_2m, res_3m
 from diffast.solvers.core import integrals
 from diffast.solvers.core.phi import phi

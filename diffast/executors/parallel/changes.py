@@ -13,7 +13,7 @@ from diffast import ops
 from diffast.executors.parallel.convergence import Convergence
 from diffast.executors.parallel.mixing import Mixing
 from diffast.executors.parallel.rounds import ParallelRun, Rule, Verdict, jobs_of
-from diffast.plan.registers import levels_of
+from diffast.plans.registers import levels_of
 
 
 class ByChange(Rule):

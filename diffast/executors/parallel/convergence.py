@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffast.executors.parallel.methods import Method
-from diffast.plan import Plan
+from diffast.plans import Plan
 
 # The least ratio of two changes in a row that the error estimate uses. With 0.1 one error in ten
 # was above the tolerance.

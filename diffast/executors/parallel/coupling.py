@@ -24,7 +24,7 @@ from diffast import ops
 from diffast.executors.device import sent
 from diffast.executors.parallel.rounds import ParallelRun, Rule, Verdict, jobs_of
 from diffast.lowering.sweep_tables import Tables
-from diffast.plan import Plan
+from diffast.plans import Plan
 
 # The weights of (F(x), guess, z) in what decides: r = F(x) - guess, and z.
 _DECIDING = ((1.0, -1.0, 0.0), (0.0, 0.0, 1.0))

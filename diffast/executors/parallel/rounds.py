@@ -22,7 +22,7 @@ from diffast.executors.parallel.slopes import Slopes
 from diffast.executors.parallel.windows import Windows
 from diffast.executors.results import FINE, Progress, what_failed
 from diffast.lowering.sweep_tables import Tables
-from diffast.plan import Plan
+from diffast.plans import Plan
 
 # Relative difference between two places of a batch that is still rounding: kernels are chosen by
 # the batch's size.

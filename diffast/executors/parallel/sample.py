@@ -24,7 +24,7 @@ from diffast.executors.results import Progress, Result
 from diffast.lowering.sweep_tables import tables_of
 from diffast.model.denoiser import Denoiser
 from diffast.ops.schema import MAX_ENTRIES
-from diffast.plan import Plan
+from diffast.plans import Plan
 
 _WHO = "sample_parallel"
 _ONE_KERNEL = "a stage's noise is drawn within one kernel, in every round anew: "

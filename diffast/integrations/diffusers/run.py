@@ -12,8 +12,8 @@ import torch
 from diffast import ops
 from diffast.lowering.program import Constraints, check_plain_calls, lower
 from diffast.lowering.step_table import AT_X, AT_X0, AT_Y, FIXED, numbered
-from diffast.plan import Plan
-from diffast.plan.registers import V, Y
+from diffast.plans import Plan
+from diffast.plans.registers import V, Y
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _combine, _empty_like = ops.combine_out, torch.empty_like

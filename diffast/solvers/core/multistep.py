@@ -11,7 +11,7 @@ import operator
 import numpy as np
 
 from diffast.grids import check_grid
-from diffast.plan import Plan, Stages
+from diffast.plans import Plan, Stages
 from diffast.solvers.core.integrals import adams, keep, levels_at, moments, time_at
 
 X = "x"  # the column of the step's state; estimates are named by the stage that made them

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from diffast.grids import check_grid
-from diffast.plan import one_call_plan
+from diffast.plans import one_call_plan
 
 
 def ancestral(alpha_s, alpha_t, sigma_s, sigma_t, eta):

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from diffast.grids import check_grid
-from diffast.plan import Plan, Stages
-from diffast.plan.registers import entries
+from diffast.plans import Plan, Stages
+from diffast.plans.registers import entries
 
 CLOCKS = ("rho", "flow")
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffast.grids import check_grid
-from diffast.plan import Plan, Stages
-from diffast.plan.registers import X0_LEVEL, Z1, D, H, X, Y, entry_column
+from diffast.plans import Plan, Stages
+from diffast.plans.registers import X0_LEVEL, Z1, D, H, X, Y, entry_column
 from diffast.solvers.core.noise_split import diffusive
 from diffast.solvers.embedded.solver import EmbeddedSolver, Row, Step
 from diffast.solvers.embedded.time_variable import TimeVariable

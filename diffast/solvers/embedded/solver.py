@@ -35,7 +35,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from diffast.plan.registers import ERROR, D, X, Y
+from diffast.plans.registers import ERROR, D, X, Y
 from diffast.solvers.core.noise_split import check_eta
 
 # The functions of the array module that rows, `reach` and the bridge may call, and the comparisons

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diffast.plan import Plan
+from diffast.plans import Plan
 from diffast.schedules import Schedule
 from diffast.solvers.core.docs import Form, Orders, Start, builder
 from diffast.solvers.core.integrals import adams, keep, levels_at, moments

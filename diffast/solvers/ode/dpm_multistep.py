@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
-from diffast.plan import Plan, one_call_plan
+from diffast.plans import Plan, one_call_plan
 from diffast.schedules import Schedule
 from diffast.solvers.core.docs import Form, Kind, Orders, Start, builder
 from diffast.solvers.core.integrals import adams, moments

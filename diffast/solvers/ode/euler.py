@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
-from diffast.plan import Plan, Stages
+from diffast.plans import Plan, Stages
 from diffast.schedules import Schedule
 from diffast.solvers.core.docs import Clock, builder, plain_builder
 from diffast.solvers.core.noise_split import (

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.grids.checks import check_share
-from diffast.plan import Plan
+from diffast.plans import Plan
 from diffast.schedules import Schedule
 from diffast.solvers.core.docs import Clock, builder
 from diffast.solvers.core.one_step import one_step

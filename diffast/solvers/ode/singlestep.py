@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
 from diffast.grids.checks import check_share
-from diffast.plan import Plan
+from diffast.plans import Plan
 from diffast.schedules import Schedule
 from diffast.solvers.core.docs import Clock, Kind, Orders, builder
 from diffast.solvers.core.multistep import check_choice

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
-from diffast.plan import Plan
+from diffast.plans import Plan
 from diffast.schedules import Schedule
 from diffast.solvers.core.docs import Orders, Start, builder
 from diffast.solvers.core.integrals import adams, moments

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid, karras
-from diffast.plan import Plan, Stages
+from diffast.plans import Plan, Stages
 from diffast.schedules import Schedule
 from diffast.solvers.core.docs import builder
 from diffast.solvers.core.noise_split import check_eta, check_s_noise

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
-from diffast.plan import Plan, one_call_plan
-from diffast.plan.registers import entries
+from diffast.plans import Plan, one_call_plan
+from diffast.plans.registers import entries
 from diffast.schedules import Schedule
 from diffast.solvers.core.docs import builder
 from diffast.solvers.core.noise_split import check_s_noise

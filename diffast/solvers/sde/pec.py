@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numpy.typing import ArrayLike
 
-from diffast.plan import Plan
+from diffast.plans import Plan
 from diffast.schedules import Schedule
 from diffast.solvers.core.docs import plain_builder
 from diffast.solvers.embedded.grid import on_grid

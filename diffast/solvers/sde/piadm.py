@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
-from diffast.plan import Plan, Stages, one_call_plan
+from diffast.plans import Plan, Stages, one_call_plan
 from diffast.schedules import Schedule
 from diffast.solvers.core import langevin
 

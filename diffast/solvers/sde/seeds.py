@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
-from diffast.plan import Plan, Stages
-from diffast.plan.registers import entries
+from diffast.plans import Plan, Stages
+from diffast.plans.registers import entries
 from diffast.schedules import Schedule
 from diffast.solvers.core.docs import builder
 from diffast.solvers.core.multistep import check_choice

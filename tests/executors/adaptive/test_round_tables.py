@@ -15,7 +15,7 @@ from diffast.executors.adaptive import sample as adaptive
 from diffast.model.prediction import PREDICTIONS
 from diffast.ops.evaluate.reference import evaluate as reference
 from diffast.ops.schema import CONTROLS, COUNTS
-from diffast.plan.registers import Z1
+from diffast.plans.registers import Z1
 from diffast.solvers.embedded import Step
 
 BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from diffast.plan.checks import check_consistent, check_numbers, check_shapes
-from diffast.plan.registers import NEW, Z1, Z2, D, H, V, X, Y, column_key
+from diffast.plans.checks import check_consistent, check_numbers, check_shapes
+from diffast.plans.registers import NEW, Z1, Z2, D, H, V, X, Y, column_key
 
 # Of a plan with more stages than this, people see the first and the last ones.
 _SHOWN_FIRST, _SHOWN_LAST = 12, 3
@@ -21,7 +21,7 @@ class Plan:
     """A solver's run as numbers: S stages, each one matrix over named registers.
 
     A stage calls the network on x at `times[i]`, which gives the x0 estimate d; then every row of
-    `matrix[i]` is a weighted sum of the columns. `diffast/plan/registers.py` says what registers
+    `matrix[i]` is a weighted sum of the columns. `diffast/plans/registers.py` says what registers
     there are. x and y hold the initial state at first. After the last stage x is the sample.
 
     Arrays are copied to float64 and made read-only.
@@ -235,7 +235,7 @@ class Plan:
         Raises:
             ValueError: another ending; a schedule that is not one of `df.schedules`.
         """
-        from diffast.plan import file
+        from diffast.plans import file
 
         file.save(self, path)
 
@@ -246,7 +246,7 @@ class Plan:
         Raises:
             ValueError: a file that holds no plan, or one that contradicts itself.
         """
-        from diffast.plan import file
+        from diffast.plans import file
 
         return file.load(path)
 

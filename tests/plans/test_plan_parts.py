@@ -10,8 +10,8 @@ from test_plan import BUILDERS, heun_with_error
 from unrolled_runs import check_unrolled
 
 from diffast import grids, schedules, solvers
-from diffast.plan import Plan, Stages, unroll
-from diffast.plan.registers import levels_of
+from diffast.plans import Plan, Stages, unroll
+from diffast.plans.registers import levels_of
 
 
 @pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)

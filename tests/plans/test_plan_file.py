@@ -13,7 +13,7 @@ from solver_cases import ALL_SOLVERS
 
 import diffast as df
 from diffast import solvers
-from diffast.plan import Plan, Stages
+from diffast.plans import Plan, Stages
 
 BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
 SCHEDULES = {
@@ -120,7 +120,7 @@ each_older = pytest.mark.parametrize("name", OLDER)
 
 
 def older(name):
-    return Plan.load(ROOT / "tests" / "plan" / "older" / name)
+    return Plan.load(ROOT / "tests" / "plans" / "older" / name)
 
 
 def network(x, t, shift=0.0):

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from diffast.plan.registers import (
+from diffast.plans.registers import (
     D_RAW,
     ERROR,
     ERROR_LEVEL,

@@ -16,7 +16,7 @@ import diffast as df
 from diffast import grids, ops, solvers
 from diffast.executors.stepwise import Stepper
 from diffast.lowering.program import lower
-from diffast.plan import Plan, Stages
+from diffast.plans import Plan, Stages
 
 EDM = df.schedules.edm()
 

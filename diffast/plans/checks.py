@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffast.plan.registers import (
+from diffast.plans.registers import (
     NEW,
     ROWS,
     Z1,
@@ -20,10 +20,10 @@ from diffast.plan.registers import (
     input_register,
     levels_of,
 )
-from diffast.plan.unroll import propagate
+from diffast.plans.unroll import propagate
 
 if TYPE_CHECKING:
-    from diffast.plan.plan import Plan
+    from diffast.plans.plan import Plan
 
 # Largest allowed gap between what a row holds of x0 and alpha, over the sum of |weight * input| of
 # the row. Checked row by row, so no rounding adds up: all solvers stay below 2.3e-16.

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffast.plan.registers import ERROR, Z1, Z2, H, X, Y, input_number
+from diffast.plans.registers import ERROR, Z1, Z2, H, X, Y, input_number
 
 if TYPE_CHECKING:
-    from diffast.plan.plan import Plan
+    from diffast.plans.plan import Plan
 
 
 def unroll(plan: Plan) -> dict[str, np.ndarray]:

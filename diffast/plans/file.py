@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from diffast import schedules
-from diffast.plan.older_files import FIELDS as OLDER
-from diffast.plan.older_files import OPTIONAL, convert
-from diffast.plan.plan import Plan
+from diffast.plans.older_files import FIELDS as OLDER
+from diffast.plans.older_files import OPTIONAL, convert
+from diffast.plans.plan import Plan
 
 FORMAT = "diffast plan"
 VERSION = 3

@@ -8,9 +8,9 @@ import pytest
 from plan_tables import changed
 
 from diffast import grids, schedules, solvers
-from diffast.plan import Plan, Stages, one_call_plan
-from diffast.plan.checks import TOLERANCE_NOISE, TOLERANCE_X0
-from diffast.plan.registers import levels_of
+from diffast.plans import Plan, Stages, one_call_plan
+from diffast.plans.checks import TOLERANCE_NOISE, TOLERANCE_X0
+from diffast.plans.registers import levels_of
 
 BETAS = np.linspace(0.0001, 0.02, 1000)
 SCHEDULES = {
@@ -158,8 +158,8 @@ def test_a_wrong_number_among_a_thousand_stages_is_refused(build):
 
 @pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
 def test_tolerance_has_a_hundredfold_margin(build, monkeypatch):
-    monkeypatch.setattr("diffast.plan.checks.TOLERANCE_X0", TOLERANCE_X0 / 100)
-    monkeypatch.setattr("diffast.plan.checks.TOLERANCE_NOISE", TOLERANCE_NOISE / 100)
+    monkeypatch.setattr("diffast.plans.checks.TOLERANCE_X0", TOLERANCE_X0 / 100)
+    monkeypatch.setattr("diffast.plans.checks.TOLERANCE_NOISE", TOLERANCE_NOISE / 100)
     random = np.random.default_rng(1)
     for schedule in SCHEDULES.values():
         low, high = schedule.t_end, schedule.t_start

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from diffast.plan.plan import Plan
+    from diffast.plans.plan import Plan
 
 X, Y, V, H, D, D_RAW, ERROR = "x", "y", "v", "h", "d", "d_raw", "error"
 X2 = "x2"
@@ -128,7 +128,7 @@ def one_call_plan(
     The grid is [N+1] model times, checked. x, h and y are rows. Without h it is {"d": 1} where x
     weighs entries. y holds the (alpha, sigma) `y_at`. Options are further fields of `Plan`.
     """
-    from diffast.plan.plan import Plan
+    from diffast.plans.plan import Plan
 
     if h is None and any(column[0] == "h" for column in x):
         h = {D: 1.0}
@@ -211,7 +211,7 @@ class Stages:
 
     def plan(self, name: str, steps: int, **options: Any) -> Plan:
         """Returns the plan of all stages, of so many grid intervals; options are fields of it."""
-        from diffast.plan.plan import Plan
+        from diffast.plans.plan import Plan
 
         stages = self._settled()
         names, columns = _names(stages)
