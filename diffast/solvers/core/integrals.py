@@ -63,17 +63,6 @@ def levels_at(schedule, times) -> list:
     return [Level(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
-def time_at(schedule, clock, value) -> float:
-    """Returns the model time at which the time variable has that value."""
-    if clock == "flow":
-        lam = np.log1p(-value) - np.log(value)
-    elif clock == "arctan":
-        lam = -np.log(np.tan(value))
-    else:
-        lam = value if clock == "lam" else np.log(value) * (1.0 if clock == "snr" else -1.0)
-    return float(schedule.time(lam))
-
-
 def keep(form, s, t) -> float:
     """Returns the weight of the state at s in that at t, c_t / c_s."""
     return t.scale(form) / s.scale(form)

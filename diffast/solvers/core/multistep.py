@@ -12,7 +12,8 @@ import numpy as np
 
 from diffast.grids import check_grid
 from diffast.plans import Plan, Stages
-from diffast.solvers.core.integrals import adams, keep, levels_at, moments, time_at
+from diffast.schedules.clocks import time_on
+from diffast.solvers.core.integrals import adams, keep, levels_at, moments
 
 FINALS = ("clean", "falling", "full")
 
@@ -260,7 +261,7 @@ def _single_step(rows, schedule, state, step, i, calls):
     whole, *rest = moments(form, clock, s, t, 2)
     zero = s.on(clock)
     ahead = [rest[0] / whole] if calls == 2 else [0.5 * rest[1] / rest[0], rest[1] / rest[0]]
-    times = [time_at(schedule, clock, zero + gap) for gap in ahead]
+    times = [float(time_on(schedule, clock, zero + gap)) for gap in ahead]
     inner = levels_at(schedule, times)
 
     def ends(at, stages, weights):
