@@ -97,7 +97,8 @@ class Form:
             steps=n,
             name=name,
             guidance=self.guidance,
-            **({"spans": self._spans()} | fields),
+            spans=self._spans(),
+            **fields,
         )
 
     def _spans(self) -> np.ndarray:
@@ -135,7 +136,7 @@ def form_of(plan: Plan) -> Form:
         fresh = _fresh(plan, states, stages)
     found = Form(
         plan.schedule,
-        plan.start,
+        float(plan.start if plan.start is not None else plan.call_times[0]),
         plan.end,
         levels,
         plan.call_times.copy(),
@@ -162,7 +163,7 @@ def _check(plan: Plan) -> None:
 
 
 def _fresh(plan: Plan, states: np.ndarray, stages: np.ndarray) -> np.ndarray:
-    """Returns [N] weights of the fresh normals; raises ValueError for noise of another structure."""
+    """Returns [N] weights of the fresh normals; ValueError for noise of another structure."""
     if plan.stages != len(stages):
         raise ValueError(f"form_of: plan {plan.name} draws noise in stages without a network call")
     drawn = states[:, 1 + plan.stages : 1 + 2 * plan.stages]

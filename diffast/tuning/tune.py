@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -172,7 +173,7 @@ class _Tuning:
             best,
             tuple(table),
             facts,
-            self._counted(teacher, len(candidates)),
+            self._counted(),
             tuple(history),
             tuple(self.notes),
         )
@@ -180,11 +181,11 @@ class _Tuning:
     def _teach(self, teacher: Plan) -> None:
         """Works out the teacher's samples of all pilots."""
         ids = torch.cat([self.train, self.held])
-        rows = self.settings.rows
-        made = [
-            self.memo.tensor(f"ends {i}", lambda own=ids[piece]: self._samples(teacher, own))
-            for i, piece in enumerate(pieces(len(ids), rows))
-        ]
+        made = []
+        for i, piece in enumerate(pieces(len(ids), self.settings.rows)):
+            own = ids[piece]
+            made.append(self.memo.tensor(f"ends {i}", lambda own=own: self._samples(teacher, own)))
+            self.memo(f"calls of ends {i}", lambda own=own: {"calls": teacher.nfe * len(own)})
         ends = torch.cat(made)
         if not ends.isfinite().all():
             bad = int((~ends.isfinite().reshape(len(ends), -1).all(1)).sum())
@@ -202,27 +203,34 @@ class _Tuning:
     def _screen(self, candidates: dict[str, Plan], key: str) -> list[tuple[str, float]]:
         """Returns (name, error on some pilots) of candidates, best first."""
         ids = self.train[: self.settings.screened]
-
-        def error(plan: Plan) -> float:
-            return self.judge.error(self._samples(plan, ids), slice(len(ids)))
-
         found = [
-            (name, self.memo(f"{key}: {name}", lambda plan=plan: error(plan)))
+            (name, self._error(f"{key}: {name}", plan, ids, self.judge))
             for name, plan in candidates.items()
         ]
         return sorted(found, key=lambda pair: pair[1])
 
-    def _held_error(self, plan: Plan) -> float:
-        return self.held_judge.error(self._samples(plan, self.held))
+    def _error(self, key: str, plan: Plan, ids: torch.Tensor, judge: Judge) -> float:
+        """Returns a plan's error on the first pilots that a judge has samples of."""
+
+        def work() -> dict[str, Any]:
+            error = judge.error(self._samples(plan, ids), slice(len(ids)))
+            return {"error": error if error < math.inf else None, "calls": plan.nfe * len(ids)}
+
+        error = self.memo(key, work)["error"]
+        return math.inf if error is None else error
+
+    def held_error(self, key: str, plan: Plan) -> float:
+        """Returns a plan's error on the held-out noises."""
+        return self._error(key, plan, self.held, self.held_judge)
 
     def _standard(self, ranked, candidates) -> list[Measured]:
         """Returns the held-out errors of the best standard plans."""
-        table = []
+        found = []
         for name, _ in ranked[:_FINALISTS]:
             plan = candidates[name]
-            error = self.memo(f"held: {name}", lambda plan=plan: self._held_error(plan))
-            table.append(Measured(name, plan.nfe, error, "standard"))
-        return table
+            error = self.held_error(f"held: {name}", plan)
+            found.append(Measured(name, plan.nfe, error, "standard"))
+        return found
 
     def _compare(self, names: list[str]) -> list[Measured]:
         """Returns held-out errors of standard plans with other budgets."""
@@ -234,7 +242,7 @@ class _Tuning:
             ranked = self._screen(plans, f"{calls} calls")
             for name, _ in ranked[:2]:
                 key = f"held, {calls} calls: {name}"
-                error = self.memo(key, lambda plan=plans[name]: self._held_error(plan))
+                error = self.held_error(key, plans[name])
                 found.append(Measured(name, plans[name].nfe, error, "standard"))
         return found
 
@@ -294,9 +302,10 @@ class _Tuning:
         samples_of(plan, self.pilots, ids, self.settings.rows)
         return (time.perf_counter() - begun) / len(ids)
 
-    def _counted(self, teacher: Plan, candidates: int) -> int:
-        """Returns the network evaluations of the whole run, by sample; a resumed one's too."""
-        return sum(v.get("calls", 0) for v in self.memo.results.values() if isinstance(v, dict))
+    def _counted(self) -> int:
+        """Returns the network evaluations of the whole run, by sample, before a kill included."""
+        done = self.memo.results.values()
+        return sum(result["calls"] for result in done if isinstance(result, dict))
 
     def _named(self, plan, name, best, table, facts) -> Plan:
         """Returns the plan with its name and what it was made for."""
@@ -333,22 +342,23 @@ class _Walk:
         self.marquardt = Marquardt(runner, tuning.judge.residual, chunk)
         self.vector, self.damping, self.done = np.zeros(parameters.size), 1e-3, 0
         self.history: list[float] = []
-        first = tuning.memo(f"learn {name}: start", self._held)
+        first = tuning.held_error(f"learn {name}: start", self._plan())
         self.history.append(first)
         self.best = (first, self.vector.tolist())
 
-    def _held(self) -> float:
-        plan = self.parameters.form_at(torch.from_numpy(self.vector)).plan("tuned")
-        return self.tuning._held_error(plan)
+    def _plan(self) -> Plan:
+        return self.parameters.form_at(torch.from_numpy(self.vector)).plan("tuned")
 
     def go(self, iterations: int) -> None:
         """Goes on until so many iterations are done."""
         while self.done < iterations:
-            found = self.tuning.memo(f"learn {self.name}: {self.done}", self._iterate)
+            key = f"learn {self.name}: {self.done}"
+            found = self.tuning.memo(key, self._iterate)
             self.vector, self.damping = np.array(found["vector"]), found["damping"]
-            self.history.append(found["held"])
-            if found["held"] < self.best[0]:
-                self.best = (found["held"], found["vector"])
+            error = self.tuning.held_error(f"{key}, held", self._plan())
+            self.history.append(error)
+            if error < self.best[0]:
+                self.best = (error, found["vector"])
             if found["note"]:
                 self.tuning.say(f"iteration {self.done}: {found['note']}")
             self.done += 1
@@ -360,13 +370,11 @@ class _Walk:
         ids = self.tuning.train[torch.from_numpy(np.sort(chosen))]
         step = self.marquardt.iterate(self.vector, self.damping, ids)
         self.tuning.bar.update(step.calls)
-        self.vector = step.vector
         return {
             "vector": step.vector.tolist(),
             "damping": step.damping,
             "before": step.before if step.before == step.before else None,
             "after": step.after if step.after == step.after else None,
-            "held": self._held(),
             "note": step.note,
             "calls": step.calls,
         }
