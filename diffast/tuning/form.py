@@ -171,8 +171,8 @@ def _fresh(plan: Plan, states: np.ndarray, stages: np.ndarray) -> np.ndarray:
     sigma = np.sqrt((states[:, 0] * plan.initial_scale) ** 2 + (drawn**2).sum(axis=1))
     keep = np.sqrt(np.maximum(sigma[1:] ** 2 - fresh**2, 0.0)) / sigma[:-1]
     others = drawn[1:] - keep[:, None] * drawn[:-1] - np.diag(fresh)
-    wrong = np.abs(others).max(axis=1) > 1e-9 * np.maximum(sigma[1:], 1e-300)
-    wrong |= np.abs(states[1:, 0] - keep * states[:-1, 0]) > 1e-9 * np.abs(states[1:, 0]) + 1e-15
+    wrong = np.abs(others).max(axis=1) > 1e-6 * np.maximum(sigma[1:], 1e-300)
+    wrong |= np.abs(states[1:, 0] - keep * states[:-1, 0]) * plan.initial_scale > 1e-6 * sigma[1:]
     if wrong.any():
         i = int(np.argmax(wrong))
         raise ValueError(

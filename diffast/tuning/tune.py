@@ -27,7 +27,7 @@ from diffast.tuning.memo import Memo
 from diffast.tuning.parameters import Parameters
 from diffast.tuning.pilots import HELD_OUT, Conditions, Pilots, ids_of, pieces
 from diffast.tuning.result import Measured, TuneResult
-from diffast.tuning.teacher import find_teacher
+from diffast.tuning.teacher import check_finite, find_teacher
 
 # How many candidates are measured on all held-out noises, and how many on other budgets.
 _FINALISTS, _COMPARED = 6, 12
@@ -187,12 +187,7 @@ class _Tuning:
             made.append(self.memo.tensor(f"ends {i}", lambda own=own: self._samples(teacher, own)))
             self.memo(f"calls of ends {i}", lambda own=own: {"calls": teacher.nfe * len(own)})
         ends = torch.cat(made)
-        if not ends.isfinite().all():
-            bad = int((~ends.isfinite().reshape(len(ends), -1).all(1)).sum())
-            raise ValueError(
-                f"tune: {bad} of the teacher's {len(ends)} samples are not finite: the network "
-                f"returns no finite numbers along {teacher.name} of {teacher.nfe} steps"
-            )
+        check_finite(ends, teacher)
         count = len(self.train)
         self.judge = Judge(ends[:count], self.settings.features)
         self.held_judge = Judge(ends[count:], self.settings.features)
