@@ -27,6 +27,8 @@ class Settings:
     batch: int
     iterations: int
     starts: int
+    polish: int
+    saves: bool
     seed: int
     features: Callable | None
     tolerance: float
@@ -46,7 +48,7 @@ class Settings:
     def record(self) -> dict[str, Any]:
         """Returns what a file of the run is known by: all that the result depends on."""
         kept = ("calls", "shape", "freedom", "held_out", "batch", "iterations", "starts", "seed")
-        kept = (*kept, "tolerance", "compare", "rows", "memory_limit")
+        kept = (*kept, "polish", "saves", "tolerance", "compare", "rows", "memory_limit")
         found = {name: getattr(self, name) for name in kept}
         denoiser, scale = self.denoiser, self.denoiser.guidance
         return found | {
@@ -80,7 +82,7 @@ def check_arguments(
     if shape[0] < 2:
         raise ValueError(f"tune: shape is {list(shape)}, but 2 pilots are needed at least")
     held_out = shape[0] if held_out is None else _whole("held_out", held_out, 2)
-    for name, least in (("batch", 1), ("iterations", 0), ("starts", 1), ("rows", 1)):
+    for name, least in (("batch", 1), ("iterations", 0), ("starts", 1), ("polish", 0), ("rows", 1)):
         others[name] = _whole(name, others[name], least)
     others["batch"] = min(others["batch"], shape[0])
     freedom, notes = _freedom(denoiser, freedom)
@@ -100,6 +102,7 @@ def check_arguments(
         held_out=held_out,
         compare=compare,
         device=place,
+        saves=bool(others.pop("checkpoint")),
         notes=notes,
         **others,
     )

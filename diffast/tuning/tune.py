@@ -18,6 +18,7 @@ from diffast.executors.context import progress_bar
 from diffast.model.denoiser import Denoiser
 from diffast.model.fingerprint import fingerprint
 from diffast.plans import Plan
+from diffast.tuning.adam import Adam, Descent, begin, has_gradient
 from diffast.tuning.arguments import Settings, check_arguments
 from diffast.tuning.candidates import plans_for
 from diffast.tuning.form import form_of
@@ -33,6 +34,8 @@ from diffast.tuning.teacher import check_finite, find_teacher
 _FINALISTS, _COMPARED = 6, 12
 # Iterations that a start has before the best start is chosen.
 _TRIAL = 2
+# Iterations of the polish between two looks at the held-out noises.
+_ROUND = 20
 
 
 def tune(
@@ -46,6 +49,8 @@ def tune(
     batch: int = 32,
     iterations: int = 12,
     starts: int = 2,
+    polish: int = 0,
+    checkpoint: bool = False,
     seed: int = 0,
     features: Features | None = None,
     tolerance: float = 0.003,
@@ -89,6 +94,10 @@ def tune(
         batch: pilots of one iteration.
         iterations: of learning.
         starts: how many of the best standard plans learning tries to start from.
+        polish: iterations of gradient descent afterwards, where the network has a gradient; 100 to
+            300 gain some 5 to 10 percent.
+        checkpoint: whether the polish computes activations again, in place of keeping those of all
+            calls: a third more time, and the memory of one call.
         seed: of the noises and of the choice of pilots. The same call gives the same plan.
         features: what is compared, a function of samples [B, ...]; None: the samples themselves.
         tolerance: accuracy of the teacher, as a share of the spread.
@@ -263,6 +272,8 @@ class _Tuning:
             walk.go(trial)
         best = min(walks, key=lambda walk: walk.best[0])
         best.go(self.settings.iterations)
+        if self.settings.polish:
+            best.polish(self.settings.polish)
         return np.array(best.best[1]), best.parameters, best.history
 
     def _state_cost(self, candidates: int) -> int:
@@ -274,6 +285,8 @@ class _Tuning:
         total += _FINALISTS * calls * held
         rounds = settings.iterations + _TRIAL * (settings.starts - 1)
         total += rounds * (settings.batch * calls * (learned // 2 + 3) + held * calls)
+        total += settings.polish * 3 * settings.batch * calls
+        total += settings.polish // _ROUND * held * calls
         for multiple in settings.compare:
             total += round(multiple * calls) * (2 * _COMPARED * settings.screened + 2 * held)
         if settings.progress:
@@ -357,6 +370,46 @@ class _Walk:
             if found["note"]:
                 self.tuning.say(f"iteration {self.done}: {found['note']}")
             self.done += 1
+
+    def polish(self, total: int) -> None:
+        """Goes on by gradient descent, from the best vector, in rounds of so many iterations."""
+        tuning, settings = self.tuning, self.tuning.settings
+        if not has_gradient(tuning.pilots, self.parameters.form.start):
+            tuning.say("the network has no gradient, so there is no polish")
+            return
+        adam = Adam(
+            self.runner,
+            tuning.judge.residual,
+            tuning.train,
+            settings.batch,
+            total,
+            settings.seed,
+            settings.saves,
+        )
+        at = begin(np.array(self.best[1]))
+        for first in range(0, total, _ROUND):
+            count = min(_ROUND, total - first)
+
+            def work(at: Descent = at, first: int = first, count: int = count) -> dict[str, Any]:
+                found = adam.go(at, first, count)
+                tuning.bar.update(found.calls)
+                lists = {
+                    name: getattr(found, name).tolist() for name in ("vector", "mean", "square")
+                }
+                return lists | {"skipped": found.skipped, "calls": found.calls}
+
+            key = f"polish {self.name}: {first}"
+            found = tuning.memo(key, work)
+            at = Descent(*(np.array(found[name]) for name in ("vector", "mean", "square")))
+            if found["skipped"]:
+                tuning.say(
+                    f"polish: {found['skipped']} iterations without a finite gradient skipped"
+                )
+            self.vector = at.vector
+            error = tuning.held_error(f"{key}, held", self._plan())
+            self.history.append(error)
+            if error < self.best[0]:
+                self.best = (error, found["vector"])
 
     def _iterate(self) -> dict[str, Any]:
         settings = self.tuning.settings
