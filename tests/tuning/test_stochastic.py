@@ -22,9 +22,8 @@ def test_a_run_of_learning_is_that_of_the_plan(name):
     vector = 0.05 * torch.ones(parameters.size, dtype=torch.float64)
     numbers = parameters.numbers(vector)
     ids = ids_of(6)
-    found = Runner(parameters, Pilots(network, (5,), 3, torch.device("cpu")), 64).trace(
-        ids, numbers
-    )
+    pilots = Pilots(network, (5,), 3, torch.device("cpu"))
+    found = Runner(parameters, pilots, 64).trace(ids, numbers)
     made = parameters.form_at(vector).plan("moved")
     assert made.stochastic
     wanted = df.sample(pilots.rows(ids), made, (6, 5), seed=3).x
