@@ -1,0 +1,1 @@
+"""Grids measured on a network: `Pilot` measures, `rank` compares, `polish` refines."""
