@@ -10,10 +10,10 @@ import numpy as np
 
 
 def arctan(rho: np.ndarray, deviation: float) -> np.ndarray:
-    """Returns c rho / (c^2 + rho^2): even in arctan(rho / c), c the deviation of the data.
+    """Returns the density that is even in arctan(rho / c): c rho / (c^2 + rho^2).
 
-    The grid that minimises the global error of DDIM for Gaussian data of deviation c, and the
-    closed form of Sabour et al. 2024, "Align your steps", theorem 3.1.
+    Its grid minimises the global error of DDIM for Gaussian data of deviation c. It is the closed
+    form of Sabour et al. 2024, "Align your steps", theorem 3.1.
     """
     return deviation * rho / (deviation**2 + rho**2)
 

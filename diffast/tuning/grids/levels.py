@@ -80,6 +80,10 @@ class Levels:
             times = _apart(times)
         return check_grid(self.schedule, times)
 
+    def whole_grid(self, times: np.ndarray) -> np.ndarray:
+        """Returns a grid of `df.grids`, of whole times where the network wants them."""
+        return check_grid(self.schedule, _apart(np.rint(times))) if self.whole else times
+
 
 def _apart(times: np.ndarray) -> np.ndarray:
     """Returns whole times, strictly monotone, near the given ones; both ends stay."""

@@ -25,11 +25,14 @@ NAMES = {
     "gits": "the shortest path in errors of single Euler steps",
     "kernel_1": "least error of a first-order solver, errors taken with their signs",
     "kernel_2": "the same for the second-order multistep method",
+    "kernel_2_cautious": "kernel_2, which expects little of errors that cancel: for few steps",
     "kernel_heun": "the same for Heun's method",
 }
 """The grids that `Pilot.grid` makes, and what they are."""
 
-_INJECTED = {"kernel_1": 1, "kernel_2": 2, "kernel_heun": 2}  # the order of each solver
+# The order of the solver behind each kernel, and the caution that suits it.
+_ORDERS = {"kernel_1": 1, "kernel_2": 2, "kernel_heun": 2}
+_CAUTION = {"kernel_2_cautious": ("kernel_2", 4.0)}
 
 
 class Pilot:
@@ -61,8 +64,8 @@ class Pilot:
         shape: Sequence[int],
         *,
         seed: int = 0,
-        levels: int = 20,
-        substeps: int = 3,
+        levels: int = 16,
+        substeps: int = 4,
         data: torch.Tensor | None = None,
         dtype: torch.dtype = torch.float32,
     ):
@@ -188,7 +191,7 @@ class Pilot:
 
     @torch.no_grad()
     def _measured_kernel(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        order, times, rho = _INJECTED[name], self.times[self.coarse], self.rho[self.coarse]
+        order, times, rho = _ORDERS[name], self.times[self.coarse], self.rho[self.coarse]
         states, estimates = ([made[k] for k in self.coarse] for made in self.path)
         widths = -np.diff(np.log(rho))
         moved = []
@@ -233,9 +236,10 @@ class Pilot:
             fine = np.geomspace(rho[0], rho[-1], max(200, 4 * steps))
             mmse = np.exp(self._log_loss(np.log(fine)))
             return fine[shortest_path.shortest_path(shortest_path.klub(fine, mmse), steps)]
-        if name in _INJECTED:
-            kernel, widths = self.kernel(name)
-            made = error_kernel.minimise(kernel, widths, _INJECTED[name], steps)
+        if name.startswith("kernel"):
+            kind, caution = _CAUTION.get(name, (name, 0.1))
+            kernel, order = self.kernel(kind), _ORDERS[kind]
+            made = error_kernel.minimise(*kernel, order, steps, caution=caution)
             return levels_by_density(*self._between(self.coarse, made.density), steps)
         if name == "score_optimal":
             widths = -np.diff(log_rho[self.coarse])
@@ -278,7 +282,7 @@ class Pilot:
         return np.interp(-log_rho, -np.log(self.rho[self.coarse]), known)
 
     def _between(self, which: np.ndarray, density: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (log levels, density) with the values in the middles of intervals, and at ends."""
+        """Returns (log levels, density) for densities that are known between levels."""
         log_rho = np.log(self.rho[which])
         middle = 0.5 * (log_rho[1:] + log_rho[:-1])
         ends = np.concatenate([log_rho[:1], middle, log_rho[-1:]])
