@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,35 +65,47 @@ ANALYTIC = {
 SOLVERS = ("ddim", "dpmpp_2m", "heun")
 
 
+def analytic_errors(
+    network: Network, size: int, least: float, most: float, rows: int
+) -> tuple[dict[str, list[float]], int]:
+    """Returns rms errors at 5, 10 and 20 steps by "solver, grid", and the pilot's calls; float64.
+
+    Grids end at sigma_min, and so does the flow that samples are compared with.
+    """
+    schedule = df.schedules.edm(least, most)
+    denoiser = df.Denoiser(network, schedule, predicts="x0")
+    pilot = measured.Pilot(denoiser, (rows, size), dtype=torch.float64)
+    draw, count = torch.Generator().manual_seed(5), 4096 if size == 1 else 512
+    x = most * torch.randn(count, size, generator=draw, dtype=torch.float64)
+    fine = df.solvers.dopri5(schedule, df.grids.karras(schedule, 200, to_zero=False))
+    ends = df.sample(denoiser, fine, x=x).x
+
+    def error(solver: str, times: np.ndarray) -> float:
+        plan = df.solvers.get(solver)(schedule, times)
+        gap = df.sample(denoiser, plan, x=x).x - ends
+        return float(gap.square().mean().sqrt())
+
+    lines = {}
+    for solver in SOLVERS:
+        for grid in ("karras", "uniform_logsnr", *measured.NAMES):
+            lines[f"{solver}, {grid}"] = [
+                error(
+                    solver,
+                    pilot.grid(grid, steps, to_zero=False)
+                    if grid in measured.NAMES
+                    else getattr(df.grids, grid)(schedule, steps, to_zero=False),
+                )
+                for steps in (5, 10, 20)
+            ]
+    return lines, pilot.calls
+
+
 def analytic() -> dict:
-    """Returns rms errors to the flow's state at sigma_min, grids that end there, float64."""
+    """Returns the errors on the analytic problems."""
     table = {}
-    for name, (network, size, least, most, rows) in ANALYTIC.items():
-        schedule = df.schedules.edm(least, most)
-        denoiser = df.Denoiser(network, schedule, predicts="x0")
-        pilot = measured.Pilot(denoiser, (rows, size), dtype=torch.float64)
-        draw = torch.Generator().manual_seed(5)
-        x = most * torch.randn(4096 if size == 1 else 512, size, generator=draw).double()
-        fine = df.solvers.dopri5(schedule, df.grids.karras(schedule, 200, to_zero=False))
-        ends = df.sample(denoiser, fine, x=x).x
-
-        def error(solver: str, times: np.ndarray) -> float:
-            plan = df.solvers.get(solver)(schedule, times)
-            gap = df.sample(denoiser, plan, x=x).x - ends
-            return float(gap.square().mean().sqrt())
-
-        lines = {}
-        for solver in SOLVERS:
-            for grid in ("karras", "uniform_logsnr"):
-                make = getattr(df.grids, grid)
-                lines[f"{solver}, {grid}"] = [
-                    error(solver, make(schedule, steps, to_zero=False)) for steps in (5, 10, 20)
-                ]
-            for grid in measured.NAMES:
-                lines[f"{solver}, {grid}"] = [
-                    error(solver, pilot.grid(grid, steps, to_zero=False)) for steps in (5, 10, 20)
-                ]
-        table[name] = {"steps": [5, 10, 20], "calls": pilot.calls, "errors": lines}
+    for name, problem in ANALYTIC.items():
+        lines, calls = analytic_errors(*problem)
+        table[name] = {"steps": [5, 10, 20], "calls": calls, "errors": lines}
     return table
 
 
@@ -100,6 +113,7 @@ class Field(nn.Module):
     """An MLP on points of the plane and a time."""
 
     def __init__(self, width: int = 128):
+        """Makes three hidden layers."""
         super().__init__()
         self.register_buffer("frequencies", torch.linspace(0.5, 6.0, 12))
         self.layers = nn.Sequential(
@@ -170,7 +184,6 @@ def compared(
     name: str, denoiser: df.Denoiser, rows: int, held: int, shape: tuple, evaluations: int
 ) -> dict:
     """Returns the errors of solvers and grids at 5, 8 and 10 calls, and of the polished best."""
-    from dataclasses import replace
 
     def of_rows(count: int) -> df.Denoiser:
         own = {key: value[:count] for key, value in denoiser.conditions.items()}

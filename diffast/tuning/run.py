@@ -43,7 +43,12 @@ class Rows:
         call = self.denoiser.call
         if self.saves and torch.is_grad_enabled():
             made = checkpoint(
-                call, given, t, self.arguments(branch), use_reentrant=False, determinism_check="none"
+                call,
+                given,
+                t,
+                self.arguments(branch),
+                use_reentrant=False,
+                determinism_check="none",
             )
             return made.to(x.dtype)  # pyright: ignore[reportOptionalMemberAccess]
         return call(given, t, self.arguments(branch)).to(x.dtype)
@@ -72,7 +77,12 @@ def run(rows: Rows, numbers: Numbers, normals: list[torch.Tensor] | None = None)
     keep, told, a, b, scales, fresh = (
         [*part.to(x.device).unbind()]
         for part in (
-            numbers.keep, numbers.told, numbers.a, numbers.b, numbers.scales, numbers.fresh
+            numbers.keep,
+            numbers.told,
+            numbers.a,
+            numbers.b,
+            numbers.scales,
+            numbers.fresh,
         )
     )
     weights = numbers.weights.to(x.device)
