@@ -35,9 +35,9 @@ class Rows:
         return self._arguments[branch]
 
     def output(self, x: torch.Tensor, told: torch.Tensor, branch: str) -> torch.Tensor:
-        """Returns the network's raw output on a branch, [B or 2B, ...]."""
-        rows = 2 * len(x) if branch == "both" else len(x)
-        t = told.to(x.device, time_dtype(x.dtype)).expand(rows)
+        """Returns the network's raw output on a branch, [B or 2B, ...], told a time or [B]."""
+        t = told.to(x.device, time_dtype(x.dtype)).expand(len(x))
+        t = torch.cat([t, t]) if branch == "both" else t
         given = torch.cat([x, x]) if branch == "both" else x
         given = given.to(self.denoiser.dtype or x.dtype)
         call = self.denoiser.call
