@@ -21,6 +21,7 @@ from diffast.plans import Plan
 from diffast.tuning.arguments import Settings, check_arguments
 from diffast.tuning.candidates import plans_for
 from diffast.tuning.form import form_of
+from diffast.tuning.grids import measured
 from diffast.tuning.judge import Features, Judge, samples_of
 from diffast.tuning.levenberg import Marquardt, Runner
 from diffast.tuning.memo import Memo
@@ -139,6 +140,8 @@ class _Tuning:
         """Returns what comes of it."""
         settings = self.settings
         candidates = dict(plans_for(self.denoiser, self.pilots, settings.calls))
+        count = len(self.train)
+        candidates |= measured(self.denoiser, self.pilots, settings.calls, self.memo, count)
         if settings.start is not None:
             candidates["the start given"] = settings.start
         if not candidates:

@@ -10,9 +10,9 @@ import numpy as np
 
 
 def arctan(rho: np.ndarray, deviation: float) -> np.ndarray:
-    """Returns the density that is even in arctan(rho / c): c rho / (c^2 + rho^2).
+    """Returns the density whose grid is even in arctan(rho / c), c the data's deviation.
 
-    Its grid minimises the global error of DDIM for Gaussian data of deviation c. It is the closed
+    This is c rho / (c^2 + rho^2). Its grid minimises the global error of DDIM for Gaussian data of deviation c. It is the closed
     form of Sabour et al. 2024, "Align your steps", theorem 3.1.
     """
     return deviation * rho / (deviation**2 + rho**2)

@@ -18,15 +18,23 @@ class FlowPath:
         shape: [B, ...] of the state.
         seed: of the initial noise.
         dtype: of the state: torch.float32 or float64.
+        device: where to run; None: where the network is.
 
     Attributes:
         calls: network calls so far, each of all B rows. A guided call of both branches is one.
     """
 
-    def __init__(self, denoiser: Denoiser, shape: tuple[int, ...], seed: int, dtype: torch.dtype):
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        shape: tuple[int, ...],
+        seed: int,
+        dtype: torch.dtype,
+        device: torch.device | str | None = None,
+    ):
         """Nothing is called yet."""
         self.denoiser, self.shape, self.seed, self.dtype = denoiser, shape, seed, dtype
-        self.device = denoiser.device()
+        self.device = denoiser.device() if device is None else torch.device(device)
         wanted = denoiser.time_dtype
         whole = wanted is not None and not wanted.is_floating_point and not denoiser.round_times
         self.levels = Levels(denoiser.schedule, whole)
@@ -91,7 +99,3 @@ class FlowPath:
             states.append(u)
             estimates.append(d)
         return states, estimates
-
-    def to_zero(self, u: torch.Tensor, denoise: bool) -> torch.Tensor:
-        """Returns the sample for a state at the lowest level: its x0 estimate, or itself."""
-        return self.estimate(u, self.levels.end) if denoise else u

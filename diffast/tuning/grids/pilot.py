@@ -52,6 +52,7 @@ class Pilot:
         data: samples [>= 1, ...] for the loss, in the network's unit; None: the end points of the
             pilot's own flow. With conditions by rows they have to fit the rows.
         dtype: of the state: torch.float32 or torch.float64.
+        device: where to run; None: where the network is.
 
     Raises:
         ValueError: fewer than 4 levels, fewer than 1 substep, an empty shape, data of another
@@ -68,6 +69,7 @@ class Pilot:
         substeps: int = 4,
         data: torch.Tensor | None = None,
         dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
     ):
         """Checks the arguments; no network call yet."""
         shape = tuple(int(size) for size in shape)
@@ -84,7 +86,7 @@ class Pilot:
                 f"{list(shape[1:])}"
             )
         self.denoiser, self.shape, self.seed, self.substeps = denoiser, shape, seed, substeps
-        self.flow = FlowPath(denoiser, shape, seed, dtype)
+        self.flow = FlowPath(denoiser, shape, seed, dtype, device)
         self.times, self.rho = self.flow.levels.even((levels - 1) * substeps + 1)
         keep = np.unique(np.linspace(0, len(self.rho) - 1, levels).round().astype(int))
         self.coarse = keep  # which of the fine levels are those of the loss and the kernels

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -42,8 +41,7 @@ _KERNELS = {"ddim": "kernel_1", "euler": "kernel_1", "heun": "kernel_heun"}
 _TRIED = ("arctan", "rescaled_entropic", "equal_ep", "score_optimal", "accel", "gits")
 _TRIED += ("kernel_2", "kernel_2_cautious")
 _TRIED_SOLVERS = ("dpmpp_2m", "unipc(3)", "deis(2)", "adams(2)", "adams(3)")
-_MOST_ROWS, _MOST_ELEMENTS = 32, 2**22
-_measured: WeakKeyDictionary[Pilots, Pilot] = WeakKeyDictionary()
+_LEAST_ROWS, _MOST_ROWS, _MOST_ELEMENTS = 16, 64, 4096
 
 
 @dataclass(frozen=True)
@@ -137,19 +135,48 @@ def candidates(
     return [(line.name, line.plan) for line in made]
 
 
-def measured(denoiser: Denoiser, pilots: Pilots, calls: int) -> list[tuple[str, Plan]]:
+def measured(
+    denoiser: Denoiser,
+    pilots: Pilots,
+    calls: int,
+    memo: Memo | None = None,
+    most: int = 64,
+) -> dict[str, Plan]:
     """Returns the measured candidates of a tuning run: multistep solvers on measured grids.
 
-    The pilot has the first 32 noises of the run's training, fewer of large samples. It is kept with
-    `pilots`, so that other budgets cost no network calls.
+    The pilot has the first noises of the run's training: 16 to 64 of them, the more the smaller a
+    sample is. The grids' times are kept in the memo, so that a resumed run measures nothing again.
+
+    Args:
+        denoiser: the network.
+        pilots: noises and conditions of the run.
+        calls: most network calls of a sample.
+        memo: of the run.
+        most: how many noises the training has.
     """
-    pilot = _measured.get(pilots)
-    if pilot is None:
-        elements = int(np.prod(pilots.shape)) if pilots.shape else 1
-        rows = max(2, min(_MOST_ROWS, _MOST_ELEMENTS // max(elements, 1)))
-        own = pilots.rows(ids_of(rows))
-        pilot = _measured[pilots] = Pilot(own, (rows, *pilots.shape), seed=pilots.seed)
-    return candidates(denoiser, pilot, calls, solvers=_TRIED_SOLVERS, grids=_TRIED)
+
+    def work() -> dict:
+        elements = int(np.prod(pilots.shape, dtype=np.int64))
+        rows = max(_LEAST_ROWS, min(_MOST_ROWS, _MOST_ELEMENTS // max(elements, 1)))
+        rows = min(rows, most)
+        shape = (rows, *pilots.shape)
+        pilot = Pilot(pilots.rows(ids_of(rows)), shape, seed=pilots.seed, device=pilots.device)
+        times = {}
+        for name in _TRIED:
+            try:
+                times[name] = pilot.grid(name, calls).tolist()
+            except ValueError:  # so many steps cannot be had
+                continue
+        return {"times": times, "calls": rows * pilot.calls}
+
+    found = (memo or Memo(None, {}))(f"grids measured for {calls} calls", work)["times"]
+    plans = {}
+    for solver in _TRIED_SOLVERS:
+        for name, times in found.items():
+            plan = SOLVERS[solver](denoiser.schedule, np.array(times))
+            if plan.nfe <= calls:
+                plans[f"{solver}, {name}"] = plan
+    return plans
 
 
 def rank(
