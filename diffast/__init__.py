@@ -30,6 +30,7 @@ _HOMES = {
     "NonFiniteError": "diffast.executors.results",
     "ParallelSamples": "diffast.executors.parallel.sample",
     "Plan": "diffast.plans",
+    "PlanWarning": "diffast.plans.overshoot",
     "Prediction": "diffast.model.prediction",
     "Progress": "diffast.executors.results",
     "Result": "diffast.executors.results",

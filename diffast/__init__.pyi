@@ -32,6 +32,7 @@ from diffast.noise.forward_process import add_noise as add_noise
 from diffast.ops import backends as backends
 from diffast.plans import Plan as Plan
 from diffast.plans import unroll as unroll
+from diffast.plans.overshoot import PlanWarning as PlanWarning
 from diffast.solvers import embedded as embedded
 from diffast.solvers import embedded as pairs
 
@@ -49,6 +50,7 @@ __all__ = [
     "NonFiniteError",
     "ParallelSamples",
     "Plan",
+    "PlanWarning",
     "Prediction",
     "Progress",
     "Result",

@@ -1,16 +1,19 @@
 """What is said of the arguments that many builders have, and their types."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, cast
 
 from numpy.typing import ArrayLike
 
-from diffast._docs import documented
+from diffast._docs import Function, documented
+from diffast.solvers.core.stability import probed
 
 Clock = Literal["rho", "flow"] | None
 Form = Literal["exact", "compat"]
 Kind = Literal["midpoint", "heun"]
 Orders = ArrayLike | None
 Start = Literal["rise", "single"]
+Final = Literal["clean", "falling", "full"]
 
 ARGUMENTS = {
     "schedule": "any schedule.",
@@ -19,6 +22,8 @@ ARGUMENTS = {
     "order": "1 to 4.",
     "orders": "[N] orders of the steps, each at most the method's and what is remembered.",
     "start": '"rise" or "single", see `lms`.',
+    "final": '"clean", "falling" or "full": the orders of the last steps, see `adams`. Not with '
+    "orders.",
     "form": '"exact" or "compat".',
     "kind": '"midpoint" or "heun".',
     "r": "place of the second call within the step, in h; in (0, 1].",
@@ -33,6 +38,13 @@ ARGUMENTS = {
 GRID = "a grid that `check_grid` refuses."
 ERRORS = f"ValueError: an option outside of these; {GRID}"
 
-builder = documented(ARGUMENTS, ERRORS)
-plain_builder = documented(ARGUMENTS, f"ValueError: {GRID}")
-ancestral_builder = documented(ARGUMENTS | {"eta": "0 for the ODE to 1 for ancestral."}, ERRORS)
+
+def _of_plans(arguments: dict[str, str], errors: str) -> Callable[[Function], Function]:
+    """Returns a decorator of builders: it completes the docstring, and plans are probed."""
+    complete = documented(arguments, errors)
+    return lambda build: cast("Function", probed(complete(build)))
+
+
+builder = _of_plans(ARGUMENTS, ERRORS)
+plain_builder = _of_plans(ARGUMENTS, f"ValueError: {GRID}")
+ancestral_builder = _of_plans(ARGUMENTS | {"eta": "0 for the ODE to 1 for ancestral."}, ERRORS)
