@@ -23,12 +23,13 @@ from diffast.tuning.candidates import plans_for
 from diffast.tuning.form import form_of
 from diffast.tuning.grids import measured
 from diffast.tuning.judge import Features, Judge, samples_of
-from diffast.tuning.levenberg import Marquardt, Runner
+from diffast.tuning.law import LawJudge
 from diffast.tuning.memo import Memo
 from diffast.tuning.parameters import Parameters
 from diffast.tuning.pilots import HELD_OUT, Conditions, Pilots, ids_of, pieces
 from diffast.tuning.result import Measured, TuneResult
 from diffast.tuning.teacher import check_finite, find_teacher
+from diffast.tuning.walk import ROUND, Walk
 
 # How many candidates are measured on all held-out noises, and how many on other budgets.
 _FINALISTS, _COMPARED = 6, 12
@@ -41,15 +42,19 @@ def tune(
     calls: int = 8,
     shape: Sequence[int] = (),
     *,
-    freedom: Sequence[str] = ("levels", "weights", "times", "scale"),
+    stochastic: bool = False,
+    freedom: Sequence[str] | None = None,
     conditions: Conditions | None = None,
     held_out: int | None = None,
     batch: int = 32,
     iterations: int = 12,
     starts: int = 2,
+    polish: int = 0,
+    checkpoint: bool = False,
     seed: int = 0,
     features: Features | None = None,
     tolerance: float = 0.003,
+    measured_grids: bool = True,
     compare: Sequence[float] = (2,),
     start: Plan | None = None,
     rows: int = 64,
@@ -81,8 +86,14 @@ def tune(
             their end.
         calls: network calls of the plan, at least 1. With guidance a call on both branches is one.
         shape: [B, ...] of the pilots that are learned from; B of 32 to 128 is enough.
-        freedom: what is learned: "levels", "weights", "times" (the time that the network is told),
-            "scale" (of the state, off the schedule), "guidance" (a scale for each call).
+        stochastic: whether the plan draws fresh noise. What is compared is then the law of the
+            samples, by the sliced Wasserstein-2 distance over the spread. It falls to about
+            1 / sqrt(B) for the teacher's own samples, so B and `held_out` of 1,000 and more are
+            needed, and `batch` is B.
+        freedom: what is learned; None: "levels", "weights", "times" and "scale", and "noise" with
+            stochastic plans. Choose among "levels", "weights", "times" (the time that the network
+            is told), "scale" (of the state, off the schedule), "guidance" (a scale for each call),
+            "noise" (the share of fresh noise of each step).
         conditions: called as conditions(ids) with ids [B] int64; returns named conditions of B
             rows, or a pair of them for the two branches of guidance. It has to return the same
             rows for the same ids.
@@ -90,9 +101,15 @@ def tune(
         batch: pilots of one iteration.
         iterations: of learning.
         starts: how many of the best standard plans learning tries to start from.
+        polish: iterations of gradient descent afterwards, where the network has a gradient; 100 to
+            300 gain some 5 to 10 percent.
+        checkpoint: whether the polish computes activations again, in place of keeping those of all
+            calls: a third more time, and the memory of one call.
         seed: of the noises and of the choice of pilots. The same call gives the same plan.
         features: what is compared, a function of samples [B, ...]; None: the samples themselves.
         tolerance: accuracy of the teacher, as a share of the spread.
+        measured_grids: whether grids that are measured on the network are candidates too
+            (`df.tuning.grids`). With stochastic plans they are not.
         compare: budgets, as multiples of `calls`, at which standard plans are measured too.
         start: a further plan to start from, of so many calls at most.
         rows: rows of one network call, at most.
@@ -139,9 +156,10 @@ class _Tuning:
     def result(self) -> TuneResult:
         """Returns what comes of it."""
         settings = self.settings
-        candidates = dict(plans_for(self.denoiser, self.pilots, settings.calls))
-        count = len(self.train)
-        candidates |= measured(self.denoiser, self.pilots, settings.calls, self.memo, count)
+        candidates = self._candidates(settings.calls)
+        if settings.measured_grids and not settings.stochastic:
+            count = len(self.train)
+            candidates |= measured(self.denoiser, self.pilots, settings.calls, self.memo, count)
         if settings.start is not None:
             candidates["the start given"] = settings.start
         if not candidates:
@@ -181,6 +199,10 @@ class _Tuning:
             tuple(self.notes),
         )
 
+    def _candidates(self, calls: int) -> dict[str, Plan]:
+        """Returns the standard plans of at most so many calls, by name."""
+        return dict(plans_for(self.denoiser, self.pilots, calls, self.settings.stochastic))
+
     def _teach(self, teacher: Plan) -> None:
         """Works out the teacher's samples of all pilots."""
         ids = torch.cat([self.train, self.held])
@@ -192,8 +214,14 @@ class _Tuning:
         ends = torch.cat(made)
         check_finite(ends, teacher)
         count = len(self.train)
-        self.judge = Judge(ends[:count], self.settings.features)
-        self.held_judge = Judge(ends[count:], self.settings.features)
+        self.judge, self.held_judge = (self._judge(part) for part in (ends[:count], ends[count:]))
+
+    def _judge(self, ends: torch.Tensor) -> Judge | LawJudge:
+        """Returns what measures errors against the teacher's samples of some pilots."""
+        settings = self.settings
+        if settings.stochastic:
+            return LawJudge(ends, settings.features, settings.seed)
+        return Judge(ends, settings.features)
 
     def _samples(self, plan: Plan, ids: torch.Tensor) -> torch.Tensor:
         return samples_of(plan, self.pilots, ids, self.settings.rows, self.bar.update)
@@ -207,7 +235,7 @@ class _Tuning:
         ]
         return sorted(found, key=lambda pair: pair[1])
 
-    def _error(self, key: str, plan: Plan, ids: torch.Tensor, judge: Judge) -> float:
+    def _error(self, key: str, plan: Plan, ids: torch.Tensor, judge: Any) -> float:
         """Returns a plan's error on the first pilots that a judge has samples of."""
 
         def work() -> dict[str, Any]:
@@ -235,7 +263,7 @@ class _Tuning:
         found = []
         for multiple in self.settings.compare:
             calls = round(multiple * self.settings.calls)
-            plans = dict(plans_for(self.denoiser, self.pilots, calls))
+            plans = self._candidates(calls)
             plans = {name: plans[name] for name in names[: 2 * _COMPARED] if name in plans}
             ranked = self._screen(plans, f"{calls} calls")
             for name, _ in ranked[:2]:
@@ -246,8 +274,11 @@ class _Tuning:
 
     def _learn(self, ranked, candidates):
         """Returns (vector, parameters, held-out errors) of the best start; Nones for no start."""
-        begun = []
+        begun, grids = [], set()
         for name, _ in ranked:
+            grid = name.rpartition(", ")[2]
+            if grid in grids:  # starts of one grid lead to one end
+                continue
             try:
                 form = form_of(candidates[name])
                 parameters = Parameters(form, self.denoiser, self.settings.freedom)
@@ -255,17 +286,20 @@ class _Tuning:
                 continue
             if form.calls == self.settings.calls and parameters.size:
                 begun.append((name, parameters))
+                grids.add(grid)
             if len(begun) == self.settings.starts:
                 break
         if not begun:
             self.say("no candidate can be learned from: none has levels that rise call by call")
             return None, None, []
         trial = min(_TRIAL, self.settings.iterations) if len(begun) > 1 else 0
-        walks = [_Walk(self, name, parameters) for name, parameters in begun]
+        walks = [Walk(self, name, parameters) for name, parameters in begun]
         for walk in walks:
             walk.go(trial)
         best = min(walks, key=lambda walk: walk.best[0])
         best.go(self.settings.iterations)
+        if self.settings.polish:
+            best.polish(self.settings.polish)
         return np.array(best.best[1]), best.parameters, best.history
 
     def _state_cost(self, candidates: int) -> int:
@@ -277,6 +311,8 @@ class _Tuning:
         total += _FINALISTS * calls * held
         rounds = settings.iterations + _TRIAL * (settings.starts - 1)
         total += rounds * (settings.batch * calls * (learned // 2 + 3) + held * calls)
+        total += settings.polish * 3 * settings.batch * calls
+        total += settings.polish // ROUND * held * calls
         for multiple in settings.compare:
             total += round(multiple * calls) * (2 * _COMPARED * settings.screened + 2 * held)
         if settings.progress:
@@ -324,55 +360,3 @@ class _Tuning:
         }
         shown = f"tuned({plan.nfe} calls)" if name == "tuned" else plan.name
         return replace(plan, name=shown, made_for=made_for)
-
-
-class _Walk:
-    """Learning from one start; every iteration is in the memo."""
-
-    def __init__(self, tuning: _Tuning, name: str, parameters: Parameters):
-        self.tuning, self.name, self.parameters = tuning, name, parameters
-        settings = tuning.settings
-        runner = Runner(parameters, tuning.pilots, settings.rows)
-        numbers = int(np.prod(settings.shape[1:], dtype=np.int64))
-        held = 8 * numbers * (parameters.size + 1) * (settings.calls + 4)
-        chunk = int(max(1, min(settings.batch, settings.memory_limit // max(held, 1))))
-        self.runner = runner
-        self.marquardt = Marquardt(runner, tuning.judge.residual, chunk)
-        self.vector, self.damping, self.done = np.zeros(parameters.size), 1e-3, 0
-        self.history: list[float] = []
-        first = tuning.held_error(f"learn {name}: start", self._plan())
-        self.history.append(first)
-        self.best = (first, self.vector.tolist())
-
-    def _plan(self) -> Plan:
-        return self.parameters.form_at(torch.from_numpy(self.vector)).plan("tuned")
-
-    def go(self, iterations: int) -> None:
-        """Goes on until so many iterations are done."""
-        while self.done < iterations:
-            key = f"learn {self.name}: {self.done}"
-            found = self.tuning.memo(key, self._iterate)
-            self.vector, self.damping = np.array(found["vector"]), found["damping"]
-            error = self.tuning.held_error(f"{key}, held", self._plan())
-            self.history.append(error)
-            if error < self.best[0]:
-                self.best = (error, found["vector"])
-            if found["note"]:
-                self.tuning.say(f"iteration {self.done}: {found['note']}")
-            self.done += 1
-
-    def _iterate(self) -> dict[str, Any]:
-        settings = self.tuning.settings
-        drawn = np.random.default_rng([settings.seed % 2**63, self.done])
-        chosen = drawn.permutation(len(self.tuning.train))[: settings.batch]
-        ids = self.tuning.train[torch.from_numpy(np.sort(chosen))]
-        step = self.marquardt.iterate(self.vector, self.damping, ids)
-        self.tuning.bar.update(step.calls)
-        return {
-            "vector": step.vector.tolist(),
-            "damping": step.damping,
-            "before": step.before if step.before == step.before else None,
-            "after": step.after if step.after == step.after else None,
-            "note": step.note,
-            "calls": step.calls,
-        }

@@ -1,4 +1,4 @@
-"""The form of tuned plans: every deterministic plan is in it, and its runs can be differentiated."""
+"""The form of tuned plans: what is in it, and runs of it that can be differentiated."""
 
 import numpy as np
 import pytest

@@ -150,7 +150,8 @@ def test_a_network_without_gradient_is_tuned():
             return torch.from_numpy(plain.network(x, t, labels).numpy().copy())
 
     network = df.Denoiser(numpy_network, plain.schedule, "x0", conditions=plain.conditions)
-    result = small(network)
+    result = small(network, polish=20)
+    assert "the network has no gradient, so there is no polish" in result.notes
     assert result.error < result.best_standard.error
     assert result.plan.matrix.tobytes() == small().plan.matrix.tobytes()
 
@@ -206,6 +207,29 @@ def test_guidance_of_each_call_is_learned():
     assert guided.plan.guidance.shape == (5,)
     assert guided.error < guided.best_standard.error
     df.sample(network, guided.plan, (4, 5))
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_the_polish_goes_on_by_gradient(checkpoint):
+    network = labelled()
+    plain = small(network, iterations=1, starts=1)
+    polished = small(network, iterations=1, starts=1, polish=40, checkpoint=checkpoint)
+    assert polished.error < 0.9 * plain.error
+    assert len(polished.history) == len(plain.history) + 2
+
+
+def test_the_polish_skips_what_is_not_finite(monkeypatch):
+    network = labelled()
+    inner, count = network.network.forward, [0]
+
+    def breaks(x, t, labels):
+        count[0] += torch.is_grad_enabled()
+        return inner(x, t, labels) * (torch.nan if count[0] == 9 else 1.0)
+
+    network.network.forward = breaks
+    result = small(network, iterations=1, starts=1, polish=20)
+    assert "polish: 1 iterations without a finite gradient skipped" in result.notes
+    assert result.error < result.best_standard.error
 
 
 def test_features_are_what_is_compared():
