@@ -221,6 +221,40 @@ def _index(tau: Any, y: torch.Tensor) -> torch.Tensor:
     return _told(index + slope * moved, y)
 
 
+def guided_forms(kind: str, rows: int = 256) -> list[Problem]:
+    """Returns closed forms under guidance 2, 4 and 7.5 towards a fifth of a mixture's components.
+
+    v = v_all + w (v_some - v_all), as classifier-free guidance has it.
+    """
+    first, second = {"ve": (VE, VE_SMALL), "vp": (VP, VP_LATENT), "flow": (FLOW, FLOW)}[kind]
+    small = 0.5 if kind == "ve" else 1.0
+    point = torch.tensor([1.0], dtype=torch.float64)
+    made = [
+        ("clusters", second, 2, _even_points(libraries.rings, 40, small), 0.15**2 * point, 2.0),
+        ("checker", first, 2, _even_points(libraries.checkerboard, 80), 0.3**2 * point, 2.0),
+        ("moons", first, 2, _even_points(libraries.two_moons, 60, small * 1.3), 0.15**2 * point, 4.0),
+        ("64-D", first, 64, *_high(21, small), 4.0),
+        ("64-D second", second, 64, *_high(22, 1.0), 7.5),
+        ("checker second", second, 2, _even_points(libraries.checkerboard, 80), 0.3**2 * point, 7.5),
+    ]
+    found = []
+    for name, schedule, size, means, variance, scale in made:
+        near = (means - means[0]).square().sum(1).argsort()[: max(2, len(means) // 5)]
+        field = _guided(mixture(means, variance), mixture(means[near], variance), scale)
+        count = rows if size == 2 else rows // 4
+        label = f"{name}, guidance {scale:g} ({kind})"
+        found.append(Problem(label, kind, schedule, field, (count, size), steps=500))
+    return found
+
+
+def _guided(every: Velocity, some: Velocity, scale: float) -> Velocity:
+    def velocity(y: torch.Tensor, tau: float) -> torch.Tensor:
+        v = every(y, tau)
+        return v + scale * (some(y, tau) - v)
+
+    return velocity
+
+
 def _eps_velocity(eps: Callable) -> Velocity:
     """From eps(x, sigma) on x = x0 + sigma eps."""
 
@@ -281,7 +315,7 @@ def network(name: str, rows: int = 256) -> Problem:
         eps = of(y)(y * whole, _index(tau, y).to(y.dtype))
         return (eps - y) / a
 
-    return Problem(name, "vp", VP, velocity, (24, 1, side, side), steps=80)
+    return Problem(name, "vp", VP, velocity, (12, 1, side, side), steps=80)
 
 
 def _digits(rows: int = 8) -> Problem:
