@@ -2,6 +2,7 @@
 
     python -m bench.measure_plans peers NAME ...     diffusers' and azula's, on trained networks
     python -m bench.measure_plans ours NAME ...      the package's solvers x grids x orders
+    python -m bench.measure_plans plan NAME ...      what `df.plan` chooses
     python -m bench.measure_plans report             the table of docs/planning.md
 
 The error is the rms distance to the fine solution from the same noise over the rms spread.
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+import diffast as df
 from bench.networks import problems
 from bench.networks.problems import Problem
 
@@ -71,6 +73,25 @@ def peers(name: str) -> dict[str, dict]:
     }
 
 
+def ours(name: str) -> dict[str, dict]:
+    """Returns what the package's solvers reach, and what `df.plan` does."""
+    from bench.networks import own_runs
+
+    problem = problem_of(name)
+    return {"diffast": measured(problem, own_runs.runs(problem), budgets(problem))}
+
+
+def chosen(name: str) -> dict[str, dict]:
+    """Returns the errors of `df.plan` at each number of calls."""
+    from bench.networks.own_runs import follow
+
+    problem, found = problem_of(name), {}
+    for n in budgets(problem):
+        plan = df.plan(problem.denoiser, n)
+        found[str(n)] = [[problem.error(follow(problem, plan)[0]), plan.name]]
+    return {"plan": found}
+
+
 def save(name: str, part: dict) -> None:
     """Adds results to a problem's file."""
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -79,15 +100,37 @@ def save(name: str, part: dict) -> None:
     path.write_text(json.dumps({**held, **part}, indent=1) + "\n")
 
 
+TOOLS = {"diffast": "own best", "diffusers": "diffusers' best", "azula": "azula's best"}
+
+
+def report(calls: Iterable[int] = (5, 8, 10, 15, 20)) -> str:
+    """Returns the table: a line for each network and number of calls."""
+    lines = ["| network | calls | `df.plan` | " + " | ".join(TOOLS.values()) + " | ratio |"]
+    lines += ["|---" * (len(TOOLS) + 4) + "|"]
+    for name in FOUR:
+        held = json.loads((RESULTS / f"{name}.json").read_text())
+        for n in map(str, calls):
+            error = held["plan"][n][0][0]
+            best = {tool: held[tool][n][0] for tool in TOOLS}
+            least = min(value for value, _ in best.values())
+            cells = [f"{value:.3g} ({what})" for value, what in best.values()]
+            star = ", held out" if name == HELD_OUT else ""
+            cells = [f"{name}{star}", n, f"{error:.3g}", *cells, f"{error / least:.2f}"]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measures what is asked for."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     what, *names = sys.argv[1:]
+    if what == "report":
+        print(report())
+        return
     for name in names or FOUR:
-        if what == "peers":
-            save(name, peers(name))
-            print(f"{name}: peers measured", flush=True)
+        save(name, {"peers": peers, "ours": ours, "plan": chosen}[what](name))
+        print(f"{name}: {what} measured", flush=True)
 
 
 if __name__ == "__main__":
