@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -90,7 +89,7 @@ def learn_row(kind: str, guided: bool, calls: int, iterations: int) -> dict:
     reference = np.minimum(table.min(0), [best_known(p, calls) for p in quick])
     order = (table / reference).max(1).argsort()
     best, value = None, np.inf
-    for index in order[: 2 if calls <= 10 else 1]:
+    for index in order[:1]:
         row = learn(quick, options[index], reference, iterations, least=LEAST)
         ratio = float((errors(quick, row) / reference).max())
         if ratio < value:
@@ -126,7 +125,7 @@ def main() -> None:
         kind, guided, *calls = rest
         ROWS.mkdir(parents=True, exist_ok=True)
         for n in map(int, calls):
-            row = learn_row(kind, guided == "1", n, 500 if n <= 10 else 400)
+            row = learn_row(kind, guided == "1", n, 350 if n <= 10 else 300)
             path = ROWS / f"{kind}_{guided}_{n}.json"
             path.write_text(json.dumps(row) + "\n")
             worst = max(e / r for e, r in row["measured"].values())

@@ -54,7 +54,8 @@ FLOWS = {
 }
 
 _DPM = [
-    (f"DPMSolverMultistep-{order} {algorithm} {kind}{' lower' if low else ''}", "DPMSolverMultistep",
+    (f"DPMSolverMultistep-{order} {algorithm} {kind}{' lower' if low else ''}",
+     "DPMSolverMultistep",
      {"solver_order": order, "algorithm_type": algorithm, "solver_type": kind,
       "lower_order_final": low, **last,
       **({} if "++" in algorithm else {"final_sigmas_type": "sigma_min"})})
@@ -195,7 +196,7 @@ def _edm(kind: str, options: dict) -> Run:
         for level, t in zip(levels, made.timesteps, strict=False):
             y, tau = x / (1 + level), level / (1 + level)
             x0 = problem.x0(y, tau)
-            scaled = made.scale_model_input(x, t)  # noqa: F841: it settles the step index
+            made.scale_model_input(x, t)  # settles the index of the step
             d2, s2 = made.config.sigma_data**2, level**2
             out = (x0 - d2 / (d2 + s2) * x) / (level * (d2 / (d2 + s2)) ** 0.5)
             x = made.step(out, t, x, return_dict=False)[0]

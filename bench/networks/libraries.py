@@ -104,6 +104,7 @@ class Backbone(torch.nn.Module):
     """An MLP of (x [B, 2], time [B]), as backbone of azula's denoisers."""
 
     def __init__(self, width: int = 128, depth: int = 3):
+        """Makes the layers."""
         super().__init__()
         sizes = [2 + 16, *[width] * depth]
         layers = []
@@ -158,9 +159,10 @@ def _azula_trained(model, points, steps: int = 8000) -> torch.nn.Module:
 
 
 class Field(torch.nn.Module):
-    """A velocity field (x [B, 2], t [B] from 0 to 1), as flow_matching's and torchcfm's users do."""
+    """A velocity field (x [B, 2], t [B] from 0 to 1), as users of flow libraries write it."""
 
     def __init__(self, width: int = 128):
+        """Makes the layers."""
         super().__init__()
         sizes = [3, width, width, width]
         layers = []

@@ -11,7 +11,7 @@ import torch
 
 import diffast as df
 from bench.networks.problems import Problem
-from diffast import grids, solvers
+from diffast import solvers
 from diffast.planning.choose import grid_of
 from diffast.plans import Plan
 

@@ -132,7 +132,8 @@ def mixture(means: torch.Tensor, variance: torch.Tensor, weights: torch.Tensor |
     """Returns the velocity of a mixture of Gaussians with one diagonal covariance.
 
     With d_k = y - (1 - tau) m_k, S = (1 - tau)^2 V + tau^2 and p_k proportional to
-    w_k exp(-d_k^2 / (2 S)): x0 = sum_k p_k (m_k + (1 - tau) V d_k / S), eps = tau sum_k p_k d_k / S.
+    w_k exp(-d_k^2 / (2 S)): x0 = sum_k p_k (m_k + (1 - tau) V d_k / S) and
+    eps = tau sum_k p_k d_k / S.
 
     Args:
         means: [K, D].
@@ -232,10 +233,24 @@ def guided_forms(kind: str, rows: int = 256) -> list[Problem]:
     made = [
         ("clusters", second, 2, _even_points(libraries.rings, 40, small), 0.15**2 * point, 2.0),
         ("checker", first, 2, _even_points(libraries.checkerboard, 80), 0.3**2 * point, 2.0),
-        ("moons", first, 2, _even_points(libraries.two_moons, 60, small * 1.3), 0.15**2 * point, 4.0),
+        (
+            "moons",
+            first,
+            2,
+            _even_points(libraries.two_moons, 60, small * 1.3),
+            0.15**2 * point,
+            4.0,
+        ),
         ("64-D", first, 64, *_high(21, small), 4.0),
         ("64-D second", second, 64, *_high(22, 1.0), 7.5),
-        ("checker second", second, 2, _even_points(libraries.checkerboard, 80), 0.3**2 * point, 7.5),
+        (
+            "checker second",
+            second,
+            2,
+            _even_points(libraries.checkerboard, 80),
+            0.3**2 * point,
+            7.5,
+        ),
     ]
     found = []
     for name, schedule, size, means, variance, scale in made:
@@ -294,7 +309,7 @@ def network(name: str, rows: int = 256) -> Problem:
             model = of(y)
             scale = (a * a + tau * tau) ** 0.5
             out = model.backbone(y / scale, _told(tau / a, y).log())
-            # azula's KarrasDenoiser: x0 = alpha x / (alpha^2 + sigma^2) + sigma / scale b(x / scale)
+            # azula's KarrasDenoiser: c_skip = alpha / scale^2, c_out = sigma / scale
             x0 = a * y / scale**2 + tau / scale * out
             return (y - x0) / tau
 

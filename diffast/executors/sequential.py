@@ -100,7 +100,7 @@ def sample(
     completed = done == total or not run.batch or run.lost
     evaluations = sum(len(stage.times) for stage in run.stages[:done])
     nfe = torch.full((run.batch,), evaluations, dtype=torch.int64, device=run.device)
-    result = Samples(run.made(calls, completed), nfe, run.status, completed)
+    result = Samples(run.made(done, completed), nfe, run.status, completed)
     if not check:
         return result
     return result.or_raise("sample", run.ids, throw, run.what_failed, initial=x)

@@ -73,9 +73,7 @@ def _checked(calls: Any) -> int:
     except TypeError:
         count = 0
     if isinstance(calls, bool) or not 1 <= count <= MOST:
-        raise ValueError(
-            f"plan: calls = {calls!r}, but it must be a whole number from 1 to {MOST}"
-        )
+        raise ValueError(f"plan: calls = {calls!r}, but it must be a whole number from 1 to {MOST}")
     return count
 
 
@@ -114,4 +112,3 @@ def grid_of(spacing: str, schedule: Any, count: int) -> np.ndarray:
         assert times is not None
         return times
     return getattr(grids, head)(schedule, count)
-

@@ -80,7 +80,9 @@ def plan_of(row: Row, schedule: Schedule, times: np.ndarray, name: str) -> Plan:
         times: [N+1], see `times_of`.
         name: of the plan.
     """
-    alpha, sigma = (np.asarray(f(times), dtype=np.float64) for f in (schedule.alpha, schedule.sigma))
+    alpha, sigma = (
+        np.asarray(f(times), dtype=np.float64) for f in (schedule.alpha, schedule.sigma)
+    )
     whole = alpha + sigma
     tau = sigma / whole
     stages = Stages(schedule, times[0])
