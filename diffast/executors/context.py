@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
-from diffast import ops
+from diffast import ops, planning
 from diffast.executors.device import on_host, pinned
 from diffast.executors.made_for import check_made_for
 from diffast.executors.results import Info, check_finite
@@ -106,6 +107,37 @@ def check_fits(who: str, plan: Plan, denoiser: Any) -> None:
             f"{who}: the plan is for {plan.schedule} but the denoiser for {denoiser.schedule}"
         )
     check_made_for(who, plan, denoiser)
+
+
+# The plan of each denoiser and number of calls that runs without a plan have asked for. CUDA graphs
+# are kept for a plan as an object, so that the next such run has to find the same one.
+_STARTING: WeakKeyDictionary[Any, dict[Any, Plan]] = WeakKeyDictionary()
+
+
+def plan_of(who: str, denoiser: Any, plan: Plan | None, calls: int | None) -> Plan:
+    """Returns the plan that was given, or the one to start with for so many calls.
+
+    Raises:
+        TypeError: if both or none of plan and calls are given; for a plan that is none.
+        ValueError: if plan and denoiser are for different schedules; what `df.plan` raises.
+    """
+    if plan is None:
+        if calls is None:
+            raise TypeError(
+                f"{who}: neither plan nor calls is given: calls=10 takes df.plan(denoiser, 10)"
+            )
+        held = _STARTING.setdefault(denoiser, {})
+        if calls not in held:
+            held[calls] = planning.plan(denoiser, calls)
+        return held[calls]
+    if calls is not None:
+        shown = plan.name if isinstance(plan, Plan) else repr(plan)
+        raise TypeError(
+            f"{who}: plan {shown} and calls = {calls} are given, but calls is for runs without a "
+            "plan: give one of the two"
+        )
+    check_fits(who, plan, denoiser)
+    return plan
 
 
 def _state_like(

@@ -66,9 +66,10 @@ class ParallelSamples(Result):
 
 def sample_parallel(
     denoiser: Denoiser,
-    plan: Plan,
+    plan: Plan | None = None,
     shape: Sequence[int] | None = None,
     *,
+    calls: int | None = None,
     method: str = "secant",
     window: int | None = None,
     tol: float = 1e-2,
@@ -97,8 +98,9 @@ def sample_parallel(
 
     Args:
         denoiser: the network and what it predicts.
-        plan: any plan of `df.solvers`, for the denoiser's schedule.
+        plan: any plan of `df.solvers`, for the denoiser's schedule; None: that of `calls`.
         shape: [B, ...] of the state; not needed with `x`.
+        calls: network calls, in place of a plan: the plan is `df.plan(denoiser, calls)`.
         method: "secant" (slopes of the network measured from the last two rounds), "prior" (those
             it would have for N(0, 1) data), "anderson" (three rounds of "prior" mixed), "paradigms"
             (ParaDiGMS: its slope, its stop rule, all samples together), "piadm" (noise held; block
@@ -134,12 +136,13 @@ def sample_parallel(
             a warning says why.
 
     Raises:
+        TypeError: for a plan and calls together, or neither.
         ValueError: for arguments that disagree; the message names the two facts.
         NonFiniteError: at the end of the run, if settled states are not finite for some samples;
             its `result` holds the others.
         RuntimeError: if a rank dies, on every other one, within its group's timeout.
     """
-    context.check_fits(_WHO, plan, denoiser)
+    plan = context.plan_of(_WHO, denoiser, plan, calls)
     context.check_noise(_WHO, noise, _SOURCES)
     context.refuse(_WHO, on_x0=(on_x0, _NO_HOOK))
     context.check_executor(_WHO, executor)
