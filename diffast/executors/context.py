@@ -15,6 +15,7 @@ import torch
 
 from diffast import ops
 from diffast.executors.device import on_host, pinned
+from diffast.executors.made_for import check_made_for
 from diffast.executors.results import Info, check_finite
 from diffast.model.denoiser import FORMATS
 from diffast.plans import Plan
@@ -93,12 +94,18 @@ def place_of(
     return Place(shape, dtype, device, ids, seed, limits_of(who, clamp))
 
 
-def check_schedules(who: str, plan: Plan, denoiser: Any) -> None:
-    """Raises ValueError if plan and denoiser are for different schedules."""
+def check_fits(who: str, plan: Plan, denoiser: Any) -> None:
+    """Raises ValueError if plan and denoiser are for different schedules or prediction types.
+
+    A plan made for another network, or for another guidance scale, is warned of.
+    """
+    if not isinstance(plan, Plan):
+        raise ValueError(f"{who}: plan is a {type(plan).__name__}, but a df.Plan is needed")
     if plan.schedule != denoiser.schedule:
         raise ValueError(
             f"{who}: the plan is for {plan.schedule} but the denoiser for {denoiser.schedule}"
         )
+    check_made_for(who, plan, denoiser)
 
 
 def _state_like(

@@ -74,7 +74,7 @@ def sample(
         NonFiniteError: at the end of the run, if samples are not finite; its `result` holds the
             others.
     """
-    context.check_schedules("sample", plan, denoiser)
+    context.check_fits("sample", plan, denoiser)
     context.check_noise("sample", noise, context.FIXED_GRID)
     context.check_executor("sample", executor)
     place = context.place_of("sample", denoiser, shape, x, device, seed, ids, clamp, check)

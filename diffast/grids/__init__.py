@@ -4,6 +4,7 @@ Sampling starts at grid[0], and the sample stands at grid[-1]. The network is ca
 but the last one. Two-stage solvers call it there too, unless sigma is 0.
 
     uniform_time trailing leading linspace                     even in model time or indices
+    even uniform_flow                                          even in a time variable
     karras uniform_logsnr exponential lu polyexponential
       laplace kl_optimal beta_sigmas ou_early                  a function of sigma/alpha
     simple normal sgm_uniform ddim_uniform beta                a table of training noise levels
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING
 
 from diffast._namespace import attributes, listing
 from diffast.grids.checks import check_grid
+from diffast.grids.clocks import even, uniform_flow
 from diffast.grids.cuts import part, part_by_denoise, part_by_strength
-from diffast.grids.even import leading, linspace, trailing, uniform_time
+from diffast.grids.indices import leading, linspace, trailing, uniform_time
 from diffast.grids.flows import flow_match, flow_sigmas, linear_quadratic
 from diffast.grids.given import ays, from_sigmas, from_times, vp
 from diffast.grids.levels import (
@@ -41,6 +43,7 @@ from diffast.grids.shifts import (
 from diffast.grids.table import beta, ddim_uniform, normal, sgm_uniform, simple
 
 __all__ = ["uniform_time", "trailing", "leading", "linspace", "check_grid"]
+__all__ += ["even", "uniform_flow"]
 __all__ += ["karras", "uniform_logsnr", "exponential", "lu", "polyexponential"]
 __all__ += ["laplace", "kl_optimal", "beta_sigmas", "ou_early"]
 __all__ += ["simple", "normal", "sgm_uniform", "ddim_uniform", "beta"]

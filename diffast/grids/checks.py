@@ -16,6 +16,8 @@ grid_function = documented(
         "steps": "number of grid intervals.",
         "sigma_min": "least sigma/alpha above 0, by default that of schedule.t_min.",
         "sigma_max": "sigma/alpha at the start, by default that of schedule.t_start.",
+        "start": "the start as a model time, in place of sigma_max.",
+        "end": "the last noisy level as a model time, in place of sigma_min.",
         "to_zero": "True: steps levels, then the clean end. False: steps + 1 levels, no more.",
         "timesteps": "size, 2 or more, of the table of a schedule without training indices.",
         "alpha": "first shape parameter, positive; below 1 points crowd at low noise.",
@@ -92,3 +94,49 @@ def check_positive(name: str, **options: float) -> None:
     for option, value in options.items():
         if not 0 < value < np.inf:
             raise ValueError(f"{name}: {option} = {value}, but it must be positive and finite")
+
+
+def run_ends(name, schedule, start, end, sigma_max, sigma_min) -> tuple[float, float | None]:
+    """Returns the first and the last noisy model time of a grid; None: no end is given.
+
+    Args:
+        name: the grid's name in errors.
+        schedule: any schedule.
+        start: the first as a model time, or None.
+        end: the last likewise.
+        sigma_max: the first as sigma/alpha, or None.
+        sigma_min: the last likewise.
+
+    Raises:
+        ValueError: an end given both ways, out of order or outside the schedule.
+    """
+    first = _run_end(name, schedule, "start", start, "sigma_max", sigma_max)
+    last = _run_end(name, schedule, "end", end, "sigma_min", sigma_min)
+    first = float(schedule.t_start) if first is None else first
+    if last is not None and not schedule.lam(last) > schedule.lam(first):
+        said = f"end = {end}" if sigma_min is None else f"sigma_min = {sigma_min}"
+        raise ValueError(f"{name}: {said}, but the run starts at t = {first}, which is no noisier")
+    return first, last
+
+
+def _run_end(name, schedule, option, time, other, level):
+    if time is not None and level is not None:
+        raise ValueError(f"{name}: {option} = {time}, but {other} = {level} is given as well")
+    if level is not None:
+        check_positive(name, **{other: level})
+        lam, least = -float(np.log(level)), float(schedule.lam(schedule.t_start))
+        if lam < least - 1e-9:
+            raise ValueError(
+                f"{name}: {other} = {level:.6g}, but sigma/alpha of the schedule starts at "
+                f"{np.exp(-least):.6g}"
+            )
+        return float(schedule.time(max(lam, least)))
+    if time is None:
+        return None
+    low, high = sorted((float(schedule.t_start), float(schedule.t_end)))
+    if not low <= time <= high:
+        raise ValueError(
+            f"{name}: {option} = {time}, but the schedule runs from {schedule.t_start} to "
+            f"{schedule.t_end}"
+        )
+    return float(time)

@@ -172,6 +172,19 @@ class Denoiser:
         """
         return scales_at(self.guidance, times, self.unconditional is not None)
 
+    def planned_scales(self, scales: np.ndarray) -> np.ndarray:
+        """Returns the guidance scales that a plan gives in place of `guidance`, [S] float64.
+
+        Raises:
+            ValueError: if one is not 1 and there are no unconditional conditions.
+        """
+        if self.unconditional is None and (scales != 1.0).any():
+            raise ValueError(
+                f"Denoiser: the plan gives a guidance scale of {scales[scales != 1.0][0]:g}, but "
+                "there are no unconditional conditions"
+            )
+        return scales
+
     def device(self) -> torch.device:
         """Returns where the network's parameters are; the CPU if it has none."""
         first = network_errors.first_parameter(self.network)

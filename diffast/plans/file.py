@@ -17,11 +17,14 @@ from diffast.plans.older_files import OPTIONAL, convert
 from diffast.plans.plan import Plan
 
 FORMAT = "diffast plan"
-VERSION = 3
-# Fields of version 3, and how each is read.
-_ARRAYS = ("times", "matrix", "levels", "spans", "blocks")
-_NUMBERS = ("rows", "columns", "end", "start", "steps", "name", "check")
-_OPTIONAL = ("blocks",)
+VERSION = 4
+# Fields of version 4, and how each is read. Version 3 has neither of the last two optional ones.
+_ARRAYS = ("times", "matrix", "levels", "spans", "blocks", "guidance")
+_NUMBERS = ("rows", "columns", "end", "start", "steps", "name", "check", "made_for")
+_OPTIONAL = ("blocks", "guidance", "made_for")
+
+# Files of this version are read as those of today's, which only have further fields.
+_SAME = 3
 
 # What numpy, zipfile and zlib raise for a file that is no archive of arrays, or is cut or damaged.
 _BROKEN = (
@@ -42,6 +45,8 @@ def save(plan: Plan, path: str | PathLike) -> None:
         )
     head = {"format": FORMAT, "version": VERSION, "schedule": to_dict()}
     head |= {field: getattr(plan, field) for field in _NUMBERS}
+    if plan.made_for is None:
+        del head["made_for"]
     arrays = {field: getattr(plan, field) for field in _ARRAYS}
     arrays = {field: array for field, array in arrays.items() if array is not None}
     if kind == ".json":
@@ -58,15 +63,15 @@ def load(path: str | PathLike) -> Plan:
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise ValueError(f"{path}: no {FORMAT}, but Plan.save writes one")
     version = body.get("version")
-    if type(version) is not int or version not in (*OLDER, VERSION):
+    if type(version) is not int or version not in (*OLDER, _SAME, VERSION):
         raise ValueError(f"{path}: version {version}, but 1 to {VERSION} are known")
     arrays, numbers = OLDER.get(version, (_ARRAYS, _NUMBERS))
-    fields = _fields(path, body, arrays, numbers, _OPTIONAL if version == VERSION else OPTIONAL)
+    fields = _fields(path, body, arrays, numbers, OPTIONAL if version in OLDER else _OPTIONAL)
     schedule = schedules.from_dict(body["schedule"])
     try:
         fields |= {field: _numbers(fields[field]) for field in arrays}
         fields["end"] = float(fields["end"])
-        if version != VERSION:
+        if version in OLDER:
             fields = convert(schedule, fields)
     except (TypeError, ValueError, IndexError) as error:
         raise ValueError(f"{path}: not the numbers of a plan: {error}") from None

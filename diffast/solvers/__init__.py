@@ -23,6 +23,7 @@ from diffast.solvers.ode.adams import (
     lms,
     plms,
 )
+from diffast.solvers.ode.adams_clocks import adams
 from diffast.solvers.ode.dpm_multistep import dpm_solver_2m, dpm_solver_3m, dpmpp_2m, dpmpp_3m
 from diffast.solvers.ode.euler import ddim, euler, heun
 from diffast.solvers.ode.exponential import etdrk3, etdrk4, krogstad4, res_2s, res_3s
@@ -57,7 +58,7 @@ __all__ += ["dpm_solver_2s", "dpm_2", "dpm_solver_3s", "dpmpp_2s", "dpmpp_3s"]
 __all__ += ["dpm_fast", "singlestep"]
 __all__ += ["res_2s", "res_3s", "etdrk2", "etdrk3", "etdrk4", "krogstad4"]
 __all__ += ["dpmpp_2m", "dpmpp_3m", "dpm_solver_2m", "dpm_solver_3m", "unipc", "deis"]
-__all__ += ["lms", "ipndm", "gradient_estimation", "ipndm_v", "plms"]
+__all__ += ["adams", "lms", "ipndm", "gradient_estimation", "ipndm_v", "plms"]
 __all__ += ["exponential_adams", "res_2m", "res_3m"]
 __all__ += ["dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "flow_ancestral", "flow_sde"]
 __all__ += ["ddpm", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpm_solver_2m_sde", "sa_solver"]

@@ -139,7 +139,7 @@ def sample_parallel(
             its `result` holds the others.
         RuntimeError: if a rank dies, on every other one, within its group's timeout.
     """
-    context.check_schedules(_WHO, plan, denoiser)
+    context.check_fits(_WHO, plan, denoiser)
     context.check_noise(_WHO, noise, _SOURCES)
     context.refuse(_WHO, on_x0=(on_x0, _NO_HOOK))
     context.check_executor(_WHO, executor)

@@ -11,6 +11,7 @@ Form = Literal["exact", "compat"]
 Kind = Literal["midpoint", "heun"]
 Orders = ArrayLike | None
 Start = Literal["rise", "single"]
+Final = Literal["clean", "falling", "full"]
 
 ARGUMENTS = {
     "schedule": "any schedule.",
@@ -19,6 +20,8 @@ ARGUMENTS = {
     "order": "1 to 4.",
     "orders": "[N] orders of the steps, each at most the method's and what is remembered.",
     "start": '"rise" or "single", see `lms`.',
+    "final": '"clean", "falling" or "full": the orders of the last steps, see `adams`. Not with '
+    "orders.",
     "form": '"exact" or "compat".',
     "kind": '"midpoint" or "heun".',
     "r": "place of the second call within the step, in h; in (0, 1].",

@@ -12,7 +12,10 @@ import numpy as np
 
 from diffast.grids import check_grid
 from diffast.plans import Plan, Stages
-from diffast.solvers.core.integrals import adams, keep, levels_at, moments, time_at
+from diffast.schedules.clocks import time_on
+from diffast.solvers.core.integrals import adams, keep, levels_at, moments
+
+FINALS = ("clean", "falling", "full")
 
 X = "x"  # the column of the step's state; estimates are named by the stage that made them
 
@@ -39,6 +42,7 @@ def build(
     corrected=None,
     orders=None,
     start="rise",
+    final="clean",
     opening=None,
     check="full",
 ) -> Plan:
@@ -46,8 +50,9 @@ def build(
 
     A step from s to t uses the newest orders[i] estimates, fewer where fewer are remembered or
     where the time variable of one is infinite. The step into sigma_t = 0 is the last x0 estimate
-    (order 1), unless `orders` is higher there and the form is "noise". The step out of alpha_s = 0
-    is Euler's step of x0, and the noise form remembers nothing of it.
+    (order 1), unless `orders` is higher there, or final="full", and the polynomial has a value
+    there: data in lam or "snr" has none, nor has any form in "snr". Out of alpha_s = 0 the noise
+    form has no slope: the step is Euler's of x0, and is not remembered.
 
     start="rise": the first steps have the orders 1, 2, 3 ... start="single": they are single steps
     of 2 or 3 calls where the full order needs that. From alpha = 0 to alpha = sigma such a run uses
@@ -55,13 +60,14 @@ def build(
 
     Args:
         name: the plan's name, and the builder's in errors.
-        order: most estimates a step uses, 1 to 4.
-        form: "data" (x0 is remembered) or "noise" (the slope of x/alpha in sigma/alpha).
-        clock: the time variable "lam" or "rho" in which an estimate is a polynomial.
+        order: most estimates a step uses.
+        form: what is remembered, one of `integrals.FORMS`.
+        clock: the time variable in which that is a polynomial, one of `integrals.CLOCKS`.
         predict: (form, clock, s, others, t) -> weights of the estimates at (s, *others).
         correct: the same for a corrector, which has t as the last of others; None: there is none.
         corrected: [N] bools, whether the state after each step is corrected.
         orders: [N] orders of the steps; None: as many as are remembered.
+        final: "clean", "falling" or "full", see `check_orders`.
         opening: (rows, schedule, n, grid, s, t) -> whether it has added the rows of step n itself,
             after the call at s. It is called for steps that could be of `form`, without corrector.
         check: how the plan checks itself.
@@ -71,16 +77,19 @@ def build(
     """
     grid = check_grid(schedule, grid)
     short = name.partition("(")[0]
-    wanted = check_orders(short, orders, order, len(grid) - 1)
+    wanted = check_orders(short, orders, order, len(grid) - 1, final)
     single = check_choice(short, "start", start, ("rise", "single")) == "single"
     if single and orders is not None:
         raise ValueError(f"{short}: start = 'single', but it must be 'rise' where orders are given")
     walk = _Walk(schedule, grid, form, clock, single)
+    walk.order = order
+    steps = len(wanted)
+    walk.caps = [min(order, steps - n) if final == "falling" else order for n in range(steps)]
     walk.rules = {"predict": predict, "correct": correct}
     walk.single_calls = (order - 1 if correct is None else order) if single else 0
     walk.corrected = np.zeros(len(grid), dtype=bool) if corrected is None else corrected
     for n, most in enumerate(wanted):
-        walk.add_step(n, most, orders is None or most == 1, order, opening)
+        walk.add_step(n, most, most == 1 or (orders is None and final != "full"), opening)
     if check == "full" and walk.growth > LARGEST_GROWTH:
         check = "x0"
     return walk.rows.plan(schedule, grid, name, check)
@@ -102,29 +111,44 @@ class _Walk:
         """Returns the method's rule for weights; on another clock than its own the plain one."""
         return self.rules[name] if ticks == self.clock else adams
 
-    def add_step(self, n, most, ends_at_x0, order, opening):
+    def add_step(self, n, most, ends_at_x0, opening):
         """Adds the rows of step n, which uses at most so many estimates."""
         s, t, (kind, ticks) = self.levels[n], self.levels[n + 1], self.ways[n]
         if n and kind != self.ways[n - 1][0]:
             self.remembered = []
-        clean = t.sigma == 0.0 and (ends_at_x0 or kind == "data")
-        by_x0 = kind == "data" or clean or s.alpha == 0.0
-        i = self.rows.call(self.grid[n], s, "data" if by_x0 else "noise")
+        no_value = ticks == "snr" or (kind == "data" and not np.isfinite(t.on(ticks)))
+        clean = t.sigma == 0.0 and (ends_at_x0 or no_value)
+        no_slope = kind == "noise" and s.alpha == 0.0
+        by_x0 = kind == "data" or clean or no_slope
+        i = self.rows.call(self.grid[n], s, "data" if by_x0 else kind)
         state = self._state(i, s)
         used = [(j, node) for j, node in self.remembered if np.isfinite(node.on(ticks))]
         kept = kind == "data" or not by_x0
-        self.remembered = [(i, s), *self.remembered[:2]] if kept else []
-        fall = _fall(s, t) if kind == "noise" else 1.0
-        first_order = clean or s.alpha == 0.0 or not np.isfinite(s.on(ticks))
-        free = np.isfinite(s.on(ticks)) and not clean and fall <= WIDEST
-        if free and self.single_calls and len(used) + 1 < order - 1:
+        self.remembered = [(i, s), *self.remembered][: self.order - 1] if kept else []
+        fall = _fall(kind, s, t)
+        first_order = clean or no_slope or not np.isfinite(s.on(ticks))
+        free = not first_order and fall <= WIDEST
+        calls = self._single_calls(n, len(used))
+        if free and calls > 1:
             step = kind, ticks, s, t
-            _single_step(self.rows, self.schedule, state, step, i, self.single_calls)
+            _single_step(self.rows, self.schedule, state, step, i, calls)
             self.growth *= max(1.0, (fall - 1.0) ** 2)
         elif free and opening and opening(self.rows, self.schedule, n, self.grid, s, t):
             self.growth *= max(1.0, (fall - 1.0) ** 3)
+        elif first_order:
+            form = "data" if by_x0 else kind
+            rule = keep(form, s, t), moments(form, ticks, s, t, 0)
+            self._add_regular(n, i, state, [], rule)
         else:
-            self._add_regular(n, i, state, [] if first_order else used[: most - 1], first_order)
+            used = used[: most - 1]
+            weights = self.rule("predict", ticks)(kind, ticks, s, [node for _, node in used], t)
+            self._add_regular(n, i, state, used, (keep(kind, s, t), weights))
+
+    def _single_calls(self, n, remembered):
+        """Returns the calls of step n where it is a single step; 0 or 1: it is none."""
+        if not self.single_calls or remembered + 1 >= self.order - 1:
+            return 0
+        return self.single_calls - (self.order - self.caps[n])
 
     def _state(self, i, s):
         """Returns the state at s: as it is, or corrected by its own estimate, that of stage i."""
@@ -138,17 +162,13 @@ class _Walk:
         add_to(state, [*stages, i], weights)
         return state
 
-    def _add_regular(self, n, i, state, used, first_order):
-        """Adds the one call of step n, which uses the estimates of stage i and those."""
+    def _add_regular(self, n, i, state, used, rule):
+        """Adds the one call of step n: factor times the state, weights on stages i and used."""
         s, t, (kind, ticks) = self.levels[n], self.levels[n + 1], self.ways[n]
-        if first_order:
-            factor, weights = keep("data", s, t), moments("data", "snr", s, t, 0)
-        else:
-            rule, factor = self.rule("predict", ticks), keep(kind, s, t)
-            weights = rule(kind, ticks, s, [node for _, node in used], t)
+        factor, weights = rule
         x = {key: factor * weight for key, weight in state.items()}
         add_to(x, [i, *(j for j, _ in used)], weights)
-        fall = _fall(s, t) if kind == "noise" else 1.0
+        fall = _fall(kind, s, t)
         last = n + 1 == len(self.ways)
         if self.corrected[n] and not last and self.ways[n + 1][0] == kind and fall <= WIDEST:
             self.pending = (kind, ticks, s, [(i, s), *used])
@@ -158,19 +178,28 @@ class _Walk:
             self.rows.add(x, x, i + 1)
 
 
-def check_orders(name, orders, most, steps) -> list:
+def check_orders(name, orders, most, steps, final="clean") -> list:
     """Returns the order of each step, [steps] ints.
 
     Args:
         orders: [steps] ints, or None for as many as are remembered.
         most: the method's order.
+        final: how a run without `orders` ends. "clean": with the full order, and with the x0
+            estimate into sigma = 0. "falling": the last steps have the orders ... 3, 2, 1. "full":
+            with the full order into sigma = 0 too, where the method has one there.
 
     Raises:
         ValueError: another count, or an order that is not a whole number from 1 to the least of
-            `most` and the number of estimates remembered.
+            `most` and the number of estimates remembered; another `final`, or one besides `orders`.
     """
+    check_choice(name, "final", final, FINALS)
     if orders is None:
-        return [min(most, n + 1) for n in range(steps)]
+        ends = range(steps, 0, -1) if final == "falling" else [most] * steps
+        return [min(most, n + 1, end) for n, end in enumerate(ends)]
+    if final != "clean":
+        raise ValueError(
+            f"{name}: final = {final!r}, but it must be 'clean' where orders are given"
+        )
     found = np.asarray(orders)
     if found.shape != (steps,):
         raise ValueError(
@@ -206,13 +235,20 @@ def check_choice(name, option, value, choices) -> str:
 def _way(levels, n, form, clock, single):
     """Returns form and time variable of step n."""
     early = n == 0 or levels[n + 1].alpha <= levels[n + 1].sigma
-    return ("data", "snr") if single and early and levels[0].alpha == 0.0 else (form, clock)
+    has_start = form != "noise" and np.isfinite(levels[0].on(clock))
+    apart = single and early and levels[0].alpha == 0.0 and not has_start
+    return ("data", "snr") if apart else (form, clock)
 
 
-def _fall(s, t):
-    """Returns rho_s / rho_t; infinite out of alpha_s = 0 and into sigma_t = 0."""
-    low = s.alpha * t.sigma
-    return s.sigma * t.alpha / low if low else np.inf
+def _fall(form, s, t):
+    """Returns the ratio of the slope's variable, rho or tau, over the step; 1 for x0.
+
+    It is infinite into sigma_t = 0, and for rho out of alpha_s = 0.
+    """
+    if form == "data":
+        return 1.0
+    low = s.scale(form) * t.sigma
+    return s.sigma * t.scale(form) / low if low else np.inf
 
 
 def _single_step(rows, schedule, state, step, i, calls):
@@ -225,7 +261,7 @@ def _single_step(rows, schedule, state, step, i, calls):
     whole, *rest = moments(form, clock, s, t, 2)
     zero = s.on(clock)
     ahead = [rest[0] / whole] if calls == 2 else [0.5 * rest[1] / rest[0], rest[1] / rest[0]]
-    times = [time_at(schedule, clock, zero + gap) for gap in ahead]
+    times = [float(time_on(schedule, clock, zero + gap)) for gap in ahead]
     inner = levels_at(schedule, times)
 
     def ends(at, stages, weights):
@@ -262,7 +298,8 @@ class Rows:
 
     def call(self, time, at, form):
         """Adds a network call there, remembered in that form; returns its stage."""
-        slope = {"x": 1.0 / at.sigma, "d": -at.alpha / at.sigma}
+        rest = at.alpha if form == "noise" else at.alpha + at.sigma
+        slope = {"x": 1.0 / at.sigma, "d": -rest / at.sigma}
         self.calls.append((time, {"d": 1.0} if form == "data" else slope))
         return len(self.calls) - 1
 

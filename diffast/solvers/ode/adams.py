@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from diffast.plans import Plan
 from diffast.schedules import Schedule
-from diffast.solvers.core.docs import Form, Orders, Start, builder
+from diffast.solvers.core.docs import Final, Form, Orders, Start, builder
 from diffast.solvers.core.integrals import adams, keep, levels_at, moments
 from diffast.solvers.core.multistep import X, add_to, build, check_choice, check_order
 
@@ -40,6 +40,7 @@ def lms(
     order: int = 4,
     orders: Orders = None,
     start: Start = "rise",
+    final: Final = "clean",
 ) -> Plan:
     """Returns Adams-Bashforth with variable steps in rho. Orders 1 to 4, 1 call a step.
 
@@ -53,11 +54,18 @@ def lms(
     """
     order = check_order("lms", order, 4)
     name = f"lms(order={order})"
-    return build(schedule, grid, name, order, "noise", "rho", orders=orders, start=start)
+    own = {"orders": orders, "start": start, "final": final}
+    return build(schedule, grid, name, order, "noise", "rho", **own)
 
 
 @builder
-def ipndm(schedule: Schedule, grid: ArrayLike, order: int = 4, orders: Orders = None) -> Plan:
+def ipndm(
+    schedule: Schedule,
+    grid: ArrayLike,
+    order: int = 4,
+    orders: Orders = None,
+    final: Final = "clean",
+) -> Plan:
     """Returns improved PNDM: the even-step coefficients on any grid. 1 call a step.
 
     b = (3, -1)/2, (23, -16, 5)/12, (55, -59, 37, -9)/24 (Zhang & Chen 2023, "iPNDM" in appendix H;
@@ -66,13 +74,17 @@ def ipndm(schedule: Schedule, grid: ArrayLike, order: int = 4, orders: Orders = 
     2 and up, the error falls as N^-2.
     """
     order = check_order("ipndm", order, 4)
-    name, rule = f"ipndm(order={order})", mean_of_slopes()
-    return build(schedule, grid, name, order, "noise", "rho", predict=rule, orders=orders)
+    name, own = f"ipndm(order={order})", {"predict": mean_of_slopes(), "final": final}
+    return build(schedule, grid, name, order, "noise", "rho", orders=orders, **own)
 
 
 @builder
 def gradient_estimation(
-    schedule: Schedule, grid: ArrayLike, gamma: float = 2.0, orders: Orders = None
+    schedule: Schedule,
+    grid: ArrayLike,
+    gamma: float = 2.0,
+    orders: Orders = None,
+    final: Final = "clean",
 ) -> Plan:
     """Returns gradient estimation: b = (gamma, 1 - gamma). Order 1, at 1.5 order 2; 1 call a step.
 
@@ -88,7 +100,8 @@ def gradient_estimation(
         raise ValueError(f"gradient_estimation: gamma = {gamma}, but it must be finite")
     name = f"gradient_estimation(gamma={gamma:g})"
     rule = mean_of_slopes(((1.0,), (float(gamma), 1.0 - gamma)))
-    return build(schedule, grid, name, 2, "noise", "rho", predict=rule, orders=orders)
+    own = {"predict": rule, "final": final}
+    return build(schedule, grid, name, 2, "noise", "rho", orders=orders, **own)
 
 
 @builder
@@ -99,6 +112,7 @@ def ipndm_v(
     form: Form = "exact",
     orders: Orders = None,
     start: Start = "rise",
+    final: Final = "clean",
 ) -> Plan:
     """Returns iPNDM with variable steps: equal to `lms`, or as published programs have it.
 
@@ -118,7 +132,7 @@ def ipndm_v(
     order = check_order("ipndm_v", order, 4)
     compat = check_choice("ipndm_v", "form", form, ("exact", "compat")) == "compat"
     name, rule = f"ipndm_v(order={order}, {form})", _published if compat else adams
-    own = {"start": start, "check": "finite" if compat and order == 4 else "full"}
+    own = {"start": start, "final": final, "check": "finite" if compat and order == 4 else "full"}
     return build(schedule, grid, name, order, "noise", "rho", predict=rule, orders=orders, **own)
 
 
@@ -130,6 +144,7 @@ def deis(
     clock: Literal["logrho", "sigma"] = "logrho",
     orders: Orders = None,
     start: Start = "rise",
+    final: Final = "clean",
 ) -> Plan:
     """Returns DEIS (tAB-DEIS, rhoAB-DEIS). Orders 1 to 4, 1 call a step, remembers slopes.
 
@@ -152,7 +167,8 @@ def deis(
     check_choice("deis", "clock", clock, ("logrho", "sigma"))
     ticks = "lam" if clock == "logrho" else "rho"
     name = f"deis(order={order}, clock={clock})"
-    return build(schedule, grid, name, order, "noise", ticks, orders=orders, start=start)
+    own = {"orders": orders, "start": start, "final": final}
+    return build(schedule, grid, name, order, "noise", ticks, **own)
 
 
 @builder
@@ -162,6 +178,7 @@ def exponential_adams(
     order: int = 3,
     orders: Orders = None,
     start: Start = "rise",
+    final: Final = "clean",
 ) -> Plan:
     """Returns exponential Adams-Bashforth in lam. Orders 1 to 4, 1 call a step.
 
@@ -177,7 +194,8 @@ def exponential_adams(
     """
     order = check_order("exponential_adams", order, 4)
     name = f"exponential_adams(order={order})"
-    return build(schedule, grid, name, order, "data", "lam", orders=orders, start=start)
+    own = {"orders": orders, "start": start, "final": final}
+    return build(schedule, grid, name, order, "data", "lam", **own)
 
 
 @builder
@@ -187,6 +205,7 @@ def plms(
     order: int = 4,
     start: Literal["euler", "repeat", "prk"] = "euler",
     orders: Orders = None,
+    final: Final = "clean",
 ) -> Plan:
     """Returns PNDM's linear multistep method. Order 2 on any smooth grid (see `ipndm`).
 
@@ -218,7 +237,8 @@ def plms(
     check_choice("plms", "start", start, ("euler", "repeat", "prk"))
     opening = {"euler": None, "repeat": _repeat, "prk": _runge_kutta}[start]
     name, own = f"plms(order={order}, start={start})", {"orders": orders, "opening": opening}
-    return build(schedule, grid, name, order, "noise", "rho", predict=mean_of_slopes(), **own)
+    own |= {"predict": mean_of_slopes(), "final": final}
+    return build(schedule, grid, name, order, "noise", "rho", **own)
 
 
 def mean_of_slopes(rows=EVEN):

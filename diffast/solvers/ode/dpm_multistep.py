@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 from diffast.grids import check_grid
 from diffast.plans import Plan, one_call_plan
 from diffast.schedules import Schedule
-from diffast.solvers.core.docs import Form, Kind, Orders, Start, builder
+from diffast.solvers.core.docs import Final, Form, Kind, Orders, Start, builder
 from diffast.solvers.core.integrals import adams, moments
 from diffast.solvers.core.multistep import build, check_choice, check_orders
 
@@ -17,7 +17,11 @@ FORMS, KINDS = ("exact", "compat"), ("midpoint", "heun")
 
 @builder
 def dpmpp_2m(
-    schedule: Schedule, grid: ArrayLike, kind: Kind = "midpoint", orders: Orders = None
+    schedule: Schedule,
+    grid: ArrayLike,
+    kind: Kind = "midpoint",
+    orders: Orders = None,
+    final: Final = "clean",
 ) -> Plan:
     """Returns DPM-Solver++(2M). Order 2, 1 call a step, remembers 2 estimates.
 
@@ -38,7 +42,7 @@ def dpmpp_2m(
     """
     check_choice("dpmpp_2m", "kind", kind, KINDS)
     grid = check_grid(schedule, grid)
-    wanted = np.array(check_orders("dpmpp_2m", orders, 2, len(grid) - 1))
+    wanted = np.array(check_orders("dpmpp_2m", orders, 2, len(grid) - 1, final))
     alpha, sigma, lam = schedule.alpha(grid), schedule.sigma(grid), schedule.lam(grid)
     keep = sigma[1:] / sigma[:-1]
     new = alpha[1:] - alpha[:-1] * keep  # alpha_t (1 - exp(-h))
@@ -59,6 +63,7 @@ def dpmpp_3m(
     kind: Kind = "heun",
     orders: Orders = None,
     start: Start = "rise",
+    final: Final = "clean",
 ) -> Plan:
     """Returns DPM-Solver++(3M). Order 3 (see start) or, form="compat", 2; 1 call a step.
 
@@ -79,7 +84,7 @@ def dpmpp_3m(
     falls as N^-2 in the limit (N = 80 to 640: slopes of 1.8 to 3.1). "single" makes the first step
     of 2 calls, which keeps order 3, from pure noise too.
     """
-    return _third("dpmpp_3m", schedule, grid, "data", form, kind, orders, start)
+    return _third("dpmpp_3m", schedule, grid, "data", form, kind, orders, start, final)
 
 
 @builder
@@ -89,6 +94,7 @@ def dpm_solver_2m(
     kind: Kind = "midpoint",
     orders: Orders = None,
     start: Start = "rise",
+    final: Final = "clean",
 ) -> Plan:
     """Returns DPM-Solver(2M), noise form. Order 2, 1 call a step, remembers 2 slopes.
 
@@ -112,7 +118,8 @@ def dpm_solver_2m(
     """
     check_choice("dpm_solver_2m", "kind", kind, KINDS)
     name, rule = f"dpm_solver_2m({kind})", taylor("exact", kind)
-    return build(schedule, grid, name, 2, "noise", "lam", predict=rule, orders=orders, start=start)
+    own = {"predict": rule, "orders": orders, "start": start, "final": final}
+    return build(schedule, grid, name, 2, "noise", "lam", **own)
 
 
 @builder
@@ -123,6 +130,7 @@ def dpm_solver_3m(
     kind: Kind = "heun",
     orders: Orders = None,
     start: Start = "rise",
+    final: Final = "clean",
 ) -> Plan:
     """Returns DPM-Solver(3M), noise form. Order 3 (see start) or, form="compat", 2; 1 call a step.
 
@@ -138,14 +146,15 @@ def dpm_solver_3m(
     start: as for `dpmpp_3m`; "single" adds 1 call, and 1 more where the run starts at alpha = 0
     and goes over to slopes at alpha = sigma.
     """
-    return _third("dpm_solver_3m", schedule, grid, "noise", form, kind, orders, start)
+    return _third("dpm_solver_3m", schedule, grid, "noise", form, kind, orders, start, final)
 
 
-def _third(name, schedule, grid, which, form, kind, orders, start):
+def _third(name, schedule, grid, which, form, kind, orders, start, final):
     check_choice(name, "form", form, FORMS)
     check_choice(name, "kind", kind, KINDS)
     rule, title = taylor(form, kind), f"{name}({form})"
-    return build(schedule, grid, title, 3, which, "lam", predict=rule, orders=orders, start=start)
+    own = {"predict": rule, "orders": orders, "start": start, "final": final}
+    return build(schedule, grid, title, 3, which, "lam", **own)
 
 
 def taylor(form, kind):

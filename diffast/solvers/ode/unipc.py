@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from diffast.grids import check_grid
 from diffast.plans import Plan
 from diffast.schedules import Schedule
-from diffast.solvers.core.docs import Orders, Start, builder
+from diffast.solvers.core.docs import Final, Orders, Start, builder
 from diffast.solvers.core.integrals import adams, moments
 from diffast.solvers.core.multistep import build, check_choice, check_order
 
@@ -25,6 +25,7 @@ def unipc(
     corrector: bool | ArrayLike = True,
     orders: Orders = None,
     start: Start = "rise",
+    final: Final = "clean",
 ) -> Plan:
     """Returns UniPC-p. Order p, with the corrector p + 1 (see start); 1 call a step.
 
@@ -88,7 +89,7 @@ def unipc(
 
     name = f"unipc(order={order}, {variant}, {form})"
     rules = {"predict": predict, "correct": correct if any(corrected) else None}
-    steps = {"corrected": corrected, "orders": orders, "start": start}
+    steps = {"corrected": corrected, "orders": orders, "start": start, "final": final}
     return build(schedule, grid, name, order, form, "lam", **rules, **steps)
 
 
