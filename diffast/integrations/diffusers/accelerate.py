@@ -94,9 +94,8 @@ def _planned(pipe: Any, plan: Any, noise: str, quiet: bool) -> Report:
             "guidance_scale has to be above 1, its value is not used"
         )
     notes += check_network(pipe, plan)
-    name = after.config["planned_for"]
     pipe.scheduler = after
-    report = Report(name, f"plan {plan.name}", noise, tuple(notes))
+    report = Report(after.planned_for, f"plan {plan.name}", noise, tuple(notes))
     if not quiet:
         print(report)
     return report

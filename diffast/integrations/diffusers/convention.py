@@ -54,8 +54,7 @@ def convention_of(scheduler: Any) -> Convention:
         ValueError: schedulers of distilled networks, and those that have neither betas nor a flow.
     """
     config, name = scheduler.config, type(scheduler).__name__
-    name = config.get("planned_for") or name.removeprefix("Diffast")
-    short = name.removesuffix("Scheduler")
+    short = name.removeprefix("Diffast").removesuffix("Scheduler")
     if short in _DISTILLED:
         raise ValueError(
             f"{name} is for networks that were distilled to few steps, but a plan is for a network "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from diffast.plans.registers import Y
 
 # A flow's pipeline starts from noise of deviation 1; a plan may start from as little less.
 _NEAR_ONE = 0.01
+_OWN = "_diffast"  # where a config keeps the plan
 
 
 class PlanScheduler(_WithEstimate):
@@ -38,10 +40,10 @@ class PlanScheduler(_WithEstimate):
     the pipeline, the plan included.
 
     Args:
-        plan: a `Plan`, or what `config["plan"]` of a saved one holds.
+        plan: what to run.
         noise: as for `DiffastScheduler`.
         planned_for: name of the scheduler class that is replaced.
-        network: "flow" or a prediction type; read from the replaced scheduler by `accelerate`.
+        predicts: the network's prediction type.
         unit: timesteps a unit of model time.
         config: of the replaced scheduler.
 
@@ -54,28 +56,21 @@ class PlanScheduler(_WithEstimate):
 
     def __init__(
         self,
-        plan: Any = None,
+        plan: Plan,
         noise: str = "generator",
         planned_for: str = "",
         predicts: str = "",
         unit: float = 1.0,
-        **config: Any,
+        config: Mapping[str, Any] | None = None,
     ):
         """Makes the plan's calls; nothing of them is run."""
         if noise not in NOISES:
             raise ValueError(f"PlanScheduler: noise is {noise!r}, but 'generator' or 'counter'")
-        if not isinstance(plan, Plan):
-            plan = from_record(plan, "PlanScheduler: plan")
-        self.plan = plan
+        self.plan, self.planned_for = plan, planned_for
         self.convention = Convention(plan.schedule, predicts, float(unit))
-        self.register_to_config(
-            **{name: value for name, value in config.items() if not name.startswith("_")},
-            plan=to_record(plan),
-            noise=noise,
-            planned_for=planned_for,
-            predicts=predicts,
-            unit=unit,
-        )
+        own = {"plan": to_record(plan), "for": planned_for, "predicts": predicts, "unit": unit}
+        # an underscore in front: other schedulers that are made from the config leave it out
+        self.register_to_config(**{**(config or {}), "noise": noise, _OWN: own})
         self._counter = noise == "counter"
         self._run = self._compiled = self._positions = self._kept = self.host = None
         self._factors = self._step_index = self._begin_index = None
@@ -106,20 +101,28 @@ class PlanScheduler(_WithEstimate):
         config = {
             name: value
             for name, value in scheduler.config.items()
-            if not name.startswith("_") and name not in ("noise", "plan")
+            if not name.startswith("_") and name != "noise"
         }
         name = type(scheduler).__name__.removeprefix("Diffast")
-        return cls(plan, noise, name, convention.predicts, convention.unit, **config)
+        return cls(plan, noise, name, convention.predicts, convention.unit, config)
 
     @classmethod
     def from_config(cls, config=None, return_unused_kwargs=False, **kwargs):
-        """Returns the scheduler of a saved config; see the class."""
-        given = {k: v for k, v in dict(config or {}).items() if not k.startswith("_")}
-        if "plan" not in {**given, **kwargs}:
+        """Returns the scheduler of a saved config; see the class.
+
+        Raises:
+            ValueError: a config without a plan; a plan that was edited.
+        """
+        given = dict(config or {})
+        own = given.get(_OWN)
+        if not isinstance(own, Mapping) or not {"plan", "for", "predicts", "unit"} <= {*own}:
             raise ValueError(
                 "PlanScheduler: the config has no plan: use accelerate(pipe, plan=...)"
             )
-        made = cls(**{**given, **{k: v for k, v in kwargs.items() if not k.startswith("_")}})
+        plan = from_record(dict(own["plan"]), "PlanScheduler: plan of the config")
+        kept = {name: value for name, value in given.items() if not name.startswith("_")}
+        noise = kwargs.get("noise", kept.pop("noise", "generator"))
+        made = cls(plan, noise, own["for"], own["predicts"], own["unit"], kept)
         return (made, {}) if return_unused_kwargs else made
 
     def original(self) -> Any:
@@ -128,13 +131,14 @@ class PlanScheduler(_WithEstimate):
         Raises:
             ValueError: a class that is not one of diffusers'.
         """
-        kind = getattr(diffusers, self.config["planned_for"], None)
+        kind = getattr(diffusers, self.planned_for, None)
         if kind is None:
             raise ValueError(
-                f"PlanScheduler: it replaced {self.config['planned_for']!r}, but diffusers has no "
-                "such class: set pipe.scheduler yourself"
+                f"PlanScheduler: it replaced {self.planned_for!r}, but diffusers has no such "
+                "class: set pipe.scheduler yourself"
             )
-        return kind.from_config(self.config)
+        kept = {name: value for name, value in self.config.items() if name != "noise"}
+        return kind.from_config({n: v for n, v in kept.items() if not n.startswith("_")})
 
     # --- the run ----------------------------------------------------------------------------
 

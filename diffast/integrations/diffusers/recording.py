@@ -138,12 +138,24 @@ def _two_calls(convention: Convention):
 
 
 def _counted(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments with a number of pictures, where the pipeline takes one."""
+    """Returns the arguments for several pictures, where the pipeline makes several.
+
+    Embeddings of one prompt are repeated, as not every pipeline repeats all that it is given.
+    """
     known = inspect.signature(type(pipe).__call__).parameters
     counts = [name for name in _COUNTS if name in known]
+    embedded = [name for name in call if name.endswith(("_embeds", "_mask"))]
     if any(name in call for name in (*counts, "latents")) or not counts:
         return dict(call)
+    if embedded:
+        return {**call, **{name: _repeated(call[name]) for name in embedded}}
     return {**call, counts[0]: _PICTURES}
+
+
+def _repeated(value: Any) -> Any:
+    if isinstance(value, torch.Tensor) and value.dim() and len(value) == 1:
+        return value.expand(_PICTURES, *value.shape[1:])
+    return value
 
 
 class _Recorder(PlanScheduler):
@@ -157,6 +169,8 @@ class _Recorder(PlanScheduler):
     def step(self, model_output, timestep, sample, return_dict=True, generator=None, **options):
         """Takes the step down and returns random latents."""
         time = float(torch.as_tensor(timestep))
+        if model_output.shape[1:2] == (2 * sample.shape[1],):
+            model_output = model_output[:, : sample.shape[1]]  # the rest is a learned variance
         self.steps.append(_Step(time, sample.clone(), model_output.clone(), self.calls))
         self.calls = []
         if len(self.steps) == 2:
