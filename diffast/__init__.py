@@ -37,6 +37,7 @@ _HOMES = {
     "Samples": "diffast.executors.results",
     "StepLimitError": "diffast.executors.results",
     "Stepper": "diffast.executors.stepwise",
+    "TuneResult": "diffast.tuning.result",
     "add_noise": "diffast.noise.forward_process",
     "backends": "diffast.ops",
     "digits": "diffast.digits",
@@ -51,6 +52,8 @@ _HOMES = {
     "sample_parallel": "diffast.executors.parallel.sample",
     "schedules": "diffast.schedules",
     "solvers": "diffast.solvers",
+    "tune": "diffast.tuning.tune",
+    "tuning": "diffast.tuning",
     "unroll": "diffast.plans",
 }
 

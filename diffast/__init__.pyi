@@ -6,6 +6,7 @@ from diffast import integrations as integrations
 from diffast import ops as ops
 from diffast import schedules as schedules
 from diffast import solvers as solvers
+from diffast import tuning as tuning
 from diffast.executors.adaptive.options import AdaptiveOptions as AdaptiveOptions
 from diffast.executors.adaptive.sample import AdaptiveSamples as AdaptiveSamples
 from diffast.executors.adaptive.sample import sample_adaptive as sample_adaptive
@@ -34,6 +35,8 @@ from diffast.plans import Plan as Plan
 from diffast.plans import unroll as unroll
 from diffast.solvers import embedded as embedded
 from diffast.solvers import embedded as pairs
+from diffast.tuning.result import TuneResult as TuneResult
+from diffast.tuning.tune import tune as tune
 
 __version__: str
 __all__ = [
@@ -56,6 +59,7 @@ __all__ = [
     "Samples",
     "StepLimitError",
     "Stepper",
+    "TuneResult",
     "add_noise",
     "backends",
     "digits",
@@ -70,5 +74,7 @@ __all__ = [
     "sample_parallel",
     "schedules",
     "solvers",
+    "tune",
+    "tuning",
     "unroll",
 ]

@@ -20,9 +20,9 @@ from diffast._namespace import attributes, listing
 from diffast.grids.checks import check_grid
 from diffast.grids.clocks import even, uniform_flow
 from diffast.grids.cuts import part, part_by_denoise, part_by_strength
-from diffast.grids.indices import leading, linspace, trailing, uniform_time
 from diffast.grids.flows import flow_match, flow_sigmas, linear_quadratic
 from diffast.grids.given import ays, from_sigmas, from_times, vp
+from diffast.grids.indices import leading, linspace, trailing, uniform_time
 from diffast.grids.levels import (
     beta_sigmas,
     exponential,

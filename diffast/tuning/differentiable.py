@@ -50,7 +50,9 @@ class ScheduleAt:
         inside = (lam >= self.least) & (lam <= self.most)
         own, below, above = (self._values(at) for at in (middle, low, high))
         width = np.where(high > low, high - low, 1.0)
-        return own, [np.where(inside, (b - a) / width, 0.0) for a, b in zip(below, above, strict=True)]
+        return own, [
+            np.where(inside, (b - a) / width, 0.0) for a, b in zip(below, above, strict=True)
+        ]
 
     def _values(self, lam: np.ndarray) -> tuple:
         t = np.asarray(self.schedule.time(lam), dtype=np.float64)

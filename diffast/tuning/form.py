@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from diffast.plans import Plan, unroll
-from diffast.plans.registers import X, Z1, Z2, D, H, entry_column, levels_of, pack
+from diffast.plans.registers import Z1, Z2, D, H, X, entry_column, levels_of, pack
 
 # A fresh normal with less than this share of a row's noise is left out, which `Plan` would refuse.
 _LEAST_FRESH = 1e-4

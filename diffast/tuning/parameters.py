@@ -104,8 +104,7 @@ class Parameters:
                 self.slices[name] = slice(self.size, self.size + count)
                 self.size += count
         self._drawn = torch.from_numpy(np.flatnonzero(share > 0))
-        whole = denoiser.time_dtype is not None and not denoiser.time_dtype.is_floating_point
-        self._whole = whole and not denoiser.round_times
+        self._whole = not self.affine.smooth
 
     def _delta(self, form: Form, lams: np.ndarray) -> np.ndarray:
         """Returns [N] how far the told times lie from the levels', in log-SNR."""
@@ -123,8 +122,14 @@ class Parameters:
         where = self.slices.get(name)
         return torch.zeros(count, dtype=torch.float64) if where is None else vector[where]
 
-    def numbers(self, vector: torch.Tensor) -> Numbers:
-        """Returns what a run needs, as functions of the vector [P]."""
+    def numbers(self, vector: torch.Tensor, told: torch.Tensor | None = None) -> Numbers:
+        """Returns what a run needs, as functions of the vector [P].
+
+        Args:
+            vector: [P] float64.
+            told: [N] whole times that a network which wants integers is told all the same, so that
+                a small difference of the vector is one of the numbers.
+        """
         n = self.form.calls
         lams = self._lams(vector)
         inner_t, alpha, sigma = self.at(lams[1:])
@@ -145,7 +150,8 @@ class Parameters:
             older = older + learned.index_put(tuple(self._pairs), vector[self.slices["weights"]])
         older = older * gain[:, None]
         weights = older + torch.diag(gain - older.sum(dim=1))
-        told = self._times(vector, lams, inner_t)
+        if told is None or not self._whole:
+            told = self._times(vector, lams, inner_t)
         a, b = self.affine(told)
         scales = self._scales + self.part(vector, "guidance", n)
         return Numbers(keep, weights, fresh, told, a, b, scales, levels)

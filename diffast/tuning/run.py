@@ -35,15 +35,20 @@ class Rows:
         return self._arguments[branch]
 
     def output(self, x: torch.Tensor, told: torch.Tensor, branch: str) -> torch.Tensor:
-        """Returns the network's raw output on a branch, [B or 2B, ...]."""
-        rows = 2 * len(x) if branch == "both" else len(x)
-        t = told.to(x.device, time_dtype(x.dtype)).expand(rows)
+        """Returns the network's raw output on a branch, [B or 2B, ...], told a time or [B]."""
+        t = told.to(x.device, time_dtype(x.dtype)).expand(len(x))
+        t = torch.cat([t, t]) if branch == "both" else t
         given = torch.cat([x, x]) if branch == "both" else x
         given = given.to(self.denoiser.dtype or x.dtype)
         call = self.denoiser.call
         if self.saves and torch.is_grad_enabled():
             made = checkpoint(
-                call, given, t, self.arguments(branch), use_reentrant=False, determinism_check="none"
+                call,
+                given,
+                t,
+                self.arguments(branch),
+                use_reentrant=False,
+                determinism_check="none",
             )
             return made.to(x.dtype)  # pyright: ignore[reportOptionalMemberAccess]
         return call(given, t, self.arguments(branch)).to(x.dtype)
@@ -72,7 +77,12 @@ def run(rows: Rows, numbers: Numbers, normals: list[torch.Tensor] | None = None)
     keep, told, a, b, scales, fresh = (
         [*part.to(x.device).unbind()]
         for part in (
-            numbers.keep, numbers.told, numbers.a, numbers.b, numbers.scales, numbers.fresh
+            numbers.keep,
+            numbers.told,
+            numbers.a,
+            numbers.b,
+            numbers.scales,
+            numbers.fresh,
         )
     )
     weights = numbers.weights.to(x.device)
