@@ -13,6 +13,7 @@ from diffast.integrations.diffusers import classes as classes
 from diffast.integrations.diffusers.accelerate import Report, accelerate
 from diffast.integrations.diffusers.planned import PlanScheduler
 from diffast.integrations.diffusers.scheduler import KINDS, DiffastScheduler
+from diffast.integrations.diffusers.tuning import pipeline_denoiser, tune
 
 globals().update({kind.__name__: kind for kind in KINDS.values()})
 
@@ -22,5 +23,7 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]: the drop-ins are mad
     "PlanScheduler",
     "Report",
     "accelerate",
+    "pipeline_denoiser",
+    "tune",
     *sorted(kind.__name__ for kind in KINDS.values()),
 ]

@@ -93,6 +93,9 @@ def _planned(pipe: Any, plan: Any, noise: str, quiet: bool) -> Report:
             f"guidance scales {scales.min():.3g} to {scales.max():.3g} are the plan's: "
             "guidance_scale has to be above 1, its value is not used"
         )
+    scale = (plan.made_for or {}).get("guidance")
+    if scales is None and scale is not None and scale != 1.0:
+        notes.append(f"made for guidance_scale={scale:g}: its measured error is for that scale")
     notes += check_network(pipe, plan)
     pipe.scheduler = after
     report = Report(after.planned_for, f"plan {plan.name}", noise, tuple(notes))
