@@ -21,12 +21,15 @@ class Settings:
     denoiser: Denoiser
     calls: int
     shape: tuple[int, ...]
+    stochastic: bool
     freedom: tuple[str, ...]
     conditions: Callable | None
     held_out: int
     batch: int
     iterations: int
     starts: int
+    polish: int
+    saves: bool
     seed: int
     features: Callable | None
     tolerance: float
@@ -41,12 +44,22 @@ class Settings:
     @property
     def screened(self) -> int:
         """Returns the number of pilots on which candidates are compared at first."""
-        return min(16, self.shape[0])
+        return self.shape[0] if self.stochastic else min(16, self.shape[0])
 
     def record(self) -> dict[str, Any]:
         """Returns what a file of the run is known by: all that the result depends on."""
-        kept = ("calls", "shape", "freedom", "held_out", "batch", "iterations", "starts", "seed")
-        kept = (*kept, "tolerance", "compare", "rows", "memory_limit")
+        kept = (
+            "calls",
+            "shape",
+            "stochastic",
+            "freedom",
+            "held_out",
+            "batch",
+            "iterations",
+            "starts",
+            "seed",
+        )
+        kept = (*kept, "polish", "saves", "tolerance", "compare", "rows", "memory_limit")
         found = {name: getattr(self, name) for name in kept}
         denoiser, scale = self.denoiser, self.denoiser.guidance
         return found | {
@@ -80,10 +93,17 @@ def check_arguments(
     if shape[0] < 2:
         raise ValueError(f"tune: shape is {list(shape)}, but 2 pilots are needed at least")
     held_out = shape[0] if held_out is None else _whole("held_out", held_out, 2)
-    for name, least in (("batch", 1), ("iterations", 0), ("starts", 1), ("rows", 1)):
+    for name, least in (("batch", 1), ("iterations", 0), ("starts", 1), ("polish", 0), ("rows", 1)):
         others[name] = _whole(name, others[name], least)
     others["batch"] = min(others["batch"], shape[0])
-    freedom, notes = _freedom(denoiser, freedom)
+    stochastic = others["stochastic"] = bool(others["stochastic"])
+    if stochastic:
+        others["batch"] = shape[0]
+        if others["polish"]:
+            raise ValueError("tune: polish is given, but it is for deterministic plans alone")
+    if freedom is None:
+        freedom = ("levels", "weights", "times", "scale") + ("noise",) * stochastic
+    freedom, notes = _freedom(denoiser, freedom, stochastic)
     start = others["start"]
     if start is not None:
         _check_start(denoiser, start, calls)
@@ -100,6 +120,7 @@ def check_arguments(
         held_out=held_out,
         compare=compare,
         device=place,
+        saves=bool(others.pop("checkpoint")),
         notes=notes,
         **others,
     )
@@ -115,7 +136,9 @@ def _whole(name: str, value: Any, least: int) -> int:
     return found
 
 
-def _freedom(denoiser: Denoiser, freedom: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _freedom(
+    denoiser: Denoiser, freedom: Sequence[str], stochastic: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Returns the names of what is learned, in the order of FREEDOMS, and what has to be said."""
     wanted = {freedom} if isinstance(freedom, str) else set(freedom)
     unknown = sorted(wanted - {*FREEDOMS})
@@ -127,6 +150,8 @@ def _freedom(denoiser: Denoiser, freedom: Sequence[str]) -> tuple[tuple[str, ...
         raise ValueError(
             "tune: freedom holds 'guidance', but the denoiser has no unconditional conditions"
         )
+    if "noise" in wanted and not stochastic:
+        raise ValueError("tune: freedom holds 'noise', but stochastic is False")
     notes = ()
     dtype = denoiser.time_dtype
     if "times" in wanted and dtype is not None and not dtype.is_floating_point:

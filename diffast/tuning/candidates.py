@@ -23,8 +23,7 @@ class Recipe(NamedTuple):
     build: Callable[[Any, int], Plan]
 
 
-# Further candidates, in the form of `df.tuning.HOOKS`: called as hook(denoiser, pilots, calls), each
-# returns a list of (name, plan).
+# Further candidates: hook(denoiser, pilots, calls) returns (name, plan) pairs.
 HOOKS: list[Callable[[Any, Any, int], list[tuple[str, Plan]]]] = []
 
 SOLVERS: dict[str, Callable[..., Plan]] = {

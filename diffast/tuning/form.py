@@ -97,7 +97,8 @@ class Form:
             steps=n,
             name=name,
             guidance=self.guidance,
-            **({"spans": self._spans()} | fields),
+            spans=self._spans(),
+            **fields,
         )
 
     def _spans(self) -> np.ndarray:
@@ -135,7 +136,7 @@ def form_of(plan: Plan) -> Form:
         fresh = _fresh(plan, states, stages)
     found = Form(
         plan.schedule,
-        plan.start,
+        float(plan.start if plan.start is not None else plan.call_times[0]),
         plan.end,
         levels,
         plan.call_times.copy(),
@@ -162,7 +163,7 @@ def _check(plan: Plan) -> None:
 
 
 def _fresh(plan: Plan, states: np.ndarray, stages: np.ndarray) -> np.ndarray:
-    """Returns [N] weights of the fresh normals; raises ValueError for noise of another structure."""
+    """Returns [N] weights of the fresh normals; ValueError for noise of another structure."""
     if plan.stages != len(stages):
         raise ValueError(f"form_of: plan {plan.name} draws noise in stages without a network call")
     drawn = states[:, 1 + plan.stages : 1 + 2 * plan.stages]
@@ -170,8 +171,8 @@ def _fresh(plan: Plan, states: np.ndarray, stages: np.ndarray) -> np.ndarray:
     sigma = np.sqrt((states[:, 0] * plan.initial_scale) ** 2 + (drawn**2).sum(axis=1))
     keep = np.sqrt(np.maximum(sigma[1:] ** 2 - fresh**2, 0.0)) / sigma[:-1]
     others = drawn[1:] - keep[:, None] * drawn[:-1] - np.diag(fresh)
-    wrong = np.abs(others).max(axis=1) > 1e-9 * np.maximum(sigma[1:], 1e-300)
-    wrong |= np.abs(states[1:, 0] - keep * states[:-1, 0]) > 1e-9 * np.abs(states[1:, 0]) + 1e-15
+    wrong = np.abs(others).max(axis=1) > 1e-6 * np.maximum(sigma[1:], 1e-300)
+    wrong |= np.abs(states[1:, 0] - keep * states[:-1, 0]) * plan.initial_scale > 1e-6 * sigma[1:]
     if wrong.any():
         i = int(np.argmax(wrong))
         raise ValueError(

@@ -186,7 +186,7 @@ class Marquardt:
         """Returns what one iteration makes of a vector [P], on pilots [B]."""
         begun = self.runner.calls
         normal, slope, before, note, ids = self._equations(vector, ids)
-        if normal is None:
+        if normal is None or slope is None:
             return Step(vector, damping, before, before, self.runner.calls - begun, note)
         sizes = np.diag(normal)
         damped = np.diag(sizes + 0.01 * sizes.mean())

@@ -82,7 +82,7 @@ class TuneResult:
         axes.set(
             xlabel="network calls", ylabel="error / spread", yscale="log", title=self.plan.name
         )
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xticks(sorted({row.calls for row in self.table}))
         axes.legend()
         figure.savefig(path)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 from diffast import grids, solvers
 from diffast.plans import Plan
@@ -61,4 +62,17 @@ def find_teacher(
 
 def _samples(denoiser, pilots, ids, rows, steps, memo):
     plan = teacher_plan(denoiser, steps)
-    return memo.tensor(f"teacher of {steps}", lambda: samples_of(plan, pilots, ids, rows))
+    made = memo.tensor(f"teacher of {steps}", lambda: samples_of(plan, pilots, ids, rows))
+    check_finite(made, plan)
+    memo(f"calls of the teacher of {steps}", lambda: {"calls": plan.nfe * len(ids)})
+    return made
+
+
+def check_finite(samples: torch.Tensor, plan: Plan) -> None:
+    """Raises ValueError if samples [B, ...] of a teacher are not finite."""
+    bad = int((~samples.isfinite().reshape(len(samples), -1).all(1)).sum())
+    if bad:
+        raise ValueError(
+            f"tune: {bad} of the teacher's {len(samples)} samples are not finite: the network "
+            f"returns no finite numbers along {plan.name} of {plan.nfe} calls"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -21,12 +22,13 @@ from diffast.tuning.arguments import Settings, check_arguments
 from diffast.tuning.candidates import plans_for
 from diffast.tuning.form import form_of
 from diffast.tuning.judge import Features, Judge, samples_of
-from diffast.tuning.levenberg import Marquardt, Runner
+from diffast.tuning.law import LawJudge
 from diffast.tuning.memo import Memo
 from diffast.tuning.parameters import Parameters
 from diffast.tuning.pilots import HELD_OUT, Conditions, Pilots, ids_of, pieces
 from diffast.tuning.result import Measured, TuneResult
-from diffast.tuning.teacher import find_teacher
+from diffast.tuning.teacher import check_finite, find_teacher
+from diffast.tuning.walk import ROUND, Walk
 
 # How many candidates are measured on all held-out noises, and how many on other budgets.
 _FINALISTS, _COMPARED = 6, 12
@@ -39,12 +41,15 @@ def tune(
     calls: int = 8,
     shape: Sequence[int] = (),
     *,
-    freedom: Sequence[str] = ("levels", "weights", "times", "scale"),
+    stochastic: bool = False,
+    freedom: Sequence[str] | None = None,
     conditions: Conditions | None = None,
     held_out: int | None = None,
     batch: int = 32,
     iterations: int = 12,
     starts: int = 2,
+    polish: int = 0,
+    checkpoint: bool = False,
     seed: int = 0,
     features: Features | None = None,
     tolerance: float = 0.003,
@@ -79,8 +84,14 @@ def tune(
             their end.
         calls: network calls of the plan, at least 1. With guidance a call on both branches is one.
         shape: [B, ...] of the pilots that are learned from; B of 32 to 128 is enough.
-        freedom: what is learned: "levels", "weights", "times" (the time that the network is told),
-            "scale" (of the state, off the schedule), "guidance" (a scale for each call).
+        stochastic: whether the plan draws fresh noise. What is compared is then the law of the
+            samples, by the sliced Wasserstein-2 distance over the spread. It falls to about
+            1 / sqrt(B) for the teacher's own samples, so B and `held_out` of 1,000 and more are
+            needed, and `batch` is B.
+        freedom: what is learned; None: "levels", "weights", "times" and "scale", and "noise" with
+            stochastic plans. Choose among "levels", "weights", "times" (the time that the network
+            is told), "scale" (of the state, off the schedule), "guidance" (a scale for each call),
+            "noise" (the share of fresh noise of each step).
         conditions: called as conditions(ids) with ids [B] int64; returns named conditions of B
             rows, or a pair of them for the two branches of guidance. It has to return the same
             rows for the same ids.
@@ -88,6 +99,10 @@ def tune(
         batch: pilots of one iteration.
         iterations: of learning.
         starts: how many of the best standard plans learning tries to start from.
+        polish: iterations of gradient descent afterwards, where the network has a gradient; 100 to
+            300 gain some 5 to 10 percent.
+        checkpoint: whether the polish computes activations again, in place of keeping those of all
+            calls: a third more time, and the memory of one call.
         seed: of the noises and of the choice of pilots. The same call gives the same plan.
         features: what is compared, a function of samples [B, ...]; None: the samples themselves.
         tolerance: accuracy of the teacher, as a share of the spread.
@@ -137,7 +152,7 @@ class _Tuning:
     def result(self) -> TuneResult:
         """Returns what comes of it."""
         settings = self.settings
-        candidates = dict(plans_for(self.denoiser, self.pilots, settings.calls))
+        candidates = self._candidates(settings.calls)
         if settings.start is not None:
             candidates["the start given"] = settings.start
         if not candidates:
@@ -172,29 +187,33 @@ class _Tuning:
             best,
             tuple(table),
             facts,
-            self._counted(teacher, len(candidates)),
+            self._counted(),
             tuple(history),
             tuple(self.notes),
         )
 
+    def _candidates(self, calls: int) -> dict[str, Plan]:
+        """Returns the standard plans of at most so many calls, by name."""
+        return dict(plans_for(self.denoiser, self.pilots, calls, self.settings.stochastic))
+
     def _teach(self, teacher: Plan) -> None:
         """Works out the teacher's samples of all pilots."""
         ids = torch.cat([self.train, self.held])
-        rows = self.settings.rows
-        made = [
-            self.memo.tensor(f"ends {i}", lambda own=ids[piece]: self._samples(teacher, own))
-            for i, piece in enumerate(pieces(len(ids), rows))
-        ]
+        made = []
+        for i, piece in enumerate(pieces(len(ids), self.settings.rows)):
+            own = ids[piece]
+            made.append(self.memo.tensor(f"ends {i}", lambda own=own: self._samples(teacher, own)))
+            self.memo(f"calls of ends {i}", lambda own=own: {"calls": teacher.nfe * len(own)})
         ends = torch.cat(made)
-        if not ends.isfinite().all():
-            bad = int((~ends.isfinite().reshape(len(ends), -1).all(1)).sum())
-            raise ValueError(
-                f"tune: {bad} of the teacher's {len(ends)} samples are not finite: the network "
-                f"returns no finite numbers along {teacher.name} of {teacher.nfe} steps"
-            )
+        check_finite(ends, teacher)
         count = len(self.train)
-        self.judge = Judge(ends[:count], self.settings.features)
-        self.held_judge = Judge(ends[count:], self.settings.features)
+        self.judge, self.held_judge = (self._judge(part) for part in (ends[:count], ends[count:]))
+
+    def _judge(self, ends: torch.Tensor) -> Judge | LawJudge:
+        settings = self.settings
+        if settings.stochastic:
+            return LawJudge(ends, settings.features, settings.seed)
+        return Judge(ends, settings.features)
 
     def _samples(self, plan: Plan, ids: torch.Tensor) -> torch.Tensor:
         return samples_of(plan, self.pilots, ids, self.settings.rows, self.bar.update)
@@ -202,46 +221,56 @@ class _Tuning:
     def _screen(self, candidates: dict[str, Plan], key: str) -> list[tuple[str, float]]:
         """Returns (name, error on some pilots) of candidates, best first."""
         ids = self.train[: self.settings.screened]
-
-        def error(plan: Plan) -> float:
-            return self.judge.error(self._samples(plan, ids), slice(len(ids)))
-
         found = [
-            (name, self.memo(f"{key}: {name}", lambda plan=plan: error(plan)))
+            (name, self._error(f"{key}: {name}", plan, ids, self.judge))
             for name, plan in candidates.items()
         ]
         return sorted(found, key=lambda pair: pair[1])
 
-    def _held_error(self, plan: Plan) -> float:
-        return self.held_judge.error(self._samples(plan, self.held))
+    def _error(self, key: str, plan: Plan, ids: torch.Tensor, judge: Any) -> float:
+        """Returns a plan's error on the first pilots that a judge has samples of."""
+
+        def work() -> dict[str, Any]:
+            error = judge.error(self._samples(plan, ids), slice(len(ids)))
+            return {"error": error if error < math.inf else None, "calls": plan.nfe * len(ids)}
+
+        error = self.memo(key, work)["error"]
+        return math.inf if error is None else error
+
+    def held_error(self, key: str, plan: Plan) -> float:
+        """Returns a plan's error on the held-out noises."""
+        return self._error(key, plan, self.held, self.held_judge)
 
     def _standard(self, ranked, candidates) -> list[Measured]:
         """Returns the held-out errors of the best standard plans."""
-        table = []
+        found = []
         for name, _ in ranked[:_FINALISTS]:
             plan = candidates[name]
-            error = self.memo(f"held: {name}", lambda plan=plan: self._held_error(plan))
-            table.append(Measured(name, plan.nfe, error, "standard"))
-        return table
+            error = self.held_error(f"held: {name}", plan)
+            found.append(Measured(name, plan.nfe, error, "standard"))
+        return found
 
     def _compare(self, names: list[str]) -> list[Measured]:
         """Returns held-out errors of standard plans with other budgets."""
         found = []
         for multiple in self.settings.compare:
             calls = round(multiple * self.settings.calls)
-            plans = dict(plans_for(self.denoiser, self.pilots, calls))
+            plans = self._candidates(calls)
             plans = {name: plans[name] for name in names[: 2 * _COMPARED] if name in plans}
             ranked = self._screen(plans, f"{calls} calls")
             for name, _ in ranked[:2]:
                 key = f"held, {calls} calls: {name}"
-                error = self.memo(key, lambda plan=plans[name]: self._held_error(plan))
+                error = self.held_error(key, plans[name])
                 found.append(Measured(name, plans[name].nfe, error, "standard"))
         return found
 
     def _learn(self, ranked, candidates):
         """Returns (vector, parameters, held-out errors) of the best start; Nones for no start."""
-        begun = []
+        begun, grids = [], set()
         for name, _ in ranked:
+            grid = name.rpartition(", ")[2]
+            if grid in grids:  # starts of one grid lead to one end
+                continue
             try:
                 form = form_of(candidates[name])
                 parameters = Parameters(form, self.denoiser, self.settings.freedom)
@@ -249,17 +278,20 @@ class _Tuning:
                 continue
             if form.calls == self.settings.calls and parameters.size:
                 begun.append((name, parameters))
+                grids.add(grid)
             if len(begun) == self.settings.starts:
                 break
         if not begun:
             self.say("no candidate can be learned from: none has levels that rise call by call")
             return None, None, []
         trial = min(_TRIAL, self.settings.iterations) if len(begun) > 1 else 0
-        walks = [_Walk(self, name, parameters) for name, parameters in begun]
+        walks = [Walk(self, name, parameters) for name, parameters in begun]
         for walk in walks:
             walk.go(trial)
         best = min(walks, key=lambda walk: walk.best[0])
         best.go(self.settings.iterations)
+        if self.settings.polish:
+            best.polish(self.settings.polish)
         return np.array(best.best[1]), best.parameters, best.history
 
     def _state_cost(self, candidates: int) -> int:
@@ -271,6 +303,8 @@ class _Tuning:
         total += _FINALISTS * calls * held
         rounds = settings.iterations + _TRIAL * (settings.starts - 1)
         total += rounds * (settings.batch * calls * (learned // 2 + 3) + held * calls)
+        total += settings.polish * 3 * settings.batch * calls
+        total += settings.polish // ROUND * held * calls
         for multiple in settings.compare:
             total += round(multiple * calls) * (2 * _COMPARED * settings.screened + 2 * held)
         if settings.progress:
@@ -294,9 +328,10 @@ class _Tuning:
         samples_of(plan, self.pilots, ids, self.settings.rows)
         return (time.perf_counter() - begun) / len(ids)
 
-    def _counted(self, teacher: Plan, candidates: int) -> int:
-        """Returns the network evaluations of the whole run, by sample; a resumed one's too."""
-        return sum(v.get("calls", 0) for v in self.memo.results.values() if isinstance(v, dict))
+    def _counted(self) -> int:
+        """Returns the network evaluations of the whole run, by sample, before a kill included."""
+        done = self.memo.results.values()
+        return sum(result["calls"] for result in done if isinstance(result, dict))
 
     def _named(self, plan, name, best, table, facts) -> Plan:
         """Returns the plan with its name and what it was made for."""
@@ -317,56 +352,3 @@ class _Tuning:
         }
         shown = f"tuned({plan.nfe} calls)" if name == "tuned" else plan.name
         return replace(plan, name=shown, made_for=made_for)
-
-
-class _Walk:
-    """Learning from one start; every iteration is in the memo."""
-
-    def __init__(self, tuning: _Tuning, name: str, parameters: Parameters):
-        self.tuning, self.name, self.parameters = tuning, name, parameters
-        settings = tuning.settings
-        runner = Runner(parameters, tuning.pilots, settings.rows)
-        numbers = int(np.prod(settings.shape[1:], dtype=np.int64))
-        held = 8 * numbers * (parameters.size + 1) * (settings.calls + 4)
-        chunk = int(max(1, min(settings.batch, settings.memory_limit // max(held, 1))))
-        self.runner = runner
-        self.marquardt = Marquardt(runner, tuning.judge.residual, chunk)
-        self.vector, self.damping, self.done = np.zeros(parameters.size), 1e-3, 0
-        self.history: list[float] = []
-        first = tuning.memo(f"learn {name}: start", self._held)
-        self.history.append(first)
-        self.best = (first, self.vector.tolist())
-
-    def _held(self) -> float:
-        plan = self.parameters.form_at(torch.from_numpy(self.vector)).plan("tuned")
-        return self.tuning._held_error(plan)
-
-    def go(self, iterations: int) -> None:
-        """Goes on until so many iterations are done."""
-        while self.done < iterations:
-            found = self.tuning.memo(f"learn {self.name}: {self.done}", self._iterate)
-            self.vector, self.damping = np.array(found["vector"]), found["damping"]
-            self.history.append(found["held"])
-            if found["held"] < self.best[0]:
-                self.best = (found["held"], found["vector"])
-            if found["note"]:
-                self.tuning.say(f"iteration {self.done}: {found['note']}")
-            self.done += 1
-
-    def _iterate(self) -> dict[str, Any]:
-        settings = self.tuning.settings
-        drawn = np.random.default_rng([settings.seed % 2**63, self.done])
-        chosen = drawn.permutation(len(self.tuning.train))[: settings.batch]
-        ids = self.tuning.train[torch.from_numpy(np.sort(chosen))]
-        step = self.marquardt.iterate(self.vector, self.damping, ids)
-        self.tuning.bar.update(step.calls)
-        self.vector = step.vector
-        return {
-            "vector": step.vector.tolist(),
-            "damping": step.damping,
-            "before": step.before if step.before == step.before else None,
-            "after": step.after if step.after == step.after else None,
-            "held": self._held(),
-            "note": step.note,
-            "calls": step.calls,
-        }
