@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
+from inspect import signature
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def save(plan: Plan, path: str | PathLike) -> None:
             f"plan {plan.name}: its schedule {plan.schedule} has no to_dict, but it is needed to "
             "save the plan"
         )
-    head = {"format": FORMAT, "version": VERSION, "schedule": to_dict()}
+    head = {"format": FORMAT, "version": VERSION, "schedule": _record(plan, to_dict)}
     head |= {field: getattr(plan, field) for field in _NUMBERS}
     arrays = {field: getattr(plan, field) for field in _ARRAYS}
     arrays = {field: array for field, array in arrays.items() if array is not None}
@@ -49,6 +50,14 @@ def save(plan: Plan, path: str | PathLike) -> None:
         path.write_text(json.dumps(body, allow_nan=False, indent=1) + "\n")
     else:
         np.savez(path, head=np.array(json.dumps(head, allow_nan=False)), **arrays)
+
+
+def _record(plan: Plan, to_dict: Any) -> dict:
+    """Returns the schedule's dict; that of a table holds the plan's own times exactly."""
+    if "exact_at" not in signature(to_dict).parameters:
+        return to_dict()
+    times = np.append(plan.times, [float(end) for end in (plan.start, plan.end)])  # type: ignore[arg-type]
+    return to_dict(exact_at=times[~np.isnan(times)])
 
 
 def load(path: str | PathLike) -> Plan:
