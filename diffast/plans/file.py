@@ -56,7 +56,8 @@ def _record(plan: Plan, to_dict: Any) -> dict:
     """Returns the schedule's dict; that of a table holds the plan's own times exactly."""
     if "exact_at" not in signature(to_dict).parameters:
         return to_dict()
-    times = np.append(plan.times, [float(end) for end in (plan.start, plan.end)])  # type: ignore[arg-type]
+    ends: Any = (plan.start, plan.end)
+    times = np.append(plan.times, ends)
     return to_dict(exact_at=times[~np.isnan(times)])
 
 

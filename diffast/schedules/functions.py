@@ -125,8 +125,9 @@ def from_table(
     ]
 
     def slopes(t):
-        found = [differences(spline, t, start, end) for spline in splines]
-        return [at_points(t, known[:, 0], known[:, k], part) for k, part in enumerate(found, 3)]
+        dalpha, dsigma = (differences(spline, t, start, end) for spline in splines)
+        at = known[:, 0]
+        return at_points(t, at, known[:, 3], dalpha), at_points(t, at, known[:, 4], dsigma)
 
     return FromFunctions(splines[0], splines[1], start, end, least, slopes)
 

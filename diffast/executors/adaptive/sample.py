@@ -15,7 +15,12 @@ from diffast.executors.adaptive.graph_rounds import GraphRounds
 from diffast.executors.adaptive.options import AdaptiveOptions
 from diffast.executors.adaptive.rounds import STATUSES, AdaptiveRun
 from diffast.executors.adaptive.time_variable import TimeInterval
-from diffast.executors.context import place_of, progress_bar
+from diffast.executors.context import (
+    check_own_times,
+    place_of,
+    progress_bar,
+    warn_of_spread,
+)
 from diffast.executors.results import FINE, NonFiniteError, Result, StepLimitError
 from diffast.lowering.trial_steps import lower_trial
 from diffast.model.denoiser import Denoiser
@@ -147,9 +152,11 @@ def prepare(
     given = AdaptiveOptions(**{name: options.pop(name) for name in names})
     solver = copy.copy(_solver(method, options))
     solver.controller = given.controller_for(solver)
+    check_own_times(WHO, denoiser)
     place = place_of(
         WHO, denoiser, shape, given.x, given.device, given.seed, given.ids, given.clamp
     )
+    warn_of_spread(WHO, denoiser.schedule, denoiser.schedule.t_start, given.x)
     prediction = denoiser.prediction
     until = denoiser.schedule.t_min if given.until is None else given.until
     interval = TimeInterval(
