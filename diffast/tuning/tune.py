@@ -33,6 +33,8 @@ from diffast.tuning.walk import ROUND, Walk, cost
 
 # How many candidates are measured on all held-out noises, and how many on other budgets.
 _FINALISTS, _COMPARED = 6, 12
+# More pilots are asked for where the held-out error is so many times that of the pilots.
+_OVERFIT = 1.3
 # Iterations that a start has before the best start is chosen.
 _TRIAL = 2
 
@@ -300,6 +302,11 @@ class _Tuning:
         best.go(self.settings.iterations)
         if self.settings.polish:
             best.polish(self.settings.polish)
+        if best.trained is not None and best.best[0] > _OVERFIT * best.trained:
+            self.say(
+                f"the error is {best.trained:.3g} on the pilots and {best.best[0]:.3g} on the "
+                f"held-out noises: more pilots than {len(self.train)} would help"
+            )
         return np.array(best.best[1]), best.parameters, best.history
 
     def _state_cost(self, candidates: int) -> int:
