@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,9 +125,7 @@ def _all_plans(
         except (ValueError, PlanWarning):  # not for this schedule, or not stable with so few calls
             continue
         yield recipe.name, plan
-    try:
+    with suppress(ValueError):  # more calls than a network of whole times has levels
         yield "df.plan", start_plan(denoiser, calls, stochastic=stochastic)
-    except ValueError:  # more calls than a network of whole times has levels
-        pass
     for hook in HOOKS:
         yield from hook(denoiser, pilots, calls)
