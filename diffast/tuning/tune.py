@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
@@ -18,6 +19,7 @@ from diffast.executors.context import progress_bar
 from diffast.model.denoiser import Denoiser
 from diffast.model.fingerprint import fingerprint
 from diffast.plans import Plan
+from diffast.plans.overshoot import PlanWarning
 from diffast.tuning.arguments import Settings, check_arguments
 from diffast.tuning.candidates import plans_for
 from diffast.tuning.form import form_of
@@ -160,8 +162,7 @@ class _Tuning:
         settings = self.settings
         candidates = self._candidates(settings.calls)
         if settings.measured_grids and not settings.stochastic:
-            count = len(self.train)
-            candidates |= measured(self.denoiser, self.pilots, settings.calls, self.memo, count)
+            candidates |= self._measured()
         if settings.start is not None:
             candidates["the start given"] = settings.start
         if not candidates:
@@ -204,6 +205,13 @@ class _Tuning:
     def _candidates(self, calls: int) -> dict[str, Plan]:
         """Returns the standard plans of at most so many calls, by name."""
         return dict(plans_for(self.denoiser, self.pilots, calls, self.settings.stochastic))
+
+    def _measured(self) -> dict[str, Plan]:
+        """Returns plans on grids that are measured on the network, by name."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PlanWarning)  # an unstable one is measured as such
+            calls, count = self.settings.calls, len(self.train)
+            return measured(self.denoiser, self.pilots, calls, self.memo, count)
 
     def _teach(self, teacher: Plan) -> None:
         """Works out the teacher's samples of all pilots."""
