@@ -53,9 +53,8 @@ UNSTABLE = {
 
 @pytest.mark.parametrize(("build", "steps", "calls"), UNSTABLE.values(), ids=UNSTABLE)
 def test_too_few_steps_warn_and_the_number_named_is_stable(build, steps, calls):
-    with pytest.warns(
-        PlanWarning, match=f"{steps} steps .{calls} network calls. are unstable"
-    ) as w:
+    said = f"{steps} steps .{calls} network calls. are unstable"
+    with pytest.warns(PlanWarning, match=said) as w:
         plan = build(EDM, grids.karras(EDM, steps))
     assert plan.nfe == calls
     assert w[0].filename == __file__  # the caller's line

@@ -50,9 +50,9 @@ def adams(
     `exponential_adams`.
 
     A slope whose clock is infinite (lam and "rho" at alpha = 0; noise form there has no slope) is
-    not used. With less than about 15 steps order 2 or 3 is best: the higher the order, the smaller
-    the steps at which Adams-Bashforth is stable. On narrow clusters, from pure noise on `flow`,
-    order 3 is the first at 20 calls, 4 from 40 on, 5 and 6 gain nothing below 100.
+    not used. The higher the order, the smaller the steps at which Adams-Bashforth is stable: on
+    narrow clusters, in even steps on `flow`, order 2 is best with 10 calls, order 3 with 15 to 50,
+    and orders 4 to 6 gain from 60 on.
 
     start: "rise" takes orders 1, 2, 3 ... in the first steps, so that the error falls as N^-2 in
     the limit whatever the order; "single" has the full order, for order 3 with 1 more call, for
