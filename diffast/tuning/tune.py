@@ -36,6 +36,8 @@ from diffast.tuning.walk import ROUND, Walk, cost
 
 # How many candidates are measured on all held-out noises, and how many on other budgets.
 _FINALISTS, _COMPARED = 6, 12
+# Calls a pilot that measured grids take, about; for the statement of the cost.
+_GRID_CALLS = 380
 # More pilots are asked for where the held-out error is so many times that of the pilots.
 _OVERFIT = 1.3
 # Iterations that a start has before the best start is chosen.
@@ -338,6 +340,8 @@ class _Tuning:
         learned = settings.calls * (settings.calls - 1) // 2 + 3 * settings.calls
         total = 64 * (trained + held) + candidates * calls * settings.screened
         total += _FINALISTS * calls * held
+        if settings.measured_grids and not settings.stochastic:
+            total += _GRID_CALLS * min(max(settings.screened, 16), trained)
         rounds = settings.iterations + _TRIAL * (settings.starts - 1)
         total += rounds * (cost(settings, learned) + held * calls)
         total += settings.polish * 3 * settings.batch * calls
