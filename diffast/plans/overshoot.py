@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffast.plans.registers import H, X, Y
+from diffast.plans.registers import H, X, Y, levels_of
 
 if TYPE_CHECKING:
     from diffast.plans.plan import Plan
@@ -44,13 +44,12 @@ def overshoot(plan: Plan) -> float:
     center, width = np.repeat(CENTERS, len(STARTS)), np.repeat(WIDTHS, len(STARTS))
     spread = np.sqrt(center**2 + width**2)
     schedule = plan.schedule
-    alpha, sigma = (float(level(plan.start)) for level in (schedule.alpha, schedule.sigma))
+    (alpha, sigma), (last_alpha, last_sigma) = levels_of(schedule, (plan.start, plan.end))
     start = np.tile(STARTS, len(CENTERS)) * np.sqrt((alpha * spread) ** 2 + sigma**2)
     with np.errstate(over="ignore", invalid="ignore"):
         end = np.abs(_run(plan, start, center, width**2))
-    alpha, sigma = (float(level(plan.end)) for level in (schedule.alpha, schedule.sigma))
-    inside = alpha * (center + REACH * width) + REACH * sigma
-    out = (end - inside) / (alpha * spread + sigma)
+    inside = last_alpha * (center + REACH * width) + REACH * last_sigma
+    out = (end - inside) / (last_alpha * spread + last_sigma)
     return float(np.max(np.where(np.isfinite(out), np.maximum(out, 0.0), np.inf)))
 
 
@@ -58,8 +57,8 @@ def _run(plan, state, center, variance):
     """Returns x after the last stage."""
     called = plan.called.reshape(plan.stages, -1)[:, 0]
     times = np.where(called, plan.times.reshape(plan.stages, -1)[:, 0], plan.start)
-    alpha = np.asarray(plan.schedule.alpha(times))[:, None]
-    total = alpha**2 * variance + np.asarray(plan.schedule.sigma(times))[:, None] ** 2
+    alpha, sigma = levels_of(plan.schedule, times).T[:, :, None]
+    total = alpha**2 * variance + sigma**2
     pull, slope = alpha * variance / total, alpha * center / total
     rest = center * (1.0 - pull * alpha)
     at = {name: c for c, name in enumerate(plan.columns)}

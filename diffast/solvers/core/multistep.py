@@ -25,9 +25,13 @@ X = "x"  # the column of the step's state; estimates are named by the stage that
 # with a q above this number use no such slope.
 WIDEST = 30.0
 
-# Above this product of such factors, or with weights that are larger by this than their sum (steps
-# that grow fast extrapolate far), rounding changes the noise level, which is then not checked.
+# Above this product of such factors rounding changes the noise level, which is then not checked.
 LARGEST_GROWTH = 1e2
+
+# How large weights are beside their sum: 23 for order 6 and even steps, more where steps grow fast
+# and extrapolate far. Above the first number the noise level is not checked, either; above the
+# second nothing but rounding is left.
+CHECKED_REACH, LARGEST_REACH = 30.0, 1e10
 
 
 def build(
@@ -83,7 +87,7 @@ def build(
     if single and orders is not None:
         raise ValueError(f"{short}: start = 'single', but it must be 'rise' where orders are given")
     walk = _Walk(schedule, grid, form, clock, single)
-    walk.order = order
+    walk.name, walk.order = short, order
     steps = len(wanted)
     walk.caps = [min(order, steps - n) if final == "falling" else order for n in range(steps)]
     walk.rules = {"predict": predict, "correct": correct}
@@ -91,7 +95,7 @@ def build(
     walk.corrected = np.zeros(len(grid), dtype=bool) if corrected is None else corrected
     for n, most in enumerate(wanted):
         walk.add_step(n, most, most == 1 or (orders is None and final != "full"), opening)
-    if check == "full" and max(walk.growth, walk.reach) > LARGEST_GROWTH:
+    if check == "full" and (walk.growth > LARGEST_GROWTH or walk.reach > CHECKED_REACH):
         check = "x0"
     return walk.rows.plan(schedule, grid, name, check)
 
@@ -143,8 +147,16 @@ class _Walk:
         else:
             used = used[: most - 1]
             weights = self.rule("predict", ticks)(kind, ticks, s, [node for _, node in used], t)
-            size = sum(map(abs, weights))
-            self.reach = max(self.reach, size / abs(sum(weights)))
+            size, whole = sum(map(abs, weights)), abs(sum(weights))
+            if size > LARGEST_REACH * whole:
+                raise ValueError(
+                    f"{self.name}: step {n}: the weights of {len(weights)} estimates in the clock "
+                    f"{ticks!r} add up to {size:.1g}, but their sum is {whole:.1g}: rounding is "
+                    "all that is left; take a lower order, another clock or a smoother grid"
+                )
+            if kind != "data":  # x0 estimates hold no noise
+                self.reach = max(self.reach, size / whole)
+                self.growth *= size / whole if ticks == "snr" else 1.0
             self._add_regular(n, i, state, used, (keep(kind, s, t), weights))
 
     def _single_calls(self, n, remembered):

@@ -16,6 +16,9 @@ from diffast.solvers.ode.runge_kutta import DOPRI5
 
 HIGHEST, HIGHEST_SINGLE = 6, 4
 
+# Over a step that divides tau by more than this, `dopri5` multiplies rounding, and is not taken.
+WIDEST = 4.0
+
 
 @builder
 def adams(
@@ -84,7 +87,7 @@ def _dormand_prince(order, form):
     """Returns what adds the rows of the first steps, as `build` calls it: `dopri5` in "flow"."""
 
     def opening(rows, schedule, n, grid, s, t):
-        if n >= order - 2 or t.sigma == 0.0:
+        if n >= order - 2 or s.on("flow") > WIDEST * t.on("flow"):
             return False
         stage, gap = len(rows.calls) - 1, t.on("flow") - s.on("flow")
         nodes = [s.on("flow") + c * gap for c in DOPRI5.nodes]
