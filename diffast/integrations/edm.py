@@ -124,5 +124,6 @@ def _check_rounding(net, times, device, what):
     if wrong.any():
         i = int(np.argmax(wrong))
         raise ValueError(
-            f"edm_sampler: {what} {times[i]:g}, but the net's round_sigma makes that {rounded[i]:g}"
+            f"edm_sampler: {what} {times[i]:g}, but the net's round_sigma makes that "
+            f"{rounded[i]:g}"
         )

@@ -73,9 +73,7 @@ def pipeline_denoiser(
     """
     given = [prompts] if isinstance(prompts, (str, Mapping)) else prompts
     if given is not None and not len(given):
-        raise ValueError(
-            "tune: prompts is empty, but one is needed, or None for a pipeline without"
-        )
+        raise ValueError("tune: prompts is empty, but one is needed, or None for a pipeline without")
     asked = [_call(prompt) for prompt in ([None] if given is None else given)]
     recordings = [record(pipe, {**(options or {}), **call}) for call in asked]
     return denoiser_of(pipe, network_of(pipe), recordings)
