@@ -26,6 +26,16 @@ STARTS = (0.25, 0.6, 1.0, 1.6)
 REACH = 2.0
 
 
+# Measured with 47 solvers, 3 to 21 calls, 13 pairs of schedule and grid (6,185 plans) on eight
+# narrow Gaussians in the plane: of 231 plans whose error is above the spread of the data, 220 have
+# an overshoot above 1 (the others have errors of 1.0 to 2.1), and of 400 plans with such an
+# overshoot 25 have an error below 0.3.
+LARGEST_OVERSHOOT = 1.0
+
+# Plans of more stages are not probed: no builder is unstable with so many.
+MOST_STAGES = 128
+
+
 class PlanWarning(UserWarning):
     """A plan amplifies errors: at this number of steps its samples can end far out of the data."""
 
@@ -51,6 +61,16 @@ def overshoot(plan: Plan) -> float:
     inside = last_alpha * (center + REACH * width) + REACH * last_sigma
     out = (end - inside) / (last_alpha * spread + last_sigma)
     return float(np.max(np.where(np.isfinite(out), np.maximum(out, 0.0), np.inf)))
+
+
+def is_unstable(plan: Plan) -> bool:
+    """Returns whether the plan's `overshoot` is above 1; False for plans that are not probed.
+
+    These are plans of more than 128 stages, without a network call, and with several inputs a
+    stage.
+    """
+    probed = plan.nfe > 0 and plan.stages <= MOST_STAGES and plan.times.ndim == 1
+    return probed and overshoot(plan) > LARGEST_OVERSHOOT
 
 
 def _run(plan, state, center, variance):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -10,7 +9,8 @@ import numpy as np
 
 from diffast import grids, solvers
 from diffast.plans import Plan
-from diffast.plans.overshoot import PlanWarning
+from diffast.plans.overshoot import is_unstable
+from diffast.solvers.core.stability import unchecked
 
 
 class Recipe(NamedTuple):
@@ -106,12 +106,11 @@ def plans_for(
     """Yields (name, plan) of all candidates that can be built for so many calls."""
     for recipe in recipes(stochastic):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", PlanWarning)
+            with unchecked():
                 plan = recipe.build(denoiser, calls)
-        except (ValueError, PlanWarning):  # not for this schedule, or not stable with so few calls
+        except ValueError:  # not for this schedule
             continue
-        if plan.nfe <= calls and plan.stochastic == stochastic:
+        if not is_unstable(plan) and plan.nfe <= calls and plan.stochastic == stochastic:
             yield recipe.name, plan
     for hook in HOOKS:
         for name, plan in hook(denoiser, pilots, calls):
