@@ -32,7 +32,8 @@ REACH = 2.0
 # overshoot 25 have an error below 0.3.
 LARGEST_OVERSHOOT = 1.0
 
-# Plans of more stages are not probed: no builder is unstable with so many.
+# Plans of more stages are not probed, which keeps their builders fast. Of 11 methods on 16 pairs of
+# schedule and grid with 130, 200 and 400 calls, 3 of 528 plans have an overshoot above 1.
 MOST_STAGES = 128
 
 

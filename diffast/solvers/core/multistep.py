@@ -48,6 +48,7 @@ def build(
     orders=None,
     start="rise",
     final="clean",
+    farthest=np.inf,
     opening=None,
     check="full",
 ) -> Plan:
@@ -73,6 +74,8 @@ def build(
         corrected: [N] bools, whether the state after each step is corrected.
         orders: [N] orders of the steps; None: as many as are remembered.
         final: "clean", "falling" or "full", see `check_orders`.
+        farthest: how large the weights of a step may be beside their sum; where they are larger
+            its order is lowered. A number above 1, or infinity.
         opening: (rows, schedule, n, grid, s, t) -> whether it has added the rows of step n itself,
             after the call at s. It is called for steps that could be of `form`, without corrector.
         check: how the plan checks itself.
@@ -87,7 +90,7 @@ def build(
     if single and orders is not None:
         raise ValueError(f"{short}: start = 'single', but it must be 'rise' where orders are given")
     walk = _Walk(schedule, grid, form, clock, single)
-    walk.name, walk.order = short, order
+    walk.name, walk.order, walk.farthest = short, order, farthest
     steps = len(wanted)
     walk.caps = [min(order, steps - n) if final == "falling" else order for n in range(steps)]
     walk.rules = {"predict": predict, "correct": correct}
@@ -145,9 +148,13 @@ class _Walk:
             rule = keep(form, s, t), moments(form, ticks, s, t, 0)
             self._add_regular(n, i, state, [], rule)
         else:
-            used = used[: most - 1]
-            weights = self.rule("predict", ticks)(kind, ticks, s, [node for _, node in used], t)
+            used, predict = used[: most - 1], self.rule("predict", ticks)
+            weights = predict(kind, ticks, s, [node for _, node in used], t)
             size, whole = sum(map(abs, weights)), abs(sum(weights))
+            while size > self.farthest * whole:
+                used = used[:-1]
+                weights = predict(kind, ticks, s, [node for _, node in used], t)
+                size, whole = sum(map(abs, weights)), abs(sum(weights))
             if size > LARGEST_REACH * whole:
                 raise ValueError(
                     f"{self.name}: step {n}: the weights of {len(weights)} estimates in the clock "
