@@ -58,10 +58,10 @@ def adams(
     `exponential_adams`.
 
     A slope whose clock is infinite (lam and "rho" at alpha = 0; noise form there has no slope) is
-    not used. Where the weights of a step add up to more than 1000 times their sum, as they do
-    where steps suddenly grow, its order is lowered, unless `orders` are given. The higher the order, the smaller the steps at which Adams-Bashforth is stable: on
-    narrow clusters, in even steps on `flow`, order 2 is best with 10 calls, order 3 with 15 to 50,
-    and orders 4 to 6 gain from 60 on.
+    not used. Where the weights of a step add up to more than 1000 times their sum, as they do where
+    steps suddenly grow, its order is lowered, unless `orders` are given. The higher the order, the
+    smaller the steps at which Adams-Bashforth is stable: on narrow clusters, in even steps on
+    `flow`, order 2 is best with 10 calls, order 3 with 15 to 50, and orders 4 to 6 gain from 60 on.
 
     start: "rise" takes orders 1, 2, 3 ... in the first steps, so that the error falls as N^-2 in
     the limit whatever the order; "single" has the full order, for order 3 with 1 more call, for
