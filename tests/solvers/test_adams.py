@@ -212,9 +212,19 @@ MULTISTEP = {
     "res_2m": solvers.res_2m,
     "res_3m": solvers.res_3m,
     "unipc": partial(solvers.unipc, order=3),
+    "dpmpp_2m_sde": solvers.dpmpp_2m_sde,
+    "dpmpp_3m_sde": solvers.dpmpp_3m_sde,
+    "dpm_solver_2m_sde": solvers.dpm_solver_2m_sde,
 }
-ORDERS = {"adams": 3, "dpm_solver_3m": 3, "dpmpp_3m": 3, "res_3m": 3, "unipc": 3}
-ORDERS |= dict.fromkeys(("dpm_solver_2m", "dpmpp_2m", "gradient_estimation", "res_2m"), 2)
+ORDERS = dict.fromkeys(
+    ("adams", "dpm_solver_3m", "dpmpp_3m", "dpmpp_3m_sde", "res_3m", "unipc"), 3
+) | dict.fromkeys(
+    (
+        *("dpm_solver_2m", "dpmpp_2m", "gradient_estimation", "res_2m"),
+        *("dpmpp_2m_sde", "dpm_solver_2m_sde"),
+    ),
+    2,
+)
 
 
 @pytest.mark.parametrize("name", MULTISTEP)
