@@ -90,9 +90,8 @@ def dpmpp_2m_sde(
     """
     check_choice("dpmpp_2m_sde", "kind", kind, KINDS)
     name = f"dpmpp_2m_sde({kind}, eta={eta:g})"
-    return _data_sde(
-        schedule, grid, eta, s_noise, (orders, final), 2, kind, 0.0, "dpmpp_2m_sde", name
-    )
+    given = orders, final
+    return _data_sde(schedule, grid, eta, s_noise, given, 2, kind, 0.0, name)
 
 
 @builder
@@ -127,9 +126,8 @@ def dpmpp_3m_sde(
     check_choice("dpmpp_3m_sde", "kind", kind, KINDS)
     name = f"dpmpp_3m_sde({form}, eta={eta:g})"
     curve = 1.0 if form == "compat" else 2.0
-    return _data_sde(
-        schedule, grid, eta, s_noise, (orders, final), 3, kind, curve, "dpmpp_3m_sde", name
-    )
+    given = orders, final
+    return _data_sde(schedule, grid, eta, s_noise, given, 3, kind, curve, name)
 
 
 @builder
@@ -185,7 +183,8 @@ def dpm_solver_2m_sde(
     return one_call_plan(f"dpm_solver_2m_sde({kind})", schedule, grid, x, h=h, check="x0")
 
 
-def _data_sde(schedule, grid, eta, s_noise, given, most, kind, curve, builder, name):
+def _data_sde(schedule, grid, eta, s_noise, given, most, kind, curve, name):
+    builder, (orders, final) = name.partition("(")[0], given
     eta = check_eta(builder, eta)
     s_noise, check = check_s_noise(builder, s_noise)
     grid = check_grid(schedule, grid)
@@ -195,7 +194,6 @@ def _data_sde(schedule, grid, eta, s_noise, given, most, kind, curve, builder, n
     new = alpha[1:] - alpha[:-1] * keep  # alpha_t (1 - exp(-H))
     h = np.diff(schedule.lam(grid))
     steps = len(h)
-    orders, final = given
     orders = check_orders(builder, orders, most, steps, final)
     rows = np.zeros((steps, 2 + most))
     rows[:, 0], rows[:, 1], rows[:, 2] = keep, s_noise * up, new
