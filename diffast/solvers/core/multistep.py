@@ -48,7 +48,7 @@ def build(
     orders=None,
     start="rise",
     final="clean",
-    farthest=np.inf,
+    farthest=None,
     opening=None,
     check="full",
 ) -> Plan:
@@ -75,7 +75,7 @@ def build(
         orders: [N] orders of the steps; None: as many as are remembered.
         final: "clean", "falling" or "full", see `check_orders`.
         farthest: how large the weights of a step may be beside their sum; where they are larger
-            its order is lowered. A number above 1, or infinity.
+            its order is lowered. A number above 1; None: never.
         opening: (rows, schedule, n, grid, s, t) -> whether it has added the rows of step n itself,
             after the call at s. It is called for steps that could be of `form`, without corrector.
         check: how the plan checks itself.
@@ -90,7 +90,8 @@ def build(
     if single and orders is not None:
         raise ValueError(f"{short}: start = 'single', but it must be 'rise' where orders are given")
     walk = _Walk(schedule, grid, form, clock, single)
-    walk.name, walk.order, walk.farthest = short, order, farthest
+    walk.name, walk.order = short, order
+    walk.farthest = np.inf if farthest is None else farthest
     steps = len(wanted)
     walk.caps = [min(order, steps - n) if final == "falling" else order for n in range(steps)]
     walk.rules = {"predict": predict, "correct": correct}
