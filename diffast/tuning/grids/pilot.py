@@ -139,7 +139,7 @@ class Pilot:
         losses = []
         with torch.no_grad():
             for k in self.coarse:
-                made = self.flow.estimate(data + self.rho[k] * noise, self.times[k])
+                made = self.flow.estimate(data + float(self.rho[k]) * noise, float(self.times[k]))
                 losses.append(float((made - data).double().square().flatten(1).sum(1).mean()))
         return densities.rising(np.array(losses)[::-1])[::-1]
 
@@ -154,7 +154,7 @@ class Pilot:
         with torch.no_grad():
             for i, j in zip(self.coarse[:-1], self.coarse[1:], strict=True):
                 u, rho, new = states[i], self.rho[i], self.rho[j]
-                after = self.flow.estimate(u, self.times[j])
+                after = self.flow.estimate(u, float(self.times[j]))
                 change = (after - u) / new**2 - (estimates[i] - u) / rho**2
                 changes.append(new * float(change.double().square().mean().sqrt()))
         return np.array(changes)
