@@ -5,7 +5,8 @@
 A velocity field of the plane is trained on the spot (CondOT path, eight Gaussians), wide enough
 for a call on 2,000 samples to take about 2 ms on one core. Errors are rms distances to the end
 points of dopri5 at tolerance 1e-9 in float64. Times are CPU times of the one thread, the best of
-some runs; at equal error they come from lines through log(time) by log(error). Results: bench/results/ode_pairs.json.
+some runs; at equal error they come from lines through log(time) by log(error). Results:
+bench/results/ode_pairs.json.
 """
 
 from __future__ import annotations
