@@ -14,7 +14,6 @@ from diffast.model.fingerprint import fingerprint
 from diffast.plans import Plan
 from diffast.tuning.parameters import FREEDOMS
 
-
 # Candidates are compared at first on pilots that hold about so many numbers.
 _SCREENED = 4096
 
