@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from diffast import grids as standard_grids
 from diffast import solvers as known_solvers
 from diffast.model.denoiser import Denoiser
 from diffast.plans import Plan
+from diffast.plans.overshoot import PlanWarning
 from diffast.tuning.grids.pilot import NAMES, Pilot
 from diffast.tuning.grids.simplex import polished_levels
 from diffast.tuning.judge import Judge, samples_of
@@ -118,8 +121,8 @@ def candidates(
 ) -> list[tuple[str, Plan]]:
     """Returns (name, plan) for solvers on measured grids, each of at most `calls` network calls.
 
-    Left out are grids that cannot be made with so many steps and, unless grids are named, kernels
-    of other solvers. What the grids need is measured once a pilot.
+    Left out are grids that cannot be made with so many steps, plans that amplify errors and, unless
+    grids are named, kernels of other solvers. What the grids need is measured once a pilot.
 
     Args:
         denoiser: the network.
@@ -173,8 +176,8 @@ def measured(
     plans = {}
     for solver in _TRIED_SOLVERS:
         for name, times in found.items():
-            plan = SOLVERS[solver](denoiser.schedule, np.array(times))
-            if plan.nfe <= calls:
+            plan = _stable(SOLVERS[solver], denoiser.schedule, np.array(times))
+            if plan is not None and plan.nfe <= calls:
                 plans[f"{solver}, {name}"] = plan
     return plans
 
@@ -231,6 +234,9 @@ def polish(
         line: what is refined.
         solver: the builder, where the line's solver was given as one.
         evaluations: most runs of the plan on the pilot's batch.
+
+    Raises:
+        ValueError: no plan near this one has a finite error.
     """
     build = solver or next(iter(_builders([line.solver]).values()))
     levels, schedule = pilot.flow.levels, denoiser.schedule
@@ -242,12 +248,15 @@ def polish(
 
     def error(rho: np.ndarray) -> float:
         try:
-            plan = build(schedule, levels.grid(rho, to_zero))
+            times = levels.grid(rho, to_zero)
         except ValueError:  # levels that fall together
             return np.inf
-        return known.error(plan)
+        plan = _stable(build, schedule, times)
+        return np.inf if plan is None else known.error(plan)
 
     better, value = polished_levels(error, rho, evaluations)
+    if not np.isfinite(value):
+        raise ValueError(f"polish: no grid near that of {line.name} can be run")
     times = levels.grid(better, to_zero)
     return Ranked(value, line.solver, f"{line.grid} polished", build(schedule, times), times)
 
@@ -287,12 +296,24 @@ def _within(denoiser, build, times, calls) -> Iterator[tuple[Plan, np.ndarray]]:
     for steps in range(calls, 0, -1):
         try:
             grid = times(steps)
-            plan = build(denoiser.schedule, grid)
-        except ValueError:  # a grid or a method that this schedule does not have
+        except ValueError:  # a grid that this schedule does not have
             continue
+        plan = _stable(build, denoiser.schedule, grid)
+        if plan is None:
+            return
         if plan.nfe <= calls:
             yield plan, grid
             return
+
+
+def _stable(build: Builder, schedule: Any, times: np.ndarray) -> Plan | None:
+    """Returns the plan; None where the schedule does not allow it or it amplifies errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PlanWarning)
+        try:
+            return build(schedule, times)
+        except (ValueError, PlanWarning):
+            return None
 
 
 def _builders(solvers: Solvers) -> Mapping[str, Builder]:
