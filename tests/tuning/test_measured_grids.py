@@ -9,6 +9,7 @@ import torch
 import diffast as df
 from diffast.tuning import grids as measured
 from diffast.tuning.grids import densities, error_kernel, levels, shortest_path, simplex
+from diffast.tuning.pilots import Pilots
 
 
 def mixture(schedule, means, variance, dtype=torch.float64):
@@ -369,6 +370,21 @@ def test_candidates_by_name(compared):
     named = {"mine": df.solvers.ddim}
     assert dict(measured.candidates(denoiser, pilot, 4, solvers=named, grids=["klub"]))
     assert pilot.calls == before  # all is measured already
+
+
+def test_published_tables_where_they_fit():
+    """Align Your Steps' tables are compared on the schedule of Stable Diffusion alone."""
+    schedule = df.schedules.from_betas(BETAS)
+    network = mixture(schedule, [-1.0, 1.0], 0.04)
+    denoiser = df.Denoiser(network, schedule, predicts="x0", time_dtype=torch.long)
+    pilot = df.tuning.grids.Pilot(denoiser, (8, 1), levels=6)
+    lines = measured.rank(denoiser, pilot, 10, solvers=["dpmpp_2m"], grids=["arctan"])
+    assert {"ays(sd15)", "ays(sdxl)"} == {line.grid for line in lines if "ays" in line.grid}
+    table = next(line for line in lines if line.grid == "ays(sd15)")
+    wanted = np.rint(df.grids.ays(schedule, 10))
+    assert table.times.tolist() == wanted.tolist()
+    pilots = Pilots(denoiser, (1,), 0, torch.device("cpu"))
+    assert "unipc(3), ays(sdxl)" in measured.measured(denoiser, pilots, 10, most=8)
 
 
 def test_tune_has_measured_grids_among_its_candidates():

@@ -11,9 +11,11 @@ import numpy as np
 
 from diffast import grids as standard_grids
 from diffast import solvers as known_solvers
+from diffast.grids.given import AYS
 from diffast.model.denoiser import Denoiser
 from diffast.plans import Plan
 from diffast.plans.overshoot import PlanWarning
+from diffast.tuning.grids.levels import Levels
 from diffast.tuning.grids.pilot import NAMES, Pilot
 from diffast.tuning.grids.simplex import polished_levels
 from diffast.tuning.judge import Judge, samples_of
@@ -36,7 +38,11 @@ SOLVERS: dict[str, Builder] = {
 """The solvers that are compared unless others are named."""
 
 STANDARD = ("karras", "uniform_logsnr", "kl_optimal", "uniform_time", "uniform_flow")
-"""The grids of `df.grids` that measured ones are compared with."""
+STANDARD += tuple(f"ays({model})" for model in AYS)
+"""The grids of `df.grids` that measured ones are compared with.
+
+Published tables, `ays`, are compared on schedules that start where the table does.
+"""
 
 # Which kernel stands for a solver; kernel_2 for those that are not named.
 _KERNELS = {"ddim": "kernel_1", "euler": "kernel_1", "heun": "kernel_heun"}
@@ -147,6 +153,8 @@ def measured(
 ) -> dict[str, Plan]:
     """Returns the measured candidates of a tuning run: multistep solvers on measured grids.
 
+    Published tables (`df.grids.ays`) that start where the schedule does are among them.
+
     The pilot has the first noises of the run's training: 16 to 64 of them, the more the smaller a
     sample is. The grids' times are kept in the memo, so that a resumed run measures nothing again.
 
@@ -173,6 +181,12 @@ def measured(
         return {"times": times, "calls": rows * pilot.calls}
 
     found = (memo or Memo(None, {}))(f"grids measured for {calls} calls", work)["times"]
+    for model in AYS:
+        try:
+            levels, name = Levels.of(denoiser), f"ays({model})"
+            found = found | {name: _standard_grid(levels, name, calls)}
+        except ValueError:  # a table of another schedule
+            continue
     plans = {}
     for solver in _TRIED_SOLVERS:
         for name, times in found.items():
@@ -200,7 +214,8 @@ def rank(
         calls: most network calls of a sample.
         solvers: as for `candidates`.
         grids: as for `candidates`.
-        standard: names in `df.grids`; those that a schedule cannot have are left out.
+        standard: names in `df.grids`, a model's as in "ays(sd15)"; those that a schedule cannot
+            have are left out.
         held_out: what is compared with; None: as many noises as the pilot has, of its seed.
 
     Raises:
@@ -279,14 +294,21 @@ def _on_standard(denoiser, pilot, calls, solvers, standard) -> list[Ranked]:
     lines = []
     for solver, build in _builders(solvers).items():
         for grid in standard:
-            times = getattr(standard_grids, grid)
-
-            def given(n, times=times):
-                return pilot.flow.levels.whole_grid(times(denoiser.schedule, n))
-
-            made = _within(denoiser, build, given, calls)
+            made = _within(
+                denoiser, build, lambda n, g=grid: _standard_grid(pilot.flow.levels, g, n), calls
+            )
             lines += [Ranked(np.nan, solver, grid, *found) for found in made]
     return lines
+
+
+def _standard_grid(levels: Levels, name: str, steps: int) -> np.ndarray:
+    """Returns a grid of `df.grids`, of whole times where the network wants them."""
+    kind, _, model = name.rstrip(")").partition("(")
+    make = getattr(standard_grids, kind)
+    times = make(levels.schedule, steps, model) if model else make(levels.schedule, steps)
+    if model and times[0] != levels.schedule.t_start:
+        raise ValueError(f"grid: the table of {name} starts at t = {times[0]:g}, another level")
+    return levels.whole_grid(times)
 
 
 def _within(denoiser, build, times, calls) -> Iterator[tuple[Plan, np.ndarray]]:
