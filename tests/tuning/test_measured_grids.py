@@ -300,6 +300,15 @@ def test_grids_of_every_kind_of_schedule(kind):
     assert torch.allclose(pilot.ends, ends, atol=0.02)
 
 
+def test_samples_that_are_numbers():
+    """A state [B] without further axes."""
+    schedule = df.schedules.edm(0.01, 40.0)
+    denoiser = df.Denoiser(lambda x, t: C**2 * x / (C**2 + t**2), schedule, predicts="x0")
+    pilot = measured.Pilot(denoiser, (64,), levels=8, substeps=2)
+    for name in measured.NAMES:
+        assert len(pilot.grid(name, 4)) == 5
+
+
 def test_predictions_conditions_and_guidance_reach_the_pilot():
     """The same network told as epsilon, with conditions by rows and a guided pair of branches."""
     schedule = df.schedules.vp_linear()

@@ -140,7 +140,9 @@ class Pilot:
         with torch.no_grad():
             for k in self.coarse:
                 made = self.flow.estimate(data + float(self.rho[k]) * noise, float(self.times[k]))
-                losses.append(float((made - data).double().square().flatten(1).sum(1).mean()))
+                losses.append(
+                    float((made - data).double().square().reshape(len(made), -1).sum(1).mean())
+                )
         return densities.rising(np.array(losses)[::-1])[::-1]
 
     @cached_property
@@ -300,5 +302,7 @@ class Pilot:
             for j in range(i + 1, count):
                 keep = self.rho[j] / self.rho[i]
                 made = torch.lerp(estimates[i], states[i], float(keep))
-                cost[i, j] = float((made - states[j]).flatten(1).norm(dim=1).double().mean())
+                cost[i, j] = float(
+                    (made - states[j]).reshape(len(made), -1).norm(dim=1).double().mean()
+                )
         return cost
