@@ -30,6 +30,7 @@ NETWORKS = {
     "vp": ("azula_vp", "monai"),
     "flow": ("torchcfm", "flow_matching"),
 }
+TABLE = Path(__file__).parents[1] / "diffast" / "planning" / "table.json"
 SLOW = ("digits", "monai")  # these join for the last iterations
 # Least level of the last call, as a share of the first level; more calls may go lower.
 LEAST = 2e-3
@@ -117,10 +118,45 @@ def learn_row(kind: str, guided: bool, calls: int, iterations: int) -> dict:
     }
 
 
+def assemble() -> None:
+    """Writes diffast/planning/table.json from the parts under bench/results/plans/rows/."""
+    rows: dict = {}
+    standard: dict = {}
+    stochastic: dict = {}
+    for kind in NETWORKS:
+        for guided, mark in (("0", ""), ("1", " guided")):
+            parts = sorted(ROWS.glob(f"{kind}_{guided}_*.json"), key=_calls)
+            rows[kind + mark] = {}
+            for path in parts:
+                part = json.loads(path.read_text())
+                rows[kind + mark][str(part["calls"])] = {
+                    "levels": _rounded(part["levels"]),
+                    "weights": [_rounded(w) for w in part["weights"]],
+                    "measured": {k: [float(f"{e:.4g}") for e in v]
+                                 for k, v in part["measured"].items()},
+                }  # fmt: skip
+            for what, held in (("ode", standard), ("sde", stochastic)):
+                path = ROWS / f"{what}_{kind}_{guided}.json"
+                if path.exists():
+                    held[kind + mark] = json.loads(path.read_text())
+    made = {"rows": rows, "standard": standard, "stochastic": stochastic}
+    TABLE.write_text(json.dumps(made, separators=(",", ":")) + "\n")
+
+
+def _calls(path: Path) -> int:
+    return int(path.stem.rpartition("_")[2])
+
+
+def _rounded(numbers: list[float]) -> list[float]:
+    return [float(f"{number:.7g}") for number in numbers]
+
+
 def main() -> None:
     """Learns what is asked for, or makes the table."""
     torch.set_num_threads(1)
     what, *rest = sys.argv[1:]
+    if what == "assemble":
+        assemble()
     if what == "learn":
         kind, guided, *calls = rest
         ROWS.mkdir(parents=True, exist_ok=True)

@@ -42,6 +42,7 @@ class Problem:
     shape: tuple[int, ...]
     steps: int = 300
     seed: int = 2
+    closed: tuple | None = None  # means, variance and guidance of a closed form, see `mixture`
 
     @cached_property
     def first(self) -> float:
@@ -158,6 +159,40 @@ def mixture(means: torch.Tensor, variance: torch.Tensor, weights: torch.Tensor |
     return velocity
 
 
+def joined(closed: list[tuple]) -> Callable:
+    """Returns the velocity of several mixtures at once, (y [P, B, D], tau [P, 1, 1]).
+
+    Args:
+        closed: means [K, D], variance, the components that guidance goes to, its scale.
+    """
+    size = max(len(means) for means, *_ in closed)
+    kept = torch.full((len(closed), 1, size), -torch.inf)
+    aim, m = kept.clone(), torch.zeros(len(closed), size, closed[0][0].shape[1])
+    for i, (means, _, near, _) in enumerate(closed):
+        m[i, : len(means)] = means
+        kept[i, 0, : len(means)] = 0.0
+        aim[i, 0, slice(len(means)) if near is None else near] = 0.0
+    v = torch.stack([variance.float().expand(m.shape[2]) for _, variance, *_ in closed])[:, None]
+    scale = torch.tensor([c[3] for c in closed]).reshape(-1, 1, 1)
+    guided = bool((scale != 1).any())
+
+    def velocity(y: torch.Tensor, tau: torch.Tensor) -> torch.Tensor:
+        a = 1 - tau
+        s = a * a * v + tau * tau  # [P, 1, D]
+        centres = a * m / s.sqrt()
+        far = centres.square().sum(2)[:, None] * 0.5 - y / s.sqrt() @ centres.transpose(1, 2)
+
+        def of(some: torch.Tensor) -> torch.Tensor:
+            mean = torch.softmax(some - far, 2) @ m
+            d = y - a * mean
+            return tau * d / s - (mean + a * v * d / s)
+
+        every = of(kept)
+        return every + scale * (of(aim) - every) if guided else every
+
+    return velocity
+
+
 def _even_points(points: Callable, count: int, scale: float = 1.0) -> torch.Tensor:
     return scale * points(count, torch.Generator().manual_seed(11)).double()
 
@@ -203,7 +238,9 @@ def closed_forms(kind: str, rows: int = 256) -> list[Problem]:
     for name, schedule, size, means, variance in made:
         field = mixture(means, variance)
         count = rows if size == 2 else rows // 4
-        found.append(Problem(f"{name} ({kind})", kind, schedule, field, (count, size)))
+        closed = (means, variance, None, 1.0)
+        label = f"{name} ({kind})"
+        found.append(Problem(label, kind, schedule, field, (count, size), closed=closed))
     return found
 
 
@@ -258,7 +295,9 @@ def guided_forms(kind: str, rows: int = 256) -> list[Problem]:
         field = _guided(mixture(means, variance), mixture(means[near], variance), scale)
         count = rows if size == 2 else rows // 4
         label = f"{name}, guidance {scale:g} ({kind})"
-        found.append(Problem(label, kind, schedule, field, (count, size), steps=500))
+        closed = (means, variance, near, scale)
+        made_of = {"steps": 500, "closed": closed}
+        found.append(Problem(label, kind, schedule, field, (count, size), **made_of))
     return found
 
 
