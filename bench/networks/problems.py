@@ -372,7 +372,7 @@ def network(name: str, rows: int = 256) -> Problem:
     return Problem(name, "vp", VP, velocity, (12, 1, side, side), steps=80)
 
 
-def _digits(rows: int = 8) -> Problem:
+def _digits(rows: int = 4) -> Problem:
     unet = df.digits.load_unet().eval().requires_grad_(False)
     labels = torch.arange(rows) % 10
 
