@@ -83,6 +83,7 @@ def learn_row(kind: str, guided: bool, calls: int, iterations: int) -> dict:
         quick, slow = problems.guided_forms(kind), []
     else:
         quick = problems.closed_forms(kind)
+        quick += problems.imperfect_forms() if kind == "vp" else []
         quick += [problems.network(n) for n in NETWORKS[kind] if n not in SLOW]
         slow = [problems.network(n) for n in NETWORKS[kind] if n in SLOW and calls <= 10]
     assert all(p.name != HELD_OUT for p in quick + slow)
