@@ -27,12 +27,12 @@ from diffast import grids, solvers
 
 ROWS = RESULTS / "rows"
 NETWORKS = {
-    "ve": ("smalldiffusion", "digits"),
+    "ve": ("smalldiffusion",),
     "vp": ("azula_vp", "monai"),
     "flow": ("torchcfm", "flow_matching"),
 }
 TABLE = Path(__file__).parents[1] / "diffast" / "planning" / "table.json"
-SLOW = ("digits", "monai")  # these join for the last iterations
+SLOW = ("monai",)  # these join for the last iterations
 # Least level of the last call, as a share of the first level; more calls may go lower.
 LEAST = 2e-3
 # Closed forms count by their error over so many times the least standard error, networks over one.

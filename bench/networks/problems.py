@@ -403,7 +403,7 @@ def network(name: str, rows: int = 256) -> Problem:
         eps = of(y)(y * whole, _index(tau, y).to(y.dtype))
         return (eps - y) / a
 
-    return Problem(name, "vp", VP, velocity, (12, 1, side, side), steps=100)
+    return Problem(name, "vp", VP, velocity, (8, 1, side, side), steps=100)
 
 
 def _digits(rows: int = 4) -> Problem:
@@ -415,4 +415,4 @@ def _digits(rows: int = 4) -> Problem:
         x, sigma = (y / a).float(), _told(tau / a, y).float()
         return (y - unet(x, sigma, labels).to(y.dtype)) / tau
 
-    return Problem("digits", "ve", VE, velocity, (rows, 1, 28, 28), steps=24)
+    return Problem("digits", "ve", VE, velocity, (rows, 1, 28, 28), steps=60)
