@@ -30,6 +30,7 @@ _HOMES = {
     "NonFiniteError": "diffast.executors.results",
     "ParallelSamples": "diffast.executors.parallel.sample",
     "Plan": "diffast.plans",
+    "PlanWarning": "diffast.plans.overshoot",
     "Prediction": "diffast.model.prediction",
     "Progress": "diffast.executors.results",
     "Result": "diffast.executors.results",
@@ -37,6 +38,7 @@ _HOMES = {
     "Samples": "diffast.executors.results",
     "StepLimitError": "diffast.executors.results",
     "Stepper": "diffast.executors.stepwise",
+    "TuneResult": "diffast.tuning.result",
     "add_noise": "diffast.noise.forward_process",
     "backends": "diffast.ops",
     "digits": "diffast.digits",
@@ -52,6 +54,8 @@ _HOMES = {
     "sample_parallel": "diffast.executors.parallel.sample",
     "schedules": "diffast.schedules",
     "solvers": "diffast.solvers",
+    "tune": "diffast.tuning.tune",
+    "tuning": "diffast.tuning",
     "unroll": "diffast.plans",
 }
 

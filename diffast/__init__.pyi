@@ -6,6 +6,7 @@ from diffast import integrations as integrations
 from diffast import ops as ops
 from diffast import schedules as schedules
 from diffast import solvers as solvers
+from diffast import tuning as tuning
 from diffast.executors.adaptive.options import AdaptiveOptions as AdaptiveOptions
 from diffast.executors.adaptive.sample import AdaptiveSamples as AdaptiveSamples
 from diffast.executors.adaptive.sample import sample_adaptive as sample_adaptive
@@ -33,8 +34,11 @@ from diffast.ops import backends as backends
 from diffast.planning import plan as plan
 from diffast.plans import Plan as Plan
 from diffast.plans import unroll as unroll
+from diffast.plans.overshoot import PlanWarning as PlanWarning
 from diffast.solvers import embedded as embedded
 from diffast.solvers import embedded as pairs
+from diffast.tuning.result import TuneResult as TuneResult
+from diffast.tuning.tune import tune as tune
 
 __version__: str
 __all__ = [
@@ -50,6 +54,7 @@ __all__ = [
     "NonFiniteError",
     "ParallelSamples",
     "Plan",
+    "PlanWarning",
     "Prediction",
     "Progress",
     "Result",
@@ -57,6 +62,7 @@ __all__ = [
     "Samples",
     "StepLimitError",
     "Stepper",
+    "TuneResult",
     "add_noise",
     "backends",
     "digits",
@@ -72,5 +78,7 @@ __all__ = [
     "sample_parallel",
     "schedules",
     "solvers",
+    "tune",
+    "tuning",
     "unroll",
 ]

@@ -5,6 +5,7 @@ Messages begin with the name of the public function that was called (`who`).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ import torch
 
 from diffast import ops, planning
 from diffast.executors.device import on_host, pinned
+from diffast.executors.made_for import check_made_for
 from diffast.executors.results import Info, check_finite
 from diffast.model.denoiser import FORMATS
 from diffast.plans import Plan
@@ -94,12 +96,18 @@ def place_of(
     return Place(shape, dtype, device, ids, seed, limits_of(who, clamp))
 
 
-def check_schedules(who: str, plan: Plan, denoiser: Any) -> None:
-    """Raises ValueError if plan and denoiser are for different schedules."""
+def check_fits(who: str, plan: Plan, denoiser: Any) -> None:
+    """Raises ValueError if plan and denoiser are for different schedules or prediction types.
+
+    A plan made for another network, or for another guidance scale, is warned of.
+    """
+    if not isinstance(plan, Plan):
+        raise ValueError(f"{who}: plan is a {type(plan).__name__}, but a df.Plan is needed")
     if plan.schedule != denoiser.schedule:
         raise ValueError(
             f"{who}: the plan is for {plan.schedule} but the denoiser for {denoiser.schedule}"
         )
+    check_made_for(who, plan, denoiser)
 
 
 # The plan of each denoiser and number of calls that runs without a plan have asked for. CUDA graphs
@@ -129,8 +137,48 @@ def plan_of(who: str, denoiser: Any, plan: Plan | None, calls: int | None) -> Pl
             f"{who}: plan {shown} and calls = {calls} are given, but calls is for runs without a "
             "plan: give one of the two"
         )
-    check_schedules(who, plan, denoiser)
+    check_fits(who, plan, denoiser)
     return plan
+
+
+def check_own_times(who: str, denoiser: Any) -> None:
+    """Raises ValueError for a network that takes one time for all samples.
+
+    For runs whose samples stand at different times.
+    """
+    if getattr(denoiser.network, "one_time", False):
+        raise ValueError(
+            f"{who}: the field takes one time for all samples (time_shape), but this run gives "
+            "each sample its own: use df.sample, or a field of time_shape='batch'"
+        )
+
+
+# Below this many numbers the spread of an initial state says too little.
+_LEAST_NUMBERS = 32
+# Where the noise is so many times the signal, x is noise alone to a percent or so.
+_NOISY = 10.0
+_FAR = 3.0
+
+
+def warn_of_spread(who: str, schedule: Any, time: Any, x: torch.Tensor | None) -> None:
+    """Warns where an initial state at a noisy time has another spread than the noise there.
+
+    Unit noise where sigma is 80, or noise that was scaled twice, gives wrong samples in silence.
+    Only states on the host are looked at: on a device the look would wait for it.
+    """
+    if x is None or not on_host(x.device) or x.numel() < _LEAST_NUMBERS:
+        return
+    alpha, sigma = float(schedule.alpha(time)), float(schedule.sigma(time))
+    if not sigma > _NOISY * alpha:
+        return
+    size = float(x.detach().norm()) / x.numel() ** 0.5
+    if not sigma / _FAR <= size <= sigma * _FAR:
+        warnings.warn(
+            f"{who}: x has root mean square {size:.3g}, but at the start t = {time:g} it should be "
+            f"noise of deviation sigma = {sigma:.3g}: multiply normals by the schedule's sigma, or "
+            "leave x out",
+            stacklevel=3,
+        )
 
 
 def _state_like(

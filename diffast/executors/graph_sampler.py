@@ -137,7 +137,7 @@ class GraphSampler:
             ReplayableRun(self._denoiser, plan, self._place, noise=noise, on_x0=on_x0, who=who),
             denoiser,
         )
-        self._name = plan.name
+        self._name, self._planned = plan.name, plan.guidance is not None
 
     def __call__(
         self,
@@ -179,6 +179,11 @@ class GraphSampler:
         if isinstance(ids, torch.Tensor) and ids.device != device:
             raise ValueError(f"GraphSampler: ids are on {ids.device} but the graph is on {device}")
         ids = self._ids if ids is None else context.ids_of("GraphSampler", ids, batch, device)
+        if guidance is not None and self._planned:
+            raise ValueError(
+                f"GraphSampler: guidance is given, but plan {self._name} has a guidance scale of "
+                "its own for each call"
+            )
         given = conditions, unconditional, guidance
         other = any(value is not None for value in given)
         denoiser = changed(self._denoiser, *given) if other else None

@@ -7,6 +7,7 @@ Example, in place of `edm_sampler` of EDM's generate.py:
 
 from __future__ import annotations
 
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,14 @@ import torch
 from diffast import grids, schedules
 from diffast.executors.sequential import sample
 from diffast.integrations.sigma_model import drawn_each_step, sigma_plan
+from diffast.integrations.sigma_plans import (
+    in_sigma_space,
+    levels_before_calls,
+    plan_of,
+    run_plan,
+)
 from diffast.model.denoiser import Denoiser
+from diffast.plans import Plan
 
 
 def edm_sampler(
@@ -31,6 +39,7 @@ def edm_sampler(
     S_min: float = 0.0,  # noqa: N803
     S_max: float = float("inf"),  # noqa: N803
     S_noise: float = 1.0,  # noqa: N803
+    plan: Plan | str | PathLike | None = None,
 ) -> torch.Tensor:
     """Returns samples [B, ...] float64 by algorithm 2: Heun's method with churn, float64 state.
 
@@ -52,18 +61,25 @@ def edm_sampler(
         S_min: least noise level that gets any.
         S_max: largest noise level that gets any.
         S_noise: scale of the added noise.
+        plan: one made for the network, or the path of its file, in place of algorithm 2: num_steps,
+            sigma_min, sigma_max and rho are then not used. None: algorithm 2.
 
     Raises:
-        ValueError: for levels out of order, or churned levels that the net rounds: its levels are
+        ValueError: for a plan beside S_churn; a plan of another schedule than x0 + sigma eps that
+            starts where alpha is 0, or of a level that the net rounds; for levels out of order, or churned levels that the net rounds: its levels are
             few, so that noise cannot be raised to where a step wants it.
     """
+    if plan is not None:
+        if S_churn:
+            raise ValueError(f"edm_sampler: S_churn = {S_churn:g}, but a plan is given beside it")
+        return _planned(net, latents, class_labels, randn_like, plan)
     low, high = max(sigma_min, float(net.sigma_min)), min(sigma_max, float(net.sigma_max))
     levels = grids.karras(schedules.edm(low, high), num_steps, rho=rho)
     levels = (*_rounded(net, levels[:-1], latents.device).tolist(), 0.0)
     if S_churn:
         churn = {"s_churn": S_churn, "s_tmin": S_min, "s_tmax": S_max, "s_noise": S_noise}
         plan = sigma_plan("churn", levels, base="heun", **churn)
-        _check_rounding(net, plan.call_times, latents.device)
+        _check_rounding(net, plan.call_times, latents.device, "S_churn raises the noise to")
     else:
         plan = sigma_plan("heun", levels)
     start = latents.to(torch.float64)
@@ -79,17 +95,35 @@ def edm_sampler(
         return sample(denoiser, plan, x=start * levels[0], **noise).x
 
 
+def _planned(net, latents, class_labels, randn_like, plan) -> torch.Tensor:
+    """Returns the samples of a plan [B, ...] float64."""
+    who = "edm_sampler"
+    moved = in_sigma_space(who, plan_of(who, plan))
+    told = moved.times[moved.called.reshape(moved.times.shape)]
+    _check_rounding(net, told, latents.device, "the plan tells the net")
+    start = latents.to(torch.float64)
+    levels = levels_before_calls(moved)
+    sigmas = torch.tensor(levels, dtype=torch.float64, device=latents.device)
+
+    def model(x, sigma):
+        return net(x, sigma[0], class_labels)
+
+    draw = (lambda stage: randn_like(start).to(torch.float64)) if moved.stochastic else None
+    rest = {}, None, True, draw
+    return run_plan(who, model, start * levels[0], moved, levels, sigmas, *rest)
+
+
 def _rounded(net, levels, device) -> np.ndarray:
     levels = torch.tensor(levels, dtype=torch.float64, device=device)
     return net.round_sigma(levels).double().cpu().numpy()
 
 
-def _check_rounding(net, times, device):
+def _check_rounding(net, times, device, what):
     rounded = _rounded(net, times, device)
     wrong = rounded != times
     if wrong.any():
         i = int(np.argmax(wrong))
         raise ValueError(
-            f"edm_sampler: S_churn raises the noise to {times[i]:g}, but the net's round_sigma "
-            f"makes that {rounded[i]:g}"
+            f"edm_sampler: {what} {times[i]:g}, but the net's round_sigma makes that "
+            f"{rounded[i]:g}"
         )

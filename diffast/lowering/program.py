@@ -54,6 +54,10 @@ class Outputs(Protocol):
         """Returns the guidance scales, [S]."""
         ...
 
+    def planned_scales(self, scales: np.ndarray) -> np.ndarray:
+        """Returns the scales [S] that a plan gives in place of these, if they can be had."""
+        ...
+
 
 @dataclass(frozen=True)
 class Constraints:
@@ -210,11 +214,17 @@ def lower(plan: Plan, outputs: Outputs, constraints: Constraints = Constraints()
 def _inputs_of(plan: Plan, outputs: Outputs) -> list[np.ndarray]:
     """Returns for each input x, x2 .. [calls, 4] of (time, a, b, scale); NaN where not called."""
     found = []
-    for times in plan.times.reshape(plan.stages, -1)[plan.calls].T:
+    planned = plan.times * np.nan if plan.guidance is None else plan.guidance
+    both = np.stack([plan.times, planned]).reshape(2, plan.stages, -1)[:, plan.calls]
+    for times, planned in zip(*both.swapaxes(1, 2), strict=True):
         numbers = np.full((len(times), 4), np.nan)
         called = ~np.isnan(times)
         a, b = outputs.affine(times[called])
-        numbers[called] = np.stack([times[called], a, b, outputs.scales(times[called])], axis=1)
+        if plan.guidance is None:
+            scales = outputs.scales(times[called])
+        else:
+            scales = outputs.planned_scales(planned[called])
+        numbers[called] = np.stack([times[called], a, b, scales], axis=1)
         found.append(numbers)
     return found
 
@@ -429,3 +439,7 @@ class Identity:
     def scales(self, times: np.ndarray) -> np.ndarray:
         """Returns 1."""
         return np.ones(len(times))
+
+    def planned_scales(self, scales: np.ndarray) -> np.ndarray:
+        """Returns 1: the estimates hold the guidance."""
+        return np.ones(len(scales))

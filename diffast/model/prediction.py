@@ -157,3 +157,26 @@ class Prediction:
     def scales(self, times: np.ndarray) -> np.ndarray:
         """Returns 1 at each time, [S]: the loop that calls the network applies guidance."""
         return np.ones(len(times))
+
+    def planned_scales(self, scales: np.ndarray) -> np.ndarray:
+        """Returns the scales that a plan gives, if all are 1.
+
+        Raises:
+            ValueError: for another scale, which the loop that calls the network would not apply.
+        """
+        return without_guidance(scales)
+
+
+def without_guidance(scales: np.ndarray) -> np.ndarray:
+    """Returns a plan's guidance scales [S] if all are 1.
+
+    Raises:
+        ValueError: for another scale.
+    """
+    if (scales != 1.0).any():
+        raise ValueError(
+            f"the plan has a guidance scale of its own for each call (here {scales.min():g} to "
+            f"{scales.max():g}), but another loop calls the network and applies guidance itself: "
+            "use df.sample"
+        )
+    return scales

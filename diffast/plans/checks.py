@@ -60,6 +60,7 @@ def check_shapes(plan: Plan) -> None:
         "matrix": (stages, names, len(plan.columns)),
         "levels": (stages, names, 2),
         "spans": (stages, 2),
+        "guidance": plan.times.shape,
     }
     for field, want in wanted.items():
         array = getattr(plan, field)
@@ -109,6 +110,8 @@ def check_numbers(plan: Plan) -> None:
     _check_times(plan)
     if plan.blocks is not None:
         _check_blocks(plan)
+    if plan.guidance is not None:
+        _check_guidance(plan)
     for field, array in (("matrix", plan.matrix), ("spans", np.asarray(plan.spans))):
         if np.isfinite(array).all():
             continue
@@ -159,6 +162,19 @@ def _check_blocks(plan):
     if blocks[-1] >= plan.nfe:
         raise ValueError(
             f"Plan {plan.name}: a block begins at call {blocks[-1]}, but there are {plan.nfe}"
+        )
+
+
+def _check_guidance(plan: Plan) -> None:
+    """Refuses a scale that is not finite, or one where no call is made."""
+    scales = plan.guidance.reshape(plan.stages, -1)
+    wrong = np.argwhere(np.where(plan.called, ~np.isfinite(scales), ~np.isnan(scales)))
+    if len(wrong):
+        i, e = (int(n) for n in wrong[0])
+        reason = "it must be finite" if plan.called[i, e] else "the stage does not call the network"
+        raise ValueError(
+            f"Plan {plan.name}: stage {i}: guidance = {scales[i, e]} for {_inputs(plan)[e]}, but "
+            f"{reason}"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
+from inspect import signature
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,21 @@ from diffast.plans.older_files import OPTIONAL, convert
 from diffast.plans.plan import Plan
 
 FORMAT = "diffast plan"
-VERSION = 3
-# Fields of version 3, and how each is read.
-_ARRAYS = ("times", "matrix", "levels", "spans", "blocks")
-_NUMBERS = ("rows", "columns", "end", "start", "steps", "name", "check")
-_OPTIONAL = ("blocks",)
+VERSION = 4
+# Fields of version 4, and how each is read. Version 3 has neither of the last two optional ones.
+_ARRAYS = ("times", "matrix", "levels", "spans", "blocks", "guidance")
+_NUMBERS = ("rows", "columns", "end", "start", "steps", "name", "check", "made_for")
+_OPTIONAL = ("blocks", "guidance", "made_for")
+
+# Files of this version are read as those of today's, which only have further fields.
+_SAME = 3
+
+# Fields of one type, and the type in words.
+_KINDS = (
+    ("steps", int, "a whole number"),
+    ("name", str, "text"),
+    ("check", str, "text"),
+)
 
 # What numpy, zipfile and zlib raise for a file that is no archive of arrays, or is cut or damaged.
 _BROKEN = (
@@ -33,61 +44,115 @@ _BROKEN = (
 def save(plan: Plan, path: str | PathLike) -> None:
     """Writes a plan to `.json` or `.npz`; see `Plan.save`."""
     path = Path(path)
-    kind = _kind(path)
+    if _kind(path) == ".json":
+        path.write_text(json.dumps(to_record(plan), allow_nan=False, indent=1) + "\n")
+    else:
+        head, arrays = _parts(plan)
+        np.savez(path, head=np.array(json.dumps(head, allow_nan=False)), **arrays)
+
+
+def to_record(plan: Plan) -> dict[str, Any]:
+    """Returns the plan as a dict of what JSON holds, `from_record` reads it.
+
+    Raises:
+        ValueError: a schedule that is not one of `df.schedules`.
+    """
+    head, arrays = _parts(plan)
+    return head | {field: _with_null(array) for field, array in arrays.items()}
+
+
+def _parts(plan: Plan) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Returns (what JSON holds, arrays) of a plan."""
     to_dict = getattr(plan.schedule, "to_dict", None)
     if to_dict is None:
         raise ValueError(
             f"plan {plan.name}: its schedule {plan.schedule} has no to_dict, but it is needed to "
             "save the plan"
         )
-    head = {"format": FORMAT, "version": VERSION, "schedule": to_dict()}
+    head = {"format": FORMAT, "version": VERSION, "schedule": _record(plan, to_dict)}
     head |= {field: getattr(plan, field) for field in _NUMBERS}
+    if plan.made_for is None:
+        del head["made_for"]
+    head |= {field: list(head[field]) for field in ("rows", "columns")}
     arrays = {field: getattr(plan, field) for field in _ARRAYS}
-    arrays = {field: array for field, array in arrays.items() if array is not None}
-    if kind == ".json":
-        body = head | {field: _with_null(array) for field, array in arrays.items()}
-        path.write_text(json.dumps(body, allow_nan=False, indent=1) + "\n")
-    else:
-        np.savez(path, head=np.array(json.dumps(head, allow_nan=False)), **arrays)
+    return head, {field: array for field, array in arrays.items() if array is not None}
+
+
+def _record(plan: Plan, to_dict: Any) -> dict:
+    """Returns the schedule's dict; that of a table holds the plan's own times exactly."""
+    if "exact_at" not in signature(to_dict).parameters:
+        return to_dict()
+    ends: Any = (plan.start, plan.end)
+    times = np.append(plan.times, ends)
+    return to_dict(exact_at=times[~np.isnan(times)])
 
 
 def load(path: str | PathLike) -> Plan:
     """Returns the plan in a `.json` or `.npz` file; see `Plan.load`."""
     path = Path(path)
     body = _read_json(path) if _kind(path) == ".json" else _read_npz(path)
+    return from_record(body, str(path))
+
+
+def from_record(body: Any, where: str) -> Plan:
+    """Returns the plan that a file or a record holds, checked anew.
+
+    Args:
+        body: from `to_record`, or what a file of any version holds.
+        where: begins the messages.
+
+    Raises:
+        ValueError: what holds no plan, or one that contradicts itself.
+    """
     if not isinstance(body, dict) or body.get("format") != FORMAT:
-        raise ValueError(f"{path}: no {FORMAT}, but Plan.save writes one")
+        raise ValueError(f"{where}: no {FORMAT}, but Plan.save writes one")
     version = body.get("version")
-    if type(version) is not int or version not in (*OLDER, VERSION):
-        raise ValueError(f"{path}: version {version}, but 1 to {VERSION} are known")
+    if type(version) is not int or version not in (*OLDER, _SAME, VERSION):
+        raise ValueError(f"{where}: version {version}, but 1 to {VERSION} are known")
     arrays, numbers = OLDER.get(version, (_ARRAYS, _NUMBERS))
-    fields = _fields(path, body, arrays, numbers, _OPTIONAL if version == VERSION else OPTIONAL)
-    schedule = schedules.from_dict(body["schedule"])
+    fields = _fields(where, body, arrays, numbers, OPTIONAL if version in OLDER else _OPTIONAL)
+    schedule = _schedule(where, body["schedule"])
     try:
-        fields |= {field: _numbers(fields[field]) for field in arrays}
-        fields["end"] = float(fields["end"])
-        if version != VERSION:
+        fields |= {field: _numbers(field, fields[field]) for field in arrays}
+        fields |= {field: _number(field, fields[field]) for field in ("end", "start")}
+        if version in OLDER:
             fields = convert(schedule, fields)
-    except (TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"{path}: not the numbers of a plan: {error}") from None
-    return Plan(schedule=schedule, **fields)
+    except (TypeError, ValueError, IndexError, OverflowError) as error:
+        raise ValueError(f"{where}: not the numbers of a plan: {error}") from None
+    try:
+        return Plan(schedule=schedule, **fields)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
-def _fields(path: Path, body: dict, arrays, numbers, optional) -> dict[str, Any]:
+def _schedule(where: str, record: Any) -> Any:
+    """Returns the schedule of a file; raises ValueError."""
+    try:
+        return schedules.from_dict(record)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{where}: not the numbers of a schedule: {error}") from None
+
+
+def _fields(where: str, body: dict, arrays, numbers, optional) -> dict[str, Any]:
     """Returns the fields of a file, None for those that are not there; raises ValueError."""
     wanted = {"format", "version", "schedule", *arrays, *numbers}
     missing = sorted(wanted - {*body} - {*optional})
-    unknown = sorted({*body} - wanted)
+    unknown = sorted(map(str, {*body} - wanted))
     if missing or unknown:
-        raise ValueError(f"{path}: fields missing: {missing}, unknown: {unknown}")
+        raise ValueError(f"{where}: fields missing: {missing}, unknown: {unknown}")
     fields = {field: body.get(field) for field in (*arrays, *numbers)}
-    for field, kind, what in (("steps", int, "a whole number"), ("name", str, "text")):
-        if type(fields[field]) is not kind:
-            raise ValueError(f"{path}: {field} = {fields[field]!r}, but it must be {what}")
+    for field, kind, what in _KINDS:
+        if field in numbers and type(fields[field]) is not kind:
+            raise ValueError(f"{where}: {field} = {fields[field]!r}, but it must be {what}")
     for field in ("rows", "columns"):
         names = fields.get(field, [])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"{path}: {field} = {names!r}, but it must be a list of names")
+            raise ValueError(f"{where}: {field} = {names!r}, but it must be a list of names")
+    for field in arrays:
+        if fields[field] is None and field not in optional:
+            raise ValueError(f"{where}: {field} is null, but it must be a list of numbers")
+    if fields.get("made_for") is not None and not isinstance(fields["made_for"], dict):
+        raise ValueError(f"{where}: made_for = {fields['made_for']!r}, but it must be a mapping")
     return fields
 
 
@@ -100,12 +165,28 @@ def _with_null(array: np.ndarray) -> Any:
     return filled.tolist()
 
 
-def _numbers(array: Any) -> np.ndarray | None:
-    """Returns the array of numbers, int if all are; None for None."""
+def _numbers(field: str, array: Any) -> np.ndarray | None:
+    """Returns the array of numbers, int if all are; None for None. Raises ValueError."""
     if array is None:
         return None
     array = np.asarray(array)
-    return array if array.dtype.kind == "i" else array.astype(np.float64)
+    if array.dtype.kind == "i":
+        return array
+    found = array.ravel().tolist() if array.dtype.kind == "O" else []
+    wrong = [each for each in found if each is not None and type(each) not in (int, float)]
+    if wrong or array.dtype.kind not in "ufO":
+        first = [*wrong, *array.ravel().tolist(), None][0]
+        raise ValueError(f"{field} holds {first!r}, but it must hold numbers")
+    return array.astype(np.float64)
+
+
+def _number(field: str, value: Any) -> float | None:
+    """Returns a number as a float; None, for a start alone. Raises ValueError."""
+    if value is None and field == "start":
+        return None
+    if type(value) not in (int, float):
+        raise ValueError(f"{field} is {value!r}, but it must be a number")
+    return float(value)
 
 
 def _kind(path: Path) -> str:
@@ -117,7 +198,7 @@ def _kind(path: Path) -> str:
 def _read_json(path: Path):
     try:
         return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error}), but Plan.save writes JSON") from None
 
 

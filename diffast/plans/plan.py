@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from diffast.plans.checks import check_consistent, check_numbers, check_shapes
+from diffast.plans.provenance import checked
 from diffast.plans.registers import NEW, Z1, Z2, D, H, V, X, Y, column_key
 
 # Of a plan with more stages than this, people see the first and the last ones.
@@ -49,12 +51,19 @@ class Plan:
             An annotation: it is read by path noise alone.
         blocks: [B] int, the first calls of the blocks that a method with barriers takes one after
             another; None: no barriers. An annotation: it is read by block-wise parallel runs alone.
+        guidance: guidance scale of each network call, shaped as `times`, NaN where it is not made;
+            None: the denoiser's own. With 1 (or 0) the call is on one branch alone.
+        made_for: what the plan was made for and measured on, as `df.tune` writes it: a mapping that
+            JSON can hold, or None. "predicts" (prediction type), "network" (its fingerprint) and
+            "guidance" are compared with the denoiser of a run. "digest" is that of the plan's
+            numbers, and is filled in: numbers that were changed later are refused.
 
     Raises:
         ValueError: naming the stage and the two numbers that disagree, if a shape is wrong, a
-            number is not finite, a time lies outside the schedule, a row weighs what no earlier
-            stage has written, or the matrices are inconsistent: were every x0 estimate the true x0
-            and the initial state alpha x0 + sigma eps, each register must hold its level.
+            number is not finite, the numbers are not those of `made_for`, a time lies outside the
+            schedule, a row weighs what no earlier stage has written, or the matrices are
+            inconsistent: were every x0 estimate the true x0 and the initial state alpha x0 + sigma
+            eps, each register must hold its level.
     """
 
     schedule: Any
@@ -70,10 +79,12 @@ class Plan:
     check: str = "full"
     spans: np.ndarray | None = None
     blocks: np.ndarray | None = None
+    guidance: np.ndarray | None = None
+    made_for: Mapping[str, Any] | None = None
 
     def __post_init__(self):
         """Converts, freezes and checks every number."""
-        for field in ("times", "matrix", "levels", "spans"):
+        for field in ("times", "matrix", "levels", "spans", "guidance"):
             if getattr(self, field) is not None:
                 object.__setattr__(self, field, _frozen(getattr(self, field), np.float64))
         for field in ("rows", "columns"):
@@ -92,6 +103,7 @@ class Plan:
         object.__setattr__(self, "spans", _frozen(self._spans(), np.float64))
         check_numbers(self)
         check_consistent(self)
+        object.__setattr__(self, "made_for", checked(self))
 
     @property
     def stages(self) -> int:

@@ -107,7 +107,7 @@ def test_json_is_readable_and_strict(tmp_path):
     plan.save(tmp_path / "plan.json")
     body = json.loads((tmp_path / "plan.json").read_text(), parse_constant=pytest.fail)
     assert body["format"] == "diffast plan"
-    assert body["version"] == 3
+    assert body["version"] == 4
     assert body["times"] == [None, *plan.call_times]
     assert (body["rows"], body["columns"]) == ([*plan.rows], [*plan.columns])
     assert body["matrix"] == plan.matrix.tolist()
@@ -205,7 +205,7 @@ def two_m():
 def parts(**change):
     """A good file's body, as a dict, with some fields changed; ... takes one out."""
     plan = two_m()
-    body = {"format": "diffast plan", "version": 3, "schedule": plan.schedule.to_dict()}
+    body = {"format": "diffast plan", "version": 4, "schedule": plan.schedule.to_dict()}
     for field in dataclasses.fields(plan):
         value = getattr(plan, field.name)
         if field.name != "schedule" and value is not None:
@@ -259,10 +259,10 @@ def refused(body, facts, tmp_path):
 EVERY = [
     ({"format": "another"}, "plan.json: no diffast plan, but"),
     ({"format": ...}, "no diffast plan"),
-    ({"version": 4}, "version 4, but 1 to 3 are known"),
-    ({"version": 0}, "version 0, but 1 to 3"),
-    ({"version": "2"}, "version 2, but 1 to 3"),
-    ({"version": ...}, "version None, but 1 to 3"),
+    ({"version": 5}, "version 5, but 1 to 4 are known"),
+    ({"version": 0}, "version 0, but 1 to 4"),
+    ({"version": "2"}, "version 2, but 1 to 4"),
+    ({"version": ...}, "version None, but 1 to 4"),
     ({"times": ...}, r"fields missing: \['times'\], unknown: \[\]"),
     ({"start": ..., "spans": ...}, r"missing: \['spans', 'start'\]"),
     ({"pickle": 1}, r"missing: \[\], unknown: \['pickle'\]"),
@@ -271,14 +271,24 @@ EVERY = [
     ({"schedule": None}, "from_dict: name = None"),
     ({"schedule": df.schedules.edm().to_dict()}, "stage 0: .* x0|end: the last x"),
     ({"end": 0.5}, "stage 2: x holds|end: the last x has alpha"),
-    ({"end": None}, "plan.json: .*NoneType"),
+    ({"end": None}, "plan.json: .*end is None, but it must be a number"),
     ({"start": None}, None),
     ({"steps": 9}, "9 steps, but 3 network calls"),
     ({"steps": "3"}, "plan.json: steps = '3', but it must be a whole number"),
     ({"steps": 2.5}, "plan.json: steps = 2.5, but it must be a whole number"),
     ({"name": 7}, "plan.json: name = 7, but it must be text"),
     ({"check": "none"}, "check = 'none', but it must be one of full, x0, finite"),
-    ({"check": ["full"]}, "check = .'full'., but it must be one of"),
+    ({"check": ["full"]}, "check = .*full.*, but it must be text"),
+    ({"check": None}, "check = None, but it must be text"),
+    ({"end": "0"}, "end is .0., but it must be a number"),
+    ({"end": True}, "end is True, but it must be a number"),
+    ({"times": None}, "times is null, but"),
+    ({"times": [True, False, True]}, "times holds True, but it must hold numbers"),
+    ({"times": {"0": 1.0}}, "times holds .*, but it must hold numbers"),
+    ({"spans": None}, "spans is null, but"),
+    ({"schedule": {"name": "vp_linear", "beta_min": None, "beta_max": 20.0}}, "plan.json: .*a schedule"),
+    ({"schedule": {"name": "vp_linear", "beta_min": "a", "beta_max": 20.0}}, "plan.json: .*a schedule"),
+    ({"schedule": {"name": ["flow"]}}, "plan.json: .*a schedule"),
     ({"times": "soon"}, "plan.json: .*soon"),
 ]
 

@@ -143,6 +143,7 @@ def sample_parallel(
         RuntimeError: if a rank dies, on every other one, within its group's timeout.
     """
     plan = context.plan_of(_WHO, denoiser, plan, calls)
+    context.check_own_times(_WHO, denoiser)
     context.check_noise(_WHO, noise, _SOURCES)
     context.refuse(_WHO, on_x0=(on_x0, _NO_HOOK))
     context.check_executor(_WHO, executor)
@@ -155,6 +156,7 @@ def sample_parallel(
     _check_numbers(window, tol, memory_limit, batch_size, sweeps, plan)
     _check_blocks(method, plan, window, sweeps)
     place = context.place_of(_WHO, denoiser, shape, x, device, seed, ids, clamp)
+    context.warn_of_spread(_WHO, plan.schedule, plan.start, x)
     samples = place.shape[0]
     tables = tables_of(plan, denoiser, bool(place.limits))
     if tables.entries > MAX_ENTRIES:

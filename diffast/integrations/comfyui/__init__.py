@@ -4,8 +4,9 @@ To install it, make `custom_nodes/diffast/__init__.py` with this one line:
 
     from diffast.integrations.comfyui import *
 
-KSampler's lists then offer samplers and schedulers called `diffast_...`, and there are three nodes
-that return a SAMPLER for SamplerCustom and SamplerCustomAdvanced. See docs/integrations.md.
+KSampler's lists then offer samplers and schedulers called `diffast_...`, and there are four nodes
+that return a SAMPLER for SamplerCustom and SamplerCustomAdvanced; that of a plan also returns its
+SIGMAS. See docs/integrations.md.
 """
 
 from diffast.integrations.comfyui.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS

@@ -1,10 +1,11 @@
-"""ComfyUI nodes that return a SAMPLER with its options set.
+"""ComfyUI nodes that return a SAMPLER with its options set, one of them with its SIGMAS.
 
 The attributes and the class methods' names are ComfyUI's interface.
 """
 
 from __future__ import annotations
 
+from diffast.integrations.comfyui.plans import PlanOfModel, find_plan, plan_sampler
 from diffast.integrations.comfyui.samplers import NOISES, SAMPLERS, churn_sampler, sampler
 
 _STOCHASTIC = [name for name, entry in SAMPLERS.items() if entry.stochastic]
@@ -77,10 +78,23 @@ class DiffastChurnSampler(_SamplerNode):
         return self._wrapped(churn_sampler(base, noise, **options))
 
 
+class DiffastPlan(_SamplerNode):
+    """A plan made for a network: its sampler and its sigmas, which belong together."""
+
+    RETURN_TYPES = ("SAMPLER", "SIGMAS")
+    inputs = {"plan": ("STRING", {"default": "plan.json"}), "noise": (list(NOISES),)}
+
+    def make(self, plan, noise):
+        """Returns (KSAMPLER, SIGMAS) of a plan file."""
+        prepared = PlanOfModel(find_plan(plan))
+        return (*self._wrapped(plan_sampler(prepared, noise)), prepared.sigmas)
+
+
 _NODES = {
     "diffast sampler": DiffastSampler,
     "diffast stochastic sampler": DiffastStochasticSampler,
     "diffast churn sampler": DiffastChurnSampler,
+    "diffast plan": DiffastPlan,
 }
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in _NODES.values()}
 NODE_DISPLAY_NAME_MAPPINGS = {node.__name__: shown for shown, node in _NODES.items()}

@@ -127,7 +127,7 @@ def _function(title, entry, noise, options):
         seed = (extra_args or {}).get("seed")
         draw = None
         if noise == "torch":
-            draw = drawn_by(_torch_noise(x, seed), plan, sigmas)
+            draw = drawn_by(torch_noise(x, seed), plan, sigmas)
         return run(model, x, plan, levels, sigmas, extra_args, callback, disable, draw, seed or 0)
 
     sample.__name__ = sample.__qualname__ = title
@@ -155,7 +155,7 @@ def _below_one(sigmas, model_sampling):
     return torch.cat([sigmas.new_tensor([moved]), sigmas[1:]])
 
 
-def _torch_noise(x, seed):
+def torch_noise(x, seed):
     """Returns ComfyUI's default noise sampler: a generator on x's device, seed + 1 on the CPU."""
     generator = None
     if seed is not None:

@@ -4,19 +4,26 @@
 
     accelerate(pipe)          # replaces pipe.scheduler, and says by what
 
+    accelerate(pipe, plan="eight.json")    # the same pipeline with a plan made for its network
+
 or, for one scheduler, `DiffastScheduler.from_config(pipe.scheduler.config)`.
 """
 
 from diffast.integrations.diffusers import classes as classes
 from diffast.integrations.diffusers.accelerate import Report, accelerate
+from diffast.integrations.diffusers.planned import PlanScheduler
 from diffast.integrations.diffusers.scheduler import KINDS, DiffastScheduler
+from diffast.integrations.diffusers.tuning import pipeline_denoiser, tune
 
 globals().update({kind.__name__: kind for kind in KINDS.values()})
 
 __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]: the drop-ins are made by name
     "KINDS",
     "DiffastScheduler",
+    "PlanScheduler",
     "Report",
     "accelerate",
+    "pipeline_denoiser",
+    "tune",
     *sorted(kind.__name__ for kind in KINDS.values()),
 ]

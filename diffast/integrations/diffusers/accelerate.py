@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike
+from typing import Any
 
+from diffast.integrations.diffusers.guidance_hook import scales_of
+from diffast.integrations.diffusers.planned import PlanScheduler
 from diffast.integrations.diffusers.scheduler import DiffastScheduler
+from diffast.model.fingerprint import fingerprint
+from diffast.plans import Plan
 
 
 @dataclass(frozen=True)
@@ -29,25 +35,70 @@ class Report:
         return "\n".join([head, *(f"  {note}" for note in self.notes)])
 
 
-def accelerate(pipe, noise: str = "generator", quiet: bool = False) -> Report:
+def accelerate(
+    pipe: Any,
+    noise: str = "generator",
+    quiet: bool = False,
+    plan: Plan | str | PathLike | None = None,
+) -> Report:
     """Returns what was done: the pipeline's scheduler is replaced by its drop-in, in place.
+
+    With a plan it is replaced by a scheduler that runs this plan, whatever the scheduler was. The
+    pipeline is then called with `num_inference_steps` equal to the plan's number of calls.
 
     Args:
         pipe: a diffusers pipeline, or anything with a `scheduler`.
         noise: "generator": the same pictures as before; "counter": the package's own noise, faster
             and the same in any batch and on any device.
         quiet: whether not to print the report.
+        plan: a plan, or the path of its file, for the network's schedule and prediction type: one
+            of `df.plan`, `df.solvers`, or one that `tune` made for the network. None: the plan of
+            the pipeline's own scheduler.
 
     Raises:
-        ValueError: a scheduler that has no drop-in (the pipeline is left as it was).
+        ValueError: a scheduler that has no drop-in; a plan for another schedule or prediction
+            type, or one that a pipeline cannot run. The pipeline is left as it was.
     """
     before = pipe.scheduler
+    if plan is not None:
+        return _planned(pipe, plan, noise, quiet)
+    if isinstance(before, PlanScheduler):
+        before = before.original()
     name = type(before).__name__
     if isinstance(before, DiffastScheduler):
         name = name.removeprefix("Diffast")
     after = DiffastScheduler.from_scheduler(before, noise=noise)
     pipe.scheduler = after
     report = Report(name, type(after).__name__, noise, _notes(after))
+    if not quiet:
+        print(report)
+    return report
+
+
+def _planned(pipe: Any, plan: Any, noise: str, quiet: bool) -> Report:
+    """Puts a scheduler that runs the plan into the pipeline."""
+    if isinstance(plan, (str, PathLike)):
+        plan = Plan.load(plan)
+    if not isinstance(plan, Plan):
+        raise ValueError(
+            f"accelerate: plan is a {type(plan).__name__}, but a df.Plan or the path of its file "
+            "is needed"
+        )
+    after = PlanScheduler.of(pipe.scheduler, plan, noise)
+    notes = [f"call the pipeline with num_inference_steps={plan.nfe}"]
+    scales = scales_of(plan)
+    if scales is not None:
+        after.guide(pipe)
+        notes.append(
+            f"guidance scales {scales.min():.3g} to {scales.max():.3g} are the plan's: "
+            "guidance_scale has to be above 1, its value is not used"
+        )
+    scale = (plan.made_for or {}).get("guidance")
+    if scales is None and scale is not None and scale != 1.0:
+        notes.append(f"made for guidance_scale={scale:g}: its measured error is for that scale")
+    notes += check_network(pipe, plan)
+    pipe.scheduler = after
+    report = Report(after.planned_for, f"plan {plan.name}", noise, tuple(notes))
     if not quiet:
         print(report)
     return report
@@ -63,3 +114,16 @@ def _notes(scheduler) -> tuple[str, ...]:
     if config.noise == "counter":
         notes.append("stochastic steps use other noise than diffusers: other pictures, same law")
     return tuple(notes)
+
+
+def check_network(pipe: Any, plan: Plan) -> list[str]:
+    """Returns a sentence if the plan was made for other weights than the pipeline's network has."""
+    tuned = (plan.made_for or {}).get("network")
+    network = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
+    found = None if tuned is None or network is None else fingerprint(network)
+    if found is None or found == tuned:
+        return []
+    return [
+        f"the plan was made for a network with the fingerprint {tuned}, but the pipeline's has "
+        f"{found}: the measured errors are not those of this network"
+    ]

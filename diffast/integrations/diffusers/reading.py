@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from diffast.model.prediction import without_guidance
+
 
 @dataclass(frozen=True, eq=False)
 class Reading:
@@ -31,6 +33,10 @@ class Reading:
     def scales(self, times: np.ndarray) -> np.ndarray:
         """Returns 1 at each time: the pipeline has applied the guidance."""
         return np.ones(len(times))
+
+    def planned_scales(self, scales: np.ndarray) -> np.ndarray:
+        """Returns a plan's guidance scales if all are 1; raises ValueError for others."""
+        return without_guidance(scales)
 
 
 def sigma_reading(kind: str) -> Callable:

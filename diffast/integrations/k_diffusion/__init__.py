@@ -19,4 +19,6 @@ picture for the same seed. Deliberately different:
 """
 
 from diffast.integrations.k_diffusion.adaptive import sample_dpm_adaptive as sample_dpm_adaptive
+from diffast.integrations.k_diffusion.plans import get_sigmas_plan as get_sigmas_plan
+from diffast.integrations.k_diffusion.plans import sample_plan as sample_plan
 from diffast.integrations.k_diffusion.samplers import *  # noqa: F403

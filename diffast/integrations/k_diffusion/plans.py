@@ -1,0 +1,80 @@
+"""Plans, those made for a network among them, run on a k-diffusion model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from os import PathLike
+from typing import Any
+
+import torch
+
+from diffast.integrations.sigma_model import drawn_by
+from diffast.integrations.sigma_plans import (
+    in_sigma_space,
+    levels_before_calls,
+    plan_of,
+    run_plan,
+)
+from diffast.plans import Plan
+
+
+def get_sigmas_plan(plan: Plan | str | PathLike, device: Any = "cpu") -> torch.Tensor:
+    """Returns the noise levels sigma / alpha of the states before a plan's calls, then 0; [n+1].
+
+    The first one is the deviation of the initial noise: x = torch.randn(..) * sigmas[0].
+
+    Args:
+        plan: a plan, or the path of its file.
+        device: of the result.
+
+    Raises:
+        ValueError: something else than a plan; one that starts where alpha is 0.
+    """
+    moved = in_sigma_space("get_sigmas_plan", plan_of("get_sigmas_plan", plan))
+    return torch.tensor(levels_before_calls(moved), dtype=torch.float32, device=device)
+
+
+def sample_plan(
+    model: Callable[..., torch.Tensor],
+    x: torch.Tensor,
+    plan: Plan | str | PathLike,
+    extra_args: dict | None = None,
+    callback: Callable[[dict], Any] | None = None,
+    disable: bool | None = None,
+    noise_sampler: Callable[..., torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Returns samples [B, ...] of a plan, made for a network by `df.tune` or any other.
+
+    A plan for a variance-preserving schedule runs on x0 + sigma eps, as k-diffusion wraps such
+    networks: the samples are those of `df.sample` with the network itself.
+
+    Args:
+        model: called as model(x, sigma [B], **extra_args); returns the denoised x.
+        x: initial noise [B, ...] of deviation `get_sigmas_plan(plan)[0]`.
+        plan: a plan, or the path of its file.
+        extra_args: passed to the model. Where the plan has a guidance scale for each call, these
+            replace extra_args["cond_scale"], which has to be there.
+        callback: called once a call with {'x', 'i', 'sigma', 'sigma_hat', 'denoised'}.
+        disable: True for no progress bar.
+        noise_sampler: for stochastic plans: returns N(0, 1) for two noise levels; None: normals
+            of torch's generator.
+
+    Raises:
+        ValueError: something else than a plan; one that starts where alpha is 0; guidance scales
+            for a model without cond_scale.
+    """
+    who = "sample_plan"
+    moved = in_sigma_space(who, plan_of(who, plan))
+    levels = levels_before_calls(moved)
+    sigmas = torch.tensor(levels, dtype=torch.float32, device=x.device)
+    draw = None
+    if moved.stochastic:
+        normal = noise_sampler or (lambda sigma, sigma_next: torch.randn_like(x))
+        draw = drawn_by(normal, moved, sigmas)
+
+    def guide(scale: float, arguments: dict) -> None:
+        arguments["cond_scale"] = scale
+
+    guided = guide if "cond_scale" in (extra_args or {}) else None
+    given = extra_args, callback, disable
+    return run_plan(who, model, x, moved, levels, sigmas, *given, draw, guide=guided)

@@ -1,0 +1,181 @@
+"""The arguments of `df.tune`, checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from diffast.model.denoiser import Denoiser
+from diffast.model.fingerprint import fingerprint
+from diffast.plans import Plan
+from diffast.tuning.parameters import FREEDOMS
+
+# Candidates are compared at first on pilots that hold about so many numbers.
+_SCREENED = 4096
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `df.tune` was asked for; the names are those of its arguments."""
+
+    denoiser: Denoiser
+    calls: int
+    shape: tuple[int, ...]
+    stochastic: bool
+    freedom: tuple[str, ...]
+    conditions: Callable | None
+    held_out: int
+    batch: int
+    iterations: int
+    starts: int
+    polish: int
+    saves: bool
+    seed: int
+    features: Callable | None
+    tolerance: float
+    measured_grids: bool
+    compare: tuple[float, ...]
+    start: Plan | None
+    rows: int
+    memory_limit: int
+    device: torch.device
+    progress: bool
+    notes: tuple[str, ...]
+
+    @property
+    def screened(self) -> int:
+        """Returns the number of pilots on which candidates are compared at first."""
+        if self.stochastic:
+            return self.shape[0]
+        rows = _SCREENED // max(1, math.prod(self.shape[1:]))
+        return min(max(rows, 8), 64, self.shape[0])
+
+    def record(self) -> dict[str, Any]:
+        """Returns what a file of the run is known by: all that the result depends on."""
+        kept = (
+            "calls",
+            "shape",
+            "stochastic",
+            "freedom",
+            "held_out",
+            "batch",
+            "iterations",
+            "starts",
+            "seed",
+        )
+        kept = (*kept, "polish", "saves", "tolerance", "compare", "rows", "memory_limit")
+        kept = (*kept, "measured_grids")
+        found = {name: getattr(self, name) for name in kept}
+        denoiser, scale = self.denoiser, self.denoiser.guidance
+        return found | {
+            "schedule": str(denoiser.schedule),
+            "predicts": denoiser.predicts,
+            "network": fingerprint(denoiser.network),
+            "guidance": None if callable(scale) else float(scale),
+            "start": None if self.start is None else self.start.name,
+        }
+
+
+def check_arguments(
+    denoiser: Any, calls: Any, shape: Any, freedom: Any, held_out: Any, **others: Any
+) -> Settings:
+    """Returns the arguments of `df.tune` as they are used.
+
+    Raises:
+        ValueError: what disagrees.
+    """
+    others.pop("resume")
+    if not isinstance(denoiser, Denoiser):
+        raise ValueError(
+            f"tune: denoiser is a {type(denoiser).__name__}, but must be a df.Denoiser"
+        )
+    calls = _whole("calls", calls, 1)
+    shape = tuple(_whole("shape", n, 1) for n in shape)
+    if len(shape) < 2:
+        raise ValueError(
+            f"tune: shape is {list(shape)}, but [B, ...] is needed: B pilots of a sample's shape"
+        )
+    if shape[0] < 2:
+        raise ValueError(f"tune: shape is {list(shape)}, but 2 pilots are needed at least")
+    held_out = shape[0] if held_out is None else _whole("held_out", held_out, 2)
+    for name, least in (("batch", 1), ("iterations", 0), ("starts", 1), ("polish", 0), ("rows", 1)):
+        others[name] = _whole(name, others[name], least)
+    others["batch"] = min(others["batch"], shape[0])
+    stochastic = others["stochastic"] = bool(others["stochastic"])
+    if stochastic:
+        others["batch"] = shape[0]
+        if others["polish"]:
+            raise ValueError("tune: polish is given, but it is for deterministic plans alone")
+    if freedom is None:
+        freedom = ("levels", "weights", "times", "scale") + ("noise",) * stochastic
+    freedom, notes = _freedom(denoiser, freedom, stochastic)
+    start = others["start"]
+    if start is not None:
+        _check_start(denoiser, start, calls)
+    device = others.pop("device")
+    place = denoiser.device() if device is None else torch.device(device)
+    compare = tuple(float(n) for n in others.pop("compare"))
+    if not 0.0 < others["tolerance"] < 1.0:
+        raise ValueError(f"tune: tolerance is {others['tolerance']}, but must lie in (0, 1)")
+    return Settings(
+        denoiser=denoiser,
+        calls=calls,
+        shape=shape,
+        freedom=freedom,
+        held_out=held_out,
+        compare=compare,
+        device=place,
+        saves=bool(others.pop("checkpoint")),
+        notes=notes,
+        **others,
+    )
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    try:
+        found = int(value)
+    except (TypeError, ValueError):
+        found = least - 1
+    if found != value or found < least:
+        raise ValueError(f"tune: {name} is {value!r}, but must be a whole number from {least}")
+    return found
+
+
+def _freedom(
+    denoiser: Denoiser, freedom: Sequence[str], stochastic: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the names of what is learned, in the order of FREEDOMS, and what has to be said."""
+    wanted = {freedom} if isinstance(freedom, str) else set(freedom)
+    unknown = sorted(wanted - {*FREEDOMS})
+    if unknown:
+        raise ValueError(
+            f"tune: freedom holds {unknown[0]!r}, but the freedoms are {', '.join(FREEDOMS)}"
+        )
+    if "guidance" in wanted and denoiser.unconditional is None:
+        raise ValueError(
+            "tune: freedom holds 'guidance', but the denoiser has no unconditional conditions"
+        )
+    if "noise" in wanted and not stochastic:
+        raise ValueError("tune: freedom holds 'noise', but stochastic is False")
+    notes = ()
+    dtype = denoiser.time_dtype
+    if "times" in wanted and dtype is not None and not dtype.is_floating_point:
+        wanted.remove("times")
+        notes = (f"the network wants its time as {dtype}, so told times are not learned",)
+    return tuple(name for name in FREEDOMS if name in wanted), notes
+
+
+def _check_start(denoiser: Denoiser, start: Any, calls: int) -> None:
+    if not isinstance(start, Plan):
+        raise ValueError(f"tune: start is a {type(start).__name__}, but must be a df.Plan")
+    if start.schedule != denoiser.schedule:
+        raise ValueError(
+            f"tune: start is a plan for {start.schedule}, but the denoiser is for "
+            f"{denoiser.schedule}"
+        )
+    if start.nfe > calls:
+        raise ValueError(f"tune: start has {start.nfe} network calls, but calls is {calls}")

@@ -1,0 +1,119 @@
+"""Standard plans as candidates: solvers, orders and grids, each built for a number of calls."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffast import grids, solvers
+from diffast.plans import Plan
+from diffast.plans.overshoot import PlanWarning
+
+
+class Recipe(NamedTuple):
+    """A candidate: its name, and what builds its plan.
+
+    Attributes:
+        name: solver and grid.
+        build: called as build(denoiser, calls); returns a plan of at most so many calls.
+    """
+
+    name: str
+    build: Callable[[Any, int], Plan]
+
+
+# Further candidates: hook(denoiser, pilots, calls) returns (name, plan) pairs.
+HOOKS: list[Callable[[Any, Any, int], list[tuple[str, Plan]]]] = []
+
+SOLVERS: dict[str, Callable[..., Plan]] = {
+    "ddim": solvers.ddim,
+    "dpmpp_2m": solvers.dpmpp_2m,
+    "dpmpp_3m": solvers.dpmpp_3m,
+    "unipc(2)": lambda s, g: solvers.unipc(s, g, order=2),
+    "unipc(3)": lambda s, g: solvers.unipc(s, g, order=3),
+    "unipc(3, falling)": lambda s, g: solvers.unipc(s, g, order=3, final="falling"),
+    "deis(2)": lambda s, g: solvers.deis(s, g, order=2),
+    "deis(3)": lambda s, g: solvers.deis(s, g, order=3),
+    "exponential_adams(3)": lambda s, g: solvers.exponential_adams(s, g, order=3),
+    "adams(2)": lambda s, g: solvers.adams(s, g, order=2),
+    "adams(3)": lambda s, g: solvers.adams(s, g, order=3),
+    "adams(4)": lambda s, g: solvers.adams(s, g, order=4),
+    "ipndm": solvers.ipndm,
+    "heun": solvers.heun,
+    "dpm_solver_2s": solvers.dpm_solver_2s,
+}
+GRIDS: dict[str, Callable[..., np.ndarray]] = {
+    "karras": grids.karras,
+    "karras(rho=4)": lambda s, n: grids.karras(s, n, rho=4.0),
+    "uniform_logsnr": grids.uniform_logsnr,
+    "kl_optimal": grids.kl_optimal,
+    "uniform_flow": grids.even,
+    "uniform_time": grids.uniform_time,
+}
+STOCHASTIC: dict[str, Callable[..., Plan]] = {
+    "ddpm": solvers.ddpm,
+    "ddim(eta=0.5)": lambda s, g: solvers.ddim(s, g, eta=0.5),
+    "dpmpp_2m_sde": solvers.dpmpp_2m_sde,
+    "dpmpp_3m_sde": solvers.dpmpp_3m_sde,
+    "er_sde": solvers.er_sde,
+    "sa_solver": solvers.sa_solver,
+    "seeds_1": solvers.seeds_1,
+}
+
+
+def recipes(stochastic: bool = False) -> Iterator[Recipe]:
+    """Yields the standard candidates, deterministic or stochastic ones."""
+    for solver, build in (STOCHASTIC if stochastic else SOLVERS).items():
+        for grid, times in GRIDS.items():
+            yield Recipe(f"{solver}, {grid}", _builder(build, times))
+
+
+def _builder(build: Callable[..., Plan], times: Callable[..., np.ndarray]) -> Callable:
+    def built(denoiser: Any, calls: int) -> Plan:
+        schedule, best = denoiser.schedule, None
+        # A method of several calls a step has fewer steps; the last step may take one call.
+        for steps in range(calls, 0, -1):
+            plan = build(schedule, whole_grid(denoiser, times(schedule, steps)))
+            if plan.nfe <= calls:
+                best = plan
+                break
+        if best is None:
+            raise ValueError(f"no plan of at most {calls} calls")
+        return best
+
+    return built
+
+
+def whole_grid(denoiser: Any, grid: np.ndarray) -> np.ndarray:
+    """Returns the grid, with whole times where the network wants integers.
+
+    The clean end stays as it is: the network is not called there.
+    """
+    wanted = denoiser.time_dtype
+    if wanted is None or wanted.is_floating_point or denoiser.round_times:
+        return grid
+    inner = np.round(grid[:-1])
+    kept = np.append(True, np.diff(inner) != 0)
+    return np.append(inner[kept], grid[-1])
+
+
+def plans_for(
+    denoiser: Any, pilots: Any, calls: int, stochastic: bool = False
+) -> Iterator[tuple[str, Plan]]:
+    """Yields (name, plan) of all candidates that can be built for so many calls."""
+    for recipe in recipes(stochastic):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", PlanWarning)
+                plan = recipe.build(denoiser, calls)
+        except (ValueError, PlanWarning):  # not for this schedule, or not stable with so few calls
+            continue
+        if plan.nfe <= calls and plan.stochastic == stochastic:
+            yield recipe.name, plan
+    for hook in HOOKS:
+        for name, plan in hook(denoiser, pilots, calls):
+            if plan.nfe <= calls and plan.stochastic == stochastic:
+                yield name, plan

@@ -1,0 +1,83 @@
+"""The error of a plan: how far its samples lie from the teacher's, from the same noises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from diffast.executors.sequential import sample
+from diffast.plans import Plan
+from diffast.tuning.pilots import Pilots, pieces
+
+Features = Callable[[torch.Tensor], torch.Tensor]
+
+
+def samples_of(
+    plan: Plan, pilots: Pilots, ids: torch.Tensor, rows: int, update: Callable = lambda n: None
+) -> torch.Tensor:
+    """Returns the samples [B, ...] that `df.sample` makes of pilots, on the CPU, in batches."""
+    made = []
+    for piece in pieces(len(ids), rows):
+        own = ids[piece]
+        result = sample(
+            pilots.rows(own),
+            plan,
+            (len(own), *pilots.shape),
+            seed=pilots.seed,
+            ids=own,
+            device=pilots.device,
+            throw=False,
+        )
+        made.append(result.x.cpu())
+        update(len(own) * plan.nfe)
+    return torch.cat(made)
+
+
+class Judge:
+    """Distances to the teacher's samples, relative to their spread.
+
+    Args:
+        wanted: the teacher's samples [B, ...].
+        features: what is compared, a function of samples; None: the samples themselves.
+    """
+
+    def __init__(self, wanted: torch.Tensor, features: Features | None = None):
+        """Works out the spread."""
+        self.features = features
+        self.wanted = self._seen(wanted)
+        self.spread = spread_of(self.wanted)
+
+    def _seen(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.features is None else self.features(x)
+
+    def error(self, x: torch.Tensor, rows: slice = slice(None)) -> float:
+        """Returns the root mean square distance over the spread; infinity if not finite."""
+        gap = (self._seen(x) - self.wanted[rows]).double()
+        found = float(gap.square().mean().sqrt()) / self.spread
+        return found if found == found else float("inf")
+
+    def residual(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Returns [B, F] of distances whose mean square is the squared error, float32.
+
+        Args:
+            x: samples [B, ...].
+            rows: [B] which of the wanted ones they are to be.
+        """
+        gap = self._seen(x) - self.wanted[rows.to(self.wanted.device)].to(x.device)
+        return gap.reshape(len(x), -1) / self.spread
+
+
+def spread_of(x: torch.Tensor) -> float:
+    """Returns the root mean square distance of samples [B, ...] from their mean.
+
+    Raises:
+        ValueError: if they do not differ, so that no error can be relative to their spread.
+    """
+    found = float((x.double() - x.double().mean(0)).square().mean().sqrt())
+    if not found > 0.0 or found != found:
+        raise ValueError(
+            f"tune: the teacher's samples have a spread of {found:g}: more than 1 pilot is needed, "
+            "and a network whose samples differ"
+        )
+    return found

@@ -1,0 +1,100 @@
+"""What a tuning run has worked out so far, in a file: a run that was killed goes on from it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+FORMAT = "diffast tuning"
+VERSION = 1
+
+
+class Memo:
+    """Results by name, each worked out once. JSON holds a float64 to the last bit.
+
+    The file is written anew after every result, under another name first: a kill leaves the one
+    before. Tensors lie beside it, in `<file>.safetensors`.
+
+    Args:
+        path: of the file; None: nothing is kept.
+        arguments: of the run, as JSON. A file of a run with others is refused.
+
+    Raises:
+        ValueError: for a file that is none of these, or one of a run with other arguments.
+    """
+
+    def __init__(self, path: str | PathLike | None, arguments: dict[str, Any]):
+        """Reads the file, if there is one."""
+        self.path = None if path is None else Path(path)
+        self.arguments = json.loads(json.dumps(arguments))
+        self.results: dict[str, Any] = {}
+        self.tensors: dict[str, torch.Tensor] = {}
+        if self.path is not None and self.path.exists():
+            self._read(self.path)
+
+    def __call__(self, name: str, work: Callable[[], Any]) -> Any:
+        """Returns the result of that name, from the file or worked out now; it is JSON."""
+        if name not in self.results:
+            self.results[name] = json.loads(json.dumps(work()))
+            self._write()
+        return self.results[name]
+
+    def tensor(self, name: str, work: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Returns the tensor of that name, from the file or worked out now; on the CPU."""
+        if name not in self.tensors:
+            self.tensors[name] = work().detach().cpu().contiguous()
+            if self.path is not None:
+                _replace(self._beside(), save(self.tensors))
+        return self.tensors[name]
+
+    def _beside(self) -> Path:
+        assert self.path is not None
+        return self.path.with_name(self.path.name + ".safetensors")
+
+    def _write(self) -> None:
+        if self.path is None:
+            return
+        head = {"format": FORMAT, "version": VERSION, "arguments": self.arguments}
+        _replace(self.path, json.dumps(head | {"results": self.results}).encode())
+
+    def _read(self, path: Path) -> None:
+        try:
+            body = json.loads(path.read_text())
+            known = body["format"] == FORMAT and body["version"] == VERSION
+            arguments, results = dict(body["arguments"]), dict(body["results"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"tune: {path} is no file of a tuning run ({error})") from None
+        if not known:
+            raise ValueError(f"tune: {path} is no file of a tuning run of this version")
+        for name in sorted({*arguments, *self.arguments}):
+            before, now = arguments.get(name), self.arguments.get(name)
+            if before != now:
+                raise ValueError(
+                    f"tune: {path} is of a run with {name} = {before!r}, but {name} is {now!r} now"
+                )
+        self.results = results
+        beside = self._beside()
+        if beside.exists():
+            try:
+                with safe_open(beside, "pt") as file:
+                    self.tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            except SafetensorError as error:
+                raise ValueError(f"tune: {beside} is no safetensors file ({error})") from None
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Writes a file so that a kill leaves the old one or the new one."""
+    other = path.with_name(path.name + ".new")
+    with other.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(other, path)
