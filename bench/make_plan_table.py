@@ -174,7 +174,7 @@ def main() -> None:
         kind, guided, *calls = rest
         ROWS.mkdir(parents=True, exist_ok=True)
         for n in map(int, calls):
-            row = learn_row(kind, guided == "1", n, 350 if n <= 10 else 300)
+            row = learn_row(kind, guided == "1", n, 350 if n <= 10 else 160)
             path = ROWS / f"{kind}_{guided}_{n}.json"
             path.write_text(json.dumps(row) + "\n")
             worst = max(e / r for e, r in row["measured"].values())
