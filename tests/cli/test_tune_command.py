@@ -119,11 +119,19 @@ def test_sample_runs_a_plan_of_a_file(tmp_path, capsys):
     assert "not JSON" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_tune_makes_a_plan_for_the_digits_and_sample_runs_it(tmp_path, monkeypatch, capsys):
+def test_the_digits_are_tuned_with_their_classes_and_guidance(tmp_path, monkeypatch, capsys):
+    given = {}
+
+    def record(denoiser, calls, shape, **options):
+        given.update(denoiser=denoiser, calls=calls, shape=shape, **options)
+        raise ValueError("enough")
+
     monkeypatch.chdir(tmp_path)
-    quick = ["--quiet", "--count", "4", "--iterations", "1", "--starts", "1", "--calls", "3"]
-    assert main(["tune", *quick]) == 0
-    assert main(["sample", "--plan", "plan.json", "--count", "4", "--quiet"]) == 0
-    said = capsys.readouterr().out
-    assert "network calls  3" in said and "best standard" in said
+    monkeypatch.setattr(df, "tune", record)
+    arguments = ["--calls", "6", "--count", "12", "--classes", "3,7", "--guidance", "2"]
+    assert main(["tune", *arguments, "--seed", "5", "--stochastic", "--held-out", "9"]) == 2
+    assert capsys.readouterr().err == "diffast: enough\n"
+    assert given["shape"] == (12, 1, 28, 28) and given["calls"] == 6 and given["seed"] == 5
+    assert given["stochastic"] and given["held_out"] == 9 and given["progress"]
+    assert given["denoiser"].guidance == 2.0
+    assert given["denoiser"].conditions["labels"].tolist() == [3, 7] * 6

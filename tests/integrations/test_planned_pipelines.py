@@ -45,7 +45,9 @@ def text(seed=1, pooled=False, negative=True):
         given["negative_prompt_embeds"] = tiny.numbers(1, tiny.TOKENS, tiny.TEXT, seed=seed + 10)
     if pooled:
         for name in list(given):
-            given[name.replace("prompt_embeds", "pooled_prompt_embeds")] = tiny.numbers(1, tiny.TEXT, seed=seed + 20)
+            given[name.replace("prompt_embeds", "pooled_prompt_embeds")] = tiny.numbers(
+                1, tiny.TEXT, seed=seed + 20
+            )
     return given
 
 
@@ -131,7 +133,9 @@ def planned(**fields):
 def test_another_number_of_steps_is_refused_and_the_sentence_says_which():
     pipe, plan = planned()
     accelerate(pipe, plan=plan, quiet=True)
-    with pytest.raises(ValueError, match="is 50, but the plan tuned makes 4 .*num_inference_ste.*4"):
+    with pytest.raises(
+        ValueError, match="is 50, but the plan tuned makes 4 .*num_inference_ste.*4"
+    ):
         tiny.draw(pipe, output_type="latent", **tiny.guided())
     for given in ({"timesteps": [9, 5]}, {"sigmas": [3.0, 2.9, 0.1, 0.0]}):
         with pytest.raises(ValueError, match="given, but the plan tuned has .* of its own"):

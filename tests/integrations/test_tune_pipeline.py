@@ -1,4 +1,4 @@
-"""tune(pipe): what a pipeline gives its network is found by running it, and a plan is made for it."""
+"""tune(pipe): what a pipeline gives its network is found by running it; the plan goes back in."""
 
 import copy
 from dataclasses import replace

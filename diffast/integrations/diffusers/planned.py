@@ -377,4 +377,3 @@ def _check_plan(plan: Plan, convention: Convention) -> None:
             f"the plan {plan.name} starts at sigma = {plan.initial_scale:g}, but a flow's pipeline "
             "starts from noise of deviation 1"
         )
-

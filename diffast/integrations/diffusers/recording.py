@@ -30,8 +30,8 @@ _NEAR = 0.02
 _EXTRA = "extra channels"  # what a pipeline appends to the latents, as inpainting does
 
 
-class _Stop(Exception):  # noqa: N818: no error, the end of a recording
-    """Enough is recorded."""
+class _Stop(Exception):  # noqa: N818
+    """Enough is recorded. No error: nothing went wrong."""
 
 
 @dataclass

@@ -25,7 +25,7 @@ def tune(
     options: Mapping[str, Any] | None = None,
     **tuning: Any,
 ) -> TuneResult:
-    """Returns a plan of so many network calls made for the pipeline's network, prompts and guidance.
+    """Returns a plan of so many network calls, made for the pipeline's network and guidance.
 
     The pipeline is called once a prompt, for two steps, to see what it gives its network: prompt
     embeddings, added conditions, guidance scale, the shape of the latents, the unit of its time.
@@ -73,7 +73,9 @@ def pipeline_denoiser(
     """
     given = [prompts] if isinstance(prompts, (str, Mapping)) else prompts
     if given is not None and not len(given):
-        raise ValueError("tune: prompts is empty, but one is needed, or None for a pipeline without")
+        raise ValueError(
+            "tune: prompts is empty, but one is needed, or None for a pipeline without"
+        )
     asked = [_call(prompt) for prompt in ([None] if given is None else given)]
     recordings = [record(pipe, {**(options or {}), **call}) for call in asked]
     return denoiser_of(pipe, network_of(pipe), recordings)
