@@ -83,6 +83,7 @@ def tune(
             device=device,
             progress=not arguments.quiet,
         )
+        assert out is not None  # it has a default
         result.save(out)
         print(result)
         print(f"wrote          {out}")

@@ -47,7 +47,8 @@ def save(plan: Plan, path: str | PathLike) -> None:
         path.write_text(json.dumps(to_record(plan), allow_nan=False, indent=1) + "\n")
     else:
         head, arrays = _parts(plan)
-        np.savez(path, head=np.array(json.dumps(head, allow_nan=False)), **arrays)
+        held: dict[str, Any] = {"head": np.array(json.dumps(head, allow_nan=False)), **arrays}
+        np.savez(path, **held)
 
 
 def to_record(plan: Plan) -> dict[str, Any]:
@@ -170,7 +171,7 @@ def _numbers(field: str, array: Any) -> np.ndarray | None:
     return array.astype(np.float64)
 
 
-def _number(field: str, value: Any) -> float | None:
+def _number(field: str, value: Any) -> Any:
     """Returns a number as a float; None, for a start alone. Raises ValueError."""
     if value is None and field == "start":
         return None

@@ -25,6 +25,7 @@ from diffast.plans.registers import Y
 
 # A flow's pipeline starts from noise of deviation 1; a plan may start from as little less.
 _NEAR_ONE = 0.01
+_threshold: Any = DDIMScheduler._threshold_sample  # dynamic thresholding, of any config
 _OWN = "_diffast"  # where a config keeps the plan
 
 
@@ -207,7 +208,7 @@ class PlanScheduler(_WithEstimate):
         if not self.convention.is_flow:
             clamp = clamp_of(config)
             if config.get("thresholding"):
-                hook = functools.partial(DDIMScheduler._threshold_sample, self)
+                hook = functools.partial(_threshold, self)
         return Recipe(
             replace(plan, guidance=None, made_for=None),  # the pipeline applies guidance
             self.convention.prediction,

@@ -116,7 +116,7 @@ def record(pipe: Any, call: Mapping[str, Any]) -> Recording:
     """
     network, before = network_of(pipe), pipe.scheduler
     original = before.original() if isinstance(before, PlanScheduler) else before
-    recorder = _Recorder.of(original, _two_calls(convention_of(original)))
+    recorder: Any = _Recorder.of(original, _two_calls(convention_of(original)))
     recorder.begin()
     given = {**_counted(pipe, call), "num_inference_steps": 2}
     pipe.scheduler = recorder
