@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import diffast as df
-from diffast.digits import NULL_LABEL, load_unet
+from diffast.digits import NULL_LABEL, load_unet, plan_name
 
 
 def digits_denoiser(guidance: float = 1.0) -> df.Denoiser:
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--iterations", type=int, default=12)
     parser.add_argument("--starts", type=int, default=2)
+    parser.add_argument("--polish", type=int, default=0)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compare", default="2")
@@ -55,7 +56,7 @@ def main() -> None:
     denoiser = digits_denoiser(arguments.guidance)
     for calls in map(int, arguments.calls.split(",")):
         freedom = arguments.freedom.split(",")
-        kind = f"{calls}" if arguments.guidance == 1.0 else f"{calls}-guided{arguments.guidance:g}"
+        kind = plan_name(calls, arguments.guidance)
         resume = arguments.work / f"{kind}-{'-'.join(freedom)}.json"
         begun = time.perf_counter()
         result = df.tune(
@@ -67,6 +68,7 @@ def main() -> None:
             batch=arguments.batch,
             iterations=arguments.iterations,
             starts=arguments.starts,
+            polish=arguments.polish,
             rows=arguments.rows,
             seed=arguments.seed,
             compare=[float(n) for n in arguments.compare.split(",") if n],

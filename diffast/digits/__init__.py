@@ -21,6 +21,7 @@ from diffast.digits.classifier import (
     NoisyDigitClassifier,
 )
 from diffast.digits.unet import NULL_LABEL, DigitUNet, UNetConfig
+from diffast.plans import Plan
 
 __all__ = [
     "NULL_LABEL",
@@ -32,8 +33,12 @@ __all__ = [
     "UNetConfig",
     "load_classifier",
     "load_judge",
+    "load_plan",
     "load_unet",
 ]
+
+PLANS = Path(__file__).parent / "plans"
+"""The folder of the plans that were made for ``load_unet()`` by ``bench/tune_digits.py``."""
 
 WEIGHTS = Path(__file__).parent / "weights"
 """The folder of the weights that the package ships."""
@@ -66,6 +71,31 @@ def load_classifier(path: Path | str | None = None) -> NoisyDigitClassifier:
 def load_judge(path: Path | str | None = None) -> DigitJudge:
     """The trained judge of clean digits; argument, device, mode and errors as of ``load_unet``."""
     return _load(DigitJudge, JudgeConfig, path or WEIGHTS / "judge.safetensors")
+
+
+def load_plan(calls: int = 8, guidance: float = 1.0) -> Plan:
+    """The plan of so many network calls that was made for ``load_unet()`` by ``df.tune``.
+
+    It is for ``df.schedules.edm()`` and ``predicts="x0"``. Its ``made_for`` holds what was measured.
+
+    Args:
+        calls: network calls of a sample.
+        guidance: the guidance scale that the plan was made for.
+
+    Raises:
+        ValueError: there is no such plan; the message names those that there are.
+    """
+    name = plan_name(calls, guidance)
+    path = PLANS / f"{name}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in PLANS.glob("*.json"))) or "none"
+        raise ValueError(f"load_plan: there is no plan {name}, but these are there: {known}")
+    return Plan.load(path)
+
+
+def plan_name(calls: int, guidance: float) -> str:
+    """The name of a plan's file: the calls, and the guidance scale where it is not 1."""
+    return f"{calls}" if guidance == 1.0 else f"{calls}-guided{guidance:g}"
 
 
 def _load(network: type[_Network], config: type, path: Path | str) -> _Network:

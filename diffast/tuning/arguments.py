@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,9 @@ from diffast.model.denoiser import Denoiser
 from diffast.model.fingerprint import fingerprint
 from diffast.plans import Plan
 from diffast.tuning.parameters import FREEDOMS
+
+# Candidates are compared at first on pilots that hold about so many numbers.
+_SCREENED = 4096
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Settings:
     seed: int
     features: Callable | None
     tolerance: float
+    measured_grids: bool
     compare: tuple[float, ...]
     start: Plan | None
     rows: int
@@ -44,7 +49,10 @@ class Settings:
     @property
     def screened(self) -> int:
         """Returns the number of pilots on which candidates are compared at first."""
-        return self.shape[0] if self.stochastic else min(16, self.shape[0])
+        if self.stochastic:
+            return self.shape[0]
+        rows = _SCREENED // max(1, math.prod(self.shape[1:]))
+        return min(max(rows, 8), 64, self.shape[0])
 
     def record(self) -> dict[str, Any]:
         """Returns what a file of the run is known by: all that the result depends on."""
@@ -60,6 +68,7 @@ class Settings:
             "seed",
         )
         kept = (*kept, "polish", "saves", "tolerance", "compare", "rows", "memory_limit")
+        kept = (*kept, "measured_grids")
         found = {name: getattr(self, name) for name in kept}
         denoiser, scale = self.denoiser, self.denoiser.guidance
         return found | {

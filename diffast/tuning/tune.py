@@ -21,6 +21,7 @@ from diffast.plans import Plan
 from diffast.tuning.arguments import Settings, check_arguments
 from diffast.tuning.candidates import plans_for
 from diffast.tuning.form import form_of
+from diffast.tuning.grids import measured
 from diffast.tuning.judge import Features, Judge, samples_of
 from diffast.tuning.law import LawJudge
 from diffast.tuning.memo import Memo
@@ -53,6 +54,7 @@ def tune(
     seed: int = 0,
     features: Features | None = None,
     tolerance: float = 0.003,
+    measured_grids: bool = True,
     compare: Sequence[float] = (2,),
     start: Plan | None = None,
     rows: int = 64,
@@ -106,6 +108,8 @@ def tune(
         seed: of the noises and of the choice of pilots. The same call gives the same plan.
         features: what is compared, a function of samples [B, ...]; None: the samples themselves.
         tolerance: accuracy of the teacher, as a share of the spread.
+        measured_grids: whether grids that are measured on the network are candidates too
+            (`df.tuning.grids`). With stochastic plans they are not.
         compare: budgets, as multiples of `calls`, at which standard plans are measured too.
         start: a further plan to start from, of so many calls at most.
         rows: rows of one network call, at most.
@@ -153,6 +157,9 @@ class _Tuning:
         """Returns what comes of it."""
         settings = self.settings
         candidates = self._candidates(settings.calls)
+        if settings.measured_grids and not settings.stochastic:
+            count = len(self.train)
+            candidates |= measured(self.denoiser, self.pilots, settings.calls, self.memo, count)
         if settings.start is not None:
             candidates["the start given"] = settings.start
         if not candidates:
@@ -210,6 +217,7 @@ class _Tuning:
         self.judge, self.held_judge = (self._judge(part) for part in (ends[:count], ends[count:]))
 
     def _judge(self, ends: torch.Tensor) -> Judge | LawJudge:
+        """Returns what measures errors against the teacher's samples of some pilots."""
         settings = self.settings
         if settings.stochastic:
             return LawJudge(ends, settings.features, settings.seed)

@@ -107,7 +107,8 @@ class Walk:
 
             key = f"polish {self.name}: {first}"
             found = tuning.memo(key, work)
-            at = Descent(*(np.array(found[name]) for name in ("vector", "mean", "square")))
+            vector, mean, square = (np.array(found[n]) for n in ("vector", "mean", "square"))
+            at = Descent(vector, mean, square)
             if found["skipped"]:
                 tuning.say(
                     f"polish: {found['skipped']} iterations without a finite gradient skipped"

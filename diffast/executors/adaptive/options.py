@@ -32,12 +32,17 @@ class AdaptiveOptions:
             rejection, as published; its samples have the wrong law in low dimension. "counter": a
             normal for each (seed, id, call, element), for methods whose decisions do not depend on
             their noise, and with `reject=False`.
+        control: "sample": every sample has steps of its own. "batch": all samples take the same
+            steps, and the error is the root mean square over all of them. rtol and atol then mean
+            what they mean in torchdiffeq's `odeint`, and the first step is found as there. For
+            methods of the probability-flow ODE; a sample that is not finite fails the whole batch.
         reject: False: every trial step is accepted, the error only chooses the next step.
         controller: numbers of the step-size rule to change, by name; or "pi" or "ggf", which leave
             the method its bounds on steps.
         denoise: whether a sample ends as the x0 estimate at the last time (else as the state).
         until: model time of the last state; default: the schedule's t_min.
-        h_init: first step, in the units of the method's time variable.
+        h_init: first step, in the units of the method's time variable; default: the method's
+            `step`; with control="batch", Runge-Kutta methods find one, which costs a call.
         h_min: least step: a sample that would need a smaller one fails.
         h_max: largest step.
         max_calls: network calls after which a sample fails.
@@ -63,6 +68,7 @@ class AdaptiveOptions:
     x: torch.Tensor | None = None
     device: torch.device | str | None = None
     noise: str | Callable | None = None
+    control: str = "sample"
     reject: bool = True
     controller: dict | str | None = None
     denoise: bool = True
@@ -83,6 +89,10 @@ class AdaptiveOptions:
     def __post_init__(self):
         """Checks what no method changes."""
         check_executor("sample_adaptive", self.executor)
+        if self.control not in ("sample", "batch"):
+            raise ValueError(
+                f"sample_adaptive: control is {self.control!r} but must be 'sample' or 'batch'"
+            )
         if self.executor == "graph":
             why = "a graph's rounds cannot be looked into: leave executor out"
             refuse("sample_adaptive", trace=(self.trace, why))

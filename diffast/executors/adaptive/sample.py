@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,14 @@ import torch
 from diffast.executors.adaptive.graph_rounds import GraphRounds
 from diffast.executors.adaptive.options import AdaptiveOptions
 from diffast.executors.adaptive.rounds import STATUSES, AdaptiveRun
+from diffast.executors.adaptive.shared_steps import (
+    SharedNetwork,
+    check_shared,
+    first_step,
+    for_each,
+    shared_denoiser,
+    shared_start,
+)
 from diffast.executors.adaptive.time_variable import TimeInterval
 from diffast.executors.context import place_of, progress_bar
 from diffast.executors.results import FINE, NonFiniteError, Result, StepLimitError
@@ -22,6 +30,7 @@ from diffast.model.denoiser import Denoiser
 from diffast.ops.schema import COUNTS, FAILED_FINITE, FINISHED, RUNNING
 from diffast.solvers import embedded
 from diffast.solvers.embedded import EmbeddedSolver
+from diffast.solvers.embedded.runge_kutta import RungeKutta
 
 # The function that messages name.
 WHO = "sample_adaptive"
@@ -82,7 +91,8 @@ def sample_adaptive(
 
     Each sample has its own time, step and decision. Those that are done leave the batch, so no
     network call is spent on them. Sample b depends on (seed, ids[b]) alone: it is the same in a
-    batch of 1 or 1,000, if the network's answer for it is.
+    batch of 1 or 1,000, if the network's answer for it is. With control="batch" all samples take
+    the same steps instead, as in torchdiffeq; they then depend on one another.
 
     Args:
         denoiser: the network and what it predicts.
@@ -91,9 +101,9 @@ def sample_adaptive(
             "tsit5" (the probability-flow ODE); or an embedded solver made there.
         shape: [B, ...] of the state; not needed with `x`.
         options: those of `AdaptiveOptions`, which describes them (seed, ids, x, device, noise,
-            reject, controller, denoise, until, h_init, h_min, h_max, max_calls, clamp, on_x0,
-            callback, progress, throw, compact, trace, executor). Others are passed to the method's
-            builder (rtol, atol, ...).
+            control, reject, controller, denoise, until, h_init, h_min, h_max, max_calls, clamp,
+            on_x0, callback, progress, throw, compact, trace, executor). Others are passed to the
+            method's builder (rtol, atol, ...).
 
     Raises:
         ValueError: for arguments that disagree; the message names the two facts.
@@ -102,6 +112,8 @@ def sample_adaptive(
         StepLimitError: the same, if samples met the least step or the most calls and none was not
             finite.
     """
+    if options.get("control") == "batch":
+        return _shared(denoiser, method, shape, options)
     run, evaluated = prepare(denoiser, method, shape, **options), 0
     name, given = run.solver.name, run.options
     stopped = False
@@ -143,21 +155,59 @@ def prepare(
     **options: Any,
 ) -> AdaptiveRun:
     """Returns the run of `sample_adaptive` before its first network call; the same arguments."""
+    given, solver = _settled(method, options)
+    place = place_of(
+        WHO, denoiser, shape, given.x, given.device, given.seed, given.ids, given.clamp
+    )
+    prediction, interval = denoiser.prediction, _interval(denoiser, solver, given)
+    hook, clamp = given.on_x0 is not None, given.clamp is not None
+    program = lower_trial(solver, prediction, given.noise_for(solver), hook, clamp)
+    return AdaptiveRun(denoiser, program, interval, place, given)
+
+
+def _shared(
+    denoiser: Denoiser, method: str | EmbeddedSolver, shape: Sequence[int] | None, options: dict
+) -> AdaptiveSamples:
+    """Returns the samples of a run whose samples all take the same steps."""
+    given, solver = _settled(method, dict(options))
+    check_shared(given, solver)
+    place = place_of(
+        WHO, denoiser, shape, given.x, given.device, given.seed, given.ids, given.clamp
+    )
+    count = place.shape[0]
+    if count == 0:
+        return sample_adaptive(denoiser, method, shape, **{**options, "control": "sample"})
+    network = SharedNetwork(denoiser, place)
+    shared, x = shared_denoiser(network), shared_start(denoiser, place, given.x)
+    step = given.h_init
+    if step is None and isinstance(solver, RungeKutta):
+        step = first_step(network, shared, solver, _interval(denoiser, solver, given), x)
+    more = {"control": "sample", "x": x, "ids": None, "throw": False, "h_init": step}
+    made = sample_adaptive(shared, method, **{**options, **more, "device": place.device})
+    found = int(given.h_init is None and isinstance(solver, RungeKutta))
+    made = replace(made, nfe=made.nfe + found, rounds=made.rounds + found)
+
+    def what(b: int, call: int) -> str:
+        return f"{made.outcomes[0]} after {call + 1} network calls of the whole batch"
+
+    kind = NonFiniteError if made.outcomes[0] == STATUSES[FAILED_FINITE] else StepLimitError
+    return for_each(made, count).or_raise(WHO, place.ids, given.throw, what, kind, initial=given.x)
+
+
+def _settled(method: str | EmbeddedSolver, options: dict) -> tuple[AdaptiveOptions, EmbeddedSolver]:
+    """Returns the run's options and its own solver, with the run's controller."""
     names = {field.name for field in fields(AdaptiveOptions)} & set(options)
     given = AdaptiveOptions(**{name: options.pop(name) for name in names})
     solver = copy.copy(_solver(method, options))
     solver.controller = given.controller_for(solver)
-    place = place_of(
-        WHO, denoiser, shape, given.x, given.device, given.seed, given.ids, given.clamp
-    )
-    prediction = denoiser.prediction
+    return given, solver
+
+
+def _interval(denoiser: Denoiser, solver: EmbeddedSolver, given: AdaptiveOptions) -> TimeInterval:
+    """Returns the way of a run in its method's time variable."""
+    slopes = solver.needs_slopes or denoiser.prediction.sloped
     until = denoiser.schedule.t_min if given.until is None else given.until
-    interval = TimeInterval(
-        denoiser.schedule, solver.time_variable, until, solver.needs_slopes or prediction.sloped
-    )
-    hook, clamp = given.on_x0 is not None, given.clamp is not None
-    program = lower_trial(solver, prediction, given.noise_for(solver), hook, clamp)
-    return AdaptiveRun(denoiser, program, interval, place, given)
+    return TimeInterval(denoiser.schedule, solver.time_variable, until, slopes)
 
 
 def _solver(method: str | EmbeddedSolver, options: dict) -> EmbeddedSolver:

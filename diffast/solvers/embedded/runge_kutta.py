@@ -56,22 +56,22 @@ class RungeKutta(EmbeddedSolver):
 
     def entry(self, node: Node) -> Row:
         """Returns the row of the slope (y - d) / q."""
-        scale, level = self._level(node)
+        scale, level = self.level(node)
         return {"x": 1.0 / (scale * level), "d": -1.0 / level}
 
     def input_row(self, step: Step, call: int) -> Row:
         """Returns the row of y_i."""
-        start, level = self._level(step.start)
-        last = self._level(step.end)[1]
-        scale = self._level(step.call)[0]
+        start, level = self.level(step.start)
+        last = self.level(step.end)[1]
+        scale = self.level(step.call)[0]
         row = (*self.tableau.rows, self.tableau.weights)[call - 1]
         slopes = {f"h{j}": scale * (last - level) * a for j, a in enumerate(row) if a}
         return slopes | {"y": scale / start}
 
     def new_rows(self, step: Step) -> dict[str, Row]:
         """Returns the rows of the new state, which the last call saw, its slope, and the error."""
-        scale, last = self._level(step.end)
-        length = scale * (last - self._level(step.start)[1])
+        scale, last = self.level(step.end)
+        length = scale * (last - self.level(step.start)[1])
         slope = self.entry(step.end)
         *held, new = self.tableau.errors
         error = {f"h{j}": length * b for j, b in enumerate(held) if b}
@@ -81,9 +81,10 @@ class RungeKutta(EmbeddedSolver):
 
     def estimate(self, node: Node) -> Row:
         """Returns x / s - q f."""
-        scale, level = self._level(node)
+        scale, level = self.level(node)
         return {"y": 1.0 / scale, "h0": -level}
 
-    def _level(self, node: Node) -> tuple[Any, Any]:
+    def level(self, node: Node) -> tuple[Any, Any]:
+        """Returns (s, q) at a node."""
         scale = node.alpha if self.time_variable == "rho" else node.alpha + node.sigma
         return scale, node.sigma / scale
