@@ -30,6 +30,7 @@ _HOMES = {
     "NonFiniteError": "diffast.executors.results",
     "ParallelSamples": "diffast.executors.parallel.sample",
     "Plan": "diffast.plans",
+    "PlanWarning": "diffast.plans.overshoot",
     "Prediction": "diffast.model.prediction",
     "Progress": "diffast.executors.results",
     "Result": "diffast.executors.results",
@@ -47,6 +48,7 @@ _HOMES = {
     "integrations": "diffast.integrations",
     "ops": "diffast.ops",
     "pairs": "diffast.solvers.embedded",  # the older name of `embedded`
+    "plan": "diffast.planning",
     "sample": "diffast.executors.sequential",
     "sample_adaptive": "diffast.executors.adaptive.sample",
     "sample_parallel": "diffast.executors.parallel.sample",

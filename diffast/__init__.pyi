@@ -31,8 +31,10 @@ from diffast.model.prediction import Prediction as Prediction
 from diffast.noise.brownian import BrownianPath as BrownianPath
 from diffast.noise.forward_process import add_noise as add_noise
 from diffast.ops import backends as backends
+from diffast.planning import plan as plan
 from diffast.plans import Plan as Plan
 from diffast.plans import unroll as unroll
+from diffast.plans.overshoot import PlanWarning as PlanWarning
 from diffast.solvers import embedded as embedded
 from diffast.solvers import embedded as pairs
 from diffast.tuning.result import TuneResult as TuneResult
@@ -52,6 +54,7 @@ __all__ = [
     "NonFiniteError",
     "ParallelSamples",
     "Plan",
+    "PlanWarning",
     "Prediction",
     "Progress",
     "Result",
@@ -69,6 +72,7 @@ __all__ = [
     "integrations",
     "ops",
     "pairs",
+    "plan",
     "sample",
     "sample_adaptive",
     "sample_parallel",

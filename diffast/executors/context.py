@@ -5,15 +5,18 @@ Messages begin with the name of the public function that was called (`who`).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from os import PathLike
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
-from diffast import ops
+from diffast import ops, planning
 from diffast.executors.device import on_host, pinned
 from diffast.executors.made_for import check_made_for
 from diffast.executors.results import Info, check_finite
@@ -94,18 +97,100 @@ def place_of(
     return Place(shape, dtype, device, ids, seed, limits_of(who, clamp))
 
 
+def check_plan(who: str, plan: Any) -> None:
+    """Raises ValueError for what is no plan; of a file's name it says how it is loaded."""
+    if isinstance(plan, Plan):
+        return
+    if isinstance(plan, (str, PathLike)):
+        raise ValueError(
+            f"{who}: plan is the path {str(plan)!r}, but a df.Plan is needed: "
+            f"df.Plan.load({str(plan)!r})"
+        )
+    raise ValueError(f"{who}: plan is a {type(plan).__name__}, but a df.Plan is needed")
+
+
 def check_fits(who: str, plan: Plan, denoiser: Any) -> None:
     """Raises ValueError if plan and denoiser are for different schedules or prediction types.
 
     A plan made for another network, or for another guidance scale, is warned of.
     """
-    if not isinstance(plan, Plan):
-        raise ValueError(f"{who}: plan is a {type(plan).__name__}, but a df.Plan is needed")
+    check_plan(who, plan)
     if plan.schedule != denoiser.schedule:
         raise ValueError(
             f"{who}: the plan is for {plan.schedule} but the denoiser for {denoiser.schedule}"
         )
     check_made_for(who, plan, denoiser)
+
+
+# The plan of each denoiser and number of calls that runs without a plan have asked for. CUDA graphs
+# are kept for a plan as an object, so that the next such run has to find the same one.
+_STARTING: WeakKeyDictionary[Any, dict[Any, Plan]] = WeakKeyDictionary()
+
+
+def plan_of(who: str, denoiser: Any, plan: Plan | None, calls: int | None) -> Plan:
+    """Returns the plan that was given, or the one to start with for so many calls.
+
+    Raises:
+        TypeError: if both or none of plan and calls are given; for a plan that is none.
+        ValueError: if plan and denoiser are for different schedules; what `df.plan` raises.
+    """
+    if plan is None:
+        if calls is None:
+            raise TypeError(
+                f"{who}: neither plan nor calls is given: calls=10 takes df.plan(denoiser, 10)"
+            )
+        held = _STARTING.setdefault(denoiser, {})
+        if calls not in held:
+            held[calls] = planning.plan(denoiser, calls)
+        return held[calls]
+    if calls is not None:
+        shown = plan.name if isinstance(plan, Plan) else repr(plan)
+        raise TypeError(
+            f"{who}: plan {shown} and calls = {calls} are given, but calls is for runs without a "
+            "plan: give one of the two"
+        )
+    check_fits(who, plan, denoiser)
+    return plan
+
+
+def check_own_times(who: str, denoiser: Any) -> None:
+    """Raises ValueError for a network that takes one time for all samples.
+
+    For runs whose samples stand at different times.
+    """
+    if getattr(denoiser.network, "one_time", False):
+        raise ValueError(
+            f"{who}: the field takes one time for all samples (time_shape), but this run gives "
+            "each sample its own: use df.sample, or a field of time_shape='batch'"
+        )
+
+
+# Below this many numbers the spread of an initial state says too little.
+_LEAST_NUMBERS = 32
+# Where the noise is so many times the signal, x is noise alone to a percent or so.
+_NOISY = 10.0
+_FAR = 3.0
+
+
+def warn_of_spread(who: str, schedule: Any, time: Any, x: torch.Tensor | None) -> None:
+    """Warns where an initial state at a noisy time has another spread than the noise there.
+
+    Unit noise where sigma is 80, or noise that was scaled twice, gives wrong samples in silence.
+    Only states on the host are looked at: on a device the look would wait for it.
+    """
+    if x is None or not on_host(x.device) or x.numel() < _LEAST_NUMBERS:
+        return
+    alpha, sigma = float(schedule.alpha(time)), float(schedule.sigma(time))
+    if not sigma > _NOISY * alpha:
+        return
+    size = float(x.detach().norm()) / x.numel() ** 0.5
+    if not sigma / _FAR <= size <= sigma * _FAR:
+        warnings.warn(
+            f"{who}: x has root mean square {size:.3g}, but at the start t = {time:g} it should be "
+            f"noise of deviation sigma = {sigma:.3g}: multiply normals by the schedule's sigma, or "
+            "leave x out",
+            stacklevel=3,
+        )
 
 
 def _state_like(

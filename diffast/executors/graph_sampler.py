@@ -85,8 +85,9 @@ class GraphSampler:
     Args:
         denoiser: the network, its conditions and guidance. Conditions that are tensors are copied,
             and calls may replace them.
-        plan: a plan for the denoiser's schedule.
+        plan: a plan for the denoiser's schedule; None: that of `calls`.
         shape: [B, ...] of the state.
+        calls: network calls, in place of a plan: the plan is `df.plan(denoiser, calls)`.
         dtype: of the state, float32 or float64.
         device: where to run; default: where the network is.
         noise: "counter" or "path", see `df.sample`; or a callable, which is called before the
@@ -99,6 +100,7 @@ class GraphSampler:
             samples then raise no error; `status` names them.
 
     Raises:
+        TypeError: for a plan and calls together, or neither.
         GraphError: if the run cannot be captured; the message names the cause. The device is usable
             afterwards, and `df.sample` runs what cannot be captured.
         ValueError: for arguments that disagree, and for devices that are no CUDA devices.
@@ -107,9 +109,10 @@ class GraphSampler:
     def __init__(
         self,
         denoiser: Denoiser,
-        plan: Plan,
-        shape: Sequence[int],
+        plan: Plan | None = None,
+        shape: Sequence[int] | None = None,
         *,
+        calls: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
         noise: str | Callable[[int], torch.Tensor] = "counter",
@@ -120,7 +123,7 @@ class GraphSampler:
     ):
         """Captures the run; see the class."""
         who = "GraphSampler"
-        context.check_fits(who, plan, denoiser)
+        plan = context.plan_of(who, denoiser, plan, calls)
         context.check_noise(who, noise, context.FIXED_GRID)
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"{who}: dtype is {dtype} but the state is float32 or float64")

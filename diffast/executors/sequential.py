@@ -16,9 +16,10 @@ from diffast.plans import Plan
 
 def sample(
     denoiser: Denoiser,
-    plan: Plan,
+    plan: Plan | None = None,
     shape: Sequence[int] | None = None,
     *,
+    calls: int | None = None,
     x: torch.Tensor | None = None,
     seed: int = 0,
     ids: Sequence[int] | torch.Tensor | None = None,
@@ -39,8 +40,9 @@ def sample(
 
     Args:
         denoiser: the network and what it predicts.
-        plan: a solver's matrices, for the denoiser's schedule.
+        plan: a solver's matrices, for the denoiser's schedule; None: that of `calls`.
         shape: [B, ...] of the state; not needed with `x`.
+        calls: network calls, in place of a plan: the plan is `df.plan(denoiser, calls)`.
         x: the initial state, alpha x0 + sigma eps at the plan's start, [B, ...]; None: the
             package's noise, scaled by sigma. Not written to.
         seed: any integer of 64 bits.
@@ -68,16 +70,19 @@ def sample(
             always draws the noise of the seed that it was captured with.
 
     Raises:
+        TypeError: for a plan and calls together, or neither.
         ValueError: for arguments that disagree; the message names the two facts. With "path" also
             for plans that put noise back (churn, restart), and with "path" or a callable for plans
             that draw two normals a stage (Langevin correctors).
         NonFiniteError: at the end of the run, if samples are not finite; its `result` holds the
             others.
     """
-    context.check_fits("sample", plan, denoiser)
+    plan = context.plan_of("sample", denoiser, plan, calls)
     context.check_noise("sample", noise, context.FIXED_GRID)
     context.check_executor("sample", executor)
     place = context.place_of("sample", denoiser, shape, x, device, seed, ids, clamp, check)
+    if check:
+        context.warn_of_spread("sample", plan.schedule, plan.start, x)
     if executor == "graph":
         why = "a graph is replayed without Python: leave executor out"
         context.refuse("sample", callback=(callback, why), progress=(progress, why))
@@ -85,19 +90,19 @@ def sample(
         if made is not None:
             return made
     run = BoundRun(denoiser, plan, place, on_x0, noise, callback is not None, check)
-    calls, total = 0, len(run.stages)
+    done, total = 0, len(run.stages)
     with torch.inference_mode(), context.progress_bar(total, plan.name, "call", progress) as bar:
         run.start(x)
-        while calls < total and run.batch and not run.lost:
-            run.stage(calls)
-            calls += 1
+        while done < total and run.batch and not run.lost:
+            run.stage(done)
+            done += 1
             bar.update()
-            if callback is not None and callback(run.progress(calls - 1)):
+            if callback is not None and callback(run.progress(done - 1)):
                 break
-    completed = calls == total or not run.batch or run.lost
-    evaluations = sum(len(stage.times) for stage in run.stages[:calls])
+    completed = done == total or not run.batch or run.lost
+    evaluations = sum(len(stage.times) for stage in run.stages[:done])
     nfe = torch.full((run.batch,), evaluations, dtype=torch.int64, device=run.device)
-    result = Samples(run.made(calls, completed), nfe, run.status, completed)
+    result = Samples(run.made(done, completed), nfe, run.status, completed)
     if not check:
         return result
     return result.or_raise("sample", run.ids, throw, run.what_failed, initial=x)

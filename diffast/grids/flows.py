@@ -115,7 +115,8 @@ def _first_level(name, schedule, sigma_max):
             sigma_max = np.exp(-schedule.lam(schedule.t_start))
         if np.isinf(sigma_max):
             raise ValueError(
-                f"{name}: sigma/alpha is infinite at t_start = {schedule.t_start}; give sigma_max"
+                f"{name}: sigma/alpha is infinite at t = {schedule.t_start}, but this grid needs a "
+                "finite one: take grids.default, which starts at pure noise, or give sigma_max"
             )
     check_positive(name, sigma_max=sigma_max)
     return float(sigma_max)

@@ -9,7 +9,11 @@ from diffast.schedules import Schedule
 
 
 def uniform_time(
-    schedule: Schedule, steps: int, start: float | None = None, end: float | None = None
+    schedule: Schedule,
+    steps: int,
+    start: float | None = None,
+    end: float | None = None,
+    to_zero: bool = False,
 ) -> np.ndarray:
     """Returns times evenly spaced in model time; [steps+1] float64.
 
@@ -21,6 +25,8 @@ def uniform_time(
         steps: number of grid intervals.
         start: first time, by default schedule.t_start.
         end: last time, by default schedule.t_end.
+        to_zero: True: the steps before the last one are even from start to end, and the last one
+            goes from end to the clean end. It makes no difference without an end above it.
 
     Raises:
         ValueError: steps < 1, more steps than training indices; start or end outside the schedule
@@ -29,10 +35,12 @@ def uniform_time(
     steps = check_steps("uniform_time", steps, getattr(schedule, "timesteps", None))
     start = schedule.t_start if start is None else float(start)
     end = schedule.t_end if end is None else float(end)
-    ramp = np.arange(steps + 1) / steps
+    extra = to_zero and end != schedule.t_end
+    ramp = np.arange(steps + 1 - extra) / max(steps - extra, 1)
     times = start + ramp * (end - start)
-    times[-1] = end
-    return check_grid(schedule, times)
+    if len(times) > 1:
+        times[-1] = end
+    return check_grid(schedule, np.append(times, schedule.t_end) if extra else times)
 
 
 def trailing(schedule: Schedule, steps: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from diffast.grids.beta_quantile import beta_quantile
-from diffast.grids.checks import check_grid, check_positive, check_steps, grid_function
+from diffast.grids.checks import check_grid, check_positive, check_steps, grid_function, run_ends
 from diffast.schedules import Schedule
 
 
@@ -23,6 +23,8 @@ def karras(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     to_zero: bool = True,
+    start: float | None = None,
+    end: float | None = None,
 ) -> np.ndarray:
     """Returns times whose sigma/alpha, to the power 1/rho, is evenly spaced; [steps+1] float64.
 
@@ -37,7 +39,8 @@ def karras(
     def log_levels(ramp, high, low):
         return rho * np.log((1.0 - ramp) * np.exp(high / rho) + ramp * np.exp(low / rho))
 
-    return _by_level("karras", schedule, steps, sigma_min, sigma_max, to_zero, log_levels)
+    ends = start, end, sigma_min, sigma_max, to_zero
+    return _by_level("karras", schedule, steps, ends, log_levels)
 
 
 @grid_function
@@ -47,6 +50,8 @@ def uniform_logsnr(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     to_zero: bool = True,
+    start: float | None = None,
+    end: float | None = None,
 ) -> np.ndarray:
     """Returns times evenly spaced in lam = log(alpha/sigma); [steps+1] float64.
 
@@ -57,7 +62,8 @@ def uniform_logsnr(
     def log_levels(ramp, high, low):
         return (1.0 - ramp) * high + ramp * low
 
-    return _by_level("uniform_logsnr", schedule, steps, sigma_min, sigma_max, to_zero, log_levels)
+    ends = start, end, sigma_min, sigma_max, to_zero
+    return _by_level("uniform_logsnr", schedule, steps, ends, log_levels)
 
 
 exponential = uniform_logsnr
@@ -72,6 +78,8 @@ def polyexponential(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     to_zero: bool = True,
+    start: float | None = None,
+    end: float | None = None,
 ) -> np.ndarray:
     """Returns times polynomial in log(sigma/alpha); [steps+1] float64.
 
@@ -86,7 +94,8 @@ def polyexponential(
     def log_levels(ramp, high, low):
         return low + (1.0 - ramp) ** rho * (high - low)
 
-    return _by_level("polyexponential", schedule, steps, sigma_min, sigma_max, to_zero, log_levels)
+    ends = start, end, sigma_min, sigma_max, to_zero
+    return _by_level("polyexponential", schedule, steps, ends, log_levels)
 
 
 @grid_function
@@ -98,12 +107,17 @@ def laplace(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     to_zero: bool = True,
+    start: float | None = None,
+    end: float | None = None,
 ) -> np.ndarray:
-    """Returns times at even quantiles of a Laplace distribution of log(sigma/alpha), [steps+1].
+    """Returns training noise levels, even quantiles of a Laplace distribution; [steps+1] float64.
 
     log(sigma_i) = mu - beta sign(1/2 - x) log(1 - 2 |1/2 - x|), x = i/(n-1), cut at sigma_min and
-    sigma_max (Hang et al. 2024, "Improved noise schedule for diffusion training"). ComfyUI's node
-    has 1e-5 inside the logarithm in place of the infinite ends, and adds no clean end.
+    sigma_max (Hang et al. 2024, "Improved noise schedule for diffusion training"). The paper draws
+    the levels of training so. As steps of a sampler they do not converge: the first and the last
+    step stay large whatever their number, and with them the error (near 0.2 of the data's spread).
+    To sample, take `default` or `karras`. This grid is here because ComfyUI has it; its node has
+    1e-5 inside the logarithm in place of the infinite ends, and adds no clean end.
 
     Args:
         mu: finite log(sigma/alpha) about which the points crowd.
@@ -131,7 +145,8 @@ def laplace(
             )
         return cut
 
-    return _by_level("laplace", schedule, steps, sigma_min, sigma_max, to_zero, log_levels)
+    ends = start, end, sigma_min, sigma_max, to_zero
+    return _by_level("laplace", schedule, steps, ends, log_levels)
 
 
 @grid_function
@@ -141,6 +156,8 @@ def kl_optimal(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     to_zero: bool = True,
+    start: float | None = None,
+    end: float | None = None,
 ) -> np.ndarray:
     """Returns times even in arctan(sigma/alpha), the angle of `trig`; [steps+1] float64.
 
@@ -154,8 +171,8 @@ def kl_optimal(
         angle = (1.0 - ramp) * np.arctan(np.exp(high)) + ramp * np.arctan(np.exp(low))
         return np.log(np.tan(angle))
 
-    ends = (sigma_min, sigma_max, to_zero)
-    return _by_level("kl_optimal", schedule, steps, *ends, log_levels, pure=True)
+    ends = start, end, sigma_min, sigma_max, to_zero
+    return _by_level("kl_optimal", schedule, steps, ends, log_levels, pure=True)
 
 
 @grid_function
@@ -167,6 +184,8 @@ def beta_sigmas(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     to_zero: bool = True,
+    start: float | None = None,
+    end: float | None = None,
 ) -> np.ndarray:
     """Returns times whose sigma/alpha stands at even quantiles of a beta distribution, [steps+1].
 
@@ -180,7 +199,8 @@ def beta_sigmas(
         quantile = beta_quantile(1.0 - ramp, alpha, beta)
         return np.log(np.exp(low) + quantile * (np.exp(high) - np.exp(low)))
 
-    return _by_level("beta_sigmas", schedule, steps, sigma_min, sigma_max, to_zero, log_levels)
+    ends = start, end, sigma_min, sigma_max, to_zero
+    return _by_level("beta_sigmas", schedule, steps, ends, log_levels)
 
 
 @grid_function
@@ -190,6 +210,8 @@ def ou_early(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     to_zero: bool = False,
+    start: float | None = None,
+    end: float | None = None,
 ) -> np.ndarray:
     """Returns times even in OU time t down to t = 1, then even in log(t); [steps+1] float64.
 
@@ -200,47 +222,39 @@ def ou_early(
     """
 
     def log_levels(ramp, high, low):
-        ends = np.logaddexp(0.0, 2.0 * np.array([high, low]))
-        start, end = np.where(ends > 1.0, ends, 1.0 + np.log(ends))
-        clock = (1.0 - ramp) * start + ramp * end
+        outer = np.logaddexp(0.0, 2.0 * np.array([high, low]))
+        first, last = np.where(outer > 1.0, outer, 1.0 + np.log(outer))
+        clock = (1.0 - ramp) * first + ramp * last
         ou = np.where(clock > 1.0, clock, np.exp(np.minimum(clock, 1.0) - 1.0))
         return 0.5 * (ou + np.log(-np.expm1(-ou)))
 
-    return _by_level("ou_early", schedule, steps, sigma_min, sigma_max, to_zero, log_levels)
+    ends = start, end, sigma_min, sigma_max, to_zero
+    return _by_level("ou_early", schedule, steps, ends, log_levels)
 
 
-def _by_level(name, schedule, steps, sigma_min, sigma_max, to_zero, log_levels, pure=False):
+def _by_level(name, schedule, steps, ends, log_levels, pure=False):
     steps = check_steps(name, steps, None)
-    highest, lowest = -schedule.lam(schedule.t_start), -schedule.lam(schedule.t_min)
-    high = highest if sigma_max is None else _log_level(name, "sigma_max", sigma_max)
-    low = lowest if sigma_min is None else _log_level(name, "sigma_min", sigma_min)
+    *given, to_zero = ends
+    start, end, sigma_min, sigma_max = given
+    first, last = run_ends(name, schedule, start, end, sigma_max, sigma_min)
+    last = float(schedule.t_min) if last is None else last
+    high, low = -float(schedule.lam(first)), -float(schedule.lam(last))
     if np.isinf(high) and not pure:
         raise ValueError(
-            f"{name}: sigma/alpha is infinite at t_start = {schedule.t_start}; give sigma_max"
+            f"{name}: sigma/alpha is infinite at t = {first}, but this grid needs a finite one: "
+            f"take grids.default(schedule, {steps}), which starts at pure noise, or give sigma_max"
         )
-    starts, ends = "sigma/alpha of the schedule starts at", "sigma/alpha of the schedule's t_min is"
-    for wrong, argument, level, says, bound in (
-        (high > highest + 1e-9, "sigma_max", high, starts, highest),
-        (low < lowest - 1e-9, "sigma_min", low, ends, lowest),
-        (low >= high, "sigma_min", low, "sigma_max =", high),
-    ):
-        if wrong:
-            raise ValueError(
-                f"{name}: {argument} = {np.exp(level):.6g}, but {says} {np.exp(bound):.6g}"
-            )
+    lowest = -float(schedule.lam(schedule.t_min))
+    if low < lowest - 1e-9:
+        said = f"end = {end}" if sigma_min is None else f"sigma_min = {sigma_min:.6g}"
+        raise ValueError(
+            f"{name}: {said}, but sigma/alpha of the schedule's t_min = {schedule.t_min} is "
+            f"{np.exp(lowest):.6g}"
+        )
     count = steps if to_zero else steps + 1
     levels = log_levels(np.arange(count) / max(count - 1, 1), high, low)
-    levels[0] = high
-    if count > 1:
-        levels[-1] = low
     times = np.atleast_1d(schedule.time(-levels))
-    if sigma_max is None:
-        times[0] = schedule.t_start
-    if sigma_min is None and count > 1:
-        times[-1] = schedule.t_min
+    times[0] = first
+    if count > 1:
+        times[-1] = last
     return check_grid(schedule, np.append(times, schedule.t_end) if to_zero else times)
-
-
-def _log_level(name, argument, level):
-    check_positive(name, **{argument: level})
-    return float(np.log(level))

@@ -17,6 +17,7 @@ from diffast import schedules, solvers
 from diffast.executors.sequential import sample
 from diffast.model.denoiser import Denoiser
 from diffast.plans import Plan
+from diffast.solvers.core.stability import unchecked
 
 
 def levels_of(name: str, sigmas: torch.Tensor) -> tuple[float, ...]:
@@ -63,7 +64,8 @@ def _built(solver, levels, is_flow, options):
     else:
         above = [level for level in levels[1:] if level > 0.0]
         space = schedules.edm(above[-1] if above else 0.5 * levels[0], levels[0])
-    return solvers.get(solver)(space, np.array(levels), **dict(options))
+    with unchecked():  # the sampler and the levels are what the caller's program asks for
+        return solvers.get(solver)(space, np.array(levels), **dict(options))
 
 
 def step_starts(plan: Plan, levels: tuple[float, ...]) -> dict[int, int]:

@@ -15,9 +15,11 @@ from diffast.model.guidance import arguments_of, scales_at
 from diffast.model.outputs import tensor_of
 from diffast.model.prediction import MISSING, check_predicts
 from diffast.model.prediction import Prediction as Prediction
+from diffast.model.sigma_model import SigmaModel
 from diffast.model.times import check_time_dtype, check_whole, given_times
 from diffast.model.times import time_dtype as time_dtype
-from diffast.schedules import flow
+from diffast.model.velocity import Velocity, prediction_of
+from diffast.schedules import edm, flow
 
 # Formats of a network's input and output, and how many dimensions x then has; 0: any number.
 FORMATS = {torch.contiguous_format: 0, torch.channels_last: 4, torch.channels_last_3d: 5}
@@ -101,49 +103,127 @@ class Denoiser:
         velocity: Callable[..., Any],
         schedule: Any = None,
         *,
+        times: tuple[float, float] | None = None,
+        time_scale: float = 1.0,
+        call: str = "x=, t=",
+        time_shape: str = "batch",
         conditions: Mapping[str, Any] | None = None,
         unconditional: Mapping[str, Any] | None = None,
         guidance: float | Callable[[float], float] = 1.0,
         dtype: torch.dtype | None = None,
+        time_dtype: torch.dtype | None = None,
     ) -> Denoiser:
-        """Returns a denoiser of a velocity field whose time s runs from 0 (noise) to 1 (data).
+        """Returns a denoiser of a velocity field dx/ds, s from 0 (noise) to 1 (data) by default.
 
         This is the convention of flow_matching's ODESolver and of torchdiffeq's users:
         dx/ds = velocity(x=x, t=s, **conditions). With the model time t = 1 - s, velocity is -dx/dt.
-        The sign is part of the step's weights, so it costs no pass over the output. For a field
-        func(s, x) give `lambda x, t: func(t, x)`.
+        The sign is part of the step's weights, so it costs no pass over the output.
+
+            from_velocity(net, call="t, x", time_shape="scalar")     torchdiffeq, torchcfm
+            from_velocity(net, times=(1, 0), time_scale=1000)        told 1000 t, dx/dt, t 1 to 0
+            from_velocity(net, df.schedules.trig(), times=(pi/2, 0)) TrigFlow
+
+        Plans without fresh noise solve the field's own differential equation, whatever path it was
+        trained on: with the default schedule they read x0 as x + (1 - s) dx/ds, where the straight
+        line along the velocity ends, and every step is exact for a field that is constant along
+        it. The schedule of the true path matters for plans with fresh noise, for `df.add_noise`,
+        and for methods that take x0 for the mean of the data.
 
         Args:
-            velocity: called by keyword, x [B, ...] and t [B], plus the conditions.
-            schedule: of the path x = alpha x0 + sigma eps, its model time t from 1 to 0; default
-                `df.schedules.flow()`, where the field is x0 - eps.
+            velocity: the field.
+            schedule: of the path x = alpha x0 + sigma eps; default `df.schedules.flow()`, where the
+                field is x0 - eps. Any other path: `df.schedules.from_functions`.
+            times: s where the data are all noise, and s at the data; dx/ds is the velocity. None:
+                (0, 1). s is linear in the schedule's time.
+            time_scale: factor of the time that the field is told, where it is not s itself.
+            call: how the field is called: "x=, t=" by keyword, "x, t" or "t, x" by position; the
+                conditions are keywords.
+            time_shape: what the time is: "batch" [B], "column" [B, 1], "scalar" [], "one" [1]. The
+                last two hold one time for all samples, so `df.sample_adaptive` and
+                `df.sample_parallel` refuse them.
             conditions: as for `Denoiser`.
             unconditional: as for `Denoiser`.
             guidance: as for `Denoiser`.
             dtype: as for `Denoiser`.
+            time_dtype: as for `Denoiser`.
 
         Raises:
-            ValueError: for a schedule whose time does not run from 1 to 0; what `Denoiser` raises.
+            ValueError: for options that are not these; a schedule whose time does not run from 1 to
+                0 where no times are given; what `Denoiser` raises.
         """
         schedule = flow() if schedule is None else schedule
-        start, end = schedule.t_start, schedule.t_end
-        if (start, end) != (1.0, 0.0):
-            raise ValueError(
-                f"Denoiser: from_velocity needs a schedule whose time runs from 1 to 0, but that "
-                f"of {schedule} runs from {start:g} to {end:g}"
-            )
         if not callable(velocity):
             raise ValueError(
                 f"Denoiser: velocity is a {type(velocity).__name__} but must be callable"
             )
+        times, predicts, factor = prediction_of(schedule, times)
         return cls(
-            _Velocity(velocity),
+            Velocity(velocity, schedule, times, time_scale, call, time_shape, factor),
             schedule,
-            "reverse_flow",
+            predicts,
             conditions={} if conditions is None else conditions,
             unconditional=unconditional,
             guidance=guidance,
             dtype=dtype,
+            time_dtype=time_dtype,
+        )
+
+    @classmethod
+    def from_sigma_model(
+        cls,
+        network: Callable[..., Any],
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        *,
+        predicts: str = MISSING,
+        scaled_input: bool = False,
+        sigma_data: float = 1.0,
+        level: str | Callable[[torch.Tensor], torch.Tensor] = "sigma",
+        conditions: Mapping[str, Any] | None = None,
+        unconditional: Mapping[str, Any] | None = None,
+        guidance: float | Callable[[float], float] = 1.0,
+        dtype: torch.dtype | None = None,
+        time_dtype: torch.dtype | None = None,
+    ) -> Denoiser:
+        """Returns a denoiser of a network of x = x0 + sigma eps and the noise level sigma.
+
+            from_sigma_model(model, predicts="x0")                   k-diffusion's wrappers, EDM
+            from_sigma_model(model, predicts="epsilon", scaled_input=True)      smalldiffusion
+            from_sigma_model(inner, predicts="edm", scaled_input=True, sigma_data=0.5,
+                             level="log(sigma)/4")                   EDM's network without wrapper
+
+        The schedule is `df.schedules.edm(sigma_min, sigma_max)`.
+
+        Args:
+            network: called as network(c_in x, level, **conditions), level [B].
+            sigma_min: least noise level of a network call.
+            sigma_max: noise level at which sampling starts.
+            predicts: "x0"; "epsilon"; "v" (v-diffusion); "edm": F of x0 = c_skip x + c_out F
+                (Karras et al. 2022, table 1), the negative of "v".
+            scaled_input: whether c_in is 1 / sqrt(sigma^2 + sigma_data^2); otherwise it is 1.
+            sigma_data: spread of the data, in c_in, c_skip and c_out.
+            level: what the network is told: "sigma", "log(sigma)", "log(sigma)/4", "2/pi
+                atan(sigma)", or a function of sigma [B].
+            conditions: as for `Denoiser`.
+            unconditional: as for `Denoiser`.
+            guidance: as for `Denoiser`.
+            dtype: as for `Denoiser`.
+            time_dtype: what dtype the network wants the level in.
+
+        Raises:
+            TypeError: if predicts is missing.
+            ValueError: for options that are not these; what `Denoiser` raises.
+        """
+        if not predicts:
+            check_predicts("Denoiser", predicts)
+        model = SigmaModel(network, predicts, sigma_data, scaled_input, level, dtype, time_dtype)
+        return cls(
+            model,
+            edm(sigma_min, sigma_max),
+            model.predicts,
+            conditions={} if conditions is None else conditions,
+            unconditional=unconditional,
+            guidance=guidance,
         )
 
     def affine(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -263,17 +343,6 @@ class Denoiser:
         if scale not in (0.0, 1.0):
             output = output_of("uncond").lerp(output, scale)
         return a * x + b * output
-
-
-class _Velocity:
-    """A velocity field of s = 1 - t, called by keyword, as a network."""
-
-    def __init__(self, velocity: Callable[..., Any]):
-        self.velocity = velocity
-        self.parameters = getattr(velocity, "parameters", None)
-
-    def __call__(self, x: torch.Tensor, t: torch.Tensor, **conditions: Any) -> Any:
-        return self.velocity(x=x, t=1.0 - t, **conditions)
 
 
 def _shape_complaint(x: torch.Tensor, output: torch.Tensor) -> str:

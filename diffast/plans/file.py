@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
+from inspect import signature
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -69,13 +70,22 @@ def _parts(plan: Plan) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             f"plan {plan.name}: its schedule {plan.schedule} has no to_dict, but it is needed to "
             "save the plan"
         )
-    head = {"format": FORMAT, "version": VERSION, "schedule": to_dict()}
+    head = {"format": FORMAT, "version": VERSION, "schedule": _record(plan, to_dict)}
     head |= {field: getattr(plan, field) for field in _NUMBERS}
     if plan.made_for is None:
         del head["made_for"]
     head |= {field: list(head[field]) for field in ("rows", "columns")}
     arrays = {field: getattr(plan, field) for field in _ARRAYS}
     return head, {field: array for field, array in arrays.items() if array is not None}
+
+
+def _record(plan: Plan, to_dict: Any) -> dict:
+    """Returns the schedule's dict; that of a table holds the plan's own times exactly."""
+    if "exact_at" not in signature(to_dict).parameters:
+        return to_dict()
+    ends: Any = (plan.start, plan.end)
+    times = np.append(plan.times, ends)
+    return to_dict(exact_at=times[~np.isnan(times)])
 
 
 def load(path: str | PathLike) -> Plan:

@@ -6,6 +6,7 @@ from inspect import signature
 
 from diffast.schedules.cosine import vp_cosine
 from diffast.schedules.discrete import from_betas
+from diffast.schedules.functions import from_table
 from diffast.schedules.interpolants import flow, trig
 from diffast.schedules.protocol import Schedule
 from diffast.schedules.sigma_space import edm
@@ -19,6 +20,7 @@ BUILDERS = {
     "flow": flow,
     "trig": trig,
     "from_betas": from_betas,
+    "from_table": from_table,
 }
 
 

@@ -9,6 +9,7 @@ from functools import wraps
 from typing import Any, ParamSpec
 
 from diffast.plans import Plan
+from diffast.solvers.core.stability import probed
 from diffast.solvers.ode.adams import exponential_adams
 from diffast.solvers.ode.euler import ddim
 from diffast.solvers.ode.exponential import res_2s
@@ -37,7 +38,7 @@ def alias(
         defaults: options whose default is another one.
         **fixed: options that cannot be chosen.
     """
-    make: Callable[..., Plan] = of
+    make: Callable[..., Plan] = inspect.unwrap(of)
     defaults = defaults or {}
     signature = inspect.signature(of)
     parameters = [
@@ -66,7 +67,7 @@ def alias(
     build.__module__ = __name__
     build.__dict__["__signature__"] = shown
     build.__doc__ = inspect.cleandoc(about) + "\n" + _rest(of.__doc__ or "", fixed)
-    return build
+    return probed(build)
 
 
 def _rest(doc: str, fixed: dict) -> str:

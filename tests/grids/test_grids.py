@@ -106,7 +106,7 @@ def test_training_indices_as_numpy_rounds_them(steps):
         (lambda: grids.karras(schedules.edm(), 5, sigma_max=81), "sigma_max = 81.* at 80"),
         (lambda: grids.karras(schedules.edm(), 5, sigma_min=0.001), "sigma_min = 0.001.* 0.002"),
         (lambda: grids.karras(schedules.edm(), 5, sigma_min=-1), "sigma_min = -1"),
-        (lambda: grids.karras(schedules.flow(), 5), "infinite at t_start = 1.0; give sigma_max"),
+        (lambda: grids.karras(schedules.flow(), 5), "infinite at t = 1.0, .* grids.default"),
         (lambda: grids.uniform_logsnr(INDEXED, 5, sigma_max=20), "sigma_max = 20.* at 14"),
         (lambda: grids.uniform_logsnr(INDEXED, 5, sigma_min=0.001), "sigma_min = 0.001.* 0.029"),
         (lambda: grids.uniform_time(INDEXED, 1001), "1001 steps.* 1000 training"),

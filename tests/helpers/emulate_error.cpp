@@ -1,4 +1,5 @@
 // The CUDA kernels of `combine_error`, run on the host. Ops: diffast_emulated_error.
+#define DIFFAST_MOST_BLOCKS 256
 // clang-format off: the stand-in comes first
 #include "emulate_cuda.h"
 #include "../../csrc/ops/combine_error/cuda.cu"

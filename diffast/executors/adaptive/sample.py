@@ -23,7 +23,12 @@ from diffast.executors.adaptive.shared_steps import (
     shared_start,
 )
 from diffast.executors.adaptive.time_variable import TimeInterval
-from diffast.executors.context import place_of, progress_bar
+from diffast.executors.context import (
+    check_own_times,
+    place_of,
+    progress_bar,
+    warn_of_spread,
+)
 from diffast.executors.results import FINE, NonFiniteError, Result, StepLimitError
 from diffast.lowering.trial_steps import lower_trial
 from diffast.model.denoiser import Denoiser
@@ -156,9 +161,11 @@ def prepare(
 ) -> AdaptiveRun:
     """Returns the run of `sample_adaptive` before its first network call; the same arguments."""
     given, solver = _settled(method, options)
+    check_own_times(WHO, denoiser)
     place = place_of(
         WHO, denoiser, shape, given.x, given.device, given.seed, given.ids, given.clamp
     )
+    warn_of_spread(WHO, denoiser.schedule, denoiser.schedule.t_start, given.x)
     prediction, interval = denoiser.prediction, _interval(denoiser, solver, given)
     hook, clamp = given.on_x0 is not None, given.clamp is not None
     program = lower_trial(solver, prediction, given.noise_for(solver), hook, clamp)

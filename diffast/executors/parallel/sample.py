@@ -66,9 +66,10 @@ class ParallelSamples(Result):
 
 def sample_parallel(
     denoiser: Denoiser,
-    plan: Plan,
+    plan: Plan | None = None,
     shape: Sequence[int] | None = None,
     *,
+    calls: int | None = None,
     method: str = "secant",
     window: int | None = None,
     tol: float = 1e-2,
@@ -97,8 +98,9 @@ def sample_parallel(
 
     Args:
         denoiser: the network and what it predicts.
-        plan: any plan of `df.solvers`, for the denoiser's schedule.
+        plan: any plan of `df.solvers`, for the denoiser's schedule; None: that of `calls`.
         shape: [B, ...] of the state; not needed with `x`.
+        calls: network calls, in place of a plan: the plan is `df.plan(denoiser, calls)`.
         method: "secant" (slopes of the network measured from the last two rounds), "prior" (those
             it would have for N(0, 1) data), "anderson" (three rounds of "prior" mixed), "paradigms"
             (ParaDiGMS: its slope, its stop rule, all samples together), "piadm" (noise held; block
@@ -134,12 +136,14 @@ def sample_parallel(
             a warning says why.
 
     Raises:
+        TypeError: for a plan and calls together, or neither.
         ValueError: for arguments that disagree; the message names the two facts.
         NonFiniteError: at the end of the run, if settled states are not finite for some samples;
             its `result` holds the others.
         RuntimeError: if a rank dies, on every other one, within its group's timeout.
     """
-    context.check_fits(_WHO, plan, denoiser)
+    plan = context.plan_of(_WHO, denoiser, plan, calls)
+    context.check_own_times(_WHO, denoiser)
     context.check_noise(_WHO, noise, _SOURCES)
     context.refuse(_WHO, on_x0=(on_x0, _NO_HOOK))
     context.check_executor(_WHO, executor)
@@ -152,6 +156,7 @@ def sample_parallel(
     _check_numbers(window, tol, memory_limit, batch_size, sweeps, plan)
     _check_blocks(method, plan, window, sweeps)
     place = context.place_of(_WHO, denoiser, shape, x, device, seed, ids, clamp)
+    context.warn_of_spread(_WHO, plan.schedule, plan.start, x)
     samples = place.shape[0]
     tables = tables_of(plan, denoiser, bool(place.limits))
     if tables.entries > MAX_ENTRIES:

@@ -25,6 +25,7 @@ from diffast.integrations.diffusers.compiled import CompiledRun, stepper_of
 from diffast.integrations.diffusers.indexed import learned_deviation
 from diffast.integrations.diffusers.run import Prepared, Recipe, Run, ids_of
 from diffast.integrations.diffusers.shared import read
+from diffast.solvers.core.stability import unchecked
 
 _is_compiling = torch.compiler.is_compiling
 NOISES = ("generator", "counter")
@@ -162,7 +163,8 @@ class DiffastScheduler(SchedulerMixin, ConfigMixin):
         return self._run
 
     def _checked_recipe(self, begin: int, options: tuple) -> Recipe:
-        recipe = self._recipe(begin, options)
+        with unchecked():  # the pipeline's scheduler and steps are what its user asks for
+            recipe = self._recipe(begin, options)
         plan = recipe.plan
         if recipe.begin + plan.nfe != self._count:
             raise ValueError(

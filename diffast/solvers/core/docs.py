@@ -1,10 +1,12 @@
 """What is said of the arguments that many builders have, and their types."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, cast
 
 from numpy.typing import ArrayLike
 
-from diffast._docs import documented
+from diffast._docs import Function, documented
+from diffast.solvers.core.stability import probed
 
 Clock = Literal["rho", "flow"] | None
 Form = Literal["exact", "compat"]
@@ -36,6 +38,13 @@ ARGUMENTS = {
 GRID = "a grid that `check_grid` refuses."
 ERRORS = f"ValueError: an option outside of these; {GRID}"
 
-builder = documented(ARGUMENTS, ERRORS)
-plain_builder = documented(ARGUMENTS, f"ValueError: {GRID}")
-ancestral_builder = documented(ARGUMENTS | {"eta": "0 for the ODE to 1 for ancestral."}, ERRORS)
+
+def _of_plans(arguments: dict[str, str], errors: str) -> Callable[[Function], Function]:
+    """Returns a decorator of builders: it completes the docstring, and plans are probed."""
+    complete = documented(arguments, errors)
+    return lambda build: cast("Function", probed(complete(build)))
+
+
+builder = _of_plans(ARGUMENTS, ERRORS)
+plain_builder = _of_plans(ARGUMENTS, f"ValueError: {GRID}")
+ancestral_builder = _of_plans(ARGUMENTS | {"eta": "0 for the ODE to 1 for ancestral."}, ERRORS)

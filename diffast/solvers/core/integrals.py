@@ -85,7 +85,7 @@ def moments(form, clock, s, t, most) -> list:
     elif form == "noise":
         whole = t.sigma - t.alpha * (s.sigma / s.alpha)
     else:
-        whole = t.sigma - t.scale(form) * s.on("flow")
+        whole = (t.sigma * s.alpha - t.alpha * s.sigma) / s.scale(form)
     if not most:
         return [whole]
     if (form, clock) in (("data", "snr"), ("noise", "rho"), ("velocity", "flow")):

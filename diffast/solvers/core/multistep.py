@@ -25,7 +25,8 @@ X = "x"  # the column of the step's state; estimates are named by the stage that
 # with a q above this number use no such slope.
 WIDEST = 30.0
 
-# Above this product of such factors, rounding changes the noise level, which is then not checked.
+# Above this product of such factors, or with weights that are larger by this than their sum (steps
+# that grow fast extrapolate far), rounding changes the noise level, which is then not checked.
 LARGEST_GROWTH = 1e2
 
 
@@ -90,7 +91,7 @@ def build(
     walk.corrected = np.zeros(len(grid), dtype=bool) if corrected is None else corrected
     for n, most in enumerate(wanted):
         walk.add_step(n, most, most == 1 or (orders is None and final != "full"), opening)
-    if check == "full" and walk.growth > LARGEST_GROWTH:
+    if check == "full" and max(walk.growth, walk.reach) > LARGEST_GROWTH:
         check = "x0"
     return walk.rows.plan(schedule, grid, name, check)
 
@@ -104,7 +105,7 @@ class _Walk:
         self.ways = [_way(self.levels, n, form, clock, single) for n in range(len(grid) - 1)]
         self.rows = Rows()
         self.remembered = []  # (stage, level), newest first
-        self.growth = 1.0
+        self.growth = self.reach = 1.0
         self.pending = None  # the step whose end waits for its own estimate to be corrected
 
     def rule(self, name, ticks):
@@ -142,6 +143,8 @@ class _Walk:
         else:
             used = used[: most - 1]
             weights = self.rule("predict", ticks)(kind, ticks, s, [node for _, node in used], t)
+            size = sum(map(abs, weights))
+            self.reach = max(self.reach, size / abs(sum(weights)))
             self._add_regular(n, i, state, used, (keep(kind, s, t), weights))
 
     def _single_calls(self, n, remembered):

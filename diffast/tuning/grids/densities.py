@@ -10,10 +10,10 @@ import numpy as np
 
 
 def arctan(rho: np.ndarray, deviation: float) -> np.ndarray:
-    """Returns the density whose grid is even in arctan(rho / c), c the data's deviation.
+    """Returns the density that makes a grid even in the arctangent of rho / c, c the deviation.
 
-    This is c rho / (c^2 + rho^2). Its grid minimises the global error of DDIM for Gaussian data of deviation c. It is the closed
-    form of Sabour et al. 2024, "Align your steps", theorem 3.1.
+    Such a grid minimises the global error of DDIM for Gaussian data of deviation c. It is the
+    closed form of Sabour et al. 2024, "Align your steps", theorem 3.1.
     """
     return deviation * rho / (deviation**2 + rho**2)
 

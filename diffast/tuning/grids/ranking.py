@@ -12,7 +12,7 @@ from diffast import solvers as known_solvers
 from diffast.model.denoiser import Denoiser
 from diffast.plans import Plan
 from diffast.tuning.grids.pilot import NAMES, Pilot
-from diffast.tuning.grids.polish import polished_levels
+from diffast.tuning.grids.simplex import polished_levels
 from diffast.tuning.judge import Judge, samples_of
 from diffast.tuning.memo import Memo
 from diffast.tuning.pilots import HELD_OUT, Pilots, ids_of

@@ -1,0 +1,136 @@
+"""Makes the table behind `df.plan`: learned rows for each kind of schedule and number of calls.
+
+    python -m bench.make_plan_table learn KIND GUIDED CALLS ...   as in: learn ve 0 5 8 10
+    python -m bench.make_plan_table assemble                      diffast/planning/rows.json
+
+A row is learned over many problems at once (`bench/networks/learn.py`): closed forms, and the
+trained networks but the one that is held out. It is the row whose worst ratio is least: error over
+the best standard error, of the package and of other tools, chosen after the fact for each problem.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import numpy as np
+import torch
+
+from bench.measure_plans import HELD_OUT, RESULTS
+from bench.networks import problems
+from bench.networks.convert import row_of
+from bench.networks.learn import Row, adams_row, errors, learn
+from bench.networks.problems import Problem
+from diffast import grids, solvers
+
+ROWS = RESULTS / "rows"
+NETWORKS = {
+    "ve": ("smalldiffusion", "digits"),
+    "vp": ("azula_vp", "monai"),
+    "flow": ("torchcfm", "flow_matching"),
+}
+SLOW = ("digits", "monai")  # these join for the last iterations
+# Least level of the last call, as a share of the first level; more calls may go lower.
+LEAST = 2e-3
+
+
+def starts(kind: str, calls: int) -> list[Row]:
+    """Returns standard methods to begin from."""
+    found = [
+        adams_row(calls, order, power, 0.0, fall)
+        for order in (1, 2, 3, 4)
+        for power in (1.0, 1.2, 1.5, 2.0, 2.5, 3.0)
+        for fall in (False, True)
+        if order <= calls
+    ]
+    schedule = {"ve": problems.VE, "vp": problems.VP, "flow": problems.FLOW}[kind]
+    if kind == "flow":
+        spaced = [grids.uniform_time(schedule, calls)]
+    else:
+        spaced = [grids.karras(schedule, calls), grids.uniform_logsnr(schedule, calls),
+                  grids.kl_optimal(schedule, calls)]  # fmt: skip
+    for grid in spaced:
+        for name, options in (("dpmpp_2m", {}), ("unipc", {"order": 2}), ("unipc", {"order": 3}),
+                              ("deis", {"order": 3})):  # fmt: skip
+            for final in ("clean", "falling"):
+                try:
+                    found.append(row_of(getattr(solvers, name)(schedule, grid, final=final,
+                                                               **options)))  # fmt: skip
+                except ValueError:
+                    continue
+    return found
+
+
+def best_known(problem: Problem, calls: int) -> float:
+    """Returns the least error that is written down for a network; infinite where none is."""
+    path = RESULTS / f"{problem.name}.json"
+    if not path.exists():
+        return np.inf
+    held = json.loads(path.read_text())
+    lists = [tool.get(str(calls), []) for tool in held.values() if isinstance(tool, dict)]
+    return min((best[0][0] for best in lists if best), default=np.inf)
+
+
+def learn_row(kind: str, guided: bool, calls: int, iterations: int) -> dict:
+    """Returns the learned row and how well it does."""
+    began = time.perf_counter()
+    if guided:
+        quick, slow = problems.guided_forms(kind), []
+    else:
+        quick = problems.closed_forms(kind)
+        quick += [problems.network(n) for n in NETWORKS[kind] if n not in SLOW]
+        slow = [problems.network(n) for n in NETWORKS[kind] if n in SLOW]
+    assert all(p.name != HELD_OUT for p in quick + slow)
+    every = quick + slow
+    options = starts(kind, calls)
+    table = np.array([errors(quick, row) for row in options])
+    table = np.where(np.isfinite(table), table, 1e9)
+    reference = np.minimum(table.min(0), [best_known(p, calls) for p in quick])
+    order = (table / reference).max(1).argsort()
+    best, value = None, np.inf
+    for index in order[:1]:
+        row = learn(quick, options[index], reference, iterations, least=LEAST)
+        ratio = float((errors(quick, row) / reference).max())
+        if ratio < value:
+            best, value = row, ratio
+    assert best is not None
+    if slow:
+        some = [errors(slow, options[i]) for i in order[:6]]
+        at = np.minimum(np.min(some, 0), [best_known(p, calls) for p in slow])
+        reference = np.concatenate([reference, at])
+        before = errors(every, best)
+        row = learn(every, best, reference, 60, rate=3e-3, least=LEAST, batch=64)
+        if (errors(every, row) / reference).max() < (before / reference).max():
+            best = row
+    found = errors(every, best)
+    return {
+        "kind": kind,
+        "guided": guided,
+        "calls": calls,
+        "levels": best.levels.tolist(),
+        "weights": [best.weights[n, : n + 1].tolist() for n in range(calls)],
+        "measured": {
+            p.name: [float(e), float(r)] for p, e, r in zip(every, found, reference, strict=True)
+        },
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def main() -> None:
+    """Learns what is asked for, or makes the table."""
+    torch.set_num_threads(1)
+    what, *rest = sys.argv[1:]
+    if what == "learn":
+        kind, guided, *calls = rest
+        ROWS.mkdir(parents=True, exist_ok=True)
+        for n in map(int, calls):
+            row = learn_row(kind, guided == "1", n, 350 if n <= 10 else 300)
+            path = ROWS / f"{kind}_{guided}_{n}.json"
+            path.write_text(json.dumps(row) + "\n")
+            worst = max(e / r for e, r in row["measured"].values())
+            print(kind, guided, n, f"worst ratio {worst:.2f}, {row['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The package's deterministic solvers on a problem: families x orders x ends x grids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+import diffast as df
+from bench.networks.problems import Problem
+from diffast import solvers
+from diffast.planning.choose import grid_of
+from diffast.plans import Plan
+
+Run = Callable[[Problem, int], tuple[torch.Tensor, int]]
+
+ADAMS = [("flow", "velocity"), ("lam", "noise"), ("lam", "data"), ("arctan", "velocity")]
+
+
+def methods() -> Iterator[tuple[str, dict[str, Any], int]]:
+    """Yields solver, options and network calls of a step."""
+    yield "euler", {}, 1
+    for final in ("clean", "falling", "full"):
+        yield "dpmpp_2m", {"final": final}, 1
+        yield "dpmpp_3m", {"final": final}, 1
+        yield "ipndm", {"final": final}, 1
+        for order in (2, 3):
+            yield "unipc", {"order": order, "final": final}, 1
+        for order in (2, 3, 4):
+            yield "lms", {"order": order, "final": final}, 1
+        for clock, form in ADAMS:
+            for order in (2, 3, 4, 5):
+                yield "adams", {"order": order, "clock": clock, "form": form, "final": final}, 1
+    yield "heun", {}, 2
+    yield "dpm_solver_2s", {}, 2
+    yield "res_2s", {}, 2
+    yield "dpm_solver_3s", {}, 3
+    yield "bosh3", {}, 3
+    yield "rk4", {}, 4
+
+
+SPACINGS = ("karras", "exponential", "kl_optimal", "beta_sigmas", "uniform_time", "flow",
+            "flow^1.5", "flow^2", "flow^3")  # fmt: skip
+
+
+def runs(problem: Problem) -> Iterator[tuple[str, Run]]:
+    """Yields (name, run); run(problem, calls) returns y at the end and the calls that it took."""
+    for name, options, each in methods():
+        for spacing in SPACINGS:
+            shown = ", ".join(f"{k}={v}" for k, v in options.items())
+            yield f"{name}({shown}), {spacing}", _run(name, options, each, spacing)
+
+
+@cache
+def _grid(spacing: str, schedule: Any, steps: int) -> np.ndarray:
+    return grid_of(spacing, schedule, steps)
+
+
+def _run(name: str, options: dict[str, Any], each: int, spacing: str) -> Run:
+    def run(problem: Problem, calls: int) -> tuple[torch.Tensor, int]:
+        steps = calls if each == 1 else (calls - 1) // each + 1
+        grid = _grid(spacing, problem.schedule, steps)
+        return follow(problem, getattr(solvers, name)(problem.schedule, grid, **options))
+
+    return run
+
+
+def follow(problem: Problem, plan: Plan) -> tuple[torch.Tensor, int]:
+    """Returns y at the plan's end, and its calls."""
+    schedule, start = problem.schedule, np.float64(problem.schedule.t_start)
+    whole = float(schedule.alpha(start) + schedule.sigma(start))
+    out = df.sample(problem.denoiser, plan, x=(problem.start * whole).float())
+    return out.x, plan.nfe

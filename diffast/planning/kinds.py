@@ -1,0 +1,90 @@
+"""Kinds of schedules that the table tells apart, and a denoiser's demands on a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from diffast.schedules import Schedule
+
+# Guidance scales from here on take the rows that were learned for guided mixtures.
+GUIDED_FROM = 1.5
+
+
+def kind_of(schedule: Schedule) -> str:
+    """Returns the kind of a schedule by its two ends.
+
+    "flow": alpha is 0 at the start, as on `flow`, `trig` and betas of zero terminal SNR.
+    "ve": alpha is the same at both ends (`ve`, `edm`). "vp": all others.
+    """
+    ends = np.array([schedule.t_start, schedule.t_end], dtype=np.float64)
+    first, last = np.asarray(schedule.alpha(ends), dtype=np.float64).tolist()
+    if first == 0.0:
+        return "flow"
+    return "ve" if first == last else "vp"
+
+
+def tau_at(schedule: Schedule, t: float) -> float:
+    """Returns tau = sigma / (alpha + sigma), the time of the straight flow, at a model time."""
+    time = np.float64(t)
+    alpha, sigma = float(schedule.alpha(time)), float(schedule.sigma(time))
+    return sigma / (alpha + sigma)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a plan is asked for.
+
+    Attributes:
+        schedule: the noise schedule.
+        kind: see `kind_of`.
+        guidance: the largest scale of classifier-free guidance.
+        whole: whether the network takes whole numbers alone as times.
+    """
+
+    schedule: Any
+    kind: str
+    guidance: float
+    whole: bool
+
+    @property
+    def guided(self) -> bool:
+        """Returns whether the rows of guided networks are taken."""
+        return self.guidance >= GUIDED_FROM
+
+
+def wanted_of(denoiser: Any, guidance: float | None) -> Wanted:
+    """Returns what a denoiser, or a schedule alone, asks of a plan.
+
+    Args:
+        denoiser: a `df.Denoiser` or a schedule.
+        guidance: the scale; None: that of the denoiser, 1 for a schedule.
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: for a scale that is not finite.
+    """
+    schedule = getattr(denoiser, "schedule", denoiser)
+    if not isinstance(schedule, Schedule):
+        raise TypeError(
+            f"plan: the first argument is a {type(denoiser).__name__}, but it must be a "
+            "df.Denoiser or a schedule of df.schedules"
+        )
+    scale = _scale_of(denoiser, schedule) if guidance is None else guidance
+    if not isinstance(scale, int | float | np.number) or not np.isfinite(scale):
+        raise ValueError(f"plan: guidance is {scale!r}, but it must be a finite number")
+    wanted = getattr(denoiser, "time_dtype", None)
+    integer = wanted is not None and not wanted.is_floating_point
+    whole = integer and not getattr(denoiser, "round_times", False)
+    return Wanted(schedule, kind_of(schedule), float(scale), whole)
+
+
+def _scale_of(denoiser: Any, schedule: Schedule) -> Any:
+    """Returns the denoiser's scale; of a function of the model time the largest of 33 values."""
+    scale = getattr(denoiser, "guidance", 1.0)
+    if not callable(scale):
+        return scale
+    times = np.linspace(float(schedule.t_start), float(schedule.t_min), 33)
+    return max((float(scale(t)) for t in times.tolist()), key=abs)  # pyright: ignore

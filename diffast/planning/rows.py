@@ -1,0 +1,97 @@
+"""Plans from rows: levels and weights of a multistep method, for any schedule.
+
+With tau = sigma / (alpha + sigma) and y = x / (alpha + sigma), the probability-flow ODE of every
+schedule is dy/dtau = v, v = eps - x0: that of the straight flow. A row holds tau_n / tau_0 and the
+weights b[n, j] of
+
+    y_{n+1} = y_n + (tau_{n+1} - tau_n) sum_{j <= n} b[n, j] v_j,      sum_j b[n, j] = 1,
+
+so that one row serves every schedule, whatever its first level. tau_N is 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffast.planning.kinds import tau_at
+from diffast.plans import Plan, Stages
+from diffast.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class Row:
+    """Levels tau_n / tau_0 [N], from 1 down, and weights, row n of n + 1 numbers, oldest first."""
+
+    levels: tuple[float, ...]
+    weights: tuple[tuple[float, ...], ...]
+
+
+def times_of(row: Row, schedule: Schedule, whole: bool) -> np.ndarray | None:
+    """Returns the model times of the row's calls and the clean end, [N+1] float64.
+
+    Levels below the schedule's least noisy time are moved up, together with all others but the
+    first, as an affine map does.
+
+    Args:
+        row: the row.
+        schedule: the schedule.
+        whole: whether times have to be whole numbers. None is returned where there are too few.
+    """
+    first, least = (tau_at(schedule, t) for t in (schedule.t_start, schedule.t_min))
+    levels = first * np.asarray(row.levels)
+    if levels[-1] < least and len(levels) > 1:
+        levels = first - (first - levels) * (first - least) / (first - levels[-1])
+    levels[0] = first
+    times = np.empty(len(levels) + 1)
+    times[0], times[-1] = schedule.t_start, schedule.t_end
+    inner = np.maximum(levels[1:], least * (1 + 1e-12))
+    times[1:-1] = schedule.time(np.log1p(-inner) - np.log(inner))
+    if not whole:
+        return times
+    return whole_times(times, float(schedule.t_min))
+
+
+def whole_times(times: np.ndarray, least: float) -> np.ndarray | None:
+    """Returns falling times [N+1] with all but the last rounded to different whole numbers.
+
+    None where there are not that many between the first and `least`, the last that is asked for.
+    """
+    calls = len(times) - 1
+    rounded = np.round(times[:-1])
+    low, high = np.ceil(least), np.floor(times[0])
+    if high - low + 1 < calls:
+        return None
+    rounded[0] = high
+    for n in range(1, calls):
+        rounded[n] = min(rounded[n], rounded[n - 1] - 1)
+    for n in range(calls - 1, -1, -1):
+        rounded[n] = max(rounded[n], low + (calls - 1 - n))
+    return np.append(rounded, times[-1])
+
+
+def plan_of(row: Row, schedule: Schedule, times: np.ndarray, name: str) -> Plan:
+    """Returns the plan of a row at these times.
+
+    Args:
+        row: N levels and weights; the levels are given by `times`.
+        schedule: the schedule.
+        times: [N+1], see `times_of`.
+        name: of the plan.
+    """
+    alpha, sigma = (
+        np.asarray(f(times), dtype=np.float64) for f in (schedule.alpha, schedule.sigma)
+    )
+    whole = alpha + sigma
+    tau = sigma / whole
+    stages = Stages(schedule, times[0])
+    for n, given in enumerate(row.weights):
+        mean = np.array(given)
+        mean[-1] = 1.0 - mean[:-1].sum()  # what a rounded number would break
+        step = whole[n + 1] * (tau[n + 1] - tau[n])
+        x = {"y": whole[n + 1] / whole[n]}
+        x |= {f"h{n - j}": step * weight for j, weight in enumerate(mean.tolist())}
+        velocity = {"x": 1.0 / sigma[n], "d": -alpha[n] / sigma[n] - 1.0}
+        stages.add(times[n], times[n + 1], x, h=velocity)
+    return stages.plan(name, len(row.weights))

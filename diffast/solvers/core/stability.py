@@ -1,0 +1,113 @@
+"""The warning of builders: a plan with so few steps that it throws its samples out of the data."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import ParamSpec
+
+import numpy as np
+
+from diffast.grids.checks import check_grid
+from diffast.plans import Plan
+from diffast.plans.overshoot import PlanWarning, overshoot
+
+Options = ParamSpec("Options")
+
+# Measured with 47 solvers, 3 to 21 calls, 13 pairs of schedule and grid (6,185 plans) on eight
+# narrow Gaussians in the plane: of 231 plans whose error is above the spread of the data, 220 have
+# an overshoot above 1 (the others have errors of 1.0 to 2.1), and of 400 plans with such an
+# overshoot 25 have an error below 0.3.
+LARGEST_OVERSHOOT = 1.0
+
+# Plans of more stages are not probed: no builder is unstable with so many.
+MOST_STAGES = 128
+
+# How many steps the search for a stable number goes up to, and how many in a row must be stable.
+MOST_STEPS, IN_A_ROW = 40, 3
+
+_silent: ContextVar[bool] = ContextVar("_silent", default=False)
+_warned: set[tuple[str, int]] = set()  # (name, steps) of plans that people were warned of
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Within it builders neither probe plans nor warn: for plans that others have chosen."""
+    token = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(token)
+
+
+def probed(build: Callable[Options, Plan]) -> Callable[Options, Plan]:
+    """Returns the builder, with a `PlanWarning` for an unstable plan, once for (name, steps)."""
+
+    @wraps(build)
+    def build_and_probe(*args: Options.args, **options: Options.kwargs) -> Plan:
+        if _silent.get():
+            return build(*args, **options)
+        with unchecked():  # a builder that calls another one warns in its own name
+            plan = build(*args, **options)
+            if not _can_be_probed(plan):
+                return plan
+            out = overshoot(plan)
+            if out <= LARGEST_OVERSHOOT or (plan.name, plan.steps) in _warned:
+                return plan
+            said = _message(build, args, options, plan, out)
+        warnings.warn(said, PlanWarning, stacklevel=2)
+        _warned.add((plan.name, plan.steps))
+        return plan
+
+    return build_and_probe
+
+
+def _can_be_probed(plan):
+    return plan.nfe > 0 and plan.stages <= MOST_STAGES and plan.times.ndim == 1
+
+
+def _message(build, args, options, plan, out):
+    far = f", by {out:.2g} times the data's spread" if out < np.inf else ""
+    enough = _stable_steps(build, args, options, plan)
+    more = "" if enough is None else f" It is stable with {enough} steps and more."
+    return (
+        f"{plan.name}: {plan.steps} steps ({plan.nfe} network calls) are unstable on this grid: "
+        f"samples of a test problem end outside of the data{far}.{more} With as few calls, a "
+        "multistep solver such as df.solvers.adams on df.grids.default(schedule, calls) is stable."
+    )
+
+
+def _stable_steps(build, args, options, plan):
+    """Returns the least number of steps that is stable on the grid made finer, or None."""
+    bound = inspect.signature(build).bind(*args, **options)
+    schedule, grid = bound.arguments["schedule"], bound.arguments["grid"]
+    grid = check_grid(schedule, grid)
+    stable = 0
+    for steps in range(plan.steps + 1, MOST_STEPS + IN_A_ROW):
+        bound.arguments["grid"] = _finer(schedule, grid, steps)
+        try:
+            finer = build(*bound.args, **bound.kwargs)
+        except ValueError:  # options for another number of steps
+            return None
+        if finer.stages > MOST_STAGES:
+            return None
+        stable = stable + 1 if overshoot(finer) <= LARGEST_OVERSHOOT else 0
+        if stable == IN_A_ROW:
+            return steps - IN_A_ROW + 1
+    return None
+
+
+def _finer(schedule, grid, steps):
+    """Returns a grid of more steps with the spacing of this one, between points linear in lam."""
+    lam = schedule.lam(grid)
+    inside = np.isfinite(lam)
+    places = np.flatnonzero(inside)
+    count = steps + 1 - int(np.sum(~inside))
+    at = np.linspace(places[0], places[-1], count)
+    times = np.atleast_1d(schedule.time(np.interp(at, places, lam[inside])))
+    times[[0, -1]] = grid[places[[0, -1]]]
+    return np.concatenate([grid[: places[0]], times, grid[places[-1] + 1 :]])
