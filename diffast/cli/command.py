@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="sample 64 digits with the embedded network")
     _add_run_options(demo)
     # With this guidance the judge reads 99 of 100 digits as the class asked for, without it 96.
-    demo.set_defaults(run=_sample, count=64, columns=8, guidance=1.3)
+    demo.set_defaults(run=_sample, count=64, columns=8, guidance=1.3, shipped=8)
 
     sample = commands.add_parser("sample", help="the same, with every choice")
     _add_run_options(sample)
@@ -185,6 +185,10 @@ def _make_plan(arguments: argparse.Namespace, schedule):
 
     if arguments.plan is not None:
         return _loaded_plan(arguments)
+    asked = any(getattr(arguments, name) for name in (*STANDARD, "set"))
+    shipped = None if asked else _shipped_plan(getattr(arguments, "shipped", None), arguments)
+    if shipped is not None:
+        return shipped
     for name, value in STANDARD.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
@@ -199,6 +203,18 @@ def _make_plan(arguments: argparse.Namespace, schedule):
         if not options:
             raise
         raise ValueError(f"--set {' '.join(arguments.set)} but {error}") from None
+
+
+def _shipped_plan(calls: int | None, arguments: argparse.Namespace):
+    """Returns the plan that was made for the digits at this guidance, None if there is none."""
+    from diffast import digits
+
+    if calls is None:
+        return None
+    try:
+        return digits.load_plan(calls, arguments.guidance)
+    except ValueError:  # only some scales have one
+        return None
 
 
 def _loaded_plan(arguments: argparse.Namespace):
@@ -290,7 +306,7 @@ def _sample(arguments: argparse.Namespace) -> int:
         "guidance": arguments.guidance,
     }
     output.write(path, out.x, {"labels": labels.numpy()}, facts, arguments.columns)
-    shown = plan.name if arguments.plan else f"{plan.name}, {arguments.grid} grid"
+    shown = f"{plan.name}, {arguments.grid} grid" if arguments.grid else plan.name
     lines = (
         f"digits         {arguments.count} (classes {arguments.classes})",
         f"solver         {shown}",

@@ -1,6 +1,7 @@
 """`diffast tune` and `diffast sample --plan`: what they write, print and refuse."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -135,3 +136,15 @@ def test_the_digits_are_tuned_with_their_classes_and_guidance(tmp_path, monkeypa
     assert given["stochastic"] and given["held_out"] == 9 and given["progress"]
     assert given["denoiser"].guidance == 2.0
     assert given["denoiser"].conditions["labels"].tolist() == [3, 7] * 6
+
+
+def test_demo_runs_the_shipped_plan_unless_another_is_asked_for(tmp_path, monkeypatch, capsys):
+    edm = df.schedules.edm()
+    plan = df.solvers.euler(edm, df.grids.karras(edm, 2))
+    replace(plan, name="shipped").save(tmp_path / "8-guided1.3.json")
+    monkeypatch.setattr("diffast.digits.PLANS", tmp_path)
+    common = ["demo", "--quiet", "--out", str(tmp_path / "x.npz")]
+    assert main(common) == 0
+    assert "solver         shipped\n" in capsys.readouterr().out
+    assert main([*common, "--steps", "1"]) == 0
+    assert "solver         dpmpp_2m" in capsys.readouterr().out
