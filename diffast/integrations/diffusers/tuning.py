@@ -12,8 +12,6 @@ from diffast.tuning.result import TuneResult
 from diffast.tuning.tune import tune as tune_denoiser
 
 _WHAT = "a prompt, or the pipeline's arguments of one as a dict"
-# Freedoms whose plans a pipeline cannot run, or only some can.
-_ELSEWHERE = {"directions": "a pipeline calls its network on one input at a time"}
 
 
 def tune(
@@ -48,9 +46,6 @@ def tune(
             guidance, or whose network's arguments change from step to step; prompts that differ
             in the shape of what the network is given; what `df.tune` raises.
     """
-    for freedom in tuning.get("freedom", ()):
-        if freedom in _ELSEWHERE:
-            raise ValueError(f"tune: freedom {freedom!r}, but {_ELSEWHERE[freedom]}")
     denoiser = pipeline_denoiser(pipe, prompts, options)
     shape = (samples, *denoiser.network.recording.shape)  # pyright: ignore[reportFunctionMemberAccess]
     return tune_denoiser(denoiser, calls, shape, **tuning)
