@@ -17,7 +17,8 @@ from diffast.cli import benchmark, tuning
 
 # Grids of `df.grids` that take any schedule and a number of steps, and need no more.
 GRIDS = (
-    *("karras", "uniform_logsnr", "uniform_time", "exponential", "polyexponential", "lu"),
+    *("default", "karras", "uniform_logsnr", "uniform_time", "exponential", "polyexponential"),
+    *("lu", "uniform_flow", "even"),
     *("laplace", "kl_optimal", "ays", "beta", "beta_sigmas", "simple", "normal"),
     *("sgm_uniform", "ddim_uniform", "linear_quadratic", "ou_early"),
 )

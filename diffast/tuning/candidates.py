@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from diffast import grids, solvers
 from diffast.plans import Plan
+from diffast.plans.overshoot import PlanWarning
 
 
 class Recipe(NamedTuple):
@@ -104,8 +106,10 @@ def plans_for(
     """Yields (name, plan) of all candidates that can be built for so many calls."""
     for recipe in recipes(stochastic):
         try:
-            plan = recipe.build(denoiser, calls)
-        except ValueError:  # a grid or a method that this schedule does not have
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", PlanWarning)
+                plan = recipe.build(denoiser, calls)
+        except (ValueError, PlanWarning):  # not for this schedule, or not stable with so few calls
             continue
         if plan.nfe <= calls and plan.stochastic == stochastic:
             yield recipe.name, plan

@@ -182,32 +182,45 @@ class Marquardt:
         """Keeps them; see the class."""
         self.runner, self.residual, self.chunk = runner, residual, chunk
 
-    def iterate(self, vector: np.ndarray, damping: float, ids: torch.Tensor) -> Step:
-        """Returns what one iteration makes of a vector [P], on pilots [B]."""
+    def iterate(
+        self, vector: np.ndarray, damping: float, ids: torch.Tensor, others: torch.Tensor
+    ) -> Step:
+        """Returns what one iteration makes of a vector [P].
+
+        Args:
+            vector: where it stands.
+            damping: of the first try.
+            ids: pilots that the equations are made of.
+            others: pilots that a step has to be better on. With those of the equations a step that
+                fits their noise would be taken.
+        """
         begun = self.runner.calls
-        normal, slope, before, note, ids = self._equations(vector, ids)
+        normal, slope, before, note = self._equations(vector, ids)
         if normal is None or slope is None:
             return Step(vector, damping, before, before, self.runner.calls - begun, note)
         sizes = np.diag(normal)
         damped = np.diag(sizes + 0.01 * sizes.mean())
-        after, found = before, vector
+        fine, before = self._error(vector, others)
+        after, found, first = before, vector, damping
         for _ in range(_TRIES):
             move = -np.linalg.solve(normal + damping * damped, slope)
             move *= min(1.0, _LONGEST / max(np.abs(move).max(), 1e-300))
-            error = self._error(vector + move, ids)
-            if error < before:
+            kept, error = self._error(vector + move, others[fine])
+            if error < before and bool(kept.all()):
                 after, found = error, vector + move
                 damping = max(damping / 4.0, _LEAST_DAMPING)
                 break
             damping = min(6.0 * damping, _MOST_DAMPING)
+        else:  # the pilots were too few to tell a direction, which more damping does not mend
+            damping = min(6.0 * first, _MOST_DAMPING)
         return Step(found, damping, before, after, self.runner.calls - begun, note)
 
     def _equations(self, vector, ids):
-        """Returns (J'J, J'r, error, note, pilots); no equations where nothing was finite."""
+        """Returns (J'J, J'r, error, note); without equations where nothing was finite."""
         parameters, h = self.runner.parameters, _STEP
         size = parameters.size
         normal, slope = np.zeros((size, size)), np.zeros(size)
-        total, count, kept = 0.0, 0, []
+        total, count, lost = 0.0, 0, 0
         base = parameters.numbers(torch.from_numpy(vector))
         others = [
             parameters.numbers(torch.from_numpy(vector + h * unit), base.told)
@@ -220,25 +233,26 @@ class Marquardt:
             moved = self.runner.changed(own, trace, base, others)
             slopes = torch.stack([(self.residual(y, own).double() - r) / h for y in moved])
             fine = r.isfinite().all(1) & slopes.isfinite().all(2).all(0)
-            kept.append(own[fine.to(own.device)])
+            lost += int((~fine).sum())
             jacobian = slopes[:, fine].reshape(size, -1).cpu().numpy()
             flat = r[fine].reshape(-1).cpu().numpy()
             normal += jacobian @ jacobian.T
             slope += jacobian @ flat
             total, count = total + float(flat @ flat), count + flat.size
-        kept = torch.cat(kept)
-        lost = len(ids) - len(kept)
         note = f"{lost} of {len(ids)} pilots were not finite and are left out" if lost else ""
         if not count or not np.isfinite(normal).all():
-            return None, None, float("nan"), "no pilot was finite: the step is skipped", kept
-        return normal / count, slope / count, (total / count) ** 0.5, note, kept
+            return None, None, float("nan"), "no pilot was finite: the step is skipped"
+        return normal / count, slope / count, (total / count) ** 0.5, note
 
-    def _error(self, vector: np.ndarray, ids: torch.Tensor) -> float:
-        """Returns the error of a batch; infinity where a pilot is not finite."""
+    def _error(self, vector: np.ndarray, ids: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Returns which pilots [B] are finite, and the error of these; infinity for none."""
         numbers = self.runner.parameters.numbers(torch.from_numpy(vector))
-        total, count = 0.0, 0
+        fine, total, count = [], 0.0, 0
         for piece in pieces(len(ids), self.chunk):
             r = self.residual(self.runner.trace(ids[piece], numbers).states[-1], ids[piece])
-            total, count = total + float(r.double().square().sum()), count + r.numel()
-        found = (total / count) ** 0.5
-        return found if np.isfinite(found) else float("inf")
+            own = r.isfinite().all(1).cpu()
+            fine.append(own)
+            r = r[own.to(r.device)].double()
+            total, count = total + float(r.square().sum()), count + r.numel()
+        kept = torch.cat(fine)
+        return kept, (total / count) ** 0.5 if count else float("inf")

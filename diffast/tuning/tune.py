@@ -29,7 +29,7 @@ from diffast.tuning.parameters import Parameters
 from diffast.tuning.pilots import HELD_OUT, Conditions, Pilots, ids_of, pieces
 from diffast.tuning.result import Measured, TuneResult
 from diffast.tuning.teacher import check_finite, find_teacher
-from diffast.tuning.walk import ROUND, Walk
+from diffast.tuning.walk import ROUND, Walk, cost
 
 # How many candidates are measured on all held-out noises, and how many on other budgets.
 _FINALISTS, _COMPARED = 6, 12
@@ -310,7 +310,7 @@ class _Tuning:
         total = 64 * (trained + held) + candidates * calls * settings.screened
         total += _FINALISTS * calls * held
         rounds = settings.iterations + _TRIAL * (settings.starts - 1)
-        total += rounds * (settings.batch * calls * (learned // 2 + 3) + held * calls)
+        total += rounds * (cost(settings, learned) + held * calls)
         total += settings.polish * 3 * settings.batch * calls
         total += settings.polish // ROUND * held * calls
         for multiple in settings.compare:

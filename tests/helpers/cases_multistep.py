@@ -12,6 +12,7 @@ from diffast.solvers.ode.adams import (
     lms,
     plms,
 )
+from diffast.solvers.ode.adams_clocks import adams
 from diffast.solvers.ode.dpm_multistep import dpm_solver_2m, dpm_solver_3m, dpmpp_3m
 from diffast.solvers.ode.unipc import unipc
 
@@ -20,7 +21,9 @@ LATER = (160, 320, 640, 1280)
 LATE = LATER[1:]
 LATEST = (320, 640, 1280, 2560)
 
+
 single = {"start": "single"}
+clean = {"start": "single", "final": "clean"}
 
 CASES = (
     ("dpmpp_3m_exact", partial(dpmpp_3m, **single), 3, "strong"),
@@ -52,6 +55,12 @@ CASES = (
     ("plms_2_prk", partial(plms, order=2, start="prk"), 2, "strong"),
     ("res_2m", res_2m, 2, "strong"),
     ("res_3m", partial(res_3m, **single), 3, "strong"),
+    ("adams_2_full", partial(adams, order=2, **single), 2, "strong"),
+    ("adams_3_full", partial(adams, **single), 3, "strong", LATE),
+    ("adams_3_data", partial(adams, form="data", clock="arctan", **clean), 3, "strong", LATE),
+    ("adams_3_noise", partial(adams, form="noise", clock="flow", **clean), 3, "strong", LATE),
+    ("adams_4", partial(adams, order=4, **clean), 4, "strong", LATE),
+    ("adams_4_lam", partial(adams, order=4, clock="lam", **clean), 4, "strong", LATE),
     ("exponential_adams_1", partial(exponential_adams, order=1), 1, "strong"),
     ("exponential_adams_2", partial(exponential_adams, order=2), 2, "strong"),
     ("exponential_adams_3", partial(exponential_adams, order=3, **single), 3, "strong"),

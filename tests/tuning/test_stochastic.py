@@ -11,7 +11,7 @@ from diffast.tuning.levenberg import Runner
 from diffast.tuning.parameters import Parameters
 from diffast.tuning.pilots import Pilots, ids_of
 
-OPTIONS = {"progress": False, "rows": 4096, "compare": (), "iterations": 4, "stochastic": True}
+OPTIONS = {"progress": False, "rows": 4096, "compare": (), "iterations": 3, "stochastic": True}
 
 
 @pytest.mark.parametrize("name", ["ddpm", "dpmpp_2m_sde"])
