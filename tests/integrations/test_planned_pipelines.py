@@ -1,6 +1,7 @@
 """Pipelines that run a plan: the latents of df.sample with the pipeline's network."""
 
 import copy
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -298,3 +299,47 @@ def test_schedulers_whose_network_is_not_known_are_refused():
     ):
         with pytest.raises(ValueError, match=sentence):
             convention_of(scheduler)
+
+
+def test_a_pipeline_is_saved_and_loaded_with_its_plan_and_an_edited_one_is_refused(tmp_path):
+    pipe = copy.copy(tiny.ddpm())
+    plan = tuned(convention_of(pipe.scheduler).schedule, CALLS)
+    made = replace(plan, made_for={"predicts": "epsilon"})
+    accelerate(pipe, plan=made, quiet=True)
+    pipe.save_pretrained(tmp_path)
+    loaded = tiny.quiet(diffusers.DDPMPipeline.from_pretrained(tmp_path))
+    assert torch.equal(draw(loaded, {}), draw(pipe, {}))
+    assert "in the place of DDPMScheduler" in repr(loaded.scheduler)
+    path = tmp_path / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text())
+    config["_diffast"]["plan"]["times"][1] += 1.0
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="plan of the config: .*they were changed"):
+        PlanScheduler.from_pretrained(tmp_path / "scheduler")
+    with pytest.raises(ValueError, match="the config has no plan: use accelerate"):
+        PlanScheduler.from_config(diffusers.DDIMScheduler().config)
+
+
+def test_a_compiled_loop_and_gradients():
+    pipe, plan = planned()
+    accelerate(pipe, plan=plan, quiet=True)
+    scheduler, start = pipe.scheduler, tiny.numbers(1, 4, 4, 4)
+
+    def denoise(x, t, weight=1.0):
+        output = torch.tanh(weight * scheduler.scale_model_input(x, t))
+        return scheduler.step(output, t, x, return_dict=False)[0]
+
+    def run(function):
+        scheduler.set_timesteps(CALLS)
+        x = start * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            x = function(x, t)
+        return x
+
+    with torch.no_grad():
+        want = run(denoise)
+        torch.testing.assert_close(run(torch.compile(denoise, backend="eager")), want)
+    weight = torch.tensor(1.0, requires_grad=True)
+    run(lambda x, t: denoise(x, t, weight)).sum().backward()
+    steps = [run(lambda x, t, w=w: denoise(x, t, w)).double().sum() for w in (0.999, 1.001)]
+    assert float(weight.grad) == pytest.approx(float(steps[1] - steps[0]) / 0.002, rel=0.02)

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 import diffusers  # noqa: E402
 import diffusers_pipelines as tiny  # noqa: E402
 from test_planned_pipelines import CASES, draw, pipeline, start_of, text  # noqa: E402
+from tuned_plans import tuned  # noqa: E402
 
 import diffast as df  # noqa: E402
 from diffast.integrations.diffusers import accelerate, pipeline_denoiser, tune  # noqa: E402
@@ -131,6 +132,48 @@ def test_the_pipeline_is_left_as_it_was_and_prompts_are_rows():
 def test_what_no_plan_can_say_is_refused_in_a_sentence(pipe, sentence):
     with pytest.raises(ValueError, match=sentence):
         tune(pipe, [{}], calls=3, **QUICK)
+
+
+def sdxl():
+    """SDXL, whose network takes a dict of added conditions."""
+    network = tiny.seeded(
+        diffusers.UNet2DConditionModel,
+        **{**tiny.latent_network().config, "addition_embed_type": "text_time"},
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=4 * 6 + tiny.TEXT,
+    )
+    texts = {f"{part}{n}": None for part in ("text_encoder", "tokenizer") for n in ("", "_2")}
+    options = {"vae": tiny.autoencoder(), "add_watermarker": False, **texts}
+    scheduler = diffusers.EulerDiscreteScheduler(steps_offset=1, timestep_spacing="leading")
+    return tiny.quiet(
+        diffusers.StableDiffusionXLPipeline(unet=network, scheduler=scheduler, **options)
+    )
+
+
+def test_added_conditions_and_another_scheduler_with_sigmas():
+    pipe, call = sdxl(), CASES["SD3"][1]()
+    denoiser = pipeline_denoiser(pipe, [call], {"guidance_scale": 6.0})
+    assert set(denoiser.conditions) == {
+        "encoder_hidden_states",
+        "added_cond_kwargs.text_embeds",
+        "added_cond_kwargs.time_ids",
+    }
+    plan = tuned(denoiser.schedule, 4)
+    accelerate(pipe, plan=plan, quiet=True)
+    got = draw(pipe, call | {"guidance_scale": 6.0})
+    want = df.sample(denoiser, plan, x=start_of(pipe, plan)).x
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="add up to 0.9.*leave out guidance_rescale"):
+        pipeline_denoiser(pipe, [call], {"guidance_scale": 6.0, "guidance_rescale": 0.1})
+
+
+def test_half_precision_finds_the_same():
+    pipe = copy.deepcopy(pipeline("unet"))
+    pipe.unet.to(torch.bfloat16)
+    call = {name: value.bfloat16() for name, value in text().items()}
+    denoiser = pipeline_denoiser(pipe, [call], {"guidance_scale": 5.3})
+    assert denoiser.guidance == 5.3 and denoiser.dtype == torch.bfloat16
+    assert denoiser.conditions["encoder_hidden_states"].dtype == torch.bfloat16
 
 
 def test_prompts_that_differ_in_more_than_their_rows_are_refused():

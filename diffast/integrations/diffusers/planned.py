@@ -11,6 +11,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from diffusers import SchedulerMixin as SchedulerMixin  # pipelines look for it here
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler, DDIMSchedulerOutput
 
 from diffast.integrations.diffusers.classes import _WithEstimate
@@ -355,6 +356,10 @@ class PlanScheduler(_WithEstimate):
             ValueError: a pipeline that takes one scale for all calls.
         """
         self._hook = GuidanceHook(weakref.ref(pipe), self.plan)
+
+    def __repr__(self) -> str:
+        """Returns one line: the config holds the whole plan."""
+        return f"PlanScheduler({self.plan!r}, in the place of {self.planned_for})"
 
     def __len__(self) -> int:
         """Returns the number of calls."""
