@@ -80,7 +80,7 @@ def names():
         "labels": torch.zeros(16, dtype=torch.int64),
         "null": torch.zeros(1, dtype=torch.int64),
         "model": model,
-        "x": 14.6 * torch.randn(2, 3, 8, 8),
+        "x": torch.randn(2, 3, 8, 8),
         "cond": None,
         "preview": lambda info: None,
         "net": Net(),

@@ -308,7 +308,7 @@ def test_a_pipeline_is_saved_and_loaded_with_its_plan_and_an_edited_one_is_refus
     accelerate(pipe, plan=made, quiet=True)
     pipe.save_pretrained(tmp_path)
     loaded = tiny.quiet(diffusers.DDPMPipeline.from_pretrained(tmp_path))
-    assert torch.equal(draw(loaded, {}), draw(pipe, {}))
+    torch.testing.assert_close(draw(loaded, {}), draw(pipe, {}), rtol=1e-4, atol=1e-4)
     assert "in the place of DDPMScheduler" in repr(loaded.scheduler)
     path = tmp_path / "scheduler" / "scheduler_config.json"
     config = json.loads(path.read_text())

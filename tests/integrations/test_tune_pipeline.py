@@ -138,9 +138,12 @@ def sdxl():
     """SDXL, whose network takes a dict of added conditions."""
     network = tiny.seeded(
         diffusers.UNet2DConditionModel,
-        **{**tiny.latent_network().config, "addition_embed_type": "text_time"},
-        addition_time_embed_dim=4,
-        projection_class_embeddings_input_dim=4 * 6 + tiny.TEXT,
+        **{
+            **{k: v for k, v in tiny.latent_network().config.items() if k[0] != "_"},
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 4,
+            "projection_class_embeddings_input_dim": 4 * 6 + tiny.TEXT,
+        },
     )
     texts = {f"{part}{n}": None for part in ("text_encoder", "tokenizer") for n in ("", "_2")}
     options = {"vae": tiny.autoencoder(), "add_watermarker": False, **texts}
