@@ -1,4 +1,4 @@
-"""The command line: `diffast demo | sample | tune | profile | bench | doctor`."""
+"""The command line: `diffast demo | sample | plan | tune | profile | bench | doctor`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from diffast.cli import benchmark, tuning
+from diffast.cli import benchmark, planning, tuning
 
 # Grids of `df.grids` that take any schedule and a number of steps, and need no more.
 GRIDS = (
@@ -60,6 +60,10 @@ def _parser() -> argparse.ArgumentParser:
     columns = "digits a row of a PNG (%(default)s)"
     sample.add_argument("--columns", type=int, default=8, help=columns)
     sample.set_defaults(run=_sample)
+
+    plan = commands.add_parser("plan", help="print the plan to start with")
+    planning.add_options(plan)
+    plan.set_defaults(run=planning.plan)
 
     tune = commands.add_parser("tune", help="make a plan for a network: half the calls")
     tuning.add_options(tune)

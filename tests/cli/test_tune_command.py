@@ -148,3 +148,31 @@ def test_demo_runs_the_shipped_plan_unless_another_is_asked_for(tmp_path, monkey
     assert "solver         shipped\n" in capsys.readouterr().out
     assert main([*common, "--steps", "1"]) == 0
     assert "solver         dpmpp_2m" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("schedule", ["edm", "ve", "vp_linear", "vp_cosine", "trig", "flow"])
+def test_plan_prints_what_df_plan_chooses(schedule, tmp_path, capsys):
+    path = tmp_path / "plan.json"
+    assert main(["plan", "--schedule", schedule, "--calls", "6", "--out", str(path)]) == 0
+    space = getattr(df.schedules, schedule)()
+    kind = "flow" if schedule == "flow" else "x0" if schedule in ("edm", "ve") else "v"
+    chosen = df.plan(df.Denoiser(lambda x, t: x, space, kind), 6)
+    loaded = df.Plan.load(path)
+    assert loaded.name == chosen.name and (loaded.matrix == chosen.matrix).all()
+    assert capsys.readouterr().out.startswith(str(chosen))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--schedule", "mine"], "--schedule 'mine' is not known, but these are: edm"),
+        (["--calls", "0"], "calls = 0"),
+        (["--out", "plan.txt"], "its ending must be .json or .npz"),
+        (["--out", "nowhere/plan.json"], "there is no folder"),
+    ],
+)
+def test_plan_refuses_in_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
