@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from diffast import grids, solvers
+from diffast.planning.choose import plan as start_plan
 from diffast.plans import Plan
 from diffast.plans.overshoot import PlanWarning
+from diffast.plans.provenance import digest
 
 
 class Recipe(NamedTuple):
@@ -103,7 +106,17 @@ def whole_grid(denoiser: Any, grid: np.ndarray) -> np.ndarray:
 def plans_for(
     denoiser: Any, pilots: Any, calls: int, stochastic: bool = False
 ) -> Iterator[tuple[str, Plan]]:
-    """Yields (name, plan) of all candidates that can be built for so many calls."""
+    """Yields (name, plan) of all candidates that can be built for so many calls, each once."""
+    seen = set()
+    for name, plan in _all_plans(denoiser, pilots, calls, stochastic):
+        if plan.nfe <= calls and plan.stochastic == stochastic and digest(plan) not in seen:
+            seen.add(digest(plan))
+            yield name, plan
+
+
+def _all_plans(
+    denoiser: Any, pilots: Any, calls: int, stochastic: bool
+) -> Iterator[tuple[str, Plan]]:
     for recipe in recipes(stochastic):
         try:
             with warnings.catch_warnings():
@@ -111,9 +124,8 @@ def plans_for(
                 plan = recipe.build(denoiser, calls)
         except (ValueError, PlanWarning):  # not for this schedule, or not stable with so few calls
             continue
-        if plan.nfe <= calls and plan.stochastic == stochastic:
-            yield recipe.name, plan
+        yield recipe.name, plan
+    with suppress(ValueError):  # more calls than a network of whole times has levels
+        yield "df.plan", start_plan(denoiser, calls, stochastic=stochastic)
     for hook in HOOKS:
-        for name, plan in hook(denoiser, pilots, calls):
-            if plan.nfe <= calls and plan.stochastic == stochastic:
-                yield name, plan
+        yield from hook(denoiser, pilots, calls)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
@@ -18,6 +19,7 @@ from diffast.executors.context import progress_bar
 from diffast.model.denoiser import Denoiser
 from diffast.model.fingerprint import fingerprint
 from diffast.plans import Plan
+from diffast.plans.overshoot import PlanWarning
 from diffast.tuning.arguments import Settings, check_arguments
 from diffast.tuning.candidates import plans_for
 from diffast.tuning.form import form_of
@@ -33,6 +35,8 @@ from diffast.tuning.walk import ROUND, Walk, cost
 
 # How many candidates are measured on all held-out noises, and how many on other budgets.
 _FINALISTS, _COMPARED = 6, 12
+# More pilots are asked for where the held-out error is so many times that of the pilots.
+_OVERFIT = 1.3
 # Iterations that a start has before the best start is chosen.
 _TRIAL = 2
 
@@ -158,8 +162,7 @@ class _Tuning:
         settings = self.settings
         candidates = self._candidates(settings.calls)
         if settings.measured_grids and not settings.stochastic:
-            count = len(self.train)
-            candidates |= measured(self.denoiser, self.pilots, settings.calls, self.memo, count)
+            candidates |= self._measured()
         if settings.start is not None:
             candidates["the start given"] = settings.start
         if not candidates:
@@ -202,6 +205,13 @@ class _Tuning:
     def _candidates(self, calls: int) -> dict[str, Plan]:
         """Returns the standard plans of at most so many calls, by name."""
         return dict(plans_for(self.denoiser, self.pilots, calls, self.settings.stochastic))
+
+    def _measured(self) -> dict[str, Plan]:
+        """Returns plans on grids that are measured on the network, by name."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PlanWarning)  # an unstable one is measured as such
+            calls, count = self.settings.calls, len(self.train)
+            return measured(self.denoiser, self.pilots, calls, self.memo, count)
 
     def _teach(self, teacher: Plan) -> None:
         """Works out the teacher's samples of all pilots."""
@@ -300,6 +310,11 @@ class _Tuning:
         best.go(self.settings.iterations)
         if self.settings.polish:
             best.polish(self.settings.polish)
+        if best.trained is not None and best.best[0] > _OVERFIT * best.trained:
+            self.say(
+                f"the error is {best.trained:.3g} on the pilots and {best.best[0]:.3g} on the "
+                f"held-out noises: more pilots than {len(self.train)} would help"
+            )
         return np.array(best.best[1]), best.parameters, best.history
 
     def _state_cost(self, candidates: int) -> int:

@@ -68,6 +68,7 @@ class Walk:
         # Later batches may be larger. Learning ends where it has taken what all would have taken.
         self.left = settings.iterations * cost(settings, parameters.size)
         self.history: list[float] = []
+        self.trained: float | None = None  # error of the pilots of the newest iteration
         first = tuning.held_error(f"learn {name}: start", self._plan())
         self.history.append(first)
         self.best = (first, self.vector.tolist())
@@ -82,6 +83,7 @@ class Walk:
             found = self.tuning.memo(key, self._iterate)
             self.vector, self.damping = np.array(found["vector"]), found["damping"]
             self.left -= found["calls"]
+            self.trained = found["after"]
             if found["after"] == found["before"]:  # more pilots tell a better direction
                 self.batch = min(2 * self.batch, len(self.tuning.train))
             error = self.tuning.held_error(f"{key}, held", self._plan())
