@@ -1,5 +1,7 @@
 """Plans as tuning makes them in every executor: free levels, weights and told times."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -90,3 +92,5 @@ def test_a_path_where_a_plan_belongs_is_refused_with_the_call_that_loads_it(name
         call("plan.json")
     with pytest.raises(ValueError, match=f"{name}: plan is a dict, but a df.Plan is needed"):
         call({"format": "diffast plan"})
+    with pytest.raises(ValueError, match=f"{name}: plan is a SimpleNamespace, .*: give its .plan"):
+        call(SimpleNamespace(plan=tuned(VP)))  # what df.tune returns has one

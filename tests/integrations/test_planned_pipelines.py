@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -343,3 +344,16 @@ def test_a_compiled_loop_and_gradients():
     run(lambda x, t: denoise(x, t, weight)).sum().backward()
     steps = [run(lambda x, t, w=w: denoise(x, t, w)).double().sum() for w in (0.999, 1.001)]
     assert float(weight.grad) == pytest.approx(float(steps[1] - steps[0]) / 0.002, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["unet", "SD3"])
+def test_the_plan_to_start_with_runs_in_a_pipeline(name):
+    """df.plan for the network in the pipeline, with its guidance; a result in a plan's place."""
+    pipe, call = pipeline(name), CASES[name][1]()
+    denoiser = pipeline_denoiser(pipe, [call])
+    plan = df.plan(denoiser, CALLS)
+    accelerate(pipe, plan=plan, quiet=True)
+    want = df.sample(denoiser, plan, x=start_of(pipe, plan)).x
+    torch.testing.assert_close(draw(pipe, call), want, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="plan is a SimpleNamespace, .*: give its .plan"):
+        accelerate(pipe, plan=SimpleNamespace(plan=plan), quiet=True)

@@ -80,9 +80,10 @@ def _planned(pipe: Any, plan: Any, noise: str, quiet: bool) -> Report:
     if isinstance(plan, (str, PathLike)):
         plan = Plan.load(plan)
     if not isinstance(plan, Plan):
+        of_result = ": give its .plan" if isinstance(getattr(plan, "plan", None), Plan) else ""
         raise ValueError(
             f"accelerate: plan is a {type(plan).__name__}, but a df.Plan or the path of its file "
-            "is needed"
+            f"is needed{of_result}"
         )
     after = PlanScheduler.of(pipe.scheduler, plan, noise)
     notes = [f"call the pipeline with num_inference_steps={plan.nfe}"]

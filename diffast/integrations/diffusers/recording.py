@@ -315,7 +315,10 @@ def _input_of(name: str, step: _Step) -> tuple[str, list[torch.Tensor] | None]:
 
 
 def _time_of(name: str, value: Any) -> float:
-    times = torch.as_tensor(value).double().flatten()
+    times = torch.as_tensor(value).double()
+    if times.dim() > 1:
+        raise ValueError(f"{name}: a sample has several timesteps, but a plan tells it one")
+    times = times.flatten()
     if not len(times) or not bool((times == times[0]).all()):
         raise ValueError(f"{name}: the samples of a batch have different timesteps")
     return float(times[0])
