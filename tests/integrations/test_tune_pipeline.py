@@ -236,3 +236,12 @@ def test_a_tuned_plan_goes_back_into_the_pipeline(name, tmp_path):
     other = replace(result.plan, made_for={"predicts": "v"})
     with pytest.raises(ValueError, match="predicts 'v'"):
         accelerate(pipe, plan=other, quiet=True)
+
+
+def test_a_file_of_a_run_with_other_prompts_is_refused(tmp_path):
+    pipe, options = Pipe("extra"), {**QUICK, "resume": tmp_path / "work.json", "iterations": 0}
+    first = tune(pipe, [{"label": 1.0}], 3, **options)
+    again = tune(pipe, [{"label": 1.0}], 3, **options)
+    assert (first.plan.matrix == again.plan.matrix).all()
+    with pytest.raises(ValueError, match="of a run with conditions = .* but conditions is .* now"):
+        tune(pipe, [{"label": 2.0}], 3, **options)
