@@ -9,7 +9,7 @@ from pathlib import Path
 SCHEDULES = {
     "edm": "x0",
     "ve": "x0",
-    "vp_linear": "epsilon",
+    "vp_linear": "v",
     "vp_cosine": "v",
     "trig": "v",
     "flow": "flow",
