@@ -179,6 +179,8 @@ def _freedom(
         )
     if "noise" in wanted and not stochastic:
         raise ValueError("tune: freedom holds 'noise', but stochastic is False")
+    if "directions" in wanted and stochastic:
+        raise ValueError("tune: freedom holds 'directions', but stochastic is True")
     notes = ()
     dtype = denoiser.time_dtype
     if "times" in wanted and dtype is not None and not dtype.is_floating_point:

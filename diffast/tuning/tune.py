@@ -22,7 +22,8 @@ from diffast.plans import Plan
 from diffast.plans.overshoot import PlanWarning
 from diffast.tuning.arguments import Settings, check_arguments
 from diffast.tuning.candidates import plans_for
-from diffast.tuning.form import form_of
+from diffast.tuning.directions import PairedParameters, stages_of
+from diffast.tuning.form import Form, form_of
 from diffast.tuning.grids import measured
 from diffast.tuning.judge import Features, Judge, samples_of
 from diffast.tuning.law import LawJudge
@@ -97,7 +98,8 @@ def tune(
         freedom: what is learned; None: "levels", "weights", "times" and "scale", and "noise" with
             stochastic plans. Choose among "levels", "weights", "times" (the time that the network
             is told), "scale" (of the state, off the schedule), "guidance" (a scale for each call),
-            "noise" (the share of fresh noise of each step).
+            "noise" (the share of fresh noise of each step), "directions" (a stage calls the network
+            on two inputs at once; both calls are counted; `df.sample` alone runs such plans).
         conditions: called as conditions(ids) with ids [B] int64; returns named conditions of B
             rows, or a pair of them for the two branches of guidance. It has to return the same
             rows for the same ids.
@@ -285,16 +287,19 @@ class _Tuning:
     def _learn(self, ranked, candidates):
         """Returns (vector, parameters, held-out errors) of the best start; Nones for no start."""
         begun, grids = [], set()
+        if "directions" in self.settings.freedom:
+            stages = len(stages_of(self.settings.calls))
+            candidates = self._candidates(stages)
+            ranked = self._screen(candidates, f"{stages} stages")
         for name, _ in ranked:
             grid = name.rpartition(", ")[2]
             if grid in grids:  # starts of one grid lead to one end
                 continue
             try:
-                form = form_of(candidates[name])
-                parameters = Parameters(form, self.denoiser, self.settings.freedom)
-            except ValueError:  # a plan that calls the network twice at one level
+                parameters = self._parameters(form_of(candidates[name]))
+            except ValueError:  # a plan of fewer calls, or one that calls twice at one level
                 continue
-            if form.calls == self.settings.calls and parameters.size:
+            if parameters.size:
                 begun.append((name, parameters))
                 grids.add(grid)
             if len(begun) == self.settings.starts:
@@ -316,6 +321,15 @@ class _Tuning:
                 f"held-out noises: more pilots than {len(self.train)} would help"
             )
         return np.array(best.best[1]), best.parameters, best.history
+
+    def _parameters(self, form: Form) -> Parameters | PairedParameters:
+        """Returns what is learned from a standard plan's form; ValueError where nothing can be."""
+        settings = self.settings
+        if "directions" in settings.freedom:
+            return PairedParameters(form, self.denoiser, settings.freedom, settings.calls)
+        if form.calls != settings.calls:
+            raise ValueError(f"tune: a plan of {form.calls} calls, not {settings.calls}")
+        return Parameters(form, self.denoiser, settings.freedom)
 
     def _state_cost(self, candidates: int) -> int:
         """Returns the network evaluations to come, by sample, and says what they will take."""

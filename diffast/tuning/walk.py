@@ -10,6 +10,7 @@ import torch
 from diffast.plans import Plan
 from diffast.tuning.adam import Adam, Descent, begin, has_gradient
 from diffast.tuning.arguments import Settings
+from diffast.tuning.directions import PairedParameters
 from diffast.tuning.judge import Judge
 from diffast.tuning.law import LawJudge
 from diffast.tuning.levenberg import Marquardt, Runner
@@ -51,7 +52,7 @@ def cost(settings: Settings, size: int) -> int:
 class Walk:
     """Learning from one start; every iteration is in the memo."""
 
-    def __init__(self, tuning: Tuning, name: str, parameters: Parameters):
+    def __init__(self, tuning: Tuning, name: str, parameters: Parameters | PairedParameters):
         """Begins at the standard plan, whose held-out error comes first."""
         self.tuning, self.name, self.parameters = tuning, name, parameters
         settings = tuning.settings
