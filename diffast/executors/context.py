@@ -107,9 +107,7 @@ def check_plan(who: str, plan: Any) -> None:
             f"df.Plan.load({str(plan)!r})"
         )
     of_result = ": give its .plan" if isinstance(getattr(plan, "plan", None), Plan) else ""
-    raise ValueError(
-        f"{who}: plan is a {type(plan).__name__}, but a df.Plan is needed{of_result}"
-    )
+    raise ValueError(f"{who}: plan is a {type(plan).__name__}, but a df.Plan is needed{of_result}")
 
 
 def check_fits(who: str, plan: Plan, denoiser: Any) -> None:

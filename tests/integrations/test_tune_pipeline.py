@@ -179,6 +179,11 @@ def test_half_precision_finds_the_same():
     assert denoiser.conditions["encoder_hidden_states"].dtype == torch.bfloat16
 
 
+def test_two_directions_are_refused_before_the_work():
+    with pytest.raises(ValueError, match="'directions', .* but a pipeline calls its network on o"):
+        tune(Pipe(), [{}], calls=4, freedom=["levels", "directions"], **QUICK)
+
+
 def test_prompts_that_differ_in_more_than_their_rows_are_refused():
     pipe = pipeline("unet")
     longer = {

@@ -46,6 +46,11 @@ def tune(
             guidance, or whose network's arguments change from step to step; prompts that differ
             in the shape of what the network is given; what `df.tune` raises.
     """
+    if "directions" in (tuning.get("freedom") or ()):
+        raise ValueError(
+            "tune: freedom holds 'directions', which calls the network on two inputs at once, but "
+            "a pipeline calls its network on one"
+        )
     denoiser = pipeline_denoiser(pipe, prompts, options)
     shape = (samples, *denoiser.network.recording.shape)  # pyright: ignore[reportFunctionMemberAccess]
     return tune_denoiser(denoiser, calls, shape, **tuning)
