@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from few_candidates import few
 
 import diffast as df
 from diffast.cli import main
@@ -31,6 +32,12 @@ def broken():
     return 3
 """
 QUICK = ["--quiet", "--count", "8", "--iterations", "1", "--starts", "1"]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """What is measured before learning is not what these tests are about."""
+    few(monkeypatch)
 
 
 @pytest.fixture
@@ -140,7 +147,7 @@ def test_the_digits_are_tuned_with_their_classes_and_guidance(tmp_path, monkeypa
 
 def test_demo_runs_the_shipped_plan_unless_another_is_asked_for(tmp_path, monkeypatch, capsys):
     edm = df.schedules.edm()
-    plan = df.solvers.euler(edm, df.grids.karras(edm, 2))
+    plan = df.solvers.euler(edm, df.grids.karras(edm, 1))
     replace(plan, name="shipped").save(tmp_path / "8-guided1.3.json")
     monkeypatch.setattr("diffast.digits.PLANS", tmp_path)
     common = ["demo", "--quiet", "--out", str(tmp_path / "x.npz")]

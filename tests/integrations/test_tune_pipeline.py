@@ -13,6 +13,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 import diffusers  # noqa: E402
 import diffusers_pipelines as tiny  # noqa: E402
+from few_candidates import few  # noqa: E402
 from test_planned_pipelines import CASES, draw, pipeline, start_of, text  # noqa: E402
 from tuned_plans import tuned  # noqa: E402
 
@@ -22,6 +23,7 @@ from diffast.integrations.diffusers.recording import record  # noqa: E402
 
 diffusers.utils.logging.set_verbosity_error()
 QUICK = {"samples": 4, "held_out": 4, "iterations": 1, "starts": 1, "progress": False}
+QUICK |= {"measured_grids": False, "compare": ()}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -31,6 +33,12 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """What is measured before learning is not what these tests are about."""
+    few(monkeypatch)
 
 
 class Network(torch.nn.Module):
