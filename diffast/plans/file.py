@@ -115,7 +115,9 @@ def from_record(body: Any, where: str) -> Plan:
     schedule = _schedule(where, body["schedule"])
     try:
         fields |= {field: _numbers(field, fields[field]) for field in arrays}
-        fields |= {field: _number(field, fields[field]) for field in ("end", "start")}
+        fields["end"] = _number("end", fields["end"])
+        if fields["start"] is not None:
+            fields["start"] = _number("start", fields["start"])
         if version in OLDER:
             fields = convert(schedule, fields)
     except (TypeError, ValueError, IndexError, OverflowError) as error:
@@ -181,11 +183,9 @@ def _numbers(field: str, array: Any) -> np.ndarray | None:
     return array.astype(np.float64)
 
 
-def _number(field: str, value: Any) -> Any:
-    """Returns a number as a float; None, for a start alone. Raises ValueError."""
-    if value is None and field == "start":
-        return None
-    if type(value) not in (int, float):
+def _number(field: str, value: Any) -> float:
+    """Returns a number as a float. Raises ValueError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{field} is {value!r}, but it must be a number")
     return float(value)
 

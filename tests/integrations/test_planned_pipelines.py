@@ -71,9 +71,20 @@ CASES = {
 SCALES = {"unet": 4.0, "unet, unguided": 1.0, "SD3": 7.0, "Flux": 1.0}
 
 
+def fresh(pipe):
+    """The pipeline with a scheduler of its own: other tests replace those of the cached ones."""
+    pipe = copy.copy(pipe)
+    if isinstance(pipe, diffusers.DDPMPipeline):
+        pipe.scheduler = diffusers.DDPMScheduler()
+    elif hasattr(pipe, "transformer"):
+        pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    else:
+        pipe.scheduler = diffusers.PNDMScheduler(steps_offset=1, skip_prk_steps=True)
+    return pipe
+
+
 def pipeline(name="unet"):
-    """A pipeline of its own: schedulers are replaced in it."""
-    return copy.copy(CASES[name][0]())
+    return fresh(CASES[name][0]())
 
 
 def draw(pipe, call):
@@ -148,7 +159,7 @@ def test_another_number_of_steps_is_refused_and_the_sentence_says_which():
 
 def test_a_run_that_starts_in_the_middle_is_refused_if_the_plan_remembers():
     pipe, plan = planned()
-    img2img = copy.copy(tiny.stable_diffusion("StableDiffusionImg2ImgPipeline"))
+    img2img = fresh(tiny.stable_diffusion("StableDiffusionImg2ImgPipeline"))
     options = {**LATENT, **tiny.guided(), "image": tiny.picture()}
     accelerate(img2img, plan=plan, quiet=True)
     with pytest.raises(ValueError, match="start at call 2 of the plan tuned, .*strength=1"):
@@ -162,7 +173,7 @@ def test_a_run_that_starts_in_the_middle_is_refused_if_the_plan_remembers():
 
 def test_inpainting_noises_the_known_part_to_the_levels_of_the_plan():
     _, plan = planned()
-    pipe = copy.copy(tiny.stable_diffusion("StableDiffusionInpaintPipeline"))
+    pipe = fresh(tiny.stable_diffusion("StableDiffusionInpaintPipeline"))
     accelerate(pipe, plan=plan, quiet=True)
     options = {**LATENT, **tiny.guided(), "image": tiny.picture(), "mask_image": tiny.mask()}
     assert tiny.draw(pipe, strength=1.0, **options).isfinite().all()
@@ -225,7 +236,7 @@ def test_plans_that_do_not_fit_are_refused_and_the_pipeline_stays_as_it_was():
         assert pipe.scheduler is before
     with pytest.raises(FileNotFoundError):
         accelerate(pipe, plan="/nowhere/plan.json", quiet=True)
-    flow = copy.copy(tiny.stable_diffusion_3())
+    flow = fresh(tiny.stable_diffusion_3())
     late = df.solvers.euler(df.schedules.flow(), [0.8, 0.4, 0.0])
     with pytest.raises(ValueError, match="starts at sigma = 0.8, but a flow's pipeline starts"):
         accelerate(flow, plan=late, quiet=True)
@@ -303,7 +314,7 @@ def test_schedulers_whose_network_is_not_known_are_refused():
 
 
 def test_a_pipeline_is_saved_and_loaded_with_its_plan_and_an_edited_one_is_refused(tmp_path):
-    pipe = copy.copy(tiny.ddpm())
+    pipe = fresh(tiny.ddpm())
     plan = tuned(convention_of(pipe.scheduler).schedule, CALLS)
     made = replace(plan, made_for={"predicts": "epsilon"})
     accelerate(pipe, plan=made, quiet=True)
