@@ -120,6 +120,10 @@ def check_arguments(
     if shape[0] < 2:
         raise ValueError(f"tune: shape is {list(shape)}, but 2 pilots are needed at least")
     held_out = shape[0] if held_out is None else _whole("held_out", held_out, 2)
+    device = others.pop("device")
+    place = denoiser.device() if device is None else torch.device(device)
+    if others["rows"] is None:
+        others["rows"] = 64 if place.type == "cpu" else 512
     for name, least in (("batch", 1), ("iterations", 0), ("starts", 1), ("polish", 0), ("rows", 1)):
         others[name] = _whole(name, others[name], least)
     others["batch"] = min(others["batch"], shape[0])
@@ -134,8 +138,6 @@ def check_arguments(
     start = others["start"]
     if start is not None:
         _check_start(denoiser, start, calls)
-    device = others.pop("device")
-    place = denoiser.device() if device is None else torch.device(device)
     compare = tuple(float(n) for n in others.pop("compare"))
     if not 0.0 < others["tolerance"] < 1.0:
         raise ValueError(f"tune: tolerance is {others['tolerance']}, but must lie in (0, 1)")

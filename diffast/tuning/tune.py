@@ -36,6 +36,8 @@ from diffast.tuning.walk import ROUND, Walk, cost
 
 # How many candidates are measured on all held-out noises, and how many on other budgets.
 _FINALISTS, _COMPARED = 6, 12
+# Calls a pilot that measured grids take, about; for the statement of the cost.
+_GRID_CALLS = 380
 # More pilots are asked for where the held-out error is so many times that of the pilots.
 _OVERFIT = 1.3
 # Iterations that a start has before the best start is chosen.
@@ -62,7 +64,7 @@ def tune(
     measured_grids: bool = True,
     compare: Sequence[float] = (2,),
     start: Plan | None = None,
-    rows: int = 64,
+    rows: int | None = None,
     memory_limit: int = 2**30,
     resume: str | PathLike | None = None,
     device: torch.device | str | None = None,
@@ -118,7 +120,7 @@ def tune(
             (`df.tuning.grids`). With stochastic plans they are not.
         compare: budgets, as multiples of `calls`, at which standard plans are measured too.
         start: a further plan to start from, of so many calls at most.
-        rows: rows of one network call, at most.
+        rows: rows of one network call, at most; None: 64 on a CPU, 512 on other devices.
         memory_limit: bytes that states and derivatives of learning may take, without what the
             network needs inside; the latter is bounded by `rows`.
         resume: a file that keeps what was worked out. A run that was killed goes on from it, and
@@ -232,8 +234,8 @@ class _Tuning:
         """Returns what measures errors against the teacher's samples of some pilots."""
         settings = self.settings
         if settings.stochastic:
-            return LawJudge(ends, settings.features, settings.seed)
-        return Judge(ends, settings.features)
+            return LawJudge(ends, settings.features, settings.seed, settings.device)
+        return Judge(ends, settings.features, settings.device)
 
     def _samples(self, plan: Plan, ids: torch.Tensor) -> torch.Tensor:
         return samples_of(plan, self.pilots, ids, self.settings.rows, self.bar.update)
@@ -338,6 +340,8 @@ class _Tuning:
         learned = settings.calls * (settings.calls - 1) // 2 + 3 * settings.calls
         total = 64 * (trained + held) + candidates * calls * settings.screened
         total += _FINALISTS * calls * held
+        if settings.measured_grids and not settings.stochastic:
+            total += _GRID_CALLS * min(max(settings.screened, 16), trained)
         rounds = settings.iterations + _TRIAL * (settings.starts - 1)
         total += rounds * (cost(settings, learned) + held * calls)
         total += settings.polish * 3 * settings.batch * calls
