@@ -357,6 +357,25 @@ def test_a_compiled_loop_and_gradients():
     assert float(weight.grad) == pytest.approx(float(steps[1] - steps[0]) / 0.002, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("name", "scale"), [("unet", 7.5), ("SD3", 7.0), ("Flux", 1.0), ("DDPM", 1.0)]
+)
+def test_a_number_of_calls_takes_the_plan_to_start_with(name, scale):
+    pipe = pipeline(name)
+    schedule = convention_of(pipe.scheduler).schedule
+    report = accelerate(pipe, calls=CALLS, quiet=True)
+    want = df.plan(schedule, CALLS, guidance=scale)
+    assert pipe.scheduler.plan.name == want.name and want.name in str(report)
+    assert (pipe.scheduler.plan.matrix == want.matrix).all()
+    assert draw(pipe, CASES[name][1]()).isfinite().all()
+    accelerate(pipe, calls=CALLS, guidance=1.0, quiet=True)
+    assert pipe.scheduler.plan.name == df.plan(schedule, CALLS).name
+    with pytest.raises(TypeError, match="a plan and calls = 4 are given: give one"):
+        accelerate(pipe, plan=want, calls=4)
+    with pytest.raises(TypeError, match="guidance = 2.0 is given, but it is for calls="):
+        accelerate(pipe, guidance=2.0)
+
+
 @pytest.mark.parametrize("name", ["unet", "SD3"])
 def test_the_plan_to_start_with_runs_in_a_pipeline(name):
     """df.plan for the network in the pipeline, with its guidance; a result in a plan's place."""
