@@ -23,7 +23,7 @@ from diffast.integrations.diffusers.recording import record  # noqa: E402
 
 diffusers.utils.logging.set_verbosity_error()
 QUICK = {"samples": 4, "held_out": 4, "iterations": 1, "starts": 1, "progress": False}
-QUICK |= {"measured_grids": False, "compare": ()}
+QUICK |= {"measured_grids": False, "compare": (), "tolerance": 0.05}
 
 
 @pytest.fixture(autouse=True, scope="module")
