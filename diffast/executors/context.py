@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from os import PathLike
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -96,13 +97,25 @@ def place_of(
     return Place(shape, dtype, device, ids, seed, limits_of(who, clamp))
 
 
+def check_plan(who: str, plan: Any) -> None:
+    """Raises ValueError for what is no plan; of a file's name it says how it is loaded."""
+    if isinstance(plan, Plan):
+        return
+    if isinstance(plan, (str, PathLike)):
+        raise ValueError(
+            f"{who}: plan is the path {str(plan)!r}, but a df.Plan is needed: "
+            f"df.Plan.load({str(plan)!r})"
+        )
+    of_result = ": give its .plan" if isinstance(getattr(plan, "plan", None), Plan) else ""
+    raise ValueError(f"{who}: plan is a {type(plan).__name__}, but a df.Plan is needed{of_result}")
+
+
 def check_fits(who: str, plan: Plan, denoiser: Any) -> None:
     """Raises ValueError if plan and denoiser are for different schedules or prediction types.
 
     A plan made for another network, or for another guidance scale, is warned of.
     """
-    if not isinstance(plan, Plan):
-        raise ValueError(f"{who}: plan is a {type(plan).__name__}, but a df.Plan is needed")
+    check_plan(who, plan)
     if plan.schedule != denoiser.schedule:
         raise ValueError(
             f"{who}: the plan is for {plan.schedule} but the denoiser for {denoiser.schedule}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from diffast.model.denoiser import Denoiser
 from diffast.model.fingerprint import fingerprint
 from diffast.plans import Plan
+from diffast.plans.provenance import digest
 from diffast.tuning.parameters import FREEDOMS
 
 # Candidates are compared at first on pilots that hold about so many numbers.
@@ -76,8 +78,24 @@ class Settings:
             "predicts": denoiser.predicts,
             "network": fingerprint(denoiser.network),
             "guidance": None if callable(scale) else float(scale),
-            "start": None if self.start is None else self.start.name,
+            "start": None if self.start is None else f"{self.start.name} {digest(self.start)}",
+            "conditions": [_digest(denoiser.conditions), _digest(denoiser.unconditional)],
         }
+
+
+def _digest(conditions: Mapping[str, Any] | None) -> str | None:
+    """Returns 16 hexadecimal digits of the tensors in conditions and of the names of the others."""
+    if conditions is None:
+        return None
+    found = hashlib.sha256()
+    for name, value in sorted(conditions.items()):
+        found.update(name.encode())
+        if isinstance(value, torch.Tensor):
+            found.update(f"{list(value.shape)}".encode())
+            found.update(value.detach().cpu().double().numpy().tobytes())
+        elif isinstance(value, (bool, int, float, str, bytes, type(None))):
+            found.update(repr(value).encode())
+    return found.hexdigest()[:16]
 
 
 def check_arguments(
