@@ -232,16 +232,11 @@ def test_sbi_score_estimators(kind, simulations):
         plan = df.solvers.dpmpp_2m(schedule, df.grids.uniform_logsnr(schedule, 20))
         x = float(schedule.sigma(plan.start)) * noise(256, 2)
         fine = df.sample(denoiser, plan, x=x).x
-        from torchdiffeq import odeint
-
-        ode = odeint(
-            lambda s, y: estimator.ode_fn(y, x_o, s.expand(len(y))),
-            x,
-            torch.tensor([1.0, float(estimator.t_min)]),
-            rtol=1e-5,
-            atol=1e-5,
-        )[-1]
-    assert float((fine - ode).square().mean().sqrt()) < 0.05
+        odeint = pytest.importorskip("torchdiffeq").odeint
+        times = torch.from_numpy(np.geomspace(1.0, float(estimator.t_min), 200)).float()
+        field = lambda s, y: estimator.ode_fn(y, x_o, s.expand(len(y)))  # noqa: E731
+        ode = odeint(field, x, times, method="midpoint")[-1]
+    assert float((fine - ode).square().mean().sqrt()) < 0.05 * float(ode.std())
 
 
 @pytest.mark.slow
