@@ -43,6 +43,9 @@ NOISIEST, CLEANEST = -4.5, 5.0
 # Most that the samples' spread may be of the noise at the start; and how far the first estimate may
 # follow the noise, in units of what Gaussian data give, and of the samples' spread.
 LARGEST, FOLLOWS, CHANCE = 0.3, 2.0, 0.15
+# How wrong an output may be against its size: at much noise a network of epsilon that is wrong by
+# 1% gives an x0 that is wrong by 1% of sigma / alpha.
+ROUGH = 0.05
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,8 @@ def _measured(denoiser, shape, seed, device):
     alpha, sigma = schedule.alpha(times), schedule.sigma(times)
     eps = normals()
     x, first, data = float(sigma[0]) * eps, eps, eps
+    input_share = float(denoiser.prediction.affine(times[:1])[0][0])
+    x_first = x
     for k, t in enumerate(times):
         data = estimate(x, float(t))
         first = data if k == 0 else first
@@ -178,9 +183,10 @@ def _measured(denoiser, shape, seed, device):
         nothing = (math.inf,) * len(RATIOS)
         return Probe(True, nothing, spread, math.inf, math.inf, (), calls)
     rho = float(sigma[0] / alpha[0])
+    answered = float((first - input_share * x_first).square().mean().sqrt())  # |b| of its output
     first, eps = first - first.mean(dim=0), eps - eps.mean(dim=0)
     slope = abs(float((first * eps).mean() / eps.square().mean()))
-    follows = slope / (FOLLOWS * spread**2 / rho + CHANCE * spread)
+    follows = slope / (FOLLOWS * spread**2 / rho + CHANCE * spread + ROUGH * answered)
     errors = []
     for ratio in RATIOS:
         t = _time_of(denoiser, -math.log(ratio * spread))
