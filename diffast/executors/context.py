@@ -138,8 +138,8 @@ def warn_of_spread(who: str, schedule: Any, time: Any, x: torch.Tensor | None) -
     if not sigma / _FAR <= size <= sigma * _FAR:
         warnings.warn(
             f"{who}: x has root mean square {size:.3g} (median of its samples), but at the start "
-            f"t = {time:g} it should be noise of deviation sigma = {sigma:.3g}: multiply normals by "
-            "the schedule's sigma, or leave x out",
+            f"t = {time:g} it should be noise of deviation sigma = {sigma:.3g}: multiply normals "
+            "by the schedule's sigma, or leave x out",
             stacklevel=3,
         )
 

@@ -236,7 +236,7 @@ def _others(denoiser):
     start, end = float(schedule.t_start), float(schedule.t_end)
     turned = _changed(network, total=start + end)
     if denoiser.time_dtype is None or denoiser.time_dtype.is_floating_point:
-        for name in (denoiser.predicts, "flow", "reverse_flow"):
+        for name in dict.fromkeys((denoiser.predicts, "flow", "reverse_flow")):
             said = f"the time t -> {start + end:g} - t, as {name!r}"
             yield said, replace(denoiser, network=turned, predicts=name)
         for factor in (1000.0, 1e-3):
