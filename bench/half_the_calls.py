@@ -127,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="+")
     parser.add_argument("--calls", default=",".join(map(str, BUDGETS)))
-    parser.add_argument("--freedom", default="levels,weights,times,scale")
+    parser.add_argument("--freedom", default="levels,weights,times,scale,start")
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--label", default="", help="a suffix of the results' keys")
     arguments = parser.parse_args()

@@ -14,7 +14,7 @@ from diffast.model.denoiser import Denoiser
 from diffast.model.fingerprint import fingerprint
 from diffast.plans import Plan
 from diffast.plans.provenance import digest
-from diffast.tuning.parameters import FREEDOMS
+from diffast.tuning.parameters import FREEDOMS, STANDARD
 
 # Candidates are compared at first on pilots that hold about so many numbers.
 _SCREENED = 4096
@@ -133,7 +133,7 @@ def check_arguments(
         if others["polish"]:
             raise ValueError("tune: polish is given, but it is for deterministic plans alone")
     if freedom is None:
-        freedom = ("levels", "weights", "times", "scale") + ("noise",) * stochastic
+        freedom = (*STANDARD, *(("noise",) if stochastic else ("start",)))
     freedom, notes = _freedom(denoiser, freedom, stochastic)
     start = others["start"]
     if start is not None:

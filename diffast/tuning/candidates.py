@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,6 +57,12 @@ GRIDS: dict[str, Callable[..., np.ndarray]] = {
     "uniform_flow": grids.even,
     "uniform_time": grids.uniform_time,
 }
+# Levels sigma/alpha at which a run may start in place of the schedule's highest, for data of a
+# deviation of about 1. Noise of this level stands for the noisy data there. A run of few calls
+# loses little by this and saves a call or two; learning moves the level.
+LATE = (20.0, 10.0, 5.0)
+LATE_SOLVERS = ("unipc(2)", "deis(2)", "adams(3)")
+
 STOCHASTIC: dict[str, Callable[..., Plan]] = {
     "ddpm": solvers.ddpm,
     "ddim(eta=0.5)": lambda s, g: solvers.ddim(s, g, eta=0.5),
@@ -72,6 +79,27 @@ def recipes(stochastic: bool = False) -> Iterator[Recipe]:
     for solver, build in (STOCHASTIC if stochastic else SOLVERS).items():
         for grid, times in GRIDS.items():
             yield Recipe(f"{solver}, {grid}", _builder(build, times))
+
+
+def late_recipes() -> Iterator[Recipe]:
+    """Yields candidates that start at a lower level than the schedule's highest."""
+    for name in [name for name in SOLVERS if name in LATE_SOLVERS]:
+        for level in LATE:
+            for grid, times in (("karras", grids.karras), ("even arctan", _even_arctan)):
+                yield Recipe(
+                    f"{name}, {grid} from {level:g}",
+                    _builder(SOLVERS[name], partial(_late, times, level)),
+                )
+
+
+def _even_arctan(schedule: Any, steps: int, sigma_max: float) -> np.ndarray:
+    return grids.even(schedule, steps, clock="arctan", sigma_max=sigma_max)
+
+
+def _late(times: Callable[..., np.ndarray], level: float, schedule: Any, steps: int) -> np.ndarray:
+    if not level < 0.8 * np.exp(-float(schedule.lam(schedule.t_start))):
+        raise ValueError(f"sigma/alpha = {level:g} is no late start of {schedule}")
+    return times(schedule, steps, sigma_max=level)
 
 
 def _builder(build: Callable[..., Plan], times: Callable[..., np.ndarray]) -> Callable:
@@ -117,7 +145,7 @@ def plans_for(
 def _all_plans(
     denoiser: Any, pilots: Any, calls: int, stochastic: bool
 ) -> Iterator[tuple[str, Plan]]:
-    for recipe in recipes(stochastic):
+    for recipe in (*recipes(stochastic), *(() if stochastic else late_recipes())):
         try:
             with unchecked():
                 plan = recipe.build(denoiser, calls)
