@@ -20,12 +20,12 @@ import diffast as df
 from diffast.digits import NULL_LABEL, load_unet, plan_name
 
 
-def digits_denoiser(guidance: float = 1.0) -> df.Denoiser:
+def digits_denoiser(guidance: float = 1.0, device: str = "cpu") -> df.Denoiser:
     """The embedded network; pilot i is to be a digit of class i modulo 10."""
     labels = {"labels": torch.arange(10)}
     blank = {"labels": torch.tensor([NULL_LABEL])}
     return df.Denoiser(
-        load_unet(),
+        load_unet().to(device),
         df.schedules.edm(),
         predicts="x0",
         conditions=labels,
@@ -47,13 +47,14 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=12)
     parser.add_argument("--starts", type=int, default=2)
     parser.add_argument("--polish", type=int, default=0)
-    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=None)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compare", default="2")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    denoiser = digits_denoiser(arguments.guidance)
+    denoiser = digits_denoiser(arguments.guidance, arguments.device)
     for calls in map(int, arguments.calls.split(",")):
         freedom = arguments.freedom.split(",")
         kind = plan_name(calls, arguments.guidance)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from diffast.model.denoiser import Denoiser
 from diffast.model.fingerprint import fingerprint
 from diffast.plans import Plan
+from diffast.plans.provenance import digest
 from diffast.tuning.parameters import FREEDOMS
 
 # Candidates are compared at first on pilots that hold about so many numbers.
@@ -76,8 +78,24 @@ class Settings:
             "predicts": denoiser.predicts,
             "network": fingerprint(denoiser.network),
             "guidance": None if callable(scale) else float(scale),
-            "start": None if self.start is None else self.start.name,
+            "start": None if self.start is None else f"{self.start.name} {digest(self.start)}",
+            "conditions": [_digest(denoiser.conditions), _digest(denoiser.unconditional)],
         }
+
+
+def _digest(conditions: Mapping[str, Any] | None) -> str | None:
+    """Returns 16 hexadecimal digits of the tensors in conditions and of the names of the others."""
+    if conditions is None:
+        return None
+    found = hashlib.sha256()
+    for name, value in sorted(conditions.items()):
+        found.update(name.encode())
+        if isinstance(value, torch.Tensor):
+            found.update(f"{list(value.shape)}".encode())
+            found.update(value.detach().cpu().double().numpy().tobytes())
+        elif isinstance(value, (bool, int, float, str, bytes, type(None))):
+            found.update(repr(value).encode())
+    return found.hexdigest()[:16]
 
 
 def check_arguments(
@@ -102,6 +120,10 @@ def check_arguments(
     if shape[0] < 2:
         raise ValueError(f"tune: shape is {list(shape)}, but 2 pilots are needed at least")
     held_out = shape[0] if held_out is None else _whole("held_out", held_out, 2)
+    device = others.pop("device")
+    place = denoiser.device() if device is None else torch.device(device)
+    if others["rows"] is None:
+        others["rows"] = 64 if place.type == "cpu" else 512
     for name, least in (("batch", 1), ("iterations", 0), ("starts", 1), ("polish", 0), ("rows", 1)):
         others[name] = _whole(name, others[name], least)
     others["batch"] = min(others["batch"], shape[0])
@@ -116,8 +138,6 @@ def check_arguments(
     start = others["start"]
     if start is not None:
         _check_start(denoiser, start, calls)
-    device = others.pop("device")
-    place = denoiser.device() if device is None else torch.device(device)
     compare = tuple(float(n) for n in others.pop("compare"))
     if not 0.0 < others["tolerance"] < 1.0:
         raise ValueError(f"tune: tolerance is {others['tolerance']}, but must lie in (0, 1)")
@@ -161,6 +181,8 @@ def _freedom(
         )
     if "noise" in wanted and not stochastic:
         raise ValueError("tune: freedom holds 'noise', but stochastic is False")
+    if "directions" in wanted and stochastic:
+        raise ValueError("tune: freedom holds 'directions', but stochastic is True")
     notes = ()
     dtype = denoiser.time_dtype
     if "times" in wanted and dtype is not None and not dtype.is_floating_point:

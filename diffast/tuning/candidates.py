@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from diffast import grids, solvers
+from diffast.planning.choose import plan as start_plan
 from diffast.plans import Plan
-from diffast.plans.overshoot import PlanWarning
+from diffast.plans.overshoot import is_unstable
+from diffast.plans.provenance import digest
+from diffast.solvers.core.stability import unchecked
 
 
 class Recipe(NamedTuple):
@@ -103,17 +106,26 @@ def whole_grid(denoiser: Any, grid: np.ndarray) -> np.ndarray:
 def plans_for(
     denoiser: Any, pilots: Any, calls: int, stochastic: bool = False
 ) -> Iterator[tuple[str, Plan]]:
-    """Yields (name, plan) of all candidates that can be built for so many calls."""
+    """Yields (name, plan) of all candidates that can be built for so many calls, each once."""
+    seen = set()
+    for name, plan in _all_plans(denoiser, pilots, calls, stochastic):
+        if plan.nfe <= calls and plan.stochastic == stochastic and digest(plan) not in seen:
+            seen.add(digest(plan))
+            yield name, plan
+
+
+def _all_plans(
+    denoiser: Any, pilots: Any, calls: int, stochastic: bool
+) -> Iterator[tuple[str, Plan]]:
     for recipe in recipes(stochastic):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", PlanWarning)
+            with unchecked():
                 plan = recipe.build(denoiser, calls)
-        except (ValueError, PlanWarning):  # not for this schedule, or not stable with so few calls
+        except ValueError:  # not for this schedule
             continue
-        if plan.nfe <= calls and plan.stochastic == stochastic:
+        if not is_unstable(plan):
             yield recipe.name, plan
+    with suppress(ValueError):  # more calls than a network of whole times has levels
+        yield "df.plan", start_plan(denoiser, calls, stochastic=stochastic)
     for hook in HOOKS:
-        for name, plan in hook(denoiser, pilots, calls):
-            if plan.nfe <= calls and plan.stochastic == stochastic:
-                yield name, plan
+        yield from hook(denoiser, pilots, calls)

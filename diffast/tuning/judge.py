@@ -40,16 +40,22 @@ class Judge:
     Args:
         wanted: the teacher's samples [B, ...].
         features: what is compared, a function of samples; None: the samples themselves.
+        device: where the features are computed.
     """
 
-    def __init__(self, wanted: torch.Tensor, features: Features | None = None):
+    def __init__(
+        self,
+        wanted: torch.Tensor,
+        features: Features | None = None,
+        device: torch.device | str = "cpu",
+    ):
         """Works out the spread."""
-        self.features = features
+        self.features, self.device = features, device
         self.wanted = self._seen(wanted)
         self.spread = spread_of(self.wanted)
 
     def _seen(self, x: torch.Tensor) -> torch.Tensor:
-        return x if self.features is None else self.features(x)
+        return x if self.features is None else self.features(x.to(self.device))
 
     def error(self, x: torch.Tensor, rows: slice = slice(None)) -> float:
         """Returns the root mean square distance over the spread; infinity if not finite."""

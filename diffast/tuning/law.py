@@ -23,11 +23,18 @@ class LawJudge:
         wanted: the teacher's samples [B, ...].
         features: what is compared, a function of samples; None: the samples themselves.
         seed: of the directions.
+        device: where the features are computed.
     """
 
-    def __init__(self, wanted: torch.Tensor, features: Features | None = None, seed: int = 0):
+    def __init__(
+        self,
+        wanted: torch.Tensor,
+        features: Features | None = None,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ):
         """Works out the directions, and the teacher's sorted projections."""
-        self.features = features
+        self.features, self.device = features, device
         flat = self._seen(wanted)
         size = flat.shape[1]
         drawn = torch.Generator().manual_seed(seed % 2**63)
@@ -41,7 +48,7 @@ class LawJudge:
         self.wanted = (flat @ self.directions).sort(0).values
 
     def _seen(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.cpu() if self.features is None else self.features(x).cpu()
+        x = x.cpu() if self.features is None else self.features(x.to(self.device)).cpu()
         return x.reshape(len(x), -1).float()
 
     def error(self, x: torch.Tensor, rows: slice = slice(None)) -> float:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from diffast.tuning.directions import PairedParameters
 from diffast.tuning.parameters import Numbers, Parameters
 from diffast.tuning.pilots import Pilots, pieces, tiled
 from diffast.tuning.run import Rows
@@ -64,7 +65,7 @@ class Runner:
         rows: rows of one network call, at most.
     """
 
-    def __init__(self, parameters: Parameters, pilots: Pilots, rows: int):
+    def __init__(self, parameters: Parameters | PairedParameters, pilots: Pilots, rows: int):
         """Keeps them; `calls` counts network evaluations by sample."""
         self.parameters, self.pilots, self.rows = parameters, pilots, rows
         self.calls = 0
@@ -74,34 +75,28 @@ class Runner:
         x = self.pilots.noise(ids, float(numbers.levels[0, 1]))
         trace = Trace([x], [])
         for n in range(len(numbers.keep)):
-            trace.estimates.append(self._estimates(ids, [(x, numbers)], n)[0])
-            x = _next(x, trace.estimates, numbers, n, self._normal(ids, numbers, n))
-            trace.states.append(x)
+            trace.estimates.append(self._estimates(ids, [(trace.states[n], numbers)], n)[0])
+            normal = self._normal(ids, numbers, n)
+            trace.states.append(_next(trace, numbers, n, normal))
         return trace
 
     def changed(
         self, ids: torch.Tensor, trace: Trace, base: Numbers, others: list[Numbers]
     ) -> list[torch.Tensor]:
         """Returns the samples [B, ...] of each of several other numbers, near the base."""
-        count = len(base.keep)
         first = [_first_change(base, other) for other in others]
-        states: list[torch.Tensor] = [trace.states[0]] * len(others)
-        estimates = [[*trace.estimates] for _ in others]
-        for n in range(count):
+        runs = [Trace([*trace.states], [*trace.estimates]) for _ in others]
+        for n in range(len(base.keep)):
             called = [k for k, (call, _) in enumerate(first) if call <= n]
-            for k in range(len(others)):
-                if n <= min(first[k]):
-                    states[k] = trace.states[n]
-            made = self._estimates(ids, [(states[k], others[k]) for k in called], n)
+            wanted = [(runs[k].states[n], others[k]) for k in called]
+            made = self._estimates(ids, wanted, n)
             for k, estimate in zip(called, made, strict=True):
-                estimates[k][n] = estimate
+                runs[k].estimates[n] = estimate
             normal = self._normal(ids, base, n)
             for k, other in enumerate(others):
                 if min(first[k]) <= n:
-                    states[k] = _next(states[k], estimates[k], other, n, normal)
-        return [
-            state if min(first[k]) < count else trace.states[-1] for k, state in enumerate(states)
-        ]
+                    runs[k].states[n + 1] = _next(runs[k], other, n, normal)
+        return [run.states[-1] for run in runs]
 
     def _normal(self, ids: torch.Tensor, numbers: Numbers, n: int) -> torch.Tensor | None:
         return self.pilots.noise(ids, 1.0, n) if bool(numbers.fresh[n] > 0.0) else None
@@ -139,11 +134,12 @@ class Runner:
         return (a * x + b * output).split(batch)
 
 
-def _next(x, estimates, numbers, n, normal):
-    """Returns x after call n."""
-    made = numbers.keep[n] * x
+def _next(trace, numbers, n, normal):
+    """Returns the state that row n makes."""
+    made = numbers.keep[n] * trace.states[numbers.bases()[n]]
     for j in range(n + 1):
-        made = made + numbers.weights[n, j] * estimates[j]
+        if numbers.weights[n, j] != 0.0:
+            made = made + numbers.weights[n, j] * trace.estimates[j]
     return made if normal is None else made + numbers.fresh[n] * normal
 
 

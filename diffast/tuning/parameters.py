@@ -20,6 +20,7 @@ FREEDOMS = {
     "scale": "the scale of the state, which need not lie on the schedule",
     "guidance": "the guidance scale of each call",
     "noise": "the share of fresh noise of each step, in stochastic plans",
+    "directions": "two network calls of one stage at once, on two inputs; both are counted",
 }
 
 
@@ -35,6 +36,7 @@ class Numbers(NamedTuple):
         b: [N] weights of its output.
         scales: [N] guidance scales.
         levels: [N + 1, 2] of (alpha, sigma).
+        base: which state, by its call, each row weighs with `keep`; None: the newest.
     """
 
     keep: torch.Tensor
@@ -45,6 +47,11 @@ class Numbers(NamedTuple):
     b: torch.Tensor
     scales: torch.Tensor
     levels: torch.Tensor
+    base: tuple[int, ...] | None = None
+
+    def bases(self) -> Sequence[int]:
+        """Returns which state each row weighs, [N]."""
+        return range(len(self.keep)) if self.base is None else self.base
 
 
 class Parameters:
@@ -131,7 +138,7 @@ class Parameters:
                 a small difference of the vector is one of the numbers.
         """
         n = self.form.calls
-        lams = self._lams(vector)
+        lams = self.log_snr(vector)
         inner_t, alpha, sigma = self.at(lams[1:])
         off = torch.exp(self._off + self.part(vector, "scale", n - 1))
         ends = torch.from_numpy(self.form.levels)
@@ -156,7 +163,7 @@ class Parameters:
         scales = self._scales + self.part(vector, "guidance", n)
         return Numbers(keep, weights, fresh, told, a, b, scales, levels)
 
-    def _lams(self, vector: torch.Tensor) -> torch.Tensor:
+    def log_snr(self, vector: torch.Tensor) -> torch.Tensor:
         """Returns [N] log-SNRs of the calls' levels, the first one -inf where alpha is 0 there."""
         n = self.form.calls
         moves = self.part(vector, "levels", n - 1)

@@ -50,9 +50,8 @@ class Pilots:
         """Returns the noises [B, ...] of pilots, those that `df.sample` gives these ids."""
         shape = (len(ids), *self.shape)
         which = ops.INITIAL_NOISE if stage is None else stage
-        return ops.normal(
-            shape, seed=self.seed, stage=which, ids=ids, scale=scale, device=self.device
-        )
+        ids = ids.to(self.device)
+        return ops.normal(shape, seed=self.seed, stage=which, ids=ids, scale=scale)
 
     def rows(self, ids: torch.Tensor) -> Denoiser:
         """Returns the denoiser with the conditions of these pilots.

@@ -72,10 +72,10 @@ def run(rows: Rows, numbers: Numbers, normals: list[torch.Tensor] | None = None)
         numbers: from `Parameters.numbers`.
         normals: [N] fresh normals [B, ...] of the calls; None: the plan draws none.
     """
-    x, estimates = rows.x, []
+    states, estimates = [rows.x], []
     # Numbers without dimension leave the state's dtype as it is.
     keep, told, a, b, scales, fresh = (
-        [*part.to(x.device).unbind()]
+        [*part.to(rows.x.device).unbind()]
         for part in (
             numbers.keep,
             numbers.told,
@@ -85,15 +85,16 @@ def run(rows: Rows, numbers: Numbers, normals: list[torch.Tensor] | None = None)
             numbers.fresh,
         )
     )
-    weights = numbers.weights.to(x.device)
-    for n in range(len(keep)):
-        estimates.append(rows.estimate(x, told[n], a[n], b[n], scales[n]))
-        x = keep[n] * x
+    weights = numbers.weights.to(rows.x.device)
+    for n, base in enumerate(numbers.bases()):
+        estimates.append(rows.estimate(states[n], told[n], a[n], b[n], scales[n]))
+        x = keep[n] * states[base]
         for j, estimate in enumerate(estimates):
             x = x + weights[n, j] * estimate
         if normals is not None:
             x = x + fresh[n] * normals[n]
-    return x
+        states.append(x)
+    return states[-1]
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
@@ -18,9 +19,11 @@ from diffast.executors.context import progress_bar
 from diffast.model.denoiser import Denoiser
 from diffast.model.fingerprint import fingerprint
 from diffast.plans import Plan
+from diffast.plans.overshoot import PlanWarning
 from diffast.tuning.arguments import Settings, check_arguments
 from diffast.tuning.candidates import plans_for
-from diffast.tuning.form import form_of
+from diffast.tuning.directions import PairedParameters, stages_of
+from diffast.tuning.form import Form, form_of
 from diffast.tuning.grids import measured
 from diffast.tuning.judge import Features, Judge, samples_of
 from diffast.tuning.law import LawJudge
@@ -33,6 +36,10 @@ from diffast.tuning.walk import ROUND, Walk, cost
 
 # How many candidates are measured on all held-out noises, and how many on other budgets.
 _FINALISTS, _COMPARED = 6, 12
+# Calls a pilot that measured grids take, about; for the statement of the cost.
+_GRID_CALLS = 380
+# More pilots are asked for where the held-out error is so many times that of the pilots.
+_OVERFIT = 1.3
 # Iterations that a start has before the best start is chosen.
 _TRIAL = 2
 
@@ -57,7 +64,7 @@ def tune(
     measured_grids: bool = True,
     compare: Sequence[float] = (2,),
     start: Plan | None = None,
-    rows: int = 64,
+    rows: int | None = None,
     memory_limit: int = 2**30,
     resume: str | PathLike | None = None,
     device: torch.device | str | None = None,
@@ -93,7 +100,8 @@ def tune(
         freedom: what is learned; None: "levels", "weights", "times" and "scale", and "noise" with
             stochastic plans. Choose among "levels", "weights", "times" (the time that the network
             is told), "scale" (of the state, off the schedule), "guidance" (a scale for each call),
-            "noise" (the share of fresh noise of each step).
+            "noise" (the share of fresh noise of each step), "directions" (a stage calls the network
+            on two inputs at once; both calls are counted; `df.sample` alone runs such plans).
         conditions: called as conditions(ids) with ids [B] int64; returns named conditions of B
             rows, or a pair of them for the two branches of guidance. It has to return the same
             rows for the same ids.
@@ -112,7 +120,7 @@ def tune(
             (`df.tuning.grids`). With stochastic plans they are not.
         compare: budgets, as multiples of `calls`, at which standard plans are measured too.
         start: a further plan to start from, of so many calls at most.
-        rows: rows of one network call, at most.
+        rows: rows of one network call, at most; None: 64 on a CPU, 512 on other devices.
         memory_limit: bytes that states and derivatives of learning may take, without what the
             network needs inside; the latter is bounded by `rows`.
         resume: a file that keeps what was worked out. A run that was killed goes on from it, and
@@ -158,8 +166,7 @@ class _Tuning:
         settings = self.settings
         candidates = self._candidates(settings.calls)
         if settings.measured_grids and not settings.stochastic:
-            count = len(self.train)
-            candidates |= measured(self.denoiser, self.pilots, settings.calls, self.memo, count)
+            candidates |= self._measured()
         if settings.start is not None:
             candidates["the start given"] = settings.start
         if not candidates:
@@ -203,6 +210,13 @@ class _Tuning:
         """Returns the standard plans of at most so many calls, by name."""
         return dict(plans_for(self.denoiser, self.pilots, calls, self.settings.stochastic))
 
+    def _measured(self) -> dict[str, Plan]:
+        """Returns plans on grids that are measured on the network, by name."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PlanWarning)  # an unstable one is measured as such
+            calls, count = self.settings.calls, len(self.train)
+            return measured(self.denoiser, self.pilots, calls, self.memo, count)
+
     def _teach(self, teacher: Plan) -> None:
         """Works out the teacher's samples of all pilots."""
         ids = torch.cat([self.train, self.held])
@@ -220,8 +234,8 @@ class _Tuning:
         """Returns what measures errors against the teacher's samples of some pilots."""
         settings = self.settings
         if settings.stochastic:
-            return LawJudge(ends, settings.features, settings.seed)
-        return Judge(ends, settings.features)
+            return LawJudge(ends, settings.features, settings.seed, settings.device)
+        return Judge(ends, settings.features, settings.device)
 
     def _samples(self, plan: Plan, ids: torch.Tensor) -> torch.Tensor:
         return samples_of(plan, self.pilots, ids, self.settings.rows, self.bar.update)
@@ -275,16 +289,19 @@ class _Tuning:
     def _learn(self, ranked, candidates):
         """Returns (vector, parameters, held-out errors) of the best start; Nones for no start."""
         begun, grids = [], set()
+        if "directions" in self.settings.freedom:
+            stages = len(stages_of(self.settings.calls))
+            candidates = self._candidates(stages)
+            ranked = self._screen(candidates, f"{stages} stages")
         for name, _ in ranked:
             grid = name.rpartition(", ")[2]
             if grid in grids:  # starts of one grid lead to one end
                 continue
             try:
-                form = form_of(candidates[name])
-                parameters = Parameters(form, self.denoiser, self.settings.freedom)
-            except ValueError:  # a plan that calls the network twice at one level
+                parameters = self._parameters(form_of(candidates[name]))
+            except ValueError:  # a plan of fewer calls, or one that calls twice at one level
                 continue
-            if form.calls == self.settings.calls and parameters.size:
+            if parameters.size:
                 begun.append((name, parameters))
                 grids.add(grid)
             if len(begun) == self.settings.starts:
@@ -300,7 +317,21 @@ class _Tuning:
         best.go(self.settings.iterations)
         if self.settings.polish:
             best.polish(self.settings.polish)
+        if best.trained is not None and best.best[0] > _OVERFIT * best.trained:
+            self.say(
+                f"the error is {best.trained:.3g} on the pilots and {best.best[0]:.3g} on the "
+                f"held-out noises: more pilots than {len(self.train)} would help"
+            )
         return np.array(best.best[1]), best.parameters, best.history
+
+    def _parameters(self, form: Form) -> Parameters | PairedParameters:
+        """Returns what is learned from a standard plan's form; ValueError where nothing can be."""
+        settings = self.settings
+        if "directions" in settings.freedom:
+            return PairedParameters(form, self.denoiser, settings.freedom, settings.calls)
+        if form.calls != settings.calls:
+            raise ValueError(f"tune: a plan of {form.calls} calls, not {settings.calls}")
+        return Parameters(form, self.denoiser, settings.freedom)
 
     def _state_cost(self, candidates: int) -> int:
         """Returns the network evaluations to come, by sample, and says what they will take."""
@@ -309,6 +340,8 @@ class _Tuning:
         learned = settings.calls * (settings.calls - 1) // 2 + 3 * settings.calls
         total = 64 * (trained + held) + candidates * calls * settings.screened
         total += _FINALISTS * calls * held
+        if settings.measured_grids and not settings.stochastic:
+            total += _GRID_CALLS * min(max(settings.screened, 16), trained)
         rounds = settings.iterations + _TRIAL * (settings.starts - 1)
         total += rounds * (cost(settings, learned) + held * calls)
         total += settings.polish * 3 * settings.batch * calls

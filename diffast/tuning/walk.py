@@ -10,6 +10,7 @@ import torch
 from diffast.plans import Plan
 from diffast.tuning.adam import Adam, Descent, begin, has_gradient
 from diffast.tuning.arguments import Settings
+from diffast.tuning.directions import PairedParameters
 from diffast.tuning.judge import Judge
 from diffast.tuning.law import LawJudge
 from diffast.tuning.levenberg import Marquardt, Runner
@@ -51,7 +52,7 @@ def cost(settings: Settings, size: int) -> int:
 class Walk:
     """Learning from one start; every iteration is in the memo."""
 
-    def __init__(self, tuning: Tuning, name: str, parameters: Parameters):
+    def __init__(self, tuning: Tuning, name: str, parameters: Parameters | PairedParameters):
         """Begins at the standard plan, whose held-out error comes first."""
         self.tuning, self.name, self.parameters = tuning, name, parameters
         settings = tuning.settings
@@ -68,6 +69,7 @@ class Walk:
         # Later batches may be larger. Learning ends where it has taken what all would have taken.
         self.left = settings.iterations * cost(settings, parameters.size)
         self.history: list[float] = []
+        self.trained: float | None = None  # error of the pilots of the newest iteration
         first = tuning.held_error(f"learn {name}: start", self._plan())
         self.history.append(first)
         self.best = (first, self.vector.tolist())
@@ -82,6 +84,7 @@ class Walk:
             found = self.tuning.memo(key, self._iterate)
             self.vector, self.damping = np.array(found["vector"]), found["damping"]
             self.left -= found["calls"]
+            self.trained = found["after"]
             if found["after"] == found["before"]:  # more pilots tell a better direction
                 self.batch = min(2 * self.batch, len(self.tuning.train))
             error = self.tuning.held_error(f"{key}, held", self._plan())

@@ -112,7 +112,7 @@ def test_a_number_of_each_freedom_changes_what_it_is_named_for():
         "guidance": "scales",
         "noise": "fresh",
     }
-    assert {*fields} == {*FREEDOMS}
+    assert {*fields, "directions"} == {*FREEDOMS}
     for freedom, field in fields.items():
         parameters = Parameters(form_of(plan), network, (freedom,))
         same, other = (

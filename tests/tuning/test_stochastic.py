@@ -40,6 +40,7 @@ def test_the_sliced_distance_is_that_of_sorted_samples():
     assert judge.error(torch.randn(300, 3) * torch.nan) == float("inf")
 
 
+@pytest.mark.slow
 def test_a_tuned_stochastic_plan_has_a_nearer_law():
     result = df.tune(denoiser(), 6, (1024, 2), **OPTIONS)
     assert result.plan.stochastic

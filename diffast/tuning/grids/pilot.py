@@ -108,8 +108,9 @@ class Pilot:
     @cached_property
     def path(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Returns (states u, x0 estimates) of the flow at all fine levels."""
-        states, estimates = self.flow.heun(self.flow.start(), self.times)
-        estimates.append(self.flow.estimate(states[-1], self.times[-1]))
+        with torch.no_grad():
+            states, estimates = self.flow.heun(self.flow.start(), self.times)
+            estimates.append(self.flow.estimate(states[-1], self.times[-1]))
         return states, estimates
 
     @property
