@@ -58,7 +58,7 @@ def _message(build, args, options, plan):
     out = overshoot(plan)
     far = f", by {out:.2g} times the data's spread" if out < np.inf else ""
     enough = _stable_steps(build, args, options, plan)
-    more = "" if enough is None else f" It is stable with {enough} steps and more."
+    more = "" if enough is None else f" This grid divided into {enough} steps is stable."
     return (
         f"{plan.name}: {plan.steps} steps ({plan.nfe} network calls) are unstable on this grid: "
         f"samples of a test problem end outside of the data{far}.{more} With as few calls, a "
