@@ -184,12 +184,14 @@ def warn_of_spread(who: str, schedule: Any, time: Any, x: torch.Tensor | None) -
     alpha, sigma = float(schedule.alpha(time)), float(schedule.sigma(time))
     if not sigma > _NOISY * alpha:
         return
-    size = float(x.detach().norm()) / x.numel() ** 0.5
+    # the median of the samples: a single strange one is the caller's, and fails by itself
+    size = float(x.detach().flatten(1).norm(dim=1).median()) if x.dim() > 1 else float(x.std())
+    size /= (x.numel() / len(x)) ** 0.5
     if not sigma / _FAR <= size <= sigma * _FAR:
         warnings.warn(
-            f"{who}: x has root mean square {size:.3g}, but at the start t = {time:g} it should be "
-            f"noise of deviation sigma = {sigma:.3g}: multiply normals by the schedule's sigma, or "
-            "leave x out",
+            f"{who}: x has root mean square {size:.3g} (median of its samples), but at the start "
+            f"t = {time:g} it should be noise of deviation sigma = {sigma:.3g}: multiply normals "
+            "by the schedule's sigma, or leave x out",
             stacklevel=3,
         )
 

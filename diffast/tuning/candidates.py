@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -12,8 +11,9 @@ import numpy as np
 from diffast import grids, solvers
 from diffast.planning.choose import plan as start_plan
 from diffast.plans import Plan
-from diffast.plans.overshoot import PlanWarning
+from diffast.plans.overshoot import is_unstable
 from diffast.plans.provenance import digest
+from diffast.solvers.core.stability import unchecked
 
 
 class Recipe(NamedTuple):
@@ -119,12 +119,12 @@ def _all_plans(
 ) -> Iterator[tuple[str, Plan]]:
     for recipe in recipes(stochastic):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", PlanWarning)
+            with unchecked():
                 plan = recipe.build(denoiser, calls)
-        except (ValueError, PlanWarning):  # not for this schedule, or not stable with so few calls
+        except ValueError:  # not for this schedule
             continue
-        yield recipe.name, plan
+        if not is_unstable(plan):
+            yield recipe.name, plan
     with suppress(ValueError):  # more calls than a network of whole times has levels
         yield "df.plan", start_plan(denoiser, calls, stochastic=stochastic)
     for hook in HOOKS:

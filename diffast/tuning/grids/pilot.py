@@ -140,8 +140,10 @@ class Pilot:
         losses = []
         with torch.no_grad():
             for k in self.coarse:
-                made = self.flow.estimate(data + self.rho[k] * noise, self.times[k])
-                losses.append(float((made - data).double().square().flatten(1).sum(1).mean()))
+                made = self.flow.estimate(data + float(self.rho[k]) * noise, float(self.times[k]))
+                losses.append(
+                    float((made - data).double().square().reshape(len(made), -1).sum(1).mean())
+                )
         return densities.rising(np.array(losses)[::-1])[::-1]
 
     @cached_property
@@ -155,7 +157,7 @@ class Pilot:
         with torch.no_grad():
             for i, j in zip(self.coarse[:-1], self.coarse[1:], strict=True):
                 u, rho, new = states[i], self.rho[i], self.rho[j]
-                after = self.flow.estimate(u, self.times[j])
+                after = self.flow.estimate(u, float(self.times[j]))
                 change = (after - u) / new**2 - (estimates[i] - u) / rho**2
                 changes.append(new * float(change.double().square().mean().sqrt()))
         return np.array(changes)
@@ -301,5 +303,7 @@ class Pilot:
             for j in range(i + 1, count):
                 keep = self.rho[j] / self.rho[i]
                 made = torch.lerp(estimates[i], states[i], float(keep))
-                cost[i, j] = float((made - states[j]).flatten(1).norm(dim=1).double().mean())
+                cost[i, j] = float(
+                    (made - states[j]).reshape(len(made), -1).norm(dim=1).double().mean()
+                )
         return cost
