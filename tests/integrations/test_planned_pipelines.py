@@ -18,6 +18,7 @@ import diffusers_pipelines as tiny  # noqa: E402
 from tuned_plans import tuned, two_inputs  # noqa: E402
 
 import diffast as df  # noqa: E402
+from diffast.integrations import from_diffusers  # noqa: E402
 from diffast.integrations.diffusers import (  # noqa: E402
     DiffastScheduler,
     PlanScheduler,
@@ -25,6 +26,7 @@ from diffast.integrations.diffusers import (  # noqa: E402
     pipeline_denoiser,
 )
 from diffast.integrations.diffusers.convention import convention_of  # noqa: E402
+from diffast.model.fingerprint import fingerprint  # noqa: E402
 
 diffusers.utils.logging.set_verbosity_error()
 CALLS = 4
@@ -387,3 +389,16 @@ def test_the_plan_to_start_with_runs_in_a_pipeline(name):
     torch.testing.assert_close(draw(pipe, call), want, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="plan is a SimpleNamespace, .*: give its .plan"):
         accelerate(pipe, plan=SimpleNamespace(plan=plan), quiet=True)
+
+
+@pytest.mark.parametrize("name", ["unet", "SD3", "DDPM"])
+def test_a_plan_made_with_from_diffusers_is_one_for_the_pipeline(name):
+    """The same schedule, prediction and fingerprint, whichever way the network was read."""
+    pipe = pipeline(name)
+    network = getattr(pipe, "transformer", None) or pipe.unet
+    denoiser = from_diffusers(network, pipe.scheduler)
+    made_for = {"predicts": denoiser.predicts, "network": fingerprint(denoiser.network)}
+    plan = replace(tuned(denoiser.schedule, CALLS), made_for=made_for)
+    report = accelerate(pipe, plan=plan, quiet=True)
+    assert made_for["network"] and "fingerprint" not in str(report)
+    assert draw(pipe, CASES[name][1]()).isfinite().all()

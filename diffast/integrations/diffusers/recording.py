@@ -126,6 +126,9 @@ def record(pipe: Any, call: Mapping[str, Any]) -> Recording:
             pipe(**given)
     finally:
         pipe.scheduler = before
+        free = getattr(pipe, "maybe_free_model_hooks", None)
+        if free is not None:  # what the pipeline does at its end, for models that are offloaded
+            free()
     name = type(pipe).__name__
     if len(recorder.steps) < 2:
         raise ValueError(f"{name} ended before its scheduler took two steps, but a loop is needed")
