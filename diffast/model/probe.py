@@ -45,7 +45,7 @@ NOISIEST, CLEANEST = -4.5, 5.0
 LARGEST, FOLLOWS, CHANCE = 0.3, 2.0, 0.15
 # How wrong an output may be against its size: at much noise a network of epsilon that is wrong by
 # 1% gives an x0 that is wrong by 1% of sigma / alpha.
-ROUGH = 0.05
+ROUGH = 0.1
 
 
 @dataclass(frozen=True)

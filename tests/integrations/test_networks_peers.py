@@ -193,8 +193,10 @@ def test_monai_refuses_what_is_no_scheduler():
 # sbi
 
 
-@pytest.fixture(scope="module")
-def simulations():
+@pytest.fixture
+def simulations(tmp_path, monkeypatch):
+    """Parameters and observations, where sbi's logs are written and left."""
+    monkeypatch.chdir(tmp_path)
     pytest.importorskip("sbi.inference")
     torch.manual_seed(0)
     theta = torch.rand(128, 2) * 4 - 2
