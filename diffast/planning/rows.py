@@ -22,7 +22,10 @@ from diffast.schedules import Schedule
 
 @dataclass(frozen=True)
 class Row:
-    """Levels tau_n / tau_0 [N], from 1 down, and weights, row n of n + 1 numbers, oldest first."""
+    """Levels tau_n / tau_0 [N], from 1 down, and weights, N rows.
+
+    Row n weighs the newest velocities, n + 1 of them or fewer, the oldest first.
+    """
 
     levels: tuple[float, ...]
     weights: tuple[tuple[float, ...], ...]
@@ -91,7 +94,8 @@ def plan_of(row: Row, schedule: Schedule, times: np.ndarray, name: str) -> Plan:
         mean[-1] = 1.0 - mean[:-1].sum()  # what a rounded number would break
         step = whole[n + 1] * (tau[n + 1] - tau[n])
         x = {"y": whole[n + 1] / whole[n]}
-        x |= {f"h{n - j}": step * weight for j, weight in enumerate(mean.tolist())}
+        oldest = len(mean) - 1
+        x |= {f"h{oldest - j}": step * weight for j, weight in enumerate(mean.tolist())}
         velocity = {"x": 1.0 / sigma[n], "d": -alpha[n] / sigma[n] - 1.0}
         stages.add(times[n], times[n + 1], x, h=velocity)
     return stages.plan(name, len(row.weights))
