@@ -34,8 +34,8 @@ class Row:
 def times_of(row: Row, schedule: Schedule, whole: bool) -> np.ndarray | None:
     """Returns the model times of the row's calls and the clean end, [N+1] float64.
 
-    Levels below the schedule's least noisy time are moved up, together with all others but the
-    first, as an affine map does.
+    A last level below the schedule's least noisy time is moved up to it; where more than one is
+    below, all levels but the first are moved, as an affine map does.
 
     Args:
         row: the row.
@@ -44,7 +44,9 @@ def times_of(row: Row, schedule: Schedule, whole: bool) -> np.ndarray | None:
     """
     first, least = (tau_at(schedule, t) for t in (schedule.t_start, schedule.t_min))
     levels = first * np.asarray(row.levels)
-    if levels[-1] < least and len(levels) > 1:
+    if len(levels) > 1 and levels[-1] < least and levels[-2] > 1.2 * least:
+        levels[-1] = least
+    elif len(levels) > 1 and levels[-1] < least:
         levels = first - (first - levels) * (first - least) / (first - levels[-1])
     levels[0] = first
     times = np.empty(len(levels) + 1)
@@ -99,3 +101,27 @@ def plan_of(row: Row, schedule: Schedule, times: np.ndarray, name: str) -> Plan:
         velocity = {"x": 1.0 / sigma[n], "d": -alpha[n] / sigma[n] - 1.0}
         stages.add(times[n], times[n + 1], x, h=velocity)
     return stages.plan(name, len(row.weights))
+
+
+# Variances of the Gaussian data that `gaussian_error` follows, a spread of 0.5 as in EDM and of 1.
+VARIANCES = np.array([0.25, 1.0])
+
+
+def gaussian_error(row: Row, schedule: Schedule, times: np.ndarray) -> float:
+    """Returns the largest relative error of a row's run on N(0, V) data, against the exact flow.
+
+    There v = (tau - (1 - tau) V) y / S with S = (1 - tau)^2 V + tau^2, and y ends at sqrt(V / S_0)
+    times its start. The number tells whether a row fits levels that it was not learned for.
+    """
+    alpha = np.asarray(schedule.alpha(times), dtype=np.float64)
+    sigma = np.asarray(schedule.sigma(times), dtype=np.float64)
+    tau = sigma / (alpha + sigma)
+    whole = np.multiply.outer((1 - tau) ** 2, VARIANCES) + tau[:, None] ** 2
+    rate = (tau[:, None] - np.multiply.outer(1 - tau, VARIANCES)) / whole
+    y, slopes = np.ones(len(VARIANCES)), []
+    for n, given in enumerate(row.weights):
+        slopes.append(rate[n] * y)
+        mean = np.tensordot(np.asarray(given), np.array(slopes[-len(given) :]), 1)
+        y = y + (tau[n + 1] - tau[n]) * mean
+    exact = np.sqrt(VARIANCES / whole[0])
+    return float(np.max(np.abs(y - exact) / exact))
