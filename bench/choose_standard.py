@@ -52,7 +52,8 @@ def of_kind(kind: str, guided: bool, rows: int) -> list[Problem]:
     if guided:
         return problems.guided_forms(kind, rows)
     every = problems.closed_forms(kind, rows)
-    found = [p for p in every if p.name.partition(" (")[0] in ("moons", "spirals", "64-D", "spectrum")]
+    some = ("moons", "spirals", "64-D", "spectrum")
+    found = [p for p in every if p.name.partition(" (")[0] in some]
     found += problems.imperfect_forms(rows) if kind == "vp" else []
     return found + [problems.network(n) for n in NETWORKS[kind] if n not in SLOW]
 

@@ -18,6 +18,10 @@ import torch
 
 from bench.networks.problems import Problem, joined
 
+# Velocities that a step weighs, at most: each is a tensor of the size of the state, and the op
+# `combine` takes 16 tensors.
+MEMORY = 10
+
 
 @dataclass
 class Row:
@@ -25,6 +29,18 @@ class Row:
 
     levels: np.ndarray
     weights: np.ndarray
+
+
+def remembered(row: Row) -> Row:
+    """Returns a row that weighs the newest MEMORY velocities alone.
+
+    The weights of older ones go to the oldest that is kept.
+    """
+    weights = row.weights.copy()
+    for n in range(MEMORY, len(weights)):
+        weights[n, : n - MEMORY + 1] = 0.0
+        weights[n, n - MEMORY + 1] += 1.0 - weights[n].sum()
+    return Row(row.levels, weights)
 
 
 def adams_row(calls: int, order: int, power: float, end: float = 0.0, fall: bool = False) -> Row:
@@ -122,6 +138,8 @@ class _Free(torch.nn.Module):
         self.steps = torch.nn.Parameter(torch.as_tensor(np.log(steps / steps.sum())))
         below = np.tril(row.weights, -1)
         self.below = torch.nn.Parameter(torch.as_tensor(below))
+        near = np.tril(np.ones(below.shape), -1) - np.tril(np.ones(below.shape), -MEMORY)
+        self.register_buffer("near", torch.as_tensor(near))
         self.least = least
 
     def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,7 +147,7 @@ class _Free(torch.nn.Module):
         share = torch.softmax(self.steps, 0)
         levels = torch.flip(torch.cumsum(torch.flip(share, [0]), 0), [0])
         levels = self.least + (1 - self.least) * levels
-        below = torch.tril(self.below, -1)
+        below = self.below * self.near
         return levels, below + torch.diag(1 - below.sum(1))
 
     def row(self) -> Row:
@@ -165,6 +183,7 @@ def learn(
         shrink: weight of the squared distance of the weights to those of `start`.
         batch: samples of a problem in an iteration.
     """
+    start = remembered(start)
     free = _Free(start, least).double()
     at = free.below.detach().clone()
     optimizer = torch.optim.Adam(free.parameters(), lr=rate)

@@ -110,7 +110,7 @@ def tau_of(schedule: Any, t: float) -> float:
 
 
 def finely(problem: Problem, steps: int) -> torch.Tensor:
-    """Returns the flow's end by the classical Runge-Kutta method, on steps that shrink to both ends.
+    """Returns the flow's end by the classical Runge-Kutta method, on small at both ends.
 
     Below the last level that the network knows the flow is the x0 estimate.
     """
