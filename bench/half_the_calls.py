@@ -82,7 +82,7 @@ def tuned(name: str, calls: int, options: dict[str, Any]) -> dict[str, Any]:
         rows=None if pictures else 2**15,
         progress=False,
         compare=(),
-        **{"iterations": 20, "starts": 3, **options},
+        **{"iterations": 20, "starts": 6, **options},
     )
     seconds = time.perf_counter() - begun
     with torch.no_grad():
