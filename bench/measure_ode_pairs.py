@@ -4,8 +4,9 @@
 
 A velocity field of the plane is trained on the spot (CondOT path, eight Gaussians), wide enough
 for a call on 2,000 samples to take about 2 ms on one core. Errors are rms distances to the end
-points of dopri5 at tolerance 1e-9 in float64. Times at equal error come from lines through
-log(time) by log(error). Results: bench/results/ode_pairs.json.
+points of dopri5 at tolerance 1e-9 in float64. Times are CPU times of the one thread, the best of
+some runs; at equal error they come from lines through log(time) by log(error). Results:
+bench/results/ode_pairs.json.
 """
 
 from __future__ import annotations
@@ -122,18 +123,18 @@ def main() -> None:
     table: dict[str, list[dict]] = {name: [] for name in runs}
     network(x, torch.zeros(SAMPLES))
     with torch.inference_mode():
-        started = time.perf_counter()
+        started = time.process_time()
         for _ in range(50):
             network(x, torch.zeros(SAMPLES))
-        call = (time.perf_counter() - started) / 50
+        call = (time.process_time() - started) / 50
     for tolerance in TOLERANCES:
         times: dict[str, list[float]] = {name: [] for name in runs}
         found = {}
         for _ in range(given.repeats):  # in turn, so that another load of the machine hits all
             for name, run in runs.items():
-                started = time.perf_counter()
+                started = time.process_time()
                 found[name] = run(tolerance)
-                times[name].append(time.perf_counter() - started)
+                times[name].append(time.process_time() - started)
         for name, (samples, calls) in found.items():
             error = float((samples.double() - ends).square().mean().sqrt())
             row = {"tolerance": tolerance, "calls": calls, "error": error}

@@ -24,6 +24,7 @@ from bench.networks import problems
 from bench.networks.problems import Problem
 
 CALLS = (4, 5, 6, 8, 10, 12, 15, 16, 20, 30)
+SHOWN = (5, 8, 10, 15, 20)  # networks of pictures have these alone
 RESULTS = Path(__file__).parent / "results" / "plans"
 FOUR = ("smalldiffusion", "azula", "flow_matching", "monai")
 HELD_OUT = "azula"  # never seen by the table
@@ -41,7 +42,7 @@ def measured(problem: Problem, runs: Iterable, calls: Iterable[int]) -> dict[str
             try:
                 with torch.no_grad():
                     y, taken = run(problem, n)
-            except Exception:  # noqa: BLE001, S112: what another tool cannot do is not a result
+            except Exception:  # what another tool cannot do is no result
                 continue
             if taken <= n:
                 best.append([problem.error(y), name])
@@ -50,7 +51,7 @@ def measured(problem: Problem, runs: Iterable, calls: Iterable[int]) -> dict[str
 
 def budgets(problem: Problem) -> tuple[int, ...]:
     """Returns the numbers of calls that a problem is measured at: fewer for pictures."""
-    return tuple(n for n in CALLS if n not in (4, 6, 16, 30)) if len(problem.shape) > 2 else CALLS
+    return tuple(n for n in CALLS if n in SHOWN) if len(problem.shape) > 2 else CALLS
 
 
 def problem_of(name: str) -> Problem:
@@ -78,7 +79,7 @@ def ours(name: str) -> dict[str, dict]:
     from bench.networks import own_runs
 
     problem = problem_of(name)
-    return {"diffast": measured(problem, own_runs.runs(problem), budgets(problem))}
+    return {"diffast": measured(problem, own_runs.runs(problem), SHOWN)}
 
 
 def chosen(name: str) -> dict[str, dict]:
@@ -86,7 +87,7 @@ def chosen(name: str) -> dict[str, dict]:
     from bench.networks.own_runs import follow
 
     problem, found = problem_of(name), {}
-    for n in budgets(problem):
+    for n in SHOWN:
         plan = df.plan(problem.denoiser, n)
         found[str(n)] = [[problem.error(follow(problem, plan)[0]), plan.name]]
     return {"plan": found}
@@ -103,7 +104,7 @@ def save(name: str, part: dict) -> None:
 TOOLS = {"diffast": "own best", "diffusers": "diffusers' best", "azula": "azula's best"}
 
 
-def report(calls: Iterable[int] = (5, 8, 10, 15, 20)) -> str:
+def report(calls: Iterable[int] = SHOWN) -> str:
     """Returns the table: a line for each network and number of calls."""
     lines = ["| network | calls | `df.plan` | " + " | ".join(TOOLS.values()) + " | ratio |"]
     lines += ["|---" * (len(TOOLS) + 4) + "|"]

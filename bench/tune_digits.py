@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("diffast/digits/plans"))
     parser.add_argument("--work", type=Path, default=Path("/tmp/tune_digits"))
     parser.add_argument("--guidance", type=float, default=1.0)
-    parser.add_argument("--freedom", default="levels,weights,times,scale")
+    parser.add_argument("--freedom", default="levels,weights,times,scale,start")
     parser.add_argument("--pilots", type=int, default=128)
     parser.add_argument("--held-out", type=int, default=96)
     parser.add_argument("--batch", type=int, default=24)

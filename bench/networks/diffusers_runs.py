@@ -102,6 +102,14 @@ def runs(problem: Problem) -> Iterator[tuple[str, Run]]:
         for spacing, extra in (FLOWS if flow else SPACINGS).items():
             if not _takes(kind, options, spacing):
                 continue
+            # a network of pictures takes long: without what was never near the best elsewhere
+            if len(problem.shape) > 2 and (
+                options["solver_order"] == 1
+                or options.get("algorithm_type") == "dpmsolver"
+                or options.get("predict_x0") is False
+                or options.get("euler_at_final")
+            ):
+                continue
             yield f"{name}, {spacing}", _scheduler(kind, {**options, **extra}, True)
     if flow:
         for shift in (1.0, 0.5, 2.0, 3.0):

@@ -16,7 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bench.networks.problems import Problem
+from bench.networks.problems import Problem, joined
+
+# Velocities that a step weighs, at most: each is a tensor of the size of the state, and the op
+# `combine` takes 16 tensors.
+MEMORY = 10
 
 
 @dataclass
@@ -25,6 +29,18 @@ class Row:
 
     levels: np.ndarray
     weights: np.ndarray
+
+
+def remembered(row: Row) -> Row:
+    """Returns a row that weighs the newest MEMORY velocities alone.
+
+    The weights of older ones go to the oldest that is kept.
+    """
+    weights = row.weights.copy()
+    for n in range(MEMORY, len(weights)):
+        weights[n, : n - MEMORY + 1] = 0.0
+        weights[n, n - MEMORY + 1] += 1.0 - weights[n].sum()
+    return Row(row.levels, weights)
 
 
 def adams_row(calls: int, order: int, power: float, end: float = 0.0, fall: bool = False) -> Row:
@@ -44,18 +60,18 @@ def adams_row(calls: int, order: int, power: float, end: float = 0.0, fall: bool
     return Row(levels[:-1], b)
 
 
-def run(problem: Problem, levels: torch.Tensor, weights: torch.Tensor, y: torch.Tensor):
+def run(problem: Problem | Group, levels: torch.Tensor, weights: torch.Tensor, y: torch.Tensor):
     """Returns y at the end; levels and weights may need gradients."""
-    taus = levels * problem.first
+    taus = levels.reshape(-1, *[1] * (problem.first.dim() if torch.is_tensor(problem.first) else 0))
+    taus = taus * problem.first
     slopes = []
     n_calls = len(levels)
     for n in range(n_calls):
         tau = taus[n]
-        slopes.append(problem.velocity(y, tau if tau.requires_grad else float(tau)))
-        to = taus[n + 1] if n + 1 < n_calls else torch.zeros((), dtype=taus.dtype)
+        slopes.append(problem.velocity(y, tau if tau.requires_grad or tau.dim() else float(tau)))
+        to = taus[n + 1] if n + 1 < n_calls else torch.zeros_like(taus[0])
         step = to - tau
-        mean = sum(weights[n, j] * slopes[j] for j in range(n + 1))
-        y = y + step * mean
+        y = y + step * torch.tensordot(weights[n, : n + 1], torch.stack(slopes), 1)
     return y
 
 
@@ -65,6 +81,51 @@ def errors(problems: list[Problem], row: Row) -> np.ndarray:
     weights = torch.as_tensor(row.weights, dtype=torch.float32)
     with torch.no_grad():
         return np.array([p.error(run(p, levels, weights, p.start.float())) for p in problems])
+
+
+class Group:
+    """Problems that are followed as one: closed forms of one shape, or one network.
+
+    Attributes:
+        problems: P of them.
+        first: tau at the start, a number or [P, 1, 1].
+        velocity: (y [B, ...] or [P, B, D], tau) -> eps - x0.
+    """
+
+    def __init__(self, problems: list[Problem]):
+        """Puts the problems together."""
+        self.problems = problems
+        one = problems[0]
+        self.start, self.fine = one.start.float(), one.fine.float()
+        self.first, self.velocity, self.axis = one.first, one.velocity, 0
+        self.spread: float | torch.Tensor = one.spread
+        if len(problems) > 1:
+            self.axis = 1
+            self.start, self.fine = (
+                torch.stack([getattr(p, name).float() for p in problems])
+                for name in ("start", "fine")
+            )
+            self.first = torch.tensor([p.first for p in problems]).reshape(-1, 1, 1)
+            self.spread = torch.tensor([p.spread for p in problems])
+            self.velocity = joined([p.closed for p in problems])
+
+    def errors(self, levels, weights, batch: int, generator) -> torch.Tensor:
+        """Returns the errors [P] on so many samples."""
+        y, fine = self.start, self.fine
+        if y.shape[self.axis] > batch:
+            some = torch.randperm(y.shape[self.axis], generator=generator)[:batch]
+            y, fine = (t.index_select(self.axis, some) for t in (y, fine))
+        square = (run(self, levels, weights, y) - fine).square()
+        mean = square.mean((1, 2)) if self.axis else square.mean().reshape(1)
+        return mean.sqrt() / self.spread
+
+
+def together(problems: list[Problem]) -> list[Group]:
+    """Returns the problems in groups that are followed at once."""
+    shapes: dict = {}
+    for p in problems:
+        shapes.setdefault(p.shape if p.closed is not None else p.name, []).append(p)
+    return [Group(held) for held in shapes.values()]
 
 
 class _Free(torch.nn.Module):
@@ -77,6 +138,8 @@ class _Free(torch.nn.Module):
         self.steps = torch.nn.Parameter(torch.as_tensor(np.log(steps / steps.sum())))
         below = np.tril(row.weights, -1)
         self.below = torch.nn.Parameter(torch.as_tensor(below))
+        near = np.tril(np.ones(below.shape), -1) - np.tril(np.ones(below.shape), -MEMORY)
+        self.register_buffer("near", torch.as_tensor(near))
         self.least = least
 
     def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,7 +147,7 @@ class _Free(torch.nn.Module):
         share = torch.softmax(self.steps, 0)
         levels = torch.flip(torch.cumsum(torch.flip(share, [0]), 0), [0])
         levels = self.least + (1 - self.least) * levels
-        below = torch.tril(self.below, -1)
+        below = self.below * self.near
         return levels, below + torch.diag(1 - below.sum(1))
 
     def row(self) -> Row:
@@ -120,25 +183,24 @@ def learn(
         shrink: weight of the squared distance of the weights to those of `start`.
         batch: samples of a problem in an iteration.
     """
+    start = remembered(start)
     free = _Free(start, least).double()
     at = free.below.detach().clone()
     optimizer = torch.optim.Adam(free.parameters(), lr=rate)
-    scale = torch.as_tensor(reference)
     generator = torch.Generator().manual_seed(3)
-    held = [(p.start.float(), p.fine.float(), p.spread) for p in problems]
+    groups = together(problems)
+    order = [p for group in groups for p in group.problems]
+    scale = torch.as_tensor([reference[problems.index(p)] for p in order])
     best, best_value = None, math.inf
     for step in range(iterations):
         for group in optimizer.param_groups:
             group["lr"] = rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / iterations)))
         levels, weights = free()
-        logs = []
-        for p, (y, fine, spread) in zip(problems, held, strict=True):
-            some = slice(None)
-            if len(y) > batch:
-                some = torch.randperm(len(y), generator=generator)[:batch]
-            end = run(p, levels.float(), weights.float(), y[some])
-            logs.append(((end - fine[some]).square().mean() / spread**2).log() * 0.5)
-        ratios = torch.stack(logs).double() - scale.log()
+        logs = [
+            group.errors(levels.float(), weights.float(), batch, generator).log()
+            for group in groups
+        ]
+        ratios = torch.cat(logs).double() - scale.log()
         value = torch.logsumexp(sharp * ratios, 0) / sharp
         loss = value + shrink * (free.below - at).square().sum()
         optimizer.zero_grad()
@@ -146,7 +208,7 @@ def learn(
         if not all(torch.isfinite(q.grad).all() for q in free.parameters()):
             continue
         torch.nn.utils.clip_grad_norm_(free.parameters(), 5.0)
-        if step % 25 == 24 or step == iterations - 1:
+        if step % 50 == 49 or step == iterations - 1:
             row = free.row()
             now = float((np.log(errors(problems, row)) - np.log(reference)).max())
             if now < best_value:

@@ -23,7 +23,7 @@ ADAMS = [("flow", "velocity"), ("lam", "noise"), ("lam", "data"), ("arctan", "ve
 def methods() -> Iterator[tuple[str, dict[str, Any], int]]:
     """Yields solver, options and network calls of a step."""
     yield "euler", {}, 1
-    for final in ("clean", "falling", "full"):
+    for final in ("clean", "falling"):
         yield "dpmpp_2m", {"final": final}, 1
         yield "dpmpp_3m", {"final": final}, 1
         yield "ipndm", {"final": final}, 1
@@ -32,7 +32,7 @@ def methods() -> Iterator[tuple[str, dict[str, Any], int]]:
         for order in (2, 3, 4):
             yield "lms", {"order": order, "final": final}, 1
         for clock, form in ADAMS:
-            for order in (2, 3, 4, 5):
+            for order in (2, 3, 4):
                 yield "adams", {"order": order, "clock": clock, "form": form, "final": final}, 1
     yield "heun", {}, 2
     yield "dpm_solver_2s", {}, 2
@@ -48,8 +48,14 @@ SPACINGS = ("karras", "exponential", "kl_optimal", "beta_sigmas", "uniform_time"
 
 def runs(problem: Problem) -> Iterator[tuple[str, Run]]:
     """Yields (name, run); run(problem, calls) returns y at the end and the calls that it took."""
+    few = len(problem.shape) > 2  # a network of pictures takes long
     for name, options, each in methods():
-        for spacing in SPACINGS:
+        if few and (
+            options.get("order", 0) > 3 or options.get("clock") == "arctan" or each > 2
+            or options.get("final") == "full" and name != "adams"
+        ):  # fmt: skip
+            continue
+        for spacing in SPACINGS if not few else ("karras", "kl_optimal", "uniform_time", "flow^2"):
             shown = ", ".join(f"{k}={v}" for k, v in options.items())
             yield f"{name}({shown}), {spacing}", _run(name, options, each, spacing)
 
@@ -70,7 +76,6 @@ def _run(name: str, options: dict[str, Any], each: int, spacing: str) -> Run:
 
 def follow(problem: Problem, plan: Plan) -> tuple[torch.Tensor, int]:
     """Returns y at the plan's end, and its calls."""
-    schedule, start = problem.schedule, np.float64(problem.schedule.t_start)
-    whole = float(schedule.alpha(start) + schedule.sigma(start))
-    out = df.sample(problem.denoiser, plan, x=(problem.start * whole).float())
+    x = (plan.initial_scale * problem.noise).float()  # a plan may start below the schedule's start
+    out = df.sample(problem.denoiser, plan, x=x)
     return out.x, plan.nfe

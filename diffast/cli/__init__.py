@@ -1,3 +1,3 @@
-"""The command line: `diffast demo`, `sample`, `profile`, `bench`, `doctor`."""
+"""The command line: `diffast demo`, `sample`, `plan`, `tune`, `profile`, `bench`, `doctor`."""
 
 from diffast.cli.command import main as main

@@ -1,4 +1,4 @@
-"""The command line: `diffast demo | sample | profile | bench | doctor`."""
+"""The command line: `diffast demo | sample | plan | tune | profile | bench | doctor`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from diffast.cli import benchmark
+from diffast.cli import benchmark, planning, tuning
 
 # Grids of `df.grids` that take any schedule and a number of steps, and need no more.
 GRIDS = (
@@ -22,6 +22,9 @@ GRIDS = (
     *("laplace", "kl_optimal", "ays", "beta", "beta_sigmas", "simple", "normal"),
     *("sgm_uniform", "ddim_uniform", "linear_quadratic", "ou_early"),
 )
+
+# What is run where nothing else is asked for.
+STANDARD = {"steps": 18, "solver": "dpmpp_2m", "grid": "karras"}
 
 # Options of solvers that are functions.
 FUNCTIONS = ("noise_scale",)
@@ -49,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="sample 64 digits with the embedded network")
     _add_run_options(demo)
     # With this guidance the judge reads 99 of 100 digits as the class asked for, without it 96.
-    demo.set_defaults(run=_sample, count=64, columns=8, guidance=1.3)
+    demo.set_defaults(run=_sample, count=64, columns=8, guidance=1.3, shipped=8)
 
     sample = commands.add_parser("sample", help="the same, with every choice")
     _add_run_options(sample)
@@ -57,6 +60,14 @@ def _parser() -> argparse.ArgumentParser:
     columns = "digits a row of a PNG (%(default)s)"
     sample.add_argument("--columns", type=int, default=8, help=columns)
     sample.set_defaults(run=_sample)
+
+    plan = commands.add_parser("plan", help="print the plan to start with")
+    planning.add_options(plan)
+    plan.set_defaults(run=planning.plan)
+
+    tune = commands.add_parser("tune", help="make a plan for a network: half the calls")
+    tuning.add_options(tune)
+    tune.set_defaults(run=_tune)
 
     profile = commands.add_parser("profile", help="draw how a run goes, step by step")
     _add_profile_options(profile)
@@ -73,10 +84,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--steps", type=int, default=18, help="grid intervals (%(default)s)")
-    add("--solver", default="dpmpp_2m", help="a solver's name (%(default)s)")
+    add("--plan", metavar="FILE", help="a plan of `diffast tune`, in place of the next four")
+    usual = {name: f"({value})" for name, value in STANDARD.items()}
+    add("--steps", type=int, help=f"grid intervals {usual['steps']}")
+    add("--solver", help=f"a solver's name {usual['solver']}")
     _add_set(parser, "an option of the solver, such as eta=0.5 or orders=1,2,2")
-    add("--grid", default="karras", help=f"one of {', '.join(GRIDS)} (%(default)s)")
+    add("--grid", help=f"one of {', '.join(GRIDS)} {usual['grid']}")
     _add_common(parser, "classifier-free scale; 1 is none (%(default)s)")
     add("--out", default="digits.png", help=".png, .npz or .safetensors (%(default)s)")
     add("--quiet", action="store_true", help="no progress bar")
@@ -175,6 +188,15 @@ def _value(text: str, default):
 def _make_plan(arguments: argparse.Namespace, schedule):
     from diffast import grids, solvers
 
+    if arguments.plan is not None:
+        return _loaded_plan(arguments)
+    asked = any(getattr(arguments, name) for name in (*STANDARD, "set"))
+    shipped = None if asked else _shipped_plan(getattr(arguments, "shipped", None), arguments)
+    if shipped is not None:
+        return shipped
+    for name, value in STANDARD.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
     if arguments.grid not in GRIDS:
         raise ValueError(f"grid {arguments.grid!r} is not known, but these are: {', '.join(GRIDS)}")
     build = solvers.get(arguments.solver)
@@ -186,6 +208,30 @@ def _make_plan(arguments: argparse.Namespace, schedule):
         if not options:
             raise
         raise ValueError(f"--set {' '.join(arguments.set)} but {error}") from None
+
+
+def _shipped_plan(calls: int | None, arguments: argparse.Namespace):
+    """Returns the plan that was made for the digits at this guidance, None if there is none."""
+    from diffast import digits
+
+    if calls is None:
+        return None
+    try:
+        return digits.load_plan(calls, arguments.guidance)
+    except ValueError:  # only some scales have one
+        return None
+
+
+def _loaded_plan(arguments: argparse.Namespace):
+    """Returns the plan of a file; arguments that would make another one are refused."""
+    from diffast import Plan
+
+    for name in (*STANDARD, "set"):
+        if getattr(arguments, name):
+            raise ValueError(
+                f"--plan and --{name} are both given, but a plan has its own: leave one out"
+            )
+    return Plan.load(arguments.plan)
 
 
 def _device(name: str | None):
@@ -265,13 +311,18 @@ def _sample(arguments: argparse.Namespace) -> int:
         "guidance": arguments.guidance,
     }
     output.write(path, out.x, {"labels": labels.numpy()}, facts, arguments.columns)
+    shown = f"{plan.name}, {arguments.grid} grid" if arguments.grid else plan.name
     lines = (
         f"digits         {arguments.count} (classes {arguments.classes})",
-        f"solver         {plan.name}, {arguments.grid} grid",
+        f"solver         {shown}",
         f"steps          {plan.steps}",
         f"network calls  {plan.nfe}{' (of twice the batch: guided)' if guided else ''}",
     )
     return _report(lines, seconds, device, path)
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    return tuning.tune(arguments, _digit_denoiser, _device)
 
 
 def _report(lines: Iterable[str], seconds: float, device, path) -> int:

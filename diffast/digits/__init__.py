@@ -76,7 +76,7 @@ def load_judge(path: Path | str | None = None) -> DigitJudge:
 def load_plan(calls: int = 8, guidance: float = 1.0) -> Plan:
     """The plan of so many network calls that was made for ``load_unet()`` by ``df.tune``.
 
-    It is for ``df.schedules.edm()`` and ``predicts="x0"``. Its ``made_for`` holds what was measured.
+    It is for ``df.schedules.edm()`` and ``predicts="x0"``. ``made_for`` holds what was measured.
 
     Args:
         calls: network calls of a sample.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from os import PathLike
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -96,13 +97,25 @@ def place_of(
     return Place(shape, dtype, device, ids, seed, limits_of(who, clamp))
 
 
+def check_plan(who: str, plan: Any) -> None:
+    """Raises ValueError for what is no plan; of a file's name it says how it is loaded."""
+    if isinstance(plan, Plan):
+        return
+    if isinstance(plan, (str, PathLike)):
+        raise ValueError(
+            f"{who}: plan is the path {str(plan)!r}, but a df.Plan is needed: "
+            f"df.Plan.load({str(plan)!r})"
+        )
+    of_result = ": give its .plan" if isinstance(getattr(plan, "plan", None), Plan) else ""
+    raise ValueError(f"{who}: plan is a {type(plan).__name__}, but a df.Plan is needed{of_result}")
+
+
 def check_fits(who: str, plan: Plan, denoiser: Any) -> None:
     """Raises ValueError if plan and denoiser are for different schedules or prediction types.
 
     A plan made for another network, or for another guidance scale, is warned of.
     """
-    if not isinstance(plan, Plan):
-        raise ValueError(f"{who}: plan is a {type(plan).__name__}, but a df.Plan is needed")
+    check_plan(who, plan)
     if plan.schedule != denoiser.schedule:
         raise ValueError(
             f"{who}: the plan is for {plan.schedule} but the denoiser for {denoiser.schedule}"
@@ -171,12 +184,14 @@ def warn_of_spread(who: str, schedule: Any, time: Any, x: torch.Tensor | None) -
     alpha, sigma = float(schedule.alpha(time)), float(schedule.sigma(time))
     if not sigma > _NOISY * alpha:
         return
-    size = float(x.detach().norm()) / x.numel() ** 0.5
+    # the median of the samples: a single strange one is the caller's, and fails by itself
+    size = float(x.detach().flatten(1).norm(dim=1).median()) if x.dim() > 1 else float(x.std())
+    size /= (x.numel() / len(x)) ** 0.5
     if not sigma / _FAR <= size <= sigma * _FAR:
         warnings.warn(
-            f"{who}: x has root mean square {size:.3g}, but at the start t = {time:g} it should be "
-            f"noise of deviation sigma = {sigma:.3g}: multiply normals by the schedule's sigma, or "
-            "leave x out",
+            f"{who}: x has root mean square {size:.3g} (median of its samples), but at the start "
+            f"t = {time:g} it should be noise of deviation sigma = {sigma:.3g}: multiply normals "
+            "by the schedule's sigma, or leave x out",
             stacklevel=3,
         )
 

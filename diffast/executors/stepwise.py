@@ -122,6 +122,8 @@ class Stepper:
         context.refuse("Stepper", callback=(callback, loop), progress=(progress, loop))
         if noise != "given":
             context.check_noise("Stepper", noise, _SOURCES)
+        if denoiser is not None:
+            context.check_plan("Stepper", plans)
         pairs = [(plans, denoiser)] if isinstance(plans, Plan) else list(plans)
         if not pairs:
             raise ValueError("Stepper: 0 plans, but at least 1 is needed")

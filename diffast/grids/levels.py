@@ -114,8 +114,10 @@ def laplace(
 
     log(sigma_i) = mu - beta sign(1/2 - x) log(1 - 2 |1/2 - x|), x = i/(n-1), cut at sigma_min and
     sigma_max (Hang et al. 2024, "Improved noise schedule for diffusion training"). The paper draws
-    the levels of training so. As steps of a sampler they do not converge: the first and the last
-    step stay large whatever their number, and with them the error (near 0.2 of the data's spread).
+    the levels of training so. As steps of a sampler they hardly converge: the first and the last
+    step stay large whatever their number. With `dpmpp_2m` on mixtures of spread 0.7 the error is
+    .97, .71 and .32 of the spread with 10, 20 and 80 calls on `edm`, and .62, .45, .19 on
+    `vp_linear`, where `default` has .050, .028 and .001.
     To sample, take `default` or `karras`. This grid is here because ComfyUI has it; its node has
     1e-5 inside the logarithm in place of the infinite ends, and adds no clean end.
 

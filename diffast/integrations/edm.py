@@ -65,9 +65,9 @@ def edm_sampler(
             sigma_min, sigma_max and rho are then not used. None: algorithm 2.
 
     Raises:
-        ValueError: for a plan beside S_churn; a plan of another schedule than x0 + sigma eps that
-            starts where alpha is 0, or of a level that the net rounds; for levels out of order, or churned levels that the net rounds: its levels are
-            few, so that noise cannot be raised to where a step wants it.
+        ValueError: for levels out of order, or churned levels that the net rounds: its levels are
+            few, so that noise cannot be raised to where a step wants it. With a plan: S_churn
+            beside it, levels that the net rounds, a start where alpha is 0.
     """
     if plan is not None:
         if S_churn:
@@ -124,6 +124,5 @@ def _check_rounding(net, times, device, what):
     if wrong.any():
         i = int(np.argmax(wrong))
         raise ValueError(
-            f"edm_sampler: {what} {times[i]:g}, but the net's round_sigma makes that "
-            f"{rounded[i]:g}"
+            f"edm_sampler: {what} {times[i]:g}, but the net's round_sigma makes that {rounded[i]:g}"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from diffast.model.guidance import arguments_of, scales_at
 from diffast.model.outputs import tensor_of
 from diffast.model.prediction import MISSING, check_predicts
 from diffast.model.prediction import Prediction as Prediction
+from diffast.model.probe import Probe, probe
 from diffast.model.sigma_model import SigmaModel
 from diffast.model.times import check_time_dtype, check_whole, given_times
 from diffast.model.times import time_dtype as time_dtype
@@ -225,6 +226,39 @@ class Denoiser:
             unconditional=unconditional,
             guidance=guidance,
         )
+
+    def probe(
+        self,
+        shape: Sequence[int] | None = None,
+        *,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        warn: bool = True,
+    ) -> Probe:
+        """Returns whether the network's answers agree with this denoiser; warns where they do not.
+
+        18 network calls: 12 make samples in first-order steps, 6 denoise these samples again. A
+        wrong sign, prediction type or time is told by errors above those of a linear guess. Where
+        there is doubt the other conventions are tried as well, at 18 calls each (270 in all), and
+        the answer names those that fit. Data that are Gaussian and isotropic fit many conventions;
+        the probe is then silent. `df.sample` never calls it by itself.
+
+        Fields that are no denoiser of their schedule's path fail the probe too: an untrained
+        network, a distilled one, a velocity of another path that only deterministic plans run.
+
+        Args:
+            shape: [B, ...] of the state. More rows are taken, up to 2,048 numbers in all, where no
+                condition has a row for each sample.
+            seed: of the noise.
+            device: where to run; default: the network's.
+            warn: whether to warn; the answer is returned in any case.
+
+        Raises:
+            ValueError: no shape; what the network's call raises.
+        """
+        if shape is None:
+            raise ValueError("Denoiser: probe needs the shape [B, ...] of the state")
+        return probe(self, shape, seed, device, warn)
 
     def affine(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns (a, b) with x0 = a x + b output at each model time, [S] float64 each.

@@ -10,10 +10,14 @@ import numpy as np
 
 from diffast import grids, solvers
 from diffast.planning.kinds import Wanted, wanted_of
-from diffast.planning.rows import Row, plan_of, times_of, whole_times
+from diffast.planning.rows import Row, gaussian_error, plan_of, times_of, whole_times
 from diffast.planning.table import rows_of, standard_of
 from diffast.plans import Plan
 
+# The error on Gaussian data up to which a learned row fits any schedule.
+FITS = 0.05
+# A learned row is taken for up to so many times its calls; a standard method can use them all.
+WORTH = 1.35
 MOST = 1000  # calls; beyond this number nothing was measured
 
 
@@ -55,15 +59,34 @@ def plan(
             f"has {_levels(wanted)} of them"
         )
     if not stochastic and not standard:
-        rows = rows_of(wanted.kind, wanted.guided)
-        fitting = [n for n in rows if n <= count]
-        if fitting and count <= max(rows):
-            row = rows[max(fitting)]
-            times = times_of(row, wanted.schedule, wanted.whole)
-            if times is not None:
-                name = f"plan({_named(wanted)}, calls={max(fitting)}, learned)"
-                return plan_of(row, wanted.schedule, times, name)
+        learned = _learned(wanted, count)
+        if learned is not None:
+            return learned
     return _standard(wanted, count, stochastic)
+
+
+def _learned(wanted: Wanted, count: int) -> Plan | None:
+    """Returns the plan of the row with the most calls that fits the schedule; None: there is none.
+
+    A row fits where its error on Gaussian data is small, or not far above that of shorter rows.
+    """
+    rows = rows_of(wanted.kind, wanted.guided)
+    if not rows or count > max(rows):
+        return None
+    chosen, least = None, np.inf
+    for calls, row in rows.items():
+        times = times_of(row, wanted.schedule, wanted.whole) if calls <= count else None
+        if times is None:
+            break
+        error = gaussian_error(row, wanted.schedule, times)
+        if chosen is None or error <= max(FITS, 2.0 * least):
+            chosen = calls, row, times
+        least = min(least, error)
+    if chosen is None or chosen[0] * WORTH < count:
+        return None
+    calls, row, times = chosen
+    name = f"plan({_named(wanted)}, calls={calls}, learned)"
+    return plan_of(row, wanted.schedule, times, name)
 
 
 def _checked(calls: Any) -> int:

@@ -22,7 +22,10 @@ from diffast.schedules import Schedule
 
 @dataclass(frozen=True)
 class Row:
-    """Levels tau_n / tau_0 [N], from 1 down, and weights, row n of n + 1 numbers, oldest first."""
+    """Levels tau_n / tau_0 [N], from 1 down, and weights, N rows.
+
+    Row n weighs the newest velocities, n + 1 of them or fewer, the oldest first.
+    """
 
     levels: tuple[float, ...]
     weights: tuple[tuple[float, ...], ...]
@@ -31,8 +34,8 @@ class Row:
 def times_of(row: Row, schedule: Schedule, whole: bool) -> np.ndarray | None:
     """Returns the model times of the row's calls and the clean end, [N+1] float64.
 
-    Levels below the schedule's least noisy time are moved up, together with all others but the
-    first, as an affine map does.
+    A last level below the schedule's least noisy time is moved up to it; where more than one is
+    below, all levels but the first are moved, as an affine map does.
 
     Args:
         row: the row.
@@ -41,7 +44,9 @@ def times_of(row: Row, schedule: Schedule, whole: bool) -> np.ndarray | None:
     """
     first, least = (tau_at(schedule, t) for t in (schedule.t_start, schedule.t_min))
     levels = first * np.asarray(row.levels)
-    if levels[-1] < least and len(levels) > 1:
+    if len(levels) > 1 and levels[-1] < least and levels[-2] > 1.2 * least:
+        levels[-1] = least
+    elif len(levels) > 1 and levels[-1] < least:
         levels = first - (first - levels) * (first - least) / (first - levels[-1])
     levels[0] = first
     times = np.empty(len(levels) + 1)
@@ -91,7 +96,32 @@ def plan_of(row: Row, schedule: Schedule, times: np.ndarray, name: str) -> Plan:
         mean[-1] = 1.0 - mean[:-1].sum()  # what a rounded number would break
         step = whole[n + 1] * (tau[n + 1] - tau[n])
         x = {"y": whole[n + 1] / whole[n]}
-        x |= {f"h{n - j}": step * weight for j, weight in enumerate(mean.tolist())}
+        oldest = len(mean) - 1
+        x |= {f"h{oldest - j}": step * weight for j, weight in enumerate(mean.tolist())}
         velocity = {"x": 1.0 / sigma[n], "d": -alpha[n] / sigma[n] - 1.0}
         stages.add(times[n], times[n + 1], x, h=velocity)
     return stages.plan(name, len(row.weights))
+
+
+# Variances of the Gaussian data that `gaussian_error` follows, a spread of 0.5 as in EDM and of 1.
+VARIANCES = np.array([0.25, 1.0])
+
+
+def gaussian_error(row: Row, schedule: Schedule, times: np.ndarray) -> float:
+    """Returns the largest relative error of a row's run on N(0, V) data, against the exact flow.
+
+    There v = (tau - (1 - tau) V) y / S with S = (1 - tau)^2 V + tau^2, and y ends at sqrt(V / S_0)
+    times its start. The number tells whether a row fits levels that it was not learned for.
+    """
+    alpha = np.asarray(schedule.alpha(times), dtype=np.float64)
+    sigma = np.asarray(schedule.sigma(times), dtype=np.float64)
+    tau = sigma / (alpha + sigma)
+    whole = np.multiply.outer((1 - tau) ** 2, VARIANCES) + tau[:, None] ** 2
+    rate = (tau[:, None] - np.multiply.outer(1 - tau, VARIANCES)) / whole
+    y, slopes = np.ones(len(VARIANCES)), []
+    for n, given in enumerate(row.weights):
+        slopes.append(rate[n] * y)
+        mean = np.tensordot(np.asarray(given), np.array(slopes[-len(given) :]), 1)
+        y = y + (tau[n + 1] - tau[n]) * mean
+    exact = np.sqrt(VARIANCES / whole[0])
+    return float(np.max(np.abs(y - exact) / exact))

@@ -48,7 +48,8 @@ def save(plan: Plan, path: str | PathLike) -> None:
         path.write_text(json.dumps(to_record(plan), allow_nan=False, indent=1) + "\n")
     else:
         head, arrays = _parts(plan)
-        np.savez(path, head=np.array(json.dumps(head, allow_nan=False)), **arrays)
+        held: dict[str, Any] = {"head": np.array(json.dumps(head, allow_nan=False)), **arrays}
+        np.savez(path, **held)
 
 
 def to_record(plan: Plan) -> dict[str, Any]:
@@ -114,7 +115,9 @@ def from_record(body: Any, where: str) -> Plan:
     schedule = _schedule(where, body["schedule"])
     try:
         fields |= {field: _numbers(field, fields[field]) for field in arrays}
-        fields |= {field: _number(field, fields[field]) for field in ("end", "start")}
+        fields["end"] = _number("end", fields["end"])
+        if fields["start"] is not None:
+            fields["start"] = _number("start", fields["start"])
         if version in OLDER:
             fields = convert(schedule, fields)
     except (TypeError, ValueError, IndexError, OverflowError) as error:
@@ -180,11 +183,9 @@ def _numbers(field: str, array: Any) -> np.ndarray | None:
     return array.astype(np.float64)
 
 
-def _number(field: str, value: Any) -> float | None:
-    """Returns a number as a float; None, for a start alone. Raises ValueError."""
-    if value is None and field == "start":
-        return None
-    if type(value) not in (int, float):
+def _number(field: str, value: Any) -> float:
+    """Returns a number as a float. Raises ValueError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{field} is {value!r}, but it must be a number")
     return float(value)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffast.plans.registers import H, X, Y
+from diffast.plans.registers import H, X, Y, levels_of
 
 if TYPE_CHECKING:
     from diffast.plans.plan import Plan
@@ -24,6 +24,17 @@ CENTERS, WIDTHS = (0.9, 0.9, 0.5), (0.05, 0.2, 0.02)
 STARTS = (0.25, 0.6, 1.0, 1.6)
 # No start ends further out than this many widths from its cluster.
 REACH = 2.0
+
+
+# Measured with 47 solvers, 3 to 21 calls, 13 pairs of schedule and grid (6,185 plans) on eight
+# narrow Gaussians in the plane: of 231 plans whose error is above the spread of the data, 220 have
+# an overshoot above 1 (the others have errors of 1.0 to 2.1), and of 400 plans with such an
+# overshoot 25 have an error below 0.3.
+LARGEST_OVERSHOOT = 1.0
+
+# Plans of more stages are not probed, which keeps their builders fast. Of 11 methods on 16 pairs of
+# schedule and grid with 130, 200 and 400 calls, 3 of 528 plans have an overshoot above 1.
+MOST_STAGES = 128
 
 
 class PlanWarning(UserWarning):
@@ -44,22 +55,31 @@ def overshoot(plan: Plan) -> float:
     center, width = np.repeat(CENTERS, len(STARTS)), np.repeat(WIDTHS, len(STARTS))
     spread = np.sqrt(center**2 + width**2)
     schedule = plan.schedule
-    alpha, sigma = (float(level(plan.start)) for level in (schedule.alpha, schedule.sigma))
+    (alpha, sigma), (last_alpha, last_sigma) = levels_of(schedule, (plan.start, plan.end))
     start = np.tile(STARTS, len(CENTERS)) * np.sqrt((alpha * spread) ** 2 + sigma**2)
     with np.errstate(over="ignore", invalid="ignore"):
         end = np.abs(_run(plan, start, center, width**2))
-    alpha, sigma = (float(level(plan.end)) for level in (schedule.alpha, schedule.sigma))
-    inside = alpha * (center + REACH * width) + REACH * sigma
-    out = (end - inside) / (alpha * spread + sigma)
+    inside = last_alpha * (center + REACH * width) + REACH * last_sigma
+    out = (end - inside) / (last_alpha * spread + last_sigma)
     return float(np.max(np.where(np.isfinite(out), np.maximum(out, 0.0), np.inf)))
+
+
+def is_unstable(plan: Plan) -> bool:
+    """Returns whether the plan's `overshoot` is above 1; False for plans that are not probed.
+
+    These are plans of more than 128 stages, without a network call, and with several inputs a
+    stage.
+    """
+    probed = plan.nfe > 0 and plan.stages <= MOST_STAGES and plan.times.ndim == 1
+    return probed and overshoot(plan) > LARGEST_OVERSHOOT
 
 
 def _run(plan, state, center, variance):
     """Returns x after the last stage."""
     called = plan.called.reshape(plan.stages, -1)[:, 0]
     times = np.where(called, plan.times.reshape(plan.stages, -1)[:, 0], plan.start)
-    alpha = np.asarray(plan.schedule.alpha(times))[:, None]
-    total = alpha**2 * variance + np.asarray(plan.schedule.sigma(times))[:, None] ** 2
+    alpha, sigma = levels_of(plan.schedule, times).T[:, :, None]
+    total = alpha**2 * variance + sigma**2
     pull, slope = alpha * variance / total, alpha * center / total
     rest = center * (1.0 - pull * alpha)
     at = {name: c for c, name in enumerate(plan.columns)}

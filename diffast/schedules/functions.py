@@ -404,13 +404,20 @@ def _known(schedule, t):
 
 
 def _ends(name, t_start, t_end, t_min):
-    start, end = float(t_start), float(t_end)
+    try:
+        start, end = float(t_start), float(t_end)
+        t_min = None if t_min is None else float(t_min)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name}: t_start = {t_start!r}, t_end = {t_end!r} and t_min = {t_min!r}, but they "
+            "must be numbers"
+        ) from None
     if not 0 <= end < start < np.inf:
         raise ValueError(
             f"{name}: t_start = {start:g} and t_end = {end:g}, but 0 <= t_end < t_start: the time "
             "falls from noise to data"
         )
-    least = end + 1e-3 * (start - end) if t_min is None else float(t_min)
+    least = end + 1e-3 * (start - end) if t_min is None else t_min
     if not end < least < start:
         raise ValueError(
             f"{name}: t_min = {least:g}, but it must lie between t_end = {end:g} and t_start = "

@@ -100,7 +100,8 @@ class Adam:
             with torch.enable_grad():
                 learned = torch.from_numpy(vector).requires_grad_()
                 numbers = runner.parameters.numbers(learned)
-                x = runner.pilots.noise(own, float(numbers.levels[0, 1].detach()))
+                x = runner.pilots.noise(own, 1.0)
+                x = numbers.levels[0, 1].to(x) * x
                 rows = Rows(runner.pilots.rows(own), x, self.saves)
                 loss = self.residual(run(rows, numbers), own).square().mean() * len(own) / len(ids)
                 (found,) = torch.autograd.grad(loss, learned)

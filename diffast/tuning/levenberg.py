@@ -86,6 +86,10 @@ class Runner:
         """Returns the samples [B, ...] of each of several other numbers, near the base."""
         first = [_first_change(base, other) for other in others]
         runs = [Trace([*trace.states], [*trace.estimates]) for _ in others]
+        sigma = float(base.levels[0, 1])
+        for made, other in zip(runs, others, strict=True):
+            if float(other.levels[0, 1]) != sigma:
+                made.states[0] = trace.states[0] * (float(other.levels[0, 1]) / sigma)
         for n in range(len(base.keep)):
             called = [k for k, (call, _) in enumerate(first) if call <= n]
             wanted = [(runs[k].states[n], others[k]) for k in called]
@@ -154,7 +158,7 @@ def _first_change(base: Numbers, other: Numbers) -> tuple[int, int]:
     )
     rows = (base.weights != other.weights).any(1) | (base.keep != other.keep)
     rows |= base.fresh != other.fresh
-    call = _first(called.any(0), count)
+    call = 0 if bool(base.levels[0, 1] != other.levels[0, 1]) else _first(called.any(0), count)
     row = _first(rows, count)
     return min(call, row + 1), row
 

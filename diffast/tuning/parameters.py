@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from diffast.model.denoiser import Denoiser
+from diffast.plans.registers import levels_of
 from diffast.tuning.differentiable import AffineAt, ScheduleAt
 from diffast.tuning.form import Form
 
@@ -18,10 +19,13 @@ FREEDOMS = {
     "levels": "the noise levels of the calls",
     "times": "the time that the network is told, which need not be that of its input's level",
     "scale": "the scale of the state, which need not lie on the schedule",
+    "start": "the noise level of the initial state, which may be less than the schedule's highest",
     "guidance": "the guidance scale of each call",
     "noise": "the share of fresh noise of each step, in stochastic plans",
     "directions": "two network calls of one stage at once, on two inputs; both are counted",
 }
+# What is learned unless one asks for something else; "start" with it in deterministic plans.
+STANDARD = ("levels", "weights", "times", "scale")
 
 
 class Numbers(NamedTuple):
@@ -58,8 +62,8 @@ class Parameters:
     """The map from a vector [P] float64 to a plan's numbers.
 
     Levels are increments of the log-SNR, each multiplied by the exponential of its number. Weights,
-    told times (as log-SNRs), the logarithm of the state's scale and guidance scales have their
-    numbers added. The weight of the newest estimate is what the constraint leaves.
+    told times and the start (as log-SNRs), the logarithm of the state's scale and guidance scales
+    have their numbers added. The weight of the newest estimate is what the constraint leaves.
 
     Args:
         form: the numbers at the vector 0, with log-SNRs that rise from call to call.
@@ -73,7 +77,8 @@ class Parameters:
     def __init__(self, form: Form, denoiser: Denoiser, freedom: Sequence[str]):
         """Lays out the vector."""
         self.form, self.denoiser, self.freedom = form, denoiser, tuple(freedom)
-        self.at = ScheduleAt(form.schedule, form.start)
+        noisiest = form.schedule.t_start if "start" in self.freedom else form.start
+        self.at = ScheduleAt(form.schedule, noisiest)
         self.affine = AffineAt(denoiser)
         n = form.calls
         with np.errstate(divide="ignore"):
@@ -101,13 +106,14 @@ class Parameters:
             "weights": n * (n - 1) // 2,
             "times": n - (not finite),
             "scale": n - 1,
+            "start": int(finite),
             "guidance": n,
             "noise": int(sum(share > 0)),
         }
         self.slices: dict[str, slice] = {}
         self.size = 0
         for name, count in sizes.items():
-            if name in self.freedom:
+            if name in self.freedom and count:
                 self.slices[name] = slice(self.size, self.size + count)
                 self.size += count
         self._drawn = torch.from_numpy(np.flatnonzero(share > 0))
@@ -143,7 +149,11 @@ class Parameters:
         off = torch.exp(self._off + self.part(vector, "scale", n - 1))
         ends = torch.from_numpy(self.form.levels)
         inner = torch.stack([alpha * off, sigma * off], dim=1)
-        levels = torch.cat([ends[:1], inner, ends[-1:]])
+        first, first_t = ends[:1], torch.tensor([self.form.told[0]], dtype=torch.float64)
+        if "start" in self.slices:
+            first_t, *level = self.at(lams[:1])
+            first = torch.stack(level, dim=1)
+        levels = torch.cat([first, inner, ends[-1:]])
         angle = self._angle
         if "noise" in self.slices:
             angle = angle.index_add(0, self._drawn, self.part(vector, "noise", len(self._drawn)))
@@ -158,7 +168,7 @@ class Parameters:
         older = older * gain[:, None]
         weights = older + torch.diag(gain - older.sum(dim=1))
         if told is None or not self._whole:
-            told = self._times(vector, lams, inner_t)
+            told = self._times(vector, lams, torch.cat([first_t, inner_t]))
         a, b = self.affine(told)
         scales = self._scales + self.part(vector, "guidance", n)
         return Numbers(keep, weights, fresh, told, a, b, scales, levels)
@@ -168,6 +178,8 @@ class Parameters:
         n = self.form.calls
         moves = self.part(vector, "levels", n - 1)
         first = torch.tensor([self._first], dtype=torch.float64)
+        if "start" in self.slices:
+            first = torch.clamp(first + vector[self.slices["start"]], min=self.at.least)
         if self._finite:
             return torch.cat([first, first + torch.cumsum(self._gaps * torch.exp(moves), 0)])
         nowhere = torch.tensor([-np.inf], dtype=torch.float64)
@@ -177,16 +189,15 @@ class Parameters:
         rest = second + torch.cumsum(self._gaps * torch.exp(moves[1:]), 0)
         return torch.cat([nowhere, second, rest])
 
-    def _times(self, vector: torch.Tensor, lams: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
-        """Returns [N] told times, whole where the network wants integers."""
-        first = torch.tensor([self.form.told[0]], dtype=torch.float64)
+    def _times(self, vector: torch.Tensor, lams: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """Returns [N] told times, whole where the network wants integers; `own` are the levels'."""
         moves = self.part(vector, "times", self.form.calls - (not self._finite))
         if "times" in self.slices or bool(self._told.any()):
             delta = self._told if self._finite else self._told[1:]
             told = self.at((lams if self._finite else lams[1:]) + delta + moves)[0]
-            told = told if self._finite else torch.cat([first, told])
+            told = told if self._finite else torch.cat([own[:1], told])
         else:
-            told = torch.cat([first, inner])
+            told = own
         if self._whole:  # the derivative is that of the time before it was rounded
             told = told + (told.round() - told).detach()
         return told
@@ -196,12 +207,16 @@ class Parameters:
         with torch.no_grad():
             made = self.numbers(vector)
         form = self.form
-        levels = made.levels.numpy().copy()
+        levels, start = made.levels.numpy().copy(), form.start
         levels[0], levels[-1] = form.levels[0], form.levels[-1]
+        if "start" in self.slices:
+            with torch.no_grad():
+                start = float(self.at(self.log_snr(vector)[:1])[0])
+            levels[0] = levels_of(form.schedule, start)
         guided = form.guidance is not None or "guidance" in self.slices
         return Form(
             form.schedule,
-            form.start,
+            start,
             form.end,
             levels,
             made.told.numpy().copy(),

@@ -97,9 +97,10 @@ def tune(
             samples, by the sliced Wasserstein-2 distance over the spread. It falls to about
             1 / sqrt(B) for the teacher's own samples, so B and `held_out` of 1,000 and more are
             needed, and `batch` is B.
-        freedom: what is learned; None: "levels", "weights", "times" and "scale", and "noise" with
-            stochastic plans. Choose among "levels", "weights", "times" (the time that the network
-            is told), "scale" (of the state, off the schedule), "guidance" (a scale for each call),
+        freedom: what is learned; None: "levels", "weights", "times" and "scale", with "noise" in
+            stochastic plans and "start" in others. Choose among "levels", "weights", "times" (the
+            time that the network is told), "scale" (of the state, off the schedule), "start" (the
+            level of the initial state, which is noise alone), "guidance" (a scale for each call),
             "noise" (the share of fresh noise of each step), "directions" (a stage calls the network
             on two inputs at once; both calls are counted; `df.sample` alone runs such plans).
         conditions: called as conditions(ids) with ids [B] int64; returns named conditions of B
@@ -288,14 +289,18 @@ class _Tuning:
 
     def _learn(self, ranked, candidates):
         """Returns (vector, parameters, held-out errors) of the best start; Nones for no start."""
-        begun, grids = [], set()
+        begun, grids, late = [], set(), False
         if "directions" in self.settings.freedom:
             stages = len(stages_of(self.settings.calls))
             candidates = self._candidates(stages)
             ranked = self._screen(candidates, f"{stages} stages")
+        lates = "start" in self.settings.freedom and any(" from " in name for name, _ in ranked)
         for name, _ in ranked:
             grid = name.rpartition(", ")[2]
-            if grid in grids:  # starts of one grid lead to one end
+            is_late = " from " in grid
+            # Starts of one grid lead to one end. The last place is kept for a late start.
+            last = len(begun) == self.settings.starts - 1 > 0
+            if grid in grids or (last and lates and not late and not is_late):
                 continue
             try:
                 parameters = self._parameters(form_of(candidates[name]))
@@ -304,6 +309,7 @@ class _Tuning:
             if parameters.size:
                 begun.append((name, parameters))
                 grids.add(grid)
+                late |= is_late
             if len(begun) == self.settings.starts:
                 break
         if not begun:

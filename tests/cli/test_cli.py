@@ -141,7 +141,7 @@ def test_formats_hold_the_same_numbers_and_guidance_changes_them(tmp_path, capsy
     ("arguments", "message"),
     [
         (["--solver", "rk99"], "solver 'rk99' is not known, but these are: euler, "),
-        (["--grid", "square"], "grid 'square' is not known, but these are: karras, "),
+        (["--grid", "square"], "grid 'square' is not known, but these are: default, "),
         (["--classes", "12"], "'12' but classes are 0 to 9"),
         (["--classes", "a"], "'a' is neither a digit nor a range"),
         (["--classes", "5-3"], "classes are 0 to 9, ascending"),
@@ -160,7 +160,7 @@ def test_formats_hold_the_same_numbers_and_guidance_changes_them(tmp_path, capsy
         (["--solver", "dpm_fast", "--set", "orders=2"], "orders=2 but 'int' object"),
         (["--solver", "midpoint", "--set", "clock=wall"], "clock = 'wall'"),
         (["--solver", "midpoint", "--set", "r=0.1,0.2"], "--set r=0.1,0.2 but "),
-        (["--grid", "trailing"], "grid 'trailing' is not known, but these are: karras, "),
+        (["--grid", "trailing"], "grid 'trailing' is not known, but these are: default, "),
         (["--device", "toaster"], "'toaster' is no device"),
         (["--seed", str(2**64)], "does not fit into 64 bits"),
         (["--count", "0"], "--count 0 but at least 1"),

@@ -20,7 +20,8 @@ def tuned(schedule, calls=5, seed=0, **fields):
     if not flow:  # the least level has no room below it
         told[-1] = form.told[-1]
     weights = form.weights + np.tril(0.05 * rng.standard_normal((calls, calls)))
-    return replace(form, weights=weights, told=told, levels=levels).plan("tuned", **fields)
+    found = replace(form, weights=weights, told=told, levels=levels, **fields)
+    return found.plan("tuned")
 
 
 def two_inputs(schedule):

@@ -17,11 +17,12 @@ SAYS = {
     "diffusers_pipeline": r"DDPMScheduler -> DiffastDDPMScheduler.*largest difference.*: (\S+)$",
     "edm_sampler": r"EDM's loop: 35 network calls.*diffast: 35.*largest difference.*: (\S+)$",
     "k_diffusion_sampler": r"20 with k-diffusion's loop, 20 with.*largest difference.*: (\S+)$",
-    "own_network": r"guidance 1, 10 calls: 10 network calls.* 0\.\d+\n.*guidance 2, own plan: 20 network",
+    "own_network": r"guidance 1, 10 calls: 10 network calls.* 0\.\d+\n.*guidance 2, own plan: 20",
     "server_loop": r"5 requests: \d+ network calls in the batch, \d+ one.*largest.*: (\S+)$",
+    "tune_pipeline": r"tuned\(5 calls\).*best standard: .*-> plan tuned.*finite: True$",
 }
 LARGEST_DIFFERENCE = 1e-3
-NEEDS = {"diffusers_pipeline": "diffusers"}
+NEEDS = {"diffusers_pipeline": "diffusers", "tune_pipeline": "diffusers"}
 # Programs with options of their own: they draw, take hours or train networks.
 OTHERS = {"draw_gains", "measure_adaptive", "measure_parallel", "measure_quality", "train_mnist"}
 

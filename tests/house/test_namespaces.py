@@ -33,7 +33,12 @@ def test_dir_is_what_is_public(name):
 def test_dir_of_the_package_and_of_the_solvers():
     assert dir(df) == sorted(df.__all__)
     assert dir(df.solvers) == sorted(df.solvers.SOLVERS)
-    assert dir(df.integrations) == ["comfyui", "diffusers", "edm", "k_diffusion"]
+    libraries = ["azula", "diffusers", "lucidrains", "monai", "sbi"]
+    assert dir(df.integrations) == [
+        *("comfyui", "diffusers", "edm"),
+        *(f"from_{library}" for library in libraries),
+        "k_diffusion",
+    ]
 
 
 def test_an_interface_whose_tool_is_missing_is_no_attribute(monkeypatch):

@@ -6,196 +6,27 @@ schedule handlers, and the two kinds of model sampling.
 
 import importlib
 import sys
-import types
-from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from tuned_plans import tuned, two_inputs
+from comfy_stand_in import (
+    PARTS,
+    SHAPE,
+    Const,
+    Eps,
+    Guider,
+    all_names,
+    generate,
+    latents,
+    named,
+    sigmas_of,
+)
 
 import diffast as df
 from diffast import ops
 from diffast.integrations.k_diffusion import get_sigmas_karras
 from diffast.solvers import SOLVERS
-
-SHAPE = (3, 4, 8, 8)
-PARTS = ("nodes", "plans", "register", "samplers", "schedules")
-
-
-class Const:
-    """A flow model: x = sigma noise + (1 - sigma) latent, its network predicts noise - latent."""
-
-    sigma_min, sigma_max = torch.tensor(0.001), torch.tensor(1.0)
-
-    def percent_to_sigma(self, percent):
-        return 1.0 - percent
-
-    def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
-        return sigma * noise + (1.0 - sigma) * latent_image
-
-    def inverse_noise_scaling(self, sigma, latent):
-        return latent / (1.0 - sigma)
-
-    def level(self, sigma):
-        return 1.0 - sigma, sigma
-
-
-class Eps:
-    """A model in x = latent + sigma noise."""
-
-    sigma_min, sigma_max = torch.tensor(0.03), torch.tensor(14.6)
-
-    def percent_to_sigma(self, percent):
-        return 999999999.9 if percent <= 0.0 else float(self.sigma_max) * (1.0 - percent)
-
-    def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
-        scale = (1.0 + sigma**2) ** 0.5 if max_denoise else sigma
-        return noise * scale + latent_image
-
-    def inverse_noise_scaling(self, sigma, latent):
-        return latent
-
-    def level(self, sigma):
-        return torch.ones_like(sigma), sigma
-
-
-class Guider:
-    """What a sampler calls `model.inner_model`: the guided denoiser of the loaded model."""
-
-    def __init__(self, model_sampling):
-        self.inner_model = types.SimpleNamespace(
-            model_sampling=model_sampling,
-            scale_latent_inpaint=lambda x, sigma, noise, latent_image, denoise_mask: (
-                model_sampling.noise_scaling(sigma.reshape(-1, 1, 1, 1), noise, latent_image)
-            ),
-        )
-        self.calls = []
-
-    def __call__(self, x, sigma, model_options, seed):
-        self.calls.append((x.dtype, sigma.tolist(), sorted(model_options), seed))
-        alpha, noise = self.inner_model.model_sampling.level(sigma.reshape(-1, 1, 1, 1))
-        spread = alpha**2 * 0.3**2 + noise**2  # latents N(-0.2, 0.3^2) or N(0.8, 0.3^2)
-        mean = torch.sigmoid(alpha * (x - alpha * 0.3) / spread) - 0.2
-        return mean + alpha * 0.3**2 / spread * (x - alpha * mean)
-
-
-def make_comfy():
-    """Returns the stand-in's modules by name."""
-    names = ("comfy", "comfy.samplers", "comfy.model_sampling", "comfy.k_diffusion")
-    comfy, samplers, model_sampling, k_diffusion = (types.ModuleType(name) for name in names)
-    sampling = types.ModuleType("comfy.k_diffusion.sampling")
-    comfy.__path__ = k_diffusion.__path__ = []
-    comfy.samplers, comfy.model_sampling, comfy.k_diffusion = samplers, model_sampling, k_diffusion
-    k_diffusion.sampling = sampling
-    model_sampling.CONST = Const
-
-    class SchedulerHandler(NamedTuple):
-        handler: object
-        use_ms: bool = True
-
-    class InpaintModel:
-        def __init__(self, model, noise, latent_image):
-            self.inner_model, self.noise, self.latent_image = model, noise, latent_image
-
-        def __call__(self, x, sigma, denoise_mask, model_options, seed=None):
-            if denoise_mask is not None:
-                kept = self.inner_model.inner_model.scale_latent_inpaint(
-                    x=x,
-                    sigma=sigma,
-                    noise=self.noise,
-                    latent_image=self.latent_image,
-                    denoise_mask=denoise_mask,
-                )
-                x = x * denoise_mask + kept * (1.0 - denoise_mask)
-            out = self.inner_model(x, sigma, model_options=model_options, seed=seed)
-            if denoise_mask is not None:
-                out = out * denoise_mask + self.latent_image * (1.0 - denoise_mask)
-            return out
-
-    class KSAMPLER:
-        def __init__(self, sampler_function, extra_options=None, inpaint_options=None):
-            self.sampler_function, self.extra_options = sampler_function, extra_options or {}
-
-        def sample(
-            self, model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None
-        ):
-            extra_args["denoise_mask"] = denoise_mask
-            model_sampling = model_wrap.inner_model.model_sampling
-            model = InpaintModel(model_wrap, noise, latent_image)
-            x = model_sampling.noise_scaling(sigmas[0], noise, latent_image)
-            total = len(sigmas) - 1
-            out = self.sampler_function(
-                model,
-                x,
-                sigmas,
-                extra_args=extra_args,
-                callback=lambda d: callback and callback(d["i"], d["denoised"], d["x"], total),
-                disable=True,
-                **self.extra_options,
-            )
-            return model_sampling.inverse_noise_scaling(sigmas[-1], out)
-
-    class KSampler:
-        pass
-
-    samplers.SAMPLER_NAMES = KSampler.SAMPLERS = ["euler", "dpm_2"]
-    samplers.SCHEDULER_HANDLERS = {}
-    samplers.SCHEDULER_NAMES = KSampler.SCHEDULERS = ["simple"]
-    KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS = {"dpm_2"}
-    samplers.KSampler, samplers.KSAMPLER = KSampler, KSAMPLER
-    samplers.SchedulerHandler = SchedulerHandler
-    modules = (comfy, samplers, model_sampling, k_diffusion, sampling)
-    return {module.__name__: module for module in modules}
-
-
-@pytest.fixture
-def comfy(monkeypatch):
-    """ComfyUI's stand-in with the custom node freshly imported into it."""
-    modules = make_comfy()
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    package = "diffast.integrations.comfyui"
-    for name in (package, *(f"{package}.{part}" for part in PARTS)):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    custom_node = {}
-    exec("from diffast.integrations.comfyui import *", custom_node)
-    yield types.SimpleNamespace(**custom_node, samplers=modules["comfy.samplers"], modules=modules)
-    for name in (package, *(f"{package}.{part}" for part in PARTS)):
-        sys.modules.pop(name, None)
-
-
-def named(comfy, name):
-    """What KSampler does with a name of its list."""
-    assert name in comfy.samplers.KSampler.SAMPLERS
-    function = getattr(comfy.modules["comfy.k_diffusion.sampling"], f"sample_{name}")
-    return comfy.samplers.KSAMPLER(function)
-
-
-def sigmas_of(comfy, model_sampling, name="diffast_logsnr", steps=6):
-    handler = comfy.samplers.SCHEDULER_HANDLERS[name]
-    assert handler.use_ms and name in comfy.samplers.KSampler.SCHEDULERS
-    return handler.handler(model_sampling, steps)
-
-
-def latents(rows=3, value=0.0):
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(SHAPE, generator=generator)[:rows], torch.full(SHAPE, value)[:rows]
-
-
-def generate(comfy, sampler, model_sampling, seed=5, rows=3, sigmas=None, callback=None, **more):
-    guider = Guider(model_sampling)
-    noise, latent = latents(rows)
-    if sigmas is None:
-        sigmas = sigmas_of(comfy, model_sampling)
-    extra_args = {"model_options": {"transformer_options": {}}, "seed": seed}
-    out = sampler.sample(guider, sigmas, extra_args, callback, noise, latent, **more)
-    return out, guider
-
-
-def all_names(comfy):
-    return [name for name in comfy.samplers.KSampler.SAMPLERS if name.startswith("diffast_")]
 
 
 def test_registers_names_schedules_and_nodes_once(comfy):
@@ -465,87 +296,3 @@ def test_outside_comfyui_the_import_says_what_is_missing():
         sys.modules.pop(name, None)
     with pytest.raises(ImportError, match="comfy"):
         importlib.import_module(package)
-
-
-# --- plans -------------------------------------------------------------------------------------
-
-
-def plan_node(comfy, plan, tmp_path, noise="counter"):
-    plan.save(tmp_path / "plan.json")
-    return comfy.NODE_CLASS_MAPPINGS["DiffastPlan"]().make(str(tmp_path / "plan.json"), noise)
-
-
-class Guided(Guider):
-    """A guider with a scale, as CFGGuider has one; it writes down the scale of each call."""
-
-    def __init__(self, model_sampling):
-        super().__init__(model_sampling)
-        self.cfg, self.conds, self.scales = 7.0, {"positive": 0, "negative": 0}, []
-
-    def __call__(self, x, sigma, model_options, seed):
-        self.scales.append(self.cfg)
-        return super().__call__(x, sigma, model_options, seed)
-
-
-@pytest.mark.parametrize(
-    ("kind", "schedule"), [(Eps, df.schedules.edm(0.03, 14.6)), (Const, df.schedules.flow())]
-)
-def test_the_node_of_a_plan_samples_as_df_sample_does(comfy, kind, schedule, tmp_path):
-    plan = tuned(schedule, 5)
-    sampler, sigmas = plan_node(comfy, plan, tmp_path)
-    out, guider = generate(comfy, sampler, kind(), sigmas=sigmas)
-    denoiser = df.Denoiser(lambda x, t: Guider(kind())(x, t, {}, 0), schedule, "x0")
-    x = kind().noise_scaling(torch.tensor(plan.initial_scale), *latents())
-    torch.testing.assert_close(out, df.sample(denoiser, plan, x=x).x, rtol=1e-5, atol=1e-5)
-    assert [call[1][0] for call in guider.calls] == pytest.approx(plan.call_times)
-    seen = []
-    generate(comfy, sampler, kind(), sigmas=sigmas, callback=lambda i, *rest: seen.append(i))
-    assert seen == list(range(5))
-
-
-def test_a_plan_of_two_inputs_runs_in_comfyui(comfy, tmp_path):
-    schedule = df.schedules.edm(0.03, 14.6)
-    plan = two_inputs(schedule)
-    sampler, sigmas = plan_node(comfy, plan, tmp_path)
-    out, guider = generate(comfy, sampler, Eps(), sigmas=sigmas)
-    denoiser = df.Denoiser(lambda x, t: Guider(Eps())(x, t, {}, 0), schedule, "x0")
-    want = df.sample(denoiser, plan, x=latents()[0] * plan.initial_scale).x
-    torch.testing.assert_close(out, want, rtol=1e-5, atol=1e-5)
-    assert len(guider.calls) == plan.nfe and all(len(c[1]) == 3 for c in guider.calls)
-
-
-def test_guidance_scales_of_a_plan_are_set_in_the_guider_and_taken_back(comfy, tmp_path):
-    scales = [1.0, 4.0, 3.0]
-    plan = replace(tuned(df.schedules.edm(0.03, 14.6), 3), guidance=scales)
-    sampler, sigmas = plan_node(comfy, plan, tmp_path)
-    guider, extra = Guided(Eps()), {"model_options": {}, "seed": 1}
-    sampler.sample(guider, sigmas, dict(extra), None, *latents())
-    assert guider.scales == scales and guider.cfg == 7.0
-    with pytest.raises(ValueError, match="guidance scale of its own for each call, but this model"):
-        sampler.sample(Guider(Eps()), sigmas, dict(extra), None, *latents())
-
-
-def test_plans_that_do_not_fit_the_model_are_refused_in_a_sentence(comfy, tmp_path):
-    plan = tuned(df.schedules.edm(0.03, 14.6), 4)
-    sampler, sigmas = plan_node(comfy, plan, tmp_path)
-    with pytest.raises(ValueError, match="is for a model with betas or sigmas, but this is a flow"):
-        generate(comfy, sampler, Const(), sigmas=sigmas)
-    for other in (sigmas[1:], sigmas * 0.9):
-        with pytest.raises(ValueError, match="connect the SIGMAS of the same node"):
-            generate(comfy, sampler, Eps(), sigmas=other)
-    betas = df.schedules.from_betas(np.linspace(1e-4, 0.02, 1000))  # up to sigma = 157
-    sampler, sigmas = plan_node(comfy, tuned(betas, 4), tmp_path)
-    with pytest.raises(ValueError, match="noise goes up to sigma = 157.4, but .* up to 14.6"):
-        generate(comfy, sampler, Eps(), sigmas=sigmas)
-    with pytest.raises(ValueError, match="there is no file /nowhere/plan.json"):
-        comfy.NODE_CLASS_MAPPINGS["DiffastPlan"]().make("/nowhere/plan.json", "counter")
-
-
-def test_plan_files_are_found_in_the_models_folder(comfy, monkeypatch, tmp_path):
-    (tmp_path / "diffast_plans").mkdir()
-    tuned(df.schedules.flow(), 4).save(tmp_path / "diffast_plans" / "four.json")
-    monkeypatch.setitem(
-        sys.modules, "folder_paths", types.SimpleNamespace(models_dir=str(tmp_path))
-    )
-    _, sigmas = comfy.NODE_CLASS_MAPPINGS["DiffastPlan"]().make("four.json", "counter")
-    assert len(sigmas) == 5 and float(sigmas[-1]) == 0.0

@@ -1,5 +1,8 @@
 """Plans made for a network in the interfaces of k-diffusion and EDM: the samples of df.sample."""
 
+import importlib.util
+import sys
+import types
 from dataclasses import replace
 
 import numpy as np
@@ -150,3 +153,35 @@ def test_edm_sampler_runs_a_plan():
         edm_sampler(Net(), latents, plan=plan, S_churn=4.0)
     with pytest.raises(ValueError, match="the plan tells the net .*, but the net's round_sigma"):
         edm_sampler(Rounding(), latents, plan=plan)
+
+
+@pytest.fixture
+def external(monkeypatch):
+    """k_diffusion.external alone: its package imports torchvision, skimage and more."""
+    found = importlib.util.find_spec("k_diffusion")
+    for needed in ("scipy", "torchsde", "torchdiffeq"):
+        if found is None or importlib.util.find_spec(needed) is None:
+            pytest.skip(f"k-diffusion is not installed, or {needed}, which it needs, is not")
+    package = types.ModuleType("k_diffusion")
+    package.__path__ = list(found.submodule_search_locations)
+    stubs = {"torchvision": types.ModuleType("torchvision"), "k_diffusion": package}
+    stubs["torchvision.transforms"] = types.ModuleType("torchvision.transforms")
+    stubs["torchvision.transforms"].functional = None
+    stubs["torchvision"].transforms = stubs["torchvision.transforms"]
+    for name, module in stubs.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    for part in ("utils", "sampling", "external"):
+        monkeypatch.delitem(sys.modules, f"k_diffusion.{part}", raising=False)
+    yield importlib.import_module("k_diffusion.external")
+    for part in ("utils", "sampling", "external"):
+        sys.modules.pop(f"k_diffusion.{part}", None)
+
+
+def test_k_diffusions_own_wrapper_gives_the_samples_of_the_network_itself(external):
+    products = torch.from_numpy(BETAS.alpha(np.arange(1000.0)) ** 2)
+    model = external.DiscreteEpsDDPMDenoiser(network, products, quantize=False)
+    plan = tuned(BETAS)
+    want = df.sample(df.Denoiser(network, BETAS, "epsilon"), plan, x=initial(plan)).x
+    got = k_diffusion.sample_plan(model, initial(plan) / alpha_at(plan), plan, disable=True)
+    # the wrapper's levels are float32
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)

@@ -1,7 +1,9 @@
 """Pipelines that run a plan: the latents of df.sample with the pipeline's network."""
 
 import copy
+import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import diffusers_pipelines as tiny  # noqa: E402
 from tuned_plans import tuned, two_inputs  # noqa: E402
 
 import diffast as df  # noqa: E402
+from diffast.integrations import from_diffusers  # noqa: E402
 from diffast.integrations.diffusers import (  # noqa: E402
     DiffastScheduler,
     PlanScheduler,
@@ -23,6 +26,7 @@ from diffast.integrations.diffusers import (  # noqa: E402
     pipeline_denoiser,
 )
 from diffast.integrations.diffusers.convention import convention_of  # noqa: E402
+from diffast.model.fingerprint import fingerprint  # noqa: E402
 
 diffusers.utils.logging.set_verbosity_error()
 CALLS = 4
@@ -45,7 +49,9 @@ def text(seed=1, pooled=False, negative=True):
         given["negative_prompt_embeds"] = tiny.numbers(1, tiny.TOKENS, tiny.TEXT, seed=seed + 10)
     if pooled:
         for name in list(given):
-            given[name.replace("prompt_embeds", "pooled_prompt_embeds")] = tiny.numbers(1, tiny.TEXT, seed=seed + 20)
+            given[name.replace("prompt_embeds", "pooled_prompt_embeds")] = tiny.numbers(
+                1, tiny.TEXT, seed=seed + 20
+            )
     return given
 
 
@@ -67,9 +73,20 @@ CASES = {
 SCALES = {"unet": 4.0, "unet, unguided": 1.0, "SD3": 7.0, "Flux": 1.0}
 
 
+def fresh(pipe):
+    """The pipeline with a scheduler of its own: other tests replace those of the cached ones."""
+    pipe = copy.copy(pipe)
+    if isinstance(pipe, diffusers.DDPMPipeline):
+        pipe.scheduler = diffusers.DDPMScheduler()
+    elif hasattr(pipe, "transformer"):
+        pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    else:
+        pipe.scheduler = diffusers.PNDMScheduler(steps_offset=1, skip_prk_steps=True)
+    return pipe
+
+
 def pipeline(name="unet"):
-    """A pipeline of its own: schedulers are replaced in it."""
-    return copy.copy(CASES[name][0]())
+    return fresh(CASES[name][0]())
 
 
 def draw(pipe, call):
@@ -131,7 +148,9 @@ def planned(**fields):
 def test_another_number_of_steps_is_refused_and_the_sentence_says_which():
     pipe, plan = planned()
     accelerate(pipe, plan=plan, quiet=True)
-    with pytest.raises(ValueError, match="is 50, but the plan tuned makes 4 .*num_inference_ste.*4"):
+    with pytest.raises(
+        ValueError, match="is 50, but the plan tuned makes 4 .*num_inference_ste.*4"
+    ):
         tiny.draw(pipe, output_type="latent", **tiny.guided())
     for given in ({"timesteps": [9, 5]}, {"sigmas": [3.0, 2.9, 0.1, 0.0]}):
         with pytest.raises(ValueError, match="given, but the plan tuned has .* of its own"):
@@ -142,7 +161,7 @@ def test_another_number_of_steps_is_refused_and_the_sentence_says_which():
 
 def test_a_run_that_starts_in_the_middle_is_refused_if_the_plan_remembers():
     pipe, plan = planned()
-    img2img = copy.copy(tiny.stable_diffusion("StableDiffusionImg2ImgPipeline"))
+    img2img = fresh(tiny.stable_diffusion("StableDiffusionImg2ImgPipeline"))
     options = {**LATENT, **tiny.guided(), "image": tiny.picture()}
     accelerate(img2img, plan=plan, quiet=True)
     with pytest.raises(ValueError, match="start at call 2 of the plan tuned, .*strength=1"):
@@ -156,7 +175,7 @@ def test_a_run_that_starts_in_the_middle_is_refused_if_the_plan_remembers():
 
 def test_inpainting_noises_the_known_part_to_the_levels_of_the_plan():
     _, plan = planned()
-    pipe = copy.copy(tiny.stable_diffusion("StableDiffusionInpaintPipeline"))
+    pipe = fresh(tiny.stable_diffusion("StableDiffusionInpaintPipeline"))
     accelerate(pipe, plan=plan, quiet=True)
     options = {**LATENT, **tiny.guided(), "image": tiny.picture(), "mask_image": tiny.mask()}
     assert tiny.draw(pipe, strength=1.0, **options).isfinite().all()
@@ -219,7 +238,7 @@ def test_plans_that_do_not_fit_are_refused_and_the_pipeline_stays_as_it_was():
         assert pipe.scheduler is before
     with pytest.raises(FileNotFoundError):
         accelerate(pipe, plan="/nowhere/plan.json", quiet=True)
-    flow = copy.copy(tiny.stable_diffusion_3())
+    flow = fresh(tiny.stable_diffusion_3())
     late = df.solvers.euler(df.schedules.flow(), [0.8, 0.4, 0.0])
     with pytest.raises(ValueError, match="starts at sigma = 0.8, but a flow's pipeline starts"):
         accelerate(flow, plan=late, quiet=True)
@@ -294,3 +313,92 @@ def test_schedulers_whose_network_is_not_known_are_refused():
     ):
         with pytest.raises(ValueError, match=sentence):
             convention_of(scheduler)
+
+
+def test_a_pipeline_is_saved_and_loaded_with_its_plan_and_an_edited_one_is_refused(tmp_path):
+    pipe = fresh(tiny.ddpm())
+    plan = tuned(convention_of(pipe.scheduler).schedule, CALLS)
+    made = replace(plan, made_for={"predicts": "epsilon"})
+    accelerate(pipe, plan=made, quiet=True)
+    pipe.save_pretrained(tmp_path)
+    loaded = tiny.quiet(diffusers.DDPMPipeline.from_pretrained(tmp_path))
+    torch.testing.assert_close(draw(loaded, {}), draw(pipe, {}), rtol=1e-4, atol=1e-4)
+    assert "in the place of DDPMScheduler" in repr(loaded.scheduler)
+    path = tmp_path / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text())
+    config["_diffast"]["plan"]["times"][1] += 1.0
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="plan of the config: .*they were changed"):
+        PlanScheduler.from_pretrained(tmp_path / "scheduler")
+    with pytest.raises(ValueError, match="the config has no plan: use accelerate"):
+        PlanScheduler.from_config(diffusers.DDIMScheduler().config)
+
+
+def test_a_compiled_loop_and_gradients():
+    pipe, plan = planned()
+    accelerate(pipe, plan=plan, quiet=True)
+    scheduler, start = pipe.scheduler, tiny.numbers(1, 4, 4, 4)
+
+    def denoise(x, t, weight=1.0):
+        output = torch.tanh(weight * scheduler.scale_model_input(x, t))
+        return scheduler.step(output, t, x, return_dict=False)[0]
+
+    def run(function):
+        scheduler.set_timesteps(CALLS)
+        x = start * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            x = function(x, t)
+        return x
+
+    with torch.no_grad():
+        want = run(denoise)
+        torch.testing.assert_close(run(torch.compile(denoise, backend="eager")), want)
+    weight = torch.tensor(1.0, requires_grad=True)
+    run(lambda x, t: denoise(x, t, weight)).sum().backward()
+    steps = [run(lambda x, t, w=w: denoise(x, t, w)).double().sum() for w in (0.999, 1.001)]
+    assert float(weight.grad) == pytest.approx(float(steps[1] - steps[0]) / 0.002, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"), [("unet", 7.5), ("SD3", 7.0), ("Flux", 1.0), ("DDPM", 1.0)]
+)
+def test_a_number_of_calls_takes_the_plan_to_start_with(name, scale):
+    pipe = pipeline(name)
+    schedule = convention_of(pipe.scheduler).schedule
+    report = accelerate(pipe, calls=CALLS, quiet=True)
+    want = df.plan(schedule, CALLS, guidance=scale)
+    assert pipe.scheduler.plan.name == want.name and want.name in str(report)
+    assert (pipe.scheduler.plan.matrix == want.matrix).all()
+    assert draw(pipe, CASES[name][1]()).isfinite().all()
+    accelerate(pipe, calls=CALLS, guidance=1.0, quiet=True)
+    assert pipe.scheduler.plan.name == df.plan(schedule, CALLS).name
+    with pytest.raises(TypeError, match="a plan and calls = 4 are given: give one"):
+        accelerate(pipe, plan=want, calls=4)
+    with pytest.raises(TypeError, match="guidance = 2.0 is given, but it is for calls="):
+        accelerate(pipe, guidance=2.0)
+
+
+@pytest.mark.parametrize("name", ["unet", "SD3"])
+def test_the_plan_to_start_with_runs_in_a_pipeline(name):
+    """df.plan for the network in the pipeline, with its guidance; a result in a plan's place."""
+    pipe, call = pipeline(name), CASES[name][1]()
+    denoiser = pipeline_denoiser(pipe, [call])
+    plan = df.plan(denoiser, CALLS)
+    accelerate(pipe, plan=plan, quiet=True)
+    want = df.sample(denoiser, plan, x=start_of(pipe, plan)).x
+    torch.testing.assert_close(draw(pipe, call), want, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="plan is a SimpleNamespace, .*: give its .plan"):
+        accelerate(pipe, plan=SimpleNamespace(plan=plan), quiet=True)
+
+
+@pytest.mark.parametrize("name", ["unet", "SD3", "DDPM"])
+def test_a_plan_made_with_from_diffusers_is_one_for_the_pipeline(name):
+    """The same schedule, prediction and fingerprint, whichever way the network was read."""
+    pipe = pipeline(name)
+    network = getattr(pipe, "transformer", None) or pipe.unet
+    denoiser = from_diffusers(network, pipe.scheduler)
+    made_for = {"predicts": denoiser.predicts, "network": fingerprint(denoiser.network)}
+    plan = replace(tuned(denoiser.schedule, CALLS), made_for=made_for)
+    report = accelerate(pipe, plan=plan, quiet=True)
+    assert made_for["network"] and "fingerprint" not in str(report)
+    assert draw(pipe, CASES[name][1]()).isfinite().all()

@@ -1,4 +1,4 @@
-"""tune(pipe): what a pipeline gives its network is found by running it, and a plan is made for it."""
+"""tune(pipe): what a pipeline gives its network is found by running it; the plan goes back in."""
 
 import copy
 from dataclasses import replace
@@ -13,7 +13,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 import diffusers  # noqa: E402
 import diffusers_pipelines as tiny  # noqa: E402
+from few_candidates import few  # noqa: E402
 from test_planned_pipelines import CASES, draw, pipeline, start_of, text  # noqa: E402
+from tuned_plans import tuned  # noqa: E402
 
 import diffast as df  # noqa: E402
 from diffast.integrations.diffusers import accelerate, pipeline_denoiser, tune  # noqa: E402
@@ -21,6 +23,7 @@ from diffast.integrations.diffusers.recording import record  # noqa: E402
 
 diffusers.utils.logging.set_verbosity_error()
 QUICK = {"samples": 4, "held_out": 4, "iterations": 1, "starts": 1, "progress": False}
+QUICK |= {"measured_grids": False, "compare": (), "tolerance": 0.05}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -30,6 +33,12 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """What is measured before learning is not what these tests are about."""
+    few(monkeypatch)
 
 
 class Network(torch.nn.Module):
@@ -133,6 +142,56 @@ def test_what_no_plan_can_say_is_refused_in_a_sentence(pipe, sentence):
         tune(pipe, [{}], calls=3, **QUICK)
 
 
+def sdxl():
+    """SDXL, whose network takes a dict of added conditions."""
+    network = tiny.seeded(
+        diffusers.UNet2DConditionModel,
+        **{
+            **{k: v for k, v in tiny.latent_network().config.items() if k[0] != "_"},
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 4,
+            "projection_class_embeddings_input_dim": 4 * 6 + tiny.TEXT,
+        },
+    )
+    texts = {f"{part}{n}": None for part in ("text_encoder", "tokenizer") for n in ("", "_2")}
+    options = {"vae": tiny.autoencoder(), "add_watermarker": False, **texts}
+    scheduler = diffusers.EulerDiscreteScheduler(steps_offset=1, timestep_spacing="leading")
+    return tiny.quiet(
+        diffusers.StableDiffusionXLPipeline(unet=network, scheduler=scheduler, **options)
+    )
+
+
+def test_added_conditions_and_another_scheduler_with_sigmas():
+    pipe, call = sdxl(), CASES["SD3"][1]()
+    denoiser = pipeline_denoiser(pipe, [call], {"guidance_scale": 6.0})
+    assert set(denoiser.conditions) == {
+        "encoder_hidden_states",
+        "added_cond_kwargs.text_embeds",
+        "added_cond_kwargs.time_ids",
+    }
+    plan = tuned(denoiser.schedule, 4)
+    accelerate(pipe, plan=plan, quiet=True)
+    got = draw(pipe, call | {"guidance_scale": 6.0})
+    want = df.sample(denoiser, plan, x=start_of(pipe, plan)).x
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="add up to 0.9.*leave out guidance_rescale"):
+        pipeline_denoiser(pipe, [call], {"guidance_scale": 6.0, "guidance_rescale": 0.1})
+
+
+def test_half_precision_finds_the_same():
+    pipe = copy.deepcopy(pipeline("unet"))
+    pipe.unet.to(torch.bfloat16)
+    call = {name: value.bfloat16() for name, value in text().items()}
+    denoiser = pipeline_denoiser(pipe, [call], {"guidance_scale": 5.3})
+    assert denoiser.guidance == 5.3 and denoiser.dtype == torch.bfloat16
+    assert denoiser.conditions["encoder_hidden_states"].dtype == torch.bfloat16
+
+
+def test_two_directions_are_refused_before_the_work():
+    with pytest.raises(ValueError, match="'directions', .* but a pipeline calls its network on o"):
+        tune(Pipe(), [{}], calls=4, freedom=["levels", "directions"], **QUICK)
+
+
 def test_prompts_that_differ_in_more_than_their_rows_are_refused():
     pipe = pipeline("unet")
     longer = {
@@ -190,3 +249,12 @@ def test_a_tuned_plan_goes_back_into_the_pipeline(name, tmp_path):
     other = replace(result.plan, made_for={"predicts": "v"})
     with pytest.raises(ValueError, match="predicts 'v'"):
         accelerate(pipe, plan=other, quiet=True)
+
+
+def test_a_file_of_a_run_with_other_prompts_is_refused(tmp_path):
+    pipe, options = Pipe("extra"), {**QUICK, "resume": tmp_path / "work.json", "iterations": 0}
+    first = tune(pipe, [{"label": 1.0}], 3, **options)
+    again = tune(pipe, [{"label": 1.0}], 3, **options)
+    assert (first.plan.matrix == again.plan.matrix).all()
+    with pytest.raises(ValueError, match="of a run with conditions = .* but conditions is .* now"):
+        tune(pipe, [{"label": 2.0}], 3, **options)

@@ -286,8 +286,14 @@ EVERY = [
     ({"times": [True, False, True]}, "times holds True, but it must hold numbers"),
     ({"times": {"0": 1.0}}, "times holds .*, but it must hold numbers"),
     ({"spans": None}, "spans is null, but"),
-    ({"schedule": {"name": "vp_linear", "beta_min": None, "beta_max": 20.0}}, "plan.json: .*a schedule"),
-    ({"schedule": {"name": "vp_linear", "beta_min": "a", "beta_max": 20.0}}, "plan.json: .*a schedule"),
+    (
+        {"schedule": {"name": "vp_linear", "beta_min": None, "beta_max": 20.0}},
+        "plan.json: .*a schedule",
+    ),
+    (
+        {"schedule": {"name": "vp_linear", "beta_min": "a", "beta_max": 20.0}},
+        "plan.json: .*a schedule",
+    ),
     ({"schedule": {"name": ["flow"]}}, "plan.json: .*a schedule"),
     ({"times": "soon"}, "plan.json: .*soon"),
 ]

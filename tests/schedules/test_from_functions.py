@@ -9,6 +9,9 @@ import pytest
 import torch
 
 import diffast as df
+from diffast.executors.adaptive.nodes import can_be_recorded
+from diffast.executors.adaptive.time_variable import NodeTable, TimeInterval
+from diffast.ops.schema import KNOTS
 from diffast.schedules import from_functions, from_table
 from diffast.schedules.domain import check_times
 
@@ -112,6 +115,20 @@ def test_adaptive_runs(method):
     assert abs(float(out.x.std()) - WIDTH) < 0.06
 
 
+@pytest.mark.parametrize("kind", ["lam", "rho", "flow", "time"])
+def test_the_table_of_adaptive_runs_on_a_device(kind):
+    """What a device runs in place of functions that no kernel can hold."""
+    schedule = curved()
+    interval = TimeInterval(schedule, kind, schedule.t_min, slopes=True)
+    assert not can_be_recorded(interval)
+    table = NodeTable(interval)
+    knots = table.edges[:-1, None] + np.diff(table.edges)[:, None] * np.array(KNOTS)
+    nodes = interval.nodes(knots)
+    assert np.isfinite(table.pieces).all()
+    for row, name in enumerate(table.fields):
+        np.testing.assert_allclose(table.pieces[row], getattr(nodes, name), rtol=1e-12)
+
+
 def test_the_other_executors():
     schedule = curved()
     plan = df.solvers.dpmpp_2m(schedule, df.grids.uniform_time(schedule, 10))
@@ -207,6 +224,7 @@ def test_the_slopes_of_a_table_are_monotone():
         ({"sigma": lambda t: np.maximum(t - 0.5, 0)}, "sigma.* = 0 at t_min"),
         ({"alpha": lambda t: "a"}, "alpha takes neither an array of times"),
         ({"alpha": lambda t: np.ones((3, 2))}, "alpha takes neither an array of times"),
+        ({"t_min": "soon"}, "t_min = 'soon', but they must be numbers"),
         ({"t_min": 2.0}, "t_min = 2, but it must lie between"),
         ({"t_start": 0.0, "t_end": 1.0}, "the time falls from noise to data"),
     ],

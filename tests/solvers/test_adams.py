@@ -172,8 +172,26 @@ def test_samplers_of_azula(schedule, grid, tool, form, clock):
     x = np.random.default_rng(0).normal(size=6) * schedule.sigma(grid[0])
     for order in (1, 2, 3, 5):
         theirs = Sampler(Denoiser(), order=order, steps=len(grid) - 1, silent=True)
-        ours = run(adams(schedule, grid, order, clock, form), denoise, x)[-1]
+        orders = [min(order, n + 1) for n in range(len(grid) - 1)]  # theirs are never lowered
+        ours = run(adams(schedule, grid, order, clock, form, orders), denoise, x)[-1]
         assert_same(ours, theirs(torch.as_tensor(x)).numpy(), 1e-11)
+
+
+def test_steps_that_suddenly_grow_lower_the_order():
+    grid = np.array([80.0, *np.linspace(1.0, 0.96, 5), 0.2, 0.0])
+    plan, euler = adams(EDM, grid, 5), solvers.euler(EDM, grid)
+    largest = max(np.abs(plan.matrix[6]).max(), 1.0)
+    assert largest < 2e3
+    forced = adams(EDM, grid, 5, orders=[1, 2, 3, 4, 5, 5, 1])
+    assert np.abs(forced.matrix).max() > 1e6
+    x = np.random.default_rng(2).normal(size=(6, 2)) * 80.0
+    ends = [run(each, mixture(EDM), x)[-1] for each in (plan, euler)]
+    assert np.abs(ends[0] - ends[1]).max() < 1.0
+    # so uneven that nothing but rounding would be left
+    grid[1:6] = np.linspace(1.0, 1.0 - 1e-6, 5)
+    adams(EDM, grid, 5)
+    with pytest.raises(ValueError, match="adams: step 5: the weights of 5 estimates in the clock"):
+        adams(EDM, grid, 5, orders=[1, 2, 3, 4, 5, 5, 1])
 
 
 # The end of a run.
@@ -194,9 +212,19 @@ MULTISTEP = {
     "res_2m": solvers.res_2m,
     "res_3m": solvers.res_3m,
     "unipc": partial(solvers.unipc, order=3),
+    "dpmpp_2m_sde": solvers.dpmpp_2m_sde,
+    "dpmpp_3m_sde": solvers.dpmpp_3m_sde,
+    "dpm_solver_2m_sde": solvers.dpm_solver_2m_sde,
 }
-ORDERS = {"adams": 3, "dpm_solver_3m": 3, "dpmpp_3m": 3, "res_3m": 3, "unipc": 3}
-ORDERS |= dict.fromkeys(("dpm_solver_2m", "dpmpp_2m", "gradient_estimation", "res_2m"), 2)
+ORDERS = dict.fromkeys(
+    ("adams", "dpm_solver_3m", "dpmpp_3m", "dpmpp_3m_sde", "res_3m", "unipc"), 3
+) | dict.fromkeys(
+    (
+        *("dpm_solver_2m", "dpmpp_2m", "gradient_estimation", "res_2m"),
+        *("dpmpp_2m_sde", "dpm_solver_2m_sde"),
+    ),
+    2,
+)
 
 
 @pytest.mark.parametrize("name", MULTISTEP)

@@ -58,7 +58,7 @@ def test_too_few_steps_warn_and_the_number_named_is_stable(build, steps, calls):
         plan = build(EDM, grids.karras(EDM, steps))
     assert plan.nfe == calls
     assert w[0].filename == __file__  # the caller's line
-    enough = int(str(w[0].message).partition("stable with ")[2].split()[0])
+    enough = int(str(w[0].message).partition("divided into ")[2].split()[0])
     with warnings.catch_warnings():
         warnings.simplefilter("error", PlanWarning)
         build(EDM, grids.karras(EDM, enough))
@@ -169,4 +169,4 @@ def test_options_for_one_number_of_steps_name_no_other():
     build = partial(solvers.unipc, order=3, form="noise", orders=[1, 2, 3, 1])
     with pytest.warns(PlanWarning) as caught:
         build(EDM, grids.karras(EDM, 4))
-    assert "It is stable with" not in str(caught[0].message)
+    assert "divided into" not in str(caught[0].message)

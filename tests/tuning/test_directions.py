@@ -58,8 +58,9 @@ def test_two_directions_are_better_than_one_call_a_stage(tmp_path):
     options = {"progress": False, "rows": 4096, "compare": (), "measured_grids": False}
     options |= {"iterations": 5, "batch": 32}
     network = labelled()
-    plain = df.tune(network, 3, (64, 5), **options)
-    paired = df.tune(network, 5, (64, 5), freedom=("levels", "weights", "directions"), **options)
+    freedom = ("levels", "weights")
+    plain = df.tune(network, 3, (64, 5), freedom=freedom, **options)
+    paired = df.tune(network, 5, (64, 5), freedom=(*freedom, "directions"), **options)
     assert paired.plan.times.shape == (3, 2)
     assert paired.error < plain.error
     paired.save(tmp_path / "plan.json")

@@ -51,7 +51,7 @@ def test_plans_of_another_structure_are_refused(plan, reason):
         form_of(plan)
 
 
-def parameters_of(kind, freedom=("levels", "weights", "times", "scale"), calls=5):
+def parameters_of(kind, freedom=("levels", "weights", "times", "scale", "start"), calls=5):
     schedule, grid, predicts = SCHEDULES[kind]
     network = denoiser(schedule, predicts)
     plan = df.solvers.deis(schedule, grid(schedule, calls))
@@ -109,6 +109,7 @@ def test_a_number_of_each_freedom_changes_what_it_is_named_for():
         "weights": "weights",
         "times": "told",
         "scale": "levels",
+        "start": "levels",
         "guidance": "scales",
         "noise": "fresh",
     }
@@ -141,8 +142,8 @@ def test_runs_that_begin_where_a_number_changed_are_whole_runs(kind):
     runner.calls = 0
     made = runner.changed(ids, trace, base, others)
     assert runner.calls < 0.6 * whole
-    x = pilots.noise(ids, float(base.levels[0, 1]))
     for other, found in zip(others, made, strict=True):
+        x = pilots.noise(ids, float(other.levels[0, 1]))
         wanted = run(Rows(network, x), other)
         torch.testing.assert_close(found, wanted, rtol=0, atol=5e-5)
 

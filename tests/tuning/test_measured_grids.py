@@ -9,6 +9,7 @@ import torch
 import diffast as df
 from diffast.tuning import grids as measured
 from diffast.tuning.grids import densities, error_kernel, levels, shortest_path, simplex
+from diffast.tuning.pilots import Pilots
 
 
 def mixture(schedule, means, variance, dtype=torch.float64):
@@ -299,6 +300,15 @@ def test_grids_of_every_kind_of_schedule(kind):
     assert torch.allclose(pilot.ends, ends, atol=0.02)
 
 
+def test_samples_that_are_numbers():
+    """A state [B] without further axes."""
+    schedule = df.schedules.edm(0.01, 40.0)
+    denoiser = df.Denoiser(lambda x, t: C**2 * x / (C**2 + t**2), schedule, predicts="x0")
+    pilot = measured.Pilot(denoiser, (64,), levels=8, substeps=2)
+    for name in measured.NAMES:
+        assert len(pilot.grid(name, 4)) == 5
+
+
 def test_predictions_conditions_and_guidance_reach_the_pilot():
     """The same network told as epsilon, with conditions by rows and a guided pair of branches."""
     schedule = df.schedules.vp_linear()
@@ -369,6 +379,21 @@ def test_candidates_by_name(compared):
     named = {"mine": df.solvers.ddim}
     assert dict(measured.candidates(denoiser, pilot, 4, solvers=named, grids=["klub"]))
     assert pilot.calls == before  # all is measured already
+
+
+def test_published_tables_where_they_fit():
+    """Align Your Steps' tables are compared on the schedule of Stable Diffusion alone."""
+    schedule = df.schedules.from_betas(BETAS)
+    network = mixture(schedule, [-1.0, 1.0], 0.04)
+    denoiser = df.Denoiser(network, schedule, predicts="x0", time_dtype=torch.long)
+    pilot = df.tuning.grids.Pilot(denoiser, (8, 1), levels=6)
+    lines = measured.rank(denoiser, pilot, 10, solvers=["dpmpp_2m"], grids=["arctan"])
+    assert {"ays(sd15)", "ays(sdxl)"} == {line.grid for line in lines if "ays" in line.grid}
+    table = next(line for line in lines if line.grid == "ays(sd15)")
+    wanted = np.rint(df.grids.ays(schedule, 10))
+    assert table.times.tolist() == wanted.tolist()
+    pilots = Pilots(denoiser, (1,), 0, torch.device("cpu"))
+    assert "unipc(3), ays(sdxl)" in measured.measured(denoiser, pilots, 10, most=8)
 
 
 def test_tune_has_measured_grids_among_its_candidates():

@@ -281,3 +281,17 @@ def test_the_picture_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     small(compare=(2,)).picture(tmp_path / "errors.png")
     assert (tmp_path / "errors.png").stat().st_size > 5000
+
+
+def test_a_run_may_start_late():
+    """Levels above those of the data say little: a plan that begins below them is better."""
+    network = labelled()
+    options = {"progress": False, "rows": 4096, "compare": (), "measured_grids": False}
+    options |= {"iterations": 6, "batch": 32, "held_out": 64}
+    freedom = ("levels", "weights", "times", "scale")
+    early = df.tune(network, 3, (64, 5), freedom=freedom, **options)
+    late = df.tune(network, 3, (64, 5), **options)
+    assert late.error < early.error
+    assert late.plan.initial_scale < 0.5 * early.plan.initial_scale
+    again = df.sample(network, late.plan, (4, 5)).x
+    assert torch.isfinite(again).all()

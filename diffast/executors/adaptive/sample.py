@@ -15,6 +15,7 @@ from diffast.executors.adaptive.graph_rounds import GraphRounds
 from diffast.executors.adaptive.options import AdaptiveOptions
 from diffast.executors.adaptive.rounds import STATUSES, AdaptiveRun
 from diffast.executors.adaptive.shared_steps import (
+    MOST_GROWTH,
     SharedNetwork,
     check_shared,
     first_step,
@@ -189,6 +190,8 @@ def _shared(
     step = given.h_init
     if step is None and isinstance(solver, RungeKutta):
         step = first_step(network, shared, solver, _interval(denoiser, solver, given), x)
+    if given.controller is None:
+        options = options | {"controller": {"most": MOST_GROWTH}}
     more = {"control": "sample", "x": x, "ids": None, "throw": False, "h_init": step}
     made = sample_adaptive(shared, method, **{**options, **more, "device": place.device})
     found = int(given.h_init is None and isinstance(solver, RungeKutta))

@@ -21,6 +21,8 @@ from diffast.solvers.embedded import EmbeddedSolver, Node
 from diffast.solvers.embedded.runge_kutta import RungeKutta
 
 WHO = "sample_adaptive"
+# A step is at most so many times the one before, as in torchdiffeq.
+MOST_GROWTH = 10.0
 
 
 def check_shared(options: AdaptiveOptions, solver: EmbeddedSolver) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,9 @@ def find_plan(path: str) -> Plan:
     """
     found = Path(path).expanduser()
     if not found.is_absolute():
-        try:
-            import folder_paths  # pyright: ignore[reportMissingImports]: ComfyUI's own
-
+        folder_paths = sys.modules.get("folder_paths")  # ComfyUI's own, there before any node is
+        if folder_paths is not None:
             found = Path(folder_paths.models_dir) / FOLDER / found
-        except ImportError:
-            pass
     if not found.is_file():
         raise ValueError(
             f"diffast plan: there is no file {found}: give an absolute path, or put the plan into "

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
+from diffast import planning
+from diffast.integrations.diffusers.convention import convention_of
 from diffast.integrations.diffusers.guidance_hook import scales_of
 from diffast.integrations.diffusers.planned import PlanScheduler
 from diffast.integrations.diffusers.scheduler import DiffastScheduler
@@ -40,11 +43,14 @@ def accelerate(
     noise: str = "generator",
     quiet: bool = False,
     plan: Plan | str | PathLike | None = None,
+    calls: int | None = None,
+    guidance: float | None = None,
 ) -> Report:
     """Returns what was done: the pipeline's scheduler is replaced by its drop-in, in place.
 
-    With a plan it is replaced by a scheduler that runs this plan, whatever the scheduler was. The
-    pipeline is then called with `num_inference_steps` equal to the plan's number of calls.
+    With a plan, or a number of calls, it is replaced by a scheduler that runs this plan, whatever
+    the scheduler was. The pipeline is then called with `num_inference_steps` equal to the plan's
+    number of calls.
 
     Args:
         pipe: a diffusers pipeline, or anything with a `scheduler`.
@@ -54,12 +60,22 @@ def accelerate(
         plan: a plan, or the path of its file, for the network's schedule and prediction type: one
             of `df.plan`, `df.solvers`, or one that `tune` made for the network. None: the plan of
             the pipeline's own scheduler.
+        calls: network calls, in place of a plan: that of `df.plan` for the network's schedule.
+        guidance: with calls, the guidance scale that the plan is chosen for; None: the default of
+            the pipeline's guidance_scale, where that is classifier-free.
 
     Raises:
+        TypeError: for a plan and calls together, or guidance without calls.
         ValueError: a scheduler that has no drop-in; a plan for another schedule or prediction
             type, or one that a pipeline cannot run. The pipeline is left as it was.
     """
     before = pipe.scheduler
+    if calls is not None and plan is not None:
+        raise TypeError(f"accelerate: a plan and calls = {calls} are given: give one of the two")
+    if calls is None and guidance is not None:
+        raise TypeError(f"accelerate: guidance = {guidance} is given, but it is for calls=")
+    if calls is not None:
+        plan = _starting_plan(pipe, calls, guidance)
     if plan is not None:
         return _planned(pipe, plan, noise, quiet)
     if isinstance(before, PlanScheduler):
@@ -75,14 +91,35 @@ def accelerate(
     return report
 
 
+def _starting_plan(pipe: Any, calls: int, guidance: float | None) -> Plan:
+    """Returns the plan of `df.plan` for the pipeline's network."""
+    before = pipe.scheduler
+    if isinstance(before, PlanScheduler):
+        before = before.original()
+    scale = _usual_guidance(pipe) if guidance is None else guidance
+    return planning.plan(convention_of(before).schedule, calls, guidance=scale)
+
+
+def _usual_guidance(pipe: Any) -> float:
+    """Returns the default scale of the pipeline's classifier-free guidance, 1 where it has none."""
+    known = inspect.signature(type(pipe).__call__).parameters
+    # with true_cfg_scale, guidance_scale is told to a network that was distilled
+    own = "true_cfg_scale" if "true_cfg_scale" in known else "guidance_scale"
+    if own not in known or "negative_prompt" not in known:
+        return 1.0
+    default = known[own].default
+    return float(default) if isinstance(default, (int, float)) else 1.0
+
+
 def _planned(pipe: Any, plan: Any, noise: str, quiet: bool) -> Report:
     """Puts a scheduler that runs the plan into the pipeline."""
     if isinstance(plan, (str, PathLike)):
         plan = Plan.load(plan)
     if not isinstance(plan, Plan):
+        of_result = ": give its .plan" if isinstance(getattr(plan, "plan", None), Plan) else ""
         raise ValueError(
             f"accelerate: plan is a {type(plan).__name__}, but a df.Plan or the path of its file "
-            "is needed"
+            f"is needed{of_result}"
         )
     after = PlanScheduler.of(pipe.scheduler, plan, noise)
     notes = [f"call the pipeline with num_inference_steps={plan.nfe}"]

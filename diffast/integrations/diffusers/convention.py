@@ -108,7 +108,8 @@ def _same_levels(ours: Any, theirs: Any) -> bool:
     if ours.domain != theirs.domain:
         return False
     # the domain is the clean end to the noisiest time, where lam may be infinite
-    times = np.linspace(*ours.domain, 65)[1:-1]
+    low, high = ours.domain
+    times = np.linspace(low, high, 65)[1:-1]
     return bool(np.allclose(ours.lam(times), theirs.lam(times), rtol=_SAME, atol=_SAME))
 
 

@@ -56,8 +56,9 @@ class GuidanceHook:
 
     def __init__(self, pipe: Callable[[], Any], plan: Plan):
         """Checks pipeline and scales."""
-        self.pipe, self.scales = pipe, scales_of(plan)
-        assert self.scales is not None  # the caller has looked
+        scales = scales_of(plan)
+        assert scales is not None  # the caller has looked
+        self.pipe, self.scales = pipe, scales
         name = type(pipe()).__name__
         if not takes_scales(pipe()):
             raise ValueError(

@@ -96,7 +96,9 @@ def _check_alike(first: Recording, other: Recording) -> None:
     for ours, theirs in ((first.cond, other.cond), (first.uncond or {}, other.uncond or {})):
         shapes = [{path: tuple(t.shape) for path, t in rows.items()} for rows in (ours, theirs)]
         if shapes[0] != shapes[1]:
-            path = next(p for p in {**shapes[0], **shapes[1]} if shapes[0].get(p) != shapes[1].get(p))
+            path = next(
+                p for p in {**shapes[0], **shapes[1]} if shapes[0].get(p) != shapes[1].get(p)
+            )
             raise ValueError(
                 f"tune: the prompts differ in the shape of the network's argument {path}: "
                 f"{shapes[0].get(path)} and {shapes[1].get(path)}"
@@ -106,7 +108,9 @@ def _check_alike(first: Recording, other: Recording) -> None:
 def _limit_of(scheduler: Any, recording: Recording) -> Callable | None:
     """Returns what the scheduler does to x0 estimates, None for nothing."""
     config = scheduler.config
-    if recording.convention.is_flow or not (config.get("clip_sample") or config.get("thresholding")):
+    if recording.convention.is_flow or not (
+        config.get("clip_sample") or config.get("thresholding")
+    ):
         return None
     if recording.uncond is not None:
         raise ValueError(

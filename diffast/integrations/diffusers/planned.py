@@ -11,6 +11,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from diffusers import SchedulerMixin as SchedulerMixin  # pipelines look for it here
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler, DDIMSchedulerOutput
 
 from diffast.integrations.diffusers.classes import _WithEstimate
@@ -25,6 +26,7 @@ from diffast.plans.registers import Y
 
 # A flow's pipeline starts from noise of deviation 1; a plan may start from as little less.
 _NEAR_ONE = 0.01
+_threshold: Any = DDIMScheduler._threshold_sample  # dynamic thresholding, of any config
 _OWN = "_diffast"  # where a config keeps the plan
 
 
@@ -207,7 +209,7 @@ class PlanScheduler(_WithEstimate):
         if not self.convention.is_flow:
             clamp = clamp_of(config)
             if config.get("thresholding"):
-                hook = functools.partial(DDIMScheduler._threshold_sample, self)
+                hook = functools.partial(_threshold, self)
         return Recipe(
             replace(plan, guidance=None, made_for=None),  # the pipeline applies guidance
             self.convention.prediction,
@@ -355,6 +357,10 @@ class PlanScheduler(_WithEstimate):
         """
         self._hook = GuidanceHook(weakref.ref(pipe), self.plan)
 
+    def __repr__(self) -> str:
+        """Returns one line: the config holds the whole plan."""
+        return f"PlanScheduler({self.plan!r}, in the place of {self.planned_for})"
+
     def __len__(self) -> int:
         """Returns the number of calls."""
         return self.plan.nfe
@@ -377,4 +383,3 @@ def _check_plan(plan: Plan, convention: Convention) -> None:
             f"the plan {plan.name} starts at sigma = {plan.initial_scale:g}, but a flow's pipeline "
             "starts from noise of deviation 1"
         )
-

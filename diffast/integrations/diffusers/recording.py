@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,14 @@ from diffast.integrations.diffusers.planned import PlanScheduler
 _PICTURES = 3
 _COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "batch_size")
 _TIMES = ("timestep", "timesteps", "t")
-# What the probes may be missed by: roundings of half precision.
-_NEAR = 0.02
+# What the probes may be missed by: roundings, also those of half precision.
+_NEAR = {torch.float32: 1e-4, torch.float64: 1e-4}
+_NEAR_HALF = 0.02
 _EXTRA = "extra channels"  # what a pipeline appends to the latents, as inpainting does
 
 
-class _Stop(Exception):  # noqa: N818: no error, the end of a recording
-    """Enough is recorded."""
+class _Stop(Exception):  # noqa: N818
+    """Enough is recorded. No error: nothing went wrong."""
 
 
 @dataclass
@@ -116,7 +117,7 @@ def record(pipe: Any, call: Mapping[str, Any]) -> Recording:
     """
     network, before = network_of(pipe), pipe.scheduler
     original = before.original() if isinstance(before, PlanScheduler) else before
-    recorder = _Recorder.of(original, _two_calls(convention_of(original)))
+    recorder: Any = _Recorder.of(original, _two_calls(convention_of(original)))
     recorder.begin()
     given = {**_counted(pipe, call), "num_inference_steps": 2}
     pipe.scheduler = recorder
@@ -125,10 +126,17 @@ def record(pipe: Any, call: Mapping[str, Any]) -> Recording:
             pipe(**given)
     finally:
         pipe.scheduler = before
+        free = getattr(pipe, "maybe_free_model_hooks", None)
+        if free is not None:  # what the pipeline does at its end, for models that are offloaded
+            free()
     name = type(pipe).__name__
     if len(recorder.steps) < 2:
         raise ValueError(f"{name} ended before its scheduler took two steps, but a loop is needed")
-    return _read(name, recorder)
+    found = _read(name, recorder)
+    shown = getattr(pipe, "guidance_scale", None)  # exact, where the probes were rounded
+    if isinstance(shown, (int, float)) and abs(shown - found.scale) <= 0.01 * abs(found.scale):
+        return replace(found, scale=float(shown) if found.uncond is not None else 1.0)
+    return found
 
 
 def _two_calls(convention: Convention):
@@ -280,10 +288,12 @@ def _weights(name: str, step: _Step) -> list[float]:
     found = torch.linalg.lstsq(table, target[:, None]).solution[:, 0]
     missed = float((table @ found - target).norm() / target.norm())
     total = float(found.sum())
-    if missed > _NEAR or abs(abs(total) - 1.0) > _NEAR * float(found.abs().sum()):
+    near = max(_NEAR.get(t.dtype, _NEAR_HALF) for t in (step.output, *blocks))
+    if missed > near or abs(abs(total) - 1.0) > near * float(found.abs().sum()):
         raise ValueError(
             f"{name} changes the network's output by more than classifier-free guidance before "
-            f"its scheduler sees it (a combination of the branches misses it by {missed:.2g}), "
+            f"its scheduler sees it (the best combination of the branches misses it by "
+            f"{missed:.2g}, and its weights add up to {total:.4g}), "
             "which no plan can say: leave out guidance_rescale and the like"
         )
     if len(blocks) > 2:
@@ -308,7 +318,10 @@ def _input_of(name: str, step: _Step) -> tuple[str, list[torch.Tensor] | None]:
 
 
 def _time_of(name: str, value: Any) -> float:
-    times = torch.as_tensor(value).double().flatten()
+    times = torch.as_tensor(value).double()
+    if times.dim() > 1:
+        raise ValueError(f"{name}: a sample has several timesteps, but a plan tells it one")
+    times = times.flatten()
     if not len(times) or not bool((times == times[0]).all()):
         raise ValueError(f"{name}: the samples of a batch have different timesteps")
     return float(times[0])

@@ -12,8 +12,6 @@ from diffast.tuning.result import TuneResult
 from diffast.tuning.tune import tune as tune_denoiser
 
 _WHAT = "a prompt, or the pipeline's arguments of one as a dict"
-# Freedoms whose plans a pipeline cannot run, or only some can.
-_ELSEWHERE = {"directions": "a pipeline calls its network on one input at a time"}
 
 
 def tune(
@@ -25,7 +23,7 @@ def tune(
     options: Mapping[str, Any] | None = None,
     **tuning: Any,
 ) -> TuneResult:
-    """Returns a plan of so many network calls made for the pipeline's network, prompts and guidance.
+    """Returns a plan of so many network calls, made for the pipeline's network and guidance.
 
     The pipeline is called once a prompt, for two steps, to see what it gives its network: prompt
     embeddings, added conditions, guidance scale, the shape of the latents, the unit of its time.
@@ -48,9 +46,11 @@ def tune(
             guidance, or whose network's arguments change from step to step; prompts that differ
             in the shape of what the network is given; what `df.tune` raises.
     """
-    for freedom in tuning.get("freedom", ()):
-        if freedom in _ELSEWHERE:
-            raise ValueError(f"tune: freedom {freedom!r}, but {_ELSEWHERE[freedom]}")
+    if "directions" in (tuning.get("freedom") or ()):
+        raise ValueError(
+            "tune: freedom holds 'directions', which calls the network on two inputs at once, but "
+            "a pipeline calls its network on one"
+        )
     denoiser = pipeline_denoiser(pipe, prompts, options)
     shape = (samples, *denoiser.network.recording.shape)  # pyright: ignore[reportFunctionMemberAccess]
     return tune_denoiser(denoiser, calls, shape, **tuning)
@@ -73,7 +73,9 @@ def pipeline_denoiser(
     """
     given = [prompts] if isinstance(prompts, (str, Mapping)) else prompts
     if given is not None and not len(given):
-        raise ValueError("tune: prompts is empty, but one is needed, or None for a pipeline without")
+        raise ValueError(
+            "tune: prompts is empty, but one is needed, or None for a pipeline without"
+        )
     asked = [_call(prompt) for prompt in ([None] if given is None else given)]
     recordings = [record(pipe, {**(options or {}), **call}) for call in asked]
     return denoiser_of(pipe, network_of(pipe), recordings)

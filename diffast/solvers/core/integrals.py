@@ -116,14 +116,13 @@ def adams(form, clock, s, others, t, share=1.0) -> list:
     whole, *rest = moments(form, clock, s, t, len(others))
     if len(rest) > 1:
         rest[1] *= share
-    zero = s.on(clock)
-    u = [node.on(clock) - zero for node in others]
+    zero, at = s.on(clock), [node.on(clock) for node in others]
     weights = [0.0]
-    for j, a in enumerate(u):
-        polynomial = np.array([1.0])  # ascending powers, after the factor u
-        below = a
-        for b in u[:j] + u[j + 1 :]:
-            polynomial = np.append(0.0, polynomial) - b * np.append(polynomial, 0.0)
+    for j, a in enumerate(at):
+        polynomial = np.array([1.0])  # ascending powers of u = clock - zero, after the factor u
+        below = a - zero
+        for b in at[:j] + at[j + 1 :]:
+            polynomial = np.append(0.0, polynomial) - (b - zero) * np.append(polynomial, 0.0)
             below *= a - b
         weights.append(float(polynomial @ rest) / below)
     weights[0] = whole - sum(weights)

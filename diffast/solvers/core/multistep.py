@@ -25,9 +25,13 @@ X = "x"  # the column of the step's state; estimates are named by the stage that
 # with a q above this number use no such slope.
 WIDEST = 30.0
 
-# Above this product of such factors, or with weights that are larger by this than their sum (steps
-# that grow fast extrapolate far), rounding changes the noise level, which is then not checked.
+# Above this product of such factors rounding changes the noise level, which is then not checked.
 LARGEST_GROWTH = 1e2
+
+# How large weights are beside their sum: 23 for order 6 and even steps, more where steps grow fast
+# and extrapolate far. Above the first number the noise level is not checked, either; above the
+# second nothing but rounding is left.
+CHECKED_REACH, LARGEST_REACH = 30.0, 1e10
 
 
 def build(
@@ -44,6 +48,7 @@ def build(
     orders=None,
     start="rise",
     final="clean",
+    farthest=None,
     opening=None,
     check="full",
 ) -> Plan:
@@ -69,6 +74,8 @@ def build(
         corrected: [N] bools, whether the state after each step is corrected.
         orders: [N] orders of the steps; None: as many as are remembered.
         final: "clean", "falling" or "full", see `check_orders`.
+        farthest: how large the weights of a step may be beside their sum; where they are larger
+            its order is lowered. A number above 1; None: never.
         opening: (rows, schedule, n, grid, s, t) -> whether it has added the rows of step n itself,
             after the call at s. It is called for steps that could be of `form`, without corrector.
         check: how the plan checks itself.
@@ -83,7 +90,8 @@ def build(
     if single and orders is not None:
         raise ValueError(f"{short}: start = 'single', but it must be 'rise' where orders are given")
     walk = _Walk(schedule, grid, form, clock, single)
-    walk.order = order
+    walk.name, walk.order = short, order
+    walk.farthest = np.inf if farthest is None else farthest
     steps = len(wanted)
     walk.caps = [min(order, steps - n) if final == "falling" else order for n in range(steps)]
     walk.rules = {"predict": predict, "correct": correct}
@@ -91,7 +99,7 @@ def build(
     walk.corrected = np.zeros(len(grid), dtype=bool) if corrected is None else corrected
     for n, most in enumerate(wanted):
         walk.add_step(n, most, most == 1 or (orders is None and final != "full"), opening)
-    if check == "full" and max(walk.growth, walk.reach) > LARGEST_GROWTH:
+    if check == "full" and (walk.growth > LARGEST_GROWTH or walk.reach > CHECKED_REACH):
         check = "x0"
     return walk.rows.plan(schedule, grid, name, check)
 
@@ -141,10 +149,22 @@ class _Walk:
             rule = keep(form, s, t), moments(form, ticks, s, t, 0)
             self._add_regular(n, i, state, [], rule)
         else:
-            used = used[: most - 1]
-            weights = self.rule("predict", ticks)(kind, ticks, s, [node for _, node in used], t)
-            size = sum(map(abs, weights))
-            self.reach = max(self.reach, size / abs(sum(weights)))
+            used, predict = used[: most - 1], self.rule("predict", ticks)
+            weights = predict(kind, ticks, s, [node for _, node in used], t)
+            size, whole = sum(map(abs, weights)), abs(sum(weights))
+            while size > self.farthest * whole:
+                used = used[:-1]
+                weights = predict(kind, ticks, s, [node for _, node in used], t)
+                size, whole = sum(map(abs, weights)), abs(sum(weights))
+            if size > LARGEST_REACH * whole:
+                raise ValueError(
+                    f"{self.name}: step {n}: the weights of {len(weights)} estimates in the clock "
+                    f"{ticks!r} add up to {size:.1g}, but their sum is {whole:.1g}: rounding is "
+                    "all that is left; take a lower order, another clock or a smoother grid"
+                )
+            if kind != "data":  # x0 estimates hold no noise
+                self.reach = max(self.reach, size / whole)
+                self.growth *= size / whole if ticks == "snr" else 1.0
             self._add_regular(n, i, state, used, (keep(kind, s, t), weights))
 
     def _single_calls(self, n, remembered):

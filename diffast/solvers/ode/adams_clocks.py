@@ -16,6 +16,14 @@ from diffast.solvers.ode.runge_kutta import DOPRI5
 
 HIGHEST, HIGHEST_SINGLE = 6, 4
 
+# Steps that grow fast extrapolate slopes far. For even steps the weights of order 3 add up to 3.7
+# times their sum, those of order 6 to 23 times. With a few steps, up to a few hundred times still
+# serves; from 1000 on the errors of a network in float32 show.
+FARTHEST = 1e3
+
+# Over a step that divides tau by more than this, `dopri5` multiplies rounding, and is not taken.
+WIDEST = 4.0
+
 
 @builder
 def adams(
@@ -50,9 +58,10 @@ def adams(
     `exponential_adams`.
 
     A slope whose clock is infinite (lam and "rho" at alpha = 0; noise form there has no slope) is
-    not used. The higher the order, the smaller the steps at which Adams-Bashforth is stable: on
-    narrow clusters, in even steps on `flow`, order 2 is best with 10 calls, order 3 with 15 to 50,
-    and orders 4 to 6 gain from 60 on.
+    not used. Where the weights of a step add up to more than 1000 times their sum, as they do where
+    steps suddenly grow, its order is lowered, unless `orders` are given. The higher the order, the
+    smaller the steps at which Adams-Bashforth is stable: on narrow clusters, in even steps on
+    `flow`, order 2 is best with 10 calls, order 3 with 15 to 50, and orders 4 to 6 gain from 60 on.
 
     start: "rise" takes orders 1, 2, 3 ... in the first steps, so that the error falls as N^-2 in
     the limit whatever the order; "single" has the full order, for order 3 with 1 more call, for
@@ -75,6 +84,8 @@ def adams(
         final = "clean"
     name = f"adams(order={order}, clock={clock}, form={form})"
     own = {"orders": orders, "start": start, "final": final}
+    if orders is None:
+        own["farthest"] = FARTHEST
     if start == "single" and orders is None and order > HIGHEST_SINGLE:
         own |= {"start": "rise", "opening": _dormand_prince(order, form)}
     return build(schedule, grid, name, order, form, clock, **own)
@@ -84,7 +95,7 @@ def _dormand_prince(order, form):
     """Returns what adds the rows of the first steps, as `build` calls it: `dopri5` in "flow"."""
 
     def opening(rows, schedule, n, grid, s, t):
-        if n >= order - 2 or t.sigma == 0.0:
+        if n >= order - 2 or s.on("flow") > WIDEST * t.on("flow"):
             return False
         stage, gap = len(rows.calls) - 1, t.on("flow") - s.on("flow")
         nodes = [s.on("flow") + c * gap for c in DOPRI5.nodes]

@@ -22,7 +22,7 @@ from diffast.grids import check_grid
 from diffast.plans import Plan, one_call_plan
 from diffast.plans.registers import entries
 from diffast.schedules import Schedule
-from diffast.solvers.core.docs import Form, Kind, Orders, builder
+from diffast.solvers.core.docs import Final, Form, Kind, Orders, builder
 from diffast.solvers.core.multistep import check_choice, check_orders
 from diffast.solvers.core.noise_split import check_eta, check_s_noise, diffusive, first_order_plan
 from diffast.solvers.core.phi import phi
@@ -71,6 +71,7 @@ def dpmpp_2m_sde(
     kind: Kind = "midpoint",
     s_noise: float = 1.0,
     orders: Orders = None,
+    final: Final = "clean",
 ) -> Plan:
     """Returns DPM-Solver++(2M) SDE. Weak order 2 (strong order 2 at eta = 0), 1 call a step.
 
@@ -89,7 +90,8 @@ def dpmpp_2m_sde(
     """
     check_choice("dpmpp_2m_sde", "kind", kind, KINDS)
     name = f"dpmpp_2m_sde({kind}, eta={eta:g})"
-    return _data_sde(schedule, grid, eta, s_noise, orders, 2, kind, 0.0, "dpmpp_2m_sde", name)
+    given = orders, final
+    return _data_sde(schedule, grid, eta, s_noise, given, 2, kind, 0.0, name)
 
 
 @builder
@@ -101,6 +103,7 @@ def dpmpp_3m_sde(
     orders: Orders = None,
     form: Form = "compat",
     kind: Kind = "heun",
+    final: Final = "clean",
 ) -> Plan:
     """Returns DPM-Solver++(3M) SDE. Weak order 2, 1 call a step; at eta = 0 strong order 2 or 3.
 
@@ -123,12 +126,17 @@ def dpmpp_3m_sde(
     check_choice("dpmpp_3m_sde", "kind", kind, KINDS)
     name = f"dpmpp_3m_sde({form}, eta={eta:g})"
     curve = 1.0 if form == "compat" else 2.0
-    return _data_sde(schedule, grid, eta, s_noise, orders, 3, kind, curve, "dpmpp_3m_sde", name)
+    given = orders, final
+    return _data_sde(schedule, grid, eta, s_noise, given, 3, kind, curve, name)
 
 
 @builder
 def dpm_solver_2m_sde(
-    schedule: Schedule, grid: ArrayLike, kind: Kind = "midpoint", orders: Orders = None
+    schedule: Schedule,
+    grid: ArrayLike,
+    kind: Kind = "midpoint",
+    orders: Orders = None,
+    final: Final = "clean",
 ) -> Plan:
     """Returns DPM-Solver(2M) SDE, exponential in the noise estimate. Weak order 2, 1 call a step.
 
@@ -153,7 +161,7 @@ def dpm_solver_2m_sde(
     grid = check_grid(schedule, grid)
     alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
     steps = len(grid) - 1
-    orders = check_orders("dpm_solver_2m_sde", orders, 2, steps)
+    orders = check_orders("dpm_solver_2m_sde", orders, 2, steps, final)
     h = np.diff(schedule.lam(grid))
     rows, read = np.zeros((steps, 4)), np.tile([0.0, 1.0], (steps, 1))
     for n in range(steps):
@@ -175,7 +183,8 @@ def dpm_solver_2m_sde(
     return one_call_plan(f"dpm_solver_2m_sde({kind})", schedule, grid, x, h=h, check="x0")
 
 
-def _data_sde(schedule, grid, eta, s_noise, orders, most, kind, curve, builder, name):
+def _data_sde(schedule, grid, eta, s_noise, given, most, kind, curve, name):
+    builder, (orders, final) = name.partition("(")[0], given
     eta = check_eta(builder, eta)
     s_noise, check = check_s_noise(builder, s_noise)
     grid = check_grid(schedule, grid)
@@ -185,7 +194,7 @@ def _data_sde(schedule, grid, eta, s_noise, orders, most, kind, curve, builder, 
     new = alpha[1:] - alpha[:-1] * keep  # alpha_t (1 - exp(-H))
     h = np.diff(schedule.lam(grid))
     steps = len(h)
-    orders = check_orders(builder, orders, most, steps)
+    orders = check_orders(builder, orders, most, steps, final)
     rows = np.zeros((steps, 2 + most))
     rows[:, 0], rows[:, 1], rows[:, 2] = keep, s_noise * up, new
     for n in range(steps):

@@ -35,9 +35,7 @@ class FlowPath:
         """Nothing is called yet."""
         self.denoiser, self.shape, self.seed, self.dtype = denoiser, shape, seed, dtype
         self.device = denoiser.device() if device is None else torch.device(device)
-        wanted = denoiser.time_dtype
-        whole = wanted is not None and not wanted.is_floating_point and not denoiser.round_times
-        self.levels = Levels(denoiser.schedule, whole)
+        self.levels = Levels.of(denoiser)
         self.calls = 0
 
     def noise(self) -> torch.Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from diffast.grids import check_grid
+from diffast.model.denoiser import Denoiser
 
 # On a schedule that starts at noise alone (rho infinite), measuring starts at this level. The flow
 # from infinity to it is made in one step, see `pilot`.
@@ -40,6 +41,13 @@ class Levels:
                 start = np.floor(start)
         self.start, self.end = start, np.ceil(end) if whole else end
         self.high, self.low = (float(self.at(t)) for t in (self.start, self.end))
+
+    @classmethod
+    def of(cls, denoiser: Denoiser) -> Levels:
+        """Returns the levels of a network."""
+        wanted = denoiser.time_dtype
+        whole = wanted is not None and not wanted.is_floating_point and not denoiser.round_times
+        return cls(denoiser.schedule, whole)
 
     def at(self, times: Any) -> np.ndarray:
         """Returns the levels rho of model times."""

@@ -108,8 +108,9 @@ class Pilot:
     @cached_property
     def path(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Returns (states u, x0 estimates) of the flow at all fine levels."""
-        states, estimates = self.flow.heun(self.flow.start(), self.times)
-        estimates.append(self.flow.estimate(states[-1], self.times[-1]))
+        with torch.no_grad():
+            states, estimates = self.flow.heun(self.flow.start(), self.times)
+            estimates.append(self.flow.estimate(states[-1], self.times[-1]))
         return states, estimates
 
     @property
@@ -139,8 +140,10 @@ class Pilot:
         losses = []
         with torch.no_grad():
             for k in self.coarse:
-                made = self.flow.estimate(data + self.rho[k] * noise, self.times[k])
-                losses.append(float((made - data).double().square().flatten(1).sum(1).mean()))
+                made = self.flow.estimate(data + float(self.rho[k]) * noise, float(self.times[k]))
+                losses.append(
+                    float((made - data).double().square().reshape(len(made), -1).sum(1).mean())
+                )
         return densities.rising(np.array(losses)[::-1])[::-1]
 
     @cached_property
@@ -154,7 +157,7 @@ class Pilot:
         with torch.no_grad():
             for i, j in zip(self.coarse[:-1], self.coarse[1:], strict=True):
                 u, rho, new = states[i], self.rho[i], self.rho[j]
-                after = self.flow.estimate(u, self.times[j])
+                after = self.flow.estimate(u, float(self.times[j]))
                 change = (after - u) / new**2 - (estimates[i] - u) / rho**2
                 changes.append(new * float(change.double().square().mean().sqrt()))
         return np.array(changes)
@@ -300,5 +303,7 @@ class Pilot:
             for j in range(i + 1, count):
                 keep = self.rho[j] / self.rho[i]
                 made = torch.lerp(estimates[i], states[i], float(keep))
-                cost[i, j] = float((made - states[j]).flatten(1).norm(dim=1).double().mean())
+                cost[i, j] = float(
+                    (made - states[j]).reshape(len(made), -1).norm(dim=1).double().mean()
+                )
         return cost

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from diffast import grids as standard_grids
 from diffast import solvers as known_solvers
+from diffast.grids.given import AYS
 from diffast.model.denoiser import Denoiser
 from diffast.plans import Plan
+from diffast.plans.overshoot import PlanWarning
+from diffast.tuning.grids.levels import Levels
 from diffast.tuning.grids.pilot import NAMES, Pilot
 from diffast.tuning.grids.simplex import polished_levels
 from diffast.tuning.judge import Judge, samples_of
@@ -33,7 +38,11 @@ SOLVERS: dict[str, Builder] = {
 """The solvers that are compared unless others are named."""
 
 STANDARD = ("karras", "uniform_logsnr", "kl_optimal", "uniform_time", "uniform_flow")
-"""The grids of `df.grids` that measured ones are compared with."""
+STANDARD += tuple(f"ays({model})" for model in AYS)
+"""The grids of `df.grids` that measured ones are compared with.
+
+Published tables, `ays`, are compared on schedules that start where the table does.
+"""
 
 # Which kernel stands for a solver; kernel_2 for those that are not named.
 _KERNELS = {"ddim": "kernel_1", "euler": "kernel_1", "heun": "kernel_heun"}
@@ -118,8 +127,8 @@ def candidates(
 ) -> list[tuple[str, Plan]]:
     """Returns (name, plan) for solvers on measured grids, each of at most `calls` network calls.
 
-    Left out are grids that cannot be made with so many steps and, unless grids are named, kernels
-    of other solvers. What the grids need is measured once a pilot.
+    Left out are grids that cannot be made with so many steps, plans that amplify errors and, unless
+    grids are named, kernels of other solvers. What the grids need is measured once a pilot.
 
     Args:
         denoiser: the network.
@@ -143,6 +152,8 @@ def measured(
     most: int = 64,
 ) -> dict[str, Plan]:
     """Returns the measured candidates of a tuning run: multistep solvers on measured grids.
+
+    Published tables (`df.grids.ays`) that start where the schedule does are among them.
 
     The pilot has the first noises of the run's training: 16 to 64 of them, the more the smaller a
     sample is. The grids' times are kept in the memo, so that a resumed run measures nothing again.
@@ -170,11 +181,17 @@ def measured(
         return {"times": times, "calls": rows * pilot.calls}
 
     found = (memo or Memo(None, {}))(f"grids measured for {calls} calls", work)["times"]
+    for model in AYS:
+        try:
+            levels, name = Levels.of(denoiser), f"ays({model})"
+            found = found | {name: _standard_grid(levels, name, calls)}
+        except ValueError:  # a table of another schedule
+            continue
     plans = {}
     for solver in _TRIED_SOLVERS:
         for name, times in found.items():
-            plan = SOLVERS[solver](denoiser.schedule, np.array(times))
-            if plan.nfe <= calls:
+            plan = _stable(SOLVERS[solver], denoiser.schedule, np.array(times))
+            if plan is not None and plan.nfe <= calls:
                 plans[f"{solver}, {name}"] = plan
     return plans
 
@@ -197,7 +214,8 @@ def rank(
         calls: most network calls of a sample.
         solvers: as for `candidates`.
         grids: as for `candidates`.
-        standard: names in `df.grids`; those that a schedule cannot have are left out.
+        standard: names in `df.grids`, a model's as in "ays(sd15)"; those that a schedule cannot
+            have are left out.
         held_out: what is compared with; None: as many noises as the pilot has, of its seed.
 
     Raises:
@@ -231,6 +249,9 @@ def polish(
         line: what is refined.
         solver: the builder, where the line's solver was given as one.
         evaluations: most runs of the plan on the pilot's batch.
+
+    Raises:
+        ValueError: no plan near this one has a finite error.
     """
     build = solver or next(iter(_builders([line.solver]).values()))
     levels, schedule = pilot.flow.levels, denoiser.schedule
@@ -242,12 +263,15 @@ def polish(
 
     def error(rho: np.ndarray) -> float:
         try:
-            plan = build(schedule, levels.grid(rho, to_zero))
+            times = levels.grid(rho, to_zero)
         except ValueError:  # levels that fall together
             return np.inf
-        return known.error(plan)
+        plan = _stable(build, schedule, times)
+        return np.inf if plan is None else known.error(plan)
 
     better, value = polished_levels(error, rho, evaluations)
+    if not np.isfinite(value):
+        raise ValueError(f"polish: no grid near that of {line.name} can be run")
     times = levels.grid(better, to_zero)
     return Ranked(value, line.solver, f"{line.grid} polished", build(schedule, times), times)
 
@@ -270,14 +294,21 @@ def _on_standard(denoiser, pilot, calls, solvers, standard) -> list[Ranked]:
     lines = []
     for solver, build in _builders(solvers).items():
         for grid in standard:
-            times = getattr(standard_grids, grid)
-
-            def given(n, times=times):
-                return pilot.flow.levels.whole_grid(times(denoiser.schedule, n))
-
-            made = _within(denoiser, build, given, calls)
+            made = _within(
+                denoiser, build, lambda n, g=grid: _standard_grid(pilot.flow.levels, g, n), calls
+            )
             lines += [Ranked(np.nan, solver, grid, *found) for found in made]
     return lines
+
+
+def _standard_grid(levels: Levels, name: str, steps: int) -> np.ndarray:
+    """Returns a grid of `df.grids`, of whole times where the network wants them."""
+    kind, _, model = name.rstrip(")").partition("(")
+    make = getattr(standard_grids, kind)
+    times = make(levels.schedule, steps, model) if model else make(levels.schedule, steps)
+    if model and times[0] != levels.schedule.t_start:
+        raise ValueError(f"grid: the table of {name} starts at t = {times[0]:g}, another level")
+    return levels.whole_grid(times)
 
 
 def _within(denoiser, build, times, calls) -> Iterator[tuple[Plan, np.ndarray]]:
@@ -287,12 +318,24 @@ def _within(denoiser, build, times, calls) -> Iterator[tuple[Plan, np.ndarray]]:
     for steps in range(calls, 0, -1):
         try:
             grid = times(steps)
-            plan = build(denoiser.schedule, grid)
-        except ValueError:  # a grid or a method that this schedule does not have
+        except ValueError:  # a grid that this schedule does not have
             continue
+        plan = _stable(build, denoiser.schedule, grid)
+        if plan is None:
+            return
         if plan.nfe <= calls:
             yield plan, grid
             return
+
+
+def _stable(build: Builder, schedule: Any, times: np.ndarray) -> Plan | None:
+    """Returns the plan; None where the schedule does not allow it or it amplifies errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PlanWarning)
+        try:
+            return build(schedule, times)
+        except (ValueError, PlanWarning):
+            return None
 
 
 def _builders(solvers: Solvers) -> Mapping[str, Builder]:
