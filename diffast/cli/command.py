@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     # With this guidance the judge reads 99 of 100 digits as the class asked for, without it 96.
     demo.set_defaults(run=_sample, count=64, columns=8, guidance=1.3, shipped=8)
 
-    sample = commands.add_parser("sample", help="the same, with every choice")
+    sample = commands.add_parser("sample", help="sample digits with your choice of solver and grid")
     _add_run_options(sample)
     sample.add_argument("--count", type=int, default=64, help="how many digits (%(default)s)")
     columns = "digits a row of a PNG (%(default)s)"
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     planning.add_options(plan)
     plan.set_defaults(run=planning.plan)
 
-    tune = commands.add_parser("tune", help="make a plan for a network: half the calls")
+    tune = commands.add_parser("tune", help="make a plan for a network and a number of calls")
     tuning.add_options(tune)
     tune.set_defaults(run=_tune)
 
