@@ -2,6 +2,7 @@
 
     python -m bench.half_the_calls NAME ...     tunes for 5, 6, 8 and 10 calls
     python -m bench.half_the_calls report       the table of docs/tuning.md
+    python -m bench.half_the_calls picture      docs/pictures/half_the_calls.png
 
 NAME is a trained network of bench/networks, or a closed form as "moons (ve)". "Best standard" is
 the least error of all solvers, orders and grids of the package, diffusers and azula, as
@@ -123,6 +124,47 @@ def report() -> str:
     return "\n".join(lines)
 
 
+PICTURE = Path(__file__).parent.parent / "docs" / "pictures" / "half_the_calls.png"
+SHOWN = {
+    "smalldiffusion": "2-D, VE (smalldiffusion)",
+    "azula": "2-D, EDM (azula)",
+    "flow_matching": "2-D, flow (flow_matching)",
+    "monai": "pictures, DDPM betas (MONAI)",
+}
+
+
+def picture() -> None:
+    """Draws error against calls on the four networks."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 4, figsize=(13, 3.4), layout="constrained")
+    tools = (
+        ("diffusers", "diffusers, best of all", "0.6", "o-"),
+        ("azula", "azula, best of all", "tab:olive", "s-"),
+        ("plan", "df.plan", "tab:blue", "^-"),
+    )
+    for axis, (name, title) in zip(axes, SHOWN.items(), strict=True):
+        held = json.loads((STANDARD / f"{name}.json").read_text())
+        for tool, label, colour, style in tools:
+            rows = sorted((int(n), best[0][0]) for n, best in held[tool].items())
+            rows = [row for row in rows if 5 <= row[0] <= 20]
+            axis.loglog(*zip(*rows, strict=True), style, color=colour, label=label, markersize=4)
+        tuned_rows = json.loads((RESULTS / f"{name}.json").read_text())
+        rows = sorted((int(n), row["error"]) for n, row in tuned_rows.items() if n.isdigit())
+        axis.loglog(*zip(*rows, strict=True), "D-", color="tab:red", label="df.tune", markersize=5)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("network calls")
+        axis.set_xticks([5, 6, 8, 10, 15, 20], ["5", "6", "8", "10", "15", "20"])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("error / spread of the samples")
+    axes[0].legend(fontsize=8)
+    figure.savefig(PICTURE, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="+")
@@ -135,6 +177,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     if arguments.names == ["report"]:
         print(report())
+        return
+    if arguments.names == ["picture"]:
+        picture()
         return
     options = {
         "freedom": arguments.freedom.split(","),

@@ -76,7 +76,6 @@ def _run(name: str, options: dict[str, Any], each: int, spacing: str) -> Run:
 
 def follow(problem: Problem, plan: Plan) -> tuple[torch.Tensor, int]:
     """Returns y at the plan's end, and its calls."""
-    schedule, start = problem.schedule, np.float64(problem.schedule.t_start)
-    whole = float(schedule.alpha(start) + schedule.sigma(start))
-    out = df.sample(problem.denoiser, plan, x=(problem.start * whole).float())
+    x = (plan.initial_scale * problem.noise).float()  # a plan may start below the schedule's start
+    out = df.sample(problem.denoiser, plan, x=x)
     return out.x, plan.nfe
