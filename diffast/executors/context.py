@@ -168,32 +168,49 @@ def check_own_times(who: str, denoiser: Any) -> None:
 
 # Below this many numbers the spread of an initial state says too little.
 _LEAST_NUMBERS = 32
-# Where the noise is so many times the signal, x is noise alone to a percent or so.
-_NOISY = 10.0
+# Where the noise is _MOSTLY times the signal, x is hardly less than the noise. Where it is _NOISY
+# times the signal, x is noise alone to a percent or so.
+_MOSTLY, _NOISY = 3.0, 10.0
 _FAR = 3.0
+# A plan may start below the schedule's highest level, by more than this factor: then x whose spread
+# is about the highest level is noise that was scaled for another plan.
+_LATE, _NEAR = 1.5, 0.15
 
 
 def warn_of_spread(who: str, schedule: Any, time: Any, x: torch.Tensor | None) -> None:
     """Warns where an initial state at a noisy time has another spread than the noise there.
 
-    Unit noise where sigma is 80, or noise that was scaled twice, gives wrong samples in silence.
-    Only states on the host are looked at: on a device the look would wait for it.
+    Unit noise where sigma is 80, noise that was scaled twice, or noise of the schedule's highest
+    level for a plan that starts lower, gives wrong samples in silence. Only states on the host are
+    looked at: on a device the look would wait for it.
     """
     if x is None or not on_host(x.device) or x.numel() < _LEAST_NUMBERS:
         return
     alpha, sigma = float(schedule.alpha(time)), float(schedule.sigma(time))
-    if not sigma > _NOISY * alpha:
+    if not sigma > _MOSTLY * alpha:
         return
-    # the median of the samples: a single strange one is the caller's, and fails by itself
-    size = float(x.detach().flatten(1).norm(dim=1).median()) if x.dim() > 1 else float(x.std())
-    size /= (x.numel() / len(x)) ** 0.5
-    if not sigma / _FAR <= size <= sigma * _FAR:
+    size, highest = size_of(x), float(schedule.sigma(schedule.t_start))
+    wrong = size < sigma / _FAR or (sigma > _NOISY * alpha and size > sigma * _FAR)
+    whole = float(x.detach().float().square().mean().sqrt())
+    of_highest = highest > _LATE * sigma and abs(whole / highest - 1.0) < _NEAR
+    if wrong or of_highest or size != size:
+        factor = "plan.initial_scale" if of_highest else "the schedule's sigma"
         warnings.warn(
             f"{who}: x has root mean square {size:.3g} (median of its samples), but at the start "
             f"t = {time:g} it should be noise of deviation sigma = {sigma:.3g}: multiply normals "
-            "by the schedule's sigma, or leave x out",
+            f"by {factor}, or leave x out",
             stacklevel=3,
         )
+
+
+def size_of(x: torch.Tensor) -> float:
+    """Returns the root mean square of a state [B, ...], the median of its samples.
+
+    A single strange sample is the caller's, and fails by itself.
+    """
+    x = x.detach().float()
+    size = float(x.flatten(1).norm(dim=1).median()) if x.dim() > 1 else float(x.std())
+    return size / (x.numel() / len(x)) ** 0.5
 
 
 def _state_like(

@@ -193,6 +193,10 @@ class Stepper:
             raise ValueError(
                 f"Stepper: plan {sorted(chosen)} but there are {len(self.plans)} plans, from 0"
             )
+        for number in sorted(chosen):
+            own = self.plans[number]
+            part = x if len(chosen) == 1 else x[(numbers == number).to(x.device)]
+            context.warn_of_spread("Stepper", own.schedule, own.start, part)
         seed = ops.fold_seed(seed)
         status = torch.full((batch,), FINE, dtype=torch.int64, device=self.device)
         x = self._opened(x.contiguous(), chosen, numbers, seed, ids, z)

@@ -23,7 +23,7 @@ def fingerprint(network: Any) -> str | None:
 
     They are made of the names, the shapes, the dtypes, and 16 values of each tensor, evenly spaced,
     as float32. So the fingerprint is the same on every device, and a large network costs one small
-    transfer. It is worked out once a network.
+    transfer. It is worked out once a network, and again after its weights were written.
 
     Args:
         network: a torch module, or a callable that hands on a module's `parameters`.
@@ -31,9 +31,18 @@ def fingerprint(network: Any) -> str | None:
     owner = _module_of(network)
     if owner is None:
         return None
-    if owner not in _known:
-        _known[owner] = _made(owner)
-    return _known[owner]
+    written = _written(owner)
+    known = _known.get(owner)
+    if known is None or known[0] != written:
+        known = _known[owner] = written, _made(owner)
+    return known[1]
+
+
+def _written(owner: torch.nn.Module) -> int:
+    """Returns what changes when a parameter or buffer is written in place or replaced."""
+    tensors = (*owner.parameters(), *owner.buffers())
+    # inference tensors count no writes
+    return hash(tuple((id(t), 0 if t.is_inference() else t._version) for t in tensors))
 
 
 def _module_of(network: Any) -> torch.nn.Module | None:

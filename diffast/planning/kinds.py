@@ -11,19 +11,23 @@ from diffast.schedules import Schedule
 
 # Guidance scales from here on take the rows that were learned for guided mixtures.
 GUIDED_FROM = 1.5
+# From this sigma / alpha at the start on a schedule has no signal left there, as one of alpha = 0:
+# cosine betas start at 20,000. Rows for starts with signal were learned up to about 15.
+NO_SIGNAL = 1000.0
 
 
 def kind_of(schedule: Schedule) -> str:
     """Returns the kind of a schedule by its two ends.
 
-    "flow": alpha is 0 at the start, as on `flow`, `trig` and betas of zero terminal SNR.
+    "flow": alpha is 0 or nearly 0 at the start, as on `flow`, `trig`, betas of zero terminal SNR
+    and cosine betas.
     "ve": alpha is the same at both ends (`ve`, `edm`). "vp": all others.
     """
     ends = np.array([schedule.t_start, schedule.t_end], dtype=np.float64)
     first, last = np.asarray(schedule.alpha(ends), dtype=np.float64).tolist()
-    if first == 0.0:
-        return "flow"
-    return "ve" if first == last else "vp"
+    if first == last:
+        return "ve"
+    return "flow" if float(schedule.sigma(ends[0])) >= NO_SIGNAL * first else "vp"
 
 
 def tau_at(schedule: Schedule, t: float) -> float:

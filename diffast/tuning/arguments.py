@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from diffast.model.denoiser import Denoiser
@@ -74,13 +75,29 @@ class Settings:
         found = {name: getattr(self, name) for name in kept}
         denoiser, scale = self.denoiser, self.denoiser.guidance
         return found | {
-            "schedule": str(denoiser.schedule),
+            "schedule": f"{denoiser.schedule} {_levels(denoiser.schedule)}",
             "predicts": denoiser.predicts,
             "network": fingerprint(denoiser.network),
-            "guidance": None if callable(scale) else float(scale),
+            "guidance": self._scales() if callable(scale) else float(scale),
+            "features": self.features is not None,
             "start": None if self.start is None else f"{self.start.name} {digest(self.start)}",
             "conditions": [_digest(denoiser.conditions), _digest(denoiser.unconditional)],
         }
+
+    def _scales(self) -> list[float]:
+        """Returns guidance scales at 33 times, of a guidance that is a function of the time."""
+        return [float(w) for w in self.denoiser.scales(_times(self.denoiser.schedule))]
+
+
+def _times(schedule: Any) -> np.ndarray:
+    return np.linspace(float(schedule.t_min), float(schedule.t_start), 33)
+
+
+def _levels(schedule: Any) -> str:
+    """Returns 16 hexadecimal digits of a schedule's levels: not every one prints all it is."""
+    times = _times(schedule)
+    levels = np.stack([np.broadcast_to(f(times), 33) for f in (schedule.alpha, schedule.sigma)])
+    return hashlib.sha256(levels.astype("<f8").tobytes()).hexdigest()[:16]
 
 
 def _digest(conditions: Mapping[str, Any] | None) -> str | None:

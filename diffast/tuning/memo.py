@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from safetensors.torch import save
 
 FORMAT = "diffast tuning"
 VERSION = 1
+# Where a file of tensors says to which arguments it belongs.
+_OF = "arguments"
 
 
 class Memo:
@@ -37,8 +40,12 @@ class Memo:
         self.arguments = json.loads(json.dumps(arguments))
         self.results: dict[str, Any] = {}
         self.tensors: dict[str, torch.Tensor] = {}
-        if self.path is not None and self.path.exists():
+        if self.path is None:
+            return
+        if self.path.exists():
             self._read(self.path)
+        elif not self.path.parent.is_dir():
+            raise ValueError(f"tune: resume is {self.path}, but there is no folder for it")
 
     def __call__(self, name: str, work: Callable[[], Any]) -> Any:
         """Returns the result of that name, from the file or worked out now; it is JSON."""
@@ -52,8 +59,11 @@ class Memo:
         if name not in self.tensors:
             self.tensors[name] = work().detach().cpu().contiguous()
             if self.path is not None:
-                _replace(self._beside(), save(self.tensors))
+                _replace(self._beside(), save(self.tensors, {_OF: self._digest()}))
         return self.tensors[name]
+
+    def _digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.arguments, sort_keys=True).encode()).hexdigest()
 
     def _beside(self) -> Path:
         assert self.path is not None
@@ -85,6 +95,8 @@ class Memo:
         if beside.exists():
             try:
                 with safe_open(beside, "pt") as file:
+                    if (file.metadata() or {}).get(_OF) != self._digest():
+                        return  # of a run whose other file was removed
                     self.tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             except SafetensorError as error:
                 raise ValueError(f"tune: {beside} is no safetensors file ({error})") from None

@@ -30,6 +30,7 @@ from diffast.tuning.law import LawJudge
 from diffast.tuning.memo import Memo
 from diffast.tuning.parameters import Parameters
 from diffast.tuning.pilots import HELD_OUT, Conditions, Pilots, ids_of, pieces
+from diffast.tuning.repeat import check_repeats
 from diffast.tuning.result import Measured, TuneResult
 from diffast.tuning.teacher import check_finite, find_teacher
 from diffast.tuning.walk import ROUND, Walk, cost
@@ -165,6 +166,10 @@ class _Tuning:
     def result(self) -> TuneResult:
         """Returns what comes of it."""
         settings = self.settings
+        some = torch.cat([self.train[-2:], self.held[-2:]])
+        check_repeats(
+            self.denoiser, self.pilots, some, settings.features, self.memo, self.notes.append
+        )
         candidates = self._candidates(settings.calls)
         if settings.measured_grids and not settings.stochastic:
             candidates |= self._measured()

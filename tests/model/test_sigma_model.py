@@ -1,9 +1,12 @@
 """Networks of a noise level, against the formulas of k-diffusion's and EDM's wrappers."""
 
+import warnings
+
 import pytest
 import torch
 
 import diffast as df
+from diffast.integrations import k_diffusion
 
 SIGMAS = (0.01, 0.7, 20.0)
 
@@ -132,6 +135,38 @@ def test_a_start_of_another_spread_warns(factor):
         df.sample_adaptive(denoiser, "bosh3", x=x)
     with pytest.warns(UserWarning, match="sample_parallel: x has root mean square"):
         df.sample_parallel(denoiser, plan, x=x)
+
+
+@pytest.mark.parametrize("deviation", [1.0, 80.0])
+def test_noise_of_another_level_for_a_late_start_warns(deviation):
+    """Unit noise, and noise of the schedule's sigma, for a plan that starts at sigma = 5."""
+    schedule = df.schedules.edm()
+    denoiser = df.Denoiser(zero, schedule, "x0")
+    plan = df.solvers.euler(schedule, df.grids.karras(schedule, 3, sigma_max=5.0))
+    x = noise(8, 64)
+    fine, wrong = 5.0 * x, deviation * x
+    named = "root mean square .* t = 5 it should be noise of deviation sigma = 5"
+    for run in (df.sample, df.sample_parallel):
+        run(denoiser, plan, x=fine)  # warnings are errors
+        with pytest.warns(UserWarning, match=named):
+            run(denoiser, plan, x=wrong)
+    late = df.Stepper(plan, denoiser)
+    late.start(fine)
+    with pytest.warns(UserWarning, match=named):
+        late.start(wrong)
+    highest = df.solvers.euler(schedule, df.grids.karras(schedule, 3))
+    both = df.Stepper([(plan, denoiser), (highest, denoiser)])
+    numbers = torch.arange(8) % 2
+    both.start(x * torch.where(numbers == 0, 5.0, 80.0)[:, None], plan=numbers)
+    with pytest.warns(UserWarning, match=named):
+        both.start(80.0 * x, plan=numbers)
+    sigmas = k_diffusion.get_sigmas_plan(plan)
+    k_diffusion.sample_plan(zero, sigmas[0] * x, plan, disable=True)
+    for factor in (deviation, 10.0):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            k_diffusion.sample_plan(zero, factor * x, plan, disable=True)
+        assert "get_sigmas_plan(plan)" in str(said[0].message)
 
 
 def test_right_starts_and_small_ones_are_silent():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
 import torch
 
+from diffast.executors.context import size_of
 from diffast.integrations.sigma_model import drawn_by
 from diffast.integrations.sigma_plans import (
     in_sigma_space,
@@ -16,6 +18,9 @@ from diffast.integrations.sigma_plans import (
     run_plan,
 )
 from diffast.plans import Plan
+
+# Below this many numbers the spread of x says too little, and below this level data count too.
+_LEAST_NUMBERS, _NOISY = 32, 3.0
 
 
 def get_sigmas_plan(plan: Plan | str | PathLike, device: Any = "cpu") -> torch.Tensor:
@@ -66,6 +71,7 @@ def sample_plan(
     who = "sample_plan"
     moved = in_sigma_space(who, plan_of(who, plan))
     levels = levels_before_calls(moved)
+    _warn_of_noise(who, x, moved, levels[0])
     sigmas = torch.tensor(levels, dtype=torch.float32, device=x.device)
     draw = None
     if moved.stochastic:
@@ -78,3 +84,19 @@ def sample_plan(
     guided = guide if "cond_scale" in (extra_args or {}) else None
     given = extra_args, callback, disable
     return run_plan(who, model, x, moved, levels, sigmas, *given, draw, guide=guided)
+
+
+def _warn_of_noise(who: str, x: torch.Tensor, plan: Plan, sigma: float) -> None:
+    """Warns where x has not the deviation of the plan's first level.
+
+    A plan made for a network may start below the model's sigma_max, by which x is usually scaled.
+    """
+    if x.numel() < _LEAST_NUMBERS:
+        return
+    size, far = size_of(x), 1.2 + 3.0 * (len(x) / x.numel()) ** 0.5
+    if sigma > _NOISY and not sigma / far <= size <= sigma * far:
+        warnings.warn(
+            f"{who}: x has root mean square {size:.3g}, but plan {plan.name} starts from noise of "
+            f"deviation {sigma:.3g}: multiply normals by get_sigmas_plan(plan)[0]",
+            stacklevel=3,
+        )
