@@ -20,7 +20,8 @@ FREEDOMS = {
     "levels": "the noise levels of the calls",
     "times": "the time that the network is told, which need not be that of its input's level",
     "scale": "the scale of the state, which need not lie on the schedule",
-    "start": "the noise level of the initial state, which may be less than the schedule's highest",
+    "start": "the noise level of the initial state, which may be less than the schedule's highest; "
+    "without it standard plans that start lower are left out",
     "guidance": "the guidance scale of each call",
     "noise": "the share of fresh noise of each step, in stochastic plans",
     "directions": "two network calls of one stage at once, on two inputs; both are counted",

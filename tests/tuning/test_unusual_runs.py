@@ -157,3 +157,13 @@ def test_a_network_of_whole_times_is_told_whole_times(all_candidates):
 def test_what_makes_no_sense_is_refused(options, fact):
     with pytest.raises(ValueError, match=fact):
         tune(labelled(), **options)
+
+
+def test_without_the_freedom_of_the_start_no_plan_starts_late(all_candidates):
+    flow = df.schedules.flow()
+    network = denoiser(flow, "flow")
+    free = tune(network, calls=2, shape=(16, 2))
+    kept = tune(network, calls=2, shape=(16, 2), freedom=("weights", "levels"))
+    assert free.best_standard.name.endswith((" from 5", " from 10", " from 20"))
+    assert kept.plan.initial_scale == 1.0
+    assert " from " not in kept.best_standard.name
