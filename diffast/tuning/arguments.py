@@ -13,8 +13,10 @@ import torch
 
 from diffast.model.denoiser import Denoiser
 from diffast.model.fingerprint import fingerprint
+from diffast.ops import MAX_INPUTS
 from diffast.plans import Plan
 from diffast.plans.provenance import digest
+from diffast.tuning.directions import stages_of
 from diffast.tuning.parameters import FREEDOMS, STANDARD
 
 # Candidates are compared at first on pilots that hold about so many numbers.
@@ -129,7 +131,14 @@ def check_arguments(
             f"tune: denoiser is a {type(denoiser).__name__}, but must be a df.Denoiser"
         )
     calls = _whole("calls", calls, 1)
+    if isinstance(shape, (str, int)) or not hasattr(shape, "__iter__"):
+        raise ValueError(f"tune: shape is {shape!r}, but [B, ...] is needed")
     shape = tuple(_whole("shape", n, 1) for n in shape)
+    for name in ("conditions", "features"):
+        if not (others[name] is None or callable(others[name])):
+            raise ValueError(
+                f"tune: {name} is a {type(others[name]).__name__}, but must be a function"
+            )
     if len(shape) < 2:
         raise ValueError(
             f"tune: shape is {list(shape)}, but [B, ...] is needed: B pilots of a sample's shape"
@@ -141,7 +150,8 @@ def check_arguments(
     place = denoiser.device() if device is None else torch.device(device)
     if others["rows"] is None:
         others["rows"] = 64 if place.type == "cpu" else 512
-    for name, least in (("batch", 1), ("iterations", 0), ("starts", 1), ("polish", 0), ("rows", 1)):
+    bounds = {"batch": 1, "iterations": 0, "starts": 1, "polish": 0, "rows": 1, "memory_limit": 1}
+    for name, least in bounds.items():
         others[name] = _whole(name, others[name], least)
     others["batch"] = min(others["batch"], shape[0])
     stochastic = others["stochastic"] = bool(others["stochastic"])
@@ -152,11 +162,16 @@ def check_arguments(
     if freedom is None:
         freedom = (*STANDARD, *(("noise",) if stochastic else ("start",)))
     freedom, notes = _freedom(denoiser, freedom, stochastic)
+    if "directions" in freedom:
+        _check_directions(denoiser, calls)
     start = others["start"]
     if start is not None:
         _check_start(denoiser, start, calls)
-    compare = tuple(float(n) for n in others.pop("compare"))
-    if not 0.0 < others["tolerance"] < 1.0:
+    compare = others.pop("compare")
+    compare = tuple(
+        _positive("compare", n) for n in ((compare,) if np.isscalar(compare) else compare)
+    )
+    if not _positive("tolerance", others["tolerance"]) < 1.0:
         raise ValueError(f"tune: tolerance is {others['tolerance']}, but must lie in (0, 1)")
     return Settings(
         denoiser=denoiser,
@@ -175,11 +190,32 @@ def check_arguments(
 def _whole(name: str, value: Any, least: int) -> int:
     try:
         found = int(value)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         found = least - 1
-    if found != value or found < least:
+    if isinstance(value, bool) or found != value or found < least:
         raise ValueError(f"tune: {name} is {value!r}, but must be a whole number from {least}")
     return found
+
+
+def _positive(name: str, value: Any) -> float:
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not 0.0 < found < math.inf:
+        raise ValueError(f"tune: {name} is {value!r}, but must be a positive number")
+    return found
+
+
+def _check_directions(denoiser: Denoiser, calls: int) -> None:
+    """Raises ValueError for more stages of two calls than a step can remember."""
+    outputs = 2 if denoiser.unconditional is None else 4
+    stages, most = len(stages_of(calls)), MAX_INPUTS - 2 - outputs + 1
+    if stages > most:
+        raise ValueError(
+            f"tune: freedom holds 'directions' and calls is {calls}, but such plans have at most "
+            f"{2 * most - 1} calls here: leave 'directions' out"
+        )
 
 
 def _freedom(

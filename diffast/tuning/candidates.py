@@ -123,8 +123,7 @@ def whole_grid(denoiser: Any, grid: np.ndarray) -> np.ndarray:
 
     The clean end stays as it is: the network is not called there.
     """
-    wanted = denoiser.time_dtype
-    if wanted is None or wanted.is_floating_point or denoiser.round_times:
+    if not wants_whole_times(denoiser):
         return grid
     inner = np.round(grid[:-1])
     kept = np.append(True, np.diff(inner) != 0)
@@ -137,9 +136,25 @@ def plans_for(
     """Yields (name, plan) of all candidates that can be built for so many calls, each once."""
     seen = set()
     for name, plan in _all_plans(denoiser, pilots, calls, stochastic):
-        if plan.nfe <= calls and plan.stochastic == stochastic and digest(plan) not in seen:
+        if plan.nfe > calls or plan.stochastic != stochastic or not _can_be_told(denoiser, plan):
+            continue
+        if digest(plan) not in seen:
             seen.add(digest(plan))
             yield name, plan
+
+
+def _can_be_told(denoiser: Any, plan: Plan) -> bool:
+    """Returns whether the network takes the plan's times: some want whole ones alone."""
+    if not wants_whole_times(denoiser):
+        return True
+    told = plan.times[~np.isnan(plan.times)]
+    return bool((told == np.round(told)).all())
+
+
+def wants_whole_times(denoiser: Any) -> bool:
+    """Returns whether the network is told whole times alone, and fractional ones are no plan."""
+    wanted = denoiser.time_dtype
+    return not (wanted is None or wanted.is_floating_point or denoiser.round_times)
 
 
 def _all_plans(

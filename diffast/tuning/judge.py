@@ -55,7 +55,7 @@ class Judge:
         self.spread = spread_of(self.wanted)
 
     def _seen(self, x: torch.Tensor) -> torch.Tensor:
-        return x if self.features is None else self.features(x.to(self.device))
+        return x if self.features is None else features_of(self.features, x.to(self.device))
 
     def error(self, x: torch.Tensor, rows: slice = slice(None)) -> float:
         """Returns the root mean square distance over the spread; infinity if not finite."""
@@ -72,6 +72,24 @@ class Judge:
         """
         gap = self._seen(x) - self.wanted[rows.to(self.wanted.device)].to(x.device)
         return gap.reshape(len(x), -1) / self.spread
+
+
+def features_of(features: Features, x: torch.Tensor) -> torch.Tensor:
+    """Returns the features of samples [B, ...].
+
+    Raises:
+        ValueError: for what is no tensor of B rows of floating point.
+    """
+    found = features(x)
+    if not isinstance(found, torch.Tensor) or not found.is_floating_point():
+        got = found.dtype if isinstance(found, torch.Tensor) else type(found).__name__
+        raise ValueError(f"tune: features returned {got}, but a tensor of floats is needed")
+    if not found.dim() or len(found) != len(x):
+        raise ValueError(
+            f"tune: features were given {len(x)} samples, but returned {list(found.shape)}: one "
+            "row a sample is needed"
+        )
+    return found
 
 
 def spread_of(x: torch.Tensor) -> float:

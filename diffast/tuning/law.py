@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from diffast.tuning.judge import Features, spread_of
+from diffast.tuning.judge import Features, features_of, spread_of
 
 # Directions that samples are projected on.
 _DIRECTIONS = 64
@@ -48,7 +48,9 @@ class LawJudge:
         self.wanted = (flat @ self.directions).sort(0).values
 
     def _seen(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.cpu() if self.features is None else self.features(x.to(self.device)).cpu()
+        if self.features is not None:
+            x = features_of(self.features, x.to(self.device))
+        x = x.cpu()
         return x.reshape(len(x), -1).float()
 
     def error(self, x: torch.Tensor, rows: slice = slice(None)) -> float:

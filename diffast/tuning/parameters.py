@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from diffast.model.denoiser import Denoiser
+from diffast.ops import MAX_INPUTS
 from diffast.plans.registers import levels_of
 from diffast.tuning.differentiable import AffineAt, ScheduleAt
 from diffast.tuning.form import Form
@@ -19,7 +20,8 @@ FREEDOMS = {
     "levels": "the noise levels of the calls",
     "times": "the time that the network is told, which need not be that of its input's level",
     "scale": "the scale of the state, which need not lie on the schedule",
-    "start": "the noise level of the initial state, which may be less than the schedule's highest",
+    "start": "the noise level of the initial state, which may be less than the schedule's highest; "
+    "without it standard plans that start lower are left out",
     "guidance": "the guidance scale of each call",
     "noise": "the share of fresh noise of each step, in stochastic plans",
     "directions": "two network calls of one stage at once, on two inputs; both are counted",
@@ -95,15 +97,23 @@ class Parameters:
         self._off = torch.log(torch.from_numpy(form.levels[1:-1, 1]) / own[2][: n - 1])
         self._told = torch.from_numpy(self._delta(form, lams))
         gain = torch.from_numpy(form.gain)
-        self._older = torch.tril(torch.from_numpy(form.weights), -1) / gain[:, None]
-        self._pairs = torch.tril_indices(n, n, -1)
+        memory = MAX_INPUTS - (2 if denoiser.unconditional is None else 3)
+        if np.abs(np.tril(form.weights, -1 - memory)).max() > 1e-12:
+            raise ValueError(
+                f"Parameters: a row weighs more than the {memory} newest estimates before its own, "
+                "which is what a step can take beside x and the network's output"
+            )
+        older = np.tril(form.weights, -1) - np.tril(form.weights, -1 - memory)
+        self._older = torch.from_numpy(older) / gain[:, None]
+        pairs = torch.tril_indices(n, n, -1)
+        self._pairs = pairs[:, pairs[0] - pairs[1] <= memory]
         sigma = form.levels[1:, 1]
         share = np.divide(form.fresh, sigma, out=np.zeros(n), where=sigma > 0)
         self._angle = torch.from_numpy(np.arcsin(np.clip(share, 0.0, 1.0)))
         self._scales = torch.from_numpy(self._own_scales(form))
         sizes = {
             "levels": max(n - 1, 0),
-            "weights": n * (n - 1) // 2,
+            "weights": self._pairs.shape[1],
             "times": n - (not finite),
             "scale": n - 1,
             "start": int(finite),

@@ -63,7 +63,9 @@ class Pilots:
         if self.conditions is not None:
             made = self.conditions(ids)
             own, blank = made if isinstance(made, tuple) else (made, blank)
-            self._check(own, len(ids))
+            self._check(own, len(ids), self.denoiser.conditions)
+            if blank is not None:
+                self._check(blank, 1 if blank is self.denoiser.unconditional else len(ids), own)
             return replace(self.denoiser, conditions=own, unconditional=blank)
         place = (ids % HELD_OUT).cpu()
         taken = {name: _taken(value, place) for name, value in own.items()}
@@ -71,11 +73,15 @@ class Pilots:
             blank = {name: _taken(value, place) for name, value in blank.items()}
         return replace(self.denoiser, conditions=taken, unconditional=blank)
 
-    def _check(self, given: Any, rows: int) -> None:
+    def _check(self, given: Any, rows: int, named: Mapping[str, Any]) -> None:
         if not isinstance(given, Mapping):
             raise ValueError(
                 f"tune: conditions returned a {type(given).__name__}, but a mapping of names to "
                 "tensors is needed, or a pair of mappings"
+            )
+        if named and {*named} != {*given}:
+            raise ValueError(
+                f"tune: conditions returned {sorted(given)}, but {sorted(named)} are needed"
             )
         for name, value in given.items():
             if has_rows(value) and value.shape[0] not in (1, rows):

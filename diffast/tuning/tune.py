@@ -214,7 +214,11 @@ class _Tuning:
 
     def _candidates(self, calls: int) -> dict[str, Plan]:
         """Returns the standard plans of at most so many calls, by name."""
-        return dict(plans_for(self.denoiser, self.pilots, calls, self.settings.stochastic))
+        made = dict(plans_for(self.denoiser, self.pilots, calls, self.settings.stochastic))
+        if "start" in self.settings.freedom or self.settings.stochastic:
+            return made
+        first = float(self.denoiser.schedule.t_start)
+        return {name: plan for name, plan in made.items() if plan.start == first}
 
     def _measured(self) -> dict[str, Plan]:
         """Returns plans on grids that are measured on the network, by name."""

@@ -227,6 +227,8 @@ def test_a_tuned_plan_goes_back_into_the_pipeline(name, tmp_path):
     pipe, calls = pipeline(name), [call for call in map(CASES[name][1], (1, 2)) if call]
     result = tune(pipe, calls or None, calls=4, **QUICK)
     assert result.plan.nfe == 4 and result.error <= result.best_standard.error
+    # a flow's pipeline starts from noise of deviation 1
+    assert ("start" in result.plan.made_for["freedom"]) == (name != "Flux")
     assert result.plan.made_for["network"] and result.plan.made_for["guidance"] == (
         4.0 if name == "unet" else 1.0
     )

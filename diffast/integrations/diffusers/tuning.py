@@ -8,6 +8,7 @@ from typing import Any
 from diffast.integrations.diffusers.pipeline_network import denoiser_of
 from diffast.integrations.diffusers.recording import network_of, record
 from diffast.model.denoiser import Denoiser
+from diffast.tuning.parameters import STANDARD
 from diffast.tuning.result import TuneResult
 from diffast.tuning.tune import tune as tune_denoiser
 
@@ -46,12 +47,22 @@ def tune(
             guidance, or whose network's arguments change from step to step; prompts that differ
             in the shape of what the network is given; what `df.tune` raises.
     """
-    if "directions" in (tuning.get("freedom") or ()):
+    freedom = tuning.get("freedom")
+    freedom = (freedom,) if isinstance(freedom, str) else freedom
+    if "directions" in (freedom or ()):
         raise ValueError(
             "tune: freedom holds 'directions', which calls the network on two inputs at once, but "
             "a pipeline calls its network on one"
         )
     denoiser = pipeline_denoiser(pipe, prompts, options)
+    if denoiser.network.recording.convention.is_flow:  # pyright: ignore[reportFunctionMemberAccess]
+        if "start" in (freedom or ()):
+            raise ValueError(
+                "tune: freedom holds 'start', but a flow's pipeline starts from noise of "
+                "deviation 1: leave it out"
+            )
+        if freedom is None and not tuning.get("stochastic"):
+            tuning["freedom"] = STANDARD
     shape = (samples, *denoiser.network.recording.shape)  # pyright: ignore[reportFunctionMemberAccess]
     return tune_denoiser(denoiser, calls, shape, **tuning)
 
