@@ -19,9 +19,6 @@ FITS = 0.05
 # A learned row is taken for up to so many times its calls; a standard method can use them all.
 WORTH = 1.35
 MOST = 1000  # calls; beyond this number nothing was measured
-# From this sigma / alpha at the start on the standard methods of "vp", whose grids were measured
-# for starts of about 15, lose to those of "flow": karras' spends most calls above the data.
-NOISY = 50.0
 
 
 def plan(
@@ -115,10 +112,7 @@ def _named(wanted: Wanted) -> str:
 
 def _standard(wanted: Wanted, count: int, stochastic: bool) -> Plan:
     """Returns the plan of the solver that the table names; all of them take one call a step."""
-    kind = wanted.kind
-    if kind == "vp" and np.exp(-float(wanted.schedule.lam(wanted.schedule.t_start))) >= NOISY:
-        kind = "flow"
-    name, options, spacing = standard_of(kind, wanted.guided, stochastic, count)
+    name, options, spacing = standard_of(wanted.kind, wanted.guided, stochastic, count)
     grid = grid_of(spacing, wanted.schedule, count)
     if wanted.whole:
         rounded = whole_times(grid, float(wanted.schedule.t_min))
