@@ -32,10 +32,10 @@ def plan(
     """Returns the plan to start with for a network and a number of network calls.
 
     The choice is read from a table of measurements by kind of schedule, number of calls and
-    guidance; docs/planning.md shows the table. For up to 20 calls the plan is a multistep method
-    with learned weights and levels, which were learned over many problems at once; for more it is
-    the solver and grid with the least worst ratio of errors. `Plan.name` says which. A guided call
-    of both branches counts as one.
+    guidance; docs/planning.md shows the table. For 5 to 20 calls the plan is a multistep
+    method with weights and levels that were learned over many problems at once; for other numbers,
+    and with guidance, it is the solver and grid with the least worst ratio of errors. `Plan.name`
+    says which. A guided call of both branches counts as one.
 
     Args:
         denoiser: a `df.Denoiser`, or a schedule alone.
