@@ -21,6 +21,7 @@ from diffast.executors.device import on_host, pinned
 from diffast.executors.made_for import check_made_for
 from diffast.executors.results import Info, check_finite
 from diffast.model.denoiser import FORMATS
+from diffast.planning.choose import whole_calls
 from diffast.plans import Plan
 
 # Where fresh noise may come from. A callable gives the normals of a stage.
@@ -140,10 +141,11 @@ def plan_of(who: str, denoiser: Any, plan: Plan | None, calls: int | None) -> Pl
             raise TypeError(
                 f"{who}: neither plan nor calls is given: calls=10 takes df.plan(denoiser, 10)"
             )
+        count = whole_calls(who, calls)
         held = _STARTING.setdefault(denoiser, {})
-        if calls not in held:
-            held[calls] = planning.plan(denoiser, calls)
-        return held[calls]
+        if count not in held:
+            held[count] = planning.plan(denoiser, count)
+        return held[count]
     if calls is not None:
         shown = plan.name if isinstance(plan, Plan) else repr(plan)
         raise TypeError(

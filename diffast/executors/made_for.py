@@ -52,10 +52,15 @@ def check_made_for(who: str, plan: Plan, denoiser: Any) -> None:
             stacklevel=4,
         )
     scale = made_for.get("guidance")
-    if plan.guidance is None and key[1] is not None and scale is not None and scale != key[1]:
+    if key[1] is not None and scale is not None and scale != key[1]:
+        result = (
+            "the measured error is not that of this run"
+            if plan.guidance is None
+            else "the plan has a scale of its own for each call, and the denoiser's is not used"
+        )
         warnings.warn(
             f"{who}: plan {plan.name} was made for guidance {scale:g}, but the denoiser's guidance "
-            f"is {key[1]:g}: the measured error is not that of this run",
+            f"is {key[1]:g}: {result}",
             stacklevel=4,
         )
 

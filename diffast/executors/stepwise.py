@@ -19,7 +19,7 @@ import torch
 
 from diffast import ops
 from diffast.executors import context
-from diffast.executors.device import Readback, pinned
+from diffast.executors.device import Readback, on_host, pinned
 from diffast.executors.results import FINE, Info, Samples
 from diffast.lowering.program import Constraints, check_plain_calls, lower
 from diffast.lowering.step_table import (
@@ -193,9 +193,9 @@ class Stepper:
             raise ValueError(
                 f"Stepper: plan {sorted(chosen)} but there are {len(self.plans)} plans, from 0"
             )
-        for number in sorted(chosen):
+        for number in sorted(chosen) if on_host(x.device) else ():
             own = self.plans[number]
-            part = x if len(chosen) == 1 else x[(numbers == number).to(x.device)]
+            part = x if len(chosen) == 1 else x[numbers.cpu() == number]
             context.warn_of_spread("Stepper", own.schedule, own.start, part)
         seed = ops.fold_seed(seed)
         status = torch.full((batch,), FINE, dtype=torch.int64, device=self.device)

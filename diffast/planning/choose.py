@@ -51,7 +51,7 @@ def plan(
         ValueError: for calls outside of 1 to 1000; for more calls than a network of whole times has
             levels.
     """
-    count = _checked(calls)
+    count = whole_calls("plan", calls)
     wanted = wanted_of(denoiser, guidance)
     if wanted.whole and count > _levels(wanted):
         raise ValueError(
@@ -89,14 +89,16 @@ def _learned(wanted: Wanted, count: int) -> Plan | None:
     return plan_of(row, wanted.schedule, times, name)
 
 
-def _checked(calls: Any) -> int:
-    """Returns the number of calls as an int."""
+def whole_calls(who: str, calls: Any) -> int:
+    """Returns the number of calls as an int; ValueError for what is none."""
     try:
         count = operator.index(calls)
     except TypeError:
         count = 0
     if isinstance(calls, bool) or not 1 <= count <= MOST:
-        raise ValueError(f"plan: calls = {calls!r}, but it must be a whole number from 1 to {MOST}")
+        raise ValueError(
+            f"{who}: calls = {calls!r}, but it must be a whole number from 1 to {MOST}"
+        )
     return count
 
 

@@ -44,3 +44,11 @@ def test_runs_of_one_denoiser_share_a_plan():
     first = plan_of("sample", DENOISER, None, 7)
     assert plan_of("sample", DENOISER, None, 7) is first
     assert plan_of("sample", DENOISER, None, 8) is not first
+
+
+@pytest.mark.parametrize("calls", [True, 1.0, 2.5, 0, "8", [3], float("nan")])
+def test_calls_that_are_no_number_of_calls_are_refused(calls):
+    """Also after 1 was asked for, which equals True and 1.0."""
+    df.sample(DENOISER, calls=1, shape=(2, 3))
+    with pytest.raises(ValueError, match=r"sample: calls = .* must be a whole number from 1"):
+        df.sample(DENOISER, calls=calls, shape=(2, 3))

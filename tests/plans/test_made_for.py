@@ -177,6 +177,25 @@ def test_another_guidance_is_warned_of():
         df.sample(guided(1.3), plan, (3, 1))
 
 
+def test_another_guidance_is_warned_of_where_the_plan_has_its_own_scales():
+    plan = planned([1.0, 2.0, 2.0, 1.0], made_for={"predicts": "v", "guidance": 1.3})
+    with pytest.warns(UserWarning, match="scale of its own .*, and the denoiser's is not used"):
+        df.sample(guided(7.5), plan, (3, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        df.sample(guided(1.3), plan, (3, 1))
+
+
+def test_a_file_whose_digest_was_taken_out_is_refused(tmp_path):
+    path = tmp_path / "plan.json"
+    dataclasses.replace(PLAN, made_for={"predicts": "v"}).save(path)
+    body = json.loads(path.read_text())
+    del body["made_for"]["digest"]
+    path.write_text(json.dumps(body))
+    with pytest.raises(ValueError, match="made_for has no digest"):
+        df.Plan.load(path)
+
+
 def test_the_fingerprint_sees_values_shapes_and_dtypes():
     own = fingerprint(Net())
     assert own == fingerprint(Net())

@@ -253,6 +253,7 @@ def test_guidance_and_a_clamp_change_no_bit_between_the_executors():
         assert torch.equal(state.x, wanted)
 
 
+@pytest.mark.filterwarnings("ignore:Stepper. x has root mean square 0 ")
 def test_x_and_momentum_have_the_covariance_of_their_weights():
     """A zero estimate and a zero state: what is left after one Langevin step is its noise."""
     plan = corrected()
