@@ -156,7 +156,7 @@ def _fields(where: str, body: dict, arrays, numbers, optional) -> dict[str, Any]
             raise ValueError(f"{where}: {field} is null, but it must be a list of numbers")
     if fields.get("made_for") is not None and not isinstance(fields["made_for"], dict):
         raise ValueError(f"{where}: made_for = {fields['made_for']!r}, but it must be a mapping")
-    if fields.get("made_for") is not None and "digest" not in fields["made_for"]:
+    if isinstance(fields.get("made_for"), dict) and "digest" not in fields["made_for"]:
         raise ValueError(
             f"{where}: made_for has no digest of the numbers, which Plan.save writes: remove "
             "made_for to keep the numbers as a plan without measurements"
