@@ -70,17 +70,19 @@ def tuned(name: str, calls: int, options: dict[str, Any]) -> dict[str, Any]:
     """Returns the figures of one tuned plan."""
     problem = problem_of(name)
     pictures = len(problem.shape) > 2
-    pilots = 48 if pictures else 256
+    # A picture is many numbers. A pilot in the plane is two, and few lie near a border of modes.
+    pilots, held_out, batch = (48, 32, 16) if pictures else (2048, 1024, 512)
     begun = time.perf_counter()
     result = df.tune(
         rowwise(problem),
         calls,
         (pilots, *problem.shape[1:]),
-        held_out=32 if pictures else 256,
-        batch=16 if pictures else 128,
+        held_out=held_out,
+        batch=batch,
+        rows=None if pictures else 2**15,
         progress=False,
         compare=(),
-        **{"iterations": 20, "starts": 3, **options},
+        **{"iterations": 20, "starts": 6, **options},
     )
     seconds = time.perf_counter() - begun
     with torch.no_grad():

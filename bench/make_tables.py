@@ -6,7 +6,8 @@
 
 A table lies between `<!-- table: NAME -->` and `<!-- end of table -->`. `--measure` (quick or full)
 is `diffast bench --out bench/results/DEVICE`, with `--device` cpu or cuda. Figures of a GPU come
-from bench/results/cuda/bench.json; without that file they are "not yet". Predictions come from
+from bench/results/cuda/bench.json; without that file from bench/results/gpu, where
+bench/gpu_check.py measured nearly the same; what neither has is "not yet". Predictions come from
 bench/results/gpu_predictions.json, whose bounds `--sass FILE` takes anew from the counts that
 bench/sass.py has made.
 """
@@ -22,6 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from diffast.bench.report import number
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import gpu_tables  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -112,36 +117,47 @@ def _find(report: dict[str, Any] | None, section: str, **wanted: Any) -> dict[st
 
 LARGE = "64x3x64x64"
 SWEEP = "100 stages of 8x3072"
-# What is shown, section and row of a report, column, unit, name of the prediction.
+# What is shown, section and row of a report, column, unit, name of the prediction, and the case of
+# bench/gpu_check.py that is most like it.
 SUMMARY = (
     ("`combine`, 4 inputs, 1 row, share of copy", "ops",
-     {"op": "combine", "call": "4 inputs, 1 row", "state": LARGE}, "of copy", "", "combine"),
+     {"op": "combine", "call": "4 inputs, 1 row", "state": LARGE}, "of copy", "", "combine",
+     "combine 4 to 1 fp32 8 MiB"),
     ("the same with 2 inputs and noise", "ops",
-     {"op": "combine", "call": "2 inputs + noise", "state": LARGE}, "of copy", "", "noise"),
+     {"op": "combine", "call": "2 inputs + noise", "state": LARGE}, "of copy", "", "noise",
+     "combine 2 to 1 + noise fp32 8 MiB"),
     ("`combine_error`, 3 inputs, 2 rows, share of copy", "ops",
-     {"op": "combine_error", "state": LARGE}, "of copy", "", "error"),
-    ("a normal number", "ops", {"op": "normal", "state": LARGE}, "ns a normal", " ns", "normal"),
+     {"op": "combine_error", "state": LARGE}, "of copy", "", "error",
+     "combine_error 3 to 2 fp32 8 MiB"),
+    ("a normal number", "ops", {"op": "normal", "state": LARGE}, "ns a normal", " ns", "normal",
+     "normal  fp32 8 MiB"),
     ("`sweep`, 100 stages of [8, 3072]", "ops",
-     {"op": "sweep", "call": "no noise", "state": SWEEP}, "us", " us", "sweep"),
+     {"op": "sweep", "call": "no noise", "state": SWEEP}, "us", " us", "sweep",
+     "sweep 100 stages fp32 8 MiB"),
     ("DPM++ 2M step, [64, 3, 64, 64], times diffusers", "steps",
-     {"tool": "diffusers", "sampler": "DPM++ 2M", "state": LARGE}, "times as fast", "", None),
+     {"tool": "diffusers", "sampler": "DPM++ 2M", "state": LARGE}, "times as fast", "", None, None),
     ("noise of a Brownian step, [1, 4, 64, 64], times torchsde", "paths",
-     {"state": "1x4x64x64"}, "times as fast", "", None),
+     {"state": "1x4x64x64"}, "times as fast", "", None, None),
 )  # fmt: skip
 
 
 def of_summary(predictions: dict[str, Any]) -> str:
     """Returns the short table of the README."""
     cpu, gpu = load("cpu"), load("cuda")
+    checked = {} if gpu else gpu_tables.steps()
     rows = []
-    for words, section, wanted, column, unit, name in SUMMARY:
+    for words, section, wanted, column, unit, name, case in SUMMARY:
         cells = [words]
-        for report in (cpu, gpu):
+        for report, of_gpu in ((cpu, False), (gpu, True)):
             row = _find(report, section, **wanted)
-            cells.append(f"{number(row[column])}{unit}" if row else NOT_YET)
+            value = row[column] if row else None
+            if of_gpu and row is None and case:
+                value = gpu_tables.figure(case, column, checked)
+            cells.append(NOT_YET if value is None else f"{number(value)}{unit}")
         cells.append(predictions["summary"][name] if name else "none")
         rows.append(cells)
-    card = f" ({gpu['machine']['card']})" if gpu else ""
+    card = gpu["machine"]["card"] if gpu else gpu_tables.card()
+    card = f" ({card})" if card else ""
     about = cpu["machine"] if cpu else {"card": "no report", "when": ""}
     where = f"{about['card']}, 1 thread, {about['when'][:10]}"
     head = ("what", f"CPU measured ({where})", f"GPU measured{card}", "H100 predicted")
@@ -153,6 +169,8 @@ def made(name: str) -> str:
     predictions = json.loads((RESULTS / "gpu_predictions.json").read_text())
     if name == "gpu predictions":
         return of_predictions(predictions)
+    if name.startswith("gpu check "):
+        return getattr(gpu_tables, f"of_{name.removeprefix('gpu check ')}")()
     if name == "summary":
         return of_summary(predictions)
     device, _, part = name.partition(" ")

@@ -51,6 +51,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compare", default="2")
+    parser.add_argument("--start", type=Path, help="folder of plans to start from as well")
+    parser.add_argument("--no-grids", action="store_true", help="no grids measured on the network")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -74,6 +76,8 @@ def main() -> None:
             seed=arguments.seed,
             compare=[float(n) for n in arguments.compare.split(",") if n],
             resume=resume,
+            measured_grids=not arguments.no_grids,
+            start=df.Plan.load(arguments.start / f"{kind}.json") if arguments.start else None,
         )
         result.save(arguments.out / f"{kind}.json")
         row = {

@@ -86,7 +86,7 @@ class Runs:
     def steps(self) -> None:
         """`df.Stepper`: a step of a batch at one stage, and at several."""
         plan = plan_of("dpmpp_2m", LONG)
-        stepper = df.Stepper(plan, denoiser_of(self.output))
+        stepper = df.Stepper(plan, denoiser_of(self.output), device=self.device)
         for each in (False, True):
             begun, _, _ = stepper.start(self.output, seed=3, each=each)
 

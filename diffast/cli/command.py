@@ -49,12 +49,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    demo = commands.add_parser("demo", help="sample 64 digits with the embedded network")
+    demo = commands.add_parser(
+        "demo",
+        help="sample 64 digits with the embedded network",
+        description="Samples 64 digits. With none of --plan, --steps, --solver, --set and --grid "
+        "it runs the plan of 8 calls that was made for the digits, if there is one for the "
+        "guidance scale.",
+    )
     _add_run_options(demo)
     # With this guidance the judge reads 99 of 100 digits as the class asked for, without it 96.
     demo.set_defaults(run=_sample, count=64, columns=8, guidance=1.3, shipped=8)
 
-    sample = commands.add_parser("sample", help="the same, with every choice")
+    sample = commands.add_parser("sample", help="sample digits with your choice of solver and grid")
     _add_run_options(sample)
     sample.add_argument("--count", type=int, default=64, help="how many digits (%(default)s)")
     columns = "digits a row of a PNG (%(default)s)"
@@ -65,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     planning.add_options(plan)
     plan.set_defaults(run=planning.plan)
 
-    tune = commands.add_parser("tune", help="make a plan for a network: half the calls")
+    tune = commands.add_parser("tune", help="make a plan for a network and a number of calls")
     tuning.add_options(tune)
     tune.set_defaults(run=_tune)
 
@@ -84,7 +90,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--plan", metavar="FILE", help="a plan of `diffast tune`, in place of the next four")
+    add(
+        "--plan",
+        metavar="FILE",
+        help="a plan of `diffast tune`; it replaces --steps, --solver, --set and --grid",
+    )
     usual = {name: f"({value})" for name, value in STANDARD.items()}
     add("--steps", type=int, help=f"grid intervals {usual['steps']}")
     add("--solver", help=f"a solver's name {usual['solver']}")

@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--schedule", default="edm", help=f"one of {', '.join(SCHEDULES)} (%(default)s)")
     add("--calls", type=int, default=10, help="network calls (%(default)s)")
-    add("--guidance", type=float, default=1.0, help="classifier-free scale; 1 is none")
+    add("--guidance", type=float, default=1.0, help="guidance scale; 1 is none (%(default)s)")
     add("--stochastic", action="store_true", help="a plan that draws fresh noise")
     add("--standard", action="store_true", help="a plan of a solver, without learned weights")
     add("--out", help="a file for it, .json or .npz")

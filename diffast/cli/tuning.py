@@ -22,7 +22,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--shape", help="of one sample of your network, as 3,32,32")
     add("--count", type=int, default=64, help="noises that are learned from (%(default)s)")
     add("--held-out", type=int, default=None, help="noises that judge (as many as --count)")
-    freedom = "what is learned, such as levels,weights,times,scale,guidance (default: all but that)"
+    freedom = (
+        "what is learned (default: levels,weights,times,scale,start; "
+        "with --stochastic noise in place of start)"
+    )
     add("--freedom", help=freedom)
     add("--stochastic", action="store_true", help="a plan that draws fresh noise")
     add("--iterations", type=int, default=12, help="of learning (%(default)s)")

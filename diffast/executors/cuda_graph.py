@@ -39,6 +39,10 @@ class Backend(Protocol):
         """Runs the work on a side stream, after and before what the current stream does."""
         ...
 
+    def tidy(self) -> None:
+        """Waits for the device, and gives back what torch's allocator holds and nobody uses."""
+        ...
+
     def capture(self, work: Work) -> Any:
         """Returns the work as a graph, which has `replay()`; raises what the work raises."""
         ...
@@ -78,12 +82,14 @@ class CudaBackend:
         finally:
             current.wait_stream(self.stream)
 
-    def capture(self, work: Work) -> torch.cuda.CUDAGraph:
-        """Captures the work on the side stream; after a failure the device is as before."""
-        # In capture nothing can be freed to make room, and no finalizer should run.
+    def tidy(self) -> None:
+        """In capture nothing can be freed to make room, and no finalizer should run."""
         torch.cuda.synchronize(self.device)
         gc.collect()
         torch.cuda.empty_cache()
+
+    def capture(self, work: Work) -> torch.cuda.CUDAGraph:
+        """Captures the work on the side stream; after a failure the device is as before."""
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
@@ -193,8 +199,9 @@ class Graph:
                 backend.aside(work)
         except torch.OutOfMemoryError as error:
             raise GraphError(cause_of(error)) from error
-        before = backend.reserved()
         try:
+            backend.tidy()  # first, or what it frees would hide what the graph takes
+            before = backend.reserved()
             self._graph = backend.capture(work)
         except Exception as error:
             raise GraphError(cause_of(error)) from error

@@ -84,6 +84,13 @@ class Probe:
         within = all(e <= most for e, most in zip(self.errors, LIMITS, strict=True))
         return within and self.follows <= 1.0 and self.share <= LARGEST
 
+    @property
+    def _only_follows(self) -> bool:
+        """Returns whether the first estimate is all that is wrong, and nothing else fits."""
+        if self.instead or self.follows <= 1.0:
+            return False
+        return replace(self, follows=0.0).sound and self.score < 1.0
+
     def __str__(self) -> str:
         """Returns the result in a few words."""
         found = ", ".join(f"{error:.2g}" for error in self.errors)
@@ -93,6 +100,12 @@ class Probe:
         )
         if self.fits:
             return f"the network denoises its own samples ({numbers})"
+        if self._only_follows:
+            return (
+                "the network denoises its own samples, but its estimate at the noisiest level "
+                "follows the noise (at most 1 is right): was it trained at so much noise, and is "
+                f"the schedule's start right? ({numbers})"
+            )
         if self.instead:
             names = " or ".join(self.instead)
             return f"the network does not denoise its own samples; it does with {names} ({numbers})"

@@ -19,9 +19,6 @@ FITS = 0.05
 # A learned row is taken for up to so many times its calls; a standard method can use them all.
 WORTH = 1.35
 MOST = 1000  # calls; beyond this number nothing was measured
-# From this sigma / alpha at the start on the standard methods of "vp", whose grids were measured
-# for starts of about 15, lose to those of "flow": karras' spends most calls above the data.
-NOISY = 50.0
 
 
 def plan(
@@ -35,10 +32,10 @@ def plan(
     """Returns the plan to start with for a network and a number of network calls.
 
     The choice is read from a table of measurements by kind of schedule, number of calls and
-    guidance; docs/planning.md shows the table. For up to 20 calls the plan is a multistep method
-    with learned weights and levels, which were learned over many problems at once; for more it is
-    the solver and grid with the least worst ratio of errors. `Plan.name` says which. A guided call
-    of both branches counts as one.
+    guidance; docs/planning.md shows the table. For 5 to 20 calls the plan is a multistep
+    method with weights and levels that were learned over many problems at once; for other numbers,
+    and with guidance, it is the solver and grid with the least worst ratio of errors. `Plan.name`
+    says which. A guided call of both branches counts as one.
 
     Args:
         denoiser: a `df.Denoiser`, or a schedule alone.
@@ -117,10 +114,7 @@ def _named(wanted: Wanted) -> str:
 
 def _standard(wanted: Wanted, count: int, stochastic: bool) -> Plan:
     """Returns the plan of the solver that the table names; all of them take one call a step."""
-    kind = wanted.kind
-    if kind == "vp" and np.exp(-float(wanted.schedule.lam(wanted.schedule.t_start))) >= NOISY:
-        kind = "flow"
-    name, options, spacing = standard_of(kind, wanted.guided, stochastic, count)
+    name, options, spacing = standard_of(wanted.kind, wanted.guided, stochastic, count)
     grid = grid_of(spacing, wanted.schedule, count)
     if wanted.whole:
         rounded = whole_times(grid, float(wanted.schedule.t_min))

@@ -8,7 +8,9 @@ run begins there, from the states of the unchanged run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -19,12 +21,16 @@ from diffast.tuning.parameters import Numbers, Parameters
 from diffast.tuning.pilots import Pilots, pieces, tiled
 from diffast.tuning.run import Rows
 
-# Difference that a derivative is made of. Rounding of float32 states is 1e-7, curvature about 1.
-_STEP = 1e-3
+# Differences that a derivative may be made of. The noise of a network divided by the difference is
+# an error of the derivative, and curvature times the difference is one. Float32 networks want small
+# ones; TF32 (convolutions on a GPU), half precision and quantised weights want large ones.
+_STEPS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 # No parameter moves further in one iteration.
 _LONGEST = 1.0
 _TRIES = 8
 _LEAST_DAMPING, _MOST_DAMPING = 1e-7, 1e6
+# Damping that an iteration begins with, at most: with more of it no step leads anywhere.
+_FIRST_DAMPING = 1.0
 
 Residual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -179,11 +185,35 @@ class Marquardt:
         residual: called as residual(samples, ids); returns [B, F], whose mean square is the squared
             error of these rows.
         chunk: pilots whose derivatives are held at once.
+        probes: pilots [B] by which the difference of derivatives is chosen, at the vector 0.
     """
 
-    def __init__(self, runner: Runner, residual: Residual, chunk: int):
+    def __init__(self, runner: Runner, residual: Residual, chunk: int, probes: torch.Tensor):
         """Keeps them; see the class."""
-        self.runner, self.residual, self.chunk = runner, residual, chunk
+        self.runner, self.residual, self.chunk, self.probes = runner, residual, chunk, probes
+
+    @cached_property
+    def difference(self) -> float:
+        """Returns the difference whose second differences are the least share of its first ones.
+
+        Along one direction. Noise makes second differences large at small steps, curvature at large
+        ones.
+        """
+        size = self.runner.parameters.size
+        signs = np.where(np.arange(size) % 3 == 1, -1.0, 1.0) / max(size, 1) ** 0.5
+        own = self.probes[: self.chunk]
+
+        def seen(step: float) -> torch.Tensor:
+            numbers = self.runner.parameters.numbers(torch.from_numpy(step * signs))
+            return self.residual(self.runner.trace(own, numbers).states[-1], own).double()
+
+        middle, shares = seen(0.0), []
+        for step in _STEPS:
+            above, below = seen(step), seen(-step)
+            first = float((above - below).square().mean().sqrt()) / 2.0
+            second = float((above - 2.0 * middle + below).square().mean().sqrt())
+            shares.append(second / first if first > 0.0 and second < math.inf else math.inf)
+        return _STEPS[int(np.argmin(shares))]
 
     def iterate(
         self, vector: np.ndarray, damping: float, ids: torch.Tensor, others: torch.Tensor
@@ -203,6 +233,7 @@ class Marquardt:
             return Step(vector, damping, before, before, self.runner.calls - begun, note)
         sizes = np.diag(normal)
         damped = np.diag(sizes + 0.01 * sizes.mean())
+        damping = min(damping, _FIRST_DAMPING)
         fine, before = self._error(vector, others)
         after, found, first = before, vector, damping
         for _ in range(_TRIES):
@@ -220,7 +251,7 @@ class Marquardt:
 
     def _equations(self, vector, ids):
         """Returns (J'J, J'r, error, note); without equations where nothing was finite."""
-        parameters, h = self.runner.parameters, _STEP
+        parameters, h = self.runner.parameters, self.difference
         size = parameters.size
         normal, slope = np.zeros((size, size)), np.zeros(size)
         total, count, lost = 0.0, 0, 0

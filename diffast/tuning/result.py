@@ -98,6 +98,7 @@ class TuneResult:
         others = [row for row in self.table if row.kind == "standard" and row.calls != best.calls]
         if others:
             lines.append(
-                f"of {others[0].calls} calls: {others[0].name}, error {others[0].error:.4f}"
+                f"best standard of {others[0].calls} calls: {others[0].name}, "
+                f"error {others[0].error:.4f}"
             )
         return "\n".join([*lines, *self.notes])

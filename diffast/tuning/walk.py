@@ -63,7 +63,8 @@ class Walk:
         if settings.stochastic:  # a law is that of all pilots together
             chunk = settings.batch
         self.runner = runner
-        self.marquardt = Marquardt(runner, tuning.judge.residual, chunk)
+        probes = tuning.train if settings.stochastic else tuning.train[: settings.batch]
+        self.marquardt = Marquardt(runner, tuning.judge.residual, chunk, probes)
         self.vector, self.damping, self.done = np.zeros(parameters.size), 1e-3, 0
         self.batch = settings.batch
         # Later batches may be larger. Learning ends where it has taken what all would have taken.

@@ -333,9 +333,9 @@ def test_the_documents_have_the_tables_of_the_jsons(tables):
         assert tables.filled(text) == text, path.name
         found += tables.MARKED.findall(text)
     names = [name for name, _ in found]
-    assert {"summary", "gpu predictions", "cpu machine", *(f"cpu {n}" for n in tables.COLUMNS)} == {
-        *names
-    }
+    checks = {f"gpu check {part}" for part in ("steps", "targets", "ops", "small", "runs")}
+    made = {"summary", "gpu predictions", "cpu machine", *checks}
+    assert made | {f"cpu {n}" for n in tables.COLUMNS} == {*names}
 
 
 def test_a_changed_number_changes_the_table(tables, monkeypatch, made):
@@ -351,15 +351,41 @@ def test_a_changed_number_changes_the_table(tables, monkeypatch, made):
     assert tables.made("cuda ops").startswith("Not measured yet")
 
 
-def test_no_figure_of_a_gpu_is_shown_as_measured_without_a_report_of_one(tables):
+def test_no_figure_of_a_gpu_is_shown_as_measured_without_a_report_of_one(tables, monkeypatch):
+    monkeypatch.setattr(
+        tables, "load", lambda device, load=tables.load: load("cpu") if device == "cpu" else None
+    )
+    monkeypatch.setattr(tables.gpu_tables, "reports", list)
     summary = tables.made("summary")
     head, _, *rows = summary.splitlines()
     assert "H100 predicted" in head
     cells = [row.strip("| ").split(" | ") for row in rows]
-    if tables.load("cuda") is None:
-        assert {row[2] for row in cells} == {"not yet"}
+    assert {row[2] for row in cells} == {"not yet"} and "GPU measured |" in head
     assert all(row[1] != "not yet" for row in cells)  # the CPU's report has all of them
     assert "not measured" in tables.made("gpu predictions")
+
+
+def test_the_newest_check_of_a_gpu_is_shown(tables, monkeypatch):
+    """Steps of several reports are put together; a later one takes an earlier one's place."""
+
+    def report(when, share):
+        row = {"case": "combine 4 to 1 fp32 8 MiB", "tensor": 2**23, "us": 5.0, "of copy": share}
+        target = {"target": "kernels", "value": share, "bound": ">= 0.9", "met": share >= 0.9}
+        step = {"name": "bench", "what": "ops", "state": "passed", "seconds": 1.0}
+        step |= {"figures": [row], "targets": [target]}
+        return {"card": f"card {when}", "commit": "abc", "when": when, "steps": [step]}
+
+    newest = [report("2026-01-01", 0.8), report("2026-01-02", 0.95)]
+    monkeypatch.setattr(tables.gpu_tables, "reports", lambda: newest)
+    monkeypatch.setattr(
+        tables, "load", lambda device, load=tables.load: device == "cpu" and load("cpu")
+    )
+    head, _, first, *others = tables.made("summary").splitlines()
+    assert "GPU measured (card 2026-01-02)" in head and " 0.95 " in first
+    assert all(" not yet " in row for row in others)
+    assert "0.95 | >= 0.9 | met" in tables.made("gpu check targets")
+    newest.pop()
+    assert "**0.8** | >= 0.9 | missed" in tables.made("gpu check targets")
 
 
 def test_bounds_are_taken_from_counts(tables):

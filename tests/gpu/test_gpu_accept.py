@@ -98,7 +98,7 @@ def test_it_runs_on_the_current_stream(op):
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         torch.cuda._sleep(10_000_000)
-        call[0].fill_(9.0)  # a rejection, if the op waits for it
+        call[0][:, 0].fill_(9.0)  # a rejection, if the op waits for it
         op(*call)
     stream.synchronize()
     assert (call[8][:, 4] == 1).all()

@@ -23,7 +23,7 @@ def test_a_call_can_be_compiled(device):
 @pytest.mark.parametrize("each", [False, True], ids=["together", "each"])
 def test_a_compiled_step_has_the_same_bits(each, device):
     plan = plan_of("dpmpp_3m_sde", steps=4)
-    stepper = df.Stepper(plan, df.Denoiser(network, VP, predicts="v"))
+    stepper = df.Stepper(plan, df.Denoiser(network, VP, predicts="v"), device=device)
     backend = "inductor" if device.type == "cuda" else "aot_eager"
     compiled = torch.compile(stepper.step, backend=backend, fullgraph=each)
     results = []

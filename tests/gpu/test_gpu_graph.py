@@ -128,7 +128,7 @@ def test_calls_on_several_streams_are_in_order():
 
 
 def reads(x, t):
-    return network(x, t) * x.flatten()[0].item()
+    return network(x, t) + 0.0 * x.flatten()[0].item()
 
 
 def branches(x, t):

@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 # Words of torch 2.11 and of 2.13, at the first call of set_sync_debug_mode in a process.
 PROTOTYPE = "Synchronization debug mode is a prototype feature"
+# Words of torch 2.11 at the first profile of a process, about profiles of several cycles.
+CYCLE = "Warning: Profiler clears events at the end of each cycle"
 WAITED = "called a synchronizing CUDA operation"
 # Operations that launch nothing: they make views, or memory without contents.
 FREE = ("view", "expand", "slice", "select", "split", "unsqueeze", "squeeze", "alias", "detach")
@@ -94,8 +96,10 @@ def launches(function, device="cuda") -> list[str]:
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
-        function()
-        torch.cuda.synchronize()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", CYCLE, UserWarning)
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+            function()
+            torch.cuda.synchronize()
     names = [e.name for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA]
     return [name for name in names if not name.startswith(("Memcpy", "Memset"))]

@@ -198,3 +198,15 @@ def test_what_cannot_be_probed(shape, message):
     schedule = SCHEDULES["vp"]
     with pytest.raises(ValueError, match=message):
         df.Denoiser(network("v", schedule), schedule, "v").probe(shape)
+
+
+def test_a_network_that_was_not_trained_at_the_noisiest_level_is_told_so():
+    exact = network("x0", SCHEDULES["edm"])
+
+    def call(x, t):
+        return exact(x, t) + 0.02 * x * (t.reshape(-1, 1) > 60.0)
+
+    found = probed(df.Denoiser(call, SCHEDULES["edm"], predicts="x0"))
+    assert not found.fits
+    assert max(found.errors) < 1.2
+    assert "was it trained at so much noise" in str(found)

@@ -382,5 +382,5 @@ def test_steps_of_ou_early_are_even_and_then_shrink_with_time(schedule):
 def test_ou_early_stops_at_the_schedules_least_time():
     assert grids.ou_early(VP, 7)[[0, -1]].tolist() == [VP.t_start, VP.t_min]
     assert grids.ou_early(VP, 7, to_zero=True)[-2:].tolist() == [VP.t_min, VP.t_end]
-    with pytest.raises(ValueError, match="ou_early: sigma/alpha is infinite at t_start"):
+    with pytest.raises(ValueError, match="ou_early: sigma/alpha is infinite at t = 1.0"):
         grids.ou_early(FLOW, 7)

@@ -26,6 +26,7 @@ from diffast.bench.parts.steps import LATENT
 from diffast.bench.settings import Settings
 from diffast.bench.table import Section
 
+LEVEL = 80.0  # sigma at the start of `edm()`
 COLUMNS = ("tool", "run", "peak in states")
 ABOUT = (
     "The most memory that a run of {steps} steps holds beside what was there before, over the "
@@ -87,11 +88,11 @@ def run(settings: Settings) -> list[Section]:
         section.rows.append({"tool": "all", "refused": refusal})
         return [section]
     with settings.using(settings.threads[0]), torch.no_grad():
-        x = torch.randn(1, elements, device=settings.device)
+        x = LEVEL * torch.randn(1, elements, device=settings.device)
         for name in ("diffusers", "k_diffusion"):
             line = peers.missing(name)
             section.notes.extend([line] if line else [])
-        for *_, function in _cases(torch.randn(1, 64, device=settings.device)):
+        for *_, function in _cases(LEVEL * torch.randn(1, 64, device=settings.device)):
             function()  # loads what is loaded on first use, which is no part of a run's memory
         for tool, kind, function in list(_cases(x))[:: 6 if settings.tiny else 1]:
             taken = peak_bytes(function, settings.device) / (x.numel() * 4)

@@ -151,7 +151,9 @@ def sweep_kernel(
     p_q = p_walk + i_job * length
     q = tl.load(p_q, mask=real > 0, other=0).to(tl.int64)
     b_loaded = _request(p_x, p_outputs, q, real > 0, o_element, elements, OUTPUTS)
-    b_before = b_p
+    # Another name for b_p would not do: Triton takes a name that the loop gives the tensor that it
+    # already stood for as unchanged, and after the loop it would be the first point.
+    b_before = tl.zeros_like(b_p)
     for k in range(0, real):
         stage = first + k
         more = k + 1 < real

@@ -35,8 +35,10 @@ RUNS = {
     "both": {"clamp": (-1.0, 1.0), "on_x0": lambda x0, info: x0},
 }
 COUNT = 8
-# Where only pow, exp and log may differ, so that a sum of them that cancels may differ by more.
-CLOSE = {"rtol": 1e-13, "atol": 1e-13}
+# Where only pow, exp and log may differ, so that a sum of them that cancels may differ by more:
+# terms of up to 4,000 cancel to 1, and numpy's functions for AVX-512 differ from the C library's by
+# a unit in the last place, 4.5e-13 there.
+CLOSE = {"rtol": 1e-13, "atol": 2e-12}
 
 
 def prepared(method, schedule, predicts="x0", guidance=1.0, **options):
