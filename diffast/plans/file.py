@@ -154,9 +154,10 @@ def _fields(where: str, body: dict, arrays, numbers, optional) -> dict[str, Any]
     for field in arrays:
         if fields[field] is None and field not in optional:
             raise ValueError(f"{where}: {field} is null, but it must be a list of numbers")
-    if fields.get("made_for") is not None and not isinstance(fields["made_for"], dict):
-        raise ValueError(f"{where}: made_for = {fields['made_for']!r}, but it must be a mapping")
-    if isinstance(fields.get("made_for"), dict) and "digest" not in fields["made_for"]:
+    made_for = fields.get("made_for")
+    if made_for is not None and not isinstance(made_for, dict):
+        raise ValueError(f"{where}: made_for = {made_for!r}, but it must be a mapping")
+    if made_for is not None and "digest" not in made_for:
         raise ValueError(
             f"{where}: made_for has no digest of the numbers, which Plan.save writes: remove "
             "made_for to keep the numbers as a plan without measurements"
