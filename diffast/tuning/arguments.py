@@ -209,6 +209,11 @@ def _positive(name: str, value: Any) -> float:
 
 def _check_directions(denoiser: Denoiser, calls: int) -> None:
     """Raises ValueError for more stages of two calls than a step can remember."""
+    if getattr(denoiser.network, "one_time", False):
+        raise ValueError(
+            "tune: freedom holds 'directions', which tells a batch two times, but the field takes "
+            "one time for all samples: leave it out, or use a field with time_shape='batch'"
+        )
     outputs = 2 if denoiser.unconditional is None else 4
     stages, most = len(stages_of(calls)), MAX_INPUTS - 2 - outputs + 1
     if stages > most:

@@ -117,7 +117,10 @@ class Runner:
         """Returns the x0 estimates of several runs at call n, as few network calls as `rows`."""
         found: list[torch.Tensor] = []
         batch = len(ids)
-        for piece in pieces(len(wanted), max(self.rows // batch, 1)):
+        together = max(self.rows // batch, 1)
+        if getattr(self.pilots.denoiser.network, "one_time", False):  # each run tells its own
+            together = 1
+        for piece in pieces(len(wanted), together):
             found += self._together(ids, wanted[piece], n)
         return found
 

@@ -103,10 +103,19 @@ class Memo:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Writes a file so that a kill leaves the old one or the new one."""
+    """Writes a file so that a kill, or a full disk, leaves the old one or the new one.
+
+    Raises:
+        OSError: naming the file.
+    """
     other = path.with_name(path.name + ".new")
-    with other.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(other, path)
+    try:
+        with other.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(other, path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise

@@ -167,3 +167,18 @@ def test_without_the_freedom_of_the_start_no_plan_starts_late(all_candidates):
     assert free.best_standard.name.endswith((" from 5", " from 10", " from 20"))
     assert kept.plan.initial_scale == 1.0
     assert " from " not in kept.best_standard.name
+
+
+def test_a_field_that_takes_one_time_for_all_samples_is_tuned():
+    def field(t, x):
+        return torch.tanh(x) * (1.0 + t.reshape(-1, 1))
+
+    both = [
+        tune(df.Denoiser.from_velocity(field, call="t, x", time_shape=shape), iterations=2)
+        for shape in ("scalar", "batch")
+    ]
+    assert both[0].error < 0.8 * both[0].best_standard.error
+    assert both[0].error == pytest.approx(both[1].error, rel=0.05)
+    scalar = df.Denoiser.from_velocity(field, call="t, x", time_shape="scalar")
+    with pytest.raises(ValueError, match="'directions', which tells a batch two times"):
+        tune(scalar, freedom=("directions",))

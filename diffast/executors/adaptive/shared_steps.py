@@ -125,6 +125,9 @@ def first_step(
     tolerance = solver.atol + solver.rtol * x.abs()
     slope, raw = answer(x, start)
     level, slope_size = size(x), size(slope)
+    if not np.isfinite(slope_size):  # the run says which samples failed
+        network.first = raw
+        return solver.step
     rest = interval.end - interval.start
     step = 0.01 * level / slope_size if min(level, slope_size) > 1e-5 else 1e-6
     step = min(step, rest)

@@ -202,3 +202,15 @@ def test_an_embedded_solver_made_before(start):
     made = df.sample_adaptive(DENOISER, solver, x=start, control="batch")
     named = df.sample_adaptive(DENOISER, "dopri5", x=start, control="batch", rtol=1e-4, atol=1e-4)
     assert np.array_equal(made.x.numpy(), named.x.numpy())
+
+
+def test_an_answer_that_is_not_finite_fails_the_batch_and_no_level_is_made_of_it():
+    """The first step's size comes from the first answer."""
+
+    def broken(x, t):
+        assert t.isfinite().all()
+        return torch.where(x[:, :1] > 0, torch.nan, 0.5 * x)
+
+    denoiser = df.Denoiser(broken, df.schedules.edm(), "x0")
+    with pytest.raises(df.NonFiniteError):
+        df.sample_adaptive(denoiser, "dopri5", control="batch", shape=(8, 2))
