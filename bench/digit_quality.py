@@ -1,6 +1,6 @@
 """Frechet distance and class accuracy of digits by tuned and by standard plans.
 
-    python bench/digit_quality.py --data mnist-10k.npz --count 2500 --out bench/results/quality.jsonl
+    python bench/digit_quality.py --data mnist-10k.npz --count 2500 --out quality.jsonl
 
 Tuned plans are those of `df.digits.load_plan`, without guidance. The standard one is
 `unipc(order=3, final="falling")` on `grids.even`, the best of the solvers and grids that need no
