@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import zipfile
 import zlib
 from inspect import signature
@@ -45,11 +47,20 @@ def save(plan: Plan, path: str | PathLike) -> None:
     """Writes a plan to `.json` or `.npz`; see `Plan.save`."""
     path = Path(path)
     if _kind(path) == ".json":
-        path.write_text(json.dumps(to_record(plan), allow_nan=False, indent=1) + "\n")
+        data = (json.dumps(to_record(plan), allow_nan=False, indent=1) + "\n").encode()
     else:
         head, arrays = _parts(plan)
         held: dict[str, Any] = {"head": np.array(json.dumps(head, allow_nan=False)), **arrays}
-        np.savez(path, **held)
+        made = io.BytesIO()
+        np.savez(made, **held)
+        data = made.getvalue()
+    # A full disk or a kill leaves the file that was there before.
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def to_record(plan: Plan) -> dict[str, Any]:

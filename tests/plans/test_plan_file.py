@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -450,3 +451,20 @@ def test_what_cannot_be_saved_is_refused_and_writes_nothing(tmp_path):
     with pytest.raises(ValueError, match="ends in '.toml', but .json and .npz are known"):
         solvers.euler(df.schedules.edm(), [80.0, 1.0, 0.0]).save(tmp_path / "plan.toml")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["plan.json", "plan.npz"])
+def test_a_plan_that_cannot_be_written_leaves_the_one_before(name, tmp_path, monkeypatch):
+    schedule = df.schedules.flow()
+    plan = solvers.euler(schedule, df.grids.uniform_time(schedule, 3))
+    plan.save(tmp_path / name)
+
+    def full(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="no space"):
+        solvers.euler(schedule, df.grids.uniform_time(schedule, 5)).save(tmp_path / name)
+    monkeypatch.undo()
+    assert Plan.load(tmp_path / name).nfe == 3
+    assert [path.name for path in tmp_path.iterdir()] == [name]
