@@ -267,10 +267,15 @@ class Denoiser:
             ValueError: where the prediction does not determine x0 (epsilon or score at alpha = 0);
                 for a fractional time where the network wants integers.
         """
-        wanted = self.time_dtype
-        if wanted is not None and not wanted.is_floating_point and not self.round_times:
-            check_whole(np.asarray(times, dtype=np.float64), wanted)
+        if self.whole_times and self.time_dtype is not None:
+            check_whole(np.asarray(times, dtype=np.float64), self.time_dtype)
         return self.prediction.affine(times)
+
+    @property
+    def whole_times(self) -> bool:
+        """Returns whether every time of a plan has to be a whole number, see `time_dtype`."""
+        wanted = self.time_dtype
+        return wanted is not None and not wanted.is_floating_point and not self.round_times
 
     @property
     def prediction(self) -> Prediction:

@@ -30,13 +30,6 @@ def kind_of(schedule: Schedule) -> str:
     return "flow" if float(schedule.sigma(ends[0])) >= NO_SIGNAL * first else "vp"
 
 
-def tau_at(schedule: Schedule, t: float) -> float:
-    """Returns tau = sigma / (alpha + sigma), the time of the straight flow, at a model time."""
-    time = np.float64(t)
-    alpha, sigma = float(schedule.alpha(time)), float(schedule.sigma(time))
-    return sigma / (alpha + sigma)
-
-
 @dataclass(frozen=True)
 class Wanted:
     """What a plan is asked for.
@@ -79,9 +72,7 @@ def wanted_of(denoiser: Any, guidance: float | None) -> Wanted:
     scale = _scale_of(denoiser, schedule) if guidance is None else guidance
     if not isinstance(scale, int | float | np.number) or not np.isfinite(scale):
         raise ValueError(f"plan: guidance is {scale!r}, but it must be a finite number")
-    wanted = getattr(denoiser, "time_dtype", None)
-    integer = wanted is not None and not wanted.is_floating_point
-    whole = integer and not getattr(denoiser, "round_times", False)
+    whole = getattr(denoiser, "whole_times", False)  # a schedule has no such attribute
     return Wanted(schedule, kind_of(schedule), float(scale), whole)
 
 

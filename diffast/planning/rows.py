@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffast.planning.kinds import tau_at
 from diffast.plans import Plan, Stages
 from diffast.schedules import Schedule
+from diffast.schedules.clocks import clock_at
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ def times_of(row: Row, schedule: Schedule, whole: bool) -> np.ndarray | None:
         schedule: the schedule.
         whole: whether times have to be whole numbers. None is returned where there are too few.
     """
-    first, least = (tau_at(schedule, t) for t in (schedule.t_start, schedule.t_min))
+    ends = np.array([schedule.t_start, schedule.t_min], dtype=np.float64)
+    first, least = clock_at(schedule, "flow", ends)
     levels = first * np.asarray(row.levels)
     if len(levels) > 1 and levels[-1] < least and levels[-2] > 1.2 * least:
         levels[-1] = least
@@ -113,9 +114,7 @@ def gaussian_error(row: Row, schedule: Schedule, times: np.ndarray) -> float:
     There v = (tau - (1 - tau) V) y / S with S = (1 - tau)^2 V + tau^2, and y ends at sqrt(V / S_0)
     times its start. The number tells whether a row fits levels that it was not learned for.
     """
-    alpha = np.asarray(schedule.alpha(times), dtype=np.float64)
-    sigma = np.asarray(schedule.sigma(times), dtype=np.float64)
-    tau = sigma / (alpha + sigma)
+    tau = clock_at(schedule, "flow", times)
     whole = np.multiply.outer((1 - tau) ** 2, VARIANCES) + tau[:, None] ** 2
     rate = (tau[:, None] - np.multiply.outer(1 - tau, VARIANCES)) / whole
     y, slopes = np.ones(len(VARIANCES)), []

@@ -14,10 +14,10 @@ from diffast.planning.rows import Row
 def table() -> dict[str, Any]:
     """Returns the table.
 
-    "rows": "ve", "vp", "flow" and the same with " guided" -> number of calls -> a row.
+    "rows": "ve", "vp", "flow" and the same with " guided" -> number of calls -> a row: "levels",
+    "weights", and "measured", problem -> [error of the row, least standard error].
     "standard": the same names -> list of [calls, solver, options, grid]: from so many calls on.
     "stochastic": the same.
-    "measured": as "rows" -> calls -> problem -> [error of the row, least standard error].
     """
     text = files("diffast.planning").joinpath("table.json").read_text(encoding="utf-8")
     return json.loads(text)

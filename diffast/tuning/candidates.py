@@ -29,9 +29,6 @@ class Recipe(NamedTuple):
     build: Callable[[Any, int], Plan]
 
 
-# Further candidates: hook(denoiser, pilots, calls) returns (name, plan) pairs.
-HOOKS: list[Callable[[Any, Any, int], list[tuple[str, Plan]]]] = []
-
 SOLVERS: dict[str, Callable[..., Plan]] = {
     "ddim": solvers.ddim,
     "dpmpp_2m": solvers.dpmpp_2m,
@@ -97,9 +94,19 @@ def _even_arctan(schedule: Any, steps: int, sigma_max: float) -> np.ndarray:
 
 
 def _late(times: Callable[..., np.ndarray], level: float, schedule: Any, steps: int) -> np.ndarray:
-    if not level < 0.8 * np.exp(-float(schedule.lam(schedule.t_start))):
+    if not _is_late(schedule, level):
         raise ValueError(f"sigma/alpha = {level:g} is no late start of {schedule}")
     return times(schedule, steps, sigma_max=level)
+
+
+def _is_late(schedule: Any, level: float) -> bool:
+    return level < 0.8 * np.exp(-float(schedule.lam(schedule.t_start)))
+
+
+def starts_late(plan: Plan) -> bool:
+    """Returns whether a plan starts as low as the late recipes do."""
+    level = np.exp(-float(plan.schedule.lam(plan.start)))
+    return bool(level < 1.01 * max(LATE) and _is_late(plan.schedule, level))
 
 
 def _builder(build: Callable[..., Plan], times: Callable[..., np.ndarray]) -> Callable:
@@ -121,21 +128,19 @@ def _builder(build: Callable[..., Plan], times: Callable[..., np.ndarray]) -> Ca
 def whole_grid(denoiser: Any, grid: np.ndarray) -> np.ndarray:
     """Returns the grid, with whole times where the network wants integers.
 
-    The clean end stays as it is: the network is not called there.
+    Times that fall together are one call. The clean end stays as it is: the network is not called
+    there, so that a time which falls on the end is left out.
     """
-    if not wants_whole_times(denoiser):
+    if not denoiser.whole_times:
         return grid
-    inner = np.round(grid[:-1])
-    kept = np.append(True, np.diff(inner) != 0)
-    return np.append(inner[kept], grid[-1])
+    rounded = np.append(np.round(grid[:-1]), grid[-1])
+    return np.append(rounded[:-1][np.diff(rounded) != 0], grid[-1])
 
 
-def plans_for(
-    denoiser: Any, pilots: Any, calls: int, stochastic: bool = False
-) -> Iterator[tuple[str, Plan]]:
+def plans_for(denoiser: Any, calls: int, stochastic: bool = False) -> Iterator[tuple[str, Plan]]:
     """Yields (name, plan) of all candidates that can be built for so many calls, each once."""
     seen = set()
-    for name, plan in _all_plans(denoiser, pilots, calls, stochastic):
+    for name, plan in _all_plans(denoiser, calls, stochastic):
         if plan.nfe > calls or plan.stochastic != stochastic or not _can_be_told(denoiser, plan):
             continue
         if digest(plan) not in seen:
@@ -145,21 +150,13 @@ def plans_for(
 
 def _can_be_told(denoiser: Any, plan: Plan) -> bool:
     """Returns whether the network takes the plan's times: some want whole ones alone."""
-    if not wants_whole_times(denoiser):
+    if not denoiser.whole_times:
         return True
     told = plan.times[~np.isnan(plan.times)]
     return bool((told == np.round(told)).all())
 
 
-def wants_whole_times(denoiser: Any) -> bool:
-    """Returns whether the network is told whole times alone, and fractional ones are no plan."""
-    wanted = denoiser.time_dtype
-    return not (wanted is None or wanted.is_floating_point or denoiser.round_times)
-
-
-def _all_plans(
-    denoiser: Any, pilots: Any, calls: int, stochastic: bool
-) -> Iterator[tuple[str, Plan]]:
+def _all_plans(denoiser: Any, calls: int, stochastic: bool) -> Iterator[tuple[str, Plan]]:
     for recipe in (*recipes(stochastic), *(() if stochastic else late_recipes())):
         try:
             with unchecked():
@@ -170,5 +167,3 @@ def _all_plans(
             yield recipe.name, plan
     with suppress(ValueError):  # more calls than a network of whole times has levels
         yield "df.plan", start_plan(denoiser, calls, stochastic=stochastic)
-    for hook in HOOKS:
-        yield from hook(denoiser, pilots, calls)

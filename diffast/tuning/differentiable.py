@@ -68,8 +68,7 @@ class AffineAt:
         low, high = getattr(denoiser.schedule, "domain", (-np.inf, np.inf))
         self.low = max(low, min(denoiser.schedule.t_end, denoiser.schedule.t_start))
         self.high = min(high, max(denoiser.schedule.t_end, denoiser.schedule.t_start))
-        whole = denoiser.time_dtype is not None and not denoiser.time_dtype.is_floating_point
-        self.smooth = not whole or denoiser.round_times
+        self.smooth = not denoiser.whole_times
 
     def __call__(self, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (a, b) at model times [N]."""

@@ -19,7 +19,7 @@ import torch
 from diffast.tuning.directions import PairedParameters
 from diffast.tuning.parameters import Numbers, Parameters
 from diffast.tuning.pilots import Pilots, pieces, tiled
-from diffast.tuning.run import Rows
+from diffast.tuning.run import Rows, next_state
 
 # Differences that a derivative may be made of. The noise of a network divided by the difference is
 # an error of the derivative, and curvature times the difference is one. Float32 networks want small
@@ -149,11 +149,10 @@ class Runner:
 
 def _next(trace, numbers, n, normal):
     """Returns the state that row n makes."""
-    made = numbers.keep[n] * trace.states[numbers.bases()[n]]
-    for j in range(n + 1):
-        if numbers.weights[n, j] != 0.0:
-            made = made + numbers.weights[n, j] * trace.estimates[j]
-    return made if normal is None else made + numbers.fresh[n] * normal
+    row = zip(numbers.weights[n], trace.estimates[: n + 1], strict=False)
+    terms = [(weight, estimate) for weight, estimate in row if weight != 0.0]
+    state = trace.states[numbers.bases()[n]]
+    return next_state(numbers.keep[n], state, terms, numbers.fresh[n], normal)
 
 
 def _first_change(base: Numbers, other: Numbers) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,13 +88,24 @@ def run(rows: Rows, numbers: Numbers, normals: list[torch.Tensor] | None = None)
     weights = numbers.weights.to(rows.x.device)
     for n, base in enumerate(numbers.bases()):
         estimates.append(rows.estimate(states[n], told[n], a[n], b[n], scales[n]))
-        x = keep[n] * states[base]
-        for j, estimate in enumerate(estimates):
-            x = x + weights[n, j] * estimate
-        if normals is not None:
-            x = x + fresh[n] * normals[n]
-        states.append(x)
+        terms = zip(weights[n], estimates, strict=False)
+        normal = None if normals is None else normals[n]
+        states.append(next_state(keep[n], states[base], terms, fresh[n], normal))
     return states[-1]
+
+
+def next_state(
+    keep: torch.Tensor,
+    state: torch.Tensor,
+    terms: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    fresh: torch.Tensor,
+    normal: torch.Tensor | None,
+) -> torch.Tensor:
+    """Returns keep * state + the sum of weight * estimate of the terms + fresh * normal."""
+    made = keep * state
+    for weight, estimate in terms:
+        made = made + weight * estimate
+    return made if normal is None else made + fresh * normal
 
 
 @contextmanager

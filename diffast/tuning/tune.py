@@ -21,7 +21,7 @@ from diffast.model.fingerprint import fingerprint
 from diffast.plans import Plan
 from diffast.plans.overshoot import PlanWarning
 from diffast.tuning.arguments import Settings, check_arguments
-from diffast.tuning.candidates import plans_for
+from diffast.tuning.candidates import plans_for, starts_late
 from diffast.tuning.directions import PairedParameters, stages_of
 from diffast.tuning.form import Form, form_of
 from diffast.tuning.grids import measured
@@ -214,7 +214,7 @@ class _Tuning:
 
     def _candidates(self, calls: int) -> dict[str, Plan]:
         """Returns the standard plans of at most so many calls, by name."""
-        made = dict(plans_for(self.denoiser, self.pilots, calls, self.settings.stochastic))
+        made = dict(plans_for(self.denoiser, calls, self.settings.stochastic))
         if "start" in self.settings.freedom or self.settings.stochastic:
             return made
         first = float(self.denoiser.schedule.t_start)
@@ -303,13 +303,13 @@ class _Tuning:
             stages = len(stages_of(self.settings.calls))
             candidates = self._candidates(stages)
             ranked = self._screen(candidates, f"{stages} stages")
-        lates = "start" in self.settings.freedom and any(" from " in name for name, _ in ranked)
+        is_late = {name: starts_late(candidates[name]) for name, _ in ranked}
+        lates = "start" in self.settings.freedom and any(is_late.values())
         for name, _ in ranked:
             grid = name.rpartition(", ")[2]
-            is_late = " from " in grid
             # Starts of one grid lead to one end. The last place is kept for a late start.
             last = len(begun) == self.settings.starts - 1 > 0
-            if grid in grids or (last and lates and not late and not is_late):
+            if grid in grids or (last and lates and not late and not is_late[name]):
                 continue
             try:
                 parameters = self._parameters(form_of(candidates[name]))
@@ -318,7 +318,7 @@ class _Tuning:
             if parameters.size:
                 begun.append((name, parameters))
                 grids.add(grid)
-                late |= is_late
+                late |= is_late[name]
             if len(begun) == self.settings.starts:
                 break
         if not begun:
@@ -376,7 +376,7 @@ class _Tuning:
     def _seconds_a_call(self) -> float:
         """Returns what one sample takes in a network call, measured on the second call."""
         ids = self.train[: self.settings.rows]
-        plan = next(iter(dict(plans_for(self.denoiser, self.pilots, 1)).values()), None)
+        plan = next(iter(dict(plans_for(self.denoiser, 1)).values()), None)
         if plan is None:
             return 0.0
         samples_of(plan, self.pilots, ids[:1], 1)

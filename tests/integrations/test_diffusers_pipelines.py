@@ -8,7 +8,10 @@ import torch
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 import diffusers  # noqa: E402
 import diffusers_pipelines as tiny  # noqa: E402
@@ -32,15 +35,6 @@ FROM_PICTURES = [
     case for case in ONE_LATENT if not case.kind.startswith("EDM") and case.kind != "LMSDiscrete"
 ]
 FLOW = [case for case in FLOWS if not case.timing]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads wait for each other longer than these networks take."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def each(cases):

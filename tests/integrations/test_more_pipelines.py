@@ -5,7 +5,10 @@ import torch
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 import diffusers  # noqa: E402
 import diffusers_pipelines as tiny  # noqa: E402
@@ -16,15 +19,6 @@ from diffast.integrations.diffusers import accelerate, pipeline_denoiser  # noqa
 
 diffusers.utils.logging.set_verbosity_error()
 CALLS = 4
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads wait for each other longer than these networks take."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def text(negative=True):

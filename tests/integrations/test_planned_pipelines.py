@@ -11,7 +11,10 @@ import torch
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 import diffusers  # noqa: E402
 import diffusers_pipelines as tiny  # noqa: E402
@@ -31,15 +34,6 @@ from diffast.model.fingerprint import fingerprint  # noqa: E402
 diffusers.utils.logging.set_verbosity_error()
 CALLS = 4
 LATENT = {"output_type": "latent", "num_inference_steps": CALLS}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads wait for each other longer than these networks take."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def text(seed=1, pooled=False, negative=True):

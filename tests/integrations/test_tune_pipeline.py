@@ -9,7 +9,10 @@ import torch
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 import diffusers  # noqa: E402
 import diffusers_pipelines as tiny  # noqa: E402
@@ -24,15 +27,6 @@ from diffast.integrations.diffusers.recording import record  # noqa: E402
 diffusers.utils.logging.set_verbosity_error()
 QUICK = {"samples": 4, "held_out": 4, "iterations": 1, "starts": 1, "progress": False}
 QUICK |= {"measured_grids": False, "compare": (), "tolerance": 0.05}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads wait for each other longer than these networks take."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from tuning_problems import denoiser, labelled
 
 import diffast as df
 from diffast.model.fingerprint import fingerprint
+from diffast.tuning.candidates import whole_grid
 
 SMALL = {"progress": False, "compare": (), "measured_grids": False, "iterations": 1, "starts": 1}
 
@@ -134,6 +135,18 @@ def test_a_network_of_whole_times_is_told_whole_times(all_candidates):
     network = denoiser(schedule, "epsilon").network
     whole = df.Denoiser(network, schedule, "epsilon", time_dtype=torch.long)
     plan = tune(whole, calls=3, shape=(8, 2), iterations=2).plan
+    assert (plan.times == np.round(plan.times)).all()
+
+
+def test_times_that_round_to_the_clean_end_are_no_calls():
+    """Betas of zero terminal SNR: fine grids have fractional times below the index 0."""
+    betas = df.schedules.zero_terminal_snr(np.linspace(1e-3, 0.2, 100))
+    schedule = df.schedules.from_betas(betas)
+    network = df.Denoiser(lambda x, t: 0.1 * x, schedule, "v", time_dtype=torch.long)
+    grid = whole_grid(network, df.grids.uniform_flow(schedule, 90))
+    assert (grid == np.round(grid)).all() and (np.diff(grid) < 0).all()
+    assert grid[0] == 99 and grid[-2] == 0 and grid[-1] == -1
+    plan = tune(network, calls=3, shape=(8, 2)).plan
     assert (plan.times == np.round(plan.times)).all()
 
 

@@ -45,9 +45,7 @@ class Levels:
     @classmethod
     def of(cls, denoiser: Denoiser) -> Levels:
         """Returns the levels of a network."""
-        wanted = denoiser.time_dtype
-        whole = wanted is not None and not wanted.is_floating_point and not denoiser.round_times
-        return cls(denoiser.schedule, whole)
+        return cls(denoiser.schedule, denoiser.whole_times)
 
     def at(self, times: Any) -> np.ndarray:
         """Returns the levels rho of model times."""
