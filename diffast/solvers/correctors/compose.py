@@ -1,30 +1,20 @@
 """`predictor_corrector`: visits of a corrector put between the steps of any plan.
 
-A visit's stages are added to the plan's table. They make no entry, so the entries h1, h2 .. of a
-multistep plan are what they were: the network's answers in the plan's own calls. They write x and,
-where the plan has it, y as the same tensor. So a visit can stand where a step of the plan begins at
-x alone, and only there.
+A visit's stages are added to the plan's table. They write x and, where the plan has it, y as the
+same tensor. So a visit can stand where a step of the plan begins at x alone, and only there. The
+entries of a multistep plan go on across a visit, see insert.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 
 from diffast.plans import Plan
-from diffast.plans.registers import (
-    MOMENTUM_LEVEL,
-    ROWS,
-    H,
-    V,
-    X,
-    Y,
-    column_key,
-    levels_of,
-)
+from diffast.plans.registers import ERROR, H, V, X, Y, levels_of
 from diffast.solvers.correctors.corrector import Corrector, whole
+from diffast.solvers.correctors.insert import Place, inserted
 from diffast.solvers.correctors.parse import corrector_of
 
 Where = str | Sequence[int] | Callable[[float], bool] | None
@@ -32,23 +22,6 @@ Where = str | Sequence[int] | Callable[[float], bool] | None
 _WHO = "predictor_corrector"
 # A level and that of a model time are the same below this relative difference.
 _SAME = 1e-9
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A place for a visit.
-
-    Attributes:
-        number: of the step that begins there; the number of steps at the plan's end.
-        before: how many of the plan's stages come before it.
-        time: model time.
-        level: (alpha, sigma).
-    """
-
-    number: int
-    before: int
-    time: float
-    level: tuple[float, float]
 
 
 def predictor_corrector(
@@ -66,8 +39,9 @@ def predictor_corrector(
     it is. Otherwise the noise level at a finite step of the corrector is not exact, so the plan is
     checked for x0 alone, and annotations of a tuned plan (`made_for`) are left out.
 
-    Remembered entries of a multistep plan are kept. They belong to the state before the visit,
-    which costs such a plan its order where visits are at every step: see docs/correctors.md.
+    Remembered entries of a multistep plan are moved along with the state: an entry e is read as
+    e + (new - old), where old and new are the entries of the network's answers at the place, before
+    the visit and after it. One more entry is remembered for that. See docs/correctors.md.
 
     Args:
         plan: any plan whose steps begin at x alone.
@@ -95,7 +69,7 @@ def predictor_corrector(
         return plan
     visits = [(p, corrector.visit(p.time, *p.level, calls)) for p in chosen]
     _check_momentum(plan, visits)
-    return _inserted(plan, visits, f"{plan.name} + {corrector.name}({calls})")
+    return inserted(plan, visits, f"{plan.name} + {corrector.name}({calls})")
 
 
 def _check_plan(plan: Plan) -> None:
@@ -107,7 +81,7 @@ def _check_plan(plan: Plan) -> None:
         )
 
 
-def _places(plan: Plan) -> list[_Place]:
+def _places(plan: Plan) -> list[Place]:
     """Returns where steps of the plan begin at x alone, and the plan's end."""
     called = plan.called.any(axis=1)
     joined = np.ones(plan.stages, dtype=bool)
@@ -115,7 +89,7 @@ def _places(plan: Plan) -> list[_Place]:
     for r, name in enumerate(plan.rows):
         if name == Y:
             joined &= (plan.matrix[:, r] == x).all(axis=1)
-        elif name not in (X, H, V, "error"):
+        elif name not in (X, H, V, ERROR):
             joined &= ~plan.matrix[:, r].any(axis=1)
     joined[-1] = True
     # Noise that a silent stage puts back belongs to the step that follows.
@@ -133,7 +107,7 @@ def _places(plan: Plan) -> list[_Place]:
         following = following[~np.isnan(following)]
         told = plan.end if not len(following) else float(following[0])
         starts.append((i + 1, plan.levels[i, plan.rows.index(X)], told))
-    return [_Place(k, p, _time(plan, lv, t), tuple(lv)) for k, (p, lv, t) in enumerate(starts)]
+    return [Place(k, p, _time(plan, lv, t), tuple(lv)) for k, (p, lv, t) in enumerate(starts)]
 
 
 def _time(plan: Plan, level: np.ndarray, told: float) -> float:
@@ -152,7 +126,7 @@ def _time(plan: Plan, level: np.ndarray, told: float) -> float:
     return found
 
 
-def _chosen(plan: Plan, places: list[_Place], where: Where) -> list[_Place]:
+def _chosen(plan: Plan, places: list[Place], where: Where) -> list[Place]:
     """Returns the places of visits, in order."""
     noisy = [place for place in places[1:] if place.level[1] > 0.0]
     if where is None or where == "all":
@@ -193,90 +167,3 @@ def _check_momentum(plan: Plan, visits: list) -> None:
                 f"{_WHO}: {plan.name} holds a momentum after stage {place.before - 1}, but the "
                 "corrector needs the register v: take 'overdamped'"
             )
-
-
-def _inserted(plan: Plan, visits: list, name: str) -> Plan:
-    """Returns the plan with the visits' stages added."""
-    made = [rows for _, visit in visits for rows in visit]
-    written = {*plan.rows}.union(*made)
-    used = {*plan.columns}.union(*(row for rows in made for row in rows.values()))
-    used |= written & {V}
-    rows = tuple(r for r in ROWS if r in written)
-    columns = tuple(sorted(used, key=column_key))
-    at = np.repeat([p.before for p, _ in visits], [len(visit) for _, visit in visits])
-    matrix = np.zeros((plan.stages, len(rows), len(columns)))
-    old = np.ix_([rows.index(r) for r in plan.rows], [columns.index(c) for c in plan.columns])
-    matrix[:, *old] = plan.matrix
-    levels = np.full((plan.stages, len(rows), 2), np.nan)
-    levels[:, [rows.index(r) for r in plan.rows]] = plan.levels
-    kept = np.zeros(plan.stages, dtype=bool)
-    if V in plan.rows:
-        kept = plan.matrix[:, plan.rows.index(V)].any(axis=1)
-    block = np.zeros((len(made), len(rows), len(columns)))
-    stands = np.full((len(made), len(rows), 2), np.nan)
-    flat = [(place, written) for place, visit in visits for written in visit]
-    for i, (place, by_name) in enumerate(flat):
-        by_name = dict(by_name)
-        if Y in rows:
-            by_name[Y] = by_name[X]
-        if place.before and kept[place.before - 1]:
-            by_name[V] = {V: 1.0}
-        for register, row in by_name.items():
-            r = rows.index(register)
-            stands[i, r] = MOMENTUM_LEVEL if register == V else place.level
-            for column, weight in row.items():
-                block[i, r, columns.index(column)] = weight
-    times = np.array([place.time for place, _ in flat])
-    if plan.times.ndim == 2:
-        blank = np.full((len(flat), plan.times.shape[1] - 1), np.nan)
-        times = np.concatenate([times[:, None], blank], axis=1)
-    spans = np.array([(place.time, place.time) for place, _ in flat])
-    return replace(
-        plan,
-        name=name,
-        rows=rows,
-        columns=columns,
-        matrix=np.insert(matrix, at, block, axis=0),
-        levels=np.insert(levels, at, stands, axis=0),
-        times=np.insert(plan.times, at, times, axis=0),
-        spans=np.insert(np.asarray(plan.spans), at, spans, axis=0),
-        start=plan.start,
-        check="finite" if plan.check == "finite" else "x0",
-        blocks=_blocks(plan, visits),
-        guidance=_guidance(plan, flat, at),
-        made_for=None,
-    )
-
-
-def _blocks(plan: Plan, visits: list) -> np.ndarray | None:
-    """Returns the first calls of the blocks; each visit is a block of its own."""
-    if plan.blocks is None:
-        return None
-    before = [int(np.searchsorted(plan.calls, place.before)) for place, _ in visits]
-    sizes = [len(visit) for _, visit in visits]
-    added = np.cumsum([0, *sizes])
-    firsts = set()
-    for first in plan.blocks.tolist():  # a visit before this call comes before it
-        firsts.add(first + int(added[np.searchsorted(before, first, side="right")]))
-    for call, size, shift in zip(before, sizes, added[:-1].tolist(), strict=True):
-        firsts |= {call + shift, call + shift + size}
-    total = plan.nfe + int(added[-1])
-    return np.array(sorted(first for first in {0, *firsts} if first < total))
-
-
-def _guidance(plan: Plan, flat: list, at: np.ndarray) -> np.ndarray | None:
-    """Returns the guidance scales; a visit has that of the next call of the plan."""
-    if plan.guidance is None:
-        return None
-    scales = plan.guidance.reshape(plan.stages, -1)[:, 0]
-    found = []
-    for place, _ in flat:
-        k = min(int(np.searchsorted(plan.calls, place.before)), len(plan.calls) - 1)
-        found.append(scales[plan.calls[k]])
-    made = np.array(found)
-    if plan.guidance.ndim == 2:
-        blank = np.full((len(flat), plan.guidance.shape[1] - 1), np.nan)
-        made = np.concatenate([made[:, None], blank], axis=1)
-    return np.insert(plan.guidance, at, made, axis=0)
-
-
