@@ -149,7 +149,7 @@ def test_a_corrector_in_small_steps_of_the_exact_law_changes_nothing():
 LENGTHS = (1e-6, 1e-4, 1e-2, 0.3, 0.999, 1.0, 3.0, 30.0)
 
 
-def exact_step(friction, length):
+def decimal_step(friction, length):
     """(q, c1, c2, Var zu, Cov, Var zv) by the formulas, to 60 digits."""
     with localcontext() as context:
         context.prec = 90
@@ -167,8 +167,8 @@ def test_a_step_has_the_numbers_of_its_formulas(friction, length):
     step = exact_step.step(friction, length)
     got = [*step[:3], step.state_noise**2, step.state_noise * step.shared_noise]
     got.append(step.shared_noise**2 + step.own_noise**2)
-    np.testing.assert_allclose(got, exact_step(friction, length), rtol=1e-13)
-    q, _, _, state, both, velocity = (Decimal(n) for n in exact_step(friction, length))
+    np.testing.assert_allclose(got, decimal_step(friction, length), rtol=1e-13)
+    q, _, _, state, both, velocity = (Decimal(n) for n in decimal_step(friction, length))
     own = velocity - both * both / state
     np.testing.assert_allclose(step.own_noise**2, float(own), rtol=1e-12)
 
