@@ -39,6 +39,7 @@ class Biased(torch.nn.Module):
     """The network with a field of noise added to its x0 estimate above `LEVEL`."""
 
     def __init__(self, network, ids):
+        """Draws the field of each sample by its id."""
         super().__init__()
         self.network = network
         fields = []
@@ -48,6 +49,7 @@ class Biased(torch.nn.Module):
         self.field = torch.stack(fields).repeat_interleave(4, 2).repeat_interleave(4, 3)
 
     def forward(self, x, t, labels):
+        """Returns the x0 estimates [B, 1, 28, 28]."""
         wrong = (t > LEVEL).to(x.dtype)[:, None, None, None]
         return self.network(x, t, labels) + wrong * self.field
 
@@ -73,6 +75,7 @@ def digits(plan: df.Plan, setting: str, count: int, batch: int = 125):
 
 
 def main() -> None:
+    """Measures all runs in all settings."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="npz with images uint8 [N, 28, 28]")
     parser.add_argument("--count", type=int, default=500)

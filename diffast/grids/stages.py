@@ -48,9 +48,7 @@ def ou_stages(
     if inner < 1:
         raise ValueError(f"ou_stages: inner = {inner}, but a stage has 1 step or more")
     if lipschitz is not None and not 0.0 < lipschitz < np.inf:
-        raise ValueError(
-            f"ou_stages: lipschitz = {lipschitz}, but it must be positive and finite"
-        )
+        raise ValueError(f"ou_stages: lipschitz = {lipschitz}, but it must be positive and finite")
     start = float(schedule.t_start if start is None else start)
     end = float(schedule.t_min if end is None else end)
     check_grid(schedule, [start, end])

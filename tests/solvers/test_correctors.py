@@ -130,7 +130,7 @@ def test_songs_step_in_high_dimension():
         assert abs(published.mean() / (2 * 0.16**2) - 1) < spread
 
 
-# --- visits -----------------------------------------------------------------------------------------
+# --- visits ---
 
 
 @each_corrector
@@ -187,7 +187,7 @@ def test_langevin_turns_distance_into_divergence():
     assert found[1] == pytest.approx(0.498145, abs=2e-3)
 
 
-# --- the tables of robustness, exactly --------------------------------------------------------------
+# --- the tables of robustness, exactly ---
 
 CALLS = 6  # of the predictor and of the corrector in each of 8 stages
 
@@ -245,7 +245,7 @@ def test_a_network_that_is_wrong_at_high_noise(corrector, wanted):
     assert mean - level(plan, plan.end, 2.0, 0.25)[0] == pytest.approx(wanted, abs=5e-4)
 
 
-# --- names, texts, refusals ---------------------------------------------------------------------------
+# --- names, texts, refusals ---
 
 
 def test_texts():
@@ -271,7 +271,10 @@ def test_texts():
         (lambda: C.parse("olmc:n=1.5"), "n = '1.5', but it must be a whole number"),
         (lambda: C.parse("olmc:n=-1"), "n = -1, but it must be a whole number, 0 or more"),
         (lambda: C.parse("olmc:n=1,n=2"), "n is given twice"),
-        (lambda: C.parse("ulmc:step=-1"), "corrector 'ulmc:step=-1': underdamped: step = -1.0, but"),
+        (
+            lambda: C.parse("ulmc:step=-1"),
+            "corrector 'ulmc:step=-1': underdamped: step = -1.0, but",
+        ),
         (lambda: C.parse("ulmc:step=nan"), "underdamped: step = nan, but it must be a positive"),
         (lambda: C.overdamped(0.0), "overdamped: step = 0.0, but it must be a positive finite"),
         (lambda: C.overdamped("x"), "overdamped: step = 'x', but it must be a positive finite"),

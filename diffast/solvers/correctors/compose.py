@@ -7,21 +7,14 @@ entries of a multistep plan go on across a visit, see insert.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import numpy as np
-
 from diffast.plans import Plan
-from diffast.plans.registers import ERROR, H, V, X, Y, levels_of
+from diffast.plans.places import Where, chosen, places
+from diffast.plans.registers import V
 from diffast.solvers.correctors.corrector import Corrector, whole
-from diffast.solvers.correctors.insert import Place, inserted
+from diffast.solvers.correctors.insert import inserted
 from diffast.solvers.correctors.parse import corrector_of
 
-Where = str | Sequence[int] | Callable[[float], bool] | None
-
 _WHO = "predictor_corrector"
-# A level and that of a model time are the same below this relative difference.
-_SAME = 1e-9
 
 
 def predictor_corrector(
@@ -64,10 +57,10 @@ def predictor_corrector(
         raise ValueError(f"{_WHO}: n = {n} is given, but the corrector's text says n = {said}")
     calls = whole(_WHO, next((k for k in (n, said) if k is not None), 1))
     _check_plan(plan)
-    chosen = _chosen(plan, _places(plan), where)
-    if not calls or not chosen:
+    at = chosen(_WHO, plan, places(_WHO, plan), where)
+    if not calls or not at:
         return plan
-    visits = [(p, corrector.visit(p.time, *p.level, calls)) for p in chosen]
+    visits = [(place, corrector.visit(place.time, *place.level, calls)) for place in at]
     _check_momentum(plan, visits)
     return inserted(plan, visits, f"{plan.name} + {corrector.name}({calls})")
 
@@ -79,81 +72,6 @@ def _check_plan(plan: Plan) -> None:
             f"{_WHO}: {plan.name} weighs the gradients {', '.join(gradients)} of guidance terms, "
             "but a corrector walks in the law of the x0 estimate alone and would undo them"
         )
-
-
-def _places(plan: Plan) -> list[Place]:
-    """Returns where steps of the plan begin at x alone, and the plan's end."""
-    called = plan.called.any(axis=1)
-    joined = np.ones(plan.stages, dtype=bool)
-    x = plan.matrix[:, plan.rows.index(X)]
-    for r, name in enumerate(plan.rows):
-        if name == Y:
-            joined &= (plan.matrix[:, r] == x).all(axis=1)
-        elif name not in (X, H, V, ERROR):
-            joined &= ~plan.matrix[:, r].any(axis=1)
-    joined[-1] = True
-    # Noise that a silent stage puts back belongs to the step that follows.
-    after = np.flatnonzero(joined & called)
-    if not called[-1] and (not len(after) or after[-1] != plan.stages - 1):
-        after = np.append(after, plan.stages - 1)
-    if len(after) == 1 and plan.steps > 1:
-        raise ValueError(
-            f"{_WHO}: no step of {plan.name} begins at x alone, but a corrector moves x, and what "
-            "is carried beside it would belong to another state"
-        )
-    starts = [(0, levels_of(plan.schedule, plan.start), plan.start)]
-    for i in after.tolist():
-        following = plan.times.reshape(plan.stages, -1)[i + 1 :, 0]
-        following = following[~np.isnan(following)]
-        told = plan.end if not len(following) else float(following[0])
-        starts.append((i + 1, plan.levels[i, plan.rows.index(X)], told))
-    return [Place(k, p, _time(plan, lv, t), tuple(lv)) for k, (p, lv, t) in enumerate(starts)]
-
-
-def _time(plan: Plan, level: np.ndarray, told: float) -> float:
-    """Returns the model time of a level: the one that is told next, if it is its time."""
-    alpha, sigma = level
-    if np.allclose(levels_of(plan.schedule, told), level, rtol=_SAME, atol=0.0) or sigma == 0.0:
-        return told
-    with np.errstate(divide="ignore"):
-        lam = np.log(alpha) - np.log(sigma)
-    found = float(plan.schedule.time(lam)) if np.isfinite(lam) else float("nan")
-    if not np.allclose(levels_of(plan.schedule, found), level, rtol=1e-6, atol=0.0):
-        raise ValueError(
-            f"{_WHO}: {plan.name} has x at alpha = {alpha:.6g}, sigma = {sigma:.6g}, but "
-            f"{plan.schedule} is there at no model time, and the network has to be told one"
-        )
-    return found
-
-
-def _chosen(plan: Plan, places: list[Place], where: Where) -> list[Place]:
-    """Returns the places of visits, in order."""
-    noisy = [place for place in places[1:] if place.level[1] > 0.0]
-    if where is None or where == "all":
-        return noisy
-    if isinstance(where, str):
-        if where != "last":
-            raise ValueError(
-                f"{_WHO}: where = {where!r}, but it must be 'all', 'last', whole numbers or a "
-                "function of the model time"
-            )
-        return noisy[-1:]
-    if callable(where):
-        return [place for place in noisy if where(place.time)]
-    numbers = set()
-    for k in np.atleast_1d(np.asarray(where)).tolist():
-        if not isinstance(k, int) or isinstance(k, bool) or not -len(places) <= k < len(places):
-            raise ValueError(
-                f"{_WHO}: where has {k!r}, but {plan.name} has the places 0 to {len(places) - 1}"
-            )
-        place = places[k]
-        if place.level[1] == 0.0:
-            raise ValueError(
-                f"{_WHO}: where has {k}, but sigma = 0 there (t = {place.time:g}), where the score "
-                "has no value"
-            )
-        numbers.add(place.number)
-    return [places[k] for k in sorted(numbers)]
 
 
 def _check_momentum(plan: Plan, visits: list) -> None:

@@ -78,9 +78,7 @@ class Corrector:
                 rows.append({name: over_estimate(row, alpha, sigma) for name, row in made.items()})
         return rows
 
-    def steps(
-        self, h: float, g: float | None, n: int
-    ) -> list[tuple[ScoreRow, ScoreRow | None]]:
+    def steps(self, h: float, g: float | None, n: int) -> list[tuple[ScoreRow, ScoreRow | None]]:
         """Returns the rows of x and v of n steps over x, v, the score s and two normals.
 
         Args:

@@ -77,9 +77,9 @@ def dpum(
     step: Value = 0.8,
     friction: Value = 2.0,
 ) -> Plan:
-    """Returns DPUM: the ODE with the score held, and underdamped Langevin correctors. 1 call a step.
+    """Returns DPUM: the ODE with the score held, and underdamped Langevin correctors.
 
-    Weak order 1. Chen et al. 2023, algorithm 2: see the top of the file. The steps of both parts
+    Weak order 1, 1 call a step. Chen et al. 2023, algorithm 2: see the top of the file. The steps of both parts
     are of the order eps/(L^(3/2) sqrt(d)) for an accuracy eps in dimension d. `sample_parallel`
     runs the plan in blocks (method "piadm"): each predictor's stage and each corrector is one.
 
@@ -170,9 +170,11 @@ def _stage_ends(name, lipschitz, times, ou, alpha, sigma) -> set[int]:
         whole_stages = int(np.floor(lipschitz * ou[0] - 1.0 + 1e-9))
         marks = np.arange(1, whole_stages + 1) / lipschitz
         near = [int(np.argmin(np.abs(passed - mark))) for mark in marks if mark <= passed[-1]]
-        return {*(k for k in near if 0 < k), last}
+        return {*(k for k in near if k > 0), last}
     if lipschitz is None:
-        lengths = 1.0 / (1.0 + np.divide(alpha, sigma, out=np.zeros_like(sigma), where=sigma > 0) ** 2)
+        lengths = 1.0 / (
+            1.0 + np.divide(alpha, sigma, out=np.zeros_like(sigma), where=sigma > 0) ** 2
+        )
     else:
         lengths = [1.0 / positive(f"{name}: lipschitz", lipschitz, t) for t in times[: last + 1]]
     ends, begin = {last}, 0

@@ -20,26 +20,21 @@ from typing import Any
 import numpy as np
 
 from diffast.plans import Plan
-from diffast.plans.registers import MOMENTUM_LEVEL, NEW, ROWS, D, H, V, X, Y, column_key, entry_column
+from diffast.plans.places import Place
+from diffast.plans.registers import (
+    MOMENTUM_LEVEL,
+    NEW,
+    ROWS,
+    D,
+    H,
+    V,
+    X,
+    Y,
+    column_key,
+    entry_column,
+)
 
 Rows = dict[str, dict[str, float]]
-
-
-@dataclass(frozen=True)
-class Place:
-    """A place for a visit.
-
-    Attributes:
-        number: of the step that begins there; the number of steps at the plan's end.
-        before: how many of the plan's stages come before it.
-        time: model time.
-        level: (alpha, sigma).
-    """
-
-    number: int
-    before: int
-    time: float
-    level: tuple[float, float]
 
 
 @dataclass
@@ -125,9 +120,7 @@ class _Walk:
     def _stage(self, i: int) -> _Made:
         """Returns the plan's stage i, with entries by their new ages."""
         plan = self.plan
-        rows = {
-            register: self._read(i, row) for register, row in self.rows[i].items() if row
-        }
+        rows = {register: self._read(i, row) for register, row in self.rows[i].items() if row}
         if rows.get(H):
             self.made.append(("plan", i))
             self.own.append(i)

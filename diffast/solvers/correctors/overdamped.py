@@ -15,9 +15,7 @@ from diffast.solvers.correctors.exact_step import ScoreRow
 class Overdamped(Corrector):
     """x <- x + h s + sqrt(2 h) z."""
 
-    def steps(
-        self, h: float, g: float | None, n: int
-    ) -> list[tuple[ScoreRow, ScoreRow | None]]:
+    def steps(self, h: float, g: float | None, n: int) -> list[tuple[ScoreRow, ScoreRow | None]]:
         """Returns the rows of n steps; none of v."""
         return [({"x": 1.0, "s": h, "z1": float(np.sqrt(2.0 * h))}, None)] * n
 
@@ -26,9 +24,7 @@ class Overdamped(Corrector):
 class LeimkuhlerMatthews(Corrector):
     """x <- x + h s + sqrt(h / 2) (z_old + z); v holds z for the next step."""
 
-    def steps(
-        self, h: float, g: float | None, n: int
-    ) -> list[tuple[ScoreRow, ScoreRow | None]]:
+    def steps(self, h: float, g: float | None, n: int) -> list[tuple[ScoreRow, ScoreRow | None]]:
         """Returns the rows of n steps; the first draws the old normal too."""
         half = float(np.sqrt(0.5 * h))
         first = {"x": 1.0, "s": h, "z1": half, "z2": half}, {"z2": 1.0}

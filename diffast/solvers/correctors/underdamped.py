@@ -15,9 +15,7 @@ from diffast.solvers.correctors.exact_step import ScoreRow
 class Underdamped(Corrector):
     """The step of exact_step.py: the score held, all else exact."""
 
-    def steps(
-        self, h: float, g: float | None, n: int
-    ) -> list[tuple[ScoreRow, ScoreRow | None]]:
+    def steps(self, h: float, g: float | None, n: int) -> list[tuple[ScoreRow, ScoreRow | None]]:
         """Returns the rows of n steps; the first draws the momentum."""
         assert g is not None
         made = exact_step.step(g, h)
@@ -28,9 +26,7 @@ class Underdamped(Corrector):
 class Baoab(Corrector):
     """Half a kick, half a drift, the momentum's own process, half a drift, half a kick."""
 
-    def steps(
-        self, h: float, g: float | None, n: int
-    ) -> list[tuple[ScoreRow, ScoreRow | None]]:
+    def steps(self, h: float, g: float | None, n: int) -> list[tuple[ScoreRow, ScoreRow | None]]:
         """Returns the rows of n steps, each up to its last drift.
 
         The last half kick of a step needs the score at its end, which is that of the next call: it
@@ -73,12 +69,12 @@ def underdamped(
     return Underdamped("underdamped", *_options("underdamped", step, friction, length), power=1)
 
 
-def baoab(
-    step: Value = 0.8, *, friction: Value = 2.0, length: Value | None = None
-) -> Corrector:
+def baoab(step: Value = 0.8, *, friction: Value = 2.0, length: Value | None = None) -> Corrector:
     """Returns BAOAB, the splitting of underdamped Langevin dynamics with the least error in x.
 
-        v += h/2 s,  x += h/2 v,  v <- e v + sqrt(1 - e^2) z,  x += h/2 v,  v += h/2 s,  e = e^(-g h)
+        v += h/2 s,  x += h/2 v,  v <- e v + sqrt(1 - e^2) z,  x += h/2 v,  v += h/2 s
+
+    with e = exp(-g h).
 
     The stationary variance of x on Gaussian data is exact for every h below the limit of stability,
     h = 2 deviations. A momentum is drawn at the start of each visit and let go at its end. The last

@@ -66,8 +66,8 @@ def piadm_ode(
     """Returns the reverse ODE with the score held over each step. Weak order 1, 1 call a step.
 
     After every block a corrector may run underdamped Langevin dynamics at the fixed time of the
-    block's end (Chen et al. 2024, algorithm 2; numbers: solvers/correctors/exact_step.py). Its momentum
-    is drawn anew each time. It adds noise and `inner` network calls a block, all at that time. It
+    block's end (Chen et al. 2024, algorithm 2; the steps are those of `df.correctors.underdamped`).
+    Its momentum is drawn anew each time. It adds noise and `inner` network calls a block, all at that time. It
     keeps the law at that time, up to an error of the order of its step, and so reduces the errors
     of the steps before.
 
