@@ -7,7 +7,7 @@ begins at x alone: where y, if the plan has one, is the same tensor, and no seco
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -55,6 +55,8 @@ def places(who: str, plan: Plan) -> list[Place]:
             joined &= ~plan.matrix[:, r].any(axis=1)
     joined[-1] = True
     # Noise that a silent stage puts back belongs to the step that follows.
+    if plan.gradients is not None:
+        called = called | ~np.isnan(plan.gradients)
     after = np.flatnonzero(joined & called)
     if not called[-1] and (not len(after) or after[-1] != plan.stages - 1):
         after = np.append(after, plan.stages - 1)
@@ -69,7 +71,14 @@ def places(who: str, plan: Plan) -> list[Place]:
         following = following[~np.isnan(following)]
         told = plan.end if not len(following) else float(following[0])
         starts.append((i + 1, plan.levels[i, plan.rows.index(X)], told))
-    return [Place(k, p, _time(who, plan, lv, t), tuple(lv)) for k, (p, lv, t) in enumerate(starts)]
+    found: list[Place] = []
+    for before, level, told in starts:
+        place = Place(len(found), before, _time(who, plan, level, told), tuple(map(float, level)))
+        if found and place.time == found[-1].time and place.level == found[-1].level:
+            found.pop()  # a stage that moves x at one level, such as a guidance half-step
+            place = replace(place, number=len(found))
+        found.append(place)
+    return found
 
 
 def _time(who: str, plan: Plan, level: np.ndarray, told: float) -> float:

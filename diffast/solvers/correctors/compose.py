@@ -28,7 +28,8 @@ def predictor_corrector(
     the place itself is not mended. Chen et al. 2023, "The probability flow ODE is provably fast".
 
     The corrector walks in the law of the x0 estimate as the run has it: with guidance in that of
-    the guided estimate, with a clamp in that of the clamped one. With n = 0 the plan comes back as
+    the guided estimate, with a clamp in that of the clamped one, and of a plan that weighs the gradients
+    of guidance terms itself, in the law of the estimate and these. With n = 0 the plan comes back as
     it is. Otherwise the noise level at a finite step of the corrector is not exact, so the plan is
     checked for x0 alone, and annotations of a tuned plan (`made_for`) are left out.
 
@@ -48,7 +49,7 @@ def predictor_corrector(
 
     Raises:
         ValueError: a plan that carries more than x from step to step (a state y, a momentum, a
-            second input), weighs gradients of guidance terms, or whose x stands at the level of no
+            second input), weighs several gradients one by one, or whose x stands at the level of no
             model time; a place that there is not, or at sigma = 0; two numbers of calls; what
             `df.correctors.parse` raises.
     """
@@ -60,17 +61,18 @@ def predictor_corrector(
     at = chosen(_WHO, plan, places(_WHO, plan), where)
     if not calls or not at:
         return plan
-    visits = [(place, corrector.visit(place.time, *place.level, calls)) for place in at]
+    guided = plan.gradients is not None
+    visits = [(p, corrector.visit(p.time, *p.level, calls, guided=guided)) for p in at]
     _check_momentum(plan, visits)
     return inserted(plan, visits, f"{plan.name} + {corrector.name}({calls})")
 
 
 def _check_plan(plan: Plan) -> None:
     gradients = [column for column in plan.columns if column[0] == "g"]
-    if gradients:
+    if gradients not in ([], ["g1"]):
         raise ValueError(
-            f"{_WHO}: {plan.name} weighs the gradients {', '.join(gradients)} of guidance terms, "
-            "but a corrector walks in the law of the x0 estimate alone and would undo them"
+            f"{_WHO}: {plan.name} weighs the gradients {', '.join(gradients)} one by one, but a "
+            "corrector needs the gradient of all guidance terms, which is g1 where it is alone"
         )
 
 

@@ -45,7 +45,14 @@ class Corrector:
     power: int = 2
 
     def visit(
-        self, t: float, alpha: float, sigma: float, n: int, unit: float | None = None
+        self,
+        t: float,
+        alpha: float,
+        sigma: float,
+        n: int,
+        *,
+        unit: float | None = None,
+        guided: bool = False,
     ) -> list[dict[str, dict[str, float]]]:
         """Returns the rows {register: {column: weight}} of the n network calls of one visit.
 
@@ -59,6 +66,7 @@ class Corrector:
             n: network calls, 1 or more.
             unit: what steps are measured in, in place of sigma: 1/sqrt(L) for a score with the
                 Lipschitz constant L.
+            guided: whether the gradients g1 of the denoiser's guidance terms are part of the score.
 
         Raises:
             ValueError: a step, length or friction that is not positive and finite.
@@ -72,10 +80,12 @@ class Corrector:
         rows = []
         for k, (x, v) in enumerate(self.steps(h * unit**self.power, g, n)):
             if k + 1 == n:
-                rows.append({"x": over_estimate(_one_normal(x), alpha, sigma)})
+                rows.append({"x": over_estimate(_one_normal(x), alpha, sigma, guided)})
             else:
                 made = {"x": x, "v": v} if v else {"x": x}
-                rows.append({name: over_estimate(row, alpha, sigma) for name, row in made.items()})
+                rows.append(
+                    {name: over_estimate(row, alpha, sigma, guided) for name, row in made.items()}
+                )
         return rows
 
     def steps(self, h: float, g: float | None, n: int) -> list[tuple[ScoreRow, ScoreRow | None]]:
@@ -99,10 +109,15 @@ class Corrector:
         return f"{self.name}({shown})"
 
 
-def over_estimate(row: ScoreRow, alpha: float, sigma: float) -> dict[str, float]:
-    """Returns the row with the score s written out over x and the x0 estimate d."""
+def over_estimate(
+    row: ScoreRow, alpha: float, sigma: float, guided: bool = False
+) -> dict[str, float]:
+    """Returns the row with the score s written out over x and the x0 estimate d, and g1."""
     row = dict(row)
-    share = row.pop("s", 0.0) / sigma**2
+    whole_score = row.pop("s", 0.0)
+    share = whole_score / sigma**2
+    if guided and whole_score:
+        row["g1"] = whole_score
     if share:
         row["x"] = row.get("x", 0.0) - share
         row["d"] = alpha * share

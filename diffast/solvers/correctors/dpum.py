@@ -79,8 +79,8 @@ def dpum(
 ) -> Plan:
     """Returns DPUM: the ODE with the score held, and underdamped Langevin correctors.
 
-    Weak order 1, 1 call a step. Chen et al. 2023, algorithm 2: see the top of the file. The steps of both parts
-    are of the order eps/(L^(3/2) sqrt(d)) for an accuracy eps in dimension d. `sample_parallel`
+    Weak order 1, 1 call a step. Chen et al. 2023, algorithm 2: see the top of the file. The steps of
+    both parts are of the order eps/(L^(3/2) sqrt(d)) for an accuracy eps in dimension d. `sample_parallel`
     runs the plan in blocks (method "piadm"): each predictor's stage and each corrector is one.
 
     Args:
@@ -139,7 +139,7 @@ def _plan(
                 space = np.hypot(alpha[begin], sigma[begin])  # of x, in units of OU space
                 unit = float(space / np.sqrt(positive(f"{name}: lipschitz", lipschitz, at[0])))
             blocks.append(len(stages))
-            for made in corrector.visit(*at, count, unit):
+            for made in corrector.visit(*at, count, unit=unit):
                 stages.add(at[0], at[0], made["x"], v=made.get("v"))
         blocks.append(len(stages))
     blocks = sorted({first for first in blocks if first < len(stages)})

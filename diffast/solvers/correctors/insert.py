@@ -22,6 +22,9 @@ import numpy as np
 from diffast.plans import Plan
 from diffast.plans.places import Place
 from diffast.plans.registers import (
+    D_COND,
+    D_RAW,
+    D_UNCOND,
     MOMENTUM_LEVEL,
     NEW,
     ROWS,
@@ -47,6 +50,7 @@ class _Made:
         levels: {register: (alpha, sigma)}.
         span: as in the plan.
         guidance: scales of its calls, or None.
+        gradient: model time that gradients are told, or None.
     """
 
     rows: Rows
@@ -54,6 +58,7 @@ class _Made:
     levels: dict[str, Any]
     span: Any
     guidance: Any
+    gradient: float | None
 
 
 def inserted(plan: Plan, visits: list[tuple[Place, list[Rows]]], name: str) -> Plan:
@@ -92,6 +97,7 @@ def inserted(plan: Plan, visits: list[tuple[Place, list[Rows]]], name: str) -> P
         check="finite" if plan.check == "finite" else "x0",
         blocks=_blocks(plan, visits),
         guidance=None if plan.guidance is None else np.array([s.guidance for s in stages]),
+        gradients=None if plan.gradients is None else np.array([s.gradient for s in stages]),
         made_for=None,
     )
 
@@ -126,7 +132,8 @@ class _Walk:
             self.own.append(i)
         levels = dict(zip(plan.rows, plan.levels[i], strict=True))
         guidance = None if plan.guidance is None else plan.guidance[i]
-        return _Made(rows, plan.times[i], levels, np.asarray(plan.spans)[i], guidance)
+        gradient = None if plan.gradients is None else plan.gradients[i]
+        return _Made(rows, plan.times[i], levels, np.asarray(plan.spans)[i], guidance, gradient)
 
     def _read(self, i: int, row: dict[str, float]) -> dict[str, float]:
         out: dict[str, float] = {}
@@ -172,7 +179,8 @@ class _Walk:
                 rows[H] = self.rows[place.before][H]
                 self.made.append(("old", number))
             levels = {r: MOMENTUM_LEVEL if r == V else place.level for r in rows if r != H}
-            stages.append(_Made(rows, time, levels, (place.time, place.time), guidance))
+            span, gradient = (place.time, place.time), place.time
+            stages.append(_Made(rows, time, levels, span, guidance, gradient))
         return stages
 
 
@@ -207,7 +215,7 @@ def _visits_crossed(
         if i == plan.stages or not called[i] or times[i] != place.time:
             continue
         entry = rows[i].get(H) or {}
-        if not entry or not entry.keys() <= {X, D, "d_raw"}:
+        if not entry or not entry.keys() <= {X, D, D_RAW, D_COND, D_UNCOND}:
             continue
         if any(maker < i <= last for maker, last in read_last.items()):
             found.add(number)

@@ -67,9 +67,9 @@ def piadm_ode(
 
     After every block a corrector may run underdamped Langevin dynamics at the fixed time of the
     block's end (Chen et al. 2024, algorithm 2; the steps are those of `df.correctors.underdamped`).
-    Its momentum is drawn anew each time. It adds noise and `inner` network calls a block, all at that time. It
-    keeps the law at that time, up to an error of the order of its step, and so reduces the errors
-    of the steps before.
+    Its momentum is drawn anew each time. It adds noise and `inner` network calls a block, all at
+    that time. It keeps the law at that time, up to an error of the order of its step, and so
+    reduces the errors of the steps before.
 
     A corrector's stages are a block of their own. Where the grid ends at sigma = 0 the score has no
     value, and the last block has no corrector.
