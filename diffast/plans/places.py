@@ -137,3 +137,19 @@ def chosen(who: str, plan: Plan, places: list[Place], where: Where) -> list[Plac
             )
         numbers.add(place.number)
     return [places[k] for k in sorted(numbers)]
+
+
+def last_reads(plan: Plan) -> dict[int, int]:
+    """Returns the last stage that reads a remembered entry, by the stage that made the entry."""
+    ages = [(int(name[1:]), c) for c, name in enumerate(plan.columns) if name[0] == H]
+    made = plan.matrix[:, 0].any(axis=1) & (H in plan.rows)
+    own: list[int] = []
+    last: dict[int, int] = {}
+    read = plan.matrix.any(axis=1)
+    for i in range(plan.stages):
+        for age, c in ages:
+            if age and read[i, c]:
+                last[own[-age]] = i
+        if made[i]:
+            own.append(i)
+    return last
