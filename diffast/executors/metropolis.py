@@ -42,6 +42,7 @@ from diffast.plans.registers import X
 
 _WHO = "sample_metropolis"
 Energy = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Number = float | Callable[[float], float]
 
 # Of each proposal: the default step, and the power of sigma that it is measured in.
 PROPOSALS = {"mala": (0.5, 2), "ghmc": (0.8, 1)}
@@ -68,8 +69,8 @@ def sample_metropolis(
     *,
     proposal: str = "mala",
     n: int = 1,
-    step: float | Callable[[float], float] | None = None,
-    friction: float | Callable[[float], float] = 2.0,
+    step: Number | None = None,
+    friction: Number = 2.0,
     where: Where = None,
     x: torch.Tensor | None = None,
     seed: int = 0,
@@ -141,7 +142,7 @@ def _check_history(plan: Plan, stops: dict[int, Place]) -> None:
 class _Rule:
     """The numbers of a proposal at a level."""
 
-    def __init__(self, proposal: str, n: int, step, friction):
+    def __init__(self, proposal: str, n: int, step: Number | None, friction: Number):
         """Checks the options."""
         if proposal not in PROPOSALS:
             known = ", ".join(PROPOSALS)
@@ -150,7 +151,8 @@ class _Rule:
             raise ValueError(f"{_WHO}: n is {n!r} but a chain has a whole number of steps from 1")
         default, self.power = PROPOSALS[proposal]
         self.name, self.n = proposal, n
-        self._step, self._friction = default if step is None else step, friction
+        self._step: Number = default if step is None else step
+        self._friction: Number = friction
 
     def at(self, place: Place) -> tuple[float, float]:
         """Returns (h, e) at a place; e = exp(-g h) is what is kept of the momentum."""
@@ -159,7 +161,7 @@ class _Rule:
         kept = np.exp(-h * self._positive("friction", self._friction, place.time))
         return h * sigma**self.power, float(kept)
 
-    def _positive(self, what: str, value, t: float) -> float:
+    def _positive(self, what: str, value: Number, t: float) -> float:
         number = float(value(t) if callable(value) else value)
         if not 0.0 < number < np.inf:
             raise ValueError(
@@ -173,10 +175,8 @@ class _Run:
 
     def __init__(self, denoiser: Denoiser, plan: Plan, energy: Energy, rule: _Rule, place):
         """Makes the buffers: the two ends of a proposal, x, s and for "ghmc" v of each."""
-        self.denoiser, self.plan, self.energy, self.rule, self.place = (
-            *(denoiser, plan, energy, rule),
-            place,
-        )
+        self.denoiser, self.plan, self.energy = denoiser, plan, energy
+        self.rule, self.place = rule, place
         self.batch, self.device = place.shape[0], place.device
         self.stepper = Stepper(plan, denoiser, device=place.device, dtype=denoiser.dtype)
         kinds = {stage.branches for stage in self.stepper.programs[0].stages}
@@ -396,8 +396,8 @@ def _decision() -> tuple:
     ratio = before - after + scale * (forward - backward)
     # NaN is taken for no: a comparison with it is false
     take = (log_uniform < ratio) & (abs(after) < np.inf)
-    energy = np.where(take, after, before)
-    count = np.where(take, taken + 1.0, taken)
-    flag = np.where(take, record.constant(1.0), record.constant(0.0))
+    energy = record.apply("where", take, after, before)
+    count = record.apply("where", take, taken + 1.0, taken)
+    flag = record.apply("where", take, 1.0, 0.0)
     stores = [(k, 0, value.number) for k, value in enumerate((energy, count, flag))]
     return record.instructions, stores

@@ -200,7 +200,7 @@ def _visits_crossed(
     """Returns the visits across which entries are read and can be moved along."""
     found = set()
     reads = last_reads(plan)
-    called = plan.called.any(axis=1)
+    called = np.any(plan.called, axis=1)
     times = plan.times.reshape(plan.stages, -1)[:, 0]
     for number, (place, _) in enumerate(visits):
         i = place.before
