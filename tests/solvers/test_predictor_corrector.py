@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from closed_forms import Mixture, Network
 from gaussian_law import law, level
 from numpy_executor import walk
 from plan_tables import standing
@@ -262,6 +263,37 @@ def test_blocks_go_along():
     firsts = [first + 2 * (first >= 1) for first in plan.blocks.tolist()]
     assert made.blocks.tolist() == sorted({*firsts, 1, 3, 8})
     assert composed(plan_of("euler"), "olmc").blocks is None
+
+
+# --- robustness, sampled ---
+
+
+@pytest.mark.parametrize(
+    ("text", "exact", "start"),
+    [(None, 0.011, 0.340), ("olmc", 0.015, 0.016), ("ulmc", 0.024, 0.024), ("baoab", 0.013, 0.012)],
+)
+@pytest.mark.slow
+def test_a_mixture_from_an_exact_and_from_a_wrong_start(text, exact, start):
+    """W1 of 48 calls on 0.3 N(-1, 0.04) + 0.7 N(1, 0.04); "start" has half of the noise.
+
+    The wanted figures are those of a mixture of these weights whose other numbers are not known.
+    """
+    truth = Mixture(EDM, [[-1.0]] * 3 + [[1.0]] * 7, 0.2)
+    sigma = np.geomspace(20.0, 0.02, (48 if text is None else 24) + 1)
+    plan = df.solvers.euler(EDM, sigma)
+    if text is not None:
+        plan = composed(plan, text, n=3, where=range(3, 25, 3))
+    assert plan.nfe == 48
+    random = np.random.default_rng(0)
+    count = 20_000
+    which = np.where(random.random(20 * count) < 0.7, 1.0, -1.0)
+    wanted = which + np.hypot(0.2, 0.02) * random.normal(size=20 * count)
+    wanted = np.sort(wanted).reshape(count, 20).mean(1)
+    network = df.Denoiser(Network(truth), EDM, predicts="x0")
+    for spread, figure in ((1.0, exact), (0.5, start)):
+        x = df.ops.normal((count, 1), seed=1, scale=20.0 * spread)
+        found = np.sort(df.sample(network, plan, x=x, seed=1).x[:, 0].double().numpy())
+        assert abs(np.abs(found - wanted).mean() - figure) < 0.012
 
 
 # --- refusals ---
