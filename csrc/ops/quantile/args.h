@@ -16,4 +16,17 @@ struct QuantileArgs {
   void* scratch = nullptr;  // of a GPU launch
 };
 
+// What a GPU knows of a sample between two passes.
+struct QuantileState {
+  uint64_t digits[2];  // the first bits of the two order statistics
+  uint32_t rank[2];    // their places among the keys that begin with these bits
+  uint32_t nan;
+  uint32_t unused;
+};
+
+// Scratch of a GPU launch, in words of 64 bits: states, then counts [samples, 2, digits].
+constexpr int64_t quantile_words(int64_t samples, int64_t digits) {
+  return samples * int64_t(sizeof(QuantileState) / 8 + digits);
+}
+
 }  // namespace diffast
