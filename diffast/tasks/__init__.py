@@ -7,6 +7,7 @@ A measurement is a linear operator with `forward`, `transpose`, `pseudo_inverse`
 `digits` has the tasks on the digit network of the package.
 """
 
+from diffast.solvers.sde.resampled import resampled
 from diffast.tasks.composition import compose
 from diffast.tasks.operator import Operator
 from diffast.tasks.operators import (
@@ -17,14 +18,20 @@ from diffast.tasks.operators import (
     opponent_basis,
     super_resolution,
 )
+from diffast.tasks.projections import range_null, replacement
+from diffast.tasks.setup import Setup
 
 __all__ = [
     "Operator",
+    "Setup",
     "blur",
     "colour",
     "compose",
     "gaussian_kernel",
     "inpainting",
     "opponent_basis",
+    "range_null",
+    "replacement",
+    "resampled",
     "super_resolution",
 ]

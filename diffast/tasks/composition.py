@@ -22,6 +22,9 @@ class Composed(Operator):
     def __init__(self, operators: tuple[Operator, ...]) -> None:
         """Takes two or more operators, the first one applied first."""
         self.operators = operators
+        first, rest = _split(operators) if len(operators) > 1 else (None, self)
+        if first is not None:
+            self.inverse_gain = rest.inverse_gain
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the measurement of the measurement ... of x."""
@@ -102,7 +105,7 @@ def _split(operators: tuple[Operator, ...]) -> tuple[Colour | None, Operator]:
     first, *others = operators
     if isinstance(first, Colour) and first.basis.shape[0] == first.basis.shape[1]:
         return first, others[0] if len(others) == 1 else Composed(tuple(others))
-    return None, Composed(operators)
+    return None, first
 
 
 def compose(*operators: Operator) -> Operator:

@@ -20,6 +20,13 @@ class Operator:
 
     name = "operator"
 
+    inverse_gain: float | None = None
+    """Deviation of A^+ e in the range of A^T, for unit noise e; None where it is not one number."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Returns the measurement of images, as `forward`."""
+        return self.forward(x)
+
     def forward(self, x: Tensor) -> Tensor:
         """Returns the measurement A x of images [B, C, H, W]."""
         raise NotImplementedError

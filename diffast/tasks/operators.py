@@ -21,6 +21,7 @@ class Inpainting(Operator):
     """See `inpainting`; the measurement is shaped as the image, 0 where nothing is known."""
 
     name = "inpainting"
+    inverse_gain = 1.0
 
     def __init__(self, mask: Tensor) -> None:
         """Takes a mask that was checked: bool [B, C, H, W]; B and C may be 1."""
@@ -70,6 +71,7 @@ class SuperResolution(Operator):
     def __init__(self, factor: int) -> None:
         """Takes a factor that was checked."""
         self.factor = factor
+        self.inverse_gain = float(factor)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the mean of each block of factor x factor pixels, [B, C, H/factor, W/factor].
@@ -135,7 +137,7 @@ class Blur(Operator):
 
     @staticmethod
     def _filtered(x: Tensor, factor: Tensor) -> Tensor:
-        """The image with its Fourier coefficients multiplied; half precision is computed in float32."""
+        """Returns the images filtered; half precision is computed in float32."""
         wide = x if x.dtype == torch.float64 else x.float()
         size = (x.shape[2], x.shape[3])
         return torch.fft.irfft2(torch.fft.rfft2(wide) * factor, s=size).to(x.dtype)
@@ -173,6 +175,7 @@ class Colour(Operator):
     """See `colour`; the measurement is [B, K, H, W] for K rows of the basis."""
 
     name = "colour"
+    inverse_gain = 1.0
 
     def __init__(self, basis: Tensor) -> None:
         """Takes a basis that was checked: [K, C] float64, rows orthonormal."""
