@@ -45,6 +45,7 @@ _HOMES = {
     "embedded": "diffast.solvers.embedded",
     "graph_cache": "diffast.executors.graph_cache",
     "grids": "diffast.grids",
+    "guidance": "diffast.guidance",
     "integrations": "diffast.integrations",
     "ops": "diffast.ops",
     "pairs": "diffast.solvers.embedded",  # the older name of `embedded`

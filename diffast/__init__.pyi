@@ -2,6 +2,7 @@
 
 from diffast import digits as digits
 from diffast import grids as grids
+from diffast import guidance as guidance
 from diffast import integrations as integrations
 from diffast import ops as ops
 from diffast import schedules as schedules
@@ -70,6 +71,7 @@ __all__ = [
     "embedded",
     "graph_cache",
     "grids",
+    "guidance",
     "integrations",
     "ops",
     "pairs",

@@ -7,7 +7,7 @@ numbers in tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -16,11 +16,11 @@ import torch
 from diffast import ops
 from diffast.executors import context
 from diffast.executors.device import on_host, sent
+from diffast.executors.guided import Guides
 from diffast.executors.results import FINE, Info, Progress, what_failed
+from diffast.lowering.evaluations import branch_names, output_names
 from diffast.lowering.program import (
-    COND,
     NOISE,
-    UNCOND,
     X0,
     Call,
     Constraints,
@@ -28,7 +28,6 @@ from diffast.lowering.program import (
     Stage,
     estimate_name,
     lower,
-    output_names,
 )
 from diffast.model.denoiser import Denoiser, time_dtype
 from diffast.noise.brownian import path_noise
@@ -118,11 +117,13 @@ class BoundRun:
         self.buffers: list[torch.Tensor] = []  # all tensors of the state's size
         self.format, self.order = self._layout()
         self._make_network_input(denoiser.dtype or self.dtype)
-        self.gradients = self._gradients()
         self.stages = self.program.stages
+        self.guides = Guides(denoiser, self.stages, place) if self.program.gradients else None
         inputs = self.program.inputs
         self.x0s: list[torch.Tensor | None] = [None] * inputs
-        if preview or on_x0 is not None or (self.limits and inputs > 1):
+        # A call of its own makes the estimate for a hook, or for a term that reads it.
+        alone = any(len(stage.calls) > 1 for stage in self.stages)
+        if preview or alone or (self.limits and inputs > 1):
             self.x0s = [self._empty() for _ in range(inputs)]
         self.x0 = None if self.x0s[0] is None else self._seen(self.x0s[0])
         self.status = torch.full((self.batch,), FINE, dtype=torch.int64, device=self.device)
@@ -176,32 +177,27 @@ class BoundRun:
         """Makes the tensor that the network reads where that is not the state itself."""
         program, self.network_input, self.front = self.program, None, None
         if program.batched:
-            parts = (1 + ("both" in program.branches)) * program.inputs
+            parts = max(len(branch_names(b)) for b in program.branches) * program.inputs
             self.network_input = self._empty(parts * self.batch, dtype)
         if program.shared:
             self.front = self.network_input[: self.batch]
 
-    def _gradients(self) -> Callable[..., Sequence[torch.Tensor]] | None:
-        if not self.program.gradients:
-            return None
-        found = getattr(self.denoiser, "gradients", None)
-        if found is None:
-            raise ValueError(
-                f"sample: plan {self.plan.name} weighs {self.program.gradients} gradients of "
-                "guidance terms, but the denoiser has no `gradients`"
-            )
-        return found
-
     def _prepare_network(self) -> None:
-        kinds = {(stage.branches, len(stage.times)) for stage in self.stages}
+        kinds = {(s.branches, len(s.times)) for s in self.stages if s.times}
+        if self.guides is not None and self.guides.calls():
+            kinds.add((self._own_branches(), 1))
         self.arguments = {kind: self._arguments(*kind) for kind in kinds}
         told = [time for stage in self.stages for time in stage.times]
         times = iter(_on_device(self.plan, told, time_dtype(self.dtype), self.device))
         self.times = []
         for stage in self.stages:
-            rows = self._rows(stage) // len(stage.times)
+            rows = self._rows(stage) // max(len(stage.times), 1)
             parts = [next(times).expand(rows) for _ in stage.times]
-            self.times.append(parts[0] if len(parts) == 1 else torch.cat(parts))
+            self.times.append(parts[0] if len(parts) == 1 else torch.cat(parts) if parts else None)
+
+    def _own_branches(self) -> str:
+        """Returns the branches of network calls that are made for guidance terms alone."""
+        return max(self.program.branches, key=lambda b: len(branch_names(b)))
 
     def _arguments(self, branches: str, inputs: int) -> dict[str, Any]:
         return self.arguments_of(self.denoiser, branches, inputs)
@@ -212,7 +208,7 @@ class BoundRun:
         return found if inputs == 1 else context.on_rows(found, lambda v: torch.cat([v] * inputs))
 
     def _rows(self, stage: Stage) -> int:
-        return (2 if stage.branches == "both" else 1) * len(stage.times) * self.batch
+        return len(branch_names(stage.branches)) * len(stage.times) * self.batch
 
     def _bind(self) -> None:
         """Gives every name of the program its tensor, stage by stage.
@@ -224,12 +220,13 @@ class BoundRun:
         spare: dict[str, torch.Tensor] = {}  # tensors beside `home`, made when first needed
         at = {X: home, Y: home}
         self.state = home
-        self.inputs, self.points, self.calls = [], [], []
+        self.inputs, self.states, self.points, self.calls = [], [], [], []
         for i, stage in enumerate(self.stages):
             last = i + 1 == len(self.stages)
             whole = self.network_input
             read = at[X] if whole is None else whole[: self._rows(stage)]
             self.inputs.append(read if self.order is None else self._seen(read))
+            self.states.append(at[X] if self.order is None else self._seen(at[X]))
             to = at | {X: home, Y: home}
             if not stage.joined:
                 to[X if self.front is None else Y] = self._spare(spare, "away")
@@ -262,7 +259,7 @@ class BoundRun:
 
     def _copies(self, i: int) -> list[torch.Tensor]:
         """Returns where else x has to be for network call i."""
-        if self.network_input is None or i == len(self.stages):
+        if self.network_input is None or i == len(self.stages) or not self.stages[i].times:
             return []
         parts = self.network_input[: self._rows(self.stages[i])].split(self.batch)
         return list(parts if self.front is None else parts[1:])
@@ -286,41 +283,60 @@ class BoundRun:
         return z.contiguous()
 
     def stage(self, i: int) -> None:
-        """Runs one stage: the network, then the prepared calls."""
-        x = self.inputs[i]
+        """Runs one stage: the network and the gradients, then the prepared calls."""
+        pulled = None
+        if self.guides is not None and self.guides.through_network(i):
+            pulled = self._pulled(i)
+        filled = self._network(i, pulled) if self.stages[i].times else {}
+        *estimates, main = self.calls[i]
+        for number, call in enumerate(estimates):
+            self._make(i, call, filled)
+            filled[estimate_name(number)] = self._hooked(i, number)
+        if self.stages[i].gradients:
+            filled |= self._gradients(i, filled, pulled)
+        if main.draws:
+            filled[NOISE] = self._drawn(i)
+        self._make(i, main, filled)
+        if self.seen is not None and self.seen.tobytes() != self.known:
+            self._note_failures(i, filled)
+
+    def _network(self, i: int, pulled: Any) -> dict[str, torch.Tensor]:
+        """Returns the outputs of stage i's network call by name."""
         branches, times = self.stages[i].branches, self.stages[i].times
+        if pulled is not None:
+            return self._outputs(pulled.outputs, branches, 1)
+        x = self.inputs[i]
         before = x._version
         arguments = self.arguments[branches, len(times)]
         output = self.denoiser.call(x, self.times[i], arguments, self.format)
         if x._version != before:
             raise context.written("sample", f" at stage {i}")
-        filled = self._outputs(output, branches, len(times))
-        if self.gradients is not None:
-            made = self.gradients(x[: self.batch], self.times[i][: self.batch])
-            filled |= {f"g{k}": self._held(g) for k, g in enumerate(made, 1)}
-        *estimates, main = self.calls[i]
-        for number, call in enumerate(estimates):
-            self._make(i, call, filled)
-            filled[estimate_name(number)] = self._hooked(i, number)
-        if main.draws:
-            filled[NOISE] = self._drawn(i)
-        self._make(i, main, filled)
-        if self.seen is not None and self.seen.tobytes() != self.known:
-            self._note_failures(i, output)
+        return self._outputs(output, branches, len(times))
+
+    def _pulled(self, i: int) -> Any:
+        """Returns the network call of stage i through which vectors are pulled back to x."""
+        branches = self.stages[i].branches or self._own_branches()
+        arguments = self.arguments[branches, 1]
+        return self.guides.pulled(i, self.states[i], arguments, branches, self.format)
+
+    def _gradients(self, i: int, filled: dict, pulled: Any) -> dict[str, torch.Tensor]:
+        x0 = self.x0s[0]
+        seen = self._seen(x0) if x0 is not None and X0 in filled else None
+        made = self.guides.gradients(i, self.states[i], seen, pulled)
+        return {name: self._held(g) for name, g in made.items()}
 
     def _outputs(self, output: torch.Tensor, branches: str, inputs: int) -> dict[str, torch.Tensor]:
         """Returns the network's outputs by name; those for one input stand together."""
         if self.order is not None:
             output = output.permute(self.order)
-        if inputs == 1 and branches != "both":
-            return {COND: output, UNCOND: output}
-        each = 1 + (branches == "both")
-        parts = output.split(self.batch)
+        names = branch_names(branches)
+        if inputs == 1 and len(names) == 1:
+            return {names[0]: output}
+        parts = iter(output.split(self.batch))
         filled = {}
         for e in range(inputs):
-            own = parts[e * each : (e + 1) * each]
-            cond, uncond = output_names(e)
-            filled[cond], filled[uncond] = own[0], own[-1]
+            named = dict(zip(branch_names("cond+uncond+extra"), output_names(e), strict=True))
+            filled |= {named[name]: next(parts) for name in names}
         return filled
 
     def _make(self, i: int, call: BoundCall, filled: dict[str, torch.Tensor]) -> None:
@@ -336,8 +352,8 @@ class BoundRun:
 
     def _blame(self, error: Exception, i: int, filled: dict[str, torch.Tensor]) -> None:
         """Raises an op's error in the caller's words, if the network's tensors are why."""
-        named = {f"gradient {name[1:]}": g for name, g in filled.items() if name[0] == "g"}
-        named = {"the network's output": filled[COND]} | named
+        outputs = [filled[name] for name in output_names(0) if name in filled]
+        named = {"the network's output": outputs[0]} if outputs else {}
         context.blame(error, f"sample: stage {i}", self.state, named)
 
     def _hooked(self, i: int, number: int) -> torch.Tensor:
@@ -353,17 +369,29 @@ class BoundRun:
             x0.copy_(changed)
         return buffer
 
-    def _note_failures(self, i: int, output: torch.Tensor) -> None:
+    def _note_failures(self, i: int, filled: dict[str, torch.Tensor]) -> None:
         """Keeps why samples failed at stage i."""
-        rows = output.reshape(-1, self.batch, *self.shape[1:]).transpose(0, 1)
+        own = [NOISE, *(estimate_name(e) for e in range(len(self.x0s)))]
+        outputs = [v for name, v in filled.items() if name[0] != "g" and name not in own]
+        gradients = {name: v for name, v in filled.items() if name[0] == "g"}
         for b in (self.status == i).nonzero()[:, 0].tolist():
-            self.reasons[b] = what_failed([rows[b]])
+            bad = [n for n, g in gradients.items() if not bool(g[b].isfinite().all())]
+            fine = all(bool(output[b].isfinite().all()) for output in outputs)
+            if bad and fine:
+                self.reasons[b] = f"the gradient of guidance term {bad[0][1:]}"
+            else:
+                self.reasons[b] = what_failed([output[b] for output in outputs])
         self.known = self.seen.tobytes()
         self.lost = bool((self.status != FINE).all())
 
     def made(self, calls: int, completed: bool) -> torch.Tensor:
         """Returns the samples; after an interruption the last x0 estimate."""
         return self.points[calls - 1 if self.lost else -1] if completed else self.x0
+
+    def evaluations(self, stages: int) -> int:
+        """Returns the network calls of a sample in so many stages."""
+        count = sum(len(stage.times) for stage in self.stages[:stages])
+        return count + (self.guides.calls(stages) if self.guides is not None else 0)
 
     def progress(self, i: int) -> Progress:
         """Returns what the callback sees after stage i."""

@@ -82,7 +82,7 @@ class ReplayableRun:
                 denoiser, plan, place._replace(ids=place.ids.clone()), on_x0, noise
             )
             stages = self.bound.stages
-            calls = sum(len(stage.times) for stage in stages)
+            calls = self.bound.evaluations(len(stages))
             self.nfe = torch.full_like(self.bound.ids, calls)
         self.loaded, self._scale = self.bound.program, denoiser.guidance
         self._weights: list[tuple[Program, torch.Tensor]] = []
@@ -182,7 +182,7 @@ class ReplayableRun:
 
     def release(self) -> None:
         """Lets go of network, plan and hook, where a graph replays the run."""
-        del self.bound.denoiser, self.bound.plan, self.bound.on_x0, self.bound.gradients
+        del self.bound.denoiser, self.bound.plan, self.bound.on_x0, self.bound.guides
 
     def run(self) -> None:
         """Runs all stages on what was loaded: device work alone."""

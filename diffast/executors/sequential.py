@@ -100,7 +100,7 @@ def sample(
             if callback is not None and callback(run.progress(done - 1)):
                 break
     completed = done == total or not run.batch or run.lost
-    evaluations = sum(len(stage.times) for stage in run.stages[:done])
+    evaluations = run.evaluations(done)
     nfe = torch.full((run.batch,), evaluations, dtype=torch.int64, device=run.device)
     result = Samples(run.made(done, completed), nfe, run.status, completed)
     if not check:

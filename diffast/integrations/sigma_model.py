@@ -169,7 +169,7 @@ def drawn_by(
         sigmas: gives dtype and device.
     """
     opening = [plan.start, plan.call_times[0]]
-    spans = np.vstack([np.asarray(plan.spans)[plan.calls], opening])  # the opening's at -1
+    spans = np.vstack([np.asarray(plan.spans)[plan.evaluations], opening])  # the opening's at -1
     spans = torch.tensor(spans, dtype=sigmas.dtype, device=sigmas.device)
     return lambda stage: noise_sampler(spans[stage, 0], spans[stage, 1])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 # Names of the network's outputs, and of the x0 estimate where it is a tensor of its own.
-COND, UNCOND, X0 = "cond", "uncond", "x0"
+COND, UNCOND, EXTRA, X0 = "cond", "uncond", "extra", "x0"
 
 
 def estimate_row(a: Any, b: Any, scale: Any, x: str = "x") -> dict[str, Any]:

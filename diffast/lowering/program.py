@@ -1,4 +1,4 @@
-"""A plan lowered for a network: each network call with the `combine` calls that follow it.
+"""A plan lowered for a network: each evaluation with the `combine` calls that follow it.
 
 Prediction type and guidance are linear, so they are multiplied into the plan's numbers: lowered
 rows weigh tensors. Lowering also decides what every executor needs: the noise of each stage, the
@@ -7,8 +7,8 @@ as x, and what a clamp or a hook changes. Executors bind tensors to these names:
 
     name            tensor
     y, v, x         the plan's registers
-    cond, uncond    outputs of the network for the two branches of classifier-free guidance;
-                    cond2, uncond2 .. for the further inputs x2 ..
+    cond, uncond    outputs of the network for the two branches of classifier-free guidance, and
+    extra           for a third one; cond2, uncond2 .. for the further inputs x2 ..
     g1, g2 ..       gradients of guidance terms
     slot0 ..        remembered entries
     x0              the x0 estimate after a clamp or a hook; x0_2 .. for x2 ..
@@ -19,7 +19,7 @@ as x, and what a clamp or a hook changes. Executors bind tensors to these names:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import NamedTuple, Protocol
@@ -27,7 +27,19 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from diffast.lowering.estimate import COND, UNCOND, X0, estimate_row
+from diffast.lowering.estimate import COND, UNCOND, X0
+from diffast.lowering.evaluations import (
+    OUTPUTS,
+    Evaluation,
+    branch_estimate,
+    branch_names,
+    branches_of,
+    estimate,
+    evaluations_of,
+    gradient_row,
+    gradients_of,
+    in_estimate,
+)
 from diffast.lowering.silent import without_silent_stages
 from diffast.lowering.slots import Slots, last_uses, slot_name
 from diffast.plans import Plan
@@ -38,13 +50,16 @@ NOISE = "noise"
 # Names whose place in the order of the sums is fixed. Slots come between, the oldest entry first.
 _INPUTS = tuple(input_register(e) for e in range(4))
 _FIRST = (Y, V, *_INPUTS)
-_OUTPUTS = tuple(f"{name}{e or ''}" for e in (0, 2, 3, 4) for name in (COND, UNCOND))
 _GRADIENTS = tuple(f"g{k}" for k in range(1, 10))
 _LAST = (X0, "x0_2", "x0_3", "x0_4", NOISE)
 
 
 class Outputs(Protocol):
-    """What a network's output means: a `Denoiser`, or a `Prediction` where others call it."""
+    """What a network's output means: a `Denoiser`, or a `Prediction` where others call it.
+
+    A denoiser also has `branch_weights`, where guidance is not cond and uncond alone, and `guides`,
+    `gradient_scales`, `gradient_weights` for guidance by gradients: see `Denoiser`.
+    """
 
     def affine(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns (a, b) with x0 = a x + b output, [S] each."""
@@ -110,11 +125,13 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class Stage:
-    """One network call and what follows it.
+    """One evaluation and what follows it: a network call, gradients, or both.
 
     Args:
-        times: model time of the call, one for each input that it is made on at once.
-        branches: "cond", "uncond" or "both": what the network is called on.
+        times: model time of the call, one for each input that it is made on at once; empty: the
+            stage evaluates gradients alone.
+        branches: what the network is called on: "cond", "uncond", "both", or as `branch_names`
+            says.
         x0: row of the x0 estimate for x.
         rows: the written registers: h (the entry), y, v, x2 .., x, in this order where present.
         calls: the `combine` calls. The last one makes the rows. Before it come those that make an
@@ -123,6 +140,8 @@ class Stage:
         held: the slots that hold entries when the stage begins, the oldest entry first.
         joined: whether y is x after the stage.
         keeps: which of y and v stay as they are.
+        gradients: numbers, from 1, of the guidance terms whose gradients the calls weigh.
+        gradient_time: model time that these terms are told.
     """
 
     times: tuple[float, ...]
@@ -134,11 +153,15 @@ class Stage:
     held: tuple[int, ...]
     joined: bool
     keeps: frozenset[str]
+    gradients: tuple[int, ...] = ()
+    gradient_time: float | None = None
 
     @property
     def time(self) -> float:
-        """Returns the model time of the call on x."""
-        return self.times[0]
+        """Returns the model time of the call on x, or of the gradients where there is none."""
+        if self.times or self.gradient_time is None:
+            return self.times[0]
+        return self.gradient_time
 
 
 @dataclass(frozen=True)
@@ -146,7 +169,7 @@ class Program:
     """A lowered plan.
 
     Args:
-        stages: one a network call.
+        stages: one an evaluation.
         opening: weights (keep, fresh) of the initial state and a normal in the first x; None where
             x is the initial state.
         slots: how many slots the entries need.
@@ -182,6 +205,7 @@ class Program:
             (
                 stage.times,
                 stage.branches,
+                stage.gradient_time,
                 tuple([(c.columns, c.targets, len(c.noise), c.clamped) for c in stage.calls]),
             )
             for stage in self.stages
@@ -201,50 +225,37 @@ def lower(plan: Plan, outputs: Outputs, constraints: Constraints = Constraints()
         ValueError: given noise for a plan that draws two normals a stage; a stage without a network
             call that cannot be joined to the call before it; what `outputs` raises.
     """
-    inputs = _inputs_of(plan, outputs)
-    key = (constraints, *(numbers.tobytes() for numbers in inputs))
+    evaluations, numbers = evaluations_of(plan, outputs)
+    # Terms that read the x0 estimate need it as a tensor of its own, as a hook does.
+    of_x0 = tuple(k for k, g in enumerate(getattr(outputs, "guides", ()), 1) if g.through == "x0")
+    key = (constraints, of_x0, numbers)
     kept = _lowered.setdefault(plan, {})
     if key not in kept:
         if len(kept) == _KEPT:
             kept.pop(next(iter(kept)))
-        kept[key] = _lower(plan, inputs, constraints)
+        kept[key] = _lower(plan, evaluations, constraints, of_x0)
     return kept[key]
 
 
-def _inputs_of(plan: Plan, outputs: Outputs) -> list[np.ndarray]:
-    """Returns for each input x, x2 .. [calls, 4] of (time, a, b, scale); NaN where not called."""
-    found = []
-    planned = plan.times * np.nan if plan.guidance is None else plan.guidance
-    both = np.stack([plan.times, planned]).reshape(2, plan.stages, -1)[:, plan.calls]
-    for times, planned in zip(*both.swapaxes(1, 2), strict=True):
-        numbers = np.full((len(times), 4), np.nan)
-        called = ~np.isnan(times)
-        a, b = outputs.affine(times[called])
-        if plan.guidance is None:
-            scales = outputs.scales(times[called])
-        else:
-            scales = outputs.planned_scales(planned[called])
-        numbers[called] = np.stack([times[called], a, b, scales], axis=1)
-        found.append(numbers)
-    return found
-
-
-def _lower(plan: Plan, inputs: list[np.ndarray], constraints: Constraints) -> Program:
+def _lower(
+    plan: Plan, evaluations: list[Evaluation], constraints: Constraints, of_x0: tuple[int, ...]
+) -> Program:
     opening, stages = without_silent_stages(plan)
     if constraints.given_noise:
         _check_one_normal(plan, stages)
     slots = Slots(last_uses(stages))
-    numbers = np.stack(inputs, axis=1).tolist()  # [calls][E] of (time, a, b, scale)
-    called = [[tuple(n) for n in stage if n[0] == n[0]] for stage in numbers]
-    branches = [_branches(scale for *_, scale in stage) for stage in called]
-    wide = "both" in branches or len(inputs) > 1
+    inputs = plan.called.shape[1]
+    columns = [set().union(*rows.values()) for rows in stages]
+    branches = [branches_of(e, used) for e, used in zip(evaluations, columns, strict=True)]
+    wide = inputs > 1 or any(len(branch_names(b)) > 1 for b in branches)
     batched = constraints.fills_input and (wide or constraints.casts)
-    shared = batched and len(inputs) == 1 and not constraints.casts
+    shared = batched and inputs == 1 and not constraints.casts
     together = True  # x and y are one tensor when the stage begins
     made: list[Stage] = []
-    for i, rows in enumerate(stages):
-        estimates = [_estimate(e, *n[1:]) for e, n in enumerate(called[i])]
-        lowered = _Lowered(rows, estimates, constraints, slots.columns(), together)
+    for i, (rows, found) in enumerate(zip(stages, evaluations, strict=True)):
+        reads_x0 = _reads_x0(plan, i, found, of_x0)
+        kept = constraints.clamp or constraints.hook or reads_x0
+        lowered = _Lowered(plan, rows, found, kept, slots.columns(), together)
         held = slots.held()
         slots.free(i)
         slot = slots.take(i) if rows.get(H) else -1
@@ -252,28 +263,57 @@ def _lower(plan: Plan, inputs: list[np.ndarray], constraints: Constraints) -> Pr
         if shared and Y in keeps and together:
             written, keeps = _with_copied_state(written), keeps - {Y}
         copies: list[tuple[str, int]] = []
-        if i + 1 < len(stages):
-            count = 1 + (branches[i + 1] == "both") - shared if batched else 0
-            following = [e for e, n in enumerate(numbers[i + 1]) if n[0] == n[0]]
+        if batched and i + 1 < len(stages):
+            count = len(branch_names(branches[i + 1])) - shared
+            following = evaluations[i + 1].inputs
             copies = [(input_register(e), k) for e in following for k in range(count)]
-        calls = _calls(lowered.estimates, written, slot, copies, held, constraints)
-        times = tuple([n[0] for n in called[i]])
-        estimate = lowered.estimates[0]
-        made.append(Stage(times, branches[i], estimate, written, calls, slot, held, joined, keeps))
+        alone = constraints.hook or reads_x0
+        calls = _calls(lowered.estimates, written, slot, copies, held, constraints, alone)
+        estimate = next(iter(lowered.estimates.values()), Row({}))
+        gradients = tuple([int(n[1:]) for n in calls[-1].columns if n[0] == "g"])
+        made.append(
+            Stage(
+                *(found.times, branches[i], estimate, written, calls, slot, held, joined, keeps),
+                *(gradients, found.gradient_time if gradients else None),
+            )
+        )
         together = joined
     beside = [n for n in (Y, V) if any(n in s.rows or n in s.keeps for s in made)]
-    gradients = max((int(c[1:]) for c in plan.columns if c[0] == "g"), default=0)
-    found = (opening, slots.count, tuple(beside), gradients, len(inputs), frozenset(branches))
-    return Program(tuple(made), *found, batched, shared)
+    gradients = max((k for s in made for k in s.gradients), default=0)
+    called = frozenset(b for b in branches if b)
+    return Program(
+        *(tuple(made), opening, slots.count, tuple(beside), gradients, inputs, called),
+        *(batched, shared),
+    )
+
+
+def _reads_x0(plan: Plan, i: int, found: Evaluation, of_x0: tuple[int, ...]) -> bool:
+    """Returns whether a guidance term of stage i reads the x0 estimate.
+
+    Raises:
+        ValueError: where the stage makes none.
+    """
+    weights = found.scales if plan.gradients is not None else found.in_estimate
+    reads = any(weights[k - 1] != 0.0 for k in of_x0)
+    if reads and not found.times:
+        raise ValueError(
+            f"plan {plan.name}: evaluation {i} takes gradients without a network call, but "
+            f"guidance term {of_x0[0]} reads the x0 estimate of a call: give the term "
+            "through='network'"
+        )
+    return reads
 
 
 class _Lowered:
     """Rows of one stage over tensors."""
 
-    def __init__(self, rows, x0, constraints, slots, together):
-        self.rows, self.x0, self.slots, self.together = rows, x0, slots, together
-        self.kept = constraints.clamp or constraints.hook
-        self.estimates = [self.tidy(weights) for weights in x0]
+    def __init__(self, plan, rows, found: Evaluation, kept: bool, slots, together):
+        self.plan, self.found, self.rows, self.slots = plan, found, rows, slots
+        self.kept, self.together = kept, together
+        each = zip(found.inputs, found.affine, found.weights, strict=True)
+        self.x0 = {e: estimate(e, affine, weights) for e, affine, weights in each}
+        self.affine = dict(zip(found.inputs, found.affine, strict=True))
+        self.estimates = {e: self.tidy(weights) for e, weights in self.x0.items()}
         self.entry = self.multiplied(rows.get(H, {}))
 
     def multiplied(self, row) -> dict[str, float]:
@@ -293,10 +333,20 @@ class _Lowered:
         if kind == "h":
             return {self.slots[int(column[1:])]: 1.0}
         if kind == "d":
-            number = input_number(column)
-            kept = self.kept and not column.endswith("_raw")
-            return {estimate_name(number): 1.0} if kept else self.x0[number]
+            return self._estimate(column)
+        if kind == "g":
+            return gradient_row(self.plan, self.found, column)
         return {} if kind == "z" else {column: 1.0}
+
+    def _estimate(self, column: str) -> Mapping[str, float]:
+        """Returns an x0 estimate over tensors."""
+        number, which = input_number(column), column.partition("_")[2]
+        if which in (COND, UNCOND):
+            return branch_estimate(number, self.affine[number], column)
+        if which:  # as the network gave it
+            return self.x0[number]
+        row = {estimate_name(number): 1.0} if self.kept else self.x0[number]
+        return row if number else row | in_estimate(self.found)
 
     def row(self, name) -> Row:
         row = self.rows[name]
@@ -318,38 +368,22 @@ def _in_order(column: str) -> tuple[int, str]:
     return (0 if column == NEW else {"d": 1, "y": 2, "v": 2, "x": 2}.get(column[0], 4)), column
 
 
-def _branches(scales: Iterable[float]) -> str:
-    """Returns what a stage calls the network on, whose inputs have these scales or NaN."""
-    found = {"cond" if s == 1.0 else "uncond" if s == 0.0 else "both" for s in scales if s == s}
-    return found.pop() if len(found) == 1 else "both"
-
-
-def _estimate(number: int, a: float, b: float, scale: float) -> dict[str, float]:
-    """Returns the x0 estimate for an input over that input and the network's outputs for it."""
-    row = estimate_row(a, b, scale, input_register(number))
-    if not number:
-        return row
-    named = dict(zip((COND, UNCOND), output_names(number), strict=True))
-    return {named.get(name, name): weight for name, weight in row.items()}
-
-
 def estimate_name(number: int) -> str:
     """Returns the name of the x0 estimate for an input, by its number from 0."""
     return _LAST[number]
 
 
-def output_names(number: int) -> tuple[str, ...]:
-    """Returns the names of the network's outputs (cond, uncond) for an input."""
-    return _OUTPUTS[2 * number : 2 * number + 2]
-
-
-def check_plain_calls(who: str, plan: Plan) -> None:
+def check_plain_calls(who: str, plan: Plan, outputs: Outputs | None = None) -> None:
     """Raises ValueError for calls on several inputs at once, or with gradients beside them."""
-    gradients = [column for column in plan.columns if column[0] == "g"]
+    gradients = gradients_of(plan)
     if gradients:
         raise ValueError(
             f"{who}: {plan.name} weighs the gradients {', '.join(gradients)} of guidance terms, "
             "but only df.sample runs such plans"
+        )
+    if getattr(outputs, "guides", ()):
+        raise ValueError(
+            f"{who}: the denoiser has guidance terms with gradients, but only df.sample takes them"
         )
     if plan.called.shape[1] > 1:
         raise ValueError(
@@ -381,16 +415,19 @@ def _with_copied_state(written: dict[str, Row]) -> dict[str, Row]:
     return entry | {Y: Row({X: 1.0})} | {name: row for name, row in written.items() if name != H}
 
 
-def _calls(estimates: list[Row], written, slot, copies, held, constraints: Constraints):
+def _calls(
+    estimates: dict[int, Row], written, slot, copies, held, constraints: Constraints, alone: bool
+):
+    """Returns the calls of a stage; `alone`: the x0 estimates are made by calls of their own."""
     rows = [(slot_name(slot) if name == H else name, row) for name, row in written.items()]
     rows += [(f"copy{n}", written[name]) for n, (name, _) in enumerate(copies)]
-    order = (*_FIRST, *_OUTPUTS, *_GRADIENTS, *map(slot_name, held), *_LAST)
-    given, clamp = constraints.given_noise, constraints.clamp
-    shown = [(estimate_name(e), row) for e, row in enumerate(estimates)]
-    if constraints.hook or (clamp and len(estimates) > 1):
+    order = (*_FIRST, *OUTPUTS, *_GRADIENTS, *map(slot_name, held), *_LAST)
+    given, clamp = constraints.given_noise, constraints.clamp and bool(estimates)
+    shown = [(estimate_name(e), row) for e, row in estimates.items()]
+    if alone or (clamp and len(estimates) > 1):
         first = [call_of([row], order, given, clamp) for row in shown]
         return *first, call_of(rows, order, given, False)
-    if clamp or constraints.preview:
+    if clamp or (constraints.preview and shown):
         rows = [shown[0], *rows]
     return (call_of(rows, order, given, clamp),)
 

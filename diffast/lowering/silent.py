@@ -1,8 +1,9 @@
-"""Silent stages, which call no network, multiplied into the stage before them.
+"""Silent stages, which evaluate nothing, multiplied into the stage before them.
 
-A silent stage puts noise back before a call, or is a half-step that uses a gradient again. In a
-plan it has a matrix of its own. Executors see one matrix a network call: the silent stages after a
-call are multiplied into its matrix, those before the first call are the opening.
+A silent stage puts noise back before a call, or goes on from what was evaluated before. In a plan
+it has a matrix of its own. Executors see one matrix an evaluation (a network call, gradients of
+guidance terms, or both): the silent stages after an evaluation are multiplied into its matrix,
+those before the first one are the opening.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ Rows = dict[str, dict[str, float]]  # {register: {column: weight}}, without zero
 
 
 def without_silent_stages(plan: Plan) -> tuple[tuple[float, float] | None, list[Rows]]:
-    """Returns the opening's weights (keep, fresh), or None, and the rows of each network call.
+    """Returns the opening's weights (keep, fresh), or None, and the rows of each evaluation.
 
     Raises:
         ValueError: a silent stage that cannot be joined to the call before it.
     """
     stages = _rows_of(plan)
-    called = plan.called.any(axis=1).tolist()
-    first = int(plan.calls[0])
+    evaluated = {*plan.evaluations.tolist()}
+    first = int(plan.evaluations[0])
     joined: list[Rows] = []
     for i in range(first, plan.stages):
-        if called[i]:
+        if i in evaluated:
             joined.append(stages[i])
         else:
             joined[-1] = _product(plan, i, joined[-1], stages[i])

@@ -72,7 +72,7 @@ def tables_of(plan: Plan, outputs: Outputs, clamp: bool = False) -> Tables:
         ValueError: a plan that carries a state and a momentum beside x; what `check_plain_calls`
             and `lower` raise.
     """
-    check_plain_calls("sample_parallel", plan)
+    check_plain_calls("sample_parallel", plan, outputs)
     program = lower(plan, outputs, Constraints(clamp=clamp))
     if len(program.carried) > 1:
         raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffast.guidance.guide import Guide
 from diffast.model import network_errors
 from diffast.model.guidance import arguments_of, scales_at
 from diffast.model.outputs import tensor_of
@@ -59,6 +60,9 @@ class Denoiser:
             stage; the samples have this format too. Other runs call the network on contiguous
             tensors and copy its output. The numbers are the same.
 
+        guides: guidance terms (`df.guidance`), whose gradients join every x0 estimate. Splitting
+            solvers give them sub-steps of their own.
+
     Raises:
         TypeError: if predicts is missing.
         ValueError: for an unknown prediction type, a time_dtype that no network takes, or
@@ -76,6 +80,7 @@ class Denoiser:
     time_dtype: torch.dtype | None = None
     round_times: bool = False
     memory_format: torch.memory_format = torch.contiguous_format
+    guides: Sequence[Guide] = ()
 
     def __post_init__(self) -> None:
         """Checks the arguments before the first call."""
@@ -92,6 +97,7 @@ class Denoiser:
         if not callable(self.guidance) and not math.isfinite(self.guidance):
             raise ValueError(f"Denoiser: guidance is {self.guidance} but must be finite")
         check_time_dtype(self.time_dtype, self.round_times)
+        object.__setattr__(self, "guides", _terms(self.guides))
         if self.memory_format not in FORMATS:
             raise ValueError(
                 f"Denoiser: memory_format is {self.memory_format} but must be one of "
@@ -304,6 +310,28 @@ class Denoiser:
             )
         return scales
 
+    def weights_at(self, time: float) -> list[float]:
+        """Returns the weights of the branches' outputs at one model time: cond, uncond, extra."""
+        scale = float(self.scales(np.array([time]))[0])
+        return [scale, 1.0 - scale, 0.0]
+
+    def gradient_scales(self, times: np.ndarray) -> np.ndarray:
+        """Returns the scales of the guidance terms, [terms, S] float64.
+
+        Raises:
+            ValueError: if a scale is not finite.
+        """
+        return np.array([term.scales(times) for term in self.guides]).reshape(-1, len(times))
+
+    def gradient_weights(self, times: np.ndarray) -> np.ndarray:
+        """Returns the weights of the terms' gradients in the x0 estimate, [terms, S] float64.
+
+        Raises:
+            ValueError: if a scale is not finite.
+        """
+        found = [term.weights(self.schedule, times) for term in self.guides]
+        return np.array(found).reshape(-1, len(times))
+
     def device(self) -> torch.device:
         """Returns where the network's parameters are; the CPU if it has none."""
         first = network_errors.first_parameter(self.network)
@@ -382,6 +410,20 @@ class Denoiser:
         if scale not in (0.0, 1.0):
             output = output_of("uncond").lerp(output, scale)
         return a * x + b * output
+
+
+def _terms(guides: Any) -> tuple[Guide, ...]:
+    """Returns the guidance terms, or raises ValueError for what is none."""
+    given = (guides,) if isinstance(guides, Guide) else tuple(guides)
+    for term in given:
+        if not isinstance(term, Guide):
+            raise ValueError(
+                f"Denoiser: guides holds a {type(term).__name__}, but terms are made by "
+                "df.guidance, as df.guidance.gradient(function, scale) does"
+            )
+    if len(given) > 9:
+        raise ValueError(f"Denoiser: {len(given)} guides, but at most 9 can be weighed")
+    return given
 
 
 def _shape_complaint(x: torch.Tensor, output: torch.Tensor) -> str:

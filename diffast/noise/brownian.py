@@ -268,7 +268,7 @@ def path_noise(
             "given"
         )
     drawn = np.flatnonzero(sum(np.abs(plan.weights(row, "z1")) for row in plan.rows))
-    if not plan.called[drawn].any(axis=1).all():
+    if not np.isin(drawn, plan.evaluations).all():
         raise ValueError(
             f"sample: {plan.name} puts noise back before a call, but a path goes from noise to data"
         )
@@ -284,7 +284,7 @@ def path_noise(
         )
     kind = {"device": ids.device, "dtype": dtype}
     path = BrownianPath(plan.schedule, shape, seed, ids, spans=plan.spans[drawn], **kind)
-    return PathNoise(path, plan.spans[plan.calls].tolist(), torch.empty(tuple(shape), **kind))
+    return PathNoise(path, plan.spans[plan.evaluations].tolist(), torch.empty(tuple(shape), **kind))
 
 
 def _streams(seed, ids, batch: int) -> torch.Tensor:

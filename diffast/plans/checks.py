@@ -61,6 +61,7 @@ def check_shapes(plan: Plan) -> None:
         "levels": (stages, names, 2),
         "spans": (stages, 2),
         "guidance": plan.times.shape,
+        "gradients": (stages,),
     }
     for field, want in wanted.items():
         array = getattr(plan, field)
@@ -112,6 +113,8 @@ def check_numbers(plan: Plan) -> None:
         _check_blocks(plan)
     if plan.guidance is not None:
         _check_guidance(plan)
+    if plan.gradients is not None:
+        _check_gradients(plan)
     for field, array in (("matrix", plan.matrix), ("spans", np.asarray(plan.spans))):
         if np.isfinite(array).all():
             continue
@@ -178,6 +181,19 @@ def _check_guidance(plan: Plan) -> None:
         )
 
 
+def _check_gradients(plan: Plan) -> None:
+    """Refuses a told time of a gradient that is infinite, or outside the schedule."""
+    low, high = getattr(plan.schedule, "domain", (-np.inf, np.inf))
+    told = plan.gradients
+    wrong = ~np.isnan(told) & ~(np.isfinite(told) & (low <= told) & (told <= high))
+    if wrong.any():
+        i = int(np.argmax(wrong))
+        raise ValueError(
+            f"Plan {plan.name}: stage {i}: the gradients are told t = {told[i]}, but the schedule "
+            f"holds for {low} to {high}"
+        )
+
+
 def _check_inputs(plan: Plan) -> None:
     """Refuses calls on what holds nothing."""
     for e, name in enumerate(_inputs(plan)):
@@ -200,9 +216,11 @@ def _check_unwritten(plan: Plan) -> None:
     i, c = (int(n) for n in np.argwhere(wrong)[0])
     r, column = int(np.argmax(plan.matrix[i, :, c] != 0.0)), plan.columns[c]
     reason = "it holds nothing"
-    if column[0] in "dg":
-        needed = _needed(column)
+    if column[0] == "d":
+        needed = input_register(input_number(column))
         reason = "the stage calls no network" + (f" on {needed}" if needed != X else "")
+    elif column[0] == "g":
+        reason = "the stage evaluates no gradient"
     elif column == NEW:
         reason = "an entry is not made of itself" if entry[i] else "the stage makes no entry"
     elif column[0] == "h":
@@ -211,11 +229,6 @@ def _check_unwritten(plan: Plan) -> None:
         f"Plan {plan.name}: stage {i}: {plan.rows[r]} has weight {plan.matrix[i, r, c]} on "
         f"{column}, but {reason}"
     )
-
-
-def _needed(column: str) -> str:
-    """Returns the input that an estimate or a gradient is made for."""
-    return input_register(input_number(column) if column[0] == "d" else 0)
 
 
 def _makes_entry(plan: Plan) -> np.ndarray:
@@ -234,8 +247,10 @@ def _readable(plan: Plan, column: str, entry: np.ndarray, made: np.ndarray) -> n
 
     `entry` is whether each stage makes an entry, `made` how many there are before it, [S].
     """
-    if column[0] in "dg":
-        return plan.called[:, input_number(_needed(column))]
+    if column[0] == "d":
+        return plan.called[:, input_number(column)]
+    if column[0] == "g":
+        return ~np.isnan(plan.gradients)
     if column == NEW:
         return entry & (plan.matrix[:, 0, plan.columns.index(NEW)] == 0.0)
     if column[0] == "h":

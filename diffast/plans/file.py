@@ -20,14 +20,15 @@ from diffast.plans.older_files import OPTIONAL, convert
 from diffast.plans.plan import Plan
 
 FORMAT = "diffast plan"
-VERSION = 4
-# Fields of version 4, and how each is read. Version 3 has neither of the last two optional ones.
-_ARRAYS = ("times", "matrix", "levels", "spans", "blocks", "guidance")
+VERSION = 5
+# Fields of version 5, and how each is read. Version 4 has no gradients, version 3 neither these nor
+# guidance and made_for.
+_ARRAYS = ("times", "matrix", "levels", "spans", "blocks", "guidance", "gradients")
 _NUMBERS = ("rows", "columns", "end", "start", "steps", "name", "check", "made_for")
-_OPTIONAL = ("blocks", "guidance", "made_for")
+_OPTIONAL = ("blocks", "guidance", "gradients", "made_for")
 
-# Files of this version are read as those of today's, which only have further fields.
-_SAME = 3
+# Files of these versions are read as those of today's, which only have further fields.
+_SAME = (3, 4)
 
 # Fields of one type, and the type in words.
 _KINDS = (
@@ -119,7 +120,7 @@ def from_record(body: Any, where: str) -> Plan:
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise ValueError(f"{where}: no {FORMAT}, but Plan.save writes one")
     version = body.get("version")
-    if type(version) is not int or version not in (*OLDER, _SAME, VERSION):
+    if type(version) is not int or version not in (*OLDER, *_SAME, VERSION):
         raise ValueError(f"{where}: version {version}, but 1 to {VERSION} are known")
     arrays, numbers = OLDER.get(version, (_ARRAYS, _NUMBERS))
     fields = _fields(where, body, arrays, numbers, OPTIONAL if version in OLDER else _OPTIONAL)

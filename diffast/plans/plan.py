@@ -53,6 +53,9 @@ class Plan:
             another; None: no barriers. An annotation: it is read by block-wise parallel runs alone.
         guidance: guidance scale of each network call, shaped as `times`, NaN where it is not made;
             None: the denoiser's own. With 1 (or 0) the call is on one branch alone.
+        gradients: [S] model time that the guidance gradients g1 .. at x are told; NaN: the stage
+            evaluates none. None: the time of the call where a row weighs a gradient. A stage may
+            evaluate gradients without a network call.
         made_for: what the plan was made for and measured on, as `df.tune` writes it: a mapping that
             JSON can hold, or None. "predicts" (prediction type), "network" (its fingerprint) and
             "guidance" are compared with the denoiser of a run. "digest" is that of the plan's
@@ -80,11 +83,12 @@ class Plan:
     spans: np.ndarray | None = None
     blocks: np.ndarray | None = None
     guidance: np.ndarray | None = None
+    gradients: np.ndarray | None = None
     made_for: Mapping[str, Any] | None = None
 
     def __post_init__(self):
         """Converts, freezes and checks every number."""
-        for field in ("times", "matrix", "levels", "spans", "guidance"):
+        for field in ("times", "matrix", "levels", "spans", "guidance", "gradients"):
             if getattr(self, field) is not None:
                 object.__setattr__(self, field, _frozen(getattr(self, field), np.float64))
         for field in ("rows", "columns"):
@@ -101,6 +105,8 @@ class Plan:
         start = self.call_times[0] if self.start is None and self.nfe else self.start
         object.__setattr__(self, "start", float(np.nan if start is None else start))
         object.__setattr__(self, "spans", _frozen(self._spans(), np.float64))
+        told = self._gradients()
+        object.__setattr__(self, "gradients", told if told is None else _frozen(told, np.float64))
         check_numbers(self)
         check_consistent(self)
         object.__setattr__(self, "made_for", checked(self))
@@ -121,6 +127,14 @@ class Plan:
         return _frozen(np.flatnonzero(self.called.any(axis=1)), np.int64)
 
     @cached_property
+    def evaluations(self) -> np.ndarray:
+        """Returns the stages that call the network or evaluate gradients, [n] int."""
+        found = self.called.any(axis=1)
+        if self.gradients is not None:
+            found = found | ~np.isnan(self.gradients)
+        return _frozen(np.flatnonzero(found), np.int64)
+
+    @cached_property
     def called(self) -> np.ndarray:
         """Returns which of its inputs x, x2 .. a stage calls the network on, [S, E] bool."""
         return _frozen(~np.isnan(self.times.reshape(self.stages, -1)), np.bool_)
@@ -134,6 +148,11 @@ class Plan:
     def nfe(self) -> int:
         """Returns the number of network evaluations of a run; those of one batch count each."""
         return int(self.called.sum())
+
+    @cached_property
+    def gradient_evaluations(self) -> int:
+        """Returns at how many stages of a run the gradients of guidance terms are evaluated."""
+        return 0 if self.gradients is None else int((~np.isnan(self.gradients)).sum())
 
     @property
     def history(self) -> int:
@@ -179,6 +198,16 @@ class Plan:
         columns = tuple(columns[k] for k in order)
         return replace(self, columns=columns, matrix=grown[:, :, order], **fields)
 
+    def _gradients(self) -> np.ndarray | None:
+        """Returns [S] told times of the gradients; None for a plan that weighs none."""
+        weighed = [k for k, name in enumerate(self.columns) if name[0] == "g"]
+        if not weighed:
+            return None
+        used = self.matrix[:, :, weighed].any(axis=(1, 2))
+        times = self.times.reshape(self.stages, -1)[:, 0]
+        told = times * np.nan if self.gradients is None else self.gradients
+        return np.where(used & np.isnan(told), times, told)
+
     def _spans(self) -> np.ndarray:
         """Returns [S, 2]; by default to the time of x after, from where y was last written."""
         if self.spans is not None and not np.isnan(self.spans).any():
@@ -222,7 +251,10 @@ class Plan:
 
     def _stage_lines(self, i: int) -> list[str]:
         told = ", ".join(f"{t:.6g}" for t in self.times.reshape(self.stages, -1)[i] if t == t)
-        head = f"  {i:>4}  {f't = {told}' if told else 'no call':<14}"
+        shown = f"t = {told}" if told else "no call"
+        if not told and self.gradients is not None and self.gradients[i] == self.gradients[i]:
+            shown = f"g at {self.gradients[i]:.6g}"
+        head = f"  {i:>4}  {shown:<14}"
         rows = {
             name: {c: w for c, w in zip(self.columns, row.tolist(), strict=True) if w}
             for name, row in zip(self.rows, self.matrix[i], strict=True)

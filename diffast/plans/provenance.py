@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from diffast.plans.plan import Plan
 
 # The numbers that a run depends on. Names, spans and blocks are left out: they are annotations.
-_NUMBERS = ("times", "matrix", "levels", "guidance")
+_NUMBERS = ("times", "matrix", "levels", "guidance", "gradients")
 
 
 def digest(plan: Plan) -> str:

@@ -11,12 +11,17 @@ A stage is one matrix. Its columns are what a row may weigh, its rows are what t
     h1 .. hH    entries of earlier stages, newest first                           -
     d           the x0 estimate for x, after a clamp or a hook                    -
     d_raw       the x0 estimate for x as the network gave it                      -
-    d2 ..       the estimates for x2 .., and d2_raw .. as the network gave them   -
+    d_cond      that of the conditional branch alone, without guidance            -
+    d_uncond    that of the unconditional branch alone                            -
+    d2 ..       the estimates for x2 .., and d2_raw, d2_cond .. likewise          -
     g1, g2 ..   gradients of guidance terms at x                                  -
     z1, z2      two independent fresh normals, N(0, I)                            -
 
 Row "error" is an embedded error estimate, written as the error itself. All rows of a stage see the
 same columns: nothing is overwritten before every row is done.
+
+g1 is the gradient in x of a log-density, such as that of a label given x, without its scale. A plan
+that weighs g1 alone has all guidance terms of the denoiser there, each times its own scale.
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
     from diffast.plans.plan import Plan
 
 X, Y, V, H, D, D_RAW, ERROR = "x", "y", "v", "h", "d", "d_raw", "error"
+D_COND, D_UNCOND, G = "d_cond", "d_uncond", "g1"
 X2 = "x2"
 Z1, Z2 = "z1", "z2"
 NEW = "h0"  # the entry that the stage itself makes
@@ -42,16 +48,17 @@ ROWS = (H, Y, V, "x2", "x3", "x4", X, ERROR)
 # Levels that are no model time: (alpha, sigma) of an x0 estimate and of a momentum.
 X0_LEVEL, MOMENTUM_LEVEL, ERROR_LEVEL = (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)
 
-_COLUMN = re.compile(r"(y|v|x[2-4]?|h\d+|d[2-4]?|d[2-4]?_raw|g[1-9]\d*|z1|z2)")
+_COLUMN = re.compile(r"(y|v|x[2-4]?|h\d+|d[2-4]?(_raw|_cond|_uncond)?|g[1-9]|z1|z2)")
 # Groups of columns in their order; numbers sort within a group.
 _ENTRIES = tuple(f"h{age}" for age in range(64))
 _GROUPS = {"y": 0, "v": 1, "x": 2, "h": 3, "d": 4, "d_raw": 5, "g": 6, "z": 7}
+_GROUPS |= {"d_cond": 5.25, "d_uncond": 5.5}
 
 Row = Mapping[str, Any]
 
 
 @cache
-def column_key(name: str) -> tuple[int, int]:
+def column_key(name: str) -> tuple[float, int]:
     """Returns what columns are sorted by.
 
     Raises:
@@ -60,11 +67,10 @@ def column_key(name: str) -> tuple[int, int]:
     if not _COLUMN.fullmatch(name):
         raise ValueError(
             f"plan: a row weighs {name!r}, but the columns are y, v, x, x2 .., h0, h1 .., d, d2 "
-            ".., d_raw, d2_raw .., g1 .., z1 and z2"
+            ".., d_raw, d_cond, d_uncond, d2_raw .., g1 .. g9, z1 and z2"
         )
-    raw = "_raw" if name.endswith("_raw") else ""
-    number = name[1:].removesuffix("_raw")
-    return _GROUPS[name[0] + raw], int(number or 0)
+    number, _, kind = name[1:].partition("_")
+    return _GROUPS[name[0] + (f"_{kind}" if kind else "")], int(number or 0)
 
 
 def input_register(number: int) -> str:
@@ -75,7 +81,7 @@ def input_register(number: int) -> str:
 @cache
 def input_number(register: str) -> int:
     """Returns the number of the input that x, x2 .. or one of its estimates d, d2_raw .. is for."""
-    return int(register[1:].removesuffix("_raw") or 1) - 1
+    return int(register[1:].partition("_")[0] or 1) - 1
 
 
 def entry_column(age: int) -> str:
@@ -151,6 +157,7 @@ class Stages:
         """Begins without a stage; x and y hold the initial state, at the model time `start`."""
         self.schedule, self.start = schedule, float(start)
         self.times: list[float | tuple[float, ...]] = []
+        self.gradients: list[float] = []
         self.rows: list[dict[str, Any]] = []
         self.stands: list[dict[str, Any]] = []  # register -> model time or (alpha, sigma)
         self.spans: list[tuple[float, float]] = []
@@ -171,10 +178,12 @@ class Stages:
         y_at: Any = None,
         h: Row | None = None,
         v: Row | str | None = None,
+        v_at: tuple[float, float] = MOMENTUM_LEVEL,
         x2: Row | None = None,
         x2_at: float | None = None,
         error: Row | None = None,
         span: tuple[float, float] | None = None,
+        gradient: float | None = None,
     ) -> None:
         """Adds a stage.
 
@@ -187,10 +196,13 @@ class Stages:
             y_at: where a row y stands: a model time, or (alpha, sigma).
             h: row of the new entry; None: {"d": 1} if any stage of the plan weighs entries.
             v: row of the momentum; "keep"; None: no momentum is held after the stage.
+            v_at: the (alpha, sigma) that v holds: (0, 0) where v keeps a gradient.
             x2: row of a second input of the next call.
             x2_at: model time at which x2 stands.
             error: row of the error estimate.
             span: model times (from, to) of the Brownian increment that z1 stands for.
+            gradient: model time that the guidance gradients at x are told; None: the time of the
+                call, if a row weighs a gradient. A stage may evaluate gradients and no network.
         """
         rows = {X: x, Y: y, V: v, H: h, X2: x2, ERROR: error}
         rows = {name: row for name, row in rows.items() if row is not None}
@@ -203,9 +215,10 @@ class Stages:
         if y == X:
             rows[Y] = x
         self.times.append(np.nan if time is None else time)
+        self.gradients.append(np.nan if gradient is None else gradient)
         self.rows.append(rows)
         x2_at = to if x2_at is None else x2_at
-        self.stands.append({X: to, Y: at, V: MOMENTUM_LEVEL, X2: x2_at, ERROR: ERROR_LEVEL})
+        self.stands.append({X: to, Y: at, V: v_at, X2: x2_at, ERROR: ERROR_LEVEL})
         self.spans.append(span or (np.nan, np.nan))
         self.end = float(to)
 
@@ -224,6 +237,7 @@ class Stages:
             "start": self.start,
             "end": self.end,
             "spans": self.spans,
+            "gradients": self.gradients,
             "rows": names,
             "columns": columns,
             "matrix": _matrix(stages, names, columns),

@@ -21,11 +21,9 @@ def network(x, t, shift=None):
     return x if shift is None else x + shift.to(x.dtype)
 
 
-class Pulled(df.Denoiser):
-    """A denoiser with the gradient of a guidance term."""
-
-    def gradients(self, x, t):
-        return ((0.5 - x) * (1 + t.reshape(-1, 1, 1)),)
+def pull(x, t):
+    """The gradient of a guidance term."""
+    return (0.5 - x) * (1 + t.reshape(-1, 1, 1))
 
 
 def denoiser_of(guidance=1.0, shift=None, kind=df.Denoiser, **options):
@@ -109,7 +107,7 @@ KINDS = {
     "two inputs": (twin(), GUIDED, {}),
     "two inputs, clamp": (twin(), {}, {"clamp": (-0.2, 0.2)}),
     "two normals": (solved("seeds_2"), {}, {}),
-    "gradients": (pulled(), {"kind": Pulled}, {}),
+    "gradients": (pulled(), {"guides": [df.guidance.gradient(pull)]}, {}),
 }
 
 

@@ -81,12 +81,12 @@ def push(x, t):
     return 0.1 * x * x
 
 
-class Guided(df.Denoiser):
-    """A denoiser whose guidance terms have gradients."""
-
-    def gradients(self, x, t):
-        t = t.reshape(-1, 1).to(x.dtype)
-        return pull(x, t), push(x, t)
+def guided(count=2, predicts="x0"):
+    """A denoiser with so many guidance terms."""
+    terms = [
+        df.guidance.gradient(lambda x, t, f=f: f(x, t.reshape(-1, 1))) for f in (pull, push)[:count]
+    ]
+    return df.Denoiser(network, VP, predicts=predicts, guides=terms)
 
 
 @pytest.mark.parametrize("second", [0.0, -0.2])
@@ -99,10 +99,11 @@ def test_gradients_add_to_a_run_what_a_loop_by_hand_adds(second):
         want = keep * want + new * estimate(want, start) + more
     got = run_numpy(plan, estimate, x, gradients={"g1": pull, "g2": push})[-1]
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-14)
-    sampled = df.sample(Guided(network, VP, predicts="x0"), plan, x=initial()).x
+    denoiser = guided(1 + bool(second))
+    sampled = df.sample(denoiser, plan, x=initial()).x
     np.testing.assert_allclose(sampled.numpy(), want, rtol=0, atol=1e-13)
     hooked = {"clamp": LIMITS}
-    sampled = df.sample(Guided(network, VP, predicts="x0"), plan, x=initial(), **hooked).x
+    sampled = df.sample(denoiser, plan, x=initial(), **hooked).x
     gradients = {"g1": pull, "g2": push}
     want = run_numpy(plan, estimate, x, change=lambda d: d.clip(*LIMITS), gradients=gradients)[-1]
     np.testing.assert_allclose(sampled.numpy(), want, rtol=0, atol=1e-13)
@@ -112,7 +113,7 @@ def test_gradients_are_columns_of_the_calls_by_their_own_name():
     plan = pulled(second=-0.2)
     assert plan.columns == ("x", "d", "g1", "g2")
     for how in (Constraints(), Constraints(clamp=True), Constraints(hook=True)):
-        program = lower(plan, df.Prediction(VP, "epsilon"), how)
+        program = lower(plan, guided(2, "epsilon"), how)
         assert program.gradients == 2
         for i, stage in enumerate(program.stages):
             call = stage.calls[-1]
@@ -121,7 +122,8 @@ def test_gradients_are_columns_of_the_calls_by_their_own_name():
             assert (row["g1"], row["g2"]) == (plan.weights("x", "g1")[i], -0.2)
             assert COND in stage.calls[0].columns
             assert {"g1", "g2"}.isdisjoint(stage.x0.weights)
-    assert lower(pulled(), df.Prediction(VP, "epsilon")).gradients == 1
+    assert lower(pulled(), guided(1)).gradients == 1
+    assert lower(pulled(), guided(2)).gradients == 2  # g1 alone stands for all terms
     assert lower(df.solvers.euler(VP, GRID), df.Prediction(VP, "x0")).gradients == 0
 
 
@@ -142,7 +144,10 @@ def test_a_plan_with_gradients_is_checked_as_if_they_were_zero():
 @pytest.mark.parametrize(
     ("act", "facts"),
     [
-        (lambda p: df.sample(denoiser_of(), p, x=initial()), "1 gradients .* has no `gradients`"),
+        (
+            lambda p: df.sample(denoiser_of(), p, x=initial()),
+            "plan pulled weighs g1, gradients of guidance terms, but the denoiser has none",
+        ),
         (
             lambda p: Stepper(p, denoiser_of()),
             "Stepper: pulled weighs the gradients g1 of guidance",

@@ -1,0 +1,135 @@
+"""Guidance terms of a bound run: where their gradients are taken, and network calls that need one.
+
+A term's gradient is torch's own business (autograd). What is made of it is a column of the stage's
+`combine`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffast.executors import context
+from diffast.guidance.guide import Guide, Point
+from diffast.lowering.evaluations import BRANCHES, branch_names
+from diffast.lowering.program import Stage
+from diffast.model.denoiser import Denoiser
+
+
+class Guides:
+    """The guidance terms of one run.
+
+    Args:
+        denoiser: the network and its guides.
+        stages: of the lowered plan.
+        place: what the tensors are.
+    """
+
+    def __init__(self, denoiser: Denoiser, stages: Sequence[Stage], place: context.Place):
+        """Makes the numbers that terms are told at every stage."""
+        self.denoiser, self.place, self.stages = denoiser, place, stages
+        self.terms: Sequence[Guide] = denoiser.guides
+        told = np.array([np.nan if s.gradient_time is None else s.gradient_time for s in stages])
+        timed = np.flatnonzero(~np.isnan(told))
+        levels = np.full((3, len(told)), np.nan)
+        levels[0, timed] = told[timed]
+        levels[1, timed] = denoiser.schedule.alpha(told[timed])
+        levels[2, timed] = denoiser.schedule.sigma(told[timed])
+        with torch.inference_mode(False):
+            self.levels = torch.tensor(levels, dtype=place.dtype).to(place.device)
+
+    def through_network(self, i: int) -> bool:
+        """Returns whether a term of stage i is pulled back through the network."""
+        return any(self.terms[k - 1].through == "network" for k in self.stages[i].gradients)
+
+    def calls(self, stages: int | None = None) -> int:
+        """Returns how many network calls the first stages make for the terms alone."""
+        found = enumerate(self.stages[:stages])
+        return sum(not stage.times and self.through_network(i) for i, stage in found)
+
+    def point(self, i: int, x: torch.Tensor, x0: torch.Tensor | None = None, pull=None) -> Point:
+        """Returns where the gradients of stage i are taken."""
+        batch, dims = len(x), x.dim()
+        time, alpha, sigma = self.levels[:, i]
+        alpha, sigma = (v.expand(batch).view(batch, *[1] * (dims - 1)) for v in (alpha, sigma))
+        return Point(x, time.expand(batch), alpha, sigma, self.place.ids, i, x0, pull)
+
+    def gradients(
+        self, i: int, x: torch.Tensor, x0: torch.Tensor | None, pulled: Any
+    ) -> dict[str, torch.Tensor]:
+        """Returns the gradients of stage i by name.
+
+        Args:
+            i: number of the stage.
+            x: the state.
+            x0: the x0 estimate as the step takes it; None where no term reads it.
+            pulled: (x0, pull) from `Pulled`, where a term is pulled through the network.
+
+        Raises:
+            ValueError: for a gradient that is no tensor like the state; a term that writes into x.
+        """
+        found = {}
+        before = x._version
+        for k in self.stages[i].gradients:
+            term = self.terms[k - 1]
+            at = self.point(i, x)
+            if term.through == "x0":
+                at = at._replace(x0=x0)
+            elif term.through == "network":
+                at = at._replace(x0=pulled.x0, pull=pulled.pull)
+            with torch.inference_mode(False), torch.no_grad():
+                made = term.gradient(at)
+            complaint = context.unlike(f"the gradient of guidance term {k} ({term.name})", made, x)
+            if complaint is not None:
+                raise ValueError(f"sample: stage {i}: {complaint}")
+            found[f"g{k}"] = made.detach()
+        if x._version != before:
+            raise ValueError(
+                f"sample: stage {i}: a guidance term wrote into the state, but the solver still "
+                "needs it: give it a copy"
+            )
+        return found
+
+    def pulled(
+        self, i: int, x: torch.Tensor, arguments: Any, branches: str, memory_format: Any
+    ) -> Pulled:
+        """Returns the network's outputs at x, with what pulls vectors back to x."""
+        return Pulled(self, i, x, arguments, branches, memory_format)
+
+
+class Pulled:
+    """A network call through which vectors are pulled back.
+
+    Attributes:
+        outputs: of the branches, in one batch, without gradients.
+        x0: the x0 estimate, without gradients.
+    """
+
+    def __init__(self, guides: Guides, i: int, x, arguments, branches: str, memory_format):
+        """Calls the network and keeps its graph."""
+        denoiser, stage = guides.denoiser, guides.stages[i]
+        time = stage.time
+        names = branch_names(branches)
+        a, b = (float(w[0]) for w in denoiser.affine(np.array([time])))
+        weights = denoiser.weights_at(time)
+        with torch.inference_mode(False), torch.enable_grad():
+            self.x = x.detach().requires_grad_()
+            rows = self.x if len(names) == 1 else torch.cat([self.x] * len(names))
+            t = torch.full((len(rows),), time, dtype=x.dtype, device=x.device)
+            output = denoiser.call(rows.to(denoiser.dtype or x.dtype), t, arguments, memory_format)
+            self.graph = a * self.x
+            for name, part in zip(names, output.split(len(x)), strict=True):
+                weight = weights[BRANCHES.index(name)]
+                if weight != 0.0:
+                    self.graph = self.graph + (b * weight) * part.to(x.dtype)
+        self.outputs, self.x0 = output.detach(), self.graph.detach()
+
+    def pull(self, vector: torch.Tensor) -> torch.Tensor:
+        """Returns J^T v for v [B, ...], J the Jacobian of the x0 estimate in x."""
+        with torch.inference_mode(False), torch.enable_grad():
+            vector = vector.to(self.graph.dtype)
+            (found,) = torch.autograd.grad(self.graph, self.x, vector, retain_graph=True)
+        return found

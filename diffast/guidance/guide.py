@@ -1,0 +1,107 @@
+"""`Guide`: a guidance term, which is the gradient of a log-density, its scale and its place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+# What a term's gradient is taken through: the state itself, the x0 estimate alone, or the network.
+THROUGH = ("x", "x0", "network")
+
+
+class Point(NamedTuple):
+    """Where a guidance term's gradient is asked for.
+
+    Attributes:
+        x: the state [B, ...], of the run's dtype. Not to be written to.
+        time: model times, [B].
+        alpha: of the schedule at these times, [B, 1, ...].
+        sigma: likewise.
+        ids: [B] int64, which tell the samples apart when rows leave the batch.
+        stage: number of the evaluation, from 0.
+        x0: the x0 estimate [B, ...], without gradients; None for terms of through="x".
+        pull: v [B, ...] -> J^T v, J the Jacobian of the x0 estimate in x; None but for terms of
+            through="network". May be called more than once.
+    """
+
+    x: torch.Tensor
+    time: torch.Tensor
+    alpha: torch.Tensor
+    sigma: torch.Tensor
+    ids: torch.Tensor
+    stage: int | torch.Tensor
+    x0: torch.Tensor | None = None
+    pull: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Guide:
+    """A guidance term: the gradient of a log-density, and how much of it a step takes.
+
+    With g = grad log p(condition | x) the guided score is score + scale g, so the x0 estimate
+    becomes x0 + scale (sigma^2 / alpha) g (Dhariwal and Nichol 2021, section 4). A term of
+    through="x0" gives the gradient in the x0 estimate, and x0 becomes x0 + scale g (He et al. 2024,
+    MPGD). At alpha = 0 the state says nothing of the data, and the term is left out.
+
+    Args:
+        function: Point -> gradient [B, ...], shaped as the state, of any floating-point dtype.
+        scale: s, or a function of the model time that returns it.
+        through: "x": the gradient is a function of the state x; "x0": of the x0 estimate alone;
+            "network": of the x0 estimate, pulled back to x through the network (`Point.pull`),
+            which costs a backward pass of the network.
+        name: what messages call it.
+
+    Raises:
+        ValueError: for a function that cannot be called, a scale that is not finite, or another
+            `through`.
+    """
+
+    function: Callable[[Point], torch.Tensor]
+    scale: float | Callable[[float], float] = 1.0
+    through: str = "x"
+    name: str = "guide"
+
+    def __post_init__(self) -> None:
+        """Checks the arguments."""
+        if not callable(self.function):
+            raise ValueError(
+                f"{self.name}: function is a {type(self.function).__name__} but must be callable"
+            )
+        if self.through not in THROUGH:
+            raise ValueError(
+                f"{self.name}: through is {self.through!r} but must be one of {', '.join(THROUGH)}"
+            )
+        if not callable(self.scale) and not math.isfinite(self.scale):
+            raise ValueError(f"{self.name}: scale is {self.scale} but must be finite")
+
+    def gradient(self, point: Point) -> torch.Tensor:
+        """Returns the gradient [B, ...] at a point, without the scale."""
+        return self.function(point)
+
+    def scales(self, times: np.ndarray) -> np.ndarray:
+        """Returns the scale at each model time, [S] float64.
+
+        Raises:
+            ValueError: if one is not finite.
+        """
+        if not callable(self.scale):
+            return np.full(len(times), float(self.scale))
+        found = np.array([float(self.scale(float(t))) for t in times], dtype=np.float64)
+        if not np.isfinite(found).all():
+            i = int(np.argmin(np.isfinite(found)))
+            raise ValueError(f"{self.name}: scale is {found[i]} at t = {times[i]:g}")
+        return found
+
+    def weights(self, schedule: Any, times: np.ndarray) -> np.ndarray:
+        """Returns what the gradient is multiplied by in the x0 estimate, [S] float64."""
+        if self.through == "x0":
+            return self.scales(times)
+        alpha = np.asarray(schedule.alpha(times), dtype=np.float64)
+        sigma = np.asarray(schedule.sigma(times), dtype=np.float64)
+        factor = np.divide(sigma**2, alpha, out=np.zeros(len(times)), where=alpha > 0.0)
+        return self.scales(times) * factor

@@ -1,0 +1,204 @@
+"""What each stage of a plan evaluates, in numbers: network outputs, branches, gradients.
+
+The x0 estimate is a x + b (sum of branch weights times outputs), so guidance by several branches
+of the network is linear. A gradient of a guidance term joins the estimate with a weight of its
+own, unless the plan weighs gradients itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffast.lowering.estimate import COND, EXTRA, UNCOND
+from diffast.plans import Plan
+from diffast.plans.registers import input_register
+
+# The branches of the network in the order of a batched call.
+BRANCHES = (COND, UNCOND, EXTRA)
+
+# Names of the outputs by input (x, x2 ..) and branch: cond, uncond, extra, cond2 ..
+OUTPUTS = tuple(f"{name}{e or ''}" for e in (0, 2, 3, 4) for name in BRANCHES)
+
+# A call on both branches of classifier-free guidance has a name of its own.
+_BOTH = "both"
+
+
+class Evaluation(NamedTuple):
+    """What one stage evaluates.
+
+    Attributes:
+        times: model times that the network is told, one for each input that it is called on.
+        affine: (a, b) for each of these inputs.
+        weights: weights of the branches' outputs, for each of these inputs.
+        inputs: the numbers of these inputs.
+        gradient_time: model time that the guidance terms are told; NaN: none is evaluated.
+        scales: the terms' own scales, for plans that weigh gradients themselves.
+        in_estimate: the weights of the gradients in the x0 estimate of x, for all other plans.
+    """
+
+    times: tuple[float, ...]
+    affine: tuple[tuple[float, float], ...]
+    weights: tuple[tuple[float, ...], ...]
+    inputs: tuple[int, ...]
+    gradient_time: float
+    scales: tuple[float, ...]
+    in_estimate: tuple[float, ...]
+
+
+def evaluations_of(plan: Plan, outputs: Any) -> tuple[list[Evaluation], bytes]:
+    """Returns what the plan's stages evaluate, silent stages left out, and a key of all numbers.
+
+    Raises:
+        ValueError: guidance terms where the plan calls the network on several inputs at once; a
+            plan that weighs other gradients than there are guidance terms; what `outputs` raises.
+    """
+    kept = plan.evaluations
+    count = len(kept)
+    told = plan.times.reshape(plan.stages, -1)[kept]  # [n, E]
+    planned = None
+    if plan.guidance is not None:
+        planned = plan.guidance.reshape(plan.stages, -1)[kept]
+    numbers = np.full((told.shape[1], count, 2 + len(BRANCHES)), np.nan)
+    for e in range(told.shape[1]):
+        called = ~np.isnan(told[:, e])
+        times = told[called, e]
+        a, b = outputs.affine(times)
+        numbers[e, called, 0], numbers[e, called, 1] = a, b
+        numbers[e, called, 2:] = _weights(
+            outputs, times, None if planned is None else planned[called, e]
+        )
+    at, scales, weights = _gradients(plan, outputs, told, kept)
+    key = b"".join(n.tobytes() for n in (told, numbers, at, scales, weights))
+    rows = numbers.swapaxes(0, 1).tolist()
+    found = []
+    for i in range(count):
+        inputs = [e for e, t in enumerate(told[i].tolist()) if t == t]
+        found.append(
+            Evaluation(
+                tuple(told[i, inputs].tolist()),
+                tuple((rows[i][e][0], rows[i][e][1]) for e in inputs),
+                tuple(tuple(rows[i][e][2:]) for e in inputs),
+                tuple(inputs),
+                float(at[i]),
+                tuple(scales[:, i].tolist()),
+                tuple(weights[:, i].tolist()),
+            )
+        )
+    return found, key
+
+
+def _weights(outputs: Any, times: np.ndarray, planned: np.ndarray | None) -> np.ndarray:
+    """Returns the weights of the branches, [S, branches]."""
+    scales = outputs.scales(times) if planned is None else outputs.planned_scales(planned)
+    scales = np.asarray(scales, dtype=np.float64)
+    weigh = getattr(outputs, "branch_weights", None)
+    if weigh is not None:
+        return weigh(times, scales)
+    return np.stack([scales, 1.0 - scales, np.zeros_like(scales)], axis=1)
+
+
+def _gradients(plan: Plan, outputs: Any, told: np.ndarray, kept: np.ndarray):
+    """Returns (told times [n], scales [G, n], weights in the estimate [G, n]) of the gradients."""
+    guides = getattr(outputs, "guides", ())
+    none = np.full(len(kept), np.nan), *np.zeros((2, 0, len(kept)))
+    if plan.gradients is not None:
+        _check_guides(plan, len(guides))
+        at = plan.gradients[kept]
+        scales = np.zeros((len(guides), len(kept)))
+        timed = ~np.isnan(at)
+        scales[:, timed] = outputs.gradient_scales(at[timed])
+        return at, scales, np.zeros_like(scales)
+    if not guides:
+        return none
+    if told.shape[1] > 1:
+        raise ValueError(
+            f"plan {plan.name} calls the network on {told.shape[1]} inputs at once, but the "
+            f"denoiser has {len(guides)} guidance term(s), whose gradients are taken at x alone"
+        )
+    weights = outputs.gradient_weights(told[:, 0])
+    at = np.where(weights.any(axis=0), told[:, 0], np.nan)
+    return at, np.zeros_like(weights), weights
+
+
+def _check_guides(plan: Plan, count: int) -> None:
+    """Refuses a plan that weighs other gradients than the denoiser has guidance terms."""
+    weighed = gradients_of(plan)
+    if not count:
+        raise ValueError(
+            f"plan {plan.name} weighs {', '.join(weighed)}, gradients of guidance terms, but the "
+            "denoiser has none: Denoiser(guides=[...])"
+        )
+    if weighed != ["g1"] and int(weighed[-1][1:]) != count:
+        raise ValueError(
+            f"plan {plan.name} weighs {', '.join(weighed)}, but the denoiser has {count} guidance "
+            "term(s)"
+        )
+
+
+def gradients_of(plan: Plan) -> list[str]:
+    """Returns the columns of a plan that are gradients of guidance terms."""
+    return [column for column in plan.columns if column[0] == "g"]
+
+
+def in_estimate(evaluation: Evaluation) -> dict[str, float]:
+    """Returns the row of the gradients in the x0 estimate of x."""
+    return {f"g{k}": w for k, w in enumerate(evaluation.in_estimate, 1) if w != 0.0}
+
+
+def gradient_row(plan: Plan, evaluation: Evaluation, column: str) -> dict[str, float]:
+    """Returns a plan's column g1 .. over the terms' gradients; g1 alone stands for all of them."""
+    scales = evaluation.scales
+    if gradients_of(plan) == ["g1"]:
+        return {f"g{k}": scale for k, scale in enumerate(scales, 1)}
+    return {column: scales[int(column[1:]) - 1]}
+
+
+def estimate(number: int, affine: tuple[float, float], weights: Iterable[float]) -> dict:
+    """Returns the x0 estimate for an input, over that input and the outputs for it."""
+    a, b = affine
+    row = {input_register(number): a}
+    for name, weight in zip(output_names(number), weights, strict=True):
+        if weight != 0.0:
+            row[name] = b * weight
+    return row
+
+
+def branch_estimate(number: int, affine: tuple[float, float], column: str) -> dict[str, float]:
+    """Returns the estimate by one branch alone: that of a column d_cond, d_uncond, d2_cond .."""
+    branch = BRANCHES.index(column.partition("_")[2])
+    return estimate(number, affine, [float(k == branch) for k in range(len(BRANCHES))])
+
+
+def branches_of(evaluation: Evaluation, columns: Iterable[str]) -> str:
+    """Returns what a stage calls the network on, "" for nothing: see `branch_names`.
+
+    Args:
+        evaluation: gives the branches' weights.
+        columns: what the stage's rows weigh: d_cond and d_uncond need a branch, too.
+    """
+    if not evaluation.times:
+        return ""
+    found = {k for weights in evaluation.weights for k, w in enumerate(weights) if w != 0.0}
+    asked = {column.partition("_")[2] for column in columns if column[0] == "d"}
+    found |= {k for k, name in enumerate(BRANCHES) if name in asked}
+    names = [BRANCHES[k] for k in sorted(found or {0})]
+    return _BOTH if names == [COND, UNCOND] else "+".join(names)
+
+
+def branch_names(branches: str) -> tuple[str, ...]:
+    """Returns the branches of one network call, in their order in its batch.
+
+    Args:
+        branches: "cond", "uncond", "extra", "both" for cond and uncond, or names joined by +.
+    """
+    if branches == _BOTH:
+        return COND, UNCOND
+    return tuple(branches.split("+")) if branches else ()
+
+
+def output_names(number: int) -> tuple[str, ...]:
+    """Returns the names of the network's outputs (cond, uncond, extra) for an input."""
+    return OUTPUTS[len(BRANCHES) * number : len(BRANCHES) * (number + 1)]
