@@ -56,6 +56,7 @@ _HOMES = {
     "sample_parallel": "diffast.executors.parallel.sample",
     "schedules": "diffast.schedules",
     "solvers": "diffast.solvers",
+    "tasks": "diffast.tasks",
     "tune": "diffast.tuning.tune",
     "tuning": "diffast.tuning",
     "unroll": "diffast.plans",

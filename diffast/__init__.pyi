@@ -7,6 +7,7 @@ from diffast import integrations as integrations
 from diffast import ops as ops
 from diffast import schedules as schedules
 from diffast import solvers as solvers
+from diffast import tasks as tasks
 from diffast import tuning as tuning
 from diffast.executors.adaptive.options import AdaptiveOptions as AdaptiveOptions
 from diffast.executors.adaptive.sample import AdaptiveSamples as AdaptiveSamples
@@ -82,6 +83,7 @@ __all__ = [
     "sample_parallel",
     "schedules",
     "solvers",
+    "tasks",
     "tune",
     "tuning",
     "unroll",
