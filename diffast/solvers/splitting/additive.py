@@ -14,10 +14,11 @@ from diffast.schedules import Schedule
 from diffast.solvers.core.docs import splitting_builder
 from diffast.solvers.core.integrals import Level, adams, levels_at, moments
 from diffast.solvers.core.multistep import check_choice
+from diffast.solvers.splitting.heavy_ball import check_one_call
 from diffast.solvers.splitting.inner import inner_plan
 from diffast.solvers.splitting.momentum import check_damping
 from diffast.solvers.splitting.substeps import full_length
-from diffast.solvers.splitting.weave import Key, Weave
+from diffast.solvers.splitting.weave import Key, Weave, summed
 
 Inner = str | Callable[..., Plan]
 
@@ -25,7 +26,7 @@ METHODS = ("pec", "adams", "euler", "heavy_ball")
 
 
 @splitting_builder
-def additive(
+def additive_multistep(
     schedule: Schedule,
     grid: ArrayLike,
     inner: Inner = "lms",
@@ -57,7 +58,7 @@ def additive(
         guidance: "pec" (not with "cfg"), "adams", "euler" or "heavy_ball".
         guided: what guides: "gradient" (the denoiser's guidance terms) or "cfg".
     """
-    who = "additive"
+    who = "additive_multistep"
     check_choice(who, "guidance", guidance, METHODS)
     check_choice(who, "guided", guided, ("gradient", "cfg"))
     if guided == "cfg" and guidance == "pec":
@@ -68,11 +69,7 @@ def additive(
     b = check_damping(who, damping)
     grid = check_grid(schedule, grid)
     named, plan = inner_plan(who, inner, order, schedule, grid)
-    if plan.stages != plan.steps or "v" in plan.rows:
-        raise ValueError(
-            f"{who}: the inner solver {plan.name} has {plan.stages} calls for {plan.steps} steps "
-            "or a momentum, but it must be a multistep method of one call a step"
-        )
+    check_one_call(who, plan)
     levels = levels_at(schedule, grid)
     weave = Weave(who, plan)
     if guidance == "pec":
@@ -124,7 +121,7 @@ def _explicit(weave: Weave, levels: list[Level], method: str, b: float, cfg: boo
             }
         if s.alpha == 0.0:
             if cfg:
-                rows["x"] = _sum(rows["x"], {"d": t.alpha, "d_uncond": -t.alpha}, 1.0)
+                rows["x"] = summed(rows["x"], {"d": t.alpha, "d_uncond": -t.alpha}, 1.0)
             weave.take(n, **rows)
             continue
         slope = {"g1": s.sigma}
@@ -133,25 +130,17 @@ def _explicit(weave: Weave, levels: list[Level], method: str, b: float, cfg: boo
         whole = moments("noise", "rho", s, t, 0)[0]
         held: dict[Key, float] = slope
         if method == "euler":
-            rows["x"] = _sum(rows["x"], slope, -whole)
+            rows["x"] = summed(rows["x"], slope, -whole)
             weave.take(n, **rows)
             continue
         if method == "adams":
             weights = adams("noise", "rho", s, [] if before is None else [before], t)
-            rows["x"] = _sum(rows["x"], slope, -weights[0])
+            rows["x"] = summed(rows["x"], slope, -weights[0])
             if before is not None:
-                rows["x"] = _sum(rows["x"], {"v": 1.0}, -weights[1])
+                rows["x"] = summed(rows["x"], {"v": 1.0}, -weights[1])
         else:
             if before is not None:
-                held = _sum({"v": 1.0 - b}, slope, b)
-            rows["x"] = _sum(rows["x"], held, -whole)
+                held = summed({"v": 1.0 - b}, slope, b)
+            rows["x"] = summed(rows["x"], held, -whole)
         before = s
         weave.take(n, ERROR_LEVEL, **rows, v=held if n + 1 < len(levels) - 1 else {})
-
-
-def _sum(row, other, factor: float) -> dict[Key, float]:
-    """Returns row + factor * other."""
-    found = dict(row)
-    for key, weight in other.items():
-        found[key] = found.get(key, 0.0) + factor * weight
-    return found

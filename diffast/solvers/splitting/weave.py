@@ -155,3 +155,11 @@ def _on_x(row: Mapping[str, float]) -> dict[str, float]:
         column = X if column == Y else column
         found[column] = found.get(column, 0.0) + weight
     return found
+
+
+def summed(row: Row, other: Row, factor: float) -> dict[Key, float]:
+    """Returns row + factor * other."""
+    found = dict(row)
+    for key, weight in other.items():
+        found[key] = found.get(key, 0.0) + factor * weight
+    return found
