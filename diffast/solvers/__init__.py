@@ -1,9 +1,9 @@
 """Solvers: numpy functions (schedule, grid, options) -> Plan, and the table of their names.
 
 `get(name)` returns a builder by its name, `SOLVERS` is the table. The families are in the folders
-`ode`, `sde` and `few_step`. `correctors` holds Langevin correctors, which `predictor_corrector`
-puts between the steps of any plan. `embedded` holds the methods with an error estimate, for
-`df.sample_adaptive`. `aliases` holds second names of solvers.
+`ode`, `sde`, `few_step` and `splitting`. `correctors` holds Langevin correctors, which
+`predictor_corrector` puts between the steps of any plan. `embedded` holds the methods with an error
+estimate, for `df.sample_adaptive`. `aliases` holds second names of solvers.
 """
 
 from __future__ import annotations
@@ -54,6 +54,10 @@ from diffast.solvers.sde.pec import pec
 from diffast.solvers.sde.piadm import piadm_ode, piadm_sde
 from diffast.solvers.sde.sa_solver import sa_solver
 from diffast.solvers.sde.seeds import seeds_1, seeds_2, seeds_3
+from diffast.solvers.splitting.additive import additive_multistep
+from diffast.solvers.splitting.heavy_ball import heavy_ball
+from diffast.solvers.splitting.lie_strang import ltsp, stsp
+from diffast.solvers.splitting.momentum import ghvb
 
 __all__ = ["euler", "ddim", "euler_ancestral", "heun", "midpoint", "ralston"]
 __all__ += ["bosh3", "rk4", "dopri5", "tsit5"]
@@ -67,6 +71,7 @@ __all__ += ["dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "flow_ancestra
 __all__ += ["ddpm", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpm_solver_2m_sde", "sa_solver"]
 __all__ += ["seeds_1", "seeds_2", "seeds_3", "er_sde", "pec", "churn", "restart"]
 __all__ += ["piadm_sde", "piadm_ode", "dpom", "dpum", "lcm", "tcd"]
+__all__ += ["ghvb", "heavy_ball", "ltsp", "stsp", "additive_multistep"]
 
 SOLVERS: dict[str, Callable[..., Plan]] = {name: globals()[name] for name in __all__}
 
