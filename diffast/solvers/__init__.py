@@ -14,6 +14,8 @@ from diffast._namespace import attributes, listing, lookup
 from diffast.plans import Plan
 from diffast.solvers.aliases import dpm_2, etdrk2, euler_ancestral, ralston, res_2m, res_3m
 from diffast.solvers.few_step.consistency import lcm, tcd
+from diffast.solvers.guided.on_state import on_state
+from diffast.solvers.guided.renoised import renoised
 from diffast.solvers.ode.adams import (
     deis,
     exponential_adams,
@@ -66,6 +68,9 @@ __all__ += ["seeds_1", "seeds_2", "seeds_3", "er_sde", "pec", "churn", "restart"
 __all__ += ["piadm_sde", "piadm_ode", "lcm", "tcd"]
 
 SOLVERS: dict[str, Callable[..., Plan]] = {name: globals()[name] for name in __all__}
+
+# For guided runs: no solvers of the network's own distribution.
+__all__ += ["on_state", "renoised"]
 
 
 def get(name: str) -> Callable[..., Plan]:
