@@ -17,6 +17,8 @@ from diffast.solvers.aliases import dpm_2, etdrk2, euler_ancestral, ralston, res
 from diffast.solvers.correctors.compose import predictor_corrector
 from diffast.solvers.correctors.dpum import dpom, dpum
 from diffast.solvers.few_step.consistency import lcm, tcd
+from diffast.solvers.guided.on_state import on_state
+from diffast.solvers.guided.renoised import renoised
 from diffast.solvers.ode.adams import (
     deis,
     exponential_adams,
@@ -77,6 +79,8 @@ SOLVERS: dict[str, Callable[..., Plan]] = {name: globals()[name] for name in __a
 
 # A plan from a plan: no builder of (schedule, grid).
 __all__ += ["predictor_corrector"]
+# For guided runs: no solvers of the network's own distribution.
+__all__ += ["on_state", "renoised"]
 
 
 def get(name: str) -> Callable[..., Plan]:
