@@ -41,6 +41,7 @@ _HOMES = {
     "TuneResult": "diffast.tuning.result",
     "add_noise": "diffast.noise.forward_process",
     "backends": "diffast.ops",
+    "correctors": "diffast.solvers.correctors",
     "digits": "diffast.digits",
     "embedded": "diffast.solvers.embedded",
     "graph_cache": "diffast.executors.graph_cache",

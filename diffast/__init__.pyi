@@ -37,6 +37,7 @@ from diffast.planning import plan as plan
 from diffast.plans import Plan as Plan
 from diffast.plans import unroll as unroll
 from diffast.plans.overshoot import PlanWarning as PlanWarning
+from diffast.solvers import correctors as correctors
 from diffast.solvers import embedded as embedded
 from diffast.solvers import embedded as pairs
 from diffast.tuning.result import TuneResult as TuneResult
@@ -67,6 +68,7 @@ __all__ = [
     "TuneResult",
     "add_noise",
     "backends",
+    "correctors",
     "digits",
     "embedded",
     "graph_cache",
