@@ -22,6 +22,7 @@ from diffast.integrations.diffusers.guides import GuidedOutputs
 from diffast.integrations.diffusers.run import Recipe
 from diffast.integrations.diffusers.scheduler import NOISES
 from diffast.integrations.diffusers.shared import clamp_of
+from diffast.lowering.evaluations import gradients_of
 from diffast.plans import Plan
 from diffast.plans.file import from_record, to_record
 from diffast.plans.registers import Y
@@ -382,6 +383,11 @@ def _check_plan(plan: Plan, convention: Convention) -> None:
         raise ValueError(
             f"the plan {plan.name} calls the network on {plan.called.shape[1]} inputs at once, but "
             "a pipeline calls its network on one: tune without 'directions', or use df.sample"
+        )
+    if gradients_of(plan):
+        raise ValueError(
+            f"the plan {plan.name} weighs gradients of guidance terms by itself, but a pipeline "
+            "takes a step a network call: use df.sample"
         )
     if len(plan.calls) != plan.stages:
         raise ValueError(

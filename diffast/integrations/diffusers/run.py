@@ -11,7 +11,6 @@ import torch
 
 from diffast import ops
 from diffast.integrations.diffusers.guides import NO_TERMS, GuidedOutputs
-from diffast.lowering.evaluations import gradients_of
 from diffast.lowering.program import Constraints, check_one_input, lower
 from diffast.lowering.step_table import AT_TERM, AT_X, AT_X0, AT_Y, FIXED, StepCall, numbered
 from diffast.plans import Plan
@@ -77,11 +76,6 @@ class Prepared:
             bool(self.limits), recipe.hook is not None or reads_x0, given_noise=self.given
         )
         check_one_input("step", recipe.plan)
-        if gradients_of(recipe.plan):
-            raise ValueError(
-                f"step: {recipe.plan.name} weighs gradients of guidance terms by itself, but a "
-                "drop-in scheduler takes a step a network call: use df.sample"
-            )
         program = lower(recipe.plan, recipe.reads, how)
         if V in program.carried or program.opening:
             raise ValueError(
