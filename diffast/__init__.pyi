@@ -7,6 +7,7 @@ from diffast import integrations as integrations
 from diffast import ops as ops
 from diffast import schedules as schedules
 from diffast import solvers as solvers
+from diffast import tasks as tasks
 from diffast import tuning as tuning
 from diffast.executors.adaptive.options import AdaptiveOptions as AdaptiveOptions
 from diffast.executors.adaptive.sample import AdaptiveSamples as AdaptiveSamples
@@ -36,6 +37,7 @@ from diffast.planning import plan as plan
 from diffast.plans import Plan as Plan
 from diffast.plans import unroll as unroll
 from diffast.plans.overshoot import PlanWarning as PlanWarning
+from diffast.solvers import correctors as correctors
 from diffast.solvers import embedded as embedded
 from diffast.solvers import embedded as pairs
 from diffast.tuning.result import TuneResult as TuneResult
@@ -66,6 +68,7 @@ __all__ = [
     "TuneResult",
     "add_noise",
     "backends",
+    "correctors",
     "digits",
     "embedded",
     "graph_cache",
@@ -80,6 +83,7 @@ __all__ = [
     "sample_parallel",
     "schedules",
     "solvers",
+    "tasks",
     "tune",
     "tuning",
     "unroll",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffast import ops
 from diffast.executors import context
 from diffast.guidance.guide import Guide, Point
 from diffast.lowering.evaluations import BRANCHES, branch_names
@@ -55,7 +56,13 @@ class Guides:
         batch, dims = len(x), x.dim()
         time, alpha, sigma = self.levels[:, i]
         alpha, sigma = (v.expand(batch).view(batch, *[1] * (dims - 1)) for v in (alpha, sigma))
-        return Point(x, time.expand(batch), alpha, sigma, self.place.ids, i, x0, pull)
+        shape, dtype, _, ids, seed, _ = self.place
+
+        def normals(k: int) -> torch.Tensor:
+            word = ops.GUIDANCE_NOISE + (i << 8) + k
+            return ops.normal(shape, seed=seed, stage=word, ids=ids, dtype=dtype)
+
+        return Point(x, time.expand(batch), alpha, sigma, ids, i, x0, pull, normals)
 
     def gradients(
         self, i: int, x: torch.Tensor, x0: torch.Tensor | None, pulled: Any
