@@ -17,6 +17,8 @@ from diffast.executors.graph_sampler import GraphSampler as GraphSampler
 from diffast.executors.parallel.rounds import Round as Round
 from diffast.executors.parallel.sample import ParallelSamples as ParallelSamples
 from diffast.executors.parallel.sample import sample_parallel as sample_parallel
+from diffast.executors.particles.sample import ParticleSamples as ParticleSamples
+from diffast.executors.particles.sample import sample_particles as sample_particles
 from diffast.executors.results import FailedSamples as FailedSamples
 from diffast.executors.results import Info as Info
 from diffast.executors.results import NonFiniteError as NonFiniteError
@@ -54,6 +56,7 @@ __all__ = [
     "LearnedVariance",
     "NonFiniteError",
     "ParallelSamples",
+    "ParticleSamples",
     "Plan",
     "PlanWarning",
     "Prediction",
@@ -78,6 +81,7 @@ __all__ = [
     "sample",
     "sample_adaptive",
     "sample_parallel",
+    "sample_particles",
     "schedules",
     "solvers",
     "tune",

@@ -194,8 +194,8 @@ def _smoothed(
         values.append(value)
         slopes.append(made)
     weights = torch.softmax(torch.stack(values), dim=0)  # [draws, B]
-    shape = (-1, *[1] * (x0.dim() - 1))
-    return sum(w.view(shape) * made for w, made in zip(weights, slopes, strict=True))
+    shape = (draws, -1, *[1] * (x0.dim() - 1))
+    return (weights.view(shape) * torch.stack(slopes)).sum(dim=0)
 
 
 def _estimate(who: str, at: Point) -> torch.Tensor:
