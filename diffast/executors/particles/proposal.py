@@ -59,10 +59,12 @@ class Proposal:
         if denoiser.guides:
             # A step without fresh noise has no density: there the terms are left out.
             self.noise, self.keep, self.new = (plan.weights(X, c) for c in (Z1, X, D))
-            self.guides = _Guides(denoiser, lower(plan, denoiser).stages, place)
+            program = lower(plan, denoiser)
+            self.guides = _Guides(denoiser, program.stages, place)
             self.guides.owner = owner
             self.scales = denoiser.gradient_weights(np.array(self.times))
-            self.arguments = {b: denoiser.arguments(len(owner), place.device, b) for b in branches}
+            kinds, rows = program.branches, len(owner)
+            self.arguments = {b: denoiser.arguments(rows, place.device, b) for b in kinds}
 
     def estimate(self, i: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns (the unguided x0 estimate, what the guidance terms add to it or None)."""
