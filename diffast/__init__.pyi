@@ -7,6 +7,7 @@ from diffast import integrations as integrations
 from diffast import ops as ops
 from diffast import schedules as schedules
 from diffast import solvers as solvers
+from diffast import tasks as tasks
 from diffast import tuning as tuning
 from diffast.executors.adaptive.options import AdaptiveOptions as AdaptiveOptions
 from diffast.executors.adaptive.sample import AdaptiveSamples as AdaptiveSamples
@@ -14,6 +15,8 @@ from diffast.executors.adaptive.sample import sample_adaptive as sample_adaptive
 from diffast.executors.cuda_graph import GraphError as GraphError
 from diffast.executors.graph_cache import graph_cache as graph_cache
 from diffast.executors.graph_sampler import GraphSampler as GraphSampler
+from diffast.executors.metropolis import MetropolisSamples as MetropolisSamples
+from diffast.executors.metropolis import sample_metropolis as sample_metropolis
 from diffast.executors.parallel.rounds import Round as Round
 from diffast.executors.parallel.sample import ParallelSamples as ParallelSamples
 from diffast.executors.parallel.sample import sample_parallel as sample_parallel
@@ -38,6 +41,7 @@ from diffast.planning import plan as plan
 from diffast.plans import Plan as Plan
 from diffast.plans import unroll as unroll
 from diffast.plans.overshoot import PlanWarning as PlanWarning
+from diffast.solvers import correctors as correctors
 from diffast.solvers import embedded as embedded
 from diffast.solvers import embedded as pairs
 from diffast.tuning.result import TuneResult as TuneResult
@@ -54,6 +58,7 @@ __all__ = [
     "GraphSampler",
     "Info",
     "LearnedVariance",
+    "MetropolisSamples",
     "NonFiniteError",
     "ParallelSamples",
     "ParticleSamples",
@@ -69,6 +74,7 @@ __all__ = [
     "TuneResult",
     "add_noise",
     "backends",
+    "correctors",
     "digits",
     "embedded",
     "graph_cache",
@@ -80,10 +86,12 @@ __all__ = [
     "plan",
     "sample",
     "sample_adaptive",
+    "sample_metropolis",
     "sample_parallel",
     "sample_particles",
     "schedules",
     "solvers",
+    "tasks",
     "tune",
     "tuning",
     "unroll",

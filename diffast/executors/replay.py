@@ -155,6 +155,7 @@ class ReplayableRun:
         """Takes another guidance and other conditions."""
         # A function may return something else than it did.
         anew = callable(denoiser.guidance) or not same_value(denoiser.guidance, self._scale)
+        anew = anew or any(callable(term.scale) for term in denoiser.guides)
         if program is not None or anew:
             program = program or lower(self.bound.plan, denoiser, self.bound.constraints)
             if program.structure != self.bound.program.structure:

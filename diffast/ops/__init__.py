@@ -3,8 +3,8 @@
 `combine` and `normal` below are the convenient forms. Executors prepare everything beforehand and
 call the other functions, which have the arguments of an op's overload (diffast/ops/schema.py).
 
-Each op has a folder here. The functions `combine`, `accept`, `evaluate`, `gram`, `sweep` and
-`normal` have the names of such folders: `diffast.ops.sweep` is the function. `from
+Each op has a folder here. The functions `combine`, `accept`, `evaluate`, `gram`, `quantile`,
+`sweep` and `normal` have the names of such folders: `diffast.ops.sweep` is the function. `from
 diffast.ops.sweep import reference` finds the folder all the same.
 """
 
@@ -39,6 +39,7 @@ combine_error_out = _explained("combine_error.out")
 accept = _explained("accept")
 evaluate = _explained("evaluate")
 gram = _explained("gram")
+quantile = _explained("quantile")
 sweep = _explained("sweep")
 brownian_out = _explained("brownian.out")
 normal_out = _explained("normal.out")
