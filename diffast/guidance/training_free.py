@@ -186,7 +186,10 @@ def _smoothed(
     if deviation is None:
         return slope(who, lambda x0, t: -function(x0, t), x0, at.time)
     if at.normals is None:
-        raise ValueError(f"{who}: the point has no source of normals")
+        raise ValueError(
+            f"{who}: the term draws noise, but this executor gives none to terms (a CUDA graph "
+            "would repeat that of one seed): use df.sample without executor='graph', or a Stepper"
+        )
     values, slopes = [], []
     for k in range(draws):
         place = x0 + deviation.to(x0.dtype) * at.normals(k).to(x0.dtype)
