@@ -36,7 +36,7 @@ class Measurement:
 
     def __init__(self, who: str, operator: Operator, y: torch.Tensor, noise: float = 0.0):
         """Checks what can be checked before the first estimate."""
-        forward = getattr(operator, "forward", operator)
+        forward: Any = getattr(operator, "forward", operator)
         if not callable(forward):
             raise ValueError(
                 f"{who}: operator is a {type(operator).__name__}, but a function x -> y or an "

@@ -5,7 +5,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from linear_gaussian import FULL, MATRIX, MEAN, NOISE, SIZE, VP, Y, Linear, network, numbers, posterior
+from linear_gaussian import (
+    FULL,
+    MATRIX,
+    MEAN,
+    NOISE,
+    SIZE,
+    VP,
+    Linear,
+    Y,
+    network,
+    numbers,
+    posterior,
+)
 
 import diffast as df
 
@@ -61,7 +73,7 @@ def test_pigdm_is_exact_where_all_directions_have_one_variance(operator, noise):
 
 @each_operator
 def test_tmpd_is_exact_where_measurements_are_independent(operator):
-    """With A A^T diagonal and one variance A C A^T is diagonal, and its row sums are the diagonal."""
+    """With A A^T diagonal and one variance the row sums of A C A^T are its diagonal."""
     rows = torch.linalg.qr(MATRIX.T)[0].T * torch.tensor([[2.0], [0.5]], dtype=torch.float64)
     operator = Linear(rows) if operator is EXACT else lambda x: x @ rows.T
     want = df.sample(
