@@ -15,6 +15,8 @@ from diffast.executors.adaptive.sample import sample_adaptive as sample_adaptive
 from diffast.executors.cuda_graph import GraphError as GraphError
 from diffast.executors.graph_cache import graph_cache as graph_cache
 from diffast.executors.graph_sampler import GraphSampler as GraphSampler
+from diffast.executors.metropolis import MetropolisSamples as MetropolisSamples
+from diffast.executors.metropolis import sample_metropolis as sample_metropolis
 from diffast.executors.parallel.rounds import Round as Round
 from diffast.executors.parallel.sample import ParallelSamples as ParallelSamples
 from diffast.executors.parallel.sample import sample_parallel as sample_parallel
@@ -54,6 +56,7 @@ __all__ = [
     "GraphSampler",
     "Info",
     "LearnedVariance",
+    "MetropolisSamples",
     "NonFiniteError",
     "ParallelSamples",
     "Plan",
@@ -80,6 +83,7 @@ __all__ = [
     "plan",
     "sample",
     "sample_adaptive",
+    "sample_metropolis",
     "sample_parallel",
     "schedules",
     "solvers",

@@ -103,8 +103,10 @@ class Local:
         """Returns A u, A the Jacobian at the estimate."""
         if not self.by_torch:
             return self.whole.forward(u)
-        with torch.inference_mode(False), torch.no_grad():
-            return torch.func.jvp(self.whole.forward, (self.x0.detach(),), (u.detach(),))[1]
+        with torch.inference_mode(False), torch.enable_grad():
+            v, pulled = self._dual
+            (found,) = torch.autograd.grad(pulled, v, u, retain_graph=True)
+        return found
 
     def transpose(self, v: torch.Tensor) -> torch.Tensor:
         """Returns A^T v, A the Jacobian at the estimate."""
@@ -113,6 +115,16 @@ class Local:
         with torch.inference_mode(False), torch.enable_grad():
             (found,) = torch.autograd.grad(self._seen, self._leaf, v, retain_graph=True)
         return found
+
+    @cached_property
+    def _dual(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns (v, A^T v) with its graph: A u is the gradient of <u, A^T v> in v.
+
+        Forward-mode derivatives are not asked for: fewer operations have them.
+        """
+        v = torch.zeros_like(self.y).requires_grad_()
+        (pulled,) = torch.autograd.grad(self._seen, self._leaf, v, create_graph=True)
+        return v, pulled
 
     @cached_property
     def closed(self) -> bool:

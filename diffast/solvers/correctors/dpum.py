@@ -79,9 +79,10 @@ def dpum(
 ) -> Plan:
     """Returns DPUM: the ODE with the score held, and underdamped Langevin correctors.
 
-    Weak order 1, 1 call a step. Chen et al. 2023, algorithm 2: see the top of the file. The steps of
-    both parts are of the order eps/(L^(3/2) sqrt(d)) for an accuracy eps in dimension d. `sample_parallel`
-    runs the plan in blocks (method "piadm"): each predictor's stage and each corrector is one.
+    Weak order 1, 1 call a step. Chen et al. 2023, algorithm 2: see the top of the file. The steps
+    of both parts are of the order eps/(L^(3/2) sqrt(d)) for an accuracy eps in dimension d.
+    `sample_parallel` runs the plan in blocks (method "piadm"): each predictor's stage and each
+    corrector is one.
 
     Args:
         schedule: any schedule.
