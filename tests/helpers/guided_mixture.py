@@ -63,6 +63,8 @@ class GuidedMixture:
 
     def x0(self, x, t):
         alpha, sigma = self.levels(t)
+        if alpha == 0.0:  # pure noise says nothing of the data
+            return np.broadcast_to(self.means.mean(0), x.shape)
         return self.mean(x / alpha, sigma / alpha)
 
     def gradient(self, x, t):
