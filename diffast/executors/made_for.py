@@ -20,8 +20,8 @@ _SAME = {"reverse_flow": "flow"}
 def check_made_for(who: str, plan: Plan, denoiser: Any) -> None:
     """Compares a plan's `made_for` with the denoiser of a run.
 
-    A fine-tuned network and another guidance scale are warned of, once: such a plan runs, but the
-    measured errors are not those of the run.
+    A fine-tuned network, another guidance scale and guidance terms are warned of, once: such a plan
+    runs, but the measured errors are not those of the run.
 
     Raises:
         ValueError: if the plan was made for another prediction type.
@@ -39,7 +39,8 @@ def check_made_for(who: str, plan: Plan, denoiser: Any) -> None:
     if network is None:
         return
     guidance = getattr(denoiser, "guidance", None)
-    key = _identity(network), guidance if isinstance(guidance, int | float) else None
+    guided = bool(getattr(denoiser, "guides", ()))
+    key = _identity(network), guidance if isinstance(guidance, int | float) else None, guided
     compared = _compared.setdefault(plan, set())
     if key in compared:
         return
@@ -61,6 +62,12 @@ def check_made_for(who: str, plan: Plan, denoiser: Any) -> None:
         warnings.warn(
             f"{who}: plan {plan.name} was made for guidance {scale:g}, but the denoiser's guidance "
             f"is {key[1]:g}: {result}",
+            stacklevel=4,
+        )
+    if guided:
+        warnings.warn(
+            f"{who}: plan {plan.name} was made for a network without guidance terms, but the "
+            "denoiser has some: the measured error is not that of this run",
             stacklevel=4,
         )
 

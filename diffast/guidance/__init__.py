@@ -8,5 +8,10 @@ Every solver runs such a denoiser: the gradients join its x0 estimates. Splittin
 
 from diffast.guidance.gradients import classifier, gradient, loss
 from diffast.guidance.guide import Guide, Point
+from diffast.guidance.inverse import diffpir, dps, mcg, mpgd
+from diffast.guidance.measurement import Measurement
+from diffast.guidance.posterior import mmps, pigdm, tmpd
+from diffast.guidance.training_free import descent, freedom, lgd_mc, tfg, ugd
 
-__all__ = ["Guide", "Point", "classifier", "gradient", "loss"]
+__all__ = ["Guide", "Measurement", "Point", "classifier", "descent", "diffpir", "dps", "freedom"]
+__all__ += ["gradient", "lgd_mc", "loss", "mcg", "mmps", "mpgd", "pigdm", "tfg", "tmpd", "ugd"]

@@ -119,6 +119,7 @@ class Denoiser:
         guidance: float | Callable[[float], float] = 1.0,
         dtype: torch.dtype | None = None,
         time_dtype: torch.dtype | None = None,
+        guides: Sequence[Guide] = (),
     ) -> Denoiser:
         """Returns a denoiser of a velocity field dx/ds, s from 0 (noise) to 1 (data) by default.
 
@@ -153,6 +154,7 @@ class Denoiser:
             guidance: as for `Denoiser`.
             dtype: as for `Denoiser`.
             time_dtype: as for `Denoiser`.
+            guides: as for `Denoiser`.
 
         Raises:
             ValueError: for options that are not these; a schedule whose time does not run from 1 to
@@ -173,6 +175,7 @@ class Denoiser:
             guidance=guidance,
             dtype=dtype,
             time_dtype=time_dtype,
+            guides=guides,
         )
 
     @classmethod
@@ -191,6 +194,7 @@ class Denoiser:
         guidance: float | Callable[[float], float] = 1.0,
         dtype: torch.dtype | None = None,
         time_dtype: torch.dtype | None = None,
+        guides: Sequence[Guide] = (),
     ) -> Denoiser:
         """Returns a denoiser of a network of x = x0 + sigma eps and the noise level sigma.
 
@@ -216,6 +220,7 @@ class Denoiser:
             guidance: as for `Denoiser`.
             dtype: as for `Denoiser`.
             time_dtype: what dtype the network wants the level in.
+            guides: as for `Denoiser`.
 
         Raises:
             TypeError: if predicts is missing.
@@ -231,6 +236,7 @@ class Denoiser:
             conditions={} if conditions is None else conditions,
             unconditional=unconditional,
             guidance=guidance,
+            guides=guides,
         )
 
     def probe(
@@ -248,6 +254,8 @@ class Denoiser:
         there is doubt the other conventions are tried as well, at 18 calls each (270 in all), and
         the answer names those that fit. Data that are Gaussian and isotropic fit many conventions;
         the probe is then silent. `df.sample` never calls it by itself.
+
+        Guidance and guides are left out.
 
         Fields that are no denoiser of their schedule's path fail the probe too: an untrained
         network, a distilled one, a velocity of another path that only deterministic plans run.
