@@ -35,7 +35,7 @@ PICTURE = Path(__file__).parent.parent / "docs" / "pictures" / "splitting_digits
 BATCH, SEED = 12, 7
 SCALES = (4.0, 12.0)
 STEPS = (8, 12, 16, 25, 40, 60, 100)
-REFERENCE_STEPS = 1000
+REFERENCES, REFERENCE_STEPS = ("ddim", "additive lms4"), 1000
 
 S = df.solvers
 FLOW = partial(S.adams, order=4)
@@ -122,8 +122,8 @@ def errors(scales=SCALES, steps=STEPS, methods=tuple(METHODS)) -> None:
     """Measures distances of all methods, and those of DDIM with 250 steps."""
     for scale in scales:
         problem = Problem(scale)
-        both = {name: reference(scale, name) for name in ("ddim", "additive lms4")}
-        between = problem.distances(both["ddim"], both["additive lms4"])
+        both = {name: reference(scale, name) for name in REFERENCES}
+        between = problem.distances(*both.values())
         save(f"{scale:g} | references | {REFERENCE_STEPS}", between)
         jobs = [("ddim", 250), *((name, n) for n in steps for name in methods)]
         for name, n in jobs:
@@ -173,8 +173,96 @@ def enough(scale: float, name: str, to: str = "ddim", measure: str = "rms") -> f
     return known[-1][0] * known[-1][1] / aim
 
 
+SHOWN = {"DDIM": "ddim", "PLMS4": "plms4", "STSP4": "stsp4", "additive": "additive lms4"}
+SHOWN_STEPS, SHOWN_SCALE, SHOWN_DIGITS = (8, 12, 16, 25, 40, 60), 12.0, 3
+
+
+def picture() -> None:
+    """Draws digits of four methods, same noises, and distances against steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import numpy as np
+    from matplotlib import pyplot
+
+    held = json.loads(RESULTS.read_text())
+    problem = Problem(SHOWN_SCALE)
+    shown = reference(SHOWN_SCALE, "ddim")[:SHOWN_DIGITS]
+
+    def strip(x: torch.Tensor) -> np.ndarray:
+        return torch.cat([*x[:SHOWN_DIGITS, 0]], dim=1).clamp(-1, 1).numpy()
+
+    rows, columns = len(SHOWN), len(SHOWN_STEPS) + 1
+    figure = pyplot.figure(figsize=(13, 7.6), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=[1.0, 1.0])
+    axes = upper.subplots(rows, columns)
+    for i, (label, name) in enumerate(SHOWN.items()):
+        for j, steps in enumerate(SHOWN_STEPS):
+            axes[i, j].imshow(
+                strip(problem.run(problem.plan(name, steps))), "gray", vmin=-1, vmax=1
+            )
+            axes[0, j].set_title(f"{steps} steps", fontsize=9)
+        axes[i, -1].imshow(strip(shown), "gray", vmin=-1, vmax=1)
+        axes[i, 0].set_ylabel(label, fontsize=9)
+    axes[0, -1].set_title("1,000 steps", fontsize=9)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    upper.suptitle(
+        f"Digits guided by the classifier, scale {SHOWN_SCALE:g}, same noises", fontsize=10
+    )
+    curves = lower.subplots(1, len(SCALES))
+    for axis, scale in zip(curves, SCALES, strict=True):
+        for name in METHODS:
+            errors = [held[f"{scale:g} | {name} | {n}"]["to ddim"]["rms"] for n in STEPS]
+            axis.loglog(STEPS, errors, "o-", markersize=3, linewidth=1, label=name)
+        aim = held[f"{scale:g} | ddim | 250"]["to ddim"]["rms"]
+        axis.axhline(aim, color="0.5", linestyle=":", label="ddim, 250 steps")
+        axis.set_xticks(STEPS, [str(n) for n in STEPS])
+        axis.minorticks_off()
+        axis.set_xlabel("steps")
+        axis.set_title(f"scale {scale:g}: distance to DDIM with 1,000 steps", fontsize=9)
+    curves[-1].legend(fontsize=7)
+    PICTURE.parent.mkdir(exist_ok=True)
+    figure.savefig(PICTURE, dpi=110)
+
+
+def report() -> str:
+    """Returns the tables in Markdown: distances, and steps and time to the distance of DDIM."""
+    held = json.loads(RESULTS.read_text())
+    lines = []
+    for scale in SCALES:
+        lines += ["", f"| scale {scale:g}, steps | " + " | ".join(map(str, STEPS)) + " |"]
+        lines.append("|" + "---|" * (1 + len(STEPS)))
+        for name in METHODS:
+            row = [held[f"{scale:g} | {name} | {n}"]["to ddim"] for n in STEPS]
+            cells = [f"{v['rms']:.4f}" for v in row]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        aims = [held[f"{scale:g} | ddim | 250"][f"to {to}"]["rms"] for to in REFERENCES]
+        lines.append(f"DDIM with 250 steps: {aims[0]:.4f}, to the other reference {aims[1]:.4f}")
+        for key, value in held.items():
+            if key.startswith(f"{scale:g} | time | "):
+                lines.append(f"{key}: {value}")
+        for name in METHODS:
+            needed = [
+                f"{enough(scale, name, to, measure):.0f}"
+                for to in REFERENCES
+                for measure in ("rms", "median", "features")
+            ]
+            lines.append(f"{name}: steps to DDIM-250 {needed}")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     what = sys.argv[1] if len(sys.argv) > 1 else "errors"
     if what == "errors":
         errors(tuple(float(scale) for scale in sys.argv[2:]) or SCALES)
+    elif what == "times":
+        # steps by method: python -m bench.splitting_digits times 4 stsp4=104 "additive lms4=45"
+        given = (pair.rpartition("=") for pair in sys.argv[3:])
+        times(float(sys.argv[2]), {name: int(steps) for name, _, steps in given})
+    elif what == "picture":
+        picture()
+    else:
+        print(report())
