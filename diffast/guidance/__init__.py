@@ -8,5 +8,32 @@ Every solver runs such a denoiser: the gradients join its x0 estimates. Splittin
 
 from diffast.guidance.gradients import classifier, gradient, loss
 from diffast.guidance.guide import Guide, Point
+from diffast.guidance.linear import autoguidance, cfg, interval, perturbed
+from diffast.guidance.reducing import (
+    apg,
+    cfg_zero_star,
+    dynamic_threshold,
+    mambo,
+    rescale,
+    tcfg,
+)
+from diffast.guidance.rule import Rule
 
-__all__ = ["Guide", "Point", "classifier", "gradient", "loss"]
+__all__ = [
+    "Guide",
+    "Point",
+    "Rule",
+    "apg",
+    "autoguidance",
+    "cfg",
+    "cfg_zero_star",
+    "classifier",
+    "dynamic_threshold",
+    "gradient",
+    "interval",
+    "loss",
+    "mambo",
+    "perturbed",
+    "rescale",
+    "tcfg",
+]
