@@ -6,6 +6,7 @@ Every solver runs such a denoiser: the gradients join its x0 estimates. Splittin
 (`df.solvers.ltsp`, `df.solvers.stsp`) give them sub-steps of their own.
 """
 
+from diffast.guidance.frequency import fdg
 from diffast.guidance.gradients import classifier, gradient, loss
 from diffast.guidance.guide import Guide, Point
 from diffast.guidance.linear import autoguidance, cfg, interval, perturbed
@@ -29,6 +30,7 @@ __all__ = [
     "cfg_zero_star",
     "classifier",
     "dynamic_threshold",
+    "fdg",
     "gradient",
     "interval",
     "loss",

@@ -300,10 +300,10 @@ class Denoiser:
 
         Raises:
             ValueError: if a scale is not finite, or asks for unconditional calls that no
-                conditions were given for.
+                conditions were given for; where guidance is a rule, which is more than a scale.
         """
         if isinstance(self.guidance, Rule):
-            return self.guidance.scales(times)
+            float(self.guidance)
         return scales_at(self.guidance, times, self.unconditional is not None)
 
     def rules_at(self, times: np.ndarray, planned: np.ndarray | None = None) -> list[RuleAt] | None:
