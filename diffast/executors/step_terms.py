@@ -131,17 +131,8 @@ class StepTerms:
             alpha, sigma = (one.to(state.x.dtype) * level for level in self.levels[state.row])
         else:
             alpha, sigma = (spread(v, state.x) for v in self.tables(put)[0][state.row].unbind(1))
-        x, seed = state.x, torch.as_tensor(state.seed, device=state.ids.device)
-
-        def normals(k: int) -> torch.Tensor:
-            words = ops.GUIDANCE_NOISE + (torch.as_tensor(stage, device=x.device) << 8) + k
-            streams = [seed.expand_as(state.ids), state.ids, words.expand_as(state.ids)]
-            weights = torch.zeros(len(x), 1, 1, dtype=torch.float64, device=x.device)
-            fresh = torch.ones_like(weights)
-            streams = torch.stack(streams, 1)
-            return ops.combine_table([torch.zeros_like(x)], weights, fresh, streams, [])[0]
-
-        return Point(x, time, alpha, sigma, state.ids, stage, normals=normals)
+        point = Point(state.x, time, alpha, sigma, state.ids, stage)
+        return point._replace(normals=terms.normals_of(point, state.seed))
 
     def pullback(self, state: Any, x: Any, outputs: dict[int, torch.Tensor], put: Any) -> Pullback:
         """Returns the estimate of a state as a function of x, through which it was made.
