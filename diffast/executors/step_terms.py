@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from diffast import ops
 from diffast.executors import terms
 from diffast.executors.terms import Pullback, spread, terms_of
 from diffast.guidance.guide import Guide, Point

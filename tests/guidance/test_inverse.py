@@ -255,6 +255,7 @@ def test_what_no_term_can_be_made_of(make, facts):
     [
         (plain, numbers(1, 3), r"y is \[1, 3\], but the operator makes \[3, 2\] of estimates"),
         (plain, numbers(2, 2), "2 rows of y but 3 samples"),
+        (plain, Y.to("meta"), "the rows of y are on meta but the state is on cpu"),
         (lambda x: Y.expand(3, 2), Y, "does not depend on its input by operations"),
         (lambda x: 3.0, Y, r"but the operator makes float of estimates \[3, 5\]"),
     ],

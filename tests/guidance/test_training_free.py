@@ -9,6 +9,8 @@ from linear_gaussian import FULL, MATRIX, MEAN, SIZE, VP, Y, network, numbers
 
 import diffast as df
 from diffast import ops
+from diffast.executors.context import place_of
+from diffast.executors.replay import ReplayableRun
 from diffast.solvers.sde.resampled import resampled
 
 GRID = df.grids.uniform_logsnr(VP, 6)
@@ -163,6 +165,21 @@ def test_a_stepper_gives_terms_the_same_noise():
                 state, x, t = stepper.step(state, output, gradients=terms)
             want = run(guides, ids=[3, 1, 7], seed=4)
             torch.testing.assert_close(stepper.result(state).x, want, rtol=0, atol=1e-9)
+
+
+def test_a_run_that_is_replayed_gives_terms_no_noise():
+    """A graph would hold the seed that it was captured with."""
+    x = numbers(3, SIZE, seed=9)
+    for term, works in ((df.guidance.lgd_mc(loss, 0.3), False), (df.guidance.freedom(loss), True)):
+        denoiser = df.Denoiser(EXACT, VP, "x0", guides=[term])
+        place = place_of("sample", denoiser, None, x, None, 0, None, None)
+        run = ReplayableRun(denoiser, EULER, place)
+        run.load(x=x)
+        if works:
+            run.run()
+            continue
+        with pytest.raises(ValueError, match="lgd_mc: the term draws noise, but this executor"):
+            run.run()
 
 
 @pytest.mark.parametrize(
