@@ -5,7 +5,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from linear_gaussian import FULL, MATRIX, MEAN, NOISE, SIZE, VP, Y, Linear, network, numbers, posterior
+from linear_gaussian import (
+    FULL,
+    MATRIX,
+    MEAN,
+    NOISE,
+    SIZE,
+    VP,
+    Y,
+    Linear,
+    network,
+    numbers,
+    posterior,
+)
 
 import diffast as df
 

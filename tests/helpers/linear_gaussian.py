@@ -57,7 +57,9 @@ def network(mean, covariance, schedule=VP):
 
     def estimate(x, t):
         t = t.detach().double().numpy()
-        a, s = (torch.as_tensor(np.asarray(f(t)))[:, None] for f in (schedule.alpha, schedule.sigma))
+        a, s = (
+            torch.as_tensor(np.asarray(f(t)))[:, None] for f in (schedule.alpha, schedule.sigma)
+        )
         gain = a * values / (a * a * values + s * s)
         return mean + ((x - a * mean) @ vectors * gain) @ vectors.T
 
