@@ -84,6 +84,7 @@ class ReplayableRun:
             stages = self.bound.stages
             calls = self.bound.evaluations(len(stages))
             self.nfe = torch.full_like(self.bound.ids, calls)
+            self.rows = torch.full_like(self.bound.ids, self.bound.rows(len(stages)))
         self.loaded, self._scale = self.bound.program, denoiser.guidance
         self._weights: list[tuple[Program, torch.Tensor]] = []
         self._put_weights(self.loaded)
@@ -206,7 +207,7 @@ class ReplayableRun:
         x, status = self.bound.points[-1], self.bound.status
         if not donate:
             x, status = x.clone(), status.clone()
-        return Samples(x, self.nfe.clone(), status, True)
+        return Samples(x, self.nfe.clone(), status, True, network_rows=self.rows.clone())
 
     @property
     def memory(self) -> Memory:
