@@ -25,15 +25,6 @@ from diffast.guidance.rule import Rule
 from diffast.guidance.training_free import descent, freedom, lgd_mc, tfg, ugd
 
 __all__ = ["Guide", "Measurement", "Point", "Rule", "apg", "autoguidance", "cfg", "cfg_zero_star"]
-__all__ += [
-    "classifier",
-    "descent",
-    "diffpir",
-    "dps",
-    "dynamic_threshold",
-    "fdg",
-    "freedom",
-    "gradient",
-]
-__all__ += ["interval", "lgd_mc", "loss", "mambo", "mcg", "mmps", "mpgd", "perturbed", "pigdm"]
-__all__ += ["rescale", "tcfg", "tfg", "tmpd", "ugd"]
+__all__ += ["classifier", "descent", "diffpir", "dps", "dynamic_threshold", "fdg", "freedom"]
+__all__ += ["gradient", "interval", "lgd_mc", "loss", "mambo", "mcg", "mmps", "mpgd", "perturbed"]
+__all__ += ["pigdm", "rescale", "tcfg", "tfg", "tmpd", "ugd"]

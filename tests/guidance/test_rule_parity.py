@@ -60,7 +60,9 @@ def guided(rule, made, dtype=torch.float32, **how):
         callback=lambda p: seen.append(p.x.clone()) or False,
     )
     points = [torch.zeros(SHAPE, dtype=dtype), *seen]
-    return torch.stack([(b - a) * -STEPS for a, b in zip(points, points[1:], strict=False)]), network
+    return torch.stack(
+        [(b - a) * -STEPS for a, b in zip(points, points[1:], strict=False)]
+    ), network
 
 
 def theirs(guider, made, extra=None):
@@ -229,7 +231,9 @@ def test_their_third_branch_without_cfg_is_ours_with_a_scale_one_less():
     options = {"skip_layer_guidance_layers": [0], "skip_layer_guidance_start": 0.0}
     options |= {"skip_layer_guidance_stop": 1.0, "guidance_scale": 1.0}
     want = theirs(
-        guider("SkipLayerGuidance", skip_layer_guidance_scale=2.5, **options), made, "pred_cond_skip"
+        guider("SkipLayerGuidance", skip_layer_guidance_scale=2.5, **options),
+        made,
+        "pred_cond_skip",
     )
     got, network = guided(G.perturbed(1.5, conditions=flag(2)), made)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
