@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results" / "sass.json"
 NVCC = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / "nvcc"
 FLAGS = ["-O3", "-std=c++20", "-fmad=false", "-lineinfo", "--expt-relaxed-constexpr"]
-OPS = ("accept", "brownian", "combine", "combine_error", "gram", "normal", "sweep")
+OPS = ("accept", "brownian", "combine", "combine_error", "gram", "normal", "quantile", "sweep")
 
 # Copies were measured at these bytes a second. One H100 issues 4 warps x 32 lanes a cycle on 132
 # multiprocessors at 1.755 GHz.

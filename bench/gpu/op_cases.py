@@ -101,6 +101,22 @@ def _gram(device, size, name, dtype):
     return OpCase("gram", "4 inputs", name, size, 4 * size, False, make)
 
 
+def _quantile(device, size, name, dtype):
+    shape = (BATCH, max(1, size // dtype.itemsize // BATCH))
+
+    def make():
+        x = torch.randn(shape, device=device).to(dtype)
+        weights = torch.ones(BATCH, 1, 1, dtype=torch.float64, device=device)
+        out = torch.empty(BATCH, dtype=torch.float64, device=device)
+        # torch.quantile, which takes 16 million elements at most, sorts them.
+        return Pair(
+            lambda: ops.quantile([x], weights, 0.995, out), lambda: x.float().abs().sort(dim=1)
+        )
+
+    # A pass reads the tensor once, and there are three.
+    return OpCase("quantile", "0.995", name, size, 3 * size, False, make)
+
+
 def _sweep(device, size, name, dtype, noise):
     """A window of 100 stages of 8 samples; points are float32, the network's outputs `dtype`."""
     rows = WINDOW * BATCH
@@ -202,6 +218,7 @@ def op_cases(device: torch.device, size: int, dtypes: dict[str, torch.dtype]) ->
             yield _combine(device, size, name, dtype, inputs, True)
         yield _sweep(device, size, name, dtype, 1)
         yield _gram(device, size, name, dtype)
+        yield _quantile(device, size, name, dtype)
         yield _normal(device, size, name, dtype)
     yield _brownian(device, size)
     for planes in (0, 2):

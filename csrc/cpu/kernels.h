@@ -7,6 +7,7 @@
 
 #include "../ops/combine_error/args.h"
 #include "../ops/gram/args.h"
+#include "../ops/quantile/keys.h"
 #include "../ops/sweep/args.h"
 
 namespace diffast::cpu {
@@ -61,7 +62,8 @@ struct DescentCall {
 constexpr int kFusedColumns = 4;
 constexpr int kFusedRows = 2;
 
-// Inner products of rows, every pair (i, j) with i <= j in order.
+// Inner products of rows, every pair (i, j) with i <= j in order; then, with `totals`, the sum of
+// each row.
 template <typename T>
 struct GramCall {
   const T* column[kMaxGramRows];   // `count` elements each
@@ -69,6 +71,26 @@ struct GramCall {
   double* sums;
   int columns;  // 0: the columns are the rows themselves
   int rows;
+  bool totals;
+  int64_t count;
+};
+
+constexpr int kTallies = 2;  // tables of counts that elements take in turns
+
+// Counts the magnitudes of a row by their first digits.
+template <typename T>
+struct TallyCall {
+  const T* row;
+  uint32_t* counts;  // [kTallies, kDigits], added to
+  int64_t count;
+};
+
+// Gathers the keys of a row's magnitudes from `first` to `last`.
+template <typename T>
+struct GatherCall {
+  const T* row;
+  Key<T>* to;
+  Key<T> first, last;
   int64_t count;
 };
 
@@ -103,6 +125,8 @@ struct TypedKernels {
   void (*descend)(const DescentCall<T>&);
   double (*walk)(const WalkCall<T>&);  // the sum of (p - x)^2 in float64
   void (*gram)(const GramCall<T>&);
+  void (*tally)(const TallyCall<T>&);
+  int64_t (*gather)(const GatherCall<T>&);  // how many keys were written
 };
 
 struct Kernels {

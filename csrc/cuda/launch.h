@@ -10,6 +10,7 @@
 #include "../ops/evaluate/args.h"
 #include "../ops/gram/args.h"
 #include "../ops/normal/args.h"
+#include "../ops/quantile/args.h"
 #include "../ops/sweep/args.h"
 
 namespace diffast::cuda {
@@ -20,6 +21,7 @@ cudaError_t launch_combine_error(const ErrorArgs& args, cudaStream_t stream);
 cudaError_t launch_evaluate(const EvaluateArgs& args, cudaStream_t stream);
 cudaError_t launch_gram(const GramArgs& args, cudaStream_t stream);
 cudaError_t launch_normal(const NormalArgs& args, cudaStream_t stream);
+cudaError_t launch_quantile(const QuantileArgs& args, cudaStream_t stream);
 cudaError_t launch_sweep(const SweepArgs& args, cudaStream_t stream);
 cudaError_t launch_accept(const AcceptArgs& args, cudaStream_t stream);  // sets and reads `route`
 

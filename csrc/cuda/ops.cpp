@@ -18,6 +18,8 @@
 #include "../ops/evaluate/checks.h"
 #include "../ops/gram/checks.h"
 #include "../ops/normal/checks.h"
+#include "../ops/quantile/checks.h"
+#include "../ops/quantile/keys.h"
 #include "../ops/sweep/checks.h"
 #include "launch.h"
 #include "layout.cuh"
@@ -91,6 +93,14 @@ void run_gram(const GramArgs& args, const Tensor& first) {
   run("gram", launch_gram, g, first);
 }
 
+void run_quantile(const QuantileArgs& args, const Tensor& first) {
+  QuantileArgs q = args;
+  const int64_t words[] = {quantile_words(q.rows.samples, kDigits)};
+  Tensor scratch = torch::stable::new_empty(first, {words, 1}, ScalarType::Long);
+  q.scratch = scratch.mutable_data_ptr();
+  run("quantile", launch_quantile, q, first);
+}
+
 // Whether no index of jobs and walk, which are on the device, leads out of the tensors. The host
 // waits for them; nothing is looked at while the stream is captured.
 bool device_jobs_are_inside(const SweepArgs& args, const Tensor& x) {
@@ -156,6 +166,7 @@ STABLE_TORCH_LIBRARY_IMPL(diffast, CUDA, m) {
   m.impl("gram", TORCH_BOX(&gram<run_gram>));
   m.impl("sweep", TORCH_BOX(&sweep<run_sweep>));
   m.impl("normal.out", TORCH_BOX(&normal_out<run_normal>));
+  m.impl("quantile", TORCH_BOX(&quantile<run_quantile>));
   m.impl("accept", TORCH_BOX(&accept<run_accept>));
 }
 

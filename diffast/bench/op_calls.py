@@ -215,6 +215,20 @@ def gram(batch: int, elements: int, device: torch.device, inputs: int = 4) -> Op
     return OpCall("gram", "gram", ops.gram, (xs, weights, sums), bytes_of(*xs), 0, eager)
 
 
+def quantile(batch: int, elements: int, device: torch.device, p: float = 0.995) -> OpCall:
+    """Returns a call of `quantile` for the magnitudes of one tensor."""
+    (x,) = _tensors(1, (batch, elements), device)
+    weights = torch.ones(batch, 1, 1, dtype=torch.float64, device=device)
+    out = torch.empty(batch, dtype=torch.float64, device=device)
+
+    def eager():
+        torch.quantile(x.abs(), p, dim=1)
+
+    return OpCall(
+        "quantile", "quantile", ops.quantile, ([x], weights, p, out), bytes_of(x), 0, eager
+    )
+
+
 def accept(samples: int, elements: int, device: torch.device, planes: int = 2) -> OpCall:
     """Returns a call of `accept` that accepts every sample's step and copies its planes."""
     sources = _tensors(planes, (samples, elements), device)

@@ -36,6 +36,7 @@ def _cases(device: torch.device) -> Iterator[Callable[[], OpCall]]:
         yield partial(op_calls.sweep, batch, elements, device, window=5)
         yield partial(op_calls.sweep, batch, elements, device, window=5, noise=True)
         yield partial(op_calls.gram, batch, elements, device)
+        yield partial(op_calls.quantile, batch, elements, device)
         yield partial(op_calls.accept, batch, elements, device)
     for samples in (1, 67):
         yield partial(op_calls.evaluate, samples, device)

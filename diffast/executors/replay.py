@@ -82,8 +82,11 @@ class ReplayableRun:
                 denoiser, plan, place._replace(ids=place.ids.clone()), on_x0, noise
             )
             stages = self.bound.stages
+            if self.bound.guides is not None:
+                self.bound.guides.draws = False
             calls = self.bound.evaluations(len(stages))
             self.nfe = torch.full_like(self.bound.ids, calls)
+            self.rows = torch.full_like(self.bound.ids, self.bound.rows(len(stages)))
         self.loaded, self._scale = self.bound.program, denoiser.guidance
         self._weights: list[tuple[Program, torch.Tensor]] = []
         self._put_weights(self.loaded)
@@ -155,6 +158,7 @@ class ReplayableRun:
         """Takes another guidance and other conditions."""
         # A function may return something else than it did.
         anew = callable(denoiser.guidance) or not same_value(denoiser.guidance, self._scale)
+        anew = anew or any(callable(term.scale) for term in denoiser.guides)
         if program is not None or anew:
             program = program or lower(self.bound.plan, denoiser, self.bound.constraints)
             if program.structure != self.bound.program.structure:
@@ -205,7 +209,7 @@ class ReplayableRun:
         x, status = self.bound.points[-1], self.bound.status
         if not donate:
             x, status = x.clone(), status.clone()
-        return Samples(x, self.nfe.clone(), status, True)
+        return Samples(x, self.nfe.clone(), status, True, network_rows=self.rows.clone())
 
     @property
     def memory(self) -> Memory:

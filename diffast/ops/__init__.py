@@ -3,8 +3,8 @@
 `combine` and `normal` below are the convenient forms. Executors prepare everything beforehand and
 call the other functions, which have the arguments of an op's overload (diffast/ops/schema.py).
 
-Each op has a folder here. The functions `combine`, `accept`, `evaluate`, `gram`, `sweep` and
-`normal` have the names of such folders: `diffast.ops.sweep` is the function. `from
+Each op has a folder here. The functions `combine`, `accept`, `evaluate`, `gram`, `quantile`,
+`sweep` and `normal` have the names of such folders: `diffast.ops.sweep` is the function. `from
 diffast.ops.sweep import reference` finds the folder all the same.
 """
 
@@ -20,6 +20,7 @@ from diffast.ops.schema import MAX_INPUTS, MAX_NOISES, MAX_ROWS
 from diffast.ops.streams import (
     BROWNIAN_NOISE,
     COUPLING_NOISE,
+    GUIDANCE_NOISE,
     INITIAL_NOISE,
     OPENING_NOISE,
     STAGE_LIMIT,
@@ -38,6 +39,7 @@ combine_error_out = _explained("combine_error.out")
 accept = _explained("accept")
 evaluate = _explained("evaluate")
 gram = _explained("gram")
+quantile = _explained("quantile")
 sweep = _explained("sweep")
 brownian_out = _explained("brownian.out")
 normal_out = _explained("normal.out")
@@ -45,6 +47,7 @@ normal_out = _explained("normal.out")
 __all__ = [
     "BROWNIAN_NOISE",
     "COUPLING_NOISE",
+    "GUIDANCE_NOISE",
     "INITIAL_NOISE",
     "MAX_INPUTS",
     "MAX_NOISES",

@@ -13,7 +13,17 @@ from diffast.ops.schema import library
 
 BACKENDS = ("", "cuda", "triton", "reference")
 # The folders beside this file. Each has reference.py, triton.py and checks.py.
-OPS = ("accept", "brownian", "combine", "combine_error", "evaluate", "gram", "normal", "sweep")
+OPS = (
+    "accept",
+    "brownian",
+    "combine",
+    "combine_error",
+    "evaluate",
+    "gram",
+    "normal",
+    "quantile",
+    "sweep",
+)
 _report: dict[str, tuple[str, str]] = {}  # by device: the backend and the reason
 
 

@@ -27,7 +27,8 @@ row (with `measure`). Only the outputs are stored. `norms` [B, 2] are the error 
 and the root of the mean of the measured row's squares (0 without one). delta and q are rounded like
 the rows, sums are in float64, in an order that depends on the number of elements alone.
 
-`accept`, `brownian`, `evaluate`, `gram` and `sweep` are specified in reference.py of their folders.
+`accept`, `brownian`, `evaluate`, `gram`, `quantile` and `sweep` are specified in reference.py of
+their folders.
 """
 
 import torch
@@ -72,6 +73,8 @@ MAX_ENTRIES = 7  # remembered by a walk of `sweep`
 MAX_OUTPUTS = 2  # of the network: with guidance there are two
 MAX_GRAM_INPUTS = 8
 MAX_GRAM_ROWS = 4
+MAX_QUANTILE_INPUTS = 8
+MAX_QUANTILE_ELEMENTS = (1 << 31) - 1  # of one sample: they are counted with 32 bits
 
 MAX_REGISTERS = 256  # numbers that a program of `evaluate` holds for a sample
 MAX_EVALUATE_OUTS = 16
@@ -159,6 +162,7 @@ SCHEMAS = {
     "Tensor? counts, int column, Tensor edges, Tensor pieces, int registers, "
     "Tensor(a!)[] outs) -> ()",
     "gram": "(Tensor[] xs, Tensor weights, Tensor(a!) sums) -> ()",
+    "quantile": "(Tensor[] xs, Tensor weights, float p, Tensor(a!) out) -> ()",
     "sweep": "(Tensor x, Tensor[] outputs, Tensor? slopes, Tensor weights, Tensor changes, "
     "Tensor tails, Tensor line, Tensor jobs, Tensor walk, Tensor ids, int seed, int noises, "
     "bool parts, float[] clamp, Tensor(a!) points, Tensor(b!) states, "

@@ -134,6 +134,12 @@ inline unsigned long long atomicCAS(unsigned long long* at, unsigned long long o
   return before;
 }
 
+inline unsigned atomicAdd(unsigned* at, unsigned value) {
+  const unsigned before = *at;
+  *at = before + value;
+  return before;
+}
+
 // The device's functions of these names round once, as those of the host do.
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }

@@ -15,6 +15,7 @@ from accept_cases import Problem
 from brownian_cases import nodes_of, streams_of
 from error_cases import ErrorCase
 from op_cases import CLAMPS, FLOATS, Case, assert_same_bits, into, random_tensor
+from quantile_cases import quantile_case
 from walk_cases import Walks, gram_case
 
 from diffast.ops.load import modules
@@ -261,13 +262,25 @@ def accepting(slots=0, dtypes=(F32,), moves=4):
     return arguments
 
 
-def grams(inputs, rows, dtypes=(F32,)):
+def grams(inputs, rows, dtypes=(F32,), totals=False):
     """Returns a builder for `gram`."""
 
     def arguments(rng, samples, size):
         kinds = [dtypes[k % len(dtypes)] for k in range(inputs)]
         xs, weights = gram_case(rng, kinds, (samples, size), rows)
-        return xs, weights, torch.full((samples, rows * (rows + 1) // 2), torch.nan).double()
+        width = rows * (rows + 1) // 2 + totals * rows
+        return xs, weights, torch.full((samples, width), torch.nan).double()
+
+    return arguments
+
+
+def quantiles(inputs, p, dtypes=(F32,)):
+    """Returns a builder for `quantile`."""
+
+    def arguments(rng, samples, size):
+        kinds = [dtypes[k % len(dtypes)] for k in range(inputs)]
+        xs, weights = quantile_case(rng, kinds, (samples, size))
+        return xs, weights, p, torch.full((samples,), torch.nan).double()
 
     return arguments
 
@@ -357,6 +370,9 @@ def _calls():
     yield OpCall("sweep", "in place", sweeping(in_place=True, entries=1))
     yield OpCall("gram", "K=4", grams(4, 2))
     yield OpCall("gram", "K=8", grams(8, 4, FLOATS))
+    yield OpCall("gram", "totals", grams(2, 2, totals=True))
+    yield OpCall("quantile", "K=1", quantiles(1, 0.995))
+    yield OpCall("quantile", "K=8", quantiles(8, 0.5, FLOATS))
     yield OpCall("accept", "no slots", accepting())
     yield OpCall("accept", "slots", accepting(3, FLOATS, 8))
     for counted in (False, True) if "evaluate" in SCHEMAS else ():
@@ -394,7 +410,10 @@ def _triton_calls():
         yield OpCall("sweep", f"entries={k}", sweeping(**options))
     yield OpCall("sweep", "f64", sweeping(dtype=F64, noises=1))
     for k in range(1, 9):
-        yield OpCall("gram", f"K={k}", grams(k, 1 + k % 4, (F32, F64) if k > 6 else (F32, BF16)))
+        kinds = (F32, F64) if k > 6 else (F32, BF16)
+        yield OpCall("gram", f"K={k}", grams(k, 1 + k % 4, kinds, totals=k % 2 == 0))
+    for k in range(1, 9):
+        yield OpCall("quantile", f"K={k}", quantiles(k, 1 / k, (F32, BF16, F16)))
     for slots in range(0, 9):
         yield OpCall("accept", f"slots={slots}", accepting(slots, (F32,), 1 + slots % 4))
     for k, (last, value) in enumerate(itertools.product((False, True), repeat=2)):

@@ -176,9 +176,19 @@ def gram_case(rng, dtypes, shape, rows, offset=0):
 
 
 def check_gram(op, xs, weights, label, device="cpu"):
-    """Compares `gram` with the reference: to 1e-12 of the sum of the products' magnitudes."""
+    """Compares `gram` with the reference: to 1e-12 of the sum of the terms' magnitudes.
+
+    Returns the products. They have the same bits with and without the sums of the rows.
+    """
+    products = _check_sums(op, xs, weights, label, device, False)
+    both = _check_sums(op, xs, weights, label, device, True)
+    assert_same_bits(both[:, : products.shape[1]], products, label)
+    return products
+
+
+def _check_sums(op, xs, weights, label, device, totals):
     samples, rows, _ = weights.shape
-    shape = (samples, rows * (rows + 1) // 2)
+    shape = (samples, rows * (rows + 1) // 2 + totals * rows)
     got, buffer = guarded(shape, torch.float64)
     wanted, sizes = torch.full((2, *shape), torch.nan, dtype=torch.float64)
     reference_gram.gram(xs, weights, wanted)

@@ -24,10 +24,11 @@ def problem(rng, shape, dtypes, rows):
     return xs, torch.from_numpy(random_weights(rng, shape[0], rows, len(xs)))
 
 
-def made(xs, weights, overload=ops.gram):
-    """Returns the sums of the op; nothing else is written."""
+def made(xs, weights, overload=ops.gram, totals=False):
+    """Returns the sums of the op, with `totals` those of the rows too; nothing else is written."""
     rows = weights.shape[1]
-    sums, buffer = guarded((len(weights), rows * (rows + 1) // 2), torch.float64)
+    width = rows * (rows + 1) // 2 + totals * rows
+    sums, buffer = guarded((len(weights), width), torch.float64)
     before = [x.clone() for x in xs]
     overload(xs, weights, sums)
     assert_guards(sums, buffer)
@@ -36,12 +37,25 @@ def made(xs, weights, overload=ops.gram):
     return sums
 
 
+def check_totals(got, xs, weights, label):
+    """Sums of rows equal those of the reference, to 1e-12 of the sum of the elements' sizes."""
+    pairs = weights.shape[1] * (weights.shape[1] + 1) // 2
+    wanted = made(xs, weights, reference_gram.gram, totals=True)[:, pairs:]
+    sizes = [x.double().abs() for x in xs]
+    sizes = made(sizes, weights.abs(), reference_gram.gram, totals=True)[:, pairs:]
+    assert ((got - wanted).abs() <= 1e-12 * sizes).all(), label
+
+
 def check(xs, weights, label):
     """The op's sums equal the reference's but for the order; returns them.
 
-    Sums may cancel: errors are measured against the lengths of the two rows.
+    Sums may cancel: errors are measured against the lengths of the two rows. The products have the
+    same bits with and without the sums of the rows.
     """
     got, wanted = made(xs, weights), made(xs, weights, reference_gram.gram)
+    both = made(xs, weights, totals=True)
+    assert_same_bits(both[:, : got.shape[1]], got, label)
+    check_totals(both[:, got.shape[1] :], xs, weights, label)
     rows = weights.shape[1]
     pairs = [(i, j) for i in range(rows) for j in range(i, rows)]
     squares = [pairs.index((i, i)) for i in range(rows)]
@@ -81,6 +95,22 @@ def test_rows_are_those_of_combine_table():
                 assert abs(got[b, column].item() - math.fsum(products)) <= bound
 
 
+def test_sums_of_rows_are_exact_where_numbers_are_whole():
+    """Means and variances of what `combine.table` writes, against numpy's."""
+    rng = np.random.default_rng(5)
+    for size in (1, 100, 1024, 5001):
+        xs = [torch.from_numpy(rng.integers(-99, 99, (3, size))).float() for _ in range(2)]
+        weights = torch.from_numpy(rng.integers(-5, 6, (3, 4, 2))).double()
+        stored = ops.combine_table(xs, weights, None, None, [])
+        sums = made(xs, weights, totals=True)
+        for j, row in enumerate(stored):
+            assert torch.equal(sums[:, 10 + j], row.double().sum(dim=1))
+            square = sums[:, (0, 4, 7, 9)[j]]
+            variance = square / size - (sums[:, 10 + j] / size) ** 2
+            wanted = row.double().var(dim=1, correction=0)
+            torch.testing.assert_close(variance, wanted, rtol=1e-12, atol=1e-12)
+
+
 def test_a_sample_has_the_same_bits_alone_and_for_any_threads():
     rng = np.random.default_rng(1)
     before = torch.get_num_threads()
@@ -89,9 +119,9 @@ def test_a_sample_has_the_same_bits_alone_and_for_any_threads():
         found = []
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            found.append(made(xs, weights))
-            alone = [made([x[b : b + 1] for x in xs], weights[b : b + 1]) for b in range(5)]
-            found.append(torch.cat(alone))
+            found.append(made(xs, weights, totals=True))
+            alone = [([x[b : b + 1] for x in xs], weights[b : b + 1]) for b in range(5)]
+            found.append(torch.cat([made(*sample, totals=True) for sample in alone]))
         torch.set_num_threads(before)
         for other in found[1:]:
             assert_same_bits(other, found[0], (size, rows))
@@ -103,9 +133,9 @@ def test_a_bad_element_spoils_its_own_sample_only(value):
     for element in (0, 8, 1023, 1024, 1030):
         xs, weights = problem(rng, (3, 1031), FLOATS[:1] * 2, 2)
         weights[weights == 0] = 1
-        good = made(xs, weights)
+        good = made(xs, weights, totals=True)
         xs[1][1, element] = value
-        got = made(xs, weights)
+        got = made(xs, weights, totals=True)
         assert_same_bits(got[::2], good[::2], element)
         assert not got[1].isfinite().any()
 
@@ -170,6 +200,14 @@ REFUSED = [
     (
         (GOOD, doubles(3, 2, 1), doubles(3, 4)),
         "gram: sums is float64 [3, 4] but float64 [3, 3] is needed",
+    ),
+    (
+        (GOOD, doubles(3, 2, 1), doubles(3, 6)),
+        "gram: sums is float64 [3, 6] but float64 [3, 3] is needed",
+    ),
+    (
+        (GOOD, doubles(3, 2, 1), torch.ones(3, 5)),
+        "gram: sums is float32 [3, 5] but float64 [3, 5] is needed",
     ),
     (
         (GOOD, doubles(3, 2, 1), torch.ones(3, 3)),

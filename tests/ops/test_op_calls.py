@@ -70,10 +70,13 @@ WANTED = {
     "gram.gram_kernel": {
         "INPUTS": range(1, 9),
         "ROWS": range(1, 5),
+        "TOTALS": (False, True),
         "WIDE": (False, True),
         "BLOCK": (128, 512),
     },
     "gram.sums_kernel": {},
+    "quantile.count_kernel": {"INPUTS": range(1, 9), "BLOCK": (128, 512)},
+    "quantile.find_kernel": {"LAST": (False, True)},
     "sweep.sweep_kernel": {
         "OUTPUTS": range(3),
         "ENTRIES": range(8),

@@ -240,10 +240,11 @@ def test_implementations_are_those_that_the_loader_registers(ops, normal):
     from diffast.ops.combine_error import triton as triton_error
     from diffast.ops.evaluate import triton as triton_evaluate
     from diffast.ops.gram import triton as triton_gram
+    from diffast.ops.quantile import triton as triton_quantile
     from diffast.ops.schema import SCHEMAS
     from diffast.ops.sweep import triton as triton_sweep
 
     modules = (ops, normal, triton_error, triton_accept, triton_brownian, triton_evaluate)
-    modules += (triton_gram, triton_sweep)
+    modules += (triton_gram, triton_quantile, triton_sweep)
     names = [name for module in modules for name in module.IMPLEMENTATIONS]
     assert sorted(names) == sorted(set(SCHEMAS) - {"normal", "brownian"})

@@ -326,6 +326,9 @@ ELSEWHERE = {
     "piadm_ode": "test_piadm.py: the same",
     "dpom": "test_dpum.py: not exact in the noise level, and alpha > 0 at the start",
     "dpum": "test_dpum.py: the same",
+    "ltsp": "test_splitting_orders.py: with guidance; without it is its inner solver",
+    "stsp": "test_splitting_orders.py: the same",
+    "additive_multistep": "test_splitting_orders.py: the same",
 }
 
 

@@ -11,6 +11,8 @@ inline bool set_gram(GramArgs* g, const std::vector<Tensor>& xs, const First& fi
   CombineArgs& a = g->rows;
   if (!set_table(&a, xs, first, weights, std::nullopt, std::nullopt, {})) return false;
   if (a.inputs > kMaxGramInputs || a.rows > kMaxGramRows) return false;
+  // The width tells whether the sums of the rows' elements are wanted.
+  g->totals = sums.dim() == 2 && sums.size(1) > gram_sums(*g);
   return first.bind(&g->sums, sums, {a.samples, gram_sums(*g)});
 }
 

@@ -24,7 +24,8 @@ void finish(const GramArgs& g, const double* partials, int64_t chunks) {
 // Makes the sums of a chunk. With few columns and rows, rows and products are made in one loop;
 // otherwise the rows are made in the cache first.
 template <typename T>
-void chunk_sums(const CombineArgs& a, const RowWeights<T>& weights, Chunk<T>& chunk, double* sums) {
+void chunk_sums(const GramArgs& g, const RowWeights<T>& weights, Chunk<T>& chunk, double* sums) {
+  const CombineArgs& a = g.rows;
   bool fused = a.inputs <= kFusedColumns && a.rows <= kFusedRows;
   // The one loop fills its last vectors up with zeros, and 0 times infinity is NaN.
   for (int r = 0; fused && r < a.rows; ++r)
@@ -37,6 +38,7 @@ void chunk_sums(const CombineArgs& a, const RowWeights<T>& weights, Chunk<T>& ch
   call.sums = sums;
   call.columns = fused ? a.inputs : 0;
   call.rows = a.rows;
+  call.totals = g.totals;
   call.count = chunk.count();
   kernels().of<T>().gram(call);
 }
@@ -48,7 +50,7 @@ void run_typed(const GramArgs& g) {
   const int64_t chunks = chunks_of(a.elements, kChunk);
   const auto partials = std::make_unique_for_overwrite<double[]>(a.samples * chunks * sums);
   const auto make = [&](Chunk<T>& chunk, const RowWeights<T>& weights, int64_t item, int64_t) {
-    chunk_sums(a, weights, chunk, &partials[item * sums]);
+    chunk_sums(g, weights, chunk, &partials[item * sums]);
     return true;
   };
   make_chunks<T>(a, kChunk, false, make);

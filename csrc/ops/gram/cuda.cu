@@ -68,6 +68,20 @@ __global__ void __launch_bounds__(kThreads) gram_kernel(const __grid_constant__ 
           if (writes) *to++ = sum;
         }
       }
+      if (!g.totals) continue;
+#pragma unroll
+      for (int i = 0; i < kMaxGramRows; ++i) {
+        if (i >= a.rows) break;
+        double sum = 0;
+#pragma unroll
+        for (int lane = 0; lane < kPerThread; ++lane)
+          if (lane < count) sum = sum + double(keep.row[i][lane]);
+        sum = warp_sum(sum);
+        if (sample < a.samples && chunk < chunks && threadIdx.x % kWarp == 0) {
+          const int64_t at = chunks > 1 ? sample * chunks + chunk : sample;
+          (chunks > 1 ? g.partials : g.sums)[at * count_sums + count_sums - a.rows + i] = sum;
+        }
+      }
     }
   }
 }

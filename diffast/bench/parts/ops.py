@@ -62,6 +62,11 @@ def _cases(settings: Settings) -> Iterator[Case]:
     rows = window * batch
     yield "4 inputs, 2 rows", f"{rows}x{elements}", partial(op_calls.gram, rows, elements, device)
     samples, elements = (2, 37) if settings.tiny else (64, 3 * 64 * 64)
+    yield (
+        "0.995, 1 input",
+        f"{samples}x{elements}",
+        partial(op_calls.quantile, samples, elements, device),
+    )
     accept = partial(op_calls.accept, samples, elements, device)
     yield f"{samples} accepted, 2 planes", f"{samples}x{elements}", accept
     for samples in (2,) if settings.tiny else (1, 64) if settings.quick else (1, 64, 512):

@@ -15,8 +15,10 @@ def check_gram(xs, weights, sums, pointers=True) -> None:
         f"gram: {len(xs)} inputs and {rows} rows but at most {MAX_GRAM_INPUTS} and "
         f"{MAX_GRAM_ROWS} are supported",
     )
-    shape = [xs[0].shape[0], rows * (rows + 1) // 2]
-    Beside("gram", "xs[0]", xs[0]).numbers("sums", sums, torch.float64, shape)
+    width = rows * (rows + 1) // 2
+    if sums.dim() == 2 and sums.shape[1] == width + rows:
+        width += rows  # the sums of the rows' elements, too
+    Beside("gram", "xs[0]", xs[0]).numbers("sums", sums, torch.float64, [xs[0].shape[0], width])
 
 
 CHECKS = {"gram": check_gram}

@@ -37,16 +37,17 @@ def add_up(p_partials, blocks, SUMS: tl.constexpr):
 def gram_kernel(
     p_xs,  # INPUTS pointers [samples, elements]
     p_weights,  # [samples, ROWS, INPUTS] float64
-    p_partials,  # [samples, pairs, blocks] float64
+    p_partials,  # [samples, pairs (+ ROWS), blocks] float64
     elements,  # of one sample
     INPUTS: tl.constexpr,
     ROWS: tl.constexpr,
+    TOTALS: tl.constexpr,  # the sum of each row, too
     WIDE: tl.constexpr,  # rows in float64
     BLOCK: tl.constexpr,
 ):
-    """Writes the partial sums of all pairs of rows for BLOCK elements of one sample."""
+    """Writes the partial sums of all pairs of rows (and rows) for BLOCK elements of one sample."""
     TYPE: tl.constexpr = tl.float64 if WIDE else tl.float32
-    PAIRS: tl.constexpr = ROWS * (ROWS + 1) // 2
+    SUMS: tl.constexpr = ROWS * (ROWS + 1) // 2 + (ROWS if TOTALS else 0)
     i_sample, i_block, _, o_element, m_element = place_of(elements, BLOCK)
     b_xs = load_inputs(p_xs, i_sample * elements + o_element, m_element, TYPE, INPUTS)
     b_rows = ()
@@ -55,10 +56,14 @@ def gram_kernel(
         b_y = tl.where(m_element, dot(p_row, b_xs, INPUTS, TYPE), 0.0)
         b_rows = b_rows + (b_y.to(tl.float64),)
     blocks = (elements - 1) // BLOCK + 1
-    p_partial = p_partials + i_sample * PAIRS * blocks + i_block
+    p_partial = p_partials + i_sample * SUMS * blocks + i_block
     for i in tl.static_range(ROWS):
         for j in tl.static_range(i, ROWS):
             tl.store(p_partial, tl.sum(b_rows[i] * b_rows[j], axis=0))
+            p_partial += blocks
+    if TOTALS:
+        for j in tl.static_range(ROWS):
+            tl.store(p_partial, tl.sum(b_rows[j], axis=0))
             p_partial += blocks
 
 
@@ -70,7 +75,7 @@ def sums_kernel(p_partials, p_sums, blocks, SUMS: tl.constexpr):
 
 
 def gram(xs, weights, sums):
-    """Writes the inner products of the rows into `sums` [B, J (J + 1) / 2]."""
+    """Writes inner products of rows into `sums` [B, J (J + 1) / 2], sums of rows into J more."""
     check_gram(xs, weights, sums)
     samples, elements = split_batch(xs[0])
     if samples * elements == 0:
@@ -78,6 +83,7 @@ def gram(xs, weights, sums):
         return
     grid, options = grid_of(samples, elements)
     blocks = grid[0] // samples
+    rows = weights.shape[1]
     with torch.cuda.device_of(xs[0]):
         partials = sums.new_empty(samples, sums.shape[1], blocks)
         gram_kernel[grid](
@@ -86,7 +92,8 @@ def gram(xs, weights, sums):
             partials,
             elements,
             INPUTS=len(xs),
-            ROWS=weights.shape[1],
+            ROWS=rows,
+            TOTALS=sums.shape[1] > rows * (rows + 1) // 2,
             WIDE=has_float64(xs),
             **options,
         )

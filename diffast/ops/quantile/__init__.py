@@ -1,0 +1,1 @@
+"""Quantiles of the magnitudes of a row that is never stored."""
