@@ -35,6 +35,10 @@ def test_every_solver_takes_a_corrector(name):
     visits = len(df.solvers.predictor_corrector(plan, "olmc").calls) - plan.nfe
     assert visits >= 1
     for text in TEXTS:
+        if name == "heavy_ball" and text not in ("olmc:n=2", "snr:n=2", "ulmc"):
+            with pytest.raises(ValueError, match="heavy_ball.* holds a momentum after stage 0"):
+                composed(plan, text)
+            continue
         made = composed(plan, text)
         n = 1 if text == "ulmc" else 2
         assert made.nfe == plan.nfe + n * visits
@@ -152,6 +156,33 @@ def test_entries_are_read_as_moved_along():
     # and what follows reads the entry of the call after the visit as it is
     want = plan.weights("x", "x")[3] * after + plan.weights("x", "d")[3] * answers[grid[3]][0]
     np.testing.assert_allclose(stages[4]["x"], want, rtol=1e-12)
+
+
+def test_gradients_of_guidance_are_part_of_the_score():
+    """Of a plan that weighs them: the visit ends where score and gradient are in balance."""
+    weight, variance = 0.7, 0.3
+    plan = df.solvers.ltsp(EDM, [2.0, 1.0, 0.5])
+    made = composed(plan, "baoab:n=120", where=[1])
+
+    def run(guided):
+        gradients = {"g1": lambda x, t: -weight * (x - 1.0) * guided}
+        stages = walk(
+            made,
+            lambda x, t: x * variance / (variance + t**2),
+            np.array([1.7]),
+            None,
+            None,
+            gradients,
+        )
+        at = int(np.flatnonzero(made.times == 1.0)[-1])  # the plan's call after the visit
+        return stages[at - 1]["x"]
+
+    wanted = weight / (weight + 1 / (variance + 1.0))
+    np.testing.assert_allclose(run(1.0), wanted, rtol=1e-9)
+    np.testing.assert_allclose(run(0.0), 0.0, atol=1e-9)
+    # remembered gradients stay what they are
+    additive = composed(df.solvers.additive_multistep(EDM, [4.0, 2.0, 1.0, 0.5]), "olmc", where=[1])
+    assert np.isfinite(additive.matrix).all()
 
 
 # --- executors ---

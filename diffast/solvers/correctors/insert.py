@@ -9,7 +9,7 @@ more remembered entry.
 
 This is possible where the entry of the plan's next call is a function of that call alone (its x
 and its x0 estimate), which holds for all multistep solvers that remember estimates. Where it is
-not, entries are read as they are.
+not, entries are read as they are. So are remembered gradients of guidance terms.
 """
 
 from __future__ import annotations
@@ -147,6 +147,8 @@ class _Walk:
                 continue
             maker = self.own[-int(column[1:])]
             add(self._age("plan", maker), weight)
+            if any(part[0] == "g" for part in self.rows[maker][H]):
+                continue  # an entry of gradients, which `new` and `old` are not
             for number in self.crossed:
                 following = self.visits[number][0].before
                 if maker < following <= i:
