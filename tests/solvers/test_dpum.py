@@ -74,7 +74,7 @@ def test_the_grid_of_a_number_is_that_of_the_paper(lipschitz, inner):
         ),
         (
             lambda: df.grids.ou_stages(EDM, 0),
-            "ou_stages: inner = 0, but a stage has 1 step or more",
+            "ou_stages: inner = 0, but a stage has a whole number",
         ),
         (
             lambda: df.grids.ou_stages(EDM, lipschitz=-1.0),

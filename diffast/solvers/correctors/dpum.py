@@ -83,8 +83,8 @@ def dpum(
     Weak order 1; 2 calls a step by default, one of the predictor and one of the corrector. Chen et
     al. 2023, algorithm 2: see the top of the file. For an accuracy eps in dimension d the paper
     asks for predictor steps of the order eps/(L^2 sqrt(d)) and corrector steps of the order
-    eps/(L^(3/2) sqrt(d)). `sample_parallel` runs the plan in blocks (method "piadm"): each predictor's stage and each
-    corrector is one.
+    eps/(L^(3/2) sqrt(d)). `sample_parallel` runs the plan in blocks (method "piadm"): each
+    predictor's stage and each corrector is one.
 
     Args:
         schedule: any schedule.
