@@ -185,6 +185,29 @@ def test_gradients_of_guidance_are_part_of_the_score():
     assert np.isfinite(additive.matrix).all()
 
 
+@pytest.mark.parametrize("calls", [8, 10])
+def test_tuned_plans_are_scaled_to_the_schedules_level_and_back(calls):
+    """They have x at levels of their own, and tell the network other times."""
+    plan = df.digits.load_plan(calls)
+    levels = standing(plan, "x")[:-1]
+    assert (np.abs(levels[:, 0] - 1.0) > 0.01).any()
+    made = composed(plan, "baoab:n=4")
+    assert made.made_for is None
+    first = [k for k, t in enumerate(made.call_times[:-1]) if made.call_times[k + 1] == t]
+    visit = np.array(first)[np.isin(np.array(first) - 1, first, invert=True)]
+    np.testing.assert_allclose(standing(made, "x")[visit, 0], 1.0, rtol=1e-12)  # on the schedule
+    np.testing.assert_allclose(standing(made, "x")[visit + 3], levels, rtol=1e-12)  # and back
+    ratio = levels[:, 1] / levels[:, 0]
+    np.testing.assert_allclose(made.call_times[visit], ratio, rtol=1e-12)
+    error = law(made, 0.0, 0.3)[1] / level(made, made.end, 0.0, 0.3)[1] - 1
+    assert abs(error) < 0.05
+    x0 = np.array([0.3, -1.2])
+    random = np.random.default_rng(0)
+    x = plan.initial_scale * random.normal(size=2) + x0
+    found = walk(made, lambda x, t: x0, x, lambda i, z: random.normal(size=2))
+    np.testing.assert_allclose(found[-1]["x"], x0, atol=1e-12)
+
+
 # --- executors ---
 
 SHAPE, IDS = (3, 4), [5, 1, 8]
