@@ -7,8 +7,9 @@ A measurement is a linear operator with `forward`, `transpose`, `pseudo_inverse`
 `digits` has the tasks on the digit network of the package.
 """
 
-from diffast.solvers.sde.resampled import resampled
+from diffast.tasks import digits
 from diffast.tasks.composition import compose
+from diffast.tasks.methods import METHODS, restore
 from diffast.tasks.operator import Operator
 from diffast.tasks.operators import (
     blur,
@@ -22,16 +23,18 @@ from diffast.tasks.projections import range_null, replacement
 from diffast.tasks.setup import Setup
 
 __all__ = [
+    "METHODS",
     "Operator",
     "Setup",
     "blur",
     "colour",
     "compose",
+    "digits",
     "gaussian_kernel",
     "inpainting",
     "opponent_basis",
     "range_null",
     "replacement",
-    "resampled",
+    "restore",
     "super_resolution",
 ]
