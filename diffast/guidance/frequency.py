@@ -111,7 +111,9 @@ def _blurred(image: torch.Tensor) -> torch.Tensor:
     """Returns the image convolved with the binomial kernel, reflected at its edges."""
     channels = image.shape[1]
     kernel = _kernel(image.dtype, image.device).expand(channels, 1, 5, 5)
-    return functional.conv2d(functional.pad(image, (2, 2, 2, 2), "reflect"), kernel, groups=channels)
+    return functional.conv2d(
+        functional.pad(image, (2, 2, 2, 2), "reflect"), kernel, groups=channels
+    )
 
 
 @cache
