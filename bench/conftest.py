@@ -186,6 +186,7 @@ def pytest_terminal_summary(terminalreporter, config):
     more += ("torch noise of diffusers", "of one more")
     more += ("torchsde us", "times torchsde", "of 12 normals")
     more += ("over copy", "times eager", "over read")
+    more += ("MB a step", "diffusers MB a step")
     more += ("sampler's share", "df.sample's share", "diffusers' share")
     columns = [c for c in (*known, *more) if any(c in record for record in config.records)]
     terminalreporter.section("diffast" if config.verified else "diffast (UNVERIFIED)")

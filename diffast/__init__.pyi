@@ -7,6 +7,7 @@ from diffast import integrations as integrations
 from diffast import ops as ops
 from diffast import schedules as schedules
 from diffast import solvers as solvers
+from diffast import tasks as tasks
 from diffast import tuning as tuning
 from diffast.executors.adaptive.options import AdaptiveOptions as AdaptiveOptions
 from diffast.executors.adaptive.sample import AdaptiveSamples as AdaptiveSamples
@@ -14,9 +15,13 @@ from diffast.executors.adaptive.sample import sample_adaptive as sample_adaptive
 from diffast.executors.cuda_graph import GraphError as GraphError
 from diffast.executors.graph_cache import graph_cache as graph_cache
 from diffast.executors.graph_sampler import GraphSampler as GraphSampler
+from diffast.executors.metropolis import MetropolisSamples as MetropolisSamples
+from diffast.executors.metropolis import sample_metropolis as sample_metropolis
 from diffast.executors.parallel.rounds import Round as Round
 from diffast.executors.parallel.sample import ParallelSamples as ParallelSamples
 from diffast.executors.parallel.sample import sample_parallel as sample_parallel
+from diffast.executors.particles.sample import ParticleSamples as ParticleSamples
+from diffast.executors.particles.sample import sample_particles as sample_particles
 from diffast.executors.results import FailedSamples as FailedSamples
 from diffast.executors.results import Info as Info
 from diffast.executors.results import NonFiniteError as NonFiniteError
@@ -36,6 +41,7 @@ from diffast.planning import plan as plan
 from diffast.plans import Plan as Plan
 from diffast.plans import unroll as unroll
 from diffast.plans.overshoot import PlanWarning as PlanWarning
+from diffast.solvers import correctors as correctors
 from diffast.solvers import embedded as embedded
 from diffast.solvers import embedded as pairs
 from diffast.tuning.result import TuneResult as TuneResult
@@ -52,8 +58,10 @@ __all__ = [
     "GraphSampler",
     "Info",
     "LearnedVariance",
+    "MetropolisSamples",
     "NonFiniteError",
     "ParallelSamples",
+    "ParticleSamples",
     "Plan",
     "PlanWarning",
     "Prediction",
@@ -66,6 +74,7 @@ __all__ = [
     "TuneResult",
     "add_noise",
     "backends",
+    "correctors",
     "digits",
     "embedded",
     "graph_cache",
@@ -77,9 +86,12 @@ __all__ = [
     "plan",
     "sample",
     "sample_adaptive",
+    "sample_metropolis",
     "sample_parallel",
+    "sample_particles",
     "schedules",
     "solvers",
+    "tasks",
     "tune",
     "tuning",
     "unroll",

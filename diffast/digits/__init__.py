@@ -1,4 +1,4 @@
-"""Small trained networks for 28x28 digits: a denoiser, a noise-aware classifier and a judge.
+"""Small trained networks for 28x28 digits: denoisers, a classifier, an embedding, a judge.
 
 They serve examples, tests and measurements. ``weights/README.md`` describes their training and
 quality.
@@ -20,7 +20,9 @@ from diffast.digits.classifier import (
     JudgeConfig,
     NoisyDigitClassifier,
 )
+from diffast.digits.tinted import TintedDigits, tint
 from diffast.digits.unet import NULL_LABEL, DigitUNet, UNetConfig
+from diffast.digits.words import DigitWords, WordsConfig
 from diffast.plans import Plan
 
 __all__ = [
@@ -28,13 +30,19 @@ __all__ = [
     "ClassifierConfig",
     "DigitJudge",
     "DigitUNet",
+    "DigitWords",
     "JudgeConfig",
     "NoisyDigitClassifier",
+    "TintedDigits",
     "UNetConfig",
+    "WordsConfig",
     "load_classifier",
     "load_judge",
     "load_plan",
+    "load_tinted",
     "load_unet",
+    "load_words",
+    "tint",
 ]
 
 PLANS = Path(__file__).parent / "plans"
@@ -71,6 +79,17 @@ def load_classifier(path: Path | str | None = None) -> NoisyDigitClassifier:
 def load_judge(path: Path | str | None = None) -> DigitJudge:
     """The trained judge of clean digits; argument, device, mode and errors as of ``load_unet``."""
     return _load(DigitJudge, JudgeConfig, path or WEIGHTS / "judge.safetensors")
+
+
+def load_words() -> DigitWords:
+    """The trained embedding of digits and captions; device and mode as of ``load_unet``."""
+    return _load(DigitWords, WordsConfig, WEIGHTS / "words.safetensors")
+
+
+def load_tinted() -> TintedDigits:
+    """The denoiser of digits in coloured ink; device and mode as of ``load_unet``."""
+    ink = _load(NoisyDigitClassifier, ClassifierConfig, WEIGHTS / "ink.safetensors")
+    return TintedDigits(load_unet(), ink)
 
 
 def load_plan(calls: int = 8, guidance: float = 1.0) -> Plan:

@@ -20,12 +20,14 @@ class ClassifierConfig:
         embed: width of the embedding of the noise level.
         sigma_data: standard deviation of the training pixels, in data units.
         data_mean: their mean, removed before the scaling.
+        outputs: how many logits: the ten digits, or 1 for a log-odds.
     """
 
     widths: tuple[int, int, int] = (16, 32, 64)
     embed: int = 64
     sigma_data: float = 0.62
     data_mean: float = -0.735
+    outputs: int = 10
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,10 @@ class NoisyDigitClassifier(nn.Module):
         self.norms = nn.ModuleList(nn.GroupNorm(8, b) for _, b, _ in shapes)
         self.affines = nn.ModuleList(nn.Linear(config.embed, 2 * b) for _, b, _ in shapes)
         self.mix = nn.Linear(inner * 9, inner)
-        self.head = nn.Linear(inner, 10)
+        self.head = nn.Linear(inner, config.outputs)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """The logits of the ten digits, [B, 10], dtype of ``x``; differentiable in ``x``.
+        """The logits, [B, 10] or [B, outputs], dtype of ``x``; differentiable in ``x``.
 
         Args:
             x: noisy images in data units, [B, 1, 28, 28].

@@ -28,9 +28,10 @@ from diffast.plans import Plan
 class GraphCache:
     """Captured runs, the least recently used one out first.
 
-    A graph is used again for the same network, plan, shape, dtype, device, clamp and hook, and
-    conditions of the same shapes; seed, ids, initial state, values of conditions and guidance scale
-    may differ. Networks, plans and hooks are not kept alive: a graph goes with any of them.
+    A graph is used again for the same network, plan, shape, dtype, device, clamp, hook and
+    functions of guidance terms, and conditions of the same shapes; seed, ids, initial state, values
+    of conditions and all guidance scales may differ. Networks, plans, hooks and functions are not
+    kept alive: a graph goes with any of them.
 
     Attributes:
         limit: bytes that graphs and their tensors may hold together. The last one is always kept.
@@ -112,6 +113,7 @@ class GraphCache:
         if entry is None:
             entry = _Entry(denoiser, plan, place, noise, on_x0)
             held = (denoiser.network, plan, on_x0, None if _is_plain(denoiser) else denoiser)
+            held = (*held, *(term.function for term in denoiser.guides))
             entry.anchors = [self._anchor(one, key) for one in held]
             self._entries[key] = entry
         self._entries.move_to_end(key)
@@ -187,6 +189,7 @@ def _key(
         *(place.shape, place.dtype, place.ids.device, tuple(place.limits)),
         *(denoiser.predicts, denoiser.dtype, denoiser.memory_format),
         *(denoiser.time_dtype, denoiser.round_times),
+        tuple((_identity(term.function), term.through) for term in denoiser.guides),
         *(_signature(c or {}, place) for c in (denoiser.conditions, denoiser.unconditional)),
         torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type),
     )

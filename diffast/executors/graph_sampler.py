@@ -77,10 +77,10 @@ class GraphSampler:
     guidance scale each. A replay is one launch, and a few small ones put what changes into the
     graph's memory: nothing waits for the device but the look at the run's status at the end.
 
-    The graph holds the kernels that the network and the hook launched when they were captured, not
-    their Python. Parameters may be written in place between calls. A network under `torch.compile`
-    is compiled before the capture, in the run that precedes it; its mode must not make CUDA graphs
-    itself (`mode="reduce-overhead"` does).
+    The graph holds the kernels that the network, the hook and the guidance terms launched when they
+    were captured, not their Python. Parameters, and tensors that a term reads, may be written in
+    place between calls. A network under `torch.compile` is compiled before the capture, in the run
+    that precedes it; its mode must not make CUDA graphs itself (`mode="reduce-overhead"` does).
 
     Args:
         denoiser: the network, its conditions and guidance. Conditions that are tensors are copied,
@@ -187,7 +187,8 @@ class GraphSampler:
         given = conditions, unconditional, guidance
         other = any(value is not None for value in given)
         denoiser = changed(self._denoiser, *given) if other else None
-        if denoiser is None and callable(self._denoiser.guidance):  # which may have changed
+        scales = (self._denoiser.guidance, *(term.scale for term in self._denoiser.guides))
+        if denoiser is None and any(map(callable, scales)):  # which may have changed
             denoiser = self._denoiser
         load = {"denoiser": denoiser, "seed": seed, "ids": ids, "x": x, "noise": self._noise}
         return self._run(load, self._donate, self._check, throw, self._denoiser)

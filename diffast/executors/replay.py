@@ -82,6 +82,8 @@ class ReplayableRun:
                 denoiser, plan, place._replace(ids=place.ids.clone()), on_x0, noise
             )
             stages = self.bound.stages
+            if self.bound.guides is not None:
+                self.bound.guides.draws = False
             calls = self.bound.evaluations(len(stages))
             self.nfe = torch.full_like(self.bound.ids, calls)
             self.rows = torch.full_like(self.bound.ids, self.bound.rows(len(stages)))
@@ -156,6 +158,7 @@ class ReplayableRun:
         """Takes another guidance and other conditions."""
         # A function may return something else than it did.
         anew = callable(denoiser.guidance) or not same_value(denoiser.guidance, self._scale)
+        anew = anew or any(callable(term.scale) for term in denoiser.guides)
         if program is not None or anew:
             program = program or lower(self.bound.plan, denoiser, self.bound.constraints)
             if program.structure != self.bound.program.structure:

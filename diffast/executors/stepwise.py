@@ -4,6 +4,12 @@
     while not stepper.done(state):
         state, x, t = stepper.step(state, network(x, t))
 
+Where plan or denoiser weigh gradients of guidance terms, a step takes them too:
+
+    output = network(x, t) if stepper.needs(state).network else None
+    gradients = stepper.gradients(state, output)
+    state, x, t = stepper.step(state, output, gradients=gradients)
+
 `step` is a pure function: the state is a tuple of tensors, and nothing else remembers anything.
 Rows of a batch may stand at different stages, of different plans (`State.row` is then a tensor [B],
 the weights a table on the device, and nothing is read from it): what a server needs to let samples
@@ -13,7 +19,7 @@ join and leave a running batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import torch
 
@@ -21,12 +27,29 @@ from diffast import ops
 from diffast.executors import context
 from diffast.executors.device import Readback, on_host, pinned
 from diffast.executors.results import FINE, Info, Samples
-from diffast.lowering.program import Constraints, check_plain_calls, lower
+from diffast.executors.step_state import (
+    OUTPUTS,
+    SOURCES,
+    State,
+    check_gradients,
+    check_normals,
+    check_outputs,
+    each_of,
+    outputs_of,
+    rows_of,
+)
+from diffast.executors.step_terms import Needs, StepTerms
+from diffast.executors.terms import gradients, terms_of, through
+from diffast.lowering.program import Constraints, check_one_input, lower
 from diffast.lowering.step_table import (
+    AT_COND,
+    AT_EXTRA,
     AT_NOISE,
+    AT_TERM,
     AT_UNCOND,
     AT_X0,
     AT_Y,
+    TERMS,
     StepCall,
     Table,
     make_table,
@@ -35,50 +58,6 @@ from diffast.lowering.step_table import (
 from diffast.model.denoiser import time_dtype
 from diffast.plans import Plan
 from diffast.plans.registers import H, V, X, Y
-
-# Why a source of noise cannot be had here.
-_SOURCES = {
-    "path": "a path needs the times of the whole run: use df.sample, or give normals as z",
-    "bridge": "nothing is rejected on a fixed grid: use 'counter' or 'given'",
-    "redraw": "nothing is rejected on a fixed grid: use 'counter' or 'given'",
-    "callable": "step takes the normals themselves: use 'given' and hand them over as z",
-}
-
-
-class State(NamedTuple):
-    """Where every sample stands. Of R table rows in all, plan p takes S_p + 1, the last at its end.
-
-    Attributes:
-        row: which row of the stepper's table is next: an int, all samples together; or [B] int64
-            on the samples' device, each its own.
-        x: the next model inputs [B, ...]; where a sample has ended, the sample.
-        y: the step's states [B, ...]; None while they are x.
-        v: the momenta [B, ...]; None while there are none.
-        slots: remembered entries, each [B, ...] or None while empty; oldest first where samples
-            stand each at its own stage.
-        seed: of the noise: an int for all; or [B] int64, each sample's own.
-        ids: [B] int64, which fix each sample's noise.
-        status: [B] int64: -1, or the first stage at which a sample was not finite.
-    """
-
-    row: int | torch.Tensor
-    x: torch.Tensor
-    y: torch.Tensor | None
-    v: torch.Tensor | None
-    slots: tuple[torch.Tensor | None, ...]
-    seed: int | torch.Tensor
-    ids: torch.Tensor
-    status: torch.Tensor
-
-
-def _rows(table, first, last, hidden):
-    """Returns rows first to last of the written ones, behind the hidden one, contiguous."""
-    if table is None:
-        return None
-    rows = table[:, hidden + first : hidden + last]
-    if hidden:
-        rows = torch.cat([table[:, :hidden], rows], 1)
-    return rows.contiguous()
 
 
 class Stepper:
@@ -121,7 +100,7 @@ class Stepper:
         loop = "the loop around `step` is yours: call it there"
         context.refuse("Stepper", callback=(callback, loop), progress=(progress, loop))
         if noise != "given":
-            context.check_noise("Stepper", noise, _SOURCES)
+            context.check_noise("Stepper", noise, SOURCES)
         if denoiser is not None:
             context.check_plan("Stepper", plans)
         pairs = [(plans, denoiser)] if isinstance(plans, Plan) else list(plans)
@@ -130,13 +109,16 @@ class Stepper:
         self.plans = tuple(plan for plan, _ in pairs)
         self.device, self.dtype, self.given = torch.device(device), dtype, noise == "given"
         self.limits, self.on_x0 = context.limits_of("Stepper", clamp), on_x0
-        how = Constraints(bool(self.limits), on_x0 is not None, given_noise=self.given)
+        # Where a term reads a clamped x0 estimate, a call of its own makes the estimate everywhere.
+        reads = any(g.through == "x0" for _, read in pairs for g in terms_of(read))
+        alone = on_x0 is not None or (bool(self.limits) and reads)
+        how = Constraints(bool(self.limits), alone, given_noise=self.given)
         for plan, read in pairs:
             if read is None:
                 raise ValueError("Stepper: a plan is given but no denoiser, and both are needed")
             if hasattr(read, "schedule"):  # weights given as numbers, as the drop-ins do, have none
                 context.check_fits("Stepper", plan, read)
-            check_plain_calls("Stepper", plan)
+            check_one_input("Stepper", plan)
         self.programs = [lower(plan, read, how) for plan, read in pairs]
         self.slots = max(program.slots for program in self.programs)
         self.calls: list[StepCall | None] = []  # None: a plan's end
@@ -144,14 +126,22 @@ class Stepper:
         for program in self.programs:
             self.first.append(len(self.calls))
             self.calls += [*numbered(program), None]
+        self.alone = any(call is not None and call.alone for call in self.calls)
+        self.terms = StepTerms(pairs, self.calls, self.first)
         used = [{*c.columns, *c.x0_columns} for c in self.calls if c is not None]
         self.guided = any(AT_UNCOND in columns for columns in used)
+        self.extra = any(AT_EXTRA in columns for columns in used)
         self.draws = any(AT_NOISE in columns for columns in used)
         carried = {name for program in self.programs for name in program.carried}
         self.carried = tuple(name for name in (Y, V) if name in carried)
         self._times: list[float] = []
-        for plan in self.plans:  # a sample at its end repeats its last time, which is known
-            self._times += [*plan.call_times.tolist(), float(plan.call_times[-1])]
+        self._before: list[int] = []  # network calls of the plan before each row
+        for program in self.programs:  # a sample at its end repeats its last time, which is known
+            told = [stage.time for stage in program.stages]
+            self._times += [*told, told[-1]]
+            self._before.append(0)
+            for stage in program.stages:
+                self._before.append(self._before[-1] + len(stage.times))
         self._table = None
 
     def start(
@@ -224,11 +214,56 @@ class Stepper:
         streams = torch.stack([torch.full_like(ids, seed), ids, words], 1)
         return ops.combine_table([x], keep, fresh, streams, [])[0]
 
+    def needs(self, state: State) -> Needs:
+        """Returns what the next step is made of: a network call, gradients of guidance terms.
+
+        Samples that stand each at a stage of their own need what any stage of any plan does.
+        """
+        return self.terms.of(state.row)
+
+    def gradients(
+        self, state: State, output: Any = None, x: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """Returns the gradients of the guidance terms of `needs(state).terms`, [B, ...] each.
+
+        For terms of through="network" (`needs(state).graph`) the network is called with gradients
+        enabled, on x = state.x.detach().requires_grad_().
+
+        Args:
+            state: from `start` or `step`.
+            output: as for `step`.
+            x: what the network was called on, where its graph is needed.
+
+        Raises:
+            ValueError: an output without a graph where one is needed; a gradient that is no tensor
+                like the state.
+        """
+        needs, time = self.needs(state), self.time(state)
+        if not needs.terms:
+            return ()
+        outputs = outputs_of(output)
+        together, terms = isinstance(state.row, int), self.terms.terms
+        x0 = pulled = None
+        if through(terms, needs.terms, "x0"):
+            plain = [o if o is None else o.detach() for o in outputs]
+            fixed = [state.y, state.v, state.x, *plain, *[None] * (2 + len(TERMS)), *state.slots]
+            x0 = (self._estimate_together if together else self._estimate_each)(state, fixed)
+        if needs.graph:
+            given = {AT_COND + k: o for k, o in enumerate(outputs) if o is not None}
+            pulled = self.terms.pullback(state, x, given, self._put)
+        where = f"Stepper: stage {self.stage(state)}" if together else "Stepper"
+        point = self.terms.point(state, time, self.stage(state), self._put)
+        found = gradients(where, terms, needs.terms, point, x0, pulled)
+        if not together:
+            found = self.terms.weighed(state.row, found, self._put)
+        return tuple(found.values())
+
     def step(
         self,
         state: State,
-        output: torch.Tensor | tuple[torch.Tensor, torch.Tensor],
+        output: torch.Tensor | Sequence[torch.Tensor | None] | None,
         z: torch.Tensor | None = None,
+        gradients: Sequence[torch.Tensor] = (),
     ) -> tuple[State, torch.Tensor, torch.Tensor]:
         """Returns (state, next model inputs [B, ...], their model times [B]) after one call.
 
@@ -237,45 +272,35 @@ class Stepper:
         Args:
             state: from `start` or `step`; not changed.
             output: what the network said of the model inputs, [B, ...]; with guidance the pair
-                (conditional, unconditional).
+                (conditional, unconditional), or these and a third branch; None where
+                `needs(state).network` is false.
             z: normals [B, ...], with noise="given".
+            gradients: of the guidance terms `needs(state).terms`, in their order, [B, ...] each;
+                the method `gradients` makes them.
 
         Raises:
-            ValueError: an output of another shape; guidance without a pair; normals given or
-                missing.
+            ValueError: an output of another shape; guidance without a pair; normals or gradients
+                given or missing.
         """
-        cond, uncond = output if isinstance(output, (tuple, list)) else (output, None)
-        self._check(state, cond, uncond, z)
-        cond, uncond, z = (t if t is None else t.contiguous() for t in (cond, uncond, z))
-        fixed = [state.y, state.v, state.x, cond, uncond, None, z]
+        outputs, needs = outputs_of(output), self.needs(state)
+        check_outputs(state, outputs, needs, self.guided, self.extra)
+        check_normals(state, z, self.given, self.draws)
+        check_gradients(state, gradients, needs)
+        if needs.graph:  # the graph was for the gradients alone
+            outputs = [o if o is None else o.detach() for o in outputs]
+        given: list[Any] = [*outputs, None, z, *[None] * len(TERMS)]
+        for k, gradient in zip(needs.terms, gradients, strict=True):
+            given[AT_TERM - AT_COND + k - 1] = gradient
+        fixed = [state.y, state.v, state.x, *(t if t is None else t.contiguous() for t in given)]
         together = isinstance(state.row, int)
         try:
             state = (self._step_together if together else self._step_each)(state, fixed)
         except (RuntimeError, ValueError) as error:
             where = f"Stepper: stage {self.stage(state)}" if together else "Stepper"
-            named = {"output": cond, "unconditional output": uncond, "z": z}
+            named = {**dict(zip(OUTPUTS, outputs, strict=True)), "z": z}
             context.blame(error, where, state.x, {k: t for k, t in named.items() if t is not None})
             raise
         return state, self._network_input(state.x), self.time(state)
-
-    def _check(self, state, cond, uncond, z, stepping=True):
-        if not isinstance(cond, torch.Tensor):
-            raise ValueError(
-                f"Stepper: output is a {type(cond).__name__} but the network's tensor is needed, "
-                "or with guidance a pair of them"
-            )
-        for name, tensor in (("output", cond), ("unconditional output", uncond), ("z", z)):
-            if tensor is not None and tensor.shape != state.x.shape:
-                raise ValueError(
-                    f"Stepper: {name} is {list(tensor.shape)} but the state is "
-                    f"{list(state.x.shape)}"
-                )
-        if self.guided and uncond is None:
-            raise ValueError("Stepper: a plan is guided, but one output is given and not a pair")
-        if z is not None and not self.given:
-            raise ValueError("Stepper: z is given, but noise is 'counter'")
-        if z is None and self.draws and stepping:
-            raise ValueError("Stepper: noise is 'given' and a plan draws, but no z is given")
 
     def _step_together(self, state: State, fixed: list) -> State:
         call = self.calls[state.row]
@@ -287,15 +312,8 @@ class Stepper:
         outs = [torch.empty_like(state.x) for _ in call.writes]
         status = state.status.clone()
         stage = state.row - self.first[self._plan_of(state.row)]
-        if self.on_x0 is not None:
-            x0 = torch.empty_like(state.x)
-            xs, weights = [tensors[k] for k in call.x0_columns], call.x0_weights
-            if self.limits:
-                clamped = [*weights, 0.0]
-                ops.combine_out(xs, clamped, [x0], None, 0, [], 0, None, self.limits)
-            else:
-                ops.combine_out(xs, weights, [x0])
-            tensors[AT_X0] = self._hooked(x0, stage, state)
+        if call.alone:
+            tensors[AT_X0] = self._estimate_together(state, tensors)
         limits = self.limits if call.clamped else []
         rest = (call.noise, state.seed, state.ids, limits)
         rest = rest if call.noise or limits else ()
@@ -310,7 +328,30 @@ class Stepper:
         v = made.get(V, state.v if V in call.keeps else None)
         return State(state.row + 1, made[X], y, v, slots, state.seed, state.ids, status)
 
+    def _estimate_together(self, state: State, tensors: list) -> torch.Tensor:
+        """Returns the x0 estimate as the step takes it, where samples stand at one stage."""
+        call, x0 = self.calls[state.row], torch.empty_like(state.x)
+        xs, weights = [tensors[k].contiguous() for k in call.x0_columns], call.x0_weights
+        if self.limits:
+            clamped = [*weights, 0.0]
+            ops.combine_out(xs, clamped, [x0], None, 0, [], 0, None, self.limits)
+        else:
+            ops.combine_out(xs, weights, [x0])
+        return self._hooked(x0, self.stage(state), state)
+
+    def _estimate_each(self, state: State, tensors: list) -> torch.Tensor:
+        """Returns the same, where samples stand each at a stage of their own."""
+        table, x0 = self.table(), torch.empty_like(state.x)
+        xs = [tensors[k].contiguous() for k in table.x0_columns]
+        weights = table.x0[state.row]
+        if self.limits:
+            weights = torch.cat([weights, torch.zeros_like(weights[:, :, :1])], 2)
+        ops.combine_table_out(xs, weights, None, None, self.limits, [x0], None)
+        return self._hooked(x0, table.words[state.row], state)
+
     def _hooked(self, x0: torch.Tensor, stage: int | torch.Tensor, state: State) -> torch.Tensor:
+        if self.on_x0 is None:
+            return x0
         info = Info(stage, self.time(state), state.ids)
         return context.hooked("Stepper", self.on_x0, x0, info).to(x0.dtype).contiguous()
 
@@ -322,23 +363,18 @@ class Stepper:
         row = state.row
         tensors = [*fixed, *state.slots]
         words = table.words[row]
-        if self.on_x0 is not None:
-            x0 = torch.empty_like(state.x)
-            xs, weights = [tensors[k] for k in table.x0_columns], table.x0[row]
-            if self.limits:
-                weights = torch.cat([weights, torch.zeros_like(weights[:, :, :1])], 2)
-            ops.combine_table_out(xs, weights, None, None, self.limits, [x0], None)
-            tensors[AT_X0] = self._hooked(x0, words, state)
+        if self.alone:
+            tensors[AT_X0] = self._estimate_each(state, tensors)
         xs = [tensors[k] for k in table.columns]
         streams = torch.stack([state.seed, state.ids, words], 1)
         weights, noise = table.weights[row], None if table.noise is None else table.noise[row]
         status = state.status.clone()
-        limits = self.limits if self.on_x0 is None else []
+        limits = [] if self.alone else self.limits
         hidden = int(bool(limits))  # the clamped row 0 is not written
         outs = [torch.empty_like(state.x) for _ in range(weights.shape[1] - hidden)]
         for first in range(0, len(outs), ops.MAX_ROWS - hidden):
             last = first + ops.MAX_ROWS - hidden
-            made, fresh = (_rows(table, first, last, hidden) for table in (weights, noise))
+            made, fresh = (rows_of(table, first, last, hidden) for table in (weights, noise))
             ops.combine_table_out(xs, made, fresh, streams, limits, outs[first:last], status)
         *slots, x = outs
         carried = {name: slots.pop() for name in reversed(self.carried)}
@@ -347,22 +383,22 @@ class Stepper:
         return State(following, x, y, v, tuple(slots), state.seed, state.ids, status)
 
     def estimate(
-        self, state: State, output: torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+        self, state: State, output: torch.Tensor | Sequence[torch.Tensor | None]
     ) -> torch.Tensor:
         """Returns the x0 estimate [B, ...] that the output is for the state, for looking at.
 
-        In plain torch, clamped or changed as the step's is.
+        In plain torch, clamped or changed as the step's is; without gradients of guidance terms.
         """
-        cond, uncond = output if isinstance(output, (tuple, list)) else (output, None)
-        self._check(state, cond, uncond, None, stepping=False)
-        table, tensors = self.table(), (self.state(state), state.v, state.x, cond, uncond)
+        outputs = outputs_of(output)
+        check_outputs(state, outputs, self.needs(state), self.guided, self.extra)
+        table, tensors = self.table(), (self.state(state), state.v, state.x, *outputs)
         weights = table.x0[state.row].to(state.x.dtype)  # [B, 1, columns], [1, columns] together
         shape = (-1, *([1] * (state.x.dim() - 1)))
         x0 = sum(
             weights[..., 0, n].view(shape) * tensors[k] for n, k in enumerate(table.x0_columns)
         )
         x0 = x0.clamp(*self.limits) if self.limits else x0
-        return x0 if self.on_x0 is None else self._hooked(x0, self.stage(state), state)
+        return self._hooked(x0, self.stage(state), state)
 
     def result(self, state: State, throw: bool = True) -> Samples:
         """Returns the samples of a state, those that failed as NaN; waits for the device.
@@ -375,7 +411,10 @@ class Stepper:
             NonFiniteError: if samples are not finite; its `result` holds the others.
         """
         done, stage = self.done(state), self.stage(state)
-        nfe = stage if isinstance(stage, torch.Tensor) else torch.full_like(state.ids, stage)
+        if isinstance(stage, torch.Tensor):
+            nfe = self.table().calls[state.row]
+        else:
+            nfe = torch.full_like(state.ids, self._before[state.row])
         if isinstance(done, bool):
             completed, status = done, None
         else:
@@ -407,7 +446,7 @@ class Stepper:
         return state.x if state.y is None else state.y
 
     def time(self, state: State) -> torch.Tensor:
-        """Returns the model times of the next network calls, [B]; at the end those of the last."""
+        """Returns the model times of the next evaluations, [B]; at the end those of the last."""
         dtype = time_dtype(state.x.dtype)
         if isinstance(state.row, int):
             time = self._times[state.row]
@@ -421,7 +460,7 @@ class Stepper:
         return self.table().ended[state.row]
 
     def stage(self, state: State) -> torch.Tensor | int:
-        """Returns the number of network calls that each sample has had."""
+        """Returns how many evaluations each sample has had: network calls, gradients, or both."""
         if isinstance(state.row, int):
             return state.row - self.first[self._plan_of(state.row)]
         return self.table().words[state.row]
@@ -438,13 +477,7 @@ class Stepper:
 
     def _each(self, states: list[State], joined: Callable) -> State:
         """Returns one state, every tensor of it made of those of the states."""
-        fields = {}
-        for name, parts in zip(State._fields, zip(*states, strict=True), strict=True):
-            if isinstance(parts[0], tuple):
-                fields[name] = tuple(map(joined, zip(*parts, strict=True)))
-            else:
-                fields[name] = None if parts[0] is None else joined(parts)
-        state = State(**fields)
+        state = each_of(states, joined)
         # one tensor where a step would leave one: or a graph of the step would be made twice
         return state if Y in self.carried else state._replace(y=state.x)
 
@@ -454,9 +487,10 @@ class Stepper:
     def table(self) -> Table:
         """Returns every stage of every plan as one table on the device, made once."""
         if self._table is None:
-            clamp = bool(self.limits) and self.on_x0 is None
+            clamp = bool(self.limits) and not self.alone
+            told = self._times, self._before
             shape = self.slots, self.carried, clamp, self._put
-            self._table = make_table(self.calls, self.first, self._times, *shape)
+            self._table = make_table(self.calls, self.first, *told, *shape)
         return self._table
 
     def _put(self, tensor: torch.Tensor) -> torch.Tensor:

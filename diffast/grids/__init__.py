@@ -7,7 +7,7 @@ but the last one. Two-stage solvers call it there too, unless sigma is 0.
     even uniform_flow                                          even in a time variable
     default                                                    the grid to start with
     karras uniform_logsnr exponential lu polyexponential
-      laplace kl_optimal beta_sigmas ou_early                  a function of sigma/alpha
+      laplace kl_optimal beta_sigmas ou_early ou_stages        a function of sigma/alpha
     simple normal sgm_uniform ddim_uniform beta                a table of training noise levels
     flow_sigmas flow_match linear_quadratic                    the time of a flow
     ays vp from_times from_sigmas                              numbers that are given
@@ -41,13 +41,14 @@ from diffast.grids.shifts import (
     shifted_exponential,
     stretched_to_terminal,
 )
+from diffast.grids.stages import ou_stages
 from diffast.grids.starting import default
 from diffast.grids.table import beta, ddim_uniform, normal, sgm_uniform, simple
 
 __all__ = ["uniform_time", "trailing", "leading", "linspace", "check_grid"]
 __all__ += ["default", "even", "uniform_flow"]
 __all__ += ["karras", "uniform_logsnr", "exponential", "lu", "polyexponential"]
-__all__ += ["laplace", "kl_optimal", "beta_sigmas", "ou_early"]
+__all__ += ["laplace", "kl_optimal", "beta_sigmas", "ou_early", "ou_stages"]
 __all__ += ["simple", "normal", "sgm_uniform", "ddim_uniform", "beta"]
 __all__ += ["flow_sigmas", "flow_match", "linear_quadratic"]
 __all__ += ["ays", "vp", "from_times", "from_sigmas"]

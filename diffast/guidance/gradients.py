@@ -59,19 +59,21 @@ def classifier(
     if wanted.is_floating_point() or wanted.dim() > 1:
         raise ValueError(f"{who}: labels are {wanted.dtype} {list(wanted.shape)}, not int64 [B]")
 
-    def log_density(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        logits = network(x, t)
-        if logits.dim() != 2 or len(logits) != len(x):
-            raise ValueError(
-                f"{who}: {len(x)} samples but the classifier returned {list(logits.shape)}, not "
-                "[B, classes]"
-            )
-        if wanted.dim() and wanted.shape[0] not in (1, len(x)):
-            raise ValueError(f"{who}: {wanted.shape[0]} labels but {len(x)} samples")
-        own = wanted.to(x.device).expand(len(x))
-        return functional.log_softmax(logits / temperature, 1).gather(1, own[:, None])[:, 0]
+    def ascent(at: Point) -> torch.Tensor:
+        own = at.own(who, "labels", wanted.reshape(-1).to(at.x.device))
 
-    return Guide(lambda at: slope(who, log_density, at.x, at.time), scale, "x", who)
+        def log_density(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            logits = network(x, t)
+            if logits.dim() != 2 or len(logits) != len(x):
+                raise ValueError(
+                    f"{who}: {len(x)} samples but the classifier returned {list(logits.shape)}, "
+                    "not [B, classes]"
+                )
+            return functional.log_softmax(logits / temperature, 1).gather(1, own[:, None])[:, 0]
+
+        return slope(who, log_density, at.x, at.time)
+
+    return Guide(ascent, scale, "x", who)
 
 
 def loss(
@@ -115,6 +117,16 @@ def slope(
     Raises:
         ValueError: if the function returns another shape than [B], or nothing that depends on x.
     """
+    return value_and_slope(who, function, x, t)[1]
+
+
+def value_and_slope(
+    who: str,
+    function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    x: torch.Tensor,
+    t: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns function(x, t) [B] without a graph, and its gradient as `slope` does."""
     with torch.inference_mode(False), torch.enable_grad():
         x = x.detach().requires_grad_()
         made = function(x, t)
@@ -127,4 +139,4 @@ def slope(
                 "that torch can differentiate"
             )
         (found,) = torch.autograd.grad(made.sum(), x)
-    return found
+    return made.detach(), found

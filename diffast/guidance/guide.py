@@ -27,6 +27,10 @@ class Point(NamedTuple):
         x0: the x0 estimate [B, ...], without gradients; None for terms of through="x".
         pull: v [B, ...] -> J^T v, J the Jacobian of the x0 estimate in x; None but for terms of
             through="network". May be called more than once.
+        normals: k, from 0 to 255 -> normals [B, ...] of the sample's own, other ones for every k
+            and stage; the same for all terms. None where nothing draws noise.
+        owner: [B] int64, the sample whose condition each row has, where samples have several rows
+            (particles); None: row b is sample b.
     """
 
     x: torch.Tensor
@@ -37,6 +41,30 @@ class Point(NamedTuple):
     stage: int | torch.Tensor
     x0: torch.Tensor | None = None
     pull: Callable[[torch.Tensor], torch.Tensor] | None = None
+    normals: Callable[[int], torch.Tensor] | None = None
+    owner: torch.Tensor | None = None
+
+    def own(self, who: str, name: str, given: torch.Tensor) -> torch.Tensor:
+        """Returns the rows of a condition [N, ...], one a sample or one for all, for these rows.
+
+        Args:
+            who: what a message calls the term.
+            name: what it calls the condition.
+            given: one row a sample, or a single one; on any device.
+
+        Raises:
+            ValueError: for another number of rows; for a condition on another device.
+        """
+        if given.device != self.x.device:
+            raise ValueError(
+                f"{who}: the {name} are on {given.device} but the state is on {self.x.device}"
+            )
+        samples = len(self.x) if self.owner is None else None
+        if len(given) == 1 or self.owner is None:
+            if len(given) not in (1, samples):
+                raise ValueError(f"{who}: {len(given)} {name} but {samples} samples")
+            return given.expand(len(self.x), *given.shape[1:])
+        return given[self.owner]
 
 
 @dataclass(frozen=True, eq=False)

@@ -376,6 +376,11 @@ def check_plain_calls(who: str, plan: Plan, outputs: Outputs | None = None) -> N
         raise ValueError(
             f"{who}: the denoiser has guidance terms with gradients, but only df.sample takes them"
         )
+    check_one_input(who, plan)
+
+
+def check_one_input(who: str, plan: Plan) -> None:
+    """Raises ValueError for calls on several inputs at once."""
     if plan.called.shape[1] > 1:
         raise ValueError(
             f"{who}: {plan.name} calls the network on {plan.called.shape[1]} inputs at once, but "

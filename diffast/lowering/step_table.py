@@ -9,13 +9,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from diffast.lowering.estimate import EXTRA
 from diffast.lowering.program import COND, NOISE, UNCOND, X0, Program, Stage, call_of
 from diffast.lowering.slots import slot_name
 from diffast.plans.registers import H, V, X, Y
 
 # Registers by number; the slots come after them.
-FIXED = (Y, V, X, COND, UNCOND, X0, NOISE)
-AT_Y, AT_V, AT_X, AT_COND, AT_UNCOND, AT_X0, AT_NOISE = range(len(FIXED))
+TERMS = tuple(f"g{k}" for k in range(1, 10))
+FIXED = (Y, V, X, COND, UNCOND, EXTRA, X0, NOISE, *TERMS)
+AT_Y, AT_V, AT_X, AT_COND, AT_UNCOND, AT_EXTRA, AT_X0, AT_NOISE, AT_TERM, *_ = range(len(FIXED))
 
 # The order of the sums: slots stand before a given x0 estimate and a given noise.
 _LATE = (AT_X0, AT_NOISE)
@@ -34,6 +36,10 @@ class StepCall:
         x0_columns, x0_weights: register numbers and weights of the x0 estimate alone.
         rows: how many rows the call makes.
         clamped: whether row 0 is the x0 estimate, which is clamped.
+        alone: whether a call of its own makes the x0 estimate, for a hook or a guidance term.
+        gradients: numbers, from 1, of the guidance terms whose gradients the call weighs.
+        time: model time of the network call, or of the gradients where there is none.
+        calls_network: whether the stage calls the network.
     """
 
     columns: tuple[int, ...]
@@ -47,6 +53,10 @@ class StepCall:
     x0_weights: list[float]
     rows: int
     clamped: bool
+    alone: bool
+    gradients: tuple[int, ...]
+    time: float
+    calls_network: bool
 
     @property
     def parts(self) -> bool:
@@ -71,6 +81,10 @@ def _numbered(stage: Stage) -> StepCall:
         estimate.weights,
         len(main.targets),
         main.clamped,
+        len(stage.calls) > 1,
+        stage.gradients,
+        stage.time,
+        bool(stage.times),
     )
 
 
@@ -89,6 +103,7 @@ class Table(NamedTuple):
         noise: [R, rows, M] float64, the most that any stage draws; or None.
         x0_columns, x0: the same for the x0 estimate alone, [R, 1, columns].
         words: [R] int64, the stage in its plan: the noise's counter word.
+        calls: [R] int64, network calls of the plan before the row.
         following: [R] int64, the next row; an end follows itself.
         times: [R] float64.
         ended: [R] bool.
@@ -100,6 +115,7 @@ class Table(NamedTuple):
     x0_columns: tuple[int, ...]
     x0: torch.Tensor
     words: torch.Tensor
+    calls: torch.Tensor
     following: torch.Tensor
     times: torch.Tensor
     ended: torch.Tensor
@@ -109,6 +125,7 @@ def make_table(
     calls: list[StepCall | None],
     first: list[int],
     times: list[float],
+    before: list[int],
     slots: int,
     carried: tuple[str, ...],
     clamp: bool,
@@ -119,8 +136,8 @@ def make_table(
     The slots hold the oldest entry first at every stage. The sums of samples at different stages
     then have the order, and so the bits, of a call for one stage.
 
-    `first` are the plans' first rows, `times` the model times of all rows, [R]. With a clamp the x0
-    estimate's row comes first.
+    `first` are the plans' first rows, `times` the model times of all rows, [R], `before` how many
+    network calls come before each. With a clamp the x0 estimate's row comes first.
     """
     real = [call for call in calls if call is not None]
     used = {AT_X, *map(FIXED.index, carried), *(k for call in real for k in call.columns)}
@@ -152,6 +169,7 @@ def make_table(
         x0_columns,
         there(x0),
         there(words),
+        there(np.array(before, dtype=np.int64)),
         there(following),
         there(np.array(times, dtype=np.float64)),
         there(np.array([call is None for call in calls])),

@@ -20,6 +20,7 @@ from diffast.ops.schema import MAX_INPUTS, MAX_NOISES, MAX_ROWS
 from diffast.ops.streams import (
     BROWNIAN_NOISE,
     COUPLING_NOISE,
+    GUIDANCE_NOISE,
     INITIAL_NOISE,
     OPENING_NOISE,
     STAGE_LIMIT,
@@ -46,6 +47,7 @@ normal_out = _explained("normal.out")
 __all__ = [
     "BROWNIAN_NOISE",
     "COUPLING_NOISE",
+    "GUIDANCE_NOISE",
     "INITIAL_NOISE",
     "MAX_INPUTS",
     "MAX_NOISES",

@@ -9,6 +9,7 @@ INITIAL_NOISE = 1 << PURPOSE_SHIFT
 OPENING_NOISE = INITIAL_NOISE + 1  # added to the initial state before the first network call
 BROWNIAN_NOISE = 2 << PURPOSE_SHIFT
 COUPLING_NOISE = 3 << PURPOSE_SHIFT  # decides whether a guess is taken
+GUIDANCE_NOISE = 4 << PURPOSE_SHIFT  # of guidance terms and of particles: 256 words a stage
 
 
 def fold_seed(seed: int) -> int:

@@ -1,8 +1,9 @@
 """Solvers: numpy functions (schedule, grid, options) -> Plan, and the table of their names.
 
 `get(name)` returns a builder by its name, `SOLVERS` is the table. The families are in the folders
-`ode`, `sde` and `few_step`. `embedded` holds the methods with an error estimate, for
-`df.sample_adaptive`. `aliases` holds second names of solvers.
+`ode`, `sde`, `few_step` and `splitting`. `correctors` holds Langevin correctors, which
+`predictor_corrector` puts between the steps of any plan. `embedded` holds the methods with an error
+estimate, for `df.sample_adaptive`. `aliases` holds second names of solvers.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ from typing import TYPE_CHECKING
 from diffast._namespace import attributes, listing, lookup
 from diffast.plans import Plan
 from diffast.solvers.aliases import dpm_2, etdrk2, euler_ancestral, ralston, res_2m, res_3m
+from diffast.solvers.correctors.compose import predictor_corrector
+from diffast.solvers.correctors.dpum import dpom, dpum
 from diffast.solvers.few_step.consistency import lcm, tcd
+from diffast.solvers.guided.on_state import on_state
+from diffast.solvers.guided.renoised import renoised
 from diffast.solvers.ode.adams import (
     deis,
     exponential_adams,
@@ -49,8 +54,13 @@ from diffast.solvers.sde.er_sde import er_sde
 from diffast.solvers.sde.exponential import ddpm, dpm_solver_2m_sde, dpmpp_2m_sde, dpmpp_3m_sde
 from diffast.solvers.sde.pec import pec
 from diffast.solvers.sde.piadm import piadm_ode, piadm_sde
+from diffast.solvers.sde.resampled import resampled
 from diffast.solvers.sde.sa_solver import sa_solver
 from diffast.solvers.sde.seeds import seeds_1, seeds_2, seeds_3
+from diffast.solvers.splitting.additive import additive_multistep
+from diffast.solvers.splitting.heavy_ball import heavy_ball
+from diffast.solvers.splitting.lie_strang import ltsp, stsp
+from diffast.solvers.splitting.momentum import ghvb
 
 __all__ = ["euler", "ddim", "euler_ancestral", "heun", "midpoint", "ralston"]
 __all__ += ["bosh3", "rk4", "dopri5", "tsit5"]
@@ -63,9 +73,15 @@ __all__ += ["exponential_adams", "res_2m", "res_3m"]
 __all__ += ["dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "flow_ancestral", "flow_sde"]
 __all__ += ["ddpm", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpm_solver_2m_sde", "sa_solver"]
 __all__ += ["seeds_1", "seeds_2", "seeds_3", "er_sde", "pec", "churn", "restart"]
-__all__ += ["piadm_sde", "piadm_ode", "lcm", "tcd"]
+__all__ += ["piadm_sde", "piadm_ode", "dpom", "dpum", "lcm", "tcd"]
+__all__ += ["ghvb", "heavy_ball", "ltsp", "stsp", "additive_multistep"]
 
 SOLVERS: dict[str, Callable[..., Plan]] = {name: globals()[name] for name in __all__}
+
+# A plan from a plan: no builder of (schedule, grid).
+__all__ += ["predictor_corrector", "resampled"]
+# For guided runs: no solvers of the network's own distribution.
+__all__ += ["on_state", "renoised"]
 
 
 def get(name: str) -> Callable[..., Plan]:

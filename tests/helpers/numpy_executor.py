@@ -12,7 +12,7 @@ def walk(plan, denoise, x, normal=None, change=None, gradients=None):
         x: initial state, standing at plan.start.
         normal: (stage, "z1" or "z2") -> N(0, I) numbers of the shape of x; 0 if not given.
         change: what a clamp or a hook makes of an x0 estimate; None: nothing.
-        gradients: {"g1": (x, t) -> gradient of a guidance term}.
+        gradients: {"g1": (x, t) -> gradient of a guidance term}; those that are not given are 0.
     """
     state = np.asarray(x, dtype=np.float64)
     held, entries, stages = {"x": state, "y": state}, [], []
@@ -21,7 +21,10 @@ def walk(plan, denoise, x, normal=None, change=None, gradients=None):
         if not np.isnan(time):
             seen["d_raw"] = np.asarray(denoise(held["x"], time))
             seen["d"] = seen["d_raw"] if change is None else change(seen["d_raw"])
-            seen |= {name: f(held["x"], time) for name, f in (gradients or {}).items()}
+        told = np.nan if plan.gradients is None else plan.gradients[i]
+        if not np.isnan(told):
+            seen |= {name: np.zeros_like(state) for name in plan.columns if name[0] == "g"}
+            seen |= {name: f(held["x"], told) for name, f in (gradients or {}).items()}
         seen |= {f"h{age}": entry for age, entry in enumerate(entries, start=1)}
         for z in ("z1", "z2"):
             if z in plan.columns and plan.matrix[i, :, plan.columns.index(z)].any():

@@ -11,7 +11,7 @@ from plan_tables import rows_of_x, standing, table
 
 import diffast as df
 from diffast import grids, solvers
-from diffast.solvers.core import langevin
+from diffast.solvers.correctors import exact_step
 
 # OU time 8 at the start; data N(0.7, 0.25), stopped at OU time 0.01 as in docs/solvers.md.
 VP = df.schedules.vp_linear(beta_max=15.9)
@@ -149,7 +149,7 @@ def test_a_corrector_in_small_steps_of_the_exact_law_changes_nothing():
 LENGTHS = (1e-6, 1e-4, 1e-2, 0.3, 0.999, 1.0, 3.0, 30.0)
 
 
-def exact_step(friction, length):
+def decimal_step(friction, length):
     """(q, c1, c2, Var zu, Cov, Var zv) by the formulas, to 60 digits."""
     with localcontext() as context:
         context.prec = 90
@@ -164,11 +164,11 @@ def exact_step(friction, length):
 @pytest.mark.parametrize("friction", [0.3, 1.0, 7.0])
 @pytest.mark.parametrize("length", LENGTHS)
 def test_a_step_has_the_numbers_of_its_formulas(friction, length):
-    step = langevin.step(friction, length)
+    step = exact_step.step(friction, length)
     got = [*step[:3], step.state_noise**2, step.state_noise * step.shared_noise]
     got.append(step.shared_noise**2 + step.own_noise**2)
-    np.testing.assert_allclose(got, exact_step(friction, length), rtol=1e-13)
-    q, _, _, state, both, velocity = (Decimal(n) for n in exact_step(friction, length))
+    np.testing.assert_allclose(got, decimal_step(friction, length), rtol=1e-13)
+    q, _, _, state, both, velocity = (Decimal(n) for n in decimal_step(friction, length))
     own = velocity - both * both / state
     np.testing.assert_allclose(step.own_noise**2, float(own), rtol=1e-12)
 
@@ -188,7 +188,7 @@ def test_a_step_is_the_integral_of_its_equation(length):
             )
         ]
     )
-    step = langevin.step(friction, length)
+    step = exact_step.step(friction, length)
     want = 2 * friction * np.array([weight @ moved**2, weight @ (moved * kept), weight @ kept**2])
     velocity = step.shared_noise**2 + step.own_noise**2
     got = step.state_noise**2, step.state_noise * step.shared_noise, velocity
@@ -276,7 +276,7 @@ def test_lengths_and_frictions_may_follow_the_time():
     )
     begin = plan.blocks[-1]
     sigma = VP.sigma(grid[-1])
-    step = langevin.step(1 / sigma, 0.1 * sigma)
+    step = exact_step.step(1 / sigma, 0.1 * sigma)
     row = table(plan, "x", "v", "z1", "h0")[begin]
     np.testing.assert_allclose(row, [step.drift, step.state_noise, step.push])
     assert abs(gaps(plan)[1]) < 0.05

@@ -30,7 +30,7 @@ from numpy.typing import ArrayLike
 from diffast.grids import check_grid
 from diffast.plans import Plan, Stages, one_call_plan
 from diffast.schedules import Schedule
-from diffast.solvers.core import langevin
+from diffast.solvers.correctors import exact_step
 
 # How far alpha^2 + sigma^2 may be from 1.
 TOLERANCE = 1e-9
@@ -66,10 +66,10 @@ def piadm_ode(
     """Returns the reverse ODE with the score held over each step. Weak order 1, 1 call a step.
 
     After every block a corrector may run underdamped Langevin dynamics at the fixed time of the
-    block's end (Chen et al. 2024, algorithm 2; the numbers: solvers/core/langevin.py). Its momentum
-    is drawn anew each time. It adds noise and `inner` network calls a block, all at that time. It
-    keeps the law at that time, up to an error of the order of its step, and so reduces the errors
-    of the steps before.
+    block's end (Chen et al. 2024, algorithm 2; the steps are those of `df.correctors.underdamped`).
+    Its momentum is drawn anew each time. It adds noise and `inner` network calls a block, all at
+    that time. It keeps the law at that time, up to an error of the order of its step, and so
+    reduces the errors of the steps before.
 
     A corrector's stages are a block of their own. Where the grid ends at sigma = 0 the score has no
     value, and the last block has no corrector.
@@ -102,7 +102,7 @@ def piadm_ode(
             continue
         stages.add(s, t, step, v={"z2": 1.0})
         blocks.append(len(stages))
-        e = langevin.step(_at(friction, t, "friction"), _at(length, t, "length") / inner)
+        e = exact_step.step(_at(friction, t, "friction"), _at(length, t, "length") / inner)
         _add_corrector(stages, schedule, t, e, inner)
     name = f"piadm_ode(corrector of {inner})" if inner else "piadm_ode"
     return stages.plan(name, steps, check="x0", blocks=blocks)
@@ -112,8 +112,7 @@ def _add_corrector(stages, schedule, t, e, inner):
     """Adds the calls of a corrector at time t; entries are the score."""
     share = 1.0 / schedule.sigma(t) ** 2
     score = {"x": -share, "d": schedule.alpha(t) * share}
-    x = {"x": 1.0, "v": e.drift, "h0": e.push, "z1": e.state_noise}
-    v = {"v": e.keep, "h0": e.drift, "z1": e.shared_noise, "z2": e.own_noise}
+    x, v = ({"h0" if c == "s" else c: weight for c, weight in row.items()} for row in e.rows())
     for last in [False] * (inner - 1) + [True]:
         stages.add(t, t, x, v=None if last else v, h=score)
 

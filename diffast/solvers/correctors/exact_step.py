@@ -11,11 +11,13 @@ solved exactly. With q = exp(-g e),
     Var zu = (2 / g) (e - 2 c1 + (1 - q^2) / (2 g)),    Var zv = 1 - q^2,    Cov = (1 - q)^2 / g
 
 The noises are correlated: zu is a multiple of one normal, zv of that one and a second.
+
+The correctors of this folder, PIADM-ODE and DPUM take these numbers from here.
 """
 
 from __future__ import annotations
 
-from math import factorial
+from math import factorial, hypot
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +30,9 @@ NEAR = 1.0
 # The terms of the series fall below 1e-18 of its sum from here on.
 TERMS = 26
 
+# A row over the state x, the momentum v, the score s and two fresh normals.
+ScoreRow = dict[str, float]
+
 
 class Step(NamedTuple):
     """The numbers of one step; see the top of the file."""
@@ -38,6 +43,26 @@ class Step(NamedTuple):
     state_noise: float  # of z in u'
     shared_noise: float  # of z in v'
     own_noise: float  # of the second normal in v'
+
+    def rows(self) -> tuple[ScoreRow, ScoreRow]:
+        """Returns the rows of x and v."""
+        x = {"x": 1.0, "v": self.drift, "s": self.push, "z1": self.state_noise}
+        v = {"v": self.keep, "s": self.drift, "z1": self.shared_noise, "z2": self.own_noise}
+        return x, v
+
+    def first_rows(self) -> tuple[ScoreRow, ScoreRow]:
+        """Returns the rows of x and v for a momentum that is drawn in this step, v ~ N(0, I).
+
+        Both then hold c1 v + zu and q v + zv, two normals whose covariance is known: so the step
+        draws two normals and not three.
+        """
+        state = hypot(self.drift, self.state_noise)
+        shared = (self.drift * self.keep + self.state_noise * self.shared_noise) / state
+        # The determinant of the covariance, as a sum of squares: nothing cancels.
+        crossed = self.drift * self.shared_noise - self.keep * self.state_noise
+        own = np.sqrt(crossed**2 + (self.drift**2 + self.state_noise**2) * self.own_noise**2)
+        x = {"x": 1.0, "s": self.push, "z1": state}
+        return x, {"s": self.drift, "z1": shared, "z2": float(own) / state}
 
 
 def step(friction: float, length: float) -> Step:

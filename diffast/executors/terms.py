@@ -1,0 +1,124 @@
+"""Guidance terms where an executor stands at many times at once: their points and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from diffast import ops
+from diffast.executors import context
+from diffast.guidance.guide import Guide, Point
+
+
+class Pullback:
+    """An x0 estimate that torch can differentiate, and the state that it is a function of.
+
+    Args:
+        graph: the estimate [B, ...], with its graph.
+        x: the state [B, ...], which requires a gradient.
+
+    Attributes:
+        x0: the estimate without its graph.
+    """
+
+    def __init__(self, graph: torch.Tensor, x: torch.Tensor):
+        """Keeps both."""
+        self.graph, self.x, self.x0 = graph, x, graph.detach()
+
+    def pull(self, vector: torch.Tensor) -> torch.Tensor:
+        """Returns J^T v for v [B, ...], J the Jacobian of the x0 estimate in x."""
+        with torch.inference_mode(False), torch.enable_grad():
+            vector = vector.to(self.graph.dtype)
+            (found,) = torch.autograd.grad(self.graph, self.x, vector, retain_graph=True)
+        return found
+
+
+def spread(values: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    """Returns numbers of the samples [B] as [B, 1, ...] of the state's dtype."""
+    return values.to(state.dtype).reshape(-1, *[1] * (state.dim() - 1))
+
+
+def through(terms: Sequence[Guide], numbers: Iterable[int], kind: str) -> list[int]:
+    """Returns the numbers, from 1, of the terms whose gradient is taken through `kind`."""
+    return [k for k in numbers if terms[k - 1].through == kind]
+
+
+def gradients(
+    where: str,
+    terms: Sequence[Guide],
+    numbers: Iterable[int],
+    point: Point,
+    x0: torch.Tensor | None = None,
+    pulled: Pullback | None = None,
+) -> dict[str, torch.Tensor]:
+    """Returns the gradients of the terms, contiguous [B, ...], as g1, g2 ...
+
+    Args:
+        where: the public function and the stage, for messages.
+        terms: all of them.
+        numbers: those that are asked for, from 1.
+        point: where; its x0 and pull are filled in here.
+        x0: the estimate that terms of through="x0" read.
+        pulled: for terms of through="network".
+
+    Raises:
+        ValueError: for a gradient that is no tensor like the state; a term that writes into x.
+    """
+    found: dict[str, torch.Tensor] = {}
+    with torch.inference_mode(False), torch.no_grad():
+        # Autograd saves no tensor of inference mode. Without that mode x counts its writes.
+        x = point.x.clone() if point.x.is_inference() else point.x
+        estimate = x0.clone() if x0 is not None and x0.is_inference() else x0
+        before = x._version
+        for k in numbers:
+            term = terms[k - 1]
+            at = point._replace(x=x)
+            if term.through == "x0":
+                at = at._replace(x0=estimate)
+            elif term.through == "network":
+                assert pulled is not None  # the executor has looked
+                at = at._replace(x0=pulled.x0, pull=pulled.pull)
+            made = term.gradient(at)
+            complaint = context.unlike(f"the gradient of guidance term {k} ({term.name})", made, x)
+            if complaint is not None:
+                raise ValueError(f"{where}: {complaint}")
+            found[f"g{k}"] = made.detach().contiguous()
+        if x._version != before:
+            raise ValueError(
+                f"{where}: a guidance term wrote into the state, but the solver still needs it: "
+                "give it a copy"
+            )
+    return found
+
+
+def plain(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a copy that autograd can save, also of a tensor that inference mode made."""
+    with torch.inference_mode(False):
+        return tensor.clone()
+
+
+def normals_of(point: Point, seed: int | torch.Tensor) -> Callable[[int], torch.Tensor]:
+    """Returns the point's `normals`: those of `df.sample` at the same stage.
+
+    Args:
+        point: its stage is a number, or one for each sample.
+        seed: folded; a number, or one for each sample.
+    """
+
+    def normals(k: int) -> torch.Tensor:
+        x, word = point.x, ops.GUIDANCE_NOISE + (point.stage << 8) + k
+        with torch.inference_mode(False), torch.no_grad():
+            words = (torch.zeros_like(point.ids) + word for word in (seed, point.ids, word))
+            streams = torch.stack([*words], 1)
+            keep = torch.zeros((len(x), 1, 1), dtype=torch.float64, device=x.device)
+            blank = torch.zeros_like(x)
+            return ops.combine_table([blank], keep, torch.ones_like(keep), streams, [])[0]
+
+    return normals
+
+
+def terms_of(denoiser: Any) -> tuple[Guide, ...]:
+    """Returns the guidance terms of what says what outputs mean; none of a `Prediction`."""
+    return tuple(getattr(denoiser, "guides", ()))

@@ -1,0 +1,1 @@
+"""Plans of guided methods that step on the state: gradients on it, and fresh noise."""
