@@ -69,7 +69,7 @@ class Reduction:
 
     def estimate_row(self) -> Row:
         """Returns the tensors that the x0 estimate weighs, with weights that say nothing."""
-        used = set().union(*(self.basis[name] for name in self.at.used), set())
+        used = set().union(*self.basis.values())
         row = {name: 1.0 for name in used}
         if self.affine[0] != 0.0:
             row[_X] = self.affine[0]
