@@ -15,9 +15,13 @@ from diffast.executors.adaptive.sample import sample_adaptive as sample_adaptive
 from diffast.executors.cuda_graph import GraphError as GraphError
 from diffast.executors.graph_cache import graph_cache as graph_cache
 from diffast.executors.graph_sampler import GraphSampler as GraphSampler
+from diffast.executors.metropolis import MetropolisSamples as MetropolisSamples
+from diffast.executors.metropolis import sample_metropolis as sample_metropolis
 from diffast.executors.parallel.rounds import Round as Round
 from diffast.executors.parallel.sample import ParallelSamples as ParallelSamples
 from diffast.executors.parallel.sample import sample_parallel as sample_parallel
+from diffast.executors.particles.sample import ParticleSamples as ParticleSamples
+from diffast.executors.particles.sample import sample_particles as sample_particles
 from diffast.executors.results import FailedSamples as FailedSamples
 from diffast.executors.results import Info as Info
 from diffast.executors.results import NonFiniteError as NonFiniteError
@@ -54,8 +58,10 @@ __all__ = [
     "GraphSampler",
     "Info",
     "LearnedVariance",
+    "MetropolisSamples",
     "NonFiniteError",
     "ParallelSamples",
+    "ParticleSamples",
     "Plan",
     "PlanWarning",
     "Prediction",
@@ -80,7 +86,9 @@ __all__ = [
     "plan",
     "sample",
     "sample_adaptive",
+    "sample_metropolis",
     "sample_parallel",
+    "sample_particles",
     "schedules",
     "solvers",
     "tasks",

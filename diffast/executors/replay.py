@@ -82,8 +82,11 @@ class ReplayableRun:
                 denoiser, plan, place._replace(ids=place.ids.clone()), on_x0, noise
             )
             stages = self.bound.stages
+            if self.bound.guides is not None:
+                self.bound.guides.draws = False
             calls = self.bound.evaluations(len(stages))
             self.nfe = torch.full_like(self.bound.ids, calls)
+            self.rows = torch.full_like(self.bound.ids, self.bound.rows(len(stages)))
         self.loaded, self._scale = self.bound.program, denoiser.guidance
         self._weights: list[tuple[Program, torch.Tensor]] = []
         self._put_weights(self.loaded)
@@ -206,7 +209,7 @@ class ReplayableRun:
         x, status = self.bound.points[-1], self.bound.status
         if not donate:
             x, status = x.clone(), status.clone()
-        return Samples(x, self.nfe.clone(), status, True)
+        return Samples(x, self.nfe.clone(), status, True, network_rows=self.rows.clone())
 
     @property
     def memory(self) -> Memory:

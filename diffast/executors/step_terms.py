@@ -130,7 +130,8 @@ class StepTerms:
             alpha, sigma = (one.to(state.x.dtype) * level for level in self.levels[state.row])
         else:
             alpha, sigma = (spread(v, state.x) for v in self.tables(put)[0][state.row].unbind(1))
-        return Point(state.x, time, alpha, sigma, state.ids, stage)
+        point = Point(state.x, time, alpha, sigma, state.ids, stage)
+        return point._replace(normals=terms.normals_of(point, state.seed))
 
     def pullback(self, state: Any, x: Any, outputs: dict[int, torch.Tensor], put: Any) -> Pullback:
         """Returns the estimate of a state as a function of x, through which it was made.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
+from diffast import ops
 from diffast.executors import context
 from diffast.guidance.guide import Guide, Point
 
@@ -90,6 +91,32 @@ def gradients(
                 "give it a copy"
             )
     return found
+
+
+def plain(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a copy that autograd can save, also of a tensor that inference mode made."""
+    with torch.inference_mode(False):
+        return tensor.clone()
+
+
+def normals_of(point: Point, seed: int | torch.Tensor) -> Callable[[int], torch.Tensor]:
+    """Returns the point's `normals`: those of `df.sample` at the same stage.
+
+    Args:
+        point: its stage is a number, or one for each sample.
+        seed: folded; a number, or one for each sample.
+    """
+
+    def normals(k: int) -> torch.Tensor:
+        x, word = point.x, ops.GUIDANCE_NOISE + (point.stage << 8) + k
+        with torch.inference_mode(False), torch.no_grad():
+            words = (torch.zeros_like(point.ids) + word for word in (seed, point.ids, word))
+            streams = torch.stack([*words], 1)
+            keep = torch.zeros((len(x), 1, 1), dtype=torch.float64, device=x.device)
+            blank = torch.zeros_like(x)
+            return ops.combine_table([blank], keep, torch.ones_like(keep), streams, [])[0]
+
+    return normals
 
 
 def terms_of(denoiser: Any) -> tuple[Guide, ...]:

@@ -36,7 +36,7 @@ class Measurement:
 
     def __init__(self, who: str, operator: Operator, y: torch.Tensor, noise: float = 0.0):
         """Checks what can be checked before the first estimate."""
-        forward = getattr(operator, "forward", operator)
+        forward: Any = getattr(operator, "forward", operator)
         if not callable(forward):
             raise ValueError(
                 f"{who}: operator is a {type(operator).__name__}, but a function x -> y or an "
@@ -45,7 +45,7 @@ class Measurement:
         if not isinstance(y, torch.Tensor) or not y.is_floating_point() or not y.dim():
             got = f"{y.dtype} {list(y.shape)}" if isinstance(y, torch.Tensor) else type(y).__name__
             raise ValueError(f"{who}: y is {got}, but floating-point numbers [B, ...] are needed")
-        if not bool(y.isfinite().all()):
+        if not y.is_meta and not bool(y.isfinite().all()):
             raise ValueError(f"{who}: y must be finite but holds NaN or infinity")
         if not 0.0 <= noise < math.inf:
             raise ValueError(f"{who}: noise is {noise}, but it must be 0 or more, and finite")
@@ -103,8 +103,10 @@ class Local:
         """Returns A u, A the Jacobian at the estimate."""
         if not self.by_torch:
             return self.whole.forward(u)
-        with torch.inference_mode(False), torch.no_grad():
-            return torch.func.jvp(self.whole.forward, (self.x0.detach(),), (u.detach(),))[1]
+        with torch.inference_mode(False), torch.enable_grad():
+            v, pulled = self._dual
+            (found,) = torch.autograd.grad(pulled, v, u, retain_graph=True)
+        return found
 
     def transpose(self, v: torch.Tensor) -> torch.Tensor:
         """Returns A^T v, A the Jacobian at the estimate."""
@@ -113,6 +115,16 @@ class Local:
         with torch.inference_mode(False), torch.enable_grad():
             (found,) = torch.autograd.grad(self._seen, self._leaf, v, retain_graph=True)
         return found
+
+    @cached_property
+    def _dual(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns (v, A^T v) with its graph: A u is the gradient of <u, A^T v> in v.
+
+        Forward-mode derivatives are not asked for: fewer operations have them.
+        """
+        v = torch.zeros_like(self.y).requires_grad_()
+        (pulled,) = torch.autograd.grad(self._seen, self._leaf, v, create_graph=True)
+        return v, pulled
 
     @cached_property
     def closed(self) -> bool:

@@ -57,8 +57,10 @@ def pigdm(
         here = whole.at(at)
         variance = spread_at(spread, at).to(here.x0.dtype)
         tiny = torch.finfo(variance.dtype).tiny  # at sigma = 0 nothing is left to be said
-        weight = variance.reshape(-1) / whole.noise**2 if whole.noise else variance.new_full(
-            (len(variance),), torch.inf
+        weight = (
+            variance.reshape(-1) / whole.noise**2
+            if whole.noise
+            else variance.new_full((len(variance),), torch.inf)
         )
         return _pulled(at, here.shift(weight) / variance.clamp(min=tiny))
 

@@ -8,6 +8,7 @@ all numbers that a round needs: the time that the network is told, and the table
     inputs           table of the network inputs and, with a bridge, of the path's new values
     settle           table of what follows the answer, for `combine_error`
     tolerance        [B, 2] (atol, rtol)
+    levels           [B, 2] (alpha, sigma) of the call, where there are guidance terms
     estimate         table of the x0 estimate alone, where a hook sees it
     nodes, path      [B, 2], [B, 2]: arguments of `brownian`, for noise="path"
 
@@ -47,8 +48,8 @@ class NodeSource(Protocol):
         """Returns the node of a position; the place is "start", "end" or "call"."""
         ...
 
-    def scale(self, recording: Recording, position: Recorded) -> Recorded:
-        """Returns the guidance scale at the position of the call."""
+    def scale(self, recording: Recording, position: Recorded, number: int) -> Recorded:
+        """Returns one of the scales that depend on the time, at the position of the call."""
         ...
 
 
@@ -128,6 +129,7 @@ class Tracer:
         if None in parts:
             return None
         run = program.noise, program.hook, program.clamp, self.scale, self.times, self.copies
+        run = *run, program.terms
         return (*parts, *run, tuple(self.inputs.items()), self.path)
 
     def trace(self, calls: Sequence[int], remembered: bool) -> TracedRound:
@@ -139,18 +141,18 @@ class Tracer:
         recording = Recording()
         steps, rejected = self._steps(recording, calls, remembered)
         program, parts = self.program, {}
-        scale = self.scale
-        estimates = {}
+        estimates, gradients = {}, {}
         for call, step in steps.items():
-            if self.scale is None:
-                scale = self.source.scale(recording, step.call.position)
+            scale, *of_terms = self._scales(recording, step)
             estimates[call] = program.estimate(step, scale)
+            gradients[call] = program.gradients(step, of_terms)
         cells: dict[int, dict[tuple[str, int], Any]] = {
             call: self._numbers(step, call) for call, step in steps.items()
         }
         parts = {call: self._input_rows(step, call, rejected) for call, step in steps.items()}
         inputs = self._add("inputs", parts, cells)
-        parts = {c: program.settle_rows(step, c, estimates[c]) for c, step in steps.items()}
+        made = estimates, gradients
+        parts = {c: program.settle_rows(s, c, *(row[c] for row in made)) for c, s in steps.items()}
         measured = any(rows[-1] for rows in parts.values())
         if not measured:
             parts = {call: rows[:-1] for call, rows in parts.items()}
@@ -183,6 +185,17 @@ class Tracer:
             steps[call] = Step(np, first, last, node)
         return steps, rejected
 
+    def _scales(self, recording: Recording, step: Step) -> list[Any]:
+        """Returns the guidance scale and those of the terms, at a step's call."""
+        found, position = [], step.call.position
+        for scale in (self.scale, *(term.scale for term in self.program.terms)):
+            if scale is None:  # in the order in which the source has them
+                number = sum(not isinstance(known, float) for known in found)
+                found.append(self.source.scale(recording, position, number))
+            else:
+                found.append(scale)
+        return found
+
     def _numbers(self, step: Step, call: int) -> dict[tuple[str, int], Any]:
         """Returns the cells of what is no table."""
         cells = {(name, 0): step.call.time for name in self.times}
@@ -190,6 +203,8 @@ class Tracer:
         judged = call == self.program.solver.calls
         tolerance = self.program.solver.tolerance(step) if judged else (1.0, 0.0)
         found = {"tolerance": tolerance}
+        if self.program.terms:
+            found["levels"] = step.call.alpha, step.call.sigma
         if self.path is not None:
             found["nodes"], found["path"] = self.path(step)
         return cells | {(n, k): v for n, pair in found.items() for k, v in enumerate(pair)}
@@ -224,6 +239,8 @@ class Tracer:
 
     def _outs(self, tables: list[Table]) -> tuple[Out, ...]:
         outs = [Out(name, (), False) for name in self.times] + [Out("tolerance", (2,), False)]
+        if self.program.terms:
+            outs.append(Out("levels", (2,), False))
         for table in tables:
             outs.append(Out(table.name, (table.height, table.width), False))
             if table.noise is not None:

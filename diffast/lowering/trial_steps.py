@@ -12,6 +12,7 @@ which tensor is moved where after a trial step. The rows of the program name tho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -26,6 +27,18 @@ from diffast.solvers.embedded.solver import DRAWN, JUDGED, NEW_SIZE, SIZE, Row
 
 # The path's increment, where a caller draws it as a tensor.
 NOISE = "noise"
+
+
+class TrialTerm(NamedTuple):
+    """A guidance term of a run.
+
+    Attributes:
+        through: what its gradient is taken through, see `diffast.guidance.Guide`.
+        scale: None where it depends on the time.
+    """
+
+    through: str
+    scale: float | None
 
 
 class TrialNoise(NamedTuple):
@@ -59,6 +72,7 @@ class TrialProgram:
         passing: names of the tensors that are made anew in every round, sources among them.
         moves: (call, source, target) by number in `sources` and `held`, three by three.
         memory: (source, targets ...): what a rejected step drew and where it is remembered.
+        terms: guidance terms, whose gradients g1, g2 .. join the x0 estimate.
     """
 
     solver: EmbeddedSolver
@@ -72,6 +86,7 @@ class TrialProgram:
     passing: tuple[str, ...]
     moves: list[int]
     memory: list[int]
+    terms: tuple[TrialTerm, ...] = ()
 
     @cached_property
     def rejected(self) -> tuple[str, ...]:
@@ -83,7 +98,8 @@ class TrialProgram:
         """Returns the names of all tensors that rows may weigh, in the order of the sums."""
         solver = self.solver
         held = (Y, *solver.carried, *solver.entries)
-        return (*held, X, COND, UNCOND, X0, HELD, NEW, *self.rejected, NOISE)
+        gradients = tuple(f"g{k}" for k in range(1, len(self.terms) + 1))
+        return (*held, X, COND, UNCOND, *gradients, X0, HELD, NEW, *self.rejected, NOISE)
 
     def input_rows(self, step: Step, call: int, rejected: dict) -> tuple[Row, Row]:
         """Returns the rows of the network input of a call and of the path's value at the end.
@@ -103,9 +119,9 @@ class TrialProgram:
         row[HELD] = row[HELD] + weight * drawn.noise[HELD]
         return row | {Z1: on_new * drawn.fresh}, drawn.value | {Z1: drawn.fresh}
 
-    def settle_rows(self, step: Step, call: int, estimate: Row) -> list[Row]:
+    def settle_rows(self, step: Step, call: int, estimate: Row, gradients: Row) -> list[Row]:
         """Returns the rows of one call, {} where there is none; the last one is the drawn noise."""
-        kept = {X0: 1.0} if self.hook or self.clamp else estimate
+        kept = ({X0: 1.0} if self.hook or self.clamp else estimate) | gradients
         rows = {n: written_out(r, kept) for n, r in self.solver.rows_after(step, call).items()}
         made = [row for name, row in rows.items() if name not in JUDGED and not _is_copy(row)]
         made += [{}] * (len(self.proposals) - len(made))
@@ -124,9 +140,28 @@ class TrialProgram:
         a, b = self.prediction.weights(call.alpha, call.sigma, call.dalpha, call.dsigma)
         return estimate_row(a, b, scale)
 
+    def gradients(self, step: Step, scales: Sequence[Any]) -> Row:
+        """Returns the row of the gradients in the x0 estimate, for the terms' scales.
+
+        Scale sigma^2 / alpha, 0 where alpha is 0; or the scale, see `Guide.weights`.
+        """
+        row, xp = {}, step.xp
+        for k, (term, scale) in enumerate(zip(self.terms, scales, strict=True), 1):
+            alpha, sigma = step.call.alpha, step.call.sigma
+            weight = scale
+            if term.through != "x0":
+                weight = xp.where(alpha > 0.0, scale * (sigma * sigma) / alpha, 0.0)
+            row[f"g{k}"] = weight
+        return row
+
 
 def lower_trial(
-    solver: EmbeddedSolver, prediction: Any, noise: TrialNoise, hook: bool, clamp: bool
+    solver: EmbeddedSolver,
+    prediction: Any,
+    noise: TrialNoise,
+    hook: bool,
+    clamp: bool,
+    terms: tuple[TrialTerm, ...] = (),
 ) -> TrialProgram:
     """Returns the program of a solver's trial steps; the arguments are its fields."""
     rejected = _rejected_names(noise)
@@ -156,6 +191,7 @@ def lower_trial(
         passing=(*sources, *drawn, *((X0,) if hook else ())),
         moves=[n for c, s, t in moves for n in (c, sources.index(s), held.index(t))],
         memory=[sources.index(NEW), *map(held.index, rejected)] if rejected else [],
+        terms=terms,
     )
 
 

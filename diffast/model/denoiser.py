@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
@@ -11,8 +10,11 @@ import numpy as np
 import torch
 
 from diffast.guidance.guide import Guide
+from diffast.guidance.rule import BRANCHES, Rule, RuleAt, branch_names
 from diffast.model import network_errors
+from diffast.model.branches import branch_of, groups_of, rules_at, settled
 from diffast.model.guidance import arguments_of, scales_at
+from diffast.model.inspection import guided_estimate
 from diffast.model.outputs import tensor_of
 from diffast.model.prediction import MISSING, check_predicts
 from diffast.model.prediction import Prediction as Prediction
@@ -46,7 +48,8 @@ class Denoiser:
             guidance (tensors [B, ...] or [1, ...], repeated). Needed unless guidance is 1
             throughout.
         guidance: scale w of x0 = x0_uncond + w (x0_cond - x0_uncond), or a function of the model
-            time that returns it. Stages where it is 1 (or 0) call the network on B rows only.
+            time that returns it, or a rule (`df.guidance`). Stages where it is 1 (or 0) call the
+            network on B rows only.
         dtype: what dtype the network wants x in; None: the state's.
         time_dtype: what dtype the network wants t in; None: float32, float64 if the state is. An
             integer dtype (torch.long) is for networks that index a table with the time. Then every
@@ -75,7 +78,7 @@ class Denoiser:
     _: KW_ONLY
     conditions: Mapping[str, Any] = field(default_factory=dict)
     unconditional: Mapping[str, Any] | None = None
-    guidance: float | Callable[[float], float] = 1.0
+    guidance: float | Callable[[float], float] | Rule = 1.0
     dtype: torch.dtype | None = None
     time_dtype: torch.dtype | None = None
     round_times: bool = False
@@ -94,8 +97,7 @@ class Denoiser:
                 f"Denoiser: conditions are {sorted(self.conditions)} but unconditional ones are "
                 f"{sorted(self.unconditional)}"
             )
-        if not callable(self.guidance) and not math.isfinite(self.guidance):
-            raise ValueError(f"Denoiser: guidance is {self.guidance} but must be finite")
+        object.__setattr__(self, "guidance", settled(self.guidance, self.schedule))
         check_time_dtype(self.time_dtype, self.round_times)
         object.__setattr__(self, "guides", _terms(self.guides))
         if self.memory_format not in FORMATS:
@@ -116,9 +118,10 @@ class Denoiser:
         time_shape: str = "batch",
         conditions: Mapping[str, Any] | None = None,
         unconditional: Mapping[str, Any] | None = None,
-        guidance: float | Callable[[float], float] = 1.0,
+        guidance: float | Callable[[float], float] | Rule = 1.0,
         dtype: torch.dtype | None = None,
         time_dtype: torch.dtype | None = None,
+        guides: Sequence[Guide] = (),
     ) -> Denoiser:
         """Returns a denoiser of a velocity field dx/ds, s from 0 (noise) to 1 (data) by default.
 
@@ -153,6 +156,7 @@ class Denoiser:
             guidance: as for `Denoiser`.
             dtype: as for `Denoiser`.
             time_dtype: as for `Denoiser`.
+            guides: as for `Denoiser`.
 
         Raises:
             ValueError: for options that are not these; a schedule whose time does not run from 1 to
@@ -173,6 +177,7 @@ class Denoiser:
             guidance=guidance,
             dtype=dtype,
             time_dtype=time_dtype,
+            guides=guides,
         )
 
     @classmethod
@@ -188,9 +193,10 @@ class Denoiser:
         level: str | Callable[[torch.Tensor], torch.Tensor] = "sigma",
         conditions: Mapping[str, Any] | None = None,
         unconditional: Mapping[str, Any] | None = None,
-        guidance: float | Callable[[float], float] = 1.0,
+        guidance: float | Callable[[float], float] | Rule = 1.0,
         dtype: torch.dtype | None = None,
         time_dtype: torch.dtype | None = None,
+        guides: Sequence[Guide] = (),
     ) -> Denoiser:
         """Returns a denoiser of a network of x = x0 + sigma eps and the noise level sigma.
 
@@ -216,6 +222,7 @@ class Denoiser:
             guidance: as for `Denoiser`.
             dtype: as for `Denoiser`.
             time_dtype: what dtype the network wants the level in.
+            guides: as for `Denoiser`.
 
         Raises:
             TypeError: if predicts is missing.
@@ -231,6 +238,7 @@ class Denoiser:
             conditions={} if conditions is None else conditions,
             unconditional=unconditional,
             guidance=guidance,
+            guides=guides,
         )
 
     def probe(
@@ -248,6 +256,8 @@ class Denoiser:
         there is doubt the other conventions are tried as well, at 18 calls each (270 in all), and
         the answer names those that fit. Data that are Gaussian and isotropic fit many conventions;
         the probe is then silent. `df.sample` never calls it by itself.
+
+        Guidance and guides are left out.
 
         Fields that are no denoiser of their schedule's path fail the probe too: an untrained
         network, a distilled one, a velocity of another path that only deterministic plans run.
@@ -288,14 +298,36 @@ class Denoiser:
         """Returns what the network's output says of x0."""
         return Prediction(self.schedule, self.predicts)
 
+    @property
+    def rule(self) -> Rule | None:
+        """Returns the guidance rule; None where guidance is a scale."""
+        return self.guidance if isinstance(self.guidance, Rule) else None
+
     def scales(self, times: np.ndarray) -> np.ndarray:
         """Returns the guidance scale at each model time, [S] float64.
 
         Raises:
             ValueError: if a scale is not finite, or asks for unconditional calls that no
-                conditions were given for.
+                conditions were given for; where guidance is a rule, which is more than a scale.
         """
+        if isinstance(self.guidance, Rule):
+            float(self.guidance)
         return scales_at(self.guidance, times, self.unconditional is not None)
+
+    def rules_at(self, times: np.ndarray, planned: np.ndarray | None = None) -> list[RuleAt] | None:
+        """Returns the guidance rule at each model time; None where guidance is a scale.
+
+        Args:
+            times: [S] of network calls, in order.
+            planned: [S] scales that a plan gives in place of the rule's.
+
+        Raises:
+            ValueError: as `scales`.
+        """
+        if not isinstance(self.guidance, Rule):
+            return None
+        has_blank = self.unconditional is not None
+        return rules_at(self.guidance, self.schedule, times, planned, has_blank)
 
     def planned_scales(self, scales: np.ndarray) -> np.ndarray:
         """Returns the guidance scales that a plan gives in place of `guidance`, [S] float64.
@@ -311,9 +343,22 @@ class Denoiser:
         return scales
 
     def weights_at(self, time: float) -> list[float]:
-        """Returns the weights of the branches' outputs at one model time: cond, uncond, extra."""
-        scale = float(self.scales(np.array([time]))[0])
-        return [scale, 1.0 - scale, 0.0]
+        """Returns the weights of the branches' outputs at one model time: cond, uncond, extra.
+
+        Raises:
+            ValueError: for a rule whose weights are functions of the outputs.
+        """
+        rules = self.rules_at(np.array([time]))
+        if rules is None:
+            scale = float(self.scales(np.array([time]))[0])
+            return [scale, 1.0 - scale, 0.0]
+        if rules[0].reduces or rules[0].low:
+            raise ValueError(
+                f"Denoiser: a guidance term is taken through the network, but {rules[0].rule.name} "
+                "has weights that depend on the outputs: use a linear rule, or through='x0'"
+            )
+        weights = dict(rules[0].weights or ())
+        return [weights.get(name, 0.0) for name in BRANCHES]
 
     def gradient_scales(self, times: np.ndarray) -> np.ndarray:
         """Returns the scales of the guidance terms, [terms, S] float64.
@@ -337,6 +382,17 @@ class Denoiser:
         first = network_errors.first_parameter(self.network)
         return torch.device("cpu") if first is None else first.device
 
+    def branch(self, name: str) -> tuple[Any, Mapping[str, Any]]:
+        """Returns the network and the conditions of a branch: "cond", "uncond" or "extra"."""
+        return branch_of(name, self.rule, self.network, self.conditions, self.unconditional)
+
+    def groups(self, branches: str) -> list[tuple[Any, str]]:
+        """Returns (network, branches) of the calls that a stage on these branches is made of.
+
+        Branches of one network are one batched call.
+        """
+        return groups_of(branches, lambda name: self.branch(name)[0])
+
     def arguments(self, batch: int, device: torch.device, branch: str) -> dict[str, Any]:
         """Returns the conditions for one kind of call, made once a run.
 
@@ -344,13 +400,19 @@ class Denoiser:
             batch: number of samples B.
             device: where the state is.
             branch: the cfg branch: "cond" or "uncond" for B rows, "both" for 2B rows, conditional
-                first.
+                first; or names joined by +.
 
         Raises:
-            ValueError: for a tensor whose first axis is neither the batch nor 1, or a condition
-                that is no tensor and differs between the branches.
+            ValueError: for a tensor whose first axis is neither the batch nor 1, a condition
+                that is no tensor and differs between the branches, or branches of several networks.
         """
-        return arguments_of(self.conditions, self.unconditional or {}, batch, device, branch)
+        names = branch_names(branch)
+        if len(self.groups(branch)) > 1:
+            raise ValueError(
+                f"Denoiser: {' and '.join(names)} are branches with networks of their own, but one "
+                "batched call was asked for: df.sample calls one after the other"
+            )
+        return arguments_of([self.branch(name)[1] for name in names], batch, device)
 
     def call(
         self,
@@ -358,6 +420,7 @@ class Denoiser:
         t: torch.Tensor,
         arguments: Mapping[str, Any],
         memory_format: torch.memory_format = torch.contiguous_format,
+        network: Callable[..., Any] | None = None,
     ) -> torch.Tensor:
         """Returns the network's raw output, in that format, shaped as x [B, ...].
 
@@ -369,16 +432,18 @@ class Denoiser:
             t: model times [B].
             arguments: from `arguments`.
             memory_format: how the output has to lie; it is copied if it does not.
+            network: that of a branch with one of its own; None: the denoiser's.
 
         Raises:
             ValueError: if the network returns something else; as above.
         """
         if self.time_dtype is not None:
             t = given_times(t, self.time_dtype, self.round_times)
+        network = self.network if network is None else network
         try:
-            output = self.network(x, t, **arguments)
+            output = network(x, t, **arguments)
         except network_errors.RAISED as error:
-            clearer = network_errors.explanation(error, self.network, x, t)
+            clearer = network_errors.explanation(error, network, x, t)
             if clearer is None:
                 raise
             raise ValueError(clearer) from error
@@ -398,18 +463,7 @@ class Denoiser:
 
         For inspection and tests. Executors use the same numbers in their fused steps.
         """
-        a, b = (float(w[0]) for w in self.affine(np.array([t])))
-        scale = float(self.scales(np.array([t]))[0])
-        x_in = x.to(self.dtype or x.dtype)
-        times = torch.full((len(x),), t, dtype=time_dtype(x.dtype), device=x.device)
-
-        def output_of(branch: str) -> torch.Tensor:
-            return self.call(x_in, times, self.arguments(len(x), x.device, branch)).to(x.dtype)
-
-        output = output_of("uncond" if scale == 0.0 else "cond")
-        if scale not in (0.0, 1.0):
-            output = output_of("uncond").lerp(output, scale)
-        return a * x + b * output
+        return guided_estimate(self, x, t)
 
 
 def _terms(guides: Any) -> tuple[Guide, ...]:

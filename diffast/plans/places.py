@@ -45,12 +45,12 @@ def places(who: str, plan: Plan) -> list[Place]:
         ValueError: no step does; an x that stands at the level of no model time. The message begins
             with `who`, the public function.
     """
-    called = plan.called.any(axis=1)
+    called = np.any(plan.called, axis=1)
     joined = np.ones(plan.stages, dtype=bool)
     x = plan.matrix[:, plan.rows.index(X)]
     for r, name in enumerate(plan.rows):
         if name == Y:
-            joined &= (plan.matrix[:, r] == x).all(axis=1)
+            joined &= np.all(plan.matrix[:, r] == x, axis=1)
         elif name not in (X, H, V, ERROR):
             joined &= ~plan.matrix[:, r].any(axis=1)
     joined[-1] = True
@@ -65,7 +65,7 @@ def places(who: str, plan: Plan) -> list[Place]:
             f"{who}: no step of {plan.name} begins at x alone, but a corrector moves x, and what "
             "is carried beside it would belong to another state"
         )
-    starts = [(0, levels_of(plan.schedule, plan.start), plan.start)]
+    starts = [(0, levels_of(plan.schedule, plan.start), float(plan.start or 0.0))]
     for i in after.tolist():
         following = plan.times.reshape(plan.stages, -1)[i + 1 :, 0]
         following = following[~np.isnan(following)]
@@ -73,7 +73,8 @@ def places(who: str, plan: Plan) -> list[Place]:
         starts.append((i + 1, plan.levels[i, plan.rows.index(X)], told))
     found: list[Place] = []
     for before, level, told in starts:
-        place = Place(len(found), before, _time(who, plan, level, told), tuple(map(float, level)))
+        alpha, sigma = map(float, level)
+        place = Place(len(found), before, _time(who, plan, level, told), (alpha, sigma))
         if found and place.time == found[-1].time and place.level == found[-1].level:
             found.pop()  # a stage that moves x at one level, such as a guidance half-step
             place = replace(place, number=len(found))
@@ -137,3 +138,19 @@ def chosen(who: str, plan: Plan, places: list[Place], where: Where) -> list[Plac
             )
         numbers.add(place.number)
     return [places[k] for k in sorted(numbers)]
+
+
+def last_reads(plan: Plan) -> dict[int, int]:
+    """Returns the last stage that reads a remembered entry, by the stage that made the entry."""
+    ages = [(int(name[1:]), c) for c, name in enumerate(plan.columns) if name[0] == H]
+    made = np.any(plan.matrix[:, 0], axis=1) & (H in plan.rows)
+    own: list[int] = []
+    last: dict[int, int] = {}
+    read = np.any(plan.matrix, axis=1)
+    for i in range(plan.stages):
+        for age, c in ages:
+            if age and read[i, c]:
+                last[own[-age]] = i
+        if made[i]:
+            own.append(i)
+    return last

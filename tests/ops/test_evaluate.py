@@ -130,7 +130,7 @@ def test_pieces_are_those_of_a_search(function):
 def test_a_device_table_of_a_schedule_is_looked_up_in_its_own_bits(function, schedule):
     made = getattr(df.schedules, schedule)()
     interval = time_variable.TimeInterval(made, "lam", made.t_min, slopes=True)
-    table = time_variable.NodeTable(interval, np.cos)
+    table = time_variable.NodeTable(interval, [np.cos])
     edges, pieces = torch.from_numpy(table.edges), torch.from_numpy(table.pieces)
     x = torch.from_numpy(np.random.default_rng(0).uniform(interval.start, interval.end, 997))
     program = [("input", 0), ("piece", 0)]

@@ -9,7 +9,7 @@ HostNodes       the same on the host: numpy computes the nodes in every round, a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ class RecordedNodes:
             *(f if f is None or isinstance(f, Recorded) else recording.constant(f) for f in fields)
         )
 
-    def scale(self, recording: Recording, position: Recorded) -> Recorded:
+    def scale(self, recording: Recording, position: Recorded, number: int) -> Recorded:
         """Raises: a guidance scale that depends on the time is a function of the caller's."""
         raise NotRecordedError("a guidance scale that depends on the time")
 
@@ -59,20 +59,20 @@ class HostNodes:
     """Nodes that numpy computes in every round.
 
     The inputs of the programs [B, C] are the control of each sample, then the nodes of the step's
-    start, end and call, and the guidance scale where it depends on the time.
+    start, end and call, and the guidance scales that depend on the time.
     """
 
     PLACES = ("start", "end", "call")
 
     def __init__(
-        self, interval: TimeInterval, solver: EmbeddedSolver, control: int, scales: Scales | None
+        self, interval: TimeInterval, solver: EmbeddedSolver, control: int, scales: Sequence[Scales]
     ):
         """Settles the columns; a sample has `control` numbers of its own."""
         self.interval, self.solver, self.first, self.scales = interval, solver, control, scales
         example = interval.nodes(np.array([interval.end]))
         self.fields = [k for k, value in enumerate(example) if k and value is not None]
-        self.columns = control + len(self.PLACES) * len(self.fields) + (scales is not None)
-        self.key = "inputs", control, tuple(self.fields), scales is not None
+        self.columns = control + len(self.PLACES) * len(self.fields) + len(scales)
+        self.key = "inputs", control, tuple(self.fields), len(scales)
 
     def node(self, recording: Recording, position: Recorded, place: str) -> Node:
         """Returns the node of a position as inputs."""
@@ -83,9 +83,9 @@ class HostNodes:
             found[field] = recording.input(column)
         return Node(*found)
 
-    def scale(self, recording: Recording, position: Recorded) -> Recorded:
-        """Returns the guidance scale as an input."""
-        return recording.input(self.columns - 1)
+    def scale(self, recording: Recording, position: Recorded, number: int) -> Recorded:
+        """Returns one of the scales as an input."""
+        return recording.input(self.columns - len(self.scales) + number)
 
     def write(self, inputs: np.ndarray, control: np.ndarray, stages: np.ndarray | int) -> None:
         """Writes the inputs [B, C] of samples that are at these calls, [B] or all at one."""
@@ -104,15 +104,15 @@ class HostNodes:
             values = nodes[k]
             for place in range(len(positions)):
                 inputs[:, first + place * len(self.fields) + field] = values[place]
-        if self.scales is not None:
-            inputs[:, -1] = self.scales(nodes.time[-1])
+        for column, scales in enumerate(self.scales, self.columns - len(self.scales)):
+            inputs[:, column] = scales(nodes.time[-1])
 
 
 def node_source(
     interval: TimeInterval,
     solver: EmbeddedSolver,
     control: int,
-    scales: Scales | None,
+    scales: Sequence[Scales],
     on_host: bool,
 ) -> RecordedNodes | NodeTable | HostNodes:
     """Returns where a run's programs get nodes from.
@@ -121,10 +121,11 @@ def node_source(
         interval: where steps are.
         solver: gives the positions of calls.
         control: how many numbers `accept` keeps of a sample.
-        scales: guidance scales [N] of model times [N], where they depend on the time.
+        scales: functions that return a scale of guidance, [N] of model times [N], where it depends
+            on the time.
         on_host: whether numpy sees the memory of the samples.
     """
-    if scales is None and can_be_recorded(interval):
+    if not scales and can_be_recorded(interval):
         return RecordedNodes(interval)
     if on_host:
         return HostNodes(interval, solver, control, scales)

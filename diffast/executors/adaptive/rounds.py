@@ -30,6 +30,7 @@ from diffast.executors.adaptive.nodes import (
     time_of,
 )
 from diffast.executors.adaptive.options import AdaptiveOptions
+from diffast.executors.adaptive.round_terms import RoundTerms
 from diffast.executors.adaptive.tables import RoundTables
 from diffast.executors.adaptive.time_variable import TimeInterval
 from diffast.executors.context import Place, blame, hooked, on_rows, put_initial, written
@@ -75,6 +76,9 @@ class AdaptiveRun:
         self.options: AdaptiveOptions = options
         self.on_x0: Any = options.on_x0
         self.on_host = on_host(self.device)
+        self.terms = RoundTerms(denoiser) if denoiser.guides else None
+        self.time_dtype = time_dtype(self.dtype)
+        self.owner: torch.Tensor | None = None  # the sample of each row, once some have left
         self._prepare_guidance()
         self._prepare_rule()
         self._prepare_network_input()
@@ -124,7 +128,8 @@ class AdaptiveRun:
         columns = {"start": AT, "end": TO}
         columns |= {name: control + k for k, name in enumerate(program.rejected)}
         control += len(program.rejected)
-        scales = self.denoiser.scales if self.scale is None else None
+        scales = [self.denoiser.scales] if self.scale is None else []
+        scales += [] if self.terms is None else self.terms.scales
         self.source = node_source(self.interval, solver, control, scales, self.on_host)
         self.node_table = on_device(self.source, self.device)
         times = ("time", "time of uncond") if self.branches == "both" else ("time",)
@@ -172,11 +177,13 @@ class AdaptiveRun:
         self.targets = [batch.view[name] for name in self.program.held]
         for tables in self.tables.values():
             tables.look(batch.size)
-        self.arguments = self.conditions
+        self.arguments, self.owner = self.conditions, None
         if samples is not None:
             both = self.branches == "both"
-            rows = torch.cat([samples, samples + self.shape[0]]) if both else samples
-            self.arguments = on_rows(self.conditions, lambda value: value[rows])
+            with torch.inference_mode(False):  # autograd may save them
+                self.owner = samples.clone()
+                rows = torch.cat([samples, samples + self.shape[0]]) if both else samples.clone()
+                self.arguments = on_rows(self.conditions, lambda value: value[rows])
 
     # The start: call 0, at the first model time.
 
@@ -193,10 +200,12 @@ class AdaptiveRun:
         for tensor in (view["x"], *self._network_parts()):
             tensor.copy_(y)
         count = (1 + (self.branches == "both")) * size
-        answers = self._ask(torch.from_numpy(times).to(self.device).expand(count))
+        answers, leaf = self._ask(torch.from_numpy(times).to(self.device).expand(count))
         a, b = (float(weight[0]) for weight in self.denoiser.affine(times))
         scale = float(self.denoiser.scales(times)[0]) if self.scale is None else self.scale
-        row, columns = estimate_row(a, b, scale), view | answers
+        row = estimate_row(a, b, scale)
+        pulled = self._pulled(leaf, answers, row)
+        columns = view | answers
         weights = [*row.values(), *([0.0] if self.limits else [])]
         xs = [columns[name] for name in row]
         try:
@@ -207,6 +216,10 @@ class AdaptiveRun:
         if self.on_x0 is not None:
             told = torch.from_numpy(times.repeat(size)).to(self.device)
             d.copy_(self._hooked(d, told, first=True))
+        if self.terms is not None:
+            gradients, weights = self.terms.at_start(self, times, d, pulled)
+            if gradients:
+                ops.combine_out([d, *gradients], [1.0, *weights], [d], status)
         node = self.interval.nodes(np.array([self.interval.start]))
         if self.interval.opens:  # from noise alone to the first position by Euler's step
             alpha, keep = float(node.alpha[0]), float(node.sigma[0]) / sigma
@@ -229,23 +242,39 @@ class AdaptiveRun:
         size = self.batch.size
         return self.network_input[: (1 + (self.branches == "both")) * size].split(size)
 
-    def _ask(self, times: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _ask(self, times: torch.Tensor) -> tuple[dict[str, torch.Tensor], Any]:
         """Returns the network's answers by name, for what lies in its input tensor.
 
-        The times are [size], or [2 size] for both branches.
+        The times are [size], or [2 size] for both branches. Where a guidance term is taken through
+        the network, the answers have a graph from x, which is returned too.
         """
         x, size, both = self.batch.view["x"], self.batch.size, self.branches == "both"
         # A copy: the tables are written anew in the next round, and a network may keep its times.
-        times = times.to(time_dtype(self.dtype), copy=True)
+        times, leaf = times.to(self.time_dtype, copy=True), None
         if self.network_input is not None:
             x = self.network_input[: (1 + both) * size]
-        before = x._version
-        output = self.denoiser.call(x, times, self.arguments)
-        if x._version != before:
-            raise written("sample_adaptive", f" in round {self.rounds}")
+        if self.terms is not None and self.terms.graph:
+            with torch.inference_mode(False), torch.enable_grad():
+                leaf = self.batch.view["x"].clone().requires_grad_()
+                rows = torch.cat([leaf] * (1 + both)).to(x.dtype)
+                output = self.denoiser.call(rows, times.clone(), self.arguments)
+        else:
+            before = x._version
+            output = self.denoiser.call(x, times, self.arguments)
+            if x._version != before:
+                raise written("sample_adaptive", f" in round {self.rounds}")
         if both:
-            return {COND: output[:size], UNCOND: output[size:]}
-        return {COND if self.branches == "cond" else UNCOND: output}
+            return {COND: output[:size], UNCOND: output[size:]}, leaf
+        return {COND if self.branches == "cond" else UNCOND: output}, leaf
+
+    def _pulled(self, leaf: Any, answers: dict[str, torch.Tensor], weights: Any) -> Any:
+        """Returns the x0 estimate as a function of the leaf, if there is one."""
+        if leaf is None:
+            return None
+        assert self.terms is not None  # they are why there is a leaf
+        pulled = self.terms.pullback(leaf, answers, weights)
+        answers.update({name: answer.detach() for name, answer in answers.items()})
+        return pulled
 
     def _blame(self, error: Exception, answers: dict[str, torch.Tensor]) -> None:
         named = {"the network's output": next(iter(answers.values()))}
@@ -284,11 +313,15 @@ class AdaptiveRun:
         tables = self._tables()
         self._write_tables(tables)
         self._write_inputs(tables)
-        answers = self._ask(tables.told)
+        answers, leaf = self._ask(tables.told)
+        weights = None if leaf is None or self.terms is None else self.terms.weights(tables)
+        pulled = self._pulled(leaf, answers, weights)
         columns = self.batch.view | answers
         try:
             if tables.traced.estimate is not None:
                 self._write_estimate(tables, tables.traced.estimate, columns)
+            if self.terms is not None:
+                columns |= self.terms.in_round(self, tables, pulled)
             self._settle(tables, columns)
         except (RuntimeError, ValueError) as error:
             self._blame(error, answers)
@@ -348,7 +381,7 @@ class AdaptiveRun:
         traced, view, now = tables.traced, self.batch.view, self.batch.now
         xs = [columns[name] for name in traced.settle.columns]
         rows = *tables.weights(traced.settle), now["streams"]
-        limits = self.limits if self.on_x0 is None else []
+        limits = self.limits if self.program.fused else []
         error = tables.now["tolerance"], *self.error_kind, traced.measured
         outs = [view[name] for name in self.program.proposals], now["norms"], now["status"]
         ops.combine_error_out(xs, *rows, limits, *error, *outs)
@@ -361,7 +394,8 @@ class AdaptiveRun:
         xs = [columns[name] for name in table.columns]
         weights = tables.weights(table)[0]
         ops.combine_table_out(xs, weights, None, None, self.limits, [x0], None)
-        x0.copy_(self._hooked(x0, tables.told[: self.batch.size].clone()))
+        if self.on_x0 is not None:
+            x0.copy_(self._hooked(x0, tables.told[: self.batch.size].clone()))
 
     def _hooked(self, x0: torch.Tensor, times: torch.Tensor, first: bool = False) -> torch.Tensor:
         now = self.batch.now

@@ -13,6 +13,7 @@ import torch
 
 from diffast.executors.adaptive.graph_rounds import GraphRounds
 from diffast.executors.adaptive.options import AdaptiveOptions
+from diffast.executors.adaptive.round_terms import trial_terms
 from diffast.executors.adaptive.rounds import STATUSES, AdaptiveRun
 from diffast.executors.adaptive.shared_steps import (
     MOST_GROWTH,
@@ -168,8 +169,11 @@ def prepare(
     )
     warn_of_spread(WHO, denoiser.schedule, denoiser.schedule.t_start, given.x)
     prediction, interval = denoiser.prediction, _interval(denoiser, solver, given)
-    hook, clamp = given.on_x0 is not None, given.clamp is not None
-    program = lower_trial(solver, prediction, given.noise_for(solver), hook, clamp)
+    # A term that reads the x0 estimate needs it as a tensor of its own, as a hook does.
+    terms = trial_terms(denoiser)
+    hook = given.on_x0 is not None or any(term.through != "x" for term in terms)
+    noise, clamp = given.noise_for(solver), given.clamp is not None
+    program = lower_trial(solver, prediction, noise, hook, clamp, terms)
     return AdaptiveRun(denoiser, program, interval, place, given)
 
 

@@ -16,6 +16,8 @@ import torch
 from diffast.executors.adaptive.options import AdaptiveOptions
 from diffast.executors.adaptive.time_variable import TimeInterval
 from diffast.executors.context import Place, put_initial, refuse
+from diffast.executors.terms import normals_of
+from diffast.guidance.guide import Guide, Point
 from diffast.model.denoiser import Denoiser, time_dtype
 from diffast.solvers.embedded import EmbeddedSolver, Node
 from diffast.solvers.embedded.runge_kutta import RungeKutta
@@ -81,7 +83,36 @@ def shared_denoiser(network: SharedNetwork) -> Denoiser:
         unconditional=None if denoiser.unconditional is None else {},
         guidance=denoiser.guidance,
         dtype=denoiser.dtype,
+        guides=[_shared_term(term, network.place) for term in denoiser.guides],
     )
+
+
+def _shared_term(term: Guide, place: Place) -> Guide:
+    """Returns the term of a state [1, B, ...]; its function is given the samples [B, ...].
+
+    Raises:
+        ValueError: a term that is taken through the network.
+    """
+    if term.through == "network":
+        raise ValueError(
+            f"{WHO}: control is 'batch', but guidance term {term.name} is taken through the "
+            "network, and the answer to a shared first step has no graph: leave control out"
+        )
+    batch = place.shape[0]
+
+    def samples(at: Point) -> torch.Tensor:
+        inner = Point(
+            at.x[0],
+            at.time.expand(batch),
+            at.alpha[0].expand(batch, *at.alpha.shape[2:]),
+            at.sigma[0].expand(batch, *at.sigma.shape[2:]),
+            place.ids,
+            int(at.stage) if isinstance(at.stage, int) else at.stage.expand(batch),
+            None if at.x0 is None else at.x0[0],
+        )
+        return term.function(inner._replace(normals=normals_of(inner, place.seed)))[None]
+
+    return replace(term, function=samples)
 
 
 @torch.inference_mode(False)

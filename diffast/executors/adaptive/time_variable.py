@@ -6,7 +6,7 @@ recorded, so that no step on a device has to wait for the host.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ class NodeTable:
     def __init__(
         self,
         interval: TimeInterval,
-        scales: Callable[[np.ndarray], np.ndarray] | None = None,
+        scales: Sequence[Callable[[np.ndarray], np.ndarray]] = (),
     ):
         """Tabulates the nodes."""
         edges = interval.positions(_edges(interval))
@@ -76,10 +76,9 @@ class NodeTable:
         with np.errstate(all="ignore"):
             nodes = interval.nodes(positions)
         known = {n: v for n, v in nodes._asdict().items() if n != "position" and v is not None}
-        self.key = "table", tuple(known), scales is not None
+        self.key = "table", tuple(known), len(scales)
         self.fields, rows = tuple(known), list(known.values())
-        if scales is not None:
-            rows.append(scales(nodes.time.ravel()).reshape(positions.shape))
+        rows += [found(nodes.time.ravel()).reshape(positions.shape) for found in scales]
         self.edges, self.pieces = edges, np.stack(rows)
 
     def node(self, recording: Recording, position: Recorded, place: str) -> Node:
@@ -90,9 +89,9 @@ class NodeTable:
         }
         return Node(position, **found)
 
-    def scale(self, recording: Recording, position: Recorded) -> Recorded:
-        """Returns the guidance scale at a recorded position."""
-        return recording.lookup(len(self.fields), recording.piece(position), position)
+    def scale(self, recording: Recording, position: Recorded, number: int) -> Recorded:
+        """Returns one of the scales at a recorded position."""
+        return recording.lookup(len(self.fields) + number, recording.piece(position), position)
 
 
 def _edges(interval: TimeInterval) -> np.ndarray:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
 from diffast import planning
+from diffast.guidance.guide import Guide
 from diffast.integrations.diffusers.convention import convention_of
 from diffast.integrations.diffusers.guidance_hook import scales_of
 from diffast.integrations.diffusers.planned import PlanScheduler
@@ -45,6 +47,7 @@ def accelerate(
     plan: Plan | str | PathLike | None = None,
     calls: int | None = None,
     guidance: float | None = None,
+    guides: Guide | Sequence[Guide] = (),
 ) -> Report:
     """Returns what was done: the pipeline's scheduler is replaced by its drop-in, in place.
 
@@ -63,11 +66,15 @@ def accelerate(
         calls: network calls, in place of a plan: that of `df.plan` for the network's schedule.
         guidance: with calls, the guidance scale that the plan is chosen for; None: the default of
             the pipeline's guidance_scale, where that is classifier-free.
+        guides: with a plan or calls, guidance terms (`df.guidance`): gradients of a condition that
+            join every x0 estimate. They see the latents [B, ...] at the plan's model times. Terms
+            through the network need `df.sample`.
 
     Raises:
-        TypeError: for a plan and calls together, or guidance without calls.
+        TypeError: for a plan and calls together, guidance without calls, or guides without either.
         ValueError: a scheduler that has no drop-in; a plan for another schedule or prediction
-            type, or one that a pipeline cannot run. The pipeline is left as it was.
+            type, or one that a pipeline cannot run; a term that is taken through the network. The
+            pipeline is left as it was.
     """
     before = pipe.scheduler
     if calls is not None and plan is not None:
@@ -76,8 +83,14 @@ def accelerate(
         raise TypeError(f"accelerate: guidance = {guidance} is given, but it is for calls=")
     if calls is not None:
         plan = _starting_plan(pipe, calls, guidance)
+    guides = (guides,) if isinstance(guides, Guide) else tuple(guides)
     if plan is not None:
-        return _planned(pipe, plan, noise, quiet)
+        return _planned(pipe, plan, noise, quiet, guides)
+    if guides:
+        raise TypeError(
+            f"accelerate: {len(guides)} guidance terms are given, but the latents of "
+            f"{type(before).__name__} need not be those of the network: give plan= or calls= too"
+        )
     if isinstance(before, PlanScheduler):
         before = before.original()
     name = type(before).__name__
@@ -111,7 +124,9 @@ def _usual_guidance(pipe: Any) -> float:
     return float(default) if isinstance(default, (int, float)) else 1.0
 
 
-def _planned(pipe: Any, plan: Any, noise: str, quiet: bool) -> Report:
+def _planned(
+    pipe: Any, plan: Any, noise: str, quiet: bool, guides: tuple[Guide, ...] = ()
+) -> Report:
     """Puts a scheduler that runs the plan into the pipeline."""
     if isinstance(plan, (str, PathLike)):
         plan = Plan.load(plan)
@@ -121,8 +136,11 @@ def _planned(pipe: Any, plan: Any, noise: str, quiet: bool) -> Report:
             f"accelerate: plan is a {type(plan).__name__}, but a df.Plan or the path of its file "
             f"is needed{of_result}"
         )
-    after = PlanScheduler.of(pipe.scheduler, plan, noise)
+    after = PlanScheduler.of(pipe.scheduler, plan, noise, guides)
     notes = [f"call the pipeline with num_inference_steps={plan.nfe}"]
+    if guides:
+        named = ", ".join(term.name for term in guides)
+        notes.append(f"guidance terms: {named}; they are not saved with the pipeline")
     scales = scales_of(plan)
     if scales is not None:
         after.guide(pipe)

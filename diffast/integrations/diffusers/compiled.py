@@ -59,6 +59,11 @@ class CompiledRun:
         """
         if self.recipe.deviations is not None:
             raise ValueError("step: a learned variance is not traced, but everything else is")
+        if self.stepper.terms.union.terms:
+            raise ValueError(
+                "step: gradients of guidance terms are not traced: leave the scheduler's step out "
+                "of torch.compile"
+            )
         dtype = output.dtype
         if not self.recipe.wide and sample.dtype != dtype:
             dtype = torch.promote_types(dtype, sample.dtype)

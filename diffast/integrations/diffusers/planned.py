@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,12 +14,15 @@ import torch
 from diffusers import SchedulerMixin as SchedulerMixin  # pipelines look for it here
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler, DDIMSchedulerOutput
 
+from diffast.guidance.guide import Guide
 from diffast.integrations.diffusers.classes import _WithEstimate
 from diffast.integrations.diffusers.convention import Convention, check_same, convention_of
 from diffast.integrations.diffusers.guidance_hook import GuidanceHook
+from diffast.integrations.diffusers.guides import GuidedOutputs
 from diffast.integrations.diffusers.run import Recipe
 from diffast.integrations.diffusers.scheduler import NOISES
 from diffast.integrations.diffusers.shared import clamp_of
+from diffast.lowering.evaluations import gradients_of
 from diffast.plans import Plan
 from diffast.plans.file import from_record, to_record
 from diffast.plans.registers import Y
@@ -48,9 +51,12 @@ class PlanScheduler(_WithEstimate):
         predicts: the network's prediction type.
         unit: timesteps a unit of model time.
         config: of the replaced scheduler.
+        guides: guidance terms (`df.guidance`), whose gradients join every x0 estimate. They are
+            given the latents and the plan's model times, and are not saved.
 
     Raises:
-        ValueError: another noise; a plan that a drop-in cannot run, as one of two inputs a stage.
+        ValueError: another noise; a plan that a drop-in cannot run, as one of two inputs a stage;
+            a term that is taken through the network.
     """
 
     _options = ()
@@ -64,6 +70,7 @@ class PlanScheduler(_WithEstimate):
         predicts: str = "",
         unit: float = 1.0,
         config: Mapping[str, Any] | None = None,
+        guides: Sequence[Guide] = (),
     ):
         """Makes the plan's calls; nothing of them is run."""
         if noise not in NOISES:
@@ -78,19 +85,22 @@ class PlanScheduler(_WithEstimate):
         self._factors = self._step_index = self._begin_index = None
         self._hook: GuidanceHook | None = None
         self.num_inference_steps = None
-        self._made = True
+        self._made, self.guides = True, tuple(guides)
         _check_plan(plan, self.convention)
         self._recipe_of_plan = self._make_recipe()
         self._lay_out(None)
 
     @classmethod
-    def of(cls, scheduler: Any, plan: Plan, noise: str = "generator") -> PlanScheduler:
+    def of(
+        cls, scheduler: Any, plan: Plan, noise: str = "generator", guides: Sequence[Guide] = ()
+    ) -> PlanScheduler:
         """Returns the scheduler of that plan in the place of another one.
 
         Args:
             scheduler: of diffusers, a drop-in, or a `PlanScheduler`.
             plan: for the network's schedule and prediction type.
             noise: as for `DiffastScheduler`.
+            guides: guidance terms, see the class.
 
         Raises:
             ValueError: a plan for another schedule or prediction type, one that a drop-in cannot
@@ -106,7 +116,7 @@ class PlanScheduler(_WithEstimate):
             if not name.startswith("_") and name != "noise"
         }
         name = type(scheduler).__name__.removeprefix("Diffast")
-        return cls(plan, noise, name, convention.predicts, convention.unit, config)
+        return cls(plan, noise, name, convention.predicts, convention.unit, config, guides)
 
     @classmethod
     def from_config(cls, config=None, return_unused_kwargs=False, **kwargs):
@@ -210,9 +220,10 @@ class PlanScheduler(_WithEstimate):
             clamp = clamp_of(config)
             if config.get("thresholding"):
                 hook = functools.partial(_threshold, self)
+        reads = self.convention.prediction
         return Recipe(
             replace(plan, guidance=None, made_for=None),  # the pipeline applies guidance
-            self.convention.prediction,
+            GuidedOutputs(reads, plan, self.guides) if self.guides else reads,
             clamp,
             hook,
             tuple(draws.tolist()) if draws.any() else (),
@@ -372,6 +383,11 @@ def _check_plan(plan: Plan, convention: Convention) -> None:
         raise ValueError(
             f"the plan {plan.name} calls the network on {plan.called.shape[1]} inputs at once, but "
             "a pipeline calls its network on one: tune without 'directions', or use df.sample"
+        )
+    if gradients_of(plan):
+        raise ValueError(
+            f"the plan {plan.name} weighs gradients of guidance terms by itself, but a pipeline "
+            "takes a step a network call: use df.sample"
         )
     if len(plan.calls) != plan.stages:
         raise ValueError(

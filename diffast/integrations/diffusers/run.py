@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from diffast import ops
-from diffast.lowering.program import Constraints, check_plain_calls, lower
-from diffast.lowering.step_table import AT_X, AT_X0, AT_Y, FIXED, numbered
+from diffast.integrations.diffusers.guides import NO_TERMS, GuidedOutputs
+from diffast.lowering.program import Constraints, check_one_input, lower
+from diffast.lowering.step_table import AT_TERM, AT_X, AT_X0, AT_Y, FIXED, StepCall, numbered
 from diffast.plans import Plan
 from diffast.plans.registers import V, Y
 
@@ -26,7 +27,8 @@ class Recipe:
 
     Attributes:
         plan: the solver's tables, one stage for each entry of `timesteps` from `begin` on.
-        reads: `affine(times)` and `scales(times)`: what the network's output says of x0.
+        reads: `affine(times)` and `scales(times)`: what the network's output says of x0; a
+            `GuidedOutputs` where guidance terms join it.
         clamp: limit of the x0 estimate's magnitude; None: none.
         hook: x0 -> x0, something else that is done to the estimate; None: nothing.
         draws: [S] whether the original draws noise at the stage, used or not.
@@ -68,8 +70,12 @@ class Prepared:
         self.recipe, self.options = recipe, options
         self.limits = [] if recipe.clamp is None else [-recipe.clamp, recipe.clamp]
         self.given = not counter or recipe.deviations is not None
-        how = Constraints(bool(self.limits), recipe.hook is not None, given_noise=self.given)
-        check_plain_calls("step", recipe.plan)
+        self.terms = recipe.reads if isinstance(recipe.reads, GuidedOutputs) else None
+        reads_x0 = self.terms is not None and self.terms.reads_x0
+        how = Constraints(
+            bool(self.limits), recipe.hook is not None or reads_x0, given_noise=self.given
+        )
+        check_one_input("step", recipe.plan)
         program = lower(recipe.plan, recipe.reads, how)
         if V in program.carried or program.opening:
             raise ValueError(
@@ -86,7 +92,7 @@ class Prepared:
         # is numbered by the order of the shape, and a hook or a state beside the sample has it too.
         apart = any(AT_Y in c.columns or Y in (*c.writes, *c.keeps) for c in self.calls)
         noisy = any(recipe.draws or ()) or any(call.noise for call in self.calls)
-        self.turns = not (apart or noisy or recipe.hook is not None)
+        self.turns = not (apart or noisy or recipe.hook is not None or self.terms is not None)
 
     def soft_calls(self):
         """Returns the calls with the x0 estimate as a tensor of its own, as gradients need it."""
@@ -107,7 +113,7 @@ class Run:
         self.prepared, self.graph = prepared, False  # whether what is remembered has a gradient
         self.recipe, self.options, self.begin = recipe, prepared.options, recipe.begin
         self.calls, self.limits, self.hook = prepared.calls, prepared.limits, recipe.hook
-        self.picks = prepared.picks
+        self.picks, self.terms = prepared.picks, prepared.terms
         self.draws, self.wide, self.remembers = recipe.draws, recipe.wide, prepared.remembers
         self.slots: list[torch.Tensor | None] = [None] * prepared.slots
         self.y: torch.Tensor | None = None
@@ -154,7 +160,7 @@ class Run:
 
     def _fused(self, i, call, x, output, noise, dtype) -> torch.Tensor:
         """Returns the next sample; x and the output are contiguous, in one order of axes."""
-        tensors = (self.y, None, x, output, None, None, noise, *self.slots)
+        tensors = (self.y, None, x, output, None, None, None, noise, *NO_TERMS, *self.slots)
         # usually of the sample's dtype; then this is the cheapest way to make a tensor
         point = _empty_like(x) if x.dtype is dtype else _empty_like(x, dtype=dtype)
         outs = [point]
@@ -168,13 +174,16 @@ class Run:
                 kept = self.slots[call.slot] = _new(x)
             outs.insert(0, kept)
         with _below_autograd():
-            if self.hook is not None:
-                x0 = self.hook(self._x0(call, tensors, _wide(x.dtype))).contiguous()
+            if call.alone:
+                x0 = self._changed(self._x0(call, tensors, _wide(x.dtype))).contiguous()
                 tensors = (*tensors[:AT_X0], x0, *tensors[AT_X0 + 1 :])
+            if call.gradients:
+                tensors = self._with_terms(i, call, list(tensors))
             xs = self.picks[i](tensors)
             try:
-                if call.noise or self.limits:
-                    rest = (call.noise, _SEED, self.ids, self.limits)
+                if call.noise or call.clamped:
+                    limits = self.limits if call.clamped else []
+                    rest = (call.noise, _SEED, self.ids, limits)
                     _combine(xs, call.weights, outs, None, i, *rest)
                 else:
                     _combine(xs, call.weights, outs)
@@ -188,14 +197,24 @@ class Run:
             self.y = x
         return point
 
+    def _with_terms(self, i: int, call: StepCall, tensors: list) -> list:
+        """Returns a step's tensors with the gradients of its guidance terms."""
+        x0 = tensors[AT_X0]
+        x0 = x0 if x0 is None else x0.detach()
+        made = self.terms.gradients(i, call.gradients, tensors[AT_X], x0, self.ids)
+        tensors[AT_TERM : AT_TERM + len(made)] = made
+        return tensors
+
     def _with_gradient(self, i, x, output, noise, dtype):
         """Returns the same as `step`, as a function that torch can differentiate."""
         call, self.graph = self.prepared.soft_calls()[i], True
-        tensors = [self.y, None, x, output, None, None, noise, *self.slots]
-        if self.hook is not None or self.limits:
+        tensors = [self.y, None, x, output, None, None, None, noise, *NO_TERMS, *self.slots]
+        if self.hook is not None or self.limits or call.alone:
             xs = [tensors[k] for k in call.x0_columns]
             (x0,) = ops.combine(xs, call.x0_weights)
             tensors[AT_X0] = self._changed(x0).contiguous()
+        if call.gradients:
+            tensors = self._with_terms(i, call, tensors)
         xs = [tensors[k] for k in call.columns]
         fresh = {"noise": call.noise, "ids": self.ids, "seed": _SEED} if call.noise else {}
         rows = list(ops.combine(xs, call.weights, stage=i, **fresh))

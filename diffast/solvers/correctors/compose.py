@@ -7,6 +7,8 @@ entries of a multistep plan go on across a visit, see insert.py.
 
 from __future__ import annotations
 
+import numpy as np
+
 from diffast.plans import Plan
 from diffast.plans.places import Where, chosen, places
 from diffast.plans.registers import V
@@ -28,10 +30,10 @@ def predictor_corrector(
     the place itself is not mended. Chen et al. 2023, "The probability flow ODE is provably fast".
 
     The corrector walks in the law of the x0 estimate as the run has it: with guidance in that of
-    the guided estimate, with a clamp in that of the clamped one, and of a plan that weighs the gradients
-    of guidance terms itself, in the law of the estimate and these. With n = 0 the plan comes back as
-    it is. Otherwise the noise level at a finite step of the corrector is not exact, so the plan is
-    checked for x0 alone, and annotations of a tuned plan (`made_for`) are left out.
+    the guided estimate, with a clamp in that of the clamped one, and of a plan that weighs the
+    gradients of guidance terms itself, in the law of the estimate and these. With n = 0 the plan
+    comes back as it is. Otherwise the noise level at a finite step of the corrector is not exact,
+    so the plan is checked for x0 alone, and `made_for` of a tuned plan is left out.
 
     Remembered entries of a multistep plan are moved along with the state: an entry e is read as
     e + (new - old), where old and new are the entries of the network's answers at the place, before
@@ -80,7 +82,7 @@ def _check_momentum(plan: Plan, visits: list) -> None:
     """Refuses a momentum of the plan's own where a visit needs the register."""
     if V not in plan.rows or not any(V in rows for _, visit in visits for rows in visit):
         return
-    held = plan.matrix[:, plan.rows.index(V)].any(axis=1)
+    held = np.any(plan.matrix[:, plan.rows.index(V)], axis=1)
     for place, _ in visits:
         if place.before and held[place.before - 1]:
             raise ValueError(

@@ -79,9 +79,10 @@ def dpum(
 ) -> Plan:
     """Returns DPUM: the ODE with the score held, and underdamped Langevin correctors.
 
-    Weak order 1, 1 call a step. Chen et al. 2023, algorithm 2: see the top of the file. The steps of
-    both parts are of the order eps/(L^(3/2) sqrt(d)) for an accuracy eps in dimension d. `sample_parallel`
-    runs the plan in blocks (method "piadm"): each predictor's stage and each corrector is one.
+    Weak order 1, 1 call a step. Chen et al. 2023, algorithm 2: see the top of the file. The steps
+    of both parts are of the order eps/(L^(3/2) sqrt(d)) for an accuracy eps in dimension d.
+    `sample_parallel` runs the plan in blocks (method "piadm"): each predictor's stage and each
+    corrector is one.
 
     Args:
         schedule: any schedule.
@@ -153,7 +154,7 @@ def _predictor(alpha: np.ndarray, sigma: np.ndarray) -> dict[str, np.ndarray]:
     inverse = 1.0 / (1.0 + rho[1:] ** 2)
     h = 0.5 * np.log1p((rho[:-1] - rho[1:]) * (rho[:-1] + rho[1:]) * inverse)
     space = np.hypot(alpha, sigma)
-    gain = space[:-1] / space[1:] * np.expm1(h) * (1.0 + rho[:-1] ** -2.0)
+    gain = space[1:] / space[:-1] * np.expm1(h) * (1.0 + rho[:-1] ** -2.0)
     clean = sigma[1:] == 0.0
     return {
         "x": np.where(clean, 0.0, alpha[1:] / alpha[:-1] - gain),

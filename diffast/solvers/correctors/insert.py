@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from diffast.plans import Plan
-from diffast.plans.places import Place
+from diffast.plans.places import Place, last_reads
 from diffast.plans.registers import (
     D_COND,
     D_RAW,
@@ -199,16 +199,8 @@ def _visits_crossed(
 ) -> set[int]:
     """Returns the visits across which entries are read and can be moved along."""
     found = set()
-    own: list[int] = []
-    read_last: dict[int, int] = {}  # stage that made an entry -> the last that reads it
-    for i, stage in enumerate(rows):
-        for row in stage.values():
-            for column in row:
-                if column[0] == "h" and column != NEW:
-                    read_last[own[-int(column[1:])]] = i
-        if stage.get(H):
-            own.append(i)
-    called = plan.called.any(axis=1)
+    reads = last_reads(plan)
+    called = np.any(plan.called, axis=1)
     times = plan.times.reshape(plan.stages, -1)[:, 0]
     for number, (place, _) in enumerate(visits):
         i = place.before
@@ -217,7 +209,7 @@ def _visits_crossed(
         entry = rows[i].get(H) or {}
         if not entry or not entry.keys() <= {X, D, D_RAW, D_COND, D_UNCOND}:
             continue
-        if any(maker < i <= last for maker, last in read_last.items()):
+        if any(maker < i <= last for maker, last in reads.items()):
             found.add(number)
     return found
 

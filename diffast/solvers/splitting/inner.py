@@ -45,14 +45,18 @@ def inner_plan(
     """
     if callable(inner):
         if order is not None:
-            raise ValueError(f"{who}: order = {order}, but it must be None with a function as inner")
+            raise ValueError(
+                f"{who}: order = {order}, but it must be None with a function as inner"
+            )
         plan = inner(schedule, grid)
     elif inner in ORDERED:
         order = check_order(who, 4 if order is None else order, 4)
         plan = ORDERED[inner](schedule, grid, order=order)
     elif inner in OTHERS:
         if order is not None:
-            raise ValueError(f"{who}: order = {order}, but inner = {inner!r} has no order to choose")
+            raise ValueError(
+                f"{who}: order = {order}, but inner = {inner!r} has no order to choose"
+            )
         plan = OTHERS[inner](schedule, grid)
     else:
         raise ValueError(

@@ -91,5 +91,3 @@ def ghvb(schedule: Schedule, grid: ArrayLike, order: int = 4, damping: float = 0
         row |= {f"h{age}": whole * weight for age, weight in enumerate(weights)}
         stages.add(grid[n], grid[n + 1], row, h=entry)
     return stages.plan(f"ghvb(order={order}, damping={b:g})", len(grid) - 1)
-
-

@@ -109,7 +109,7 @@ def compare(run, remembered, made, told):
         step, scale = numpy_steps(run, call)
         row, value = program.input_rows(step, call, rejected)
         estimate = program.estimate(step, scale)
-        settle = program.settle_rows(step, call, estimate)
+        settle = program.settle_rows(step, call, estimate, {})
         wanted = {
             traced.inputs: [row] * run.tracer.copies + [value] * (run.noise == "bridge"),
             traced.settle: settle if traced.measured else settle[:-1],

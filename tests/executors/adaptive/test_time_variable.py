@@ -151,7 +151,7 @@ def looked_up(table, positions, scaled=False):
     position = recording.input(0)
     node = table.node(recording, position, "start")
     found = {n: v for n, v in node._asdict().items() if v is not None and n != "position"}
-    values = [*found.values(), *([table.scale(recording, position)] if scaled else [])]
+    values = [*found.values(), *([table.scale(recording, position, 0)] if scaled else [])]
     stores = [(0, k, value.number) for k, value in enumerate(values)]
     code, constants, starts, registers = encode([(recording.instructions, stores)])
     out = torch.full((len(positions), len(values)), torch.nan, dtype=torch.float64)
@@ -238,7 +238,7 @@ def test_the_table_of_a_piece_that_is_short():
 
 def test_the_table_has_guidance():
     interval = TimeInterval(schedules.vp_linear(), "lam", 1e-3)
-    table = NodeTable(interval, scales=lambda times: 1.0 + np.sin(times))
+    table = NodeTable(interval, scales=[lambda times: 1.0 + np.sin(times)])
     positions = np.linspace(interval.start, interval.end, 12)
     nodes, scales = looked_up(table, positions, scaled=True)
     assert nodes.dalpha is None
