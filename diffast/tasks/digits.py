@@ -67,7 +67,7 @@ def _network(name: str) -> Any:
     return getattr(digits, f"load_{name}")()
 
 
-def _on(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+def _on(network: Any, device: torch.device) -> Any:
     """Returns the network on a device; the one that is kept stays on the host."""
     if device.type == "cpu":
         return network
