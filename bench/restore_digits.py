@@ -69,9 +69,7 @@ OURS = {
 
 def ours(method: str, options: dict, operator, y: Tensor, noise: float, calls: int) -> Tensor:
     made = tasks.denoiser(len(y))
-    setup = df.tasks.restore(
-        made, operator, y, method=method, calls=calls, noise=noise, **options
-    )
+    setup = df.tasks.restore(made, operator, y, method=method, calls=calls, noise=noise, **options)
     return setup.sample((len(y), 1, 28, 28), seed=1, throw=False).x
 
 

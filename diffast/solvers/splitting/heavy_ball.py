@@ -14,7 +14,7 @@ from diffast.solvers.core.docs import splitting_builder
 from diffast.solvers.core.integrals import levels_at
 from diffast.solvers.splitting.inner import inner_plan
 from diffast.solvers.splitting.momentum import check_damping
-from diffast.solvers.splitting.weave import Key, Weave, summed
+from diffast.solvers.splitting.weave import Weave, Weights, summed
 
 
 @splitting_builder
@@ -55,13 +55,14 @@ def heavy_ball(
         if levels[n + 1].sigma == 0.0 or whole == 0.0:
             weave.take(n)
             continue
-        mean: dict[Key, float] = {key: weight / whole for key, weight in row.items()}
+        mean: Weights = {key: weight / whole for key, weight in row.items()}
         if known == slopes:
             mean = summed({"v": 1.0 - b}, mean, b)
         known = slopes
         last = n + 1 == plan.stages or levels[n + 2].sigma == 0.0
         level = MOMENTUM_LEVEL if slopes else X0_LEVEL
-        weave.take(n, level, x=summed(keep, mean, whole), v={} if last else mean)
+        rows = {"x": summed(keep, mean, whole), "v": {} if last else mean}
+        weave.take(n, rows, level)
     return weave.plan(f"{who}({named}, damping={b:g})")
 
 

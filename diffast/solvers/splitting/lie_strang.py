@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
@@ -69,7 +70,8 @@ def ltsp(
         if at.sigma > 0.0:
             substeps[k].append(Substep(grid[k], at.sigma, full_length(s, t, at)))
     pull = Pull(who, guidance, damping, guidance_order)
-    return _alternating(who, schedule, grid, (inner, order), pull, substeps, f"{first} first")
+    label = compat or f"{first} first"
+    return _alternating(who, schedule, grid, (inner, order), pull, substeps, label)
 
 
 @splitting_builder
@@ -127,14 +129,14 @@ def stsp(
             made = Substep(grid[k], at.sigma, length)
             if old and k > n and s.alpha > 0.0:
                 middle = 0.5 * (s.sigma / s.alpha + t.sigma / t.alpha)
-                noise = float(schedule.sigma(_time_of(schedule, middle)))
+                noise = float(schedule.sigma(schedule.time(-np.log(middle))))
                 made = Substep(grid[k if t.sigma > 0.0 else n], noise, length)
             if made.sigma > 0.0:
                 substeps[k].append(made)
     if merged:
         substeps = [_joined(made) for made in substeps]
     pull = Pull(who, guidance, damping, guidance_order)
-    label = "merged" if merged else "halves"
+    label = "released" if old else "merged" if merged else "halves"
     return _alternating(who, schedule, grid, (inner, order), pull, substeps, label)
 
 
@@ -160,12 +162,6 @@ def released(who: str, inner: Inner, order: int | None, guidance: str) -> Callab
     return plms
 
 
-def _time_of(schedule: Any, rho: float) -> Any:
-    import numpy as np
-
-    return schedule.time(-np.log(rho))
-
-
 def _joined(substeps: list[Substep]) -> list[Substep]:
     """Returns the sub-steps at one time as one."""
     if len(substeps) < 2:
@@ -173,9 +169,9 @@ def _joined(substeps: list[Substep]) -> list[Substep]:
     return [substeps[0]._replace(length=sum(made.length for made in substeps))]
 
 
-def _alternating(who, schedule, grid, inner, pull: Pull, substeps, label) -> Plan:
+def _alternating(who, schedule, grid, inner: tuple, pull: Pull, substeps, label) -> Plan:
     """Returns the plan of the inner solver's steps with guidance before, between and after."""
-    named, plan = inner_plan(who, *inner, schedule, grid)
+    named, plan = inner_plan(who, inner[0], inner[1], schedule, grid)
     weave = Weave(who, plan)
     for step, before in zip(steps_of(plan), substeps, strict=False):
         for substep in before:
