@@ -13,8 +13,8 @@ from diffast.plans import Plan
 from diffast.schedules import Schedule
 from diffast.solvers.core.docs import splitting_builder
 from diffast.solvers.core.integrals import levels_at
-from diffast.solvers.core.multistep import check_choice
-from diffast.solvers.ode.adams import ipndm
+from diffast.solvers.core.multistep import build, check_choice, check_order
+from diffast.solvers.ode.adams import mean_of_slopes
 from diffast.solvers.splitting.inner import inner_plan, steps_of
 from diffast.solvers.splitting.substeps import Pull, Substep, full_length
 from diffast.solvers.splitting.weave import Weave
@@ -154,10 +154,12 @@ def released(who: str, inner: Inner, order: int | None, guidance: str) -> Callab
             f"{who}: inner = {inner!r}, guidance = {guidance!r}, but the released program has "
             "'plms' and 'euler'"
         )
-    order = 4 if order is None else order
+    order = check_order(who, 4 if order is None else order, 4)
 
     def plms(schedule: Schedule, grid: ArrayLike) -> Plan:
-        return ipndm(schedule, grid, order=order, final="full")
+        # Into sigma = 0 the noise cancels but for rounding, where it is to be 0.
+        own = {"predict": mean_of_slopes(), "final": "full", "check": "x0"}
+        return build(schedule, grid, f"plms {order}", order, "noise", "rho", **own)
 
     return plms
 
@@ -180,8 +182,4 @@ def _alternating(who, schedule, grid, inner: tuple, pull: Pull, substeps, label)
             weave.take(i)
     for substep in substeps[-1]:
         pull.add(weave, substep)
-    name = f"{who}({named}, {pull.label}, {label})"
-    if levels_at(schedule, grid[-1:])[0].sigma == 0.0 and substeps[-1]:
-        # A stage at sigma = 0 exactly keeps the rounding of the stage before it.
-        return weave.plan(name, check="x0")
-    return weave.plan(name)
+    return weave.plan(f"{who}({named}, {pull.label}, {label})")

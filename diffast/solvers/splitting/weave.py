@@ -70,7 +70,7 @@ class Weave:
         self._add({**own, **(rows or {})}, levels, entry)
         self.times.append(float(self.source.times[i]))
         self.told.append(np.nan)
-        self.spans.append(self.source.spans[i])
+        self.spans.append(np.asarray(self.source.spans)[i])
 
     def guide(
         self, time: float, x: Row, *, y: Row | None = None, h: Row | None = None, entry=None
