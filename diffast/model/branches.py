@@ -99,9 +99,18 @@ def branch_of(
     conditions: Mapping[str, Any],
     unconditional: Mapping[str, Any] | None,
 ) -> tuple[Any, Mapping[str, Any]]:
-    """Returns the network and the conditions of a branch."""
+    """Returns the network and the conditions of a branch.
+
+    Raises:
+        ValueError: for the unconditional branch where there are no conditions for it.
+    """
     own: Branch | None = rule.branches.get(name) if rule is not None else None
     if own is None:
+        if name == UNCOND and unconditional is None:
+            raise ValueError(
+                "Denoiser: the unconditional branch is asked for, but there are no unconditional "
+                "conditions"
+            )
         return network, conditions if name == COND else unconditional or {}
     given = {**conditions, **(own.conditions or {})}
     return network if own.network is None else own.network, given
