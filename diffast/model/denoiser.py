@@ -386,6 +386,13 @@ class Denoiser:
         """Returns the network and the conditions of a branch: "cond", "uncond" or "extra"."""
         return branch_of(name, self.rule, self.network, self.conditions, self.unconditional)
 
+    @property
+    def networks(self) -> list[Any]:
+        """Returns the networks of all branches, the denoiser's first."""
+        own = {} if self.rule is None else self.rule.branches
+        found = (branch.network for branch in own.values())
+        return [self.network, *(network for network in found if network is not None)]
+
     def groups(self, branches: str) -> list[tuple[Any, str]]:
         """Returns (network, branches) of the calls that a stage on these branches is made of.
 
