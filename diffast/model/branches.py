@@ -28,13 +28,17 @@ def settled(guidance: Any, schedule: Any) -> float | Callable[[float], float] | 
             return guidance.scale
         return _Windowed(guidance, schedule)
     if callable(guidance):
-        return guidance
-    if isinstance(guidance, str) or not np.isscalar(guidance):
+        return guidance  # pyright: ignore
+    try:
+        number = None if isinstance(guidance, str) else float(guidance)
+    except (TypeError, ValueError):
+        number = None
+    if number is None:
         raise ValueError(
             f"Denoiser: guidance is a {type(guidance).__name__} but must be a number, a function "
             "of the model time or a rule of df.guidance"
         )
-    if not math.isfinite(guidance):
+    if not math.isfinite(number):
         raise ValueError(f"Denoiser: guidance is {guidance} but must be finite")
     return guidance
 

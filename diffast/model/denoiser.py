@@ -310,9 +310,10 @@ class Denoiser:
             ValueError: if a scale is not finite, or asks for unconditional calls that no
                 conditions were given for; where guidance is a rule, which is more than a scale.
         """
-        if isinstance(self.guidance, Rule):
-            float(self.guidance)
-        return scales_at(self.guidance, times, self.unconditional is not None)
+        guidance = self.guidance
+        if isinstance(guidance, Rule):
+            guidance = float(guidance)  # raises
+        return scales_at(guidance, times, self.unconditional is not None)
 
     def rules_at(self, times: np.ndarray, planned: np.ndarray | None = None) -> list[RuleAt] | None:
         """Returns the guidance rule at each model time; None where guidance is a scale.
