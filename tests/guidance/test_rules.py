@@ -1,5 +1,7 @@
 """Guidance rules in runs: against the estimate in plain torch, rows, replays, types, refusals."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -295,6 +297,12 @@ def test_what_takes_scales_alone_refuses_rules():
     ):
         with pytest.raises(ValueError, match="guidance.apg"):
             run()
+
+
+def test_a_plan_made_for_a_scale_warns_of_a_rule():
+    plan = replace(df.solvers.euler(VP, GRID), made_for={"predicts": "v", "guidance": 3.0})
+    with pytest.warns(UserWarning, match="guidance 3, but the denoiser's guidance is guidance.apg"):
+        df.sample(denoiser(G.apg(3.0), "v"), plan, x=initial())
 
 
 def test_rules_of_a_scale_run_everywhere():
