@@ -88,7 +88,7 @@ class Reductions:
                 self._make(reduction)
 
     def _make(self, reduction: Reduction) -> None:
-        width, rows = reduction.width, _key(reduction)
+        width, rows = reduction.width, reduction.rows
         if width not in self._sums:
             self._sums[width] = self._empty(width)
         if rows and rows not in self._rows:
@@ -141,7 +141,7 @@ class Reductions:
         inputs = self._sums[reduction.width]
         if reduction.names:
             xs = [filled[x] if isinstance(x, str) else x for x in self._columns[i]]
-            ops.gram(xs, self._rows[_key(reduction)], inputs)
+            ops.gram(xs, self._rows[reduction.rows], inputs)
         threshold = reduction.at.threshold
         if threshold is not None:
             weights = self._weights[i]
@@ -171,10 +171,6 @@ class Reductions:
         held = [t for p in programs for t in (p.code, p.constants, p.starts)]
         own = [*self._sums.values(), *self._rows.values(), *self._weights.values()]
         return [*own, *held, self._none, self._pieces, self._quantiles]
-
-
-def _key(reduction: Reduction) -> tuple:
-    return tuple(map(tuple, reduction.rows))
 
 
 def _programs(reduction: Reduction, columns: tuple[str, ...], count: int) -> tuple[Encoded, ...]:
