@@ -439,3 +439,21 @@ def test_several_inputs_at_once_are_refused_for_rules_that_reduce():
         x = s / r * initial() + (b - a * s / r) * x0(initial(), start)
         want = u / s * x + (c - b * u / s) * x0(x, middle)
         np.testing.assert_allclose(got, want, rtol=1e-8, atol=1e-8)
+
+
+def test_particles_take_rules_that_remember_nothing():
+    plan, how = df.solvers.ddim(VP, GRID, eta=1.0), {"shape": (4, 2, 6, 6), "seed": 4}
+
+    def reward(x0, t):
+        return -x0.flatten(1).square().sum(1)
+
+    for name in ("apg", "perturbed", "autoguidance", "all"):
+        own = denoiser(RULES[name](), "v")
+        got = df.sample_particles(own, plan, reward=reward, particles=1, **how).x[:, 0]
+        torch.testing.assert_close(got, df.sample(own, plan, **how).x, rtol=1e-4, atol=1e-4)
+    for rule in (G.apg(2.0, momentum=-0.5), G.cfg_zero_star(2.0)):
+        with pytest.raises(ValueError, match=f"guidance is {rule.name} that depends on earlier"):
+            df.sample_particles(denoiser(rule), plan, reward=reward, particles=2, **how)
+    rule = G.perturbed(0.5, conditions={"shift": torch.ones(4, 1, 1, 1)})
+    with pytest.raises(ValueError, match="condition 'shift' of a branch of guidance.perturbed"):
+        df.sample_particles(denoiser(rule), plan, reward=reward, particles=2, **how)
