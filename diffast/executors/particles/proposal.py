@@ -158,6 +158,6 @@ def _check_rule(rule: Any, samples: int, particles: int) -> None:
         for name, value in (branch.conditions or {}).items():
             if particles > 1 and context.has_rows(value) and value.shape[0] == samples != 1:
                 raise ValueError(
-                    f"sample_particles: condition {name!r} of a branch of {rule.name} has one row a "
-                    f"sample, {samples}, but the rule is given to {particles} particles a sample"
+                    f"sample_particles: condition {name!r} of a branch of {rule.name} has "
+                    f"{samples} rows, one a sample, but there are {particles} particles a sample"
                 )
