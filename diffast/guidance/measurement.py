@@ -141,7 +141,9 @@ class Local:
         """
         if self.closed:
             return self.operator.prox(self.x0.detach(), self.y, weight) - self.x0.detach()
-        ridge = (1.0 / weight).reshape(-1, *[1] * (self.y.dim() - 1))
+        # a weight of 0 leaves x0 as it is, and its ridge would be infinite
+        ridge = torch.where(weight > 0, 1.0 / weight, 1.0)
+        ridge = ridge.reshape(-1, *[1] * (self.y.dim() - 1))
         solved = solve(lambda v: self.forward(self.transpose(v)) + ridge * v, self.residual)
         return self.transpose(solved) * (weight > 0).reshape(-1, *[1] * (self.x0.dim() - 1))
 
