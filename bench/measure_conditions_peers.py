@@ -84,7 +84,7 @@ def ours(calls: int, iterations: int) -> tuple[float, str]:
     """Returns the least distance of this package's solvers, and which one has it."""
     term = df.guidance.mmps(measure, Y, NOISE, iterations=iterations)
     found = []
-    for name in ("vp_linear", "cosine", "flow"):
+    for name in ("vp_linear", "trig", "flow"):
         schedule = getattr(df.schedules, name)()
         denoiser = df.Denoiser(network(MEAN, COVARIANCE, schedule), schedule, "x0", guides=[term])
         plans = {"df.plan": df.plan(denoiser, calls)}
