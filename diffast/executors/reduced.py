@@ -80,7 +80,7 @@ class Reductions:
         self._columns: dict[int, list] = {}
         self._programs: dict[int, tuple[Encoded, ...]] = {}
         self._weights: dict[int, torch.Tensor] = {}  # of row 0, where its quantile is asked for
-        self._quantiles: torch.Tensor | None = None
+        self._quantiles = torch.empty(0)
         with torch.inference_mode(False):
             self._none = torch.empty(0, dtype=torch.float64, device=self.device)
             self._pieces = torch.empty((0, 0, 4), dtype=torch.float64, device=self.device)
@@ -148,16 +148,16 @@ class Reductions:
             if reduction.names:
                 self._evaluate(programs[0], inputs, weights)
             ops.quantile(row, weights, threshold.p, self._quantiles)
-            inputs = self._joined(inputs)
+            inputs = self._joined(inputs, self._quantiles)
         self._evaluate(programs[-1], inputs, table)
 
-    def _joined(self, sums: torch.Tensor) -> torch.Tensor:
+    def _joined(self, sums: torch.Tensor, quantiles: torch.Tensor) -> torch.Tensor:
         """Returns the measured numbers and the quantile of each sample, [B, C + 1]."""
         if not sums.shape[1]:
-            return self._quantiles[:, None]
+            return quantiles[:, None]
         joined = self._sums[-sums.shape[1]]
         joined[:, :-1] = sums
-        joined[:, -1] = self._quantiles
+        joined[:, -1] = quantiles
         return joined
 
     def _evaluate(self, program: Encoded, inputs: torch.Tensor, out: torch.Tensor) -> None:
@@ -170,7 +170,7 @@ class Reductions:
         programs = (p for encoded in self._programs.values() for p in encoded)
         held = [t for p in programs for t in (p.code, p.constants, p.starts)]
         own = [*self._sums.values(), *self._rows.values(), *self._weights.values()]
-        return [*own, *held, self._none, self._pieces, *filter(None.__ne__, [self._quantiles])]
+        return [*own, *held, self._none, self._pieces, self._quantiles]
 
 
 def _key(reduction: Reduction) -> tuple:

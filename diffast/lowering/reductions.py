@@ -46,7 +46,7 @@ class Reduction:
         self.at, self.affine = at, affine
         self.basis = basis_of(at, affine, remembers)
         measured = at.weights is None or at.rescaled
-        self.names = tuple(self.basis) if measured else ()
+        self.names = at.rule.measured(tuple(self.basis)) if measured else ()
         used = set().union(*(self.basis[name] for name in self.names)) if measured else set()
         order = (_X, COND, UNCOND, EXTRA, MOMENTUM, LOW)
         self.columns = tuple(name for name in order if name in used)
@@ -69,7 +69,7 @@ class Reduction:
 
     def estimate_row(self) -> Row:
         """Returns the tensors that the x0 estimate weighs, with weights that say nothing."""
-        used = set().union(*(self.basis[name] for name in self.at.used), set())
+        used = set().union(*self.basis.values())
         row = {name: 1.0 for name in used}
         if self.affine[0] != 0.0:
             row[_X] = self.affine[0]
