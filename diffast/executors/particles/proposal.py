@@ -16,8 +16,14 @@ from diffast.plans import Plan
 from diffast.plans.registers import Z1, D, X
 
 
-def check_particle_plan(who: str, plan: Plan, guided: bool) -> None:
-    """Raises ValueError for plans whose particles cannot be weighed."""
+def check_particle_plan(who: str, plan: Plan, denoiser: Denoiser) -> None:
+    """Raises ValueError for plans and denoisers whose particles cannot be weighed."""
+    guided, rule = bool(denoiser.guides), denoiser.rule
+    if rule is not None and (rule.momentum_factor is not None or rule.zeroed):
+        raise ValueError(
+            f"{who}: guidance is {rule.name}, which depends on the number of the call or on calls "
+            "before, but particles take every estimate by itself: leave out momentum and zero steps"
+        )
     if not plan.stochastic:
         raise ValueError(
             f"{who}: plan {plan.name} draws no fresh noise, so that copies of a particle would "
