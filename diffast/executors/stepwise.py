@@ -40,7 +40,7 @@ from diffast.executors.step_state import (
 )
 from diffast.executors.step_terms import Needs, StepTerms
 from diffast.executors.terms import gradients, terms_of, through
-from diffast.lowering.program import Constraints, check_one_input, lower
+from diffast.lowering.program import Constraints, check_one_input, check_plain_rule, lower
 from diffast.lowering.step_table import (
     AT_COND,
     AT_EXTRA,
@@ -118,6 +118,7 @@ class Stepper:
                 raise ValueError("Stepper: a plan is given but no denoiser, and both are needed")
             if hasattr(read, "schedule"):  # weights given as numbers, as the drop-ins do, have none
                 context.check_fits("Stepper", plan, read)
+            check_plain_rule("Stepper", read)
             check_one_input("Stepper", plan)
         self.programs = [lower(plan, read, how) for plan, read in pairs]
         self.slots = max(program.slots for program in self.programs)

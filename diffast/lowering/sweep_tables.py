@@ -17,6 +17,7 @@ from diffast.lowering.program import (
     Row,
     Stage,
     check_plain_calls,
+    check_plain_rule,
     lower,
 )
 from diffast.lowering.slots import slot_name
@@ -75,6 +76,7 @@ def tables_of(plan: Plan, outputs: Outputs, clamp: bool = False) -> Tables:
             one branch alone; what `check_plain_calls` and `lower` raise.
     """
     check_plain_calls("sample_parallel", plan)
+    check_plain_rule("sample_parallel", outputs)
     alone = [column for column in plan.columns if column.endswith((f"_{COND}", f"_{UNCOND}"))]
     if alone:
         raise ValueError(
