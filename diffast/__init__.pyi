@@ -20,6 +20,8 @@ from diffast.executors.metropolis import sample_metropolis as sample_metropolis
 from diffast.executors.parallel.rounds import Round as Round
 from diffast.executors.parallel.sample import ParallelSamples as ParallelSamples
 from diffast.executors.parallel.sample import sample_parallel as sample_parallel
+from diffast.executors.particles.sample import ParticleSamples as ParticleSamples
+from diffast.executors.particles.sample import sample_particles as sample_particles
 from diffast.executors.results import FailedSamples as FailedSamples
 from diffast.executors.results import Info as Info
 from diffast.executors.results import NonFiniteError as NonFiniteError
@@ -59,6 +61,7 @@ __all__ = [
     "MetropolisSamples",
     "NonFiniteError",
     "ParallelSamples",
+    "ParticleSamples",
     "Plan",
     "PlanWarning",
     "Prediction",
@@ -85,6 +88,7 @@ __all__ = [
     "sample_adaptive",
     "sample_metropolis",
     "sample_parallel",
+    "sample_particles",
     "schedules",
     "solvers",
     "tasks",

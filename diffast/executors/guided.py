@@ -33,6 +33,8 @@ class Guides:
         """Makes the numbers that terms are told at every stage."""
         self.denoiser, self.place, self.stages = denoiser, place, stages
         self.terms: Sequence[Guide] = denoiser.guides
+        # Whether terms may draw noise. A graph would hold the seed that it was captured with.
+        self.draws = True
         told = np.array([np.nan if s.gradient_time is None else s.gradient_time for s in stages])
         timed = np.flatnonzero(~np.isnan(told))
         levels = np.full((3, len(told)), np.nan)
@@ -62,7 +64,8 @@ class Guides:
             word = ops.GUIDANCE_NOISE + (i << 8) + k
             return ops.normal(shape, seed=seed, stage=word, ids=ids, dtype=dtype)
 
-        return Point(x, time.expand(batch), alpha, sigma, ids, i, x0, pull, normals)
+        drawn = normals if self.draws else None
+        return Point(x, time.expand(batch), alpha, sigma, ids, i, x0, pull, drawn)
 
     def gradients(
         self, i: int, x: torch.Tensor, x0: torch.Tensor | None, pulled: Any
@@ -123,10 +126,19 @@ class Pulled:
         a, b = (float(w[0]) for w in denoiser.affine(np.array([time])))
         weights = denoiser.weights_at(time)
         with torch.inference_mode(False), torch.enable_grad():
-            self.x = x.detach().requires_grad_()
+            # Autograd saves no tensor that was made in inference mode, as conditions may be.
+            arguments = context.on_rows(arguments, _saveable)
+            self.x = _saveable(x).detach().requires_grad_()
             rows = self.x if len(names) == 1 else torch.cat([self.x] * len(names))
             t = torch.full((len(rows),), time, dtype=x.dtype, device=x.device)
             output = denoiser.call(rows.to(denoiser.dtype or x.dtype), t, arguments, memory_format)
+            if not output.requires_grad:
+                term = next(t for t in guides.terms if t.through == "network")
+                raise ValueError(
+                    f"sample: {term.name} takes its gradient through the network, but the "
+                    "network's output does not depend on its input by operations that torch can "
+                    "differentiate: is it called under torch.no_grad, or its output detached?"
+                )
             self.graph = a * self.x
             for name, part in zip(names, output.split(len(x)), strict=True):
                 weight = weights[BRANCHES.index(name)]
@@ -140,3 +152,8 @@ class Pulled:
             vector = vector.to(self.graph.dtype)
             (found,) = torch.autograd.grad(self.graph, self.x, vector, retain_graph=True)
         return found
+
+
+def _saveable(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns the tensor, or a copy that autograd can save."""
+    return tensor.clone() if tensor.is_inference() else tensor

@@ -82,6 +82,8 @@ class ReplayableRun:
                 denoiser, plan, place._replace(ids=place.ids.clone()), on_x0, noise
             )
             stages = self.bound.stages
+            if self.bound.guides is not None:
+                self.bound.guides.draws = False
             calls = self.bound.evaluations(len(stages))
             self.nfe = torch.full_like(self.bound.ids, calls)
             self.rows = torch.full_like(self.bound.ids, self.bound.rows(len(stages)))

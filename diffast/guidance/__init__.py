@@ -6,6 +6,7 @@ Every solver runs such a denoiser: the gradients join its x0 estimates. Splittin
 (`df.solvers.ltsp`, `df.solvers.stsp`) give them sub-steps of their own.
 """
 
+from diffast.guidance.frequency import fdg
 from diffast.guidance.gradients import classifier, gradient, loss
 from diffast.guidance.guide import Guide, Point
 from diffast.guidance.inverse import diffpir, dps, mcg, mpgd
@@ -24,6 +25,6 @@ from diffast.guidance.rule import Rule
 from diffast.guidance.training_free import descent, freedom, lgd_mc, tfg, ugd
 
 __all__ = ["Guide", "Measurement", "Point", "Rule", "apg", "autoguidance", "cfg", "cfg_zero_star"]
-__all__ += ["classifier", "descent", "diffpir", "dps", "dynamic_threshold", "freedom", "gradient"]
-__all__ += ["interval", "lgd_mc", "loss", "mambo", "mcg", "mmps", "mpgd", "perturbed", "pigdm"]
-__all__ += ["rescale", "tcfg", "tfg", "tmpd", "ugd"]
+__all__ += ["classifier", "descent", "diffpir", "dps", "dynamic_threshold", "fdg", "freedom"]
+__all__ += ["gradient", "interval", "lgd_mc", "loss", "mambo", "mcg", "mmps", "mpgd", "perturbed"]
+__all__ += ["pigdm", "rescale", "tcfg", "tfg", "tmpd", "ugd"]

@@ -57,7 +57,7 @@ class Point(NamedTuple):
         """
         if given.device != self.x.device:
             raise ValueError(
-                f"{who}: {name} is on {given.device} but the state is on {self.x.device}"
+                f"{who}: the {name} are on {given.device} but the state is on {self.x.device}"
             )
         samples = len(self.x) if self.owner is None else None
         if len(given) == 1 or self.owner is None:

@@ -36,7 +36,7 @@ class Measurement:
 
     def __init__(self, who: str, operator: Operator, y: torch.Tensor, noise: float = 0.0):
         """Checks what can be checked before the first estimate."""
-        forward = getattr(operator, "forward", operator)
+        forward: Any = getattr(operator, "forward", operator)
         if not callable(forward):
             raise ValueError(
                 f"{who}: operator is a {type(operator).__name__}, but a function x -> y or an "
@@ -45,7 +45,7 @@ class Measurement:
         if not isinstance(y, torch.Tensor) or not y.is_floating_point() or not y.dim():
             got = f"{y.dtype} {list(y.shape)}" if isinstance(y, torch.Tensor) else type(y).__name__
             raise ValueError(f"{who}: y is {got}, but floating-point numbers [B, ...] are needed")
-        if not bool(y.isfinite().all()):
+        if not y.is_meta and not bool(y.isfinite().all()):
             raise ValueError(f"{who}: y must be finite but holds NaN or infinity")
         if not 0.0 <= noise < math.inf:
             raise ValueError(f"{who}: noise is {noise}, but it must be 0 or more, and finite")

@@ -197,6 +197,13 @@ class Rule:
         """
         return scales_of(self.name, self.scale, times)
 
+    def __float__(self) -> float:
+        """Raises ValueError: a rule is no scale."""
+        raise ValueError(
+            f"guidance is {self.name}, a rule over the outputs of the network's branches, but only "
+            "a scale or a function of the time can be taken here: df.sample runs rules"
+        )
+
     def acts(self, scale: float) -> bool:
         """Returns whether a rule that is not linear changes anything at this scale."""
         return scale != 1.0

@@ -186,7 +186,10 @@ def _smoothed(
     if deviation is None:
         return slope(who, lambda x0, t: -function(x0, t), x0, at.time)
     if at.normals is None:
-        raise ValueError(f"{who}: the point has no source of normals")
+        raise ValueError(
+            f"{who}: the term draws noise, but this executor gives none to terms (a CUDA graph "
+            "would repeat that of one seed): use df.sample without executor='graph', or a Stepper"
+        )
     values, slopes = [], []
     for k in range(draws):
         place = x0 + deviation.to(x0.dtype) * at.normals(k).to(x0.dtype)
@@ -194,8 +197,8 @@ def _smoothed(
         values.append(value)
         slopes.append(made)
     weights = torch.softmax(torch.stack(values), dim=0)  # [draws, B]
-    shape = (-1, *[1] * (x0.dim() - 1))
-    return sum(w.view(shape) * made for w, made in zip(weights, slopes, strict=True))
+    shape = (draws, -1, *[1] * (x0.dim() - 1))
+    return (weights.view(shape) * torch.stack(slopes)).sum(dim=0)
 
 
 def _estimate(who: str, at: Point) -> torch.Tensor:

@@ -121,6 +121,7 @@ class Denoiser:
         guidance: float | Callable[[float], float] | Rule = 1.0,
         dtype: torch.dtype | None = None,
         time_dtype: torch.dtype | None = None,
+        guides: Sequence[Guide] = (),
     ) -> Denoiser:
         """Returns a denoiser of a velocity field dx/ds, s from 0 (noise) to 1 (data) by default.
 
@@ -155,6 +156,7 @@ class Denoiser:
             guidance: as for `Denoiser`.
             dtype: as for `Denoiser`.
             time_dtype: as for `Denoiser`.
+            guides: as for `Denoiser`.
 
         Raises:
             ValueError: for options that are not these; a schedule whose time does not run from 1 to
@@ -175,6 +177,7 @@ class Denoiser:
             guidance=guidance,
             dtype=dtype,
             time_dtype=time_dtype,
+            guides=guides,
         )
 
     @classmethod
@@ -193,6 +196,7 @@ class Denoiser:
         guidance: float | Callable[[float], float] | Rule = 1.0,
         dtype: torch.dtype | None = None,
         time_dtype: torch.dtype | None = None,
+        guides: Sequence[Guide] = (),
     ) -> Denoiser:
         """Returns a denoiser of a network of x = x0 + sigma eps and the noise level sigma.
 
@@ -218,6 +222,7 @@ class Denoiser:
             guidance: as for `Denoiser`.
             dtype: as for `Denoiser`.
             time_dtype: what dtype the network wants the level in.
+            guides: as for `Denoiser`.
 
         Raises:
             TypeError: if predicts is missing.
@@ -233,6 +238,7 @@ class Denoiser:
             conditions={} if conditions is None else conditions,
             unconditional=unconditional,
             guidance=guidance,
+            guides=guides,
         )
 
     def probe(
@@ -250,6 +256,8 @@ class Denoiser:
         there is doubt the other conventions are tried as well, at 18 calls each (270 in all), and
         the answer names those that fit. Data that are Gaussian and isotropic fit many conventions;
         the probe is then silent. `df.sample` never calls it by itself.
+
+        Guidance and guides are left out.
 
         Fields that are no denoiser of their schedule's path fail the probe too: an untrained
         network, a distilled one, a velocity of another path that only deterministic plans run.
@@ -300,10 +308,10 @@ class Denoiser:
 
         Raises:
             ValueError: if a scale is not finite, or asks for unconditional calls that no
-                conditions were given for.
+                conditions were given for; where guidance is a rule, which is more than a scale.
         """
         if isinstance(self.guidance, Rule):
-            return self.guidance.scales(times)
+            float(self.guidance)
         return scales_at(self.guidance, times, self.unconditional is not None)
 
     def rules_at(self, times: np.ndarray, planned: np.ndarray | None = None) -> list[RuleAt] | None:

@@ -275,7 +275,7 @@ def path_noise(
     if not drawn.size:
         return None
     lam = plan.schedule.lam(plan.spans[drawn])
-    back = drawn[lam[:, 0] > lam[:, 1]]
+    back = drawn[lam[:, 0] >= lam[:, 1]]  # at one time: the noise of a corrector
     if back.size:
         start, end = plan.spans[back[0]]
         raise ValueError(

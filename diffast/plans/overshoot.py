@@ -83,7 +83,8 @@ def _run(plan, state, center, variance):
     pull, slope = alpha * variance / total, alpha * center / total
     rest = center * (1.0 - pull * alpha)
     at = {name: c for c, name in enumerate(plan.columns)}
-    estimates = [at[name] for name in ("d", "d_raw") if name in at]
+    known = ("d", "d_raw", "d_cond", "d_uncond")
+    estimates = [at[name] for name in known if name in at]
     ages = sorted((int(name[1:]), c) for name, c in at.items() if name[0] == "h" and name != "h0")
     carried = [(at[name], r) for r, name in enumerate(plan.rows) if name in (X, Y)]
     momentum = [(at["v"], plan.rows.index("v"))] if "v" in plan.rows else []

@@ -54,6 +54,7 @@ from diffast.solvers.sde.er_sde import er_sde
 from diffast.solvers.sde.exponential import ddpm, dpm_solver_2m_sde, dpmpp_2m_sde, dpmpp_3m_sde
 from diffast.solvers.sde.pec import pec
 from diffast.solvers.sde.piadm import piadm_ode, piadm_sde
+from diffast.solvers.sde.resampled import resampled
 from diffast.solvers.sde.sa_solver import sa_solver
 from diffast.solvers.sde.seeds import seeds_1, seeds_2, seeds_3
 from diffast.solvers.splitting.additive import additive_multistep
@@ -78,7 +79,7 @@ __all__ += ["ghvb", "heavy_ball", "ltsp", "stsp", "additive_multistep"]
 SOLVERS: dict[str, Callable[..., Plan]] = {name: globals()[name] for name in __all__}
 
 # A plan from a plan: no builder of (schedule, grid).
-__all__ += ["predictor_corrector"]
+__all__ += ["predictor_corrector", "resampled"]
 # For guided runs: no solvers of the network's own distribution.
 __all__ += ["on_state", "renoised"]
 

@@ -7,7 +7,6 @@ A measurement is a linear operator with `forward`, `transpose`, `pseudo_inverse`
 `digits` has the tasks on the digit network of the package.
 """
 
-from diffast.solvers.sde.resampled import resampled
 from diffast.tasks import digits
 from diffast.tasks.composition import compose
 from diffast.tasks.methods import METHODS, restore
@@ -36,7 +35,6 @@ __all__ = [
     "opponent_basis",
     "range_null",
     "replacement",
-    "resampled",
     "restore",
     "super_resolution",
 ]

@@ -77,6 +77,8 @@ class Settings:
         kept = (*kept, "measured_grids")
         found = {name: getattr(self, name) for name in kept}
         denoiser, scale = self.denoiser, self.denoiser.guidance
+        if denoiser.guides:  # files of runs without them do not have the name
+            found["guides"] = [self._term(term) for term in denoiser.guides]
         return found | {
             "schedule": f"{denoiser.schedule} {_levels(denoiser.schedule)}",
             "predicts": denoiser.predicts,
@@ -86,6 +88,10 @@ class Settings:
             "start": None if self.start is None else f"{self.start.name} {digest(self.start)}",
             "conditions": [_digest(denoiser.conditions), _digest(denoiser.unconditional)],
         }
+
+    def _term(self, term: Any) -> list[Any]:
+        """Returns what a guidance term is known by; its function is not."""
+        return [term.name, term.through, term.scales(_times(self.denoiser.schedule)).tolist()]
 
     def _scales(self) -> list[float]:
         """Returns guidance scales at 33 times, of a guidance that is a function of the time."""

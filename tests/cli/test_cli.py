@@ -39,6 +39,16 @@ DEFAULTED = [
 ]
 # For schedules with alpha^2 + sigma^2 = 1, which the embedded network's is not.
 PRESERVING = ["piadm_sde", "piadm_ode"]
+# For guidance terms, which the command line's plain network has none of.
+GUIDED = ["ltsp", "stsp", "additive_multistep"]
+
+
+@pytest.mark.parametrize("solver", GUIDED)
+def test_solvers_for_guidance_terms_say_so(solver, tmp_path, capsys):
+    out = tmp_path / "x.npz"
+    assert main(["sample", *FAST, "--solver", solver, "--out", str(out)]) == 2
+    assert "weighs g1, gradients of guidance terms" in capsys.readouterr().err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("solver", PRESERVING)
@@ -49,7 +59,7 @@ def test_solvers_for_another_schedule_say_so(solver, tmp_path, capsys):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("solver", [name for name in DEFAULTED if name not in PRESERVING])
+@pytest.mark.parametrize("solver", [n for n in DEFAULTED if n not in PRESERVING + GUIDED])
 def test_sample_runs_every_solver(solver, tmp_path, capsys):
     out = tmp_path / "x.npz"
     args = ["sample", *FAST, "--solver", solver, "--count", "3", "--classes", "7,1-2"]

@@ -12,8 +12,8 @@ from linear_gaussian import (
     NOISE,
     SIZE,
     VP,
-    Y,
     Linear,
+    Y,
     network,
     numbers,
     posterior,
@@ -73,7 +73,7 @@ def test_pigdm_is_exact_where_all_directions_have_one_variance(operator, noise):
 
 @each_operator
 def test_tmpd_is_exact_where_measurements_are_independent(operator):
-    """With A A^T diagonal and one variance A C A^T is diagonal, and its row sums are the diagonal."""
+    """With A A^T diagonal and one variance the row sums of A C A^T are its diagonal."""
     rows = torch.linalg.qr(MATRIX.T)[0].T * torch.tensor([[2.0], [0.5]], dtype=torch.float64)
     operator = Linear(rows) if operator is EXACT else lambda x: x @ rows.T
     want = df.sample(
@@ -255,6 +255,7 @@ def test_what_no_term_can_be_made_of(make, facts):
     [
         (plain, numbers(1, 3), r"y is \[1, 3\], but the operator makes \[3, 2\] of estimates"),
         (plain, numbers(2, 2), "2 rows of y but 3 samples"),
+        (plain, Y.to("meta"), "the rows of y are on meta but the state is on cpu"),
         (lambda x: Y.expand(3, 2), Y, "does not depend on its input by operations"),
         (lambda x: 3.0, Y, r"but the operator makes float of estimates \[3, 5\]"),
     ],

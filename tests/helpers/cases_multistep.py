@@ -15,6 +15,8 @@ from diffast.solvers.ode.adams import (
 from diffast.solvers.ode.adams_clocks import adams
 from diffast.solvers.ode.dpm_multistep import dpm_solver_2m, dpm_solver_3m, dpmpp_3m
 from diffast.solvers.ode.unipc import unipc
+from diffast.solvers.splitting.heavy_ball import heavy_ball
+from diffast.solvers.splitting.momentum import ghvb
 
 # Slopes of some settle later: where steps in the clock vary fast, and where leading terms cancel.
 LATER = (160, 320, 640, 1280)
@@ -61,6 +63,10 @@ CASES = (
     ("adams_3_noise", partial(adams, form="noise", clock="flow", **clean), 3, "strong", LATE),
     ("adams_4", partial(adams, order=4, **clean), 4, "strong", LATE),
     ("adams_4_lam", partial(adams, order=4, clock="lam", **clean), 4, "strong", LATE),
+    ("ghvb_1", partial(ghvb, order=1), 1, "strong"),
+    ("ghvb", ghvb, 2, "strong"),
+    ("heavy_ball", heavy_ball, 1, "strong"),
+    ("heavy_ball_2m", partial(heavy_ball, inner="dpmpp_2m"), 1, "strong"),
     ("exponential_adams_1", partial(exponential_adams, order=1), 1, "strong"),
     ("exponential_adams_2", partial(exponential_adams, order=2), 2, "strong"),
     ("exponential_adams_3", partial(exponential_adams, order=3, **single), 3, "strong"),

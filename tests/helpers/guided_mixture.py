@@ -63,6 +63,8 @@ class GuidedMixture:
 
     def x0(self, x, t):
         alpha, sigma = self.levels(t)
+        if alpha == 0.0:  # pure noise says nothing of the data
+            return np.broadcast_to(self.means.mean(0), x.shape)
         return self.mean(x / alpha, sigma / alpha)
 
     def gradient(self, x, t):
@@ -70,14 +72,15 @@ class GuidedMixture:
         alpha, sigma = self.levels(t)
         return self.pull(x / alpha, sigma / alpha) / alpha
 
-    def reference(self, x, start, end, rtol=1e-10):
-        """Where the guided ODE takes x from one model time to another."""
+    def reference(self, x, start, end, rtol=1e-10, still=False):
+        """Where the guided ODE takes x from one model time to another; `still`: with eps = 0."""
         (alpha, sigma), (alpha1, sigma1) = self.levels(start), self.levels(end)
 
         def slope(u, y):
             y, rho = y.reshape(-1, 2), np.sinh(u)
             # eps = (y - mean)/rho; the guidance rho times the gradient in y
-            step = (y - self.mean(y, rho)) / rho - rho * self.pull(y, rho)
+            step = -rho * self.pull(y, rho)
+            step = step if still else step + (y - self.mean(y, rho)) / rho
             return (step * np.cosh(u)).ravel()
 
         span = np.arcsinh(sigma / alpha), max(np.arcsinh(sigma1 / alpha1), 1e-9)

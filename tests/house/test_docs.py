@@ -98,7 +98,7 @@ def test_calls(name):
         assert solvers.dpm_fast(space, grids.karras(space, 3, to_zero=False)).stages == 3 + 2 + 1
     else:
         few, more = (
-            solvers.get(name)(space, grids.karras(space, n, to_zero=False), **options).stages
+            solvers.get(name)(space, grids.karras(space, n, to_zero=False), **options).nfe
             for n in (12, 14)
         )
         calls = (more - few) / 2

@@ -6,6 +6,7 @@ import torch
 
 import diffast as df
 from diffast import ops
+from diffast.solvers import resampled
 from diffast.tasks import (
     Setup,
     blur,
@@ -15,7 +16,6 @@ from diffast.tasks import (
     opponent_basis,
     range_null,
     replacement,
-    resampled,
     super_resolution,
 )
 from diffast.tasks.setup import _TASK_NOISE

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import diffast as df
-from diffast.tasks import resampled
+from diffast.solvers import resampled
 
 EDM, FLOW = df.schedules.edm(), df.schedules.flow()
 

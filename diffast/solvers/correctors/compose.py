@@ -32,8 +32,8 @@ def predictor_corrector(
     The corrector walks in the law of the x0 estimate as the run has it: with guidance in that of
     the guided estimate, with a clamp in that of the clamped one, and of a plan that weighs the
     gradients of guidance terms itself, in the law of the estimate and these. With n = 0 the plan
-    comes back as it is. Otherwise the noise level at a finite step of the corrector is not exact, so the plan is
-    checked for x0 alone, and annotations of a tuned plan (`made_for`) are left out.
+    comes back as it is. Otherwise the noise level at a finite step of the corrector is not exact,
+    so the plan is checked for x0 alone, and `made_for` of a tuned plan is left out.
 
     Remembered entries of a multistep plan are moved along with the state: an entry e is read as
     e + (new - old), where old and new are the entries of the network's answers at the place, before

@@ -154,7 +154,7 @@ def _predictor(alpha: np.ndarray, sigma: np.ndarray) -> dict[str, np.ndarray]:
     inverse = 1.0 / (1.0 + rho[1:] ** 2)
     h = 0.5 * np.log1p((rho[:-1] - rho[1:]) * (rho[:-1] + rho[1:]) * inverse)
     space = np.hypot(alpha, sigma)
-    gain = space[:-1] / space[1:] * np.expm1(h) * (1.0 + rho[:-1] ** -2.0)
+    gain = space[1:] / space[:-1] * np.expm1(h) * (1.0 + rho[:-1] ** -2.0)
     clean = sigma[1:] == 0.0
     return {
         "x": np.where(clean, 0.0, alpha[1:] / alpha[:-1] - gain),

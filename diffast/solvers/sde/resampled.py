@@ -108,6 +108,7 @@ def resampled(
         levels=levels,
         spans=spans,
         guidance=None if plan.guidance is None else plan.guidance[order],
+        gradients=None if plan.gradients is None else plan.gradients[order],
         blocks=None,
         made_for=None,
         steps=plan.steps + jump * len(lifts),

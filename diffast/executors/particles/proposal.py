@@ -1,0 +1,139 @@
+"""The estimates of particles' runs, and how much likelier an unguided step is than a guided one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffast.executors import context
+from diffast.executors.guided import Guides
+from diffast.lowering.program import lower
+from diffast.model.denoiser import Denoiser
+from diffast.plans import Plan
+from diffast.plans.registers import Z1, D, X
+
+
+def check_particle_plan(who: str, plan: Plan, guided: bool) -> None:
+    """Raises ValueError for plans whose particles cannot be weighed."""
+    if not plan.stochastic:
+        raise ValueError(
+            f"{who}: plan {plan.name} draws no fresh noise, so that copies of a particle would "
+            "stay equal: take df.solvers.ddim(schedule, grid, eta=1.0) or another stochastic solver"
+        )
+    if plan.gradients is not None or plan.called.shape[1] > 1:
+        what = "weighs gradients itself" if plan.gradients is not None else "has several inputs"
+        raise ValueError(f"{who}: plan {plan.name} {what}, but particles' plans may not")
+    if plan.guidance is not None:
+        raise ValueError(
+            f"{who}: plan {plan.name} has guidance scales of its own, but particles take the "
+            "denoiser's"
+        )
+    used = {column for column in plan.columns if plan.weights(X, column).any()}
+    simple = set(plan.rows) == {X} and used <= {X, D, Z1} and len(plan.calls) == plan.stages
+    if guided and not simple:
+        raise ValueError(
+            f"{who}: the denoiser has guidance terms, and plan {plan.name} remembers more than the "
+            "state or calls the network several times a step: the density of a guided step is "
+            "known for one-step plans with one normal (ddim with eta, euler_ancestral, ddpm)"
+        )
+
+
+class Proposal:
+    """What the particles of a run do at a stage.
+
+    Args:
+        denoiser: with conditions of one row a particle.
+        plan: that `check_particle_plan` passes.
+        place: of all particles, [N K] rows.
+        owner: [N K] int64, the sample of each row.
+    """
+
+    def __init__(self, denoiser: Denoiser, plan: Plan, place: context.Place, owner: torch.Tensor):
+        """Makes the weights of the guidance terms."""
+        self.denoiser, self.plan, self.place, self.owner = denoiser, plan, place, owner
+        self.times = plan.call_times.tolist()
+        self.guides = None
+        if denoiser.guides:
+            # A step without fresh noise has no density: there the terms are left out.
+            self.noise, self.keep, self.new = (plan.weights(X, c) for c in (Z1, X, D))
+            program = lower(plan, denoiser)
+            self.guides = _Guides(denoiser, program.stages, place)
+            self.guides.owner = owner
+            self.scales = denoiser.gradient_weights(np.array(self.times))
+            kinds, rows = program.branches, len(owner)
+            self.arguments = {b: denoiser.arguments(rows, place.device, b) for b in kinds}
+
+    def estimate(self, i: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns (the unguided x0 estimate, what the guidance terms add to it or None)."""
+        if self.guides is None or not self.guides.stages[i].gradients or not self.noise[i]:
+            return self._clamped(self.denoiser.x0(x, self.times[i]).contiguous()), None
+        pulled = None
+        if self.guides.through_network(i):
+            branches = self.guides.stages[i].branches
+            pulled = self.guides.pulled(
+                i, x, self.arguments[branches], branches, torch.contiguous_format
+            )
+            x0 = self._clamped(pulled.x0.contiguous())
+        else:
+            x0 = self._clamped(self.denoiser.x0(x, self.times[i]).contiguous())
+        made = self.guides.gradients(i, x, x0, pulled)
+        added = torch.zeros_like(x0)
+        for name, g in made.items():
+            added += float(self.scales[int(name[1:]) - 1, i]) * g
+        return x0, added
+
+    def _clamped(self, x0: torch.Tensor) -> torch.Tensor:
+        return x0.clamp(*self.place.limits) if self.place.limits else x0
+
+    def log_ratio(
+        self,
+        i: int,
+        before: torch.Tensor,
+        x0: torch.Tensor,
+        added: torch.Tensor,
+        after: torch.Tensor,
+    ) -> torch.Tensor:
+        """Returns log p(after | before) / q(after | before), [N K] float64.
+
+        p is the step with the estimate x0, q the one with x0 + added, both normal with the plan's
+        fresh noise: (|z|^2 - |z + shift|^2) / 2 for the drawn z.
+        """
+        noise, keep, new = (float(w[i]) for w in (self.noise, self.keep, self.new))
+        shift = (new / noise) * added.double()
+        z = (after.double() - keep * before.double() - new * (x0 + added).double()) / noise
+        return -(shift * (z + 0.5 * shift)).flatten(1).sum(1)
+
+
+class _Guides(Guides):
+    """Guidance terms of particles, whose conditions are those of their samples."""
+
+    owner: torch.Tensor | None = None
+
+    def point(self, i: int, x: torch.Tensor, x0: Any = None, pull: Any = None):
+        """Returns where the gradients of stage i are taken."""
+        return super().point(i, x, x0, pull)._replace(owner=self.owner)
+
+
+def for_particles(denoiser: Denoiser, samples: int, particles: int) -> Denoiser:
+    """Returns the denoiser with conditions of one row a particle, in place of one a sample."""
+    if particles == 1:
+        return denoiser
+
+    def grown(given: Any) -> Any:
+        if given is None:
+            return None
+        return {
+            name: v.repeat_interleave(particles, dim=0)
+            if context.has_rows(v) and v.shape[0] == samples != 1
+            else v
+            for name, v in given.items()
+        }
+
+    return replace(
+        denoiser,
+        conditions=grown(denoiser.conditions),
+        unconditional=grown(denoiser.unconditional),
+    )
