@@ -146,6 +146,10 @@ def _image(who: str, image: Any, channels: int, size: tuple[int, int], slack: fl
     return given.float()
 
 
+# Deviation of the pixels of digits, which tells how far an estimate may be off.
+_SPREAD = 0.62
+
+
 def _prepare(
     operator: Operator, y: Tensor, samples: int | None, channels: int, labels: Any, options: Any
 ) -> Prepared:
@@ -156,6 +160,9 @@ def _prepare(
     y = y.expand(count, -1, -1, -1).contiguous()
     network = "unet" if channels == 1 else "tinted"
     made = denoiser(count, labels, network=network, device=y.device)
+    options = {"method": "pigdm", **options}
+    if options["method"] == "pigdm":
+        options = {"spread": _SPREAD, **options}
     return Prepared(
         restore(made, operator, y, **options), (count, channels, SIZE, SIZE), operator, y
     )
@@ -182,7 +189,7 @@ def prepare_inpaint(
         samples,
         1,
         labels,
-        {"method": "repaint"} | options,
+        ({} if options.get("noise") else {"method": "mcg"}) | options,
     )
 
 
@@ -195,7 +202,7 @@ def prepare_super_resolve(
         raise ValueError(f"super_resolve: factor is {factor}, but it does not divide {SIZE}")
     small, slack = SIZE // factor, 6 * options.get("noise", 0.0)
     y = _image("super_resolve", image, 1, (small, small), slack)
-    return _prepare(operator, y, samples, 1, labels, {"method": "repaint"} | options)
+    return _prepare(operator, y, samples, 1, labels, options)
 
 
 def prepare_deblur(
@@ -204,7 +211,7 @@ def prepare_deblur(
     """Returns the task of `deblur`; arguments and errors are the same."""
     operator, slack = blur(kernel), 6 * options.get("noise", 0.0)
     y = _image("deblur", image, 1, (SIZE, SIZE), slack)
-    return _prepare(operator, y, samples, 1, labels, {"method": "ddnm"} | options)
+    return _prepare(operator, y, samples, 1, labels, options)
 
 
 def prepare_colourise(
@@ -236,7 +243,7 @@ def prepare_colourise(
     known = known.to(y.device)
     operator = compose(basis, inpainting(known))
     coordinates = torch.where(known, coordinates, coordinates.new_zeros(()))
-    return _prepare(operator, coordinates, samples, 3, labels, {"method": "repaint"} | options)
+    return _prepare(operator, coordinates, samples, 3, labels, options)
 
 
 # --- what is asked for --------------------------------------------------------------------------
