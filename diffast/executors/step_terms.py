@@ -61,8 +61,9 @@ class StepTerms:
         self.pulled: list[dict[int, float]] = [{} for _ in calls]
         for (_, read), begin, end in zip(pairs, first, [*first[1:], len(calls)], strict=True):
             for row in range(begin, end):
-                if calls[row] is not None and calls[row].gradients:
-                    self._add(row, calls[row], read)
+                call = calls[row]
+                if call is not None and call.gradients:
+                    self._add(row, call, read)
         self.union = Needs(
             any(need.network for need in self.needs),
             tuple(sorted({k for need in self.needs for k in need.terms})),
@@ -116,7 +117,8 @@ class StepTerms:
         if self._masks is None:
             masks = [[k in need.terms for k in range(1, 10)] for need in self.needs]
             self._masks = put(torch.tensor(masks))
-        mask = self._masks[row]
+        masks: Any = self._masks
+        mask = masks[row]
         shape = (-1, *[1] * (next(iter(found.values())).dim() - 1))
         return {
             name: torch.where(mask[:, int(name[1:]) - 1].reshape(shape), g, torch.zeros_like(g))

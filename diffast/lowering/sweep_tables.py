@@ -83,7 +83,7 @@ def tables_of(plan: Plan, outputs: Outputs, clamp: bool = False) -> Tables:
             f"sample_parallel: {plan.name} weighs {', '.join(alone)}, the x0 estimate of one "
             "branch alone, but a sweep has one estimate a call: use df.sample"
         )
-    outputs = _WithoutTerms(outputs)
+    outputs = _without_terms(outputs)
     program = lower(plan, outputs, Constraints(clamp=clamp))
     if len(program.carried) > 1:
         raise ValueError(
@@ -126,6 +126,11 @@ def tables_of(plan: Plan, outputs: Outputs, clamp: bool = False) -> Tables:
         _gains(tails, line[:, GAIN], entries, parts, noises),
         program.opening,
     )
+
+
+def _without_terms(outputs: Any) -> Any:
+    """Returns what outputs mean, without guidance terms."""
+    return _WithoutTerms(outputs)
 
 
 class _WithoutTerms:

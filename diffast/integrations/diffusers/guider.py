@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import ClassifierFreeGuidance
 from diffusers.guiders import BaseGuidance
@@ -58,7 +59,7 @@ class RuleGuider(ClassifierFreeGuidance):
             time = float(torch.as_tensor(self._timestep).reshape(-1)[0])
         scale = self.rule.scale(time) if callable(self.rule.scale) else self.rule.scale
         window = self.rule.window
-        inside = window is None or bool(window.holds(None, [time])[0])
+        inside = window is None or bool(window.holds(None, np.array([time]))[0])
         return self.rule.at(time, float(scale), inside, self._step or 0)
 
     def _is_cfg_enabled(self) -> bool:
@@ -98,9 +99,10 @@ class RuleGuider(ClassifierFreeGuidance):
     def _reducing(self, at: RuleAt, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         """Returns the sum by weights of each sample's own."""
         like = tensors[COND]
-        remembered = self._momentum is not None and remembers(at)
-        if remembered:
-            tensors[MOMENTUM] = self._momentum
+        momentum = self._momentum if remembers(at) else None
+        remembered = momentum is not None
+        if momentum is not None:
+            tensors[MOMENTUM] = momentum
         key = (at, remembered, tuple(like.shape), like.dtype, like.device)
         if key not in self._reduced:
             if len(self._reduced) == _KEPT:
