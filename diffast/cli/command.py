@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from diffast.cli import benchmark, choices, planning, tasks, tuning
+from diffast.cli import benchmark, planning, tasks, tuning
 
 # Grids of `df.grids` that take any schedule and a number of steps, and need no more.
 GRIDS = (
@@ -290,6 +290,7 @@ def _digit_denoiser(arguments: argparse.Namespace):
 
     from diffast import Denoiser, schedules
     from diffast.digits import NULL_LABEL, load_unet
+    from diffast.guidance.parse import parse
 
     device = _device(arguments.device)
     rule = getattr(arguments, "guidance_rule", None)
@@ -301,7 +302,7 @@ def _digit_denoiser(arguments: argparse.Namespace):
         predicts="x0",
         conditions={"labels": labels},
         unconditional={"labels": torch.tensor([NULL_LABEL])} if guided else None,
-        guidance=scale if rule is None else choices.guidance_rule(rule, scale),
+        guidance=scale if rule is None else parse(rule, scale, "--guidance-rule"),
     )
     return denoiser, labels, device
 

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from diffast.cli.choices import check_known, number, split
-
 # Names of the command line: the task of `df.tasks.digits`, and which files it needs.
 NAMES = {
     "inpaint": ("inpaint", ("image", "mask")),
@@ -67,6 +65,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 def _task(text: str) -> tuple[str, tuple[str, tuple[str, ...]]]:
     from diffast._namespace import lookup
+    from diffast.guidance.parse import split
 
     name, _ = split(_FLAG, text)
     return name, lookup("task", NAMES, name)
@@ -90,6 +89,7 @@ def prepared(
     import torch
 
     from diffast import tasks
+    from diffast.guidance.parse import check_known, number, split
 
     name, (task, _) = _task(arguments.task)
     _, texts = split(_FLAG, arguments.task)

@@ -111,7 +111,7 @@ def test_a_task_takes_another_plan_and_a_corrector(tmp_path):
     ("given", "facts"),
     [
         (["--guidance-rule", "apgg"], "guidance rule 'apgg' is not known.*apg"),
-        (["--guidance-rule", "apg"], "apg changes nothing at a scale of 1: give --guidance 2"),
+        (["--guidance-rule", "apg"], "apg changes nothing at a scale of 1: give another"),
         (["--guidance-rule", "apg:et=1"], "option 'et', but the options are: .*eta.*scale"),
         (["--guidance-rule", "interval", "--guidance", "2"], "interval needs low, high: inte"),
         (["--guidance-rule", "apg:eta=1e", "--guidance", "2"], "eta is '1e', but a number is"),

@@ -16,17 +16,9 @@ from diffusers import ClassifierFreeGuidance
 from diffusers.guiders import BaseGuidance
 from diffusers.guiders.guider_utils import GuiderOutput
 
-from diffast import ops
-from diffast.executors.context import Place
-from diffast.executors.reduced import Reductions
-from diffast.guidance.rule import COND, LOW, MOMENTUM, UNCOND, Rule, RuleAt, Scale
-from diffast.lowering.calls import Call
-from diffast.lowering.estimate import X0
+from diffast.guidance.rule import UNCOND, Rule, RuleAt, Scale
+from diffast.integrations.fused_rule import FusedRule, check_two_branches
 from diffast.lowering.program import rule_name
-from diffast.lowering.reductions import Reduction, remembers
-
-# Programs and tables that a guider keeps: those of one shape at a few scales.
-_KEPT = 64
 
 
 class RuleGuider(ClassifierFreeGuidance):
@@ -38,8 +30,7 @@ class RuleGuider(ClassifierFreeGuidance):
         self.rule, self.guidance_scale = rule, rule.scale
         self.use_original_formulation, self.guidance_rescale = False, rule.rescaled
         self.register_to_config(rule=rule_name(rule), start=start, stop=stop, enabled=enabled)
-        self._momentum: torch.Tensor | None = None
-        self._reduced: dict[Any, tuple[Reductions, tuple[str, ...], torch.Tensor]] = {}
+        self._fused = FusedRule()
 
     def new(self, **kwargs: Any) -> RuleGuider:
         """Returns another guider of the rule; arguments replace its own."""
@@ -50,7 +41,7 @@ class RuleGuider(ClassifierFreeGuidance):
         """Is told the step; the first one forgets what an earlier run remembered."""
         super().set_state(step, num_inference_steps, timestep)
         if step == 0:
-            self._momentum = None
+            self._fused.momentum = None
 
     def _at(self) -> RuleAt:
         """Returns the rule at this step."""
@@ -84,64 +75,8 @@ class RuleGuider(ClassifierFreeGuidance):
         """
         if pred_uncond is None or not self._is_cfg_enabled():
             return GuiderOutput(pred=pred_cond, pred_cond=pred_cond, pred_uncond=pred_uncond)
-        if pred_cond.shape != pred_uncond.shape:
-            raise ValueError(
-                f"guider: the outputs of the branches are {list(pred_cond.shape)} and "
-                f"{list(pred_uncond.shape)}, but they must be alike"
-            )
-        at, tensors = self._at(), {COND: pred_cond.contiguous(), UNCOND: pred_uncond.contiguous()}
-        if at.low:
-            tensors[LOW] = at.rule.low_pass(tensors[COND] - tensors[UNCOND]).contiguous()
-        with torch.no_grad():
-            made = self._reducing(at, tensors) if at.reduces else _summed(at, tensors)
+        made = self._fused(self._at(), pred_cond, pred_uncond)
         return GuiderOutput(pred=made, pred_cond=pred_cond, pred_uncond=pred_uncond)
-
-    def _reducing(self, at: RuleAt, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Returns the sum by weights of each sample's own."""
-        like = tensors[COND]
-        momentum = self._momentum if remembers(at) else None
-        remembered = momentum is not None
-        if momentum is not None:
-            tensors[MOMENTUM] = momentum
-        key = (at, remembered, tuple(like.shape), like.dtype, like.device)
-        if key not in self._reduced:
-            if len(self._reduced) == _KEPT:
-                self._reduced.clear()
-            self._reduced[key] = _bound(Reduction(at, (0.0, 1.0), remembered), like)
-        reductions, columns, table = self._reduced[key]
-        xs, made = [tensors[name] for name in columns], torch.empty_like(like)
-        reductions.write(0, xs, tensors, table)
-        ops.combine_table_out(xs, table, None, None, [], [made], None)
-        if remembers(at):
-            row = Reduction(at, (0.0, 1.0), remembered).momentum
-            dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-            kept = torch.empty_like(like, dtype=dtype)
-            ops.combine_out([tensors[name] for name in row], list(map(float, row.values())), [kept])
-            self._momentum = kept
-        return made
-
-
-def _summed(at: RuleAt, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Returns the sum by weights that are numbers: one op."""
-    made, weights = torch.empty_like(tensors[COND]), dict(at.weights or {COND: 0.0})
-    ops.combine_out([tensors[name] for name in weights], list(weights.values()), [made])
-    return made
-
-
-def _bound(
-    reduction: Reduction, like: torch.Tensor
-) -> tuple[Reductions, tuple[str, ...], torch.Tensor]:
-    """Returns the reduction's tensors, the columns of its sum, and the sum's table."""
-    batch = len(like)
-    ids = torch.arange(batch, device=like.device)
-    place = Place(tuple(like.shape), like.dtype, like.device, ids, 0, [])
-    row = reduction.estimate_row()
-    columns = tuple(name for name in (COND, UNCOND, MOMENTUM, LOW) if name in row)
-    call = Call(columns, (X0,), [0.0] * len(columns), [], reduced=True)
-    reductions = Reductions({0: reduction}, place)
-    reductions.bind(0, call, list(columns), list(reduction.columns))
-    shape = (batch, 1, len(columns))
-    return reductions, columns, torch.zeros(shape, dtype=torch.float64, device=like.device)
 
 
 def guider(rule: Rule | Scale, start: float = 0.0, stop: float = 1.0) -> RuleGuider:
@@ -159,13 +94,5 @@ def guider(rule: Rule | Scale, start: float = 0.0, stop: float = 1.0) -> RuleGui
             nor its level.
     """
     rule = rule if isinstance(rule, Rule) else Rule(scale=rule)
-    why = None
-    if rule.branches:
-        why = "has a branch or a network of its own: diffusers' guiders of that name hook the model"
-    elif rule.threshold is not None or rule.space != "output":
-        why = "needs x0 estimates, but a guider has the network's outputs alone: use df.sample"
-    elif rule.window is not None and rule.window.by == "sigma":
-        why = "has an interval of noise levels, which a guider does not know: give start and stop"
-    if why is not None:
-        raise ValueError(f"guider: {rule_name(rule)} {why}")
+    check_two_branches("guider", rule)
     return RuleGuider(rule, start, stop)

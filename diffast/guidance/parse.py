@@ -1,10 +1,13 @@
-"""Choices of the command line that are a name with options: NAME:key=value,key=value."""
+"""Guidance rules by name: the short text of the command line and of ComfyUI's node."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from diffast._namespace import lookup
+from diffast.guidance.rule import Rule
 
 # Arguments of guidance rules that a command line has no words for.
 _NETWORKS = ("autoguidance", "perturbed")
@@ -58,57 +61,56 @@ def check_known(flag: str, name: str, given: Mapping[str, Any], known: list[str]
             raise ValueError(f"{flag} {name}: option {key!r}, but the options are: {listed}")
 
 
-def guidance_rule(text: str, scale: float) -> Any:
+def parse(text: str, scale: float = 1.0, who: str = "guidance rule") -> Rule:
     """Returns the guidance rule that a text names.
 
     Args:
         text: NAME or NAME:key=value,... of `df.guidance`: "apg:eta=0.5,norm_threshold=10",
             "interval:low=0.2,high=5", "rescale:phi=0.7".
         scale: of classifier-free guidance, where the text says none.
+        who: begins the messages.
 
     Raises:
-        ValueError: an unknown name or option; what the rule's builder raises.
+        ValueError: an unknown name or option; a scale of 1, where the rule changes nothing; what
+            the rule's builder raises.
     """
-    from diffast import guidance
-    from diffast._namespace import lookup
-
-    flag = "--guidance-rule"
-    name, texts = split(flag, text)
-    builders = _rules(guidance)
+    name, texts = split(who, text)
     if name in _NETWORKS:
         raise ValueError(
-            f"{flag} {name} needs another network or other conditions, which a command line cannot "
-            "give: use df.guidance from Python"
+            f"{who} {name} needs another network or other conditions, which a text cannot give: "
+            "use df.guidance from Python"
         )
-    build = lookup("guidance rule", builders, name)
+    build = lookup("guidance rule", _builders(), name)
     parameters = inspect.signature(build).parameters
-    options = {key: number(f"{flag} {name}", key, value) for key, value in texts.items()}
+    options = {key: number(f"{who} {name}", key, value) for key, value in texts.items()}
     within = next((p for p in ("rule", "scale") if p in parameters), None)
     known = [p for p in parameters if p != within]
-    check_known(flag, name, options, known if within is None else [*known, "scale"])
+    check_known(who, name, options, known if within is None else [*known, "scale"])
     if within is not None:
         options[within] = options.pop("scale", scale)
         if options[within] == 1.0 and name != "dynamic_threshold":
             raise ValueError(
-                f"{flag} {name} changes nothing at a scale of 1: give --guidance 2, or another "
-                f"number, or {name}:scale=2"
+                f"{who} {name} changes nothing at a scale of 1: give another scale, as in "
+                f"{name}:scale=2"
             )
     needed = [p.name for p in parameters.values() if p.default is p.empty and p.name not in options]
     if needed:
-        raise ValueError(f"{flag} {name} needs {', '.join(needed)}: {name}:{needed[0]}=...")
+        raise ValueError(f"{who} {name} needs {', '.join(needed)}: {name}:{needed[0]}=...")
     try:
         return build(**options)
     except TypeError as error:
-        raise ValueError(f"{flag} {text!r}: {error}") from None
+        raise ValueError(f"{who} {text!r}: {error}") from None
 
 
-def _rules(guidance: Any) -> dict[str, Callable[..., Any]]:
-    """Returns the builders of `df.guidance` that return a rule, by name."""
+def _builders() -> dict[str, Callable[..., Any]]:
+    """Returns the builders that return a rule, by name."""
+    from diffast import guidance
+
     found = {name: getattr(guidance, name) for name in guidance.__all__}
     return {
         name: build
         for name, build in found.items()
         if inspect.isfunction(build)
-        and inspect.signature(build).return_annotation in ("Rule", guidance.Rule)
-        and name not in _NETWORKS
+        and inspect.signature(build).return_annotation in ("Rule", Rule)
+        and name not in ("parse", *_NETWORKS)
     }
