@@ -1,4 +1,4 @@
-"""The examples of docs/correctors.md run as they stand; its figures are those of the stored data."""
+"""The examples of docs/correctors.md run as they stand; its figures are those of its data."""
 
 import json
 import re
