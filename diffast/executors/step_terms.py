@@ -11,7 +11,8 @@ import torch
 from diffast.executors import terms
 from diffast.executors.terms import Pullback, spread, terms_of
 from diffast.guidance.guide import Guide, Point
-from diffast.lowering.evaluations import OUTPUTS
+from diffast.lowering.evaluations import OUTPUTS, branch_names
+from diffast.lowering.program import Program
 from diffast.lowering.step_table import FIXED, StepCall
 
 
@@ -91,6 +92,21 @@ class StepTerms:
         weights = zip(OUTPUTS, read.weights_at(call.time), strict=False)
         self.pulled[row] = {FIXED.index("x"): a}
         self.pulled[row] |= {FIXED.index(name): b * w for name, w in weights if w != 0.0}
+
+    def counts(self, programs: Sequence[Program]) -> list[tuple[int, int]]:
+        """Returns how many network calls come before every row, and rows of their batches."""
+        found, row = [], 0
+        for program in programs:
+            widest = max((len(branch_names(b)) for b in program.branches), default=1)
+            calls = rows = 0
+            for stage in program.stages:
+                found.append((calls, rows))
+                called, row = self.needs[row].network, row + 1
+                calls += called
+                rows += called * (len(branch_names(stage.branches)) or widest)
+            found.append((calls, rows))
+            row += 1  # the plan's end
+        return found
 
     def of(self, row: int | torch.Tensor) -> Needs:
         """Returns what a step needs: of samples at different stages, what any of them needs."""

@@ -211,7 +211,9 @@ def _shared(
     more = {"control": "sample", "x": x, "ids": None, "throw": False, "h_init": step}
     made = sample_adaptive(shared, method, **{**options, **more, "device": place.device})
     found = int(given.h_init is None and isinstance(solver, RungeKutta))
-    made = replace(made, nfe=made.nfe + found, rounds=made.rounds + found)
+    branches = made.network_rows // made.nfe.clamp(min=1)  # of every call
+    rows = (made.nfe + found) * branches
+    made = replace(made, nfe=made.nfe + found, rounds=made.rounds + found, network_rows=rows)
 
     def what(b: int, call: int) -> str:
         return f"{made.outcomes[0]} after {call + 1} network calls of the whole batch"
@@ -270,6 +272,7 @@ def _result(
         rounds=run.rounds + 1,
         wasted=evaluated - int(column["calls"].sum()),
         steps=None if run.trace is None else _steps(run),
+        network_rows=column["calls"] * (1 + (run.branches == "both")),
     )
 
     def what(b: int, call: int) -> str:

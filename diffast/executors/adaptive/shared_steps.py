@@ -188,6 +188,6 @@ def for_each(result: Any, count: int) -> Any:
     def spread(values: torch.Tensor) -> torch.Tensor:
         return values.expand(count).clone()
 
-    names = ("nfe", "status", "accepted", "rejected", "forgotten")
+    names = ("nfe", "network_rows", "status", "accepted", "rejected", "forgotten")
     fields = {name: spread(getattr(result, name)) for name in names}
     return replace(result, x=result.x[0], outcomes=result.outcomes * count, **fields)

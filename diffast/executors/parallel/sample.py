@@ -289,6 +289,7 @@ def _result(
         tuple(run.rounds),
         run.batch_difference,
         acceptance,
+        network_rows=calls * len(run.tables.outputs),
     )
 
     def what(b: int, stage: int) -> str:
