@@ -38,6 +38,9 @@ TERMS = {
 }
 RESCALED = df.guidance.rescale(0.7, 2.0)
 THIRD = df.guidance.perturbed(1.0, conditions={"shift": torch.full((1, 4), -0.5)}, scale=2.0)
+THRESHOLD = df.guidance.dynamic_threshold(0.9, rule=2.0)
+INTERVAL = df.guidance.interval(df.guidance.tcfg(2.0), 0.1, 2.0)
+MOMENTUM = df.guidance.apg(2.0, momentum=-0.5)
 
 
 @pytest.mark.parametrize("kind", TERMS)
@@ -61,21 +64,21 @@ def refusals():
             lambda: stepper(PLAN, ruled(RESCALED)),
             "guidance is guidance.cfg with guidance.rescale, which needs",
         ),
-        "adaptive, rescale": (
-            lambda: df.sample_adaptive(ruled(RESCALED), "bosh3", x=start()),
-            "guidance is guidance.* but the tables of its steps have the two branches",
+        "adaptive, threshold": (
+            lambda: df.sample_adaptive(ruled(THRESHOLD), "bosh3", x=start()),
+            "dynamic_threshold, which needs x0 estimates, which every row has at a noise level",
         ),
-        "adaptive together, third": (
-            lambda: df.sample_adaptive(ruled(THIRD), "bosh3", x=start(), control="batch"),
-            "guidance is guidance.perturbed, but the tables",
+        "adaptive together, interval": (
+            lambda: df.sample_adaptive(ruled(INTERVAL), "bosh3", x=start(), control="batch"),
+            "guidance is guidance.tcfg, which depends on the time, and every row has its own",
         ),
-        "parallel, rescale": (
-            lambda: df.sample_parallel(ruled(RESCALED), PLAN, x=start()),
-            "guidance is guidance.*only df.sample runs such rules",
+        "parallel, momentum": (
+            lambda: df.sample_parallel(ruled(MOMENTUM), PLAN, x=start()),
+            "guidance is guidance.apg, which depends on the calls before, which are not the same",
         ),
-        "parallel, third": (
-            lambda: df.sample_parallel(ruled(THIRD), PLAN, x=start()),
-            "a third branch of the network, but a sweep weighs two outputs",
+        "parallel, a term through the network": (
+            lambda: df.sample_parallel(ruled(RESCALED, guides=[TERMS["network"]]), PLAN, x=start()),
+            "rescale, which has no derivative, and a guidance term is taken through the network",
         ),
         "tune, terms": (
             lambda: df.tune(df.Denoiser(network, VP, "x0", guides=[TERMS["x"]]), 4, (8, 4)),
@@ -113,3 +116,59 @@ def test_a_number_of_calls_finds_a_plan_for_a_rule(rule):
     made = df.sample(ruled(rule), calls=6, x=start())
     assert made.nfe.tolist() == [6] * 3
     assert df.plan(ruled(rule), 6).name == df.plan(ruled(2.0), 6).name
+
+
+def weak(x, t, shift):
+    return 0.9 * network(x, t, shift) - 0.05
+
+
+RULES = {
+    "rescale": RESCALED,
+    "apg": df.guidance.apg(3.0, eta=0.3, norm_threshold=0.5),
+    "third": THIRD,
+    "auto": df.guidance.autoguidance(weak, 2.0),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("terms", [(), ("x", "x0")])
+def test_rules_in_parallel_runs(name, terms):
+    """The samples of df.sample; rows of every branch are counted."""
+    denoiser = ruled(RULES[name], guides=[TERMS[kind] for kind in terms])
+    want = df.sample(denoiser, PLAN, x=start())
+    got = df.sample_parallel(denoiser, PLAN, x=start(), tol=0)
+    np.testing.assert_allclose(got.x, want.x, rtol=0, atol=1e-10)
+    branches = 3 if name == "third" else 2
+    assert got.network_rows.tolist() == (branches * got.nfe).tolist()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_in_adaptive_runs(name):
+    """A network that returns the guided output by itself; samples leave the batch one by one."""
+    shifts = torch.linspace(-0.5, 0.5, 3, dtype=torch.float64)[:, None].expand(3, 4)
+    more = {"conditions": {"shift": shifts}, "unconditional": {"shift": torch.zeros(1, 4)}}
+    own = df.Denoiser(network, VP, "x0", guidance=RULES[name], **more)
+    whole = df.sample_adaptive(own, "pec", x=start(), seed=3)
+    for b in range(3):
+        row = more | {"conditions": {"shift": shifts[b : b + 1]}}
+        alone = df.Denoiser(network, VP, "x0", guidance=RULES[name], **row)
+
+        def guided(x, t, alone=alone):
+            made = [alone.x0(x[i : i + 1], float(t[i])) for i in range(len(x))]
+            return torch.cat(made)
+
+        x = start()[b : b + 1]
+        got = df.sample_adaptive(df.Denoiser(guided, VP, "x0"), "pec", x=x, seed=3, ids=[b])
+        np.testing.assert_allclose(whole.x[b : b + 1], got.x, rtol=0, atol=1e-9)
+    branches = 3 if name == "third" else 2
+    assert whole.network_rows.tolist() == (branches * whole.nfe).tolist()
+
+
+def test_a_rule_with_shared_steps():
+    denoiser = ruled(RESCALED)
+    other = df.Denoiser(lambda x, t: denoiser.x0(x, float(t[0])), VP, "x0")
+    got, want = (
+        df.sample_adaptive(d, "bosh3", x=start(), control="batch") for d in (denoiser, other)
+    )
+    np.testing.assert_allclose(got.x, want.x, rtol=0, atol=1e-9)
+    assert got.network_rows.tolist() == (2 * got.nfe).tolist()

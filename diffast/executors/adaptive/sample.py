@@ -32,7 +32,7 @@ from diffast.executors.context import (
     warn_of_spread,
 )
 from diffast.executors.results import FINE, NonFiniteError, Result, StepLimitError
-from diffast.lowering.program import rule_name
+from diffast.executors.ruled import ruled
 from diffast.lowering.trial_steps import lower_trial
 from diffast.model.denoiser import Denoiser
 from diffast.ops.schema import COUNTS, FAILED_FINITE, FINISHED, RUNNING
@@ -165,7 +165,7 @@ def prepare(
     """Returns the run of `sample_adaptive` before its first network call; the same arguments."""
     given, solver = _settled(method, options)
     check_own_times(WHO, denoiser)
-    _check_rule(denoiser)
+    denoiser = ruled(WHO, denoiser)
     place = place_of(
         WHO, denoiser, shape, given.x, given.device, given.seed, given.ids, given.clamp
     )
@@ -179,20 +179,11 @@ def prepare(
     return AdaptiveRun(denoiser, program, interval, place, given)
 
 
-def _check_rule(denoiser: Denoiser) -> None:
-    """Raises ValueError for a guidance rule that is more than a scale."""
-    if denoiser.rule is not None:
-        raise ValueError(
-            f"{WHO}: guidance is {rule_name(denoiser.rule)}, but the tables of its steps have the "
-            "two branches of classifier-free guidance alone: give a scale, or use df.sample"
-        )
-
-
 def _shared(
     denoiser: Denoiser, method: str | EmbeddedSolver, shape: Sequence[int] | None, options: dict
 ) -> AdaptiveSamples:
     """Returns the samples of a run whose samples all take the same steps."""
-    _check_rule(denoiser)
+    denoiser = ruled(WHO, denoiser)
     given, solver = _settled(method, dict(options))
     check_shared(given, solver)
     place = place_of(
@@ -272,7 +263,7 @@ def _result(
         rounds=run.rounds + 1,
         wasted=evaluated - int(column["calls"].sum()),
         steps=None if run.trace is None else _steps(run),
-        network_rows=column["calls"] * (1 + (run.branches == "both")),
+        network_rows=column["calls"] * run.rows_a_call,
     )
 
     def what(b: int, call: int) -> str:

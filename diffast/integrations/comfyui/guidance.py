@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from diffast.executors.fused_rule import FusedRule, check_two_branches
 from diffast.guidance.parse import parse
-from diffast.guidance.rule import UNCOND
-from diffast.integrations.fused_rule import FusedRule, check_two_branches
+from diffast.guidance.rule import COND, UNCOND
 
 
 def cfg_function(text: str) -> Callable[[dict[str, Any]], torch.Tensor]:
@@ -42,7 +42,7 @@ def cfg_function(text: str) -> Callable[[dict[str, Any]], torch.Tensor]:
         calls[0] += 1
         if at.weights is not None and UNCOND not in at.used and at.weights:
             return args["input"] - cond
-        return args["input"] - fused(at, cond, uncond)
+        return args["input"] - fused(at, {COND: cond, UNCOND: uncond})
 
     calls = [0]
     return guided

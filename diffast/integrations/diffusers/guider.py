@@ -16,8 +16,8 @@ from diffusers import ClassifierFreeGuidance
 from diffusers.guiders import BaseGuidance
 from diffusers.guiders.guider_utils import GuiderOutput
 
-from diffast.guidance.rule import UNCOND, Rule, RuleAt, Scale
-from diffast.integrations.fused_rule import FusedRule, check_two_branches
+from diffast.executors.fused_rule import FusedRule, check_two_branches
+from diffast.guidance.rule import COND, UNCOND, Rule, RuleAt, Scale
 from diffast.lowering.program import rule_name
 
 
@@ -75,7 +75,7 @@ class RuleGuider(ClassifierFreeGuidance):
         """
         if pred_uncond is None or not self._is_cfg_enabled():
             return GuiderOutput(pred=pred_cond, pred_cond=pred_cond, pred_uncond=pred_uncond)
-        made = self._fused(self._at(), pred_cond, pred_uncond)
+        made = self._fused(self._at(), {COND: pred_cond, UNCOND: pred_uncond})
         return GuiderOutput(pred=made, pred_cond=pred_cond, pred_uncond=pred_uncond)
 
 

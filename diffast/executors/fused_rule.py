@@ -1,10 +1,11 @@
-"""A guidance rule on the outputs that another program hands over: a few fused ops.
+"""A guidance rule on outputs of the branches, apart from a plan: a few fused ops.
 
 One op for a linear rule; dot products, weights and sum for a rule that reduces.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from diffast import ops
 from diffast.executors.context import Place
 from diffast.executors.reduced import Reductions
-from diffast.guidance.rule import COND, LOW, MOMENTUM, UNCOND, Rule, RuleAt
+from diffast.guidance.rule import COND, EXTRA, LOW, MOMENTUM, UNCOND, Rule, RuleAt
 from diffast.lowering.calls import Call
 from diffast.lowering.estimate import X0
 from diffast.lowering.program import rule_name
@@ -33,18 +34,23 @@ class FusedRule:
         self.momentum: torch.Tensor | None = None
         self._reduced: dict[Any, tuple[Reductions, tuple[str, ...], torch.Tensor]] = {}
 
-    def __call__(self, at: RuleAt, cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
+    def __call__(self, at: RuleAt, outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Returns the guided output [B, ...] by a rule at one network call.
+
+        Args:
+            at: the rule there.
+            outputs: of the branches, by name: "cond", "uncond", "extra".
 
         Raises:
             ValueError: outputs of different shapes.
         """
-        if cond.shape != uncond.shape:
+        shapes = {tuple(output.shape) for output in outputs.values()}
+        if len(shapes) > 1:
+            shown = " and ".join(str([*shape]) for shape in sorted(shapes, reverse=True))
             raise ValueError(
-                f"{at.rule.name}: the outputs of the branches are {list(cond.shape)} and "
-                f"{list(uncond.shape)}, but they must be alike"
+                f"{at.rule.name}: the outputs of the branches are {shown}, but they must be alike"
             )
-        tensors = {COND: cond.contiguous(), UNCOND: uncond.contiguous()}
+        tensors = {name: output.contiguous() for name, output in outputs.items()}
         if at.low:
             tensors[LOW] = at.rule.low_pass(tensors[COND] - tensors[UNCOND]).contiguous()
         with torch.no_grad():
@@ -77,7 +83,8 @@ class FusedRule:
 
 def _summed(at: RuleAt, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     """Returns the sum by weights that are numbers: one op."""
-    made, weights = torch.empty_like(tensors[COND]), dict(at.weights or {COND: 0.0})
+    weights = dict(at.weights or {next(iter(tensors)): 0.0})
+    made = torch.empty_like(next(iter(tensors.values())))
     ops.combine_out([tensors[name] for name in weights], list(weights.values()), [made])
     return made
 
@@ -90,7 +97,7 @@ def _bound(
     ids = torch.arange(batch, device=like.device)
     place = Place(tuple(like.shape), like.dtype, like.device, ids, 0, [])
     row = reduction.estimate_row()
-    columns = tuple(name for name in (COND, UNCOND, MOMENTUM, LOW) if name in row)
+    columns = tuple(name for name in (COND, UNCOND, EXTRA, MOMENTUM, LOW) if name in row)
     call = Call(columns, (X0,), [0.0] * len(columns), [], reduced=True)
     reductions = Reductions({0: reduction}, place)
     reductions.bind(0, call, list(columns), list(reduction.columns))
