@@ -33,15 +33,17 @@ def ruled(who: str, denoiser: Denoiser) -> Denoiser:
     if rule is None:
         return denoiser
     _check(who, denoiser, rule)
-    (at,) = denoiser.rules_at(np.array([float(denoiser.schedule.t_start)])) or ()
+    found = denoiser.rules_at(np.array([float(denoiser.schedule.t_start)]))
+    assert found is not None  # there is a rule
+    at = found[0]
     names = tuple(name for name in branch_names("cond+uncond+extra") if name in at.used)
-    found = {name: denoiser.branch(name)[1] for name in names or (COND,)}
+    given = {name: denoiser.branch(name)[1] for name in names or (COND,)}
     conditions = {
         f"{branch}{_BETWEEN}{name}": value
-        for branch, values in found.items()
+        for branch, values in given.items()
         for name, value in values.items()
     }
-    network = RuledNetwork(denoiser, at, tuple(found))
+    network = RuledNetwork(denoiser, at, tuple(given))
     return replace(
         denoiser, network=network, conditions=conditions, unconditional=None, guidance=1.0
     )
@@ -97,5 +99,8 @@ class RuledNetwork(torch.nn.Module):
             output = self.denoiser.call(rows, t.repeat(len(names)), told, network=network)
             found |= dict(zip(names, output.split(len(x)), strict=True))
         if torch.is_grad_enabled() and any(output.requires_grad for output in found.values()):
-            return sum(weight * found[name] for name, weight in self.at.weights or ())
+            made = torch.zeros_like(x)
+            for name, weight in self.at.weights or ():
+                made = made + weight * found[name]
+            return made
         return self.fused(self.at, found)

@@ -202,8 +202,8 @@ def _shared(
     more = {"control": "sample", "x": x, "ids": None, "throw": False, "h_init": step}
     made = sample_adaptive(shared, method, **{**options, **more, "device": place.device})
     found = int(given.h_init is None and isinstance(solver, RungeKutta))
-    branches = made.network_rows // made.nfe.clamp(min=1)  # of every call
-    rows = (made.nfe + found) * branches
+    before: Any = made.network_rows
+    rows = (made.nfe + found) * (before // made.nfe.clamp(min=1))  # as many for every call
     made = replace(made, nfe=made.nfe + found, rounds=made.rounds + found, network_rows=rows)
 
     def what(b: int, call: int) -> str:
