@@ -186,7 +186,7 @@ def _ending(flag: str, path: str) -> str:
 
 def _array(flag: str, path: str) -> np.ndarray:
     try:
-        found = np.load(path, allow_pickle=False)
+        found = np.load(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{flag} {path} is no array of numpy: {error}") from None
     if found.dtype.kind not in "fiub":
