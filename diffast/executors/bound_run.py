@@ -186,9 +186,11 @@ class BoundRun:
             self.front = self.network_input[: self.batch]
 
     def _prepare_network(self) -> None:
-        kinds = {kind for s in self.stages if s.times for kind in self._kinds(s)}
+        # The calls of each stage, (branches, inputs, network).
+        self.kinds = [self._kinds(stage) for stage in self.stages]
+        kinds = {(branches, inputs) for calls in self.kinds for branches, inputs, _ in calls}
         if self.guides is not None and self.guides.calls():
-            kinds.add((self._own_branches(), 1))
+            kinds |= {(branches, 1) for _, branches in self._groups(self._own_branches())}
         self.arguments = {kind: self._arguments(*kind) for kind in sorted(kinds)}
         told = [time for stage in self.stages for time in stage.times]
         times = iter(_on_device(self.plan, told, time_dtype(self.dtype), self.device))
@@ -209,16 +211,16 @@ class BoundRun:
         """Returns the branches of network calls that are made for guidance terms alone."""
         return max(self.program.branches, key=lambda b: len(branch_names(b)))
 
-    def _kinds(self, stage: Stage) -> list[tuple[str, int]]:
-        """Returns (branches, inputs) of the network calls of a stage.
+    def _kinds(self, stage: Stage) -> list[tuple[str, int, Any]]:
+        """Returns (branches, inputs, network) of the network calls of a stage.
 
         One call, unless branches have networks of their own.
         """
-        groups = self.denoiser.groups(stage.branches)
+        groups = self.denoiser.groups(stage.branches) if stage.times else []
         inputs = len(stage.times)
         if len(groups) == 1:
-            return [(stage.branches, inputs)]
-        return [(branches, 1) for _, branches in groups] * inputs
+            return [(stage.branches, inputs, groups[0][0])]
+        return [(branches, 1, network) for network, branches in groups] * inputs
 
     def _arguments(self, branches: str, inputs: int) -> dict[str, Any]:
         return self.arguments_of(self.denoiser, branches, inputs)
@@ -346,32 +348,36 @@ class BoundRun:
             return self._outputs(pulled.outputs, branches, 1)
         x = self.inputs[i]
         before = x._version
-        kinds = self._kinds(self.stages[i])
-        filled: dict[str, torch.Tensor] = {}
-        if len(kinds) == 1:
-            output = self._call(x, self.times[i], kinds[0])
-            filled = self._outputs(output, branches, len(times))
+        calls = self.kinds[i]
+        if len(calls) == 1:
+            filled = self._outputs(self._call(x, self.times[i], calls[0]), branches, len(times))
         else:  # a call for each network and input
-            start = 0
-            for number, kind in enumerate(kinds):
-                rows = slice(start, start + len(branch_names(kind[0])) * self.batch)
-                output = self._call(x[rows], self.times[i][rows], kind)
-                filled |= self._outputs(output, kind[0], 1, number * len(times) // len(kinds))
+            filled, start = {}, 0
+            for number, call in enumerate(calls):
+                rows = slice(start, start + len(branch_names(call[0])) * self.batch)
+                output = self._call(x[rows], self.times[i][rows], call)
+                filled |= self._outputs(output, call[0], 1, number * len(times) // len(calls))
                 start = rows.stop
         if x._version != before:
             raise context.written("sample", f" at stage {i}")
         return filled
 
-    def _call(self, x: torch.Tensor, times: torch.Tensor, kind: tuple[str, int]) -> torch.Tensor:
+    def _call(self, x: torch.Tensor, times: torch.Tensor, call: tuple) -> torch.Tensor:
         """Returns the raw output of one network call."""
-        ((network, _),) = self.denoiser.groups(kind[0])
-        return self.denoiser.call(x, times, self.arguments[kind], self.format, network)
+        branches, inputs, network = call
+        arguments = self.arguments[branches, inputs]
+        return self.denoiser.call(x, times, arguments, self.format, network)
 
     def _pulled(self, i: int) -> Any:
         """Returns the network call of stage i through which vectors are pulled back to x."""
         branches = self.stages[i].branches or self._own_branches()
-        arguments = self.arguments[branches, 1]
-        return self.guides.pulled(i, self.states[i], arguments, branches, self.format)
+        calls = [(net, b, self.arguments[b, 1]) for net, b in self._groups(branches)]
+        return self.guides.pulled(i, self.states[i], calls, branches, self.format)
+
+    def _groups(self, branches: str) -> list[tuple[Any, str]]:
+        """Returns (network, branches) of the calls on one input: one a network."""
+        groups = self.denoiser.groups(branches)
+        return groups if len(groups) > 1 else [(groups[0][0], branches)]
 
     def _gradients(self, i: int, filled: dict, pulled: Any) -> dict[str, torch.Tensor]:
         x0 = self.x0s[0]

@@ -80,7 +80,7 @@ class Reductions:
         self._columns: dict[int, list] = {}
         self._programs: dict[int, tuple[Encoded, ...]] = {}
         self._weights: dict[int, torch.Tensor] = {}  # of row 0, where its quantile is asked for
-        self._quantiles: torch.Tensor | None = None
+        self._quantiles = torch.empty(0)
         with torch.inference_mode(False):
             self._none = torch.empty(0, dtype=torch.float64, device=self.device)
             self._pieces = torch.empty((0, 0, 4), dtype=torch.float64, device=self.device)
@@ -88,7 +88,7 @@ class Reductions:
                 self._make(reduction)
 
     def _make(self, reduction: Reduction) -> None:
-        width, rows = reduction.width, _key(reduction)
+        width, rows = reduction.width, reduction.rows
         if width not in self._sums:
             self._sums[width] = self._empty(width)
         if rows and rows not in self._rows:
@@ -141,23 +141,23 @@ class Reductions:
         inputs = self._sums[reduction.width]
         if reduction.names:
             xs = [filled[x] if isinstance(x, str) else x for x in self._columns[i]]
-            ops.gram(xs, self._rows[_key(reduction)], inputs)
+            ops.gram(xs, self._rows[reduction.rows], inputs)
         threshold = reduction.at.threshold
         if threshold is not None:
             weights = self._weights[i]
             if reduction.names:
                 self._evaluate(programs[0], inputs, weights)
             ops.quantile(row, weights, threshold.p, self._quantiles)
-            inputs = self._joined(inputs)
+            inputs = self._joined(inputs, self._quantiles)
         self._evaluate(programs[-1], inputs, table)
 
-    def _joined(self, sums: torch.Tensor) -> torch.Tensor:
+    def _joined(self, sums: torch.Tensor, quantiles: torch.Tensor) -> torch.Tensor:
         """Returns the measured numbers and the quantile of each sample, [B, C + 1]."""
         if not sums.shape[1]:
-            return self._quantiles[:, None]
+            return quantiles[:, None]
         joined = self._sums[-sums.shape[1]]
         joined[:, :-1] = sums
-        joined[:, -1] = self._quantiles
+        joined[:, -1] = quantiles
         return joined
 
     def _evaluate(self, program: Encoded, inputs: torch.Tensor, out: torch.Tensor) -> None:
@@ -170,11 +170,7 @@ class Reductions:
         programs = (p for encoded in self._programs.values() for p in encoded)
         held = [t for p in programs for t in (p.code, p.constants, p.starts)]
         own = [*self._sums.values(), *self._rows.values(), *self._weights.values()]
-        return [*own, *held, self._none, self._pieces, *filter(None.__ne__, [self._quantiles])]
-
-
-def _key(reduction: Reduction) -> tuple:
-    return tuple(map(tuple, reduction.rows))
+        return [*own, *held, self._none, self._pieces, self._quantiles]
 
 
 def _programs(reduction: Reduction, columns: tuple[str, ...], count: int) -> tuple[Encoded, ...]:

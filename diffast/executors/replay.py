@@ -157,7 +157,8 @@ class ReplayableRun:
     def _adopt(self, denoiser: Denoiser, program: Program | None) -> None:
         """Takes another guidance and other conditions."""
         # A function may return something else than it did.
-        anew = callable(denoiser.guidance) or not same_value(denoiser.guidance, self._scale)
+        plain = isinstance(denoiser.guidance, int | float)
+        anew = not plain or not same_value(denoiser.guidance, self._scale)
         anew = anew or any(callable(term.scale) for term in denoiser.guides)
         if program is not None or anew:
             program = program or lower(self.bound.plan, denoiser, self.bound.constraints)
@@ -187,6 +188,7 @@ class ReplayableRun:
     def release(self) -> None:
         """Lets go of network, plan and hook, where a graph replays the run."""
         del self.bound.denoiser, self.bound.plan, self.bound.on_x0, self.bound.guides
+        del self.bound.kinds
 
     def run(self) -> None:
         """Runs all stages on what was loaded: device work alone."""

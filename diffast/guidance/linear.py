@@ -68,7 +68,7 @@ def interval(rule: Rule | Scale, low: float, high: float, *, by: str = "sigma") 
 class Auto(Rule):
     """Autoguidance; see `autoguidance`."""
 
-    __eq__, __hash__ = object.__eq__, object.__hash__  # conditions may be tensors
+    __eq__, __hash__ = object.__eq__, object.__hash__  # pyright: ignore  (may hold tensors)
 
     name = "guidance.autoguidance"
 
@@ -106,7 +106,7 @@ def autoguidance(
 class Perturbed(Rule):
     """Guidance away from a perturbed branch; see `perturbed`."""
 
-    __eq__, __hash__ = object.__eq__, object.__hash__  # conditions may be tensors
+    __eq__, __hash__ = object.__eq__, object.__hash__  # pyright: ignore  (may hold tensors)
 
     name = "guidance.perturbed"
     columns = (COND, UNCOND, EXTRA)

@@ -125,6 +125,12 @@ class Projected(Rule):
         """Returns beta of m' = d + beta m; None: nothing is remembered."""
         return self.momentum if self.momentum != 0.0 else None
 
+    def measured(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Returns c and the remembered difference, which is all that they are asked of."""
+        if MOMENTUM not in names or (self.rescaled != 0.0 and self.base == UNCOND):
+            return names
+        return COND, MOMENTUM
+
     def weights(self, xp: Any, numbers: Any, scale: Any, time: float) -> dict[str, Any]:
         """Returns c + (w - 1) f (d + (eta - 1) <d, c> / <c, c> c)."""
         d, c = _difference(numbers), {COND: 1.0}
@@ -275,7 +281,7 @@ class Mambo(Rule):
 
 
 def mambo(scale: Scale, alpha: float = 8.0, *, space: str = "output") -> Rule:
-    """Returns magnitude-aware guidance (MambO-G): a scale that falls with |c - u| / |u|.
+    """Returns magnitude-aware guidance (arXiv 2508.03442): a scale that falls with |c - u|.
 
     u + (1 + (w - 1) exp(-alpha |c - u| / |u|)) (c - u), norms of each sample.
 

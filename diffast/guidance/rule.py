@@ -173,6 +173,10 @@ class Rule:
         """
         return {COND: scale, UNCOND: 1.0 - scale}
 
+    def measured(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Returns those of the tensors that `weights` and its factor of `rescale` ask about."""
+        return names
+
     def low_pass(self, difference: Any) -> Any:
         """Returns the tensor "low" [B, ...] of cond - uncond; rules that weigh it define it."""
         raise NotImplementedError(self.name)

@@ -38,6 +38,7 @@ class Reduction:
     Attributes:
         names: of what is measured: branches, "momentum", "low". Empty: nothing is.
         columns: tensors that the measured rows weigh.
+        rows: their weights, [names][columns].
         key: all that the reduction depends on; hashable.
     """
 
@@ -46,10 +47,14 @@ class Reduction:
         self.at, self.affine = at, affine
         self.basis = basis_of(at, affine, remembers)
         measured = at.weights is None or at.rescaled
-        self.names = tuple(self.basis) if measured else ()
+        self.names = at.rule.measured(tuple(self.basis)) if measured else ()
         used = set().union(*(self.basis[name] for name in self.names)) if measured else set()
         order = (_X, COND, UNCOND, EXTRA, MOMENTUM, LOW)
         self.columns = tuple(name for name in order if name in used)
+        self.rows = tuple(
+            tuple(self.basis[name].get(column, 0.0) for column in self.columns)
+            for name in self.names
+        )
         self.key = (at, affine, remembers)
 
     @property
@@ -58,18 +63,13 @@ class Reduction:
         return momentum_row(self.at, self.affine, self.key[2])
 
     @property
-    def rows(self) -> list[list[float]]:
-        """Returns the weights of the measured rows over `columns`, [names, columns]."""
-        return [[self.basis[n].get(c, 0.0) for c in self.columns] for n in self.names]
-
-    @property
     def width(self) -> int:
         """Returns how many numbers of the sample are measured."""
         return width(len(self.names)) if self.names else 0
 
     def estimate_row(self) -> Row:
         """Returns the tensors that the x0 estimate weighs, with weights that say nothing."""
-        used = set().union(*(self.basis[name] for name in self.at.used), set())
+        used = set().union(*self.basis.values())
         row = {name: 1.0 for name in used}
         if self.affine[0] != 0.0:
             row[_X] = self.affine[0]

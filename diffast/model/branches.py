@@ -28,13 +28,17 @@ def settled(guidance: Any, schedule: Any) -> float | Callable[[float], float] | 
             return guidance.scale
         return _Windowed(guidance, schedule)
     if callable(guidance):
-        return guidance
-    if isinstance(guidance, str) or not np.isscalar(guidance):
+        return guidance  # pyright: ignore
+    try:
+        number = None if isinstance(guidance, str) else float(guidance)
+    except (TypeError, ValueError):
+        number = None
+    if number is None:
         raise ValueError(
             f"Denoiser: guidance is a {type(guidance).__name__} but must be a number, a function "
             "of the model time or a rule of df.guidance"
         )
-    if not math.isfinite(guidance):
+    if not math.isfinite(number):
         raise ValueError(f"Denoiser: guidance is {guidance} but must be finite")
     return guidance
 
@@ -99,9 +103,18 @@ def branch_of(
     conditions: Mapping[str, Any],
     unconditional: Mapping[str, Any] | None,
 ) -> tuple[Any, Mapping[str, Any]]:
-    """Returns the network and the conditions of a branch."""
+    """Returns the network and the conditions of a branch.
+
+    Raises:
+        ValueError: for the unconditional branch where there are no conditions for it.
+    """
     own: Branch | None = rule.branches.get(name) if rule is not None else None
     if own is None:
+        if name == UNCOND and unconditional is None:
+            raise ValueError(
+                "Denoiser: the unconditional branch is asked for, but there are no unconditional "
+                "conditions"
+            )
         return network, conditions if name == COND else unconditional or {}
     given = {**conditions, **(own.conditions or {})}
     return network if own.network is None else own.network, given

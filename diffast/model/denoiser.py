@@ -310,9 +310,10 @@ class Denoiser:
             ValueError: if a scale is not finite, or asks for unconditional calls that no
                 conditions were given for; where guidance is a rule, which is more than a scale.
         """
-        if isinstance(self.guidance, Rule):
-            float(self.guidance)
-        return scales_at(self.guidance, times, self.unconditional is not None)
+        guidance = self.guidance
+        if isinstance(guidance, Rule):
+            guidance = float(guidance)  # raises
+        return scales_at(guidance, times, self.unconditional is not None)
 
     def rules_at(self, times: np.ndarray, planned: np.ndarray | None = None) -> list[RuleAt] | None:
         """Returns the guidance rule at each model time; None where guidance is a scale.
@@ -385,6 +386,13 @@ class Denoiser:
     def branch(self, name: str) -> tuple[Any, Mapping[str, Any]]:
         """Returns the network and the conditions of a branch: "cond", "uncond" or "extra"."""
         return branch_of(name, self.rule, self.network, self.conditions, self.unconditional)
+
+    @property
+    def networks(self) -> list[Any]:
+        """Returns the networks of all branches, the denoiser's first."""
+        own = {} if self.rule is None else self.rule.branches
+        found = (branch.network for branch in own.values())
+        return [self.network, *(network for network in found if network is not None)]
 
     def groups(self, branches: str) -> list[tuple[Any, str]]:
         """Returns (network, branches) of the calls that a stage on these branches is made of.

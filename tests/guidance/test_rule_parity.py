@@ -1,6 +1,7 @@
 """Guidance rules against diffusers' guiders on random outputs, over the steps of a run."""
 
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,8 +9,8 @@ import torch
 
 import diffast as df
 
+pytest.importorskip("diffusers", minversion="0.42")
 guiders = pytest.importorskip("diffusers.guiders")
-utils = pytest.importorskip("diffusers.guiders.guider_utils")
 
 G = df.guidance
 # The state is 0 at first, so that steps can be told from states.
@@ -40,6 +41,12 @@ class Playback:
         self.rows.append(len(x))
         found = [self.made[step, int(w), b % SHAPE[0]] for b, w in enumerate(which.reshape(-1))]
         return torch.stack(found).to(x.dtype)
+
+
+def close(got, want):
+    """Asserts differences below 1e-5 of the largest number: both sides round in float32."""
+    assert want.isfinite().all()
+    assert float((got - want).abs().max()) <= 1e-5 * float(want.abs().max())
 
 
 def flag(branch):
@@ -83,6 +90,14 @@ def guider(name, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return getattr(guiders, name)(**options)
+
+
+@pytest.fixture(autouse=True)
+def norms_of_images(monkeypatch):
+    """Their MambO-G asks torch.norm for the norm over three axes, which torch 2.13 refuses."""
+    module = pytest.importorskip("diffusers.guiders.magnitude_aware_guidance")
+    own = SimpleNamespace(norm=torch.linalg.vector_norm, exp=torch.exp)
+    monkeypatch.setattr(module, "torch", own)
 
 
 CASES = {
@@ -173,7 +188,7 @@ def test_equals_the_guider_of_diffusers(name):
     made = outputs(2)
     want = theirs(guider(theirs_name, **options), made)
     got, _ = guided(rule(), made)
-    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    close(got, want)
 
 
 @pytest.mark.parametrize("rescaled", [0.0, 0.6])
@@ -187,7 +202,7 @@ def test_equals_autoguidance(rescaled):
     weak = Playback(made)
     rule = G.autoguidance(weak, 3.0, conditions=flag(1))
     got, strong = guided(G.rescale(rescaled, rule), made)
-    torch.testing.assert_close(got, theirs(want, made), rtol=1e-5, atol=1e-5)
+    close(got, theirs(want, made))
     assert strong.rows == weak.rows == [SHAPE[0]] * STEPS
 
 
@@ -198,12 +213,16 @@ THIRD = {
 }
 
 
+def _after_the_first_step(scale):
+    """Returns a scale as their guiders have it: none in step 0, whatever `start` says."""
+    return lambda t: scale if t < 1.0 else 0.0
+
+
 @pytest.mark.parametrize("name", list(THIRD))
 @pytest.mark.parametrize("rescaled", [0.0, 0.6])
 def test_equals_guidance_by_a_third_branch(name, rescaled):
     made = outputs(3)
     scale, extra = THIRD[name]
-    start = name.split("G")[0].lower()
     options = {scale: 2.0, "guidance_scale": 4.0, "guidance_rescale": rescaled}
     kind = getattr(guiders, name)
     arguments = kind.__init__.__wrapped__.__code__.co_varnames
@@ -212,17 +231,17 @@ def test_equals_guidance_by_a_third_branch(name, rescaled):
     ends = [a for a in arguments if a.endswith("_stop")]
     options |= {layers: [0]} | dict.fromkeys(begins, 0.0) | dict.fromkeys(ends, 1.0)
     want = theirs(guider(name, **options), made, extra)
-    rule = G.rescale(rescaled, G.perturbed(2.0, conditions=flag(2), scale=4.0))
+    away = _after_the_first_step(2.0)
+    rule = G.rescale(rescaled, G.perturbed(away, conditions=flag(2), scale=4.0))
     got, network = guided(rule, made)
-    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
-    assert network.rows == [3 * SHAPE[0]] * STEPS, start
+    close(got, want)
+    assert network.rows == [2 * SHAPE[0], *[3 * SHAPE[0]] * (STEPS - 1)]
     own = Playback(made)
-    rule = G.rescale(
-        rescaled, G.perturbed(2.0, network=lambda x, t, which: own(x, t, which + 2), scale=4.0)
-    )
-    got, network = guided(rule, made)
-    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
-    assert (network.rows, own.rows) == ([2 * SHAPE[0]] * STEPS, [SHAPE[0]] * STEPS)
+    perturbed = G.perturbed(away, network=lambda x, t, which: own(x, t, which + 2), scale=4.0)
+    got, network = guided(G.rescale(rescaled, perturbed), made)
+    close(got, want)
+    assert network.rows == [2 * SHAPE[0]] * STEPS
+    assert own.rows == [SHAPE[0]] * (STEPS - 1)
 
 
 def test_their_third_branch_without_cfg_is_ours_with_a_scale_one_less():
@@ -235,9 +254,9 @@ def test_their_third_branch_without_cfg_is_ours_with_a_scale_one_less():
         made,
         "pred_cond_skip",
     )
-    got, network = guided(G.perturbed(1.5, conditions=flag(2)), made)
-    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
-    assert network.rows == [2 * SHAPE[0]] * STEPS
+    got, network = guided(G.perturbed(_after_the_first_step(1.5), conditions=flag(2)), made)
+    close(got, want)
+    assert network.rows == [SHAPE[0], *[2 * SHAPE[0]] * (STEPS - 1)]
 
 
 @pytest.mark.parametrize("scales", [(10.0, 5.0), (7.0, 4.0, 2.0)])
@@ -248,7 +267,7 @@ def test_equals_frequency_decoupled_guidance(scales, rescaled):
     options = {"guidance_scales": list(scales), "guidance_rescale": rescaled}
     want = theirs(guider("FrequencyDecoupledGuidance", **options), made)
     got, _ = guided(G.rescale(rescaled, G.fdg(scales)), made)
-    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    close(got, want)
 
 
 @pytest.mark.parametrize("maximum", [1.0, 1.6])
@@ -269,4 +288,4 @@ def test_dynamic_threshold_is_that_of_their_schedulers(maximum):
         guidance=G.dynamic_threshold(0.9, maximum, 3.0),
     )
     got = df.sample(denoiser, df.solvers.euler(FLOW, [1.0, 0.0]), x=torch.zeros(SHAPE)).x
-    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    close(got, want)
