@@ -17,6 +17,7 @@ from diffast import ops
 from diffast.executors import context
 from diffast.executors.device import on_host, sent
 from diffast.executors.guided import Guides
+from diffast.executors.reduced import limits_of, reductions_of, table_of
 from diffast.executors.results import FINE, Info, Progress, what_failed
 from diffast.lowering.evaluations import branch_names, output_names
 from diffast.lowering.program import (
@@ -44,7 +45,8 @@ class BoundCall(NamedTuple):
     clamp: list[float]
     outs: list[torch.Tensor]
     draws: bool
-    table: Any = None  # (weights, noise, streams) on the device, where a run is replayed
+    table: Any = None  # (weights, noise, streams) on the device: of a replayed run, and of rules
+    reduced: bool = False
 
 
 # Model times on devices by plan: a run that a user captures as a graph must not copy them.
@@ -119,6 +121,7 @@ class BoundRun:
         self._make_network_input(denoiser.dtype or self.dtype)
         self.stages = self.program.stages
         self.guides = Guides(denoiser, self.stages, place) if self.program.gradients else None
+        self.reductions = reductions_of(self.stages, place)
         inputs = self.program.inputs
         self.x0s: list[torch.Tensor | None] = [None] * inputs
         # A call of its own makes the estimate for a hook, or for a term that reads it.
@@ -183,10 +186,12 @@ class BoundRun:
             self.front = self.network_input[: self.batch]
 
     def _prepare_network(self) -> None:
-        kinds = {(s.branches, len(s.times)) for s in self.stages if s.times}
+        # The calls of each stage, (branches, inputs, network).
+        self.kinds = [self._kinds(stage) for stage in self.stages]
+        kinds = {(branches, inputs) for calls in self.kinds for branches, inputs, _ in calls}
         if self.guides is not None and self.guides.calls():
-            kinds.add((self._own_branches(), 1))
-        self.arguments = {kind: self._arguments(*kind) for kind in kinds}
+            kinds |= {(branches, 1) for _, branches in self._groups(self._own_branches())}
+        self.arguments = {kind: self._arguments(*kind) for kind in sorted(kinds)}
         told = [time for stage in self.stages for time in stage.times]
         times = iter(_on_device(self.plan, told, time_dtype(self.dtype), self.device))
         self.times = []
@@ -194,10 +199,28 @@ class BoundRun:
             rows = self._rows(stage) // max(len(stage.times), 1)
             parts = [next(times).expand(rows) for _ in stage.times]
             self.times.append(parts[0] if len(parts) == 1 else torch.cat(parts) if parts else None)
+            if not parts and self.on_x0 is not None and stage.gradient_time is not None:
+                self.times[-1] = self._told(stage.gradient_time)
+
+    @torch.inference_mode(False)
+    def _told(self, time: float) -> torch.Tensor:
+        """Returns a model time for each sample, for hooks of stages without a network call."""
+        return torch.full((self.batch,), time, dtype=time_dtype(self.dtype), device=self.device)
 
     def _own_branches(self) -> str:
         """Returns the branches of network calls that are made for guidance terms alone."""
         return max(self.program.branches, key=lambda b: len(branch_names(b)))
+
+    def _kinds(self, stage: Stage) -> list[tuple[str, int, Any]]:
+        """Returns (branches, inputs, network) of the network calls of a stage.
+
+        One call, unless branches have networks of their own.
+        """
+        groups = self.denoiser.groups(stage.branches) if stage.times else []
+        inputs = len(stage.times)
+        if len(groups) == 1:
+            return [(stage.branches, inputs, groups[0][0])]
+        return [(branches, 1, network) for network, branches in groups] * inputs
 
     def _arguments(self, branches: str, inputs: int) -> dict[str, Any]:
         return self.arguments_of(self.denoiser, branches, inputs)
@@ -237,7 +260,7 @@ class BoundRun:
                     to[name] = self._spare(spare, name)
             self.points.append(to[X] if self.order is None else self._seen(to[X]))
             copies = {f"copy{k}": copy for k, copy in enumerate(self._copies(i + 1))}
-            self.calls.append([self._bound(call, at, to | copies) for call in stage.calls])
+            self.calls.append([self._bound(call, at, to | copies, i) for call in stage.calls])
             at = to
 
     def _spare(self, spare: dict[str, torch.Tensor], name: str) -> torch.Tensor:
@@ -245,17 +268,27 @@ class BoundRun:
             spare[name] = self._empty()
         return spare[name]
 
-    def _bound(self, call: Call, at: dict, to: dict) -> BoundCall:
+    def _bound(self, call: Call, at: dict, to: dict, i: int) -> BoundCall:
         to = {estimate_name(e): x0 for e, x0 in enumerate(self.x0s)} | to
         outs = [to[name] for name in call.targets]
-        return BoundCall(
+        bound = BoundCall(
             [at.get(name, name) for name in call.columns],
             call.weights,
             call.noise,
             self.limits if call.clamped else [],
             [out for out in outs if out is not None],
             NOISE in call.columns,
+            reduced=call.reduced,
         )
+        if call.reduced:
+            at_rule = self.stages[i].reduction.at
+            bound = bound._replace(
+                clamp=limits_of(self.limits, at_rule) if call.clamped else [],
+                table=table_of(call, self.place, i),
+            )
+            columns = [at.get(name, name) for name in self.stages[i].reduction.columns]
+            self.reductions.bind(i, call, bound.columns, columns)
+        return bound
 
     def _copies(self, i: int) -> list[torch.Tensor]:
         """Returns where else x has to be for network call i."""
@@ -288,6 +321,8 @@ class BoundRun:
         if self.guides is not None and self.guides.through_network(i):
             pulled = self._pulled(i)
         filled = self._network(i, pulled) if self.stages[i].times else {}
+        if self.stages[i].low is not None:
+            filled["low"] = self._low(i, filled)
         *estimates, main = self.calls[i]
         for number, call in enumerate(estimates):
             self._make(i, call, filled)
@@ -300,6 +335,12 @@ class BoundRun:
         if self.seen is not None and self.seen.tobytes() != self.known:
             self._note_failures(i, filled)
 
+    def _low(self, i: int, filled: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Returns the low-passed difference of the two branches."""
+        cond, uncond = (self._seen(filled[name]) for name in ("cond", "uncond"))
+        with torch.inference_mode(False), torch.no_grad():
+            return self._held(self.stages[i].low.low_pass(cond - uncond))
+
     def _network(self, i: int, pulled: Any) -> dict[str, torch.Tensor]:
         """Returns the outputs of stage i's network call by name."""
         branches, times = self.stages[i].branches, self.stages[i].times
@@ -307,17 +348,36 @@ class BoundRun:
             return self._outputs(pulled.outputs, branches, 1)
         x = self.inputs[i]
         before = x._version
-        arguments = self.arguments[branches, len(times)]
-        output = self.denoiser.call(x, self.times[i], arguments, self.format)
+        calls = self.kinds[i]
+        if len(calls) == 1:
+            filled = self._outputs(self._call(x, self.times[i], calls[0]), branches, len(times))
+        else:  # a call for each network and input
+            filled, start = {}, 0
+            for number, call in enumerate(calls):
+                rows = slice(start, start + len(branch_names(call[0])) * self.batch)
+                output = self._call(x[rows], self.times[i][rows], call)
+                filled |= self._outputs(output, call[0], 1, number * len(times) // len(calls))
+                start = rows.stop
         if x._version != before:
             raise context.written("sample", f" at stage {i}")
-        return self._outputs(output, branches, len(times))
+        return filled
+
+    def _call(self, x: torch.Tensor, times: torch.Tensor, call: tuple) -> torch.Tensor:
+        """Returns the raw output of one network call."""
+        branches, inputs, network = call
+        arguments = self.arguments[branches, inputs]
+        return self.denoiser.call(x, times, arguments, self.format, network)
 
     def _pulled(self, i: int) -> Any:
         """Returns the network call of stage i through which vectors are pulled back to x."""
         branches = self.stages[i].branches or self._own_branches()
-        arguments = self.arguments[branches, 1]
-        return self.guides.pulled(i, self.states[i], arguments, branches, self.format)
+        calls = [(net, b, self.arguments[b, 1]) for net, b in self._groups(branches)]
+        return self.guides.pulled(i, self.states[i], calls, branches, self.format)
+
+    def _groups(self, branches: str) -> list[tuple[Any, str]]:
+        """Returns (network, branches) of the calls on one input: one a network."""
+        groups = self.denoiser.groups(branches)
+        return groups if len(groups) > 1 else [(groups[0][0], branches)]
 
     def _gradients(self, i: int, filled: dict, pulled: Any) -> dict[str, torch.Tensor]:
         x0 = self.x0s[0]
@@ -325,27 +385,41 @@ class BoundRun:
         made = self.guides.gradients(i, self.states[i], seen, pulled)
         return {name: self._held(g) for name, g in made.items()}
 
-    def _outputs(self, output: torch.Tensor, branches: str, inputs: int) -> dict[str, torch.Tensor]:
+    def _outputs(
+        self, output: torch.Tensor, branches: str, inputs: int, first: int = 0
+    ) -> dict[str, torch.Tensor]:
         """Returns the network's outputs by name; those for one input stand together."""
         if self.order is not None:
             output = output.permute(self.order)
         names = branch_names(branches)
-        if inputs == 1 and len(names) == 1:
+        if inputs == 1 and len(names) == 1 and not first:
             return {names[0]: output}
         parts = iter(output.split(self.batch))
         filled = {}
-        for e in range(inputs):
+        for e in range(first, first + inputs):
             named = dict(zip(branch_names("cond+uncond+extra"), output_names(e), strict=True))
             filled |= {named[name]: next(parts) for name in names}
         return filled
 
     def _make(self, i: int, call: BoundCall, filled: dict[str, torch.Tensor]) -> None:
         xs = [filled[x] if isinstance(x, str) else x for x in call.columns]
+        if call.reduced:
+            self._make_reduced(i, call, xs, filled)
+            return
         # What a stage does not need is left out: every argument costs its way in.
         rest = (call.noise, self.seed, self.ids, call.clamp)
         rest = rest if call.noise or call.clamp else ()
         try:
             ops.combine_out(xs, call.weights, call.outs, self.status, i, *rest)
+        except (RuntimeError, ValueError) as error:
+            self._blame(error, i, filled)
+            raise
+
+    def _make_reduced(self, i: int, call: BoundCall, xs: list, filled: dict) -> None:
+        """Makes a call whose row 0 has weights of its own for each sample."""
+        try:
+            self.reductions.write(i, xs, filled, call.table[0])
+            ops.combine_table_out(xs, *call.table, call.clamp, call.outs, self.status)
         except (RuntimeError, ValueError) as error:
             self._blame(error, i, filled)
             raise
@@ -362,7 +436,7 @@ class BoundRun:
         if self.on_x0 is None:
             return buffer
         x0 = self._seen(buffer)
-        rows = self._rows(self.stages[i]) // len(self.stages[i].times)
+        rows = self._rows(self.stages[i]) // max(len(self.stages[i].times), 1)
         times = self.times[i][number * rows :][: self.batch]
         changed = context.hooked("sample", self.on_x0, x0, Info(i, times, self.ids))
         if changed is not x0:
@@ -392,6 +466,12 @@ class BoundRun:
         """Returns the network calls of a sample in so many stages."""
         count = sum(len(stage.times) for stage in self.stages[:stages])
         return count + (self.guides.calls(stages) if self.guides is not None else 0)
+
+    def rows(self, stages: int) -> int:
+        """Returns the network rows of a sample in so many stages: its calls on all branches."""
+        count = sum(self._rows(stage) for stage in self.stages[:stages]) // max(self.batch, 1)
+        calls = self.guides.calls(stages) if self.guides is not None else 0
+        return count + (calls * len(branch_names(self._own_branches())) if calls else 0)
 
     def progress(self, i: int) -> Progress:
         """Returns what the callback sees after stage i."""

@@ -113,6 +113,7 @@ class GraphCache:
         if entry is None:
             entry = _Entry(denoiser, plan, place, noise, on_x0)
             held = (denoiser.network, plan, on_x0, None if _is_plain(denoiser) else denoiser)
+            held = (*held, *denoiser.networks[1:])
             held = (*held, *(term.function for term in denoiser.guides))
             entry.anchors = [self._anchor(one, key) for one in held]
             self._entries[key] = entry
@@ -183,8 +184,11 @@ def _key(
     """Returns everything that a graph is captured for."""
     kind = "given" if callable(noise) else noise
     device_type = place.device.type
+    branches = {} if denoiser.rule is None else denoiser.rule.branches
     return (
         *(_identity(denoiser.network), id(plan), _identity(on_x0), kind, program.structure),
+        tuple(_identity(network) for network in denoiser.networks[1:]),
+        *(_signature(branch.conditions or {}, place) for branch in branches.values()),
         *(type(denoiser), None if _is_plain(denoiser) else id(denoiser)),
         *(place.shape, place.dtype, place.ids.device, tuple(place.limits)),
         *(denoiser.predicts, denoiser.dtype, denoiser.memory_format),

@@ -28,7 +28,7 @@ class GraphRun:
         """Captures the run, with the package's noise as its initial state."""
         backend = backend_of(run.who, run.bound.ids.device)
         self.run, self._lock, self._backend = run, threading.Lock(), backend
-        self.watch = NetworkWatch(denoiser.network)
+        self.watch = NetworkWatch(*denoiser.networks)
         self._changed = False  # whether conditions or scale of the last call were its own
         run.load_anything()
         stages = max(len(run.bound.stages), 1)

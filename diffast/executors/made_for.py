@@ -20,8 +20,8 @@ _SAME = {"reverse_flow": "flow"}
 def check_made_for(who: str, plan: Plan, denoiser: Any) -> None:
     """Compares a plan's `made_for` with the denoiser of a run.
 
-    A fine-tuned network, another guidance scale and guidance terms are warned of, once: such a plan
-    runs, but the measured errors are not those of the run.
+    A fine-tuned network, another guidance scale and other guidance terms are warned of, once: such
+    a plan runs, but the measured errors are not those of the run.
 
     Raises:
         ValueError: if the plan was made for another prediction type.
@@ -39,8 +39,10 @@ def check_made_for(who: str, plan: Plan, denoiser: Any) -> None:
     if network is None:
         return
     guidance = getattr(denoiser, "guidance", None)
-    guided = bool(getattr(denoiser, "guides", ()))
-    key = _identity(network), guidance if isinstance(guidance, int | float) else None, guided
+    terms = tuple(term.name for term in getattr(denoiser, "guides", ()))
+    rule = getattr(getattr(denoiser, "rule", None), "name", None)
+    own = guidance if isinstance(guidance, int | float) else rule
+    key = _identity(network), own, terms
     compared = _compared.setdefault(plan, set())
     if key in compared:
         return
@@ -61,15 +63,20 @@ def check_made_for(who: str, plan: Plan, denoiser: Any) -> None:
         )
         warnings.warn(
             f"{who}: plan {plan.name} was made for guidance {scale:g}, but the denoiser's guidance "
-            f"is {key[1]:g}: {result}",
+            f"is {key[1] if rule else f'{key[1]:g}'}: {result}",
             stacklevel=4,
         )
-    if guided:
+    made_with = tuple(made_for.get("guides", ()))
+    if terms != made_with:
         warnings.warn(
-            f"{who}: plan {plan.name} was made for a network without guidance terms, but the "
-            "denoiser has some: the measured error is not that of this run",
+            f"{who}: plan {plan.name} was made for {_listed(made_with)}, but the denoiser has "
+            f"{_listed(terms)}: the measured error is not that of this run",
             stacklevel=4,
         )
+
+
+def _listed(terms: tuple[str, ...]) -> str:
+    return f"the guidance terms {', '.join(terms)}" if terms else "no guidance terms"
 
 
 def _identity(network: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 
 
 class NetworkWatch:
-    """Remembers where a network's parameters lie, and its modules.
+    """Remembers where the parameters of networks lie, and their modules.
 
     A graph reads the parameters' memory. Values written in place (an optimizer, load_state_dict)
     are seen by the next replay. Parameters that have moved (`.to`, `.half`), parameters or modules
@@ -17,10 +17,10 @@ class NetworkWatch:
     no torch module, and wraps none under `parameters`, cannot be watched.
     """
 
-    def __init__(self, network: Callable[..., Any]):
-        """Looks at the network as it is; keeps its parameters alive, not the network."""
-        owner = getattr(getattr(network, "parameters", None), "__self__", None)
-        modules = list(owner.modules()) if isinstance(owner, torch.nn.Module) else []
+    def __init__(self, *networks: Callable[..., Any]):
+        """Looks at the networks as they are; keeps their parameters alive, not the networks."""
+        owners = (getattr(getattr(n, "parameters", None), "__self__", None) for n in networks)
+        modules = [m for own in owners if isinstance(own, torch.nn.Module) for m in own.modules()]
         self._own = [vars(module) for module in modules]
         self._modes = [own["training"] for own in self._own]
         # Objects that are held have numbers (`id`) of their own.

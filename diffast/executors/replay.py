@@ -86,6 +86,7 @@ class ReplayableRun:
                 self.bound.guides.draws = False
             calls = self.bound.evaluations(len(stages))
             self.nfe = torch.full_like(self.bound.ids, calls)
+            self.rows = torch.full_like(self.bound.ids, self.bound.rows(len(stages)))
         self.loaded, self._scale = self.bound.program, denoiser.guidance
         self._weights: list[tuple[Program, torch.Tensor]] = []
         self._put_weights(self.loaded)
@@ -156,7 +157,8 @@ class ReplayableRun:
     def _adopt(self, denoiser: Denoiser, program: Program | None) -> None:
         """Takes another guidance and other conditions."""
         # A function may return something else than it did.
-        anew = callable(denoiser.guidance) or not same_value(denoiser.guidance, self._scale)
+        plain = isinstance(denoiser.guidance, int | float)
+        anew = not plain or not same_value(denoiser.guidance, self._scale)
         anew = anew or any(callable(term.scale) for term in denoiser.guides)
         if program is not None or anew:
             program = program or lower(self.bound.plan, denoiser, self.bound.constraints)
@@ -186,6 +188,7 @@ class ReplayableRun:
     def release(self) -> None:
         """Lets go of network, plan and hook, where a graph replays the run."""
         del self.bound.denoiser, self.bound.plan, self.bound.on_x0, self.bound.guides
+        del self.bound.kinds
 
     def run(self) -> None:
         """Runs all stages on what was loaded: device work alone."""
@@ -208,7 +211,7 @@ class ReplayableRun:
         x, status = self.bound.points[-1], self.bound.status
         if not donate:
             x, status = x.clone(), status.clone()
-        return Samples(x, self.nfe.clone(), status, True)
+        return Samples(x, self.nfe.clone(), status, True, network_rows=self.rows.clone())
 
     @property
     def memory(self) -> Memory:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -39,12 +39,15 @@ class Result:
         status: [B] int64: -1 for a sample that is fine, else the number of the network call, from
             0, after which it failed.
         completed: False if the callback stopped the run; x then holds what its class says.
+        network_rows: rows of the network's batches that each sample took, [B] int64: a guided call
+            of both branches is two. None where a run does not count them.
     """
 
     x: torch.Tensor
     nfe: torch.Tensor
     status: torch.Tensor
     completed: bool
+    network_rows: torch.Tensor | None = field(default=None, kw_only=True)
 
     @property
     def fine(self) -> torch.Tensor:

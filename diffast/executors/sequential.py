@@ -102,7 +102,9 @@ def sample(
     completed = done == total or not run.batch or run.lost
     evaluations = run.evaluations(done)
     nfe = torch.full((run.batch,), evaluations, dtype=torch.int64, device=run.device)
-    result = Samples(run.made(done, completed), nfe, run.status, completed)
+    found = run.rows(done)
+    rows = nfe if found == evaluations else torch.full_like(nfe, found)  # one launch less
+    result = Samples(run.made(done, completed), nfe, run.status, completed, network_rows=rows)
     if not check:
         return result
     return result.or_raise("sample", run.ids, throw, run.what_failed, initial=x)

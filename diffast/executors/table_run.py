@@ -124,6 +124,9 @@ class TableRun(BoundRun):
 
     def _make(self, i: int, call: BoundCall, filled: dict[str, torch.Tensor]) -> None:
         xs = [filled[x] if isinstance(x, str) else x for x in call.columns]
+        if call.reduced:
+            self._make_reduced(i, call, xs, filled)
+            return
         try:
             ops.combine_table_out(xs, *call.table, call.clamp, call.outs, self.status)
         except (RuntimeError, ValueError) as error:
@@ -134,7 +137,15 @@ class TableRun(BoundRun):
         """Returns every static tensor."""
         conditions = [v for found in self.arguments.values() for v in found.values()]
         held = [v for v in conditions if isinstance(v, torch.Tensor)]
-        return [*self.buffers, self.numbers, self.streams, self.status, self.ids, *held]
+        return [
+            *self.buffers,
+            self.numbers,
+            self.streams,
+            self.status,
+            self.ids,
+            *held,
+            *self.reductions.tensors(),
+        ]
 
 
 def _size(call: Call) -> int:

@@ -12,18 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffast.lowering.estimate import COND, EXTRA, UNCOND
+from diffast.guidance.rule import BRANCHES, COND, UNCOND, RuleAt, joined_names
+from diffast.guidance.rule import branch_names as branch_names
 from diffast.plans import Plan
 from diffast.plans.registers import input_register
 
-# The branches of the network in the order of a batched call.
-BRANCHES = (COND, UNCOND, EXTRA)
-
 # Names of the outputs by input (x, x2 ..) and branch: cond, uncond, extra, cond2 ..
 OUTPUTS = tuple(f"{name}{e or ''}" for e in (0, 2, 3, 4) for name in BRANCHES)
-
-# A call on both branches of classifier-free guidance has a name of its own.
-_BOTH = "both"
 
 
 class Evaluation(NamedTuple):
@@ -37,6 +32,8 @@ class Evaluation(NamedTuple):
         gradient_time: model time that the guidance terms are told; NaN: none is evaluated.
         scales: the terms' own scales, for plans that weigh gradients themselves.
         in_estimate: the weights of the gradients in the x0 estimate of x, for all other plans.
+        rule: the guidance rule, where its weights are functions of the sample's outputs, or where
+            it weighs a low-passed difference. The branches' weights then only say which are used.
     """
 
     times: tuple[float, ...]
@@ -46,14 +43,16 @@ class Evaluation(NamedTuple):
     gradient_time: float
     scales: tuple[float, ...]
     in_estimate: tuple[float, ...]
+    rule: RuleAt | None = None
 
 
-def evaluations_of(plan: Plan, outputs: Any) -> tuple[list[Evaluation], bytes]:
-    """Returns what the plan's stages evaluate, silent stages left out, and a key of all numbers.
+def evaluations_of(plan: Plan, outputs: Any) -> tuple[list[Evaluation], Any]:
+    """Returns what the plan's stages evaluate, silent stages left out, and a key of all of it.
 
     Raises:
-        ValueError: guidance terms where the plan calls the network on several inputs at once; a
-            plan that weighs other gradients than there are guidance terms; what `outputs` raises.
+        ValueError: guidance terms, or rules that reduce, where the plan calls the network on
+            several inputs at once; a plan that weighs other gradients than there are guidance
+            terms; what `outputs` raises.
     """
     kept = plan.evaluations
     count = len(kept)
@@ -62,42 +61,84 @@ def evaluations_of(plan: Plan, outputs: Any) -> tuple[list[Evaluation], bytes]:
     if plan.guidance is not None:
         planned = plan.guidance.reshape(plan.stages, -1)[kept]
     numbers = np.full((told.shape[1], count, 2 + len(BRANCHES)), np.nan)
+    rules: dict[int, RuleAt] = {}
     for e in range(told.shape[1]):
         called = ~np.isnan(told[:, e])
         times = told[called, e]
         a, b = outputs.affine(times)
         numbers[e, called, 0], numbers[e, called, 1] = a, b
-        numbers[e, called, 2:] = _weights(
-            outputs, times, None if planned is None else planned[called, e]
-        )
+        weights, found = _weights(outputs, times, None if planned is None else planned[called, e])
+        numbers[e, called, 2:] = weights
+        rules |= dict(zip(np.flatnonzero(called).tolist(), found, strict=True)) if found else {}
+        _check_inputs(plan, told.shape[1], found)
     at, scales, weights = _gradients(plan, outputs, told, kept)
+    made = [
+        _evaluation(plan, i, told[i].tolist(), numbers[:, i].tolist(), rules.get(i))
+        for i in range(count)
+    ]
     key = b"".join(n.tobytes() for n in (told, numbers, at, scales, weights))
-    rows = numbers.swapaxes(0, 1).tolist()
-    found = []
-    for i in range(count):
-        inputs = [e for e, t in enumerate(told[i].tolist()) if t == t]
-        found.append(
-            Evaluation(
-                tuple(told[i, inputs].tolist()),
-                tuple((rows[i][e][0], rows[i][e][1]) for e in inputs),
-                tuple(tuple(rows[i][e][2:]) for e in inputs),
-                tuple(inputs),
-                float(at[i]),
-                tuple(scales[:, i].tolist()),
-                tuple(weights[:, i].tolist()),
-            )
+    made = [
+        found._replace(
+            gradient_time=found.gradient_time if np.isnan(at[i]) else float(at[i]),
+            scales=tuple(scales[:, i].tolist()),
+            in_estimate=tuple(weights[:, i].tolist()),
         )
-    return found, key
+        for i, found in enumerate(made)
+    ]
+    return made, (key, tuple(found.rule for found in made), tuple(found.times for found in made))
 
 
-def _weights(outputs: Any, times: np.ndarray, planned: np.ndarray | None) -> np.ndarray:
-    """Returns the weights of the branches, [S, branches]."""
+def _evaluation(
+    plan: Plan, i: int, told: list[float], numbers: list[list[float]], rule: RuleAt | None
+) -> Evaluation:
+    """Returns what evaluation i is, without its gradients."""
+    inputs = tuple(e for e, t in enumerate(told) if t == t)
+    times = tuple(told[e] for e in inputs)
+    affine = tuple((numbers[e][0], numbers[e][1]) for e in inputs)
+    weights = tuple(tuple(numbers[e][2:]) for e in inputs)
+    time = np.nan
+    if rule is not None and rule.weights == () and len(told) == 1 and not _branch_columns(plan):
+        time, times = times[0], ()  # an output of 0 needs no call
+    kept = rule if rule is not None and (rule.reduces or rule.low) else None
+    return Evaluation(times, affine, weights, inputs, time, (), (), kept)
+
+
+def _branch_columns(plan: Plan) -> bool:
+    """Returns whether a plan weighs the estimate of one branch."""
+    return any(column.partition("_")[2] in (COND, UNCOND) for column in plan.columns)
+
+
+def _weights(
+    outputs: Any, times: np.ndarray, planned: np.ndarray | None
+) -> tuple[np.ndarray, list[RuleAt] | None]:
+    """Returns the weights of the branches, [S, branches], and the guidance rule if there is one."""
+    rules_at = getattr(outputs, "rules_at", None)
+    rules = None if rules_at is None else rules_at(times, planned)
+    if rules is not None:
+        return np.array([_branch_weights(at) for at in rules]).reshape(-1, len(BRANCHES)), rules
     scales = outputs.scales(times) if planned is None else outputs.planned_scales(planned)
     scales = np.asarray(scales, dtype=np.float64)
-    weigh = getattr(outputs, "branch_weights", None)
-    if weigh is not None:
-        return weigh(times, scales)
-    return np.stack([scales, 1.0 - scales, np.zeros_like(scales)], axis=1)
+    return np.stack([scales, 1.0 - scales, np.zeros_like(scales)], axis=1), None
+
+
+def _branch_weights(at: RuleAt) -> list[float]:
+    """Returns a rule's weights of the branches; 1 for those that a reducing rule uses."""
+    if at.weights is None or at.rescaled:
+        return [float(name in at.used) for name in BRANCHES]
+    weights = dict(at.weights)
+    # A low-passed difference is made of both branches.
+    found = [weights.get(name, 0.0) for name in BRANCHES]
+    return [w or 1.0 for w in found[:2]] + found[2:] if at.low else found
+
+
+def _check_inputs(plan: Plan, inputs: int, rules: list[RuleAt] | None) -> None:
+    """Refuses rules that need a sample's outputs where several inputs are called at once."""
+    for at in rules or ():
+        if inputs > 1 and (at.reduces or at.low):
+            raise ValueError(
+                f"plan {plan.name} calls the network on {inputs} inputs at once, but "
+                f"{at.rule.name} needs numbers of the outputs for one input"
+            )
 
 
 def _gradients(plan: Plan, outputs: Any, told: np.ndarray, kept: np.ndarray):
@@ -184,19 +225,7 @@ def branches_of(evaluation: Evaluation, columns: Iterable[str]) -> str:
     found = {k for weights in evaluation.weights for k, w in enumerate(weights) if w != 0.0}
     asked = {column.partition("_")[2] for column in columns if column[0] == "d"}
     found |= {k for k, name in enumerate(BRANCHES) if name in asked}
-    names = [BRANCHES[k] for k in sorted(found or {0})]
-    return _BOTH if names == [COND, UNCOND] else "+".join(names)
-
-
-def branch_names(branches: str) -> tuple[str, ...]:
-    """Returns the branches of one network call, in their order in its batch.
-
-    Args:
-        branches: "cond", "uncond", "extra", "both" for cond and uncond, or names joined by +.
-    """
-    if branches == _BOTH:
-        return COND, UNCOND
-    return tuple(branches.split("+")) if branches else ()
+    return joined_names(BRANCHES[k] for k in sorted(found or {0}))
 
 
 def output_names(number: int) -> tuple[str, ...]:

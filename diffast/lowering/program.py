@@ -9,6 +9,7 @@ as x, and what a clamp or a hook changes. Executors bind tensors to these names:
     y, v, x         the plan's registers
     cond, uncond    outputs of the network for the two branches of classifier-free guidance, and
     extra           for a third one; cond2, uncond2 .. for the further inputs x2 ..
+    momentum, low   tensors of guidance rules, see `diffast.guidance.rule`
     g1, g2 ..       gradients of guidance terms
     slot0 ..        remembered entries
     x0              the x0 estimate after a clamp or a hook; x0_2 .. for x2 ..
@@ -22,14 +23,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import NamedTuple, Protocol
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from diffast.lowering.estimate import COND, UNCOND, X0
+from diffast.guidance.rule import MOMENTUM, Rule, RuleAt
+from diffast.lowering.calls import NOISE as NOISE
+from diffast.lowering.calls import Call, Constraints, Row, calls_of, estimate_name
+from diffast.lowering.calls import call_of as call_of
+from diffast.lowering.estimate import COND, UNCOND
+from diffast.lowering.estimate import X0 as X0
 from diffast.lowering.evaluations import (
-    OUTPUTS,
     Evaluation,
     branch_estimate,
     branch_names,
@@ -40,25 +45,18 @@ from diffast.lowering.evaluations import (
     gradients_of,
     in_estimate,
 )
+from diffast.lowering.reductions import Reduction, low_estimate, remembers
 from diffast.lowering.silent import without_silent_stages
-from diffast.lowering.slots import Slots, last_uses, slot_name
+from diffast.lowering.slots import Slots, last_uses
 from diffast.plans import Plan
 from diffast.plans.registers import NEW, Z1, Z2, H, V, X, Y, input_number, input_register
-
-NOISE = "noise"
-
-# Names whose place in the order of the sums is fixed. Slots come between, the oldest entry first.
-_INPUTS = tuple(input_register(e) for e in range(4))
-_FIRST = (Y, V, *_INPUTS)
-_GRADIENTS = tuple(f"g{k}" for k in range(1, 10))
-_LAST = (X0, "x0_2", "x0_3", "x0_4", NOISE)
 
 
 class Outputs(Protocol):
     """What a network's output means: a `Denoiser`, or a `Prediction` where others call it.
 
-    A denoiser also has `branch_weights`, where guidance is not cond and uncond alone, and `guides`,
-    `gradient_scales`, `gradient_weights` for guidance by gradients: see `Denoiser`.
+    A denoiser also has `rules_at` for guidance rules, and `guides`, `gradient_scales`,
+    `gradient_weights` for guidance by gradients: see `Denoiser`.
     """
 
     def affine(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -72,55 +70,6 @@ class Outputs(Protocol):
     def planned_scales(self, scales: np.ndarray) -> np.ndarray:
         """Returns the scales [S] that a plan gives in place of these, if they can be had."""
         ...
-
-
-@dataclass(frozen=True)
-class Constraints:
-    """What an executor asks of a lowered plan.
-
-    Args:
-        clamp: the x0 estimate is clamped in the call that uses it.
-        hook: the x0 estimate is changed between two calls.
-        preview: the x0 estimate is written too.
-        given_noise: the fresh normals come as a tensor.
-        fills_input: the calls write x into the network's input where that is a tensor of its own:
-            with guidance, with several inputs, and with `casts`. Otherwise the network reads x.
-        casts: the network's input has another dtype than x.
-    """
-
-    clamp: bool = False
-    hook: bool = False
-    preview: bool = False
-    given_noise: bool = False
-    fills_input: bool = False
-    casts: bool = False
-
-
-@dataclass(frozen=True)
-class Row:
-    """One linear combination: weights by tensor name, and those of the two fresh normals."""
-
-    weights: Mapping[str, float]
-    noise: float = 0.0
-    second: float = 0.0
-
-
-class Call(NamedTuple):
-    """One `combine` call.
-
-    Attributes:
-        columns: names of the tensors it weighs, in the order of the sums.
-        targets: names of the tensors it writes, one a row.
-        weights: [rows, columns] flattened; of a clamped call one more column, the clamped row 0.
-        noise: [rows, M] flattened weights of the M fresh normals; empty if there are none.
-        clamped: whether row 0 is clamped before the other rows see it.
-    """
-
-    columns: tuple[str, ...]
-    targets: tuple[str, ...]
-    weights: list[float]
-    noise: list[float]
-    clamped: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,7 +90,11 @@ class Stage:
         joined: whether y is x after the stage.
         keeps: which of y and v stay as they are.
         gradients: numbers, from 1, of the guidance terms whose gradients the calls weigh.
-        gradient_time: model time that these terms are told.
+        gradient_time: model time that these terms are told; also that of a network call that a
+            guidance rule leaves out.
+        reduction: how row 0 of the first call follows from the sample's outputs; None: the weights
+            of all rows are the plan's.
+        low: the rule whose `low_pass` makes the tensor "low".
     """
 
     times: tuple[float, ...]
@@ -155,6 +108,8 @@ class Stage:
     keeps: frozenset[str]
     gradients: tuple[int, ...] = ()
     gradient_time: float | None = None
+    reduction: Reduction | None = None
+    low: Rule | None = None
 
     @property
     def time(self) -> float:
@@ -206,6 +161,8 @@ class Program:
                 stage.times,
                 stage.branches,
                 stage.gradient_time,
+                None if stage.reduction is None else stage.reduction.key,
+                stage.low,
                 tuple([(c.columns, c.targets, len(c.noise), c.clamped) for c in stage.calls]),
             )
             for stage in self.stages
@@ -246,6 +203,7 @@ def _lower(
     slots = Slots(last_uses(stages))
     inputs = plan.called.shape[1]
     columns = [set().union(*rows.values()) for rows in stages]
+    remembered = [remembers(e.rule) for e in evaluations]
     branches = [branches_of(e, used) for e, used in zip(evaluations, columns, strict=True)]
     wide = inputs > 1 or any(len(branch_names(b)) > 1 for b in branches)
     batched = constraints.fills_input and (wide or constraints.casts)
@@ -254,8 +212,11 @@ def _lower(
     made: list[Stage] = []
     for i, (rows, found) in enumerate(zip(stages, evaluations, strict=True)):
         reads_x0 = _reads_x0(plan, i, found, of_x0)
+        reduction = None
+        if found.rule is not None and found.rule.reduces:
+            reduction = Reduction(found.rule, found.affine[0], any(remembered[:i]))
         kept = constraints.clamp or constraints.hook or reads_x0
-        lowered = _Lowered(plan, rows, found, kept, slots.columns(), together)
+        lowered = _Lowered(plan, rows, found, kept, slots.columns(), together, reduction)
         held = slots.held()
         slots.free(i)
         slot = slots.take(i) if rows.get(H) else -1
@@ -268,23 +229,38 @@ def _lower(
             following = evaluations[i + 1].inputs
             copies = [(input_register(e), k) for e in following for k in range(count)]
         alone = constraints.hook or reads_x0
-        calls = _calls(lowered.estimates, written, slot, copies, held, constraints, alone)
+        beside = {}
+        if reduction is not None and remembered[i] and any(remembered[i + 1 :]):
+            beside = {MOMENTUM: Row(reduction.momentum)}
+        calls = calls_of(
+            *(lowered.estimates, written, beside, slot, copies, held, constraints, alone),
+            reduction,
+        )
         estimate = next(iter(lowered.estimates.values()), Row({}))
         gradients = tuple([int(n[1:]) for n in calls[-1].columns if n[0] == "g"])
         made.append(
             Stage(
                 *(found.times, branches[i], estimate, written, calls, slot, held, joined, keeps),
-                *(gradients, found.gradient_time if gradients else None),
+                *(gradients, found.gradient_time if gradients or not found.times else None),
+                *(
+                    reduction,
+                    found.rule.rule if found.rule is not None and found.rule.low else None,
+                ),
             )
         )
         together = joined
-    beside = [n for n in (Y, V) if any(n in s.rows or n in s.keeps for s in made)]
+    carried = [n for n in (Y, V) if any(n in s.rows or n in s.keeps for s in made)]
     gradients = max((k for s in made for k in s.gradients), default=0)
     called = frozenset(b for b in branches if b)
     return Program(
-        *(tuple(made), opening, slots.count, tuple(beside), gradients, inputs, called),
+        *(tuple(made), opening, slots.count, tuple(carried), gradients, inputs, called),
         *(batched, shared),
     )
+
+
+def _low_passing(at: RuleAt | None) -> Rule | None:
+    """Returns the rule if it makes a low-passed difference."""
+    return at.rule if at is not None and at.low else None
 
 
 def _reads_x0(plan: Plan, i: int, found: Evaluation, of_x0: tuple[int, ...]) -> bool:
@@ -307,11 +283,18 @@ def _reads_x0(plan: Plan, i: int, found: Evaluation, of_x0: tuple[int, ...]) -> 
 class _Lowered:
     """Rows of one stage over tensors."""
 
-    def __init__(self, plan, rows, found: Evaluation, kept: bool, slots, together):
+    def __init__(self, plan, rows, found: Evaluation, kept: bool, slots, together, reduction):
         self.plan, self.found, self.rows, self.slots = plan, found, rows, slots
-        self.kept, self.together = kept, together
+        # Of an estimate whose weights are the sample's own, other rows weigh the row itself.
+        self.kept, self.together = kept or reduction is not None, together
+        self.reduced = reduction is not None
+        self.changed = reduction is not None and (kept or found.rule.threshold is not None)
         each = zip(found.inputs, found.affine, found.weights, strict=True)
         self.x0 = {e: estimate(e, affine, weights) for e, affine, weights in each}
+        if reduction is not None:
+            self.x0[0] = reduction.estimate_row()
+        elif found.rule is not None:  # linear, with a low-passed difference
+            self.x0[0] = low_estimate(found.rule, found.affine[0])
         self.affine = dict(zip(found.inputs, found.affine, strict=True))
         self.estimates = {e: self.tidy(weights) for e, weights in self.x0.items()}
         self.entry = self.multiplied(rows.get(H, {}))
@@ -343,6 +326,13 @@ class _Lowered:
         number, which = input_number(column), column.partition("_")[2]
         if which in (COND, UNCOND):
             return branch_estimate(number, self.affine[number], column)
+        if which and self.changed:
+            raise ValueError(
+                f"plan {self.plan.name} weighs the x0 estimate before a clamp or a hook, but "
+                f"{self.found.rule.rule.name} makes it for each sample in one call with the clamp"
+            )
+        if which and self.reduced:
+            return {estimate_name(number): 1.0}
         if which:  # as the network gave it
             return self.x0[number]
         row = {estimate_name(number): 1.0} if self.kept else self.x0[number]
@@ -368,24 +358,32 @@ def _in_order(column: str) -> tuple[int, str]:
     return (0 if column == NEW else {"d": 1, "y": 2, "v": 2, "x": 2}.get(column[0], 4)), column
 
 
-def estimate_name(number: int) -> str:
-    """Returns the name of the x0 estimate for an input, by its number from 0."""
-    return _LAST[number]
-
-
-def check_plain_calls(who: str, plan: Plan, outputs: Outputs | None = None) -> None:
+def check_plain_calls(who: str, plan: Plan) -> None:
     """Raises ValueError for calls on several inputs at once, or with gradients beside them."""
     gradients = gradients_of(plan)
     if gradients:
         raise ValueError(
             f"{who}: {plan.name} weighs the gradients {', '.join(gradients)} of guidance terms, "
-            "but only df.sample runs such plans"
-        )
-    if getattr(outputs, "guides", ()):
-        raise ValueError(
-            f"{who}: the denoiser has guidance terms with gradients, but only df.sample takes them"
+            "but only df.sample and Stepper run such plans"
         )
     check_one_input(who, plan)
+
+
+def check_plain_rule(who: str, outputs: Outputs | None) -> None:
+    """Raises ValueError for a guidance rule that is not a weighted sum of one call's outputs."""
+    rule = getattr(outputs, "rule", None)
+    if rule is not None and not rule.plain:
+        raise ValueError(
+            f"{who}: guidance is {rule_name(rule)}, which needs each sample's outputs or networks "
+            "of its own, but only df.sample runs such rules"
+        )
+
+
+def rule_name(rule: Rule) -> str:
+    """Returns what messages call a guidance rule, with what is done to its output."""
+    name = rule.name
+    name += " with guidance.rescale" if rule.rescaled else ""
+    return name + (" with guidance.dynamic_threshold" if rule.threshold is not None else "")
 
 
 def check_one_input(who: str, plan: Plan) -> None:
@@ -409,7 +407,7 @@ def _written(rows, lowered: _Lowered, slot: int, together: bool, last: bool):
             keeps.add(name)
         elif rows.get(name):
             written[name] = lowered.row(name)
-    others = [] if last else [name for name in _INPUTS[1:] if rows.get(name)]
+    others = [] if last else [name for name in map(input_register, (1, 2, 3)) if rows.get(name)]
     written |= {name: lowered.row(name) for name in (*others, X)}
     return written, joined, frozenset(keeps)
 
@@ -418,48 +416,6 @@ def _with_copied_state(written: dict[str, Row]) -> dict[str, Row]:
     """Returns the rows with one for y, which leaves the tensor that it shared with x."""
     entry = {H: written[H]} if H in written else {}
     return entry | {Y: Row({X: 1.0})} | {name: row for name, row in written.items() if name != H}
-
-
-def _calls(
-    estimates: dict[int, Row], written, slot, copies, held, constraints: Constraints, alone: bool
-):
-    """Returns the calls of a stage; `alone`: the x0 estimates are made by calls of their own."""
-    rows = [(slot_name(slot) if name == H else name, row) for name, row in written.items()]
-    rows += [(f"copy{n}", written[name]) for n, (name, _) in enumerate(copies)]
-    order = (*_FIRST, *OUTPUTS, *_GRADIENTS, *map(slot_name, held), *_LAST)
-    given, clamp = constraints.given_noise, constraints.clamp and bool(estimates)
-    shown = [(estimate_name(e), row) for e, row in estimates.items()]
-    if alone or (clamp and len(estimates) > 1):
-        first = [call_of([row], order, given, clamp) for row in shown]
-        return *first, call_of(rows, order, given, False)
-    if clamp or (constraints.preview and shown):
-        rows = [shown[0], *rows]
-    return (call_of(rows, order, given, clamp),)
-
-
-def call_of(rows: list[tuple[str, Row]], order, given_noise: bool = False, clamp=False) -> Call:
-    """Returns the call that makes rows, (target, row) pairs, with sums in the order of the names.
-
-    With given noise the fresh normal is the column NOISE. With a clamp row 0 is the x0 estimate,
-    whose clamped self is the last column of all rows.
-    """
-    noise = [row.noise for _, row in rows]
-    if given_noise and any(noise):
-        rows = [(target, Row({**row.weights, NOISE: row.noise})) for target, row in rows]
-    if any([row.second for _, row in rows]):
-        noise = [weight for _, row in rows for weight in (row.noise, row.second)]
-    used = set().union(*[row.weights for _, row in rows])
-    if clamp:  # the clamped row is the last column, not a tensor
-        used.discard(X0)
-    names = [name for name in order if name in used]
-    weighed = [*names, X0] if clamp else names
-    return Call(
-        tuple(names),
-        tuple(target for target, _ in rows),
-        [row.weights.get(name, 0.0) for _, row in rows for name in weighed],
-        noise if any(noise) and not given_noise else [],
-        clamp,
-    )
 
 
 def _check_one_normal(plan: Plan, stages) -> None:

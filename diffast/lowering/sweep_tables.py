@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffast.lowering.estimate import COND, UNCOND, X0
+from diffast.lowering.estimate import COND, EXTRA, UNCOND, X0
 from diffast.lowering.program import (
     Constraints,
     Identity,
@@ -17,6 +17,7 @@ from diffast.lowering.program import (
     Row,
     Stage,
     check_plain_calls,
+    check_plain_rule,
     lower,
 )
 from diffast.lowering.slots import slot_name
@@ -68,16 +69,31 @@ class Tables:
 def tables_of(plan: Plan, outputs: Outputs, clamp: bool = False) -> Tables:
     """Returns the plan's tables for a network; with a clamp of the x0 estimate where one is asked.
 
+    Guidance terms are left out: whoever calls the network adds them to its outputs.
+
     Raises:
-        ValueError: a plan that carries a state and a momentum beside x; what `check_plain_calls`
-            and `lower` raise.
+        ValueError: a plan that carries a state and a momentum beside x, or weighs the estimate of
+            one branch alone; what `check_plain_calls` and `lower` raise.
     """
-    check_plain_calls("sample_parallel", plan, outputs)
+    check_plain_calls("sample_parallel", plan)
+    check_plain_rule("sample_parallel", outputs)
+    alone = [column for column in plan.columns if column.endswith((f"_{COND}", f"_{UNCOND}"))]
+    if alone:
+        raise ValueError(
+            f"sample_parallel: {plan.name} weighs {', '.join(alone)}, the x0 estimate of one "
+            "branch alone, but a sweep has one estimate a call: use df.sample"
+        )
+    outputs = _without_terms(outputs)
     program = lower(plan, outputs, Constraints(clamp=clamp))
     if len(program.carried) > 1:
         raise ValueError(
             f"sample_parallel: plan {plan.name} carries {' and '.join(program.carried)} beside x, "
             "but a sweep carries one register more"
+        )
+    if any(EXTRA in branches for branches in program.branches):
+        raise ValueError(
+            "sample_parallel: guidance has a third branch of the network, but a sweep weighs two "
+            "outputs: use df.sample"
         )
     halves = (COND, UNCOND) if program.branches - {COND, UNCOND} else tuple(program.branches)
     halves = (COND, UNCOND) if len(halves) > 1 else halves
@@ -110,6 +126,25 @@ def tables_of(plan: Plan, outputs: Outputs, clamp: bool = False) -> Tables:
         _gains(tails, line[:, GAIN], entries, parts, noises),
         program.opening,
     )
+
+
+def _without_terms(outputs: Any) -> Any:
+    """Returns what outputs mean, without guidance terms."""
+    return _WithoutTerms(outputs)
+
+
+class _WithoutTerms:
+    """What outputs mean, without guidance terms."""
+
+    guides = ()
+
+    def __init__(self, outputs: Any):
+        """Keeps what the outputs mean."""
+        self._outputs = outputs
+
+    def __getattr__(self, name: str) -> Any:
+        """Returns what is asked for."""
+        return getattr(self._outputs, name)
 
 
 def _by_age(program: Program) -> Iterator[list[Row]]:

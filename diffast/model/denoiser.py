@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
@@ -11,8 +10,11 @@ import numpy as np
 import torch
 
 from diffast.guidance.guide import Guide
+from diffast.guidance.rule import BRANCHES, Rule, RuleAt, branch_names
 from diffast.model import network_errors
+from diffast.model.branches import branch_of, groups_of, rules_at, settled
 from diffast.model.guidance import arguments_of, scales_at
+from diffast.model.inspection import guided_estimate
 from diffast.model.outputs import tensor_of
 from diffast.model.prediction import MISSING, check_predicts
 from diffast.model.prediction import Prediction as Prediction
@@ -46,7 +48,8 @@ class Denoiser:
             guidance (tensors [B, ...] or [1, ...], repeated). Needed unless guidance is 1
             throughout.
         guidance: scale w of x0 = x0_uncond + w (x0_cond - x0_uncond), or a function of the model
-            time that returns it. Stages where it is 1 (or 0) call the network on B rows only.
+            time that returns it, or a rule (`df.guidance`). Stages where it is 1 (or 0) call the
+            network on B rows only.
         dtype: what dtype the network wants x in; None: the state's.
         time_dtype: what dtype the network wants t in; None: float32, float64 if the state is. An
             integer dtype (torch.long) is for networks that index a table with the time. Then every
@@ -75,7 +78,7 @@ class Denoiser:
     _: KW_ONLY
     conditions: Mapping[str, Any] = field(default_factory=dict)
     unconditional: Mapping[str, Any] | None = None
-    guidance: float | Callable[[float], float] = 1.0
+    guidance: float | Callable[[float], float] | Rule = 1.0
     dtype: torch.dtype | None = None
     time_dtype: torch.dtype | None = None
     round_times: bool = False
@@ -94,8 +97,7 @@ class Denoiser:
                 f"Denoiser: conditions are {sorted(self.conditions)} but unconditional ones are "
                 f"{sorted(self.unconditional)}"
             )
-        if not callable(self.guidance) and not math.isfinite(self.guidance):
-            raise ValueError(f"Denoiser: guidance is {self.guidance} but must be finite")
+        object.__setattr__(self, "guidance", settled(self.guidance, self.schedule))
         check_time_dtype(self.time_dtype, self.round_times)
         object.__setattr__(self, "guides", _terms(self.guides))
         if self.memory_format not in FORMATS:
@@ -116,7 +118,7 @@ class Denoiser:
         time_shape: str = "batch",
         conditions: Mapping[str, Any] | None = None,
         unconditional: Mapping[str, Any] | None = None,
-        guidance: float | Callable[[float], float] = 1.0,
+        guidance: float | Callable[[float], float] | Rule = 1.0,
         dtype: torch.dtype | None = None,
         time_dtype: torch.dtype | None = None,
         guides: Sequence[Guide] = (),
@@ -191,7 +193,7 @@ class Denoiser:
         level: str | Callable[[torch.Tensor], torch.Tensor] = "sigma",
         conditions: Mapping[str, Any] | None = None,
         unconditional: Mapping[str, Any] | None = None,
-        guidance: float | Callable[[float], float] = 1.0,
+        guidance: float | Callable[[float], float] | Rule = 1.0,
         dtype: torch.dtype | None = None,
         time_dtype: torch.dtype | None = None,
         guides: Sequence[Guide] = (),
@@ -296,14 +298,37 @@ class Denoiser:
         """Returns what the network's output says of x0."""
         return Prediction(self.schedule, self.predicts)
 
+    @property
+    def rule(self) -> Rule | None:
+        """Returns the guidance rule; None where guidance is a scale."""
+        return self.guidance if isinstance(self.guidance, Rule) else None
+
     def scales(self, times: np.ndarray) -> np.ndarray:
         """Returns the guidance scale at each model time, [S] float64.
 
         Raises:
             ValueError: if a scale is not finite, or asks for unconditional calls that no
-                conditions were given for.
+                conditions were given for; where guidance is a rule, which is more than a scale.
         """
-        return scales_at(self.guidance, times, self.unconditional is not None)
+        guidance = self.guidance
+        if isinstance(guidance, Rule):
+            guidance = float(guidance)  # raises
+        return scales_at(guidance, times, self.unconditional is not None)
+
+    def rules_at(self, times: np.ndarray, planned: np.ndarray | None = None) -> list[RuleAt] | None:
+        """Returns the guidance rule at each model time; None where guidance is a scale.
+
+        Args:
+            times: [S] of network calls, in order.
+            planned: [S] scales that a plan gives in place of the rule's.
+
+        Raises:
+            ValueError: as `scales`.
+        """
+        if not isinstance(self.guidance, Rule):
+            return None
+        has_blank = self.unconditional is not None
+        return rules_at(self.guidance, self.schedule, times, planned, has_blank)
 
     def planned_scales(self, scales: np.ndarray) -> np.ndarray:
         """Returns the guidance scales that a plan gives in place of `guidance`, [S] float64.
@@ -319,9 +344,22 @@ class Denoiser:
         return scales
 
     def weights_at(self, time: float) -> list[float]:
-        """Returns the weights of the branches' outputs at one model time: cond, uncond, extra."""
-        scale = float(self.scales(np.array([time]))[0])
-        return [scale, 1.0 - scale, 0.0]
+        """Returns the weights of the branches' outputs at one model time: cond, uncond, extra.
+
+        Raises:
+            ValueError: for a rule whose weights are functions of the outputs.
+        """
+        rules = self.rules_at(np.array([time]))
+        if rules is None:
+            scale = float(self.scales(np.array([time]))[0])
+            return [scale, 1.0 - scale, 0.0]
+        if rules[0].reduces or rules[0].low:
+            raise ValueError(
+                f"Denoiser: a guidance term is taken through the network, but {rules[0].rule.name} "
+                "has weights that depend on the outputs: use a linear rule, or through='x0'"
+            )
+        weights = dict(rules[0].weights or ())
+        return [weights.get(name, 0.0) for name in BRANCHES]
 
     def gradient_scales(self, times: np.ndarray) -> np.ndarray:
         """Returns the scales of the guidance terms, [terms, S] float64.
@@ -345,6 +383,24 @@ class Denoiser:
         first = network_errors.first_parameter(self.network)
         return torch.device("cpu") if first is None else first.device
 
+    def branch(self, name: str) -> tuple[Any, Mapping[str, Any]]:
+        """Returns the network and the conditions of a branch: "cond", "uncond" or "extra"."""
+        return branch_of(name, self.rule, self.network, self.conditions, self.unconditional)
+
+    @property
+    def networks(self) -> list[Any]:
+        """Returns the networks of all branches, the denoiser's first."""
+        own = {} if self.rule is None else self.rule.branches
+        found = (branch.network for branch in own.values())
+        return [self.network, *(network for network in found if network is not None)]
+
+    def groups(self, branches: str) -> list[tuple[Any, str]]:
+        """Returns (network, branches) of the calls that a stage on these branches is made of.
+
+        Branches of one network are one batched call.
+        """
+        return groups_of(branches, lambda name: self.branch(name)[0])
+
     def arguments(self, batch: int, device: torch.device, branch: str) -> dict[str, Any]:
         """Returns the conditions for one kind of call, made once a run.
 
@@ -352,13 +408,19 @@ class Denoiser:
             batch: number of samples B.
             device: where the state is.
             branch: the cfg branch: "cond" or "uncond" for B rows, "both" for 2B rows, conditional
-                first.
+                first; or names joined by +.
 
         Raises:
-            ValueError: for a tensor whose first axis is neither the batch nor 1, or a condition
-                that is no tensor and differs between the branches.
+            ValueError: for a tensor whose first axis is neither the batch nor 1, a condition
+                that is no tensor and differs between the branches, or branches of several networks.
         """
-        return arguments_of(self.conditions, self.unconditional or {}, batch, device, branch)
+        names = branch_names(branch)
+        if len(self.groups(branch)) > 1:
+            raise ValueError(
+                f"Denoiser: {' and '.join(names)} are branches with networks of their own, but one "
+                "batched call was asked for: df.sample calls one after the other"
+            )
+        return arguments_of([self.branch(name)[1] for name in names], batch, device)
 
     def call(
         self,
@@ -366,6 +428,7 @@ class Denoiser:
         t: torch.Tensor,
         arguments: Mapping[str, Any],
         memory_format: torch.memory_format = torch.contiguous_format,
+        network: Callable[..., Any] | None = None,
     ) -> torch.Tensor:
         """Returns the network's raw output, in that format, shaped as x [B, ...].
 
@@ -377,16 +440,18 @@ class Denoiser:
             t: model times [B].
             arguments: from `arguments`.
             memory_format: how the output has to lie; it is copied if it does not.
+            network: that of a branch with one of its own; None: the denoiser's.
 
         Raises:
             ValueError: if the network returns something else; as above.
         """
         if self.time_dtype is not None:
             t = given_times(t, self.time_dtype, self.round_times)
+        network = self.network if network is None else network
         try:
-            output = self.network(x, t, **arguments)
+            output = network(x, t, **arguments)
         except network_errors.RAISED as error:
-            clearer = network_errors.explanation(error, self.network, x, t)
+            clearer = network_errors.explanation(error, network, x, t)
             if clearer is None:
                 raise
             raise ValueError(clearer) from error
@@ -406,18 +471,7 @@ class Denoiser:
 
         For inspection and tests. Executors use the same numbers in their fused steps.
         """
-        a, b = (float(w[0]) for w in self.affine(np.array([t])))
-        scale = float(self.scales(np.array([t]))[0])
-        x_in = x.to(self.dtype or x.dtype)
-        times = torch.full((len(x),), t, dtype=time_dtype(x.dtype), device=x.device)
-
-        def output_of(branch: str) -> torch.Tensor:
-            return self.call(x_in, times, self.arguments(len(x), x.device, branch)).to(x.dtype)
-
-        output = output_of("uncond" if scale == 0.0 else "cond")
-        if scale not in (0.0, 1.0):
-            output = output_of("uncond").lerp(output, scale)
-        return a * x + b * output
+        return guided_estimate(self, x, t)
 
 
 def _terms(guides: Any) -> tuple[Guide, ...]:

@@ -1,12 +1,12 @@
 """Classifier-free guidance: its scale at each time, and the conditions of its branches.
 
-A network call is made on the branch "cond" (B rows), on the branch "uncond" (B rows), or on "both"
-(2B rows, the conditional ones first).
+A network call is made on the branch "cond" (B rows), on the branch "uncond" (B rows), on "both"
+(2B rows, the conditional ones first), or with a third branch "extra" (3B rows).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,49 +42,48 @@ def scales_at(
 
 
 def arguments_of(
-    conditions: Mapping[str, Any],
-    unconditional: Mapping[str, Any],
-    batch: int,
-    device: torch.device,
-    branch: str,
+    branches: Sequence[Mapping[str, Any]], batch: int, device: torch.device
 ) -> dict[str, Any]:
-    """Returns the conditions as a network call on that branch takes them.
+    """Returns the conditions as one network call on these branches takes them.
 
     Args:
-        conditions: named arguments; a tensor has B rows, or 1 that is repeated.
-        unconditional: the same names for the unconditional branch.
+        branches: the named arguments of each branch; a tensor has B rows, or 1 that is repeated.
         batch: number of samples B.
         device: where the state is.
-        branch: "cond", "uncond" or "both".
 
     Raises:
-        ValueError: for a tensor whose first axis is neither the batch nor 1, or a condition that is
-            no tensor and differs between the branches of one call.
+        ValueError: for a tensor whose first axis is neither the batch nor 1, a condition that only
+            some branches of the call have, or one that is no tensor and differs between them.
     """
-    if branch == "cond":
-        return {k: _rows(k, v, batch, device) for k, v in conditions.items()}
-    blank = {k: _rows(k, v, batch, device) for k, v in unconditional.items()}
-    if branch == "uncond":
-        return blank
-    both = {}
-    for name, value in conditions.items():
-        value, other = _rows(name, value, batch, device), blank[name]
-        if _has_rows(value) and _has_rows(other):
+    first, *others = ({k: _rows(k, v, batch, device) for k, v in b.items()} for b in branches)
+    for other in others:
+        for name in set(first) ^ set(other):
+            raise ValueError(
+                f"Denoiser: condition {name!r} is given for some branches of one batched call, but "
+                "the network takes the same conditions for all of its rows"
+            )
+    if not others:
+        return first
+    return {name: _joined(name, value, [o[name] for o in others]) for name, value in first.items()}
+
+
+def _joined(name: str, value: Any, others: list[Any]) -> Any:
+    """Returns a condition of several branches, in the rows of one batch."""
+    if all(_has_rows(v) for v in (value, *others)):
+        for other in others:
             if value.shape[1:] != other.shape[1:]:
                 raise ValueError(
                     f"Denoiser: condition {name!r} has shape {list(value.shape)} but "
                     f"{list(other.shape)} for the unconditional branch"
                 )
-            both[name] = torch.cat([value, other.to(value.dtype)])
-        elif _same(value, other):
-            both[name] = value
-        else:
-            raise ValueError(
-                f"Denoiser: condition {name!r} differs between the cfg branches of one batched "
-                f"call but is a {type(value).__name__}, no tensor with rows: tensors inside of it "
-                "have to be conditions of their own, put together in a function around the network"
-            )
-    return both
+        return torch.cat([value, *(other.to(value.dtype) for other in others)])
+    if all(_same(value, other) for other in others):
+        return value
+    raise ValueError(
+        f"Denoiser: condition {name!r} differs between the cfg branches of one batched "
+        f"call but is a {type(value).__name__}, no tensor with rows: tensors inside of it "
+        "have to be conditions of their own, put together in a function around the network"
+    )
 
 
 def _has_rows(value: Any) -> bool:

@@ -79,6 +79,7 @@ def wanted_of(denoiser: Any, guidance: float | None) -> Wanted:
 def _scale_of(denoiser: Any, schedule: Schedule) -> Any:
     """Returns the denoiser's scale; of a function of the model time the largest of 33 values."""
     scale = getattr(denoiser, "guidance", 1.0)
+    scale = getattr(scale, "scale", scale)  # of a guidance rule
     if not callable(scale):
         return scale
     times = np.linspace(float(schedule.t_start), float(schedule.t_min), 33)

@@ -17,7 +17,9 @@ from diffast.solvers.aliases import dpm_2, etdrk2, euler_ancestral, ralston, res
 from diffast.solvers.correctors.compose import predictor_corrector
 from diffast.solvers.correctors.dpum import dpom, dpum
 from diffast.solvers.few_step.consistency import lcm, tcd
+from diffast.solvers.guided.cfg_plus_plus import cfg_plus_plus
 from diffast.solvers.guided.on_state import on_state
+from diffast.solvers.guided.rectified_cfg import rectified_cfg
 from diffast.solvers.guided.renoised import renoised
 from diffast.solvers.ode.adams import (
     deis,
@@ -81,7 +83,7 @@ SOLVERS: dict[str, Callable[..., Plan]] = {name: globals()[name] for name in __a
 # A plan from a plan: no builder of (schedule, grid).
 __all__ += ["predictor_corrector", "resampled"]
 # For guided runs: no solvers of the network's own distribution.
-__all__ += ["on_state", "renoised"]
+__all__ += ["on_state", "renoised", "cfg_plus_plus", "rectified_cfg"]
 
 
 def get(name: str) -> Callable[..., Plan]:

@@ -397,6 +397,7 @@ class _Tuning:
             "predicts": denoiser.predicts,
             "network": fingerprint(denoiser.network),
             "guidance": None if callable(scale) else float(scale),
+            "guides": [term.name for term in denoiser.guides],
             "calls": settings.calls,
             "shape": list(settings.shape[1:]),
             "seed": settings.seed,

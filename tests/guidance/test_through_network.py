@@ -4,10 +4,9 @@ import gc
 import weakref
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from linear_gaussian import VP, numbers
+from linear_gaussian import FULL, MEAN, SIZE, VP, network, numbers
 
 import diffast as df
 from diffast.executors import guided
@@ -184,18 +183,65 @@ def test_a_probe_looks_at_the_network_alone():
     def never(x0, t):
         raise AssertionError("called")
 
-    net = Net()
-    own = denoiser_of(net, guides=[df.guidance.loss(never)])
-    plain = denoiser_of(net, guides=())
-    shape = (2, 2, 4, 4)
-    found, want = (one.probe(shape, warn=False) for one in (own, plain))
-    np.testing.assert_array_equal(found.errors, want.errors)
+    def exact(x, t):
+        return network(MEAN, FULL)(x.double(), t).to(x.dtype)
+
+    own = df.Denoiser(exact, VP, "x0", guides=[df.guidance.loss(never)])
+    plain = df.Denoiser(exact, VP, "x0")
+    found, want = (one.probe((64, SIZE), warn=False) for one in (own, plain))
+    assert found == want
 
 
-def test_plans_made_for_the_network_alone_warn():
+def test_plans_made_for_other_terms_warn():
     net = Net()
-    plan = replace(EULER, made_for={"predicts": "epsilon", "guidance": 1.0})
-    df.sample(denoiser_of(net, guides=()), plan, x=images())
-    with pytest.warns(UserWarning, match="was made for a network without guidance terms, but"):
-        df.sample(denoiser_of(net), plan, x=images())
-    df.sample(denoiser_of(net), plan, x=images())  # once
+    plain = replace(EULER, made_for={"predicts": "epsilon", "guidance": 1.0})
+    df.sample(denoiser_of(net, guides=()), plain, x=images())
+    facts = "was made for no guidance terms, but the denoiser has the guidance terms guidance.loss"
+    with pytest.warns(UserWarning, match=facts):
+        df.sample(denoiser_of(net), plain, x=images())
+    df.sample(denoiser_of(net), plain, x=images())  # once
+    tuned = replace(EULER, made_for={"predicts": "epsilon", "guides": ["guidance.loss"]})
+    df.sample(denoiser_of(net), tuned, x=images())
+    with pytest.warns(UserWarning, match=r"terms guidance.loss, but the denoiser has no guidance"):
+        df.sample(denoiser_of(net, guides=()), tuned, x=images())
+
+
+@pytest.mark.slow
+def test_tuning_tunes_the_guided_run():
+    """The terms are part of the runs that are compared, and of what the plan is made for."""
+    calls = []
+
+    def counted(x0, t):
+        calls.append(len(x0))
+        return far(x0, t)
+
+    own = denoiser_of(Net(), guides=[df.guidance.loss(counted, 0.02, through="x0")])
+    options = {"iterations": 1, "starts": 1, "held_out": 2, "seed": 1, "freedom": ("scale",)}
+    plan = df.tune(own, 2, (4, 2, 4, 4), **options).plan
+    assert calls
+    assert plan.made_for["guides"] == ["guidance.loss"]
+
+
+def test_branches_of_networks_of_their_own():
+    """Autoguidance: the gradient is that of the estimate that both networks make."""
+    strong, weak = Net(), Net()
+    with torch.no_grad():
+        for p in weak.parameters():
+            p.mul_(0.5)
+    rule = df.guidance.autoguidance(weak, 2.5)
+    own = denoiser_of(strong, guidance=rule)
+
+    def both(x, t):
+        return weak(x, t) + 2.5 * (strong(x, t) - weak(x, t))
+
+    want = df.sample(denoiser_of(both), EULER, x=images()).x
+    got = df.sample(own, EULER, x=images()).x
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    term = df.guidance.gradient(lambda x, t: -0.1 * x)
+    stages = df.solvers.ltsp(VP, GRID)
+    for guides in ([term], [df.guidance.loss(far, 0.02)]):
+        got, want = (
+            df.sample(one, stages, x=images()).x
+            for one in (replace(own, guides=guides), denoiser_of(both, guides=guides))
+        )
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)

@@ -9,6 +9,8 @@ from linear_gaussian import FULL, MATRIX, MEAN, SIZE, VP, Y, network, numbers
 
 import diffast as df
 from diffast import ops
+from diffast.executors.context import place_of
+from diffast.executors.replay import ReplayableRun
 from diffast.solvers.sde.resampled import resampled
 
 GRID = df.grids.uniform_logsnr(VP, 6)
@@ -165,11 +167,26 @@ def test_a_stepper_gives_terms_the_same_noise():
             torch.testing.assert_close(stepper.result(state).x, want, rtol=0, atol=1e-9)
 
 
+def test_a_run_that_is_replayed_gives_terms_no_noise():
+    """A graph would hold the seed that it was captured with."""
+    x = numbers(3, SIZE, seed=9)
+    for term, works in ((df.guidance.lgd_mc(loss, 0.3), False), (df.guidance.freedom(loss), True)):
+        denoiser = df.Denoiser(EXACT, VP, "x0", guides=[term])
+        place = place_of("sample", denoiser, None, x, None, 0, None, None)
+        run = ReplayableRun(denoiser, EULER, place)
+        run.load(x=x)
+        if works:
+            run.run()
+            continue
+        with pytest.raises(ValueError, match="lgd_mc: the term draws noise, but this executor"):
+            run.run()
+
+
 @pytest.mark.parametrize(
     ("make", "facts"),
     [
         (lambda: df.guidance.lgd_mc(loss, draws=0), "draws is 0, but it must be a whole number"),
-        (lambda: df.guidance.lgd_mc(loss, draws=300), "draws is 300, .* from 1 to 256"),
+        (lambda: df.guidance.lgd_mc(loss, draws=300), "draws is 300, .* from 1 to 255"),
         (lambda: df.guidance.lgd_mc(loss, spread=-1.0), "spread is -1.0, but"),
         (lambda: df.guidance.descent(loss, steps=True), "steps is True, but"),
         (lambda: df.guidance.descent(loss, math.inf), "rate is inf, but it must be finite"),

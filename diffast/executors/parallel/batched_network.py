@@ -17,6 +17,9 @@ RunChunk = Callable[[slice], list[torch.Tensor]]
 # Runs chunks of `rows` rows in all; returns the outputs of all rows.
 RunChunks = Callable[[list[slice], int, RunChunk], list[torch.Tensor]]
 
+# Names of the arrays that a call may need on the device, a number a row.
+SENT = ("times", "sample", "stage", "numbers")
+
 _BRANCHES = {(COND,): "cond", (UNCOND,): "uncond", (COND, UNCOND): "both"}
 
 
@@ -62,11 +65,11 @@ class BatchedNetwork:
             ValueError: what `Denoiser.call` raises; a network that writes into its input.
         """
         chunks = chunks_of(len(x), len(x) if self.batch_size is None else self.batch_size)
-        times, sample = sent["times"], sent.get("sample")
         self.rows_called += len(x)
+        sent = {name: sent[name] for name in SENT if name in sent}
 
         def run(chunk: slice) -> list[torch.Tensor]:
-            return self._call(x[chunk], times[chunk], None if sample is None else sample[chunk])
+            return self._call(x[chunk], {name: tensor[chunk] for name, tensor in sent.items()})
 
         if self.run_chunks is not None:
             return self.run_chunks(chunks, len(x), run)
@@ -74,10 +77,9 @@ class BatchedNetwork:
             return run(chunks[0])
         return run_all(chunks, len(x), run)
 
-    def _call(
-        self, x: torch.Tensor, times: torch.Tensor, sample: torch.Tensor | None
-    ) -> list[torch.Tensor]:
+    def _call(self, x: torch.Tensor, sent: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         count, arguments = len(x), self.arguments
+        times, sample = sent["times"], sent.get("sample") if self.per_sample else None
         network_input = x.to(self.denoiser.dtype or x.dtype)
         if sample is not None:
             arguments = context.on_rows(arguments, lambda value: self._rows(value, sample))

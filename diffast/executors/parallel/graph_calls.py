@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from diffast.executors.cuda_graph import Backend, Graph, GraphError
-from diffast.executors.parallel.batched_network import BatchedNetwork
+from diffast.executors.parallel.batched_network import SENT, BatchedNetwork
 
 MOST = 4  # graphs of one run; a run whose points lie elsewhere in every round has none
 
@@ -35,7 +35,7 @@ class GraphCalls:
 
     def __call__(self, x: torch.Tensor, sent: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         """Returns the outputs for rows x, see `BatchedNetwork`."""
-        read = [x, *(sent[name] for name in ("times", "sample") if name in sent)]
+        read = [x, *(sent[name] for name in SENT if name in sent)]
         key = tuple((t.data_ptr(), tuple(t.shape)) for t in read)
         if key in self.graphs:
             self.network.rows_called += len(x)

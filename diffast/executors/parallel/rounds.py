@@ -157,6 +157,7 @@ class ParallelRun:
         network_input = 2 if branches == 2 else int(cast)
         more = 2 * self.method.memory + 1 if self.method.memory else 0
         more += 3 if self.method.exact else 0  # points made and guessed, and their noise
+        more += len(self.network.denoiser.guides)
         return (1 + self.doubled) + more + branches * (1 + self.method.secant) + network_input
 
     def open(self, windows: Windows, rule: Rule) -> None:
@@ -422,6 +423,8 @@ class ParallelRun:
             return False
         row = int(self.windows.rows[b, place])
         self.reasons[b] = what_failed(output[row] for output in outputs)
+        if self.network.denoiser.guides:  # they are part of the outputs
+            self.reasons[b] += " or the gradient of a guidance term"
         self.status[b] = self.windows.start[b] + place
         return True
 

@@ -17,11 +17,13 @@ from diffast.executors.parallel.changes import ByChange
 from diffast.executors.parallel.convergence import convergence_of
 from diffast.executors.parallel.coupling import ByCoupling, check_plan
 from diffast.executors.parallel.distributed import DistributedChunks
+from diffast.executors.parallel.guided_network import GuidedNetwork
 from diffast.executors.parallel.methods import METHODS, Method
 from diffast.executors.parallel.rounds import ParallelRun, Round
 from diffast.executors.parallel.windows import Windows
 from diffast.executors.results import Progress, Result
-from diffast.lowering.sweep_tables import tables_of
+from diffast.executors.ruled import ruled
+from diffast.lowering.sweep_tables import Tables, tables_of
 from diffast.model.denoiser import Denoiser
 from diffast.ops.schema import MAX_ENTRIES
 from diffast.plans import Plan
@@ -96,6 +98,9 @@ def sample_parallel(
     and then sweeps through the plan with its outputs (Picard iteration; Shih et al. 2023, Chen et
     al. 2024). That pays where one large batch costs the network less than many small ones.
 
+    Guidance terms (`Denoiser(guides=)`) are added to the network's outputs: their samples are those
+    of `sample` up to rounding, also with tol=0.
+
     Args:
         denoiser: the network and what it predicts.
         plan: any plan of `df.solvers`, for the denoiser's schedule; None: that of `calls`.
@@ -144,6 +149,7 @@ def sample_parallel(
     """
     plan = context.plan_of(_WHO, denoiser, plan, calls)
     context.check_own_times(_WHO, denoiser)
+    denoiser = ruled(_WHO, denoiser)
     context.check_noise(_WHO, noise, _SOURCES)
     context.refuse(_WHO, on_x0=(on_x0, _NO_HOOK))
     context.check_executor(_WHO, executor)
@@ -167,7 +173,7 @@ def sample_parallel(
     if chosen.exact:
         check_plan(plan, tables, place.limits)
     chunks = None if ranks is False else DistributedChunks(None if ranks is True else ranks)
-    network = BatchedNetwork(denoiser, plan.call_times, tables.outputs, place, batch_size, chunks)
+    network = _network(denoiser, plan, tables, place, batch_size, chunks)
     graphs = executor == "graph"
     run = ParallelRun(chosen, plan, tables, network, place, static or graphs, graphs)
     convergence = convergence_of(chosen, plan, tables.gains, tol, sweeps)
@@ -184,6 +190,20 @@ def sample_parallel(
                 break
     acceptance = rule.accepted / max(rule.tested, 1) if isinstance(rule, ByCoupling) else None
     return _result(run, acceptance, throw, x)
+
+
+def _network(
+    denoiser: Denoiser, plan: Plan, tables: Tables, place: context.Place, batch_size, chunks
+) -> BatchedNetwork:
+    """Returns the network on rows, with the gradients of guidance terms if there are any."""
+    if not denoiser.guides:
+        return BatchedNetwork(denoiser, plan.call_times, tables.outputs, place, batch_size, chunks)
+    if place.limits:
+        raise ValueError(
+            f"{_WHO}: clamp is given and the denoiser has guidance terms, whose gradients are "
+            "added to the clamped estimate, but a sweep clamps the whole: use df.sample"
+        )
+    return GuidedNetwork(denoiser, plan.call_times, tables, place, batch_size, chunks)
 
 
 def _method(name: str) -> Method:
@@ -271,6 +291,9 @@ def _result(
         tuple(run.rounds),
         run.batch_difference,
         acceptance,
+        network_rows=calls
+        * len(run.tables.outputs)
+        * getattr(run.network.denoiser.network, "branches", 1),
     )
 
     def what(b: int, stage: int) -> str:
