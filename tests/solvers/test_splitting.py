@@ -321,7 +321,6 @@ def test_every_grid_has_a_plan_that_passes_its_checks(schedule, name):
     for grid in many_grids(schedule):
         plan = EVERY[name](schedule, grid)
         assert (plan.steps, plan.start, plan.end) == (len(grid) - 1, grid[0], grid[-1])
-        assert plan.check == ("x0" if name == "stsp released" else "full")
 
 
 GRID = grids.karras(VP, 4)
