@@ -17,7 +17,7 @@ from diffast import ops
 from diffast.executors import context
 from diffast.executors.device import on_host, sent
 from diffast.executors.guided import Guides
-from diffast.executors.reduced import limits_of, reductions_of, table_of
+from diffast.executors.reduced import limits_of, reductions_of
 from diffast.executors.results import FINE, Info, Progress, what_failed
 from diffast.lowering.evaluations import branch_names, output_names
 from diffast.lowering.program import (
@@ -284,7 +284,7 @@ class BoundRun:
             at_rule = self.stages[i].reduction.at
             bound = bound._replace(
                 clamp=limits_of(self.limits, at_rule) if call.clamped else [],
-                table=table_of(call, self.place, i),
+                table=self.reductions.table(i, call),
             )
             columns = [at.get(name, name) for name in self.stages[i].reduction.columns]
             self.reductions.bind(i, call, bound.columns, columns)
