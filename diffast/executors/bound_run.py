@@ -294,8 +294,10 @@ class BoundRun:
         """Returns where else x has to be for network call i."""
         if self.network_input is None or i == len(self.stages) or not self.stages[i].times:
             return []
-        parts = self.network_input[: self._rows(self.stages[i])].split(self.batch)
-        return list(parts if self.front is None else parts[1:])
+        stage, whole = self.stages[i], self.network_input
+        count = len(branch_names(stage.branches)) * len(stage.times)
+        parts = [whole[k * self.batch : (k + 1) * self.batch] for k in range(count)]
+        return parts if self.front is None else parts[1:]
 
     def start(self, x: torch.Tensor | None) -> None:
         """Puts the initial state where the network reads it."""
