@@ -128,7 +128,8 @@ class Reductions:
         if reduction.at.threshold is not None:
             self._weights[i] = made.pop()
         self._programs[i] = tuple(
-            Encoded(*made[3 * k : 3 * k + 3], p.registers) for k, p in enumerate(programs)
+            Encoded(made[3 * k], made[3 * k + 1], made[3 * k + 2], p.registers)
+            for k, p in enumerate(programs)
         )
 
     def write(
