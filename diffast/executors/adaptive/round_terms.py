@@ -85,9 +85,11 @@ class RoundTerms:
         schedule, x = self.denoiser.schedule, run.batch.view[X]
         weights = self.denoiser.gradient_weights(times)[:, 0].tolist()
         numbers = [k for k, weight in enumerate(weights, 1) if weight != 0.0]
-        told = (times, schedule.alpha(times), schedule.sigma(times))
-        told = [torch.full((len(x),), float(n[0]), dtype=x.dtype, device=x.device) for n in told]
-        found = self.gradients(run, *told, pulled, d, numbers)
+        time, alpha, sigma = (
+            torch.full((len(x),), float(n[0]), dtype=x.dtype, device=x.device)
+            for n in (times, schedule.alpha(times), schedule.sigma(times))
+        )
+        found = self.gradients(run, time, alpha, sigma, pulled, d, numbers)
         return list(found.values()), [weights[k - 1] for k in numbers]
 
     def gradients(

@@ -125,6 +125,8 @@ def test_with_guidance_clamp_and_hook():
     got = df.sample_adaptive(own, "pec", x=start(schedule), seed=3, clamp=(-0.4, 0.5), on_x0=hook)
     np.testing.assert_allclose(got.x, want.x, rtol=0, atol=1e-9)
     assert len(seen) == got.rounds
+    assert got.network_rows.tolist() == (2 * got.nfe).tolist()
+    assert want.network_rows.tolist() == want.nfe.tolist()
 
 
 def test_terms_know_whose_row_it_is():
