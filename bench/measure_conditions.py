@@ -55,13 +55,13 @@ def posterior() -> tuple[torch.Tensor, torch.Tensor]:
     return MEAN + gain @ (Y[0] - MATRIX @ MEAN), COVARIANCE - gain @ MATRIX @ COVARIANCE
 
 
-def network(mean: torch.Tensor, covariance: torch.Tensor):
+def network(mean: torch.Tensor, covariance: torch.Tensor, schedule=SCHEDULE):
     """Returns E[x0 | x] of normal data."""
     values, vectors = torch.linalg.eigh(covariance)
     values = values.clamp(min=0.0)
 
     def estimate(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        a, s = (float(level(np.array(float(t[0])))) for level in (SCHEDULE.alpha, SCHEDULE.sigma))
+        a, s = (float(level(np.array(float(t[0])))) for level in (schedule.alpha, schedule.sigma))
         gain = a * values / (a * a * values + s * s)
         return mean + ((x - a * mean) @ vectors * gain) @ vectors.T
 

@@ -190,7 +190,7 @@ class BoundRun:
         self.kinds = [self._kinds(stage) for stage in self.stages]
         kinds = {(branches, inputs) for calls in self.kinds for branches, inputs, _ in calls}
         if self.guides is not None and self.guides.calls():
-            kinds.add((self._own_branches(), 1))
+            kinds |= {(branches, 1) for _, branches in self._groups(self._own_branches())}
         self.arguments = {kind: self._arguments(*kind) for kind in sorted(kinds)}
         told = [time for stage in self.stages for time in stage.times]
         times = iter(_on_device(self.plan, told, time_dtype(self.dtype), self.device))
@@ -371,8 +371,13 @@ class BoundRun:
     def _pulled(self, i: int) -> Any:
         """Returns the network call of stage i through which vectors are pulled back to x."""
         branches = self.stages[i].branches or self._own_branches()
-        arguments = self.arguments[branches, 1]
-        return self.guides.pulled(i, self.states[i], arguments, branches, self.format)
+        calls = [(net, b, self.arguments[b, 1]) for net, b in self._groups(branches)]
+        return self.guides.pulled(i, self.states[i], calls, branches, self.format)
+
+    def _groups(self, branches: str) -> list[tuple[Any, str]]:
+        """Returns (network, branches) of the calls on one input: one a network."""
+        groups = self.denoiser.groups(branches)
+        return groups if len(groups) > 1 else [(groups[0][0], branches)]
 
     def _gradients(self, i: int, filled: dict, pulled: Any) -> dict[str, torch.Tensor]:
         x0 = self.x0s[0]

@@ -104,10 +104,13 @@ class Guides:
         return found
 
     def pulled(
-        self, i: int, x: torch.Tensor, arguments: Any, branches: str, memory_format: Any
+        self, i: int, x: torch.Tensor, calls: list, branches: str, memory_format: Any
     ) -> Pulled:
-        """Returns the network's outputs at x, with what pulls vectors back to x."""
-        return Pulled(self, i, x, arguments, branches, memory_format)
+        """Returns the outputs of the branches at x, with what pulls vectors back to x.
+
+        `calls` are (network, its branches, its conditions), one a network.
+        """
+        return Pulled(self, i, x, calls, branches, memory_format)
 
 
 class Pulled:
@@ -118,33 +121,33 @@ class Pulled:
         x0: the x0 estimate, without gradients.
     """
 
-    def __init__(self, guides: Guides, i: int, x, arguments, branches: str, memory_format):
-        """Calls the network and keeps its graph."""
+    def __init__(self, guides: Guides, i: int, x, calls, branches: str, memory_format):
+        """Calls the networks and keeps their graph."""
         denoiser, stage = guides.denoiser, guides.stages[i]
         time = stage.time
-        names = branch_names(branches)
         a, b = (float(w[0]) for w in denoiser.affine(np.array([time])))
         weights = denoiser.weights_at(time)
+        made: dict[str, torch.Tensor] = {}
         with torch.inference_mode(False), torch.enable_grad():
-            # Autograd saves no tensor that was made in inference mode, as conditions may be.
-            arguments = context.on_rows(arguments, _saveable)
             self.x = _saveable(x).detach().requires_grad_()
-            rows = self.x if len(names) == 1 else torch.cat([self.x] * len(names))
-            t = torch.full((len(rows),), time, dtype=x.dtype, device=x.device)
-            output = denoiser.call(rows.to(denoiser.dtype or x.dtype), t, arguments, memory_format)
-            if not output.requires_grad:
-                term = next(t for t in guides.terms if t.through == "network")
-                raise ValueError(
-                    f"sample: {term.name} takes its gradient through the network, but the "
-                    "network's output does not depend on its input by operations that torch can "
-                    "differentiate: is it called under torch.no_grad, or its output detached?"
-                )
+            for network, own, arguments in calls:
+                # Autograd saves no tensor that was made in inference mode, as conditions may be.
+                arguments = context.on_rows(arguments, _saveable)
+                names = branch_names(own)
+                rows = self.x if len(names) == 1 else torch.cat([self.x] * len(names))
+                rows = rows.to(denoiser.dtype or x.dtype)
+                t = torch.full((len(rows),), time, dtype=x.dtype, device=x.device)
+                output = denoiser.call(rows, t, arguments, memory_format, network)
+                made |= zip(names, output.split(len(x)), strict=True)
+            weighed = {n: b * weights[BRANCHES.index(n)] for n in made}
+            _check_graph(guides, [made[n] for n, w in weighed.items() if w != 0.0])
             self.graph = a * self.x
-            for name, part in zip(names, output.split(len(x)), strict=True):
-                weight = weights[BRANCHES.index(name)]
+            for name, weight in weighed.items():
                 if weight != 0.0:
-                    self.graph = self.graph + (b * weight) * part.to(x.dtype)
-        self.outputs, self.x0 = output.detach(), self.graph.detach()
+                    self.graph = self.graph + weight * made[name].to(x.dtype)
+        parts = [made[name].detach() for name in branch_names(branches)]
+        self.outputs = parts[0] if len(parts) == 1 else torch.cat(parts)
+        self.x0 = self.graph.detach()
 
     def pull(self, vector: torch.Tensor) -> torch.Tensor:
         """Returns J^T v for v [B, ...], J the Jacobian of the x0 estimate in x."""
@@ -157,3 +160,15 @@ class Pulled:
 def _saveable(tensor: torch.Tensor) -> torch.Tensor:
     """Returns the tensor, or a copy that autograd can save."""
     return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _check_graph(guides: Guides, outputs: list[torch.Tensor]) -> None:
+    """Raises ValueError where the outputs that an estimate weighs have no graph from x."""
+    if not outputs or any(output.requires_grad for output in outputs):
+        return
+    term = next(term for term in guides.terms if term.through == "network")
+    raise ValueError(
+        f"sample: {term.name} takes its gradient through the network, but the network's output "
+        "does not depend on its input by operations that torch can differentiate: is it called "
+        "under torch.no_grad, or its output detached?"
+    )

@@ -27,7 +27,7 @@ class Point(NamedTuple):
         x0: the x0 estimate [B, ...], without gradients; None for terms of through="x".
         pull: v [B, ...] -> J^T v, J the Jacobian of the x0 estimate in x; None but for terms of
             through="network". May be called more than once.
-        normals: k, from 0 to 255 -> normals [B, ...] of the sample's own, other ones for every k
+        normals: k, from 0 to 254 -> normals [B, ...] of the sample's own, other ones for every k
             and stage; the same for all terms. None where nothing draws noise.
         owner: [B] int64, the sample whose condition each row has, where samples have several rows
             (particles); None: row b is sample b.

@@ -36,7 +36,7 @@ class Measurement:
 
     def __init__(self, who: str, operator: Operator, y: torch.Tensor, noise: float = 0.0):
         """Checks what can be checked before the first estimate."""
-        forward: Any = getattr(operator, "forward", operator)
+        forward: Callable[[torch.Tensor], torch.Tensor] = getattr(operator, "forward", operator)
         if not callable(forward):
             raise ValueError(
                 f"{who}: operator is a {type(operator).__name__}, but a function x -> y or an "
@@ -50,7 +50,7 @@ class Measurement:
         if not 0.0 <= noise < math.inf:
             raise ValueError(f"{who}: noise is {noise}, but it must be 0 or more, and finite")
         self.who, self.operator, self.y, self.noise = who, operator, y.detach(), float(noise)
-        self.forward: Callable[[torch.Tensor], torch.Tensor] = forward
+        self.forward = forward
 
     def at(self, point: Point) -> Local:
         """Returns the operator at the x0 estimate of a point."""
@@ -141,7 +141,9 @@ class Local:
         """
         if self.closed:
             return self.operator.prox(self.x0.detach(), self.y, weight) - self.x0.detach()
-        ridge = (1.0 / weight).reshape(-1, *[1] * (self.y.dim() - 1))
+        # a weight of 0 leaves x0 as it is, and its ridge would be infinite
+        ridge = torch.where(weight > 0, 1.0 / weight, 1.0)
+        ridge = ridge.reshape(-1, *[1] * (self.y.dim() - 1))
         solved = solve(lambda v: self.forward(self.transpose(v)) + ridge * v, self.residual)
         return self.transpose(solved) * (weight > 0).reshape(-1, *[1] * (self.x0.dim() - 1))
 
@@ -154,7 +156,8 @@ def solve(
     """Returns v with apply(v) = right by conjugate gradients from 0, each sample by itself.
 
     A sample is done when its residual is some rounding errors of its right-hand side, or where the
-    map is not positive along its direction. Nothing is read from the device.
+    map is not positive along its direction. On the CPU the loop ends when all samples are done; on
+    a device nothing is looked at.
 
     Args:
         apply: a map that is symmetric and positive for every sample, [B, ...] -> [B, ...].
@@ -170,7 +173,10 @@ def solve(
     size = dot(right, right)
     goal = size * max(1e-12, 4 * torch.finfo(right.dtype).eps) ** 2
     most = min(iterations, max(right[0].numel(), 1)) if len(right) else 0
+    looks = right.device.type == "cpu"  # elsewhere a look would wait for the device
     for _ in range(most):
+        if looks and not bool((size > goal).any()):
+            break
         applied = apply(direction)
         curve = dot(direction, applied)
         going = (size > goal) & (curve > 0)

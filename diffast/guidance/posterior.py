@@ -89,7 +89,9 @@ def tmpd(operator: Operator, y: torch.Tensor, noise: float = 0.0, scale: Scale =
     def ascent(at: Point) -> torch.Tensor:
         here = whole.at(at)
         rows = here.forward(_covariance(at)(here.transpose(torch.ones_like(here.y))))
-        return _pulled(at, here.transpose(here.residual / (rows + whole.noise**2)))
+        total = rows + whole.noise**2
+        # 0 where nothing is measured, as beside an inpainting mask, or where x says nothing of x0
+        return _pulled(at, here.transpose(torch.where(total == 0, 0.0, here.residual / total)))
 
     return Guide(ascent, scale, "network", whole.who)
 
@@ -137,5 +139,6 @@ def mmps(
 
 def _covariance(at: Point) -> Callable[[torch.Tensor], torch.Tensor]:
     """Returns u -> C u, C = (sigma^2 / alpha) J^T: J is symmetric where the network is exact."""
-    factor = at.sigma.square() / at.alpha
+    # at alpha = 0 the state says nothing of x0, and J is 0
+    factor = torch.where(at.alpha > 0, at.sigma.square() / at.alpha, 0.0)
     return lambda u: factor.to(u.dtype) * _pulled(at, u)

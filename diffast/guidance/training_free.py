@@ -24,7 +24,7 @@ def lgd_mc(function: Loss, scale: Scale = 1.0, *, draws: int = 4, spread: Spread
     Args:
         function: (x0 [B, ...], t [B]) -> loss [B], differentiable in x0; called once a draw.
         scale: s, or a function of the model time.
-        draws: number of x0_k, 1 to 256.
+        draws: number of x0_k, 1 to 255.
         spread: see `pigdm`.
 
     Raises:
@@ -32,7 +32,7 @@ def lgd_mc(function: Loss, scale: Scale = 1.0, *, draws: int = 4, spread: Spread
             another shape than [B]; what `Guide` raises.
     """
     who = "guidance.lgd_mc"
-    _check_count(who, "draws", draws, 256)
+    _check_count(who, "draws", draws, 255)
     check_spread(who, spread)
 
     def ascent(at: Point) -> torch.Tensor:
@@ -141,7 +141,7 @@ def tfg(
             a = (alpha / alpha')^2.
         mu: likewise; the scale of every iteration.
         iterations: of mean guidance.
-        draws: number of z_k, 1 to 256.
+        draws: number of z_k, 1 to 255.
         smoothing: the paper's gamma; 0: no smoothing, one draw.
 
     Raises:
@@ -150,7 +150,7 @@ def tfg(
     """
     who = "guidance.tfg"
     _check_count(who, "iterations", iterations)
-    _check_count(who, "draws", draws, 256)
+    _check_count(who, "draws", draws, 255)
     if not 0.0 <= smoothing < float("inf"):
         raise ValueError(f"{who}: smoothing is {smoothing}, but it must be 0 or more, and finite")
     _check_finite(who, "mu", mu)

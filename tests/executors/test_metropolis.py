@@ -239,6 +239,10 @@ MULTI = df.solvers.dpmpp_2m(SCHEDULE, df.grids.karras(SCHEDULE, 4))
             "proposal is 'hmc' but must be one of mala, ghmc",
         ),
         (
+            lambda x: df.sample_metropolis(gaussian(), df.digits.load_plan(8), energy, x=x),
+            r"tuned.* has x at 0.\d+ times the schedule's level at t = .* take a plan of",
+        ),
+        (
             lambda x: df.sample_metropolis(gaussian(), MULTI, energy, x=x),
             r"dpmpp_2m.* reads the entry of stage 0 after the chain at t = .* belongs to the path",
         ),

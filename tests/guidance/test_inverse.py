@@ -188,6 +188,30 @@ def test_a_measurement_that_is_not_linear():
     torch.testing.assert_close(got[0], want, rtol=1e-9, atol=1e-12)
 
 
+@each_operator
+@pytest.mark.parametrize("noise", [NOISE, 0.0])
+def test_terms_are_finite_at_both_ends(operator, noise):
+    """From alpha = 0 to sigma = 0, where plans take gradients of their own at either."""
+    schedule = df.schedules.flow()
+    grid = df.grids.uniform_time(schedule, 6)
+    assert grid[0] == 1.0
+    assert grid[-1] == 0.0
+    euler = df.solvers.euler(schedule, grid)
+    plans = [euler, df.solvers.on_state(euler), df.solvers.ltsp(schedule, grid)]
+    estimate = network(MEAN, FULL, schedule)
+    for make in (df.guidance.pigdm, df.guidance.mmps, df.guidance.tmpd):
+        # on the state, small: there the scale is not weighed by the noise level
+        denoiser = df.Denoiser(estimate, schedule, "x0", guides=[make(operator, Y, noise, 1e-3)])
+        for plan in plans:
+            made = df.sample(denoiser, plan, x=numbers(3, SIZE, seed=9))
+            assert float(made.x.abs().max()) < 1e3
+    denoiser = df.Denoiser(
+        estimate, schedule, "x0", guides=[df.guidance.diffpir(operator, Y, noise)]
+    )
+    for plan in plans[:2]:
+        assert float(df.sample(denoiser, plan, x=numbers(3, SIZE, seed=9)).x.abs().max()) < 1e3
+
+
 def test_each_sample_has_its_own_measurement():
     y = numbers(3, 2, seed=6)
     for make in (df.guidance.pigdm, df.guidance.mmps, df.guidance.tmpd, df.guidance.diffpir):

@@ -220,3 +220,28 @@ def test_tuning_tunes_the_guided_run():
     plan = df.tune(own, 2, (4, 2, 4, 4), **options).plan
     assert calls
     assert plan.made_for["guides"] == ["guidance.loss"]
+
+
+def test_branches_of_networks_of_their_own():
+    """Autoguidance: the gradient is that of the estimate that both networks make."""
+    strong, weak = Net(), Net()
+    with torch.no_grad():
+        for p in weak.parameters():
+            p.mul_(0.5)
+    rule = df.guidance.autoguidance(weak, 2.5)
+    own = denoiser_of(strong, guidance=rule)
+
+    def both(x, t):
+        return weak(x, t) + 2.5 * (strong(x, t) - weak(x, t))
+
+    want = df.sample(denoiser_of(both), EULER, x=images()).x
+    got = df.sample(own, EULER, x=images()).x
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    term = df.guidance.gradient(lambda x, t: -0.1 * x)
+    stages = df.solvers.ltsp(VP, GRID)
+    for guides in ([term], [df.guidance.loss(far, 0.02)]):
+        got, want = (
+            df.sample(one, stages, x=images()).x
+            for one in (replace(own, guides=guides), denoiser_of(both, guides=guides))
+        )
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)

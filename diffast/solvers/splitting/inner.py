@@ -10,6 +10,7 @@ import numpy as np
 from diffast.plans import Plan
 from diffast.solvers.core.multistep import check_order
 from diffast.solvers.ode.adams import deis, exponential_adams, ipndm, lms
+from diffast.solvers.ode.adams_clocks import adams
 from diffast.solvers.ode.dpm_multistep import dpmpp_2m
 from diffast.solvers.ode.euler import euler, heun
 from diffast.solvers.ode.runge_kutta import rk4
@@ -17,6 +18,7 @@ from diffast.solvers.splitting.momentum import ghvb
 
 # Those that have an order to choose, up to 4, and the others.
 ORDERED = {
+    "adams": adams,
     "lms": lms,
     "plms": ipndm,
     "deis": deis,

@@ -259,6 +259,31 @@ def test_a_reward_may_rule_out():
     assert float(made.log_normaliser.exp().mean()) == pytest.approx(share, rel=0.2)
 
 
+def test_guidance_of_two_branches():
+    """A rule of the outputs is taken at every estimate; one that remembers calls is refused."""
+
+    def shifted(x, t, shift):
+        return EXACT(x, t) + shift
+
+    def made(guidance):
+        denoiser = df.Denoiser(
+            *(shifted, VP, "x0"),
+            conditions={"shift": torch.full((1, 1), 0.2, dtype=F64)},
+            unconditional={"shift": torch.zeros(1, 1, dtype=F64)},
+            guidance=guidance,
+        )
+        return df.sample_particles(denoiser, PLAN, reward=likelihood, particles=3, x=start(2, 3))
+
+    direct = df.Denoiser(lambda x, t: EXACT(x, t) + 0.5, VP, "x0")
+    want = df.sample_particles(direct, PLAN, reward=likelihood, particles=3, x=start(2, 3))
+    torch.testing.assert_close(made(2.5).x, want.x, rtol=0, atol=1e-9)
+    assert bool(made(df.guidance.rescale(0.7, 2.5)).x.isfinite().all())
+    with pytest.raises(
+        ValueError, match="guidance is guidance.apg, which depends on the number of the ca"
+    ):
+        made(df.guidance.apg(2.5, momentum=-0.5))
+
+
 def test_systematic_resampling():
     """Every particle gets its share of copies, rounded up or down, and keeps its slot."""
     generator = torch.Generator().manual_seed(3)
