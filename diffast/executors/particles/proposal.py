@@ -133,8 +133,7 @@ def for_particles(denoiser: Denoiser, samples: int, particles: int) -> Denoiser:
     """Returns the denoiser with conditions of one row a particle, in place of one a sample.
 
     Raises:
-        ValueError: for a guidance rule that remembers earlier calls, or whose branches have
-            conditions of one row a sample.
+        ValueError: for a guidance rule whose branches have conditions of one row a sample.
     """
     _check_rule(denoiser.rule, samples, particles)
     if particles == 1:
@@ -158,14 +157,9 @@ def for_particles(denoiser: Denoiser, samples: int, particles: int) -> Denoiser:
 
 
 def _check_rule(rule: Any, samples: int, particles: int) -> None:
-    """Refuses what a particle's estimate, which is made by itself, cannot have."""
+    """Refuses conditions of branches that are not those of the particles."""
     if rule is None:
         return
-    if rule.momentum_factor is not None or rule.zeroed:
-        raise ValueError(
-            f"sample_particles: guidance is {rule.name} that depends on earlier calls of its run, "
-            "but particles come and go: take momentum=0, or zero_init_steps=0"
-        )
     for branch in rule.branches.values():
         for name, value in (branch.conditions or {}).items():
             if particles > 1 and context.has_rows(value) and value.shape[0] == samples != 1:
