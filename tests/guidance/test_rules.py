@@ -462,3 +462,20 @@ def test_no_samples():
         made = df.sample(own, df.solvers.dpmpp_2m(VP, GRID), shape=(0, 2, 6, 6))
         assert made.x.shape == (0, 2, 6, 6)
         assert own.x0(torch.zeros(0, 2, 6, 6), 0.5).shape == (0, 2, 6, 6)
+
+
+@pytest.mark.parametrize("name", ["autoguidance", "perturbed"])
+def test_a_stepper_takes_the_outputs_of_all_branches(name):
+    """The bits of df.sample; the caller makes the calls."""
+    own, plan = denoiser(RULES[name]()), df.solvers.dpmpp_2m(VP, GRID)
+    stepper = df.Stepper(plan, own)
+    state, x, t = stepper.start(initial())
+    while not stepper.done(state):
+        outputs = []
+        for branch in ("cond", "uncond", "extra")[: 2 + (name == "perturbed")]:
+            net, conditions = own.branch(branch)
+            outputs.append(net(x, t, **conditions))
+        state, x, t = stepper.step(state, tuple(outputs))
+    assert torch.equal(stepper.result(state).x, df.sample(own, plan, x=initial()).x)
+    with pytest.raises(ValueError, match="Stepper: guidance is guidance.tcfg, which needs each"):
+        df.Stepper(plan, denoiser(G.tcfg(2.0)))
