@@ -16,6 +16,7 @@ from diffusers.utils import logging
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+import diffast as df
 from diffast import ops
 from diffast.lowering.recorder import Recording
 from diffast.ops.evaluate.encode import encode
@@ -101,6 +102,67 @@ def _buffer(running):
     buffer = MomentumBuffer(MOMENTUM)
     buffer.running_average = running
     return buffer
+
+
+def their_run(name: str, x, outputs) -> Callable[[], torch.Tensor]:
+    """Returns a function that makes 20 guided steps as a pipeline does.
+
+    Args:
+        name: of RULES but "none".
+        x: the initial state.
+        outputs: what the network returns for [x, x]: the unconditional half comes first.
+    """
+    dynamic = {"thresholding": True, "dynamic_thresholding_ratio": RATIO, "sample_max_value": MOST}
+    ddim = scheduler(**(dynamic if name == "dynamic_threshold" else {}))
+    shape = x.flatten(2).shape if name == "mambo" else x.shape
+
+    def run():
+        guider = _guider(name)
+        if name == "apg":
+            guider.momentum_buffer = MomentumBuffer(MOMENTUM)
+        state = x
+        for i, t in enumerate(ddim.timesteps):
+            torch.cat([state] * 2)  # the network's input
+            guider.set_state(i, STEPS, t)
+            uncond, cond = outputs.chunk(2)
+            output = guider.forward(cond.view(shape), uncond.view(shape)).pred.view(x.shape)
+            state = ddim.step(output, t, state, return_dict=False)[0]
+        return state
+
+    return run
+
+
+def our_run(name: str, x, outputs) -> Callable[[], torch.Tensor]:
+    """Returns `df.sample` of the same 20 steps; conditional outputs come first."""
+    made = df.guidance
+    rules = {
+        "cfg": made.cfg(SCALE),
+        "rescale": made.rescale(RESCALE, SCALE),
+        "apg": made.apg(
+            SCALE,
+            eta=APG["eta"],
+            norm_threshold=APG["adaptive_projected_guidance_rescale"],
+            momentum=MOMENTUM,
+            base="uncond",
+        ),
+        "cfg_zero_star": made.cfg_zero_star(SCALE, zero_init_steps=0),
+        "tcfg": made.tcfg(SCALE),
+        "mambo": made.mambo(SCALE, alpha=MAMBO),
+        "dynamic_threshold": made.dynamic_threshold(RATIO, MOST, SCALE),
+    }
+    ddim = scheduler()
+    schedule = df.schedules.from_betas(ddim.betas.double().numpy())
+    plan = df.solvers.ddim(schedule, [*ddim.timesteps.double().numpy(), -1.0])
+    branch = {"y": torch.zeros(1, 1)}
+    denoiser = df.Denoiser(
+        lambda x, t, y: outputs,
+        schedule,
+        predicts="epsilon",
+        conditions=branch,
+        unconditional=branch,
+        guidance=rules[name],
+    )
+    return lambda: df.sample(denoiser, plan, x=x).x
 
 
 # Rules as the guided output's weights of (cond, uncond, running). `s` are the numbers of `gram`:

@@ -38,16 +38,19 @@ STEPS = (8, 12, 16, 25, 40, 60, 100)
 REFERENCES, REFERENCE_STEPS = ("ddim", "additive lms4"), 1000
 
 S = df.solvers
-FLOW = partial(S.adams, order=4)
 METHODS: dict[str, Callable[..., df.Plan]] = {
     "ddim": S.euler,
     "plms4": partial(S.ipndm, order=4, final="full"),
     "stsp4 released": partial(S.stsp, inner="plms", compat="released"),
     "stsp4 lms": partial(S.stsp, inner="lms"),
-    "stsp4": partial(S.stsp, inner=FLOW),
-    "ltsp4": partial(S.ltsp, inner=FLOW),
+    "stsp4": partial(S.stsp, inner="adams", order=4),
+    "stsp3": partial(S.stsp, inner="adams", order=3),
+    "stsp2": partial(S.stsp, inner="adams", order=2),
+    "ltsp4": partial(S.ltsp, inner="adams", order=4),
+    "ltsp2": partial(S.ltsp, inner="adams", order=2),
     "additive lms4": partial(S.additive_multistep, inner="lms"),
-    "additive": partial(S.additive_multistep, inner=FLOW),
+    "additive": partial(S.additive_multistep, inner="adams", order=4),
+    "additive lms2": partial(S.additive_multistep, inner="lms", order=2),
 }
 
 
@@ -67,7 +70,7 @@ class Problem:
         )
         self.judge = digits.load_judge()
         generator = torch.Generator().manual_seed(SEED)
-        self.x = torch.randn(batch, 1, 28, 28, generator=generator) * 80.0
+        self.x = torch.randn(BATCH, 1, 28, 28, generator=generator)[:batch] * 80.0
 
     def plan(self, name: str, steps: int) -> df.Plan:
         """Returns a method's plan on Karras' levels."""
@@ -139,18 +142,20 @@ def times(scale: float, contenders: dict[str, int], rounds: int = 5) -> None:
     plans = {name: problem.plan(name, n) for name, n in contenders.items()}
     plans["ddim 250"] = problem.plan("ddim", 250)
     took: dict[str, list[float]] = {name: [] for name in plans}
+    ends: dict[str, Any] = {}
     for _ in range(rounds):
         for name, plan in plans.items():
             begun = time.process_time()
-            problem.run(plan)
+            x = problem.run(plan)
             took[name].append(time.process_time() - begun)
+            ends[name] = {f"to {r}": problem.distances(x, reference(scale, r)) for r in REFERENCES}
     base = statistics.median(took["ddim 250"])
     for name, seconds in took.items():
         middle = statistics.median(seconds)
         steps = contenders.get(name, 250)
         save(
             f"{scale:g} | time | {name}",
-            {"steps": steps, "cpu_seconds": middle, "of_ddim_250": middle / base},
+            {"steps": steps, "cpu_seconds": middle, "of_ddim_250": middle / base, **ends[name]},
         )
         print(scale, name, steps, f"{middle:.2f} s", f"{middle / base:.3f}", flush=True)
 
@@ -173,7 +178,13 @@ def enough(scale: float, name: str, to: str = "ddim", measure: str = "rms") -> f
     return known[-1][0] * known[-1][1] / aim
 
 
-SHOWN = {"DDIM": "ddim", "PLMS4": "plms4", "STSP4": "stsp4", "additive": "additive lms4"}
+SHOWN = {
+    "DDIM": "ddim",
+    "PLMS4": "plms4",
+    "STSP4, released": "stsp4 released",
+    "stsp": "stsp2",
+    "additive": "additive lms4",
+}
 SHOWN_STEPS, SHOWN_SCALE, SHOWN_DIGITS = (8, 12, 16, 25, 40, 60), 12.0, 3
 
 
@@ -186,7 +197,7 @@ def picture() -> None:
     from matplotlib import pyplot
 
     held = json.loads(RESULTS.read_text())
-    problem = Problem(SHOWN_SCALE)
+    problem = Problem(SHOWN_SCALE, SHOWN_DIGITS)
     shown = reference(SHOWN_SCALE, "ddim")[:SHOWN_DIGITS]
 
     def strip(x: torch.Tensor) -> np.ndarray:

@@ -28,6 +28,24 @@ struct RowsCall {
   bool stream;  // non-temporal stores
 };
 
+// Up to so many inputs and later rows, a clamped row is made together with the rows that weigh it.
+constexpr int kClampedColumns = 6;
+constexpr int kLaterRows = 2;
+
+// A row, clamped, and rows that have it as their last column.
+template <typename T>
+struct ClampedCall {
+  const T* x[kClampedColumns];  // columns, `count` elements each
+  T* y[1 + kLaterRows];         // the clamped row, or null; the later rows
+  const T* first;               // weights of the clamped row: [columns]
+  const T* weight;              // of the later rows: [rows, columns + 1]
+  T low, high;
+  int columns;
+  int rows;  // later ones: 1 or more
+  int64_t count;
+  bool stream;  // non-temporal stores
+};
+
 // The norm of a row, divided element by element by the tolerance that `form` describes, or as it
 // is.
 template <typename T>
@@ -120,7 +138,8 @@ struct WalkCall {
 // The loops over numbers of one type.
 template <typename T>
 struct TypedKernels {
-  bool (*rows)(const RowsCall<T>&);    // whether every sum was finite
+  bool (*rows)(const RowsCall<T>&);  // whether every sum was finite
+  bool (*clamped_rows)(const ClampedCall<T>&);
   double (*norm)(const NormCall<T>&);  // as NormCall says, in float64; NaN if an element is
   void (*descend)(const DescentCall<T>&);
   double (*walk)(const WalkCall<T>&);  // the sum of (p - x)^2 in float64

@@ -52,6 +52,12 @@ Scratch<T>& scratch_of_thread() {
   return scratch;
 }
 
+// Whether a clamped row and the rows that weigh it are made in one loop.
+inline bool is_clamped_at_once(const CombineArgs& a) {
+  return a.clamp && a.noises == 0 && a.inputs <= kClampedColumns && a.rows > 1 &&
+         a.rows <= 1 + kLaterRows;
+}
+
 // Elements [begin, begin + count) of one sample, or of the whole batch if nothing differs between
 // samples. Call `prepare` first, then `rows` in any order, and `store_clamped` last.
 template <typename T>
@@ -62,6 +68,13 @@ class Chunk {
 
   // Prepares the columns and makes the clamped row; returns whether that row's sums were finite.
   bool prepare(const RowWeights<T>& weights, int64_t sample, int64_t begin, int64_t count) {
+    prepare_inputs(sample, begin, count);
+    if (a_.noises > 0) draw_noises(stream_of(a_, sample), begin);
+    return !a_.clamp || clamped_row(weights);
+  }
+
+  // The same without the clamped row, for `clamped_rows`.
+  void prepare_inputs(int64_t sample, int64_t begin, int64_t count) {
     offset_ = sample * a_.elements + begin;
     count_ = count;
     columns_ = a_.inputs + a_.noises;
@@ -71,8 +84,33 @@ class Chunk {
       if (!native) widen(kernel_, a_.x_type[k], from, scratch_->input[k], count);
       column_[k] = native ? static_cast<const T*>(from) : scratch_->input[k];
     }
-    if (a_.noises > 0) draw_noises(stream_of(a_, sample), begin);
-    return !a_.clamp || clamped_row(weights);
+  }
+
+  // Makes and writes the clamped row and all others, where is_clamped_at_once says so.
+  bool clamped_rows(const RowWeights<T>& weights) {
+    ClampedCall<T> call;
+    T packed[kLaterRows * (kClampedColumns + 1)];
+    std::copy_n(column_, columns_, call.x);
+    call.first = weights.value[0];
+    call.weight = packed;
+    call.low = T(a_.low);
+    call.high = T(a_.high);
+    call.columns = columns_;
+    call.rows = a_.rows - 1;
+    call.count = count_;
+    call.stream = stream_;
+    for (int r = 0; r < a_.rows; ++r) {
+      if (r > 0) std::copy_n(weights.value[r], columns_ + 1, packed + (r - 1) * (columns_ + 1));
+      const bool direct = a_.y[r] && a_.y_type[r] == kNative<T>;
+      call.y[r] = direct    ? static_cast<T*>(at(a_.y[r], a_.y_type[r], offset_))
+                  : a_.y[r] ? scratch_->result[r]
+                            : nullptr;  // the clamped row alone may go without an output
+      call.stream = call.stream && (direct || !a_.y[r]);
+    }
+    const bool finite = kernel_.of<T>().clamped_rows(call);
+    for (int r = 0; r < a_.rows; ++r)
+      if (a_.y_type[r] != kNative<T>) store(r);
+    return finite;
   }
 
   int64_t count() const { return count_; }
@@ -174,9 +212,11 @@ inline void report(const CombineArgs& a, int64_t sample) {
 }
 
 // Prepares all chunks of a call, of `size` elements, on torch's threads. For each of them
-// make(chunk, weights, item, sample) makes the rows and returns whether every sum was finite.
+// make(chunk, weights, item, sample) makes the rows and returns whether every sum was finite; with
+// `at_once` the clamped row, too.
 template <typename T, typename Make>
-void make_chunks(const CombineArgs& a, int64_t size, bool stream, const Make& make) {
+void make_chunks(const CombineArgs& a, int64_t size, bool stream, const Make& make,
+                 bool at_once = false) {
   const int64_t grain = a.noises > 0 ? kNoiseGrain : kGrain;
   share_chunks(a.samples, a.elements, size, grain, [&](const auto& each) {
     Chunk<T> chunk(a, stream);
@@ -185,7 +225,11 @@ void make_chunks(const CombineArgs& a, int64_t size, bool stream, const Make& ma
     each([&](int64_t item, int64_t sample, int64_t begin, int64_t count) {
       if (a.weight_table && sample != known) weights = RowWeights<T>(a, sample);
       known = sample;
-      bool finite = chunk.prepare(weights, sample, begin, count);
+      bool finite = true;
+      if (at_once)
+        chunk.prepare_inputs(sample, begin, count);
+      else
+        finite = chunk.prepare(weights, sample, begin, count);
       finite = make(chunk, weights, item, sample) && finite;
       if (a.status && !finite) report(a, sample);
     });

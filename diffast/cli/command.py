@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from diffast.cli import benchmark, planning, tuning
+from diffast.cli import benchmark, planning, tasks, tuning
 
 # Grids of `df.grids` that take any schedule and a number of steps, and need no more.
 GRIDS = (
@@ -25,6 +25,9 @@ GRIDS = (
 
 # What is run where nothing else is asked for.
 STANDARD = {"steps": 18, "solver": "dpmpp_2m", "grid": "karras"}
+
+# The digits that are drawn, in turn, where no others are asked for.
+EVERY_CLASS = "0-9"
 
 # Options of solvers that are functions.
 FUNCTIONS = ("noise_scale",)
@@ -59,13 +62,28 @@ def _parser() -> argparse.ArgumentParser:
     _add_run_options(demo)
     # With this guidance the judge reads 99 of 100 digits as the class asked for, without it 96.
     demo.set_defaults(run=_sample, count=64, columns=8, guidance=1.3, shipped=8)
+    demo.set_defaults(guidance_rule=None, corrector=None, task=None, image=None, mask=None)
+    demo.set_defaults(text=None)
 
     sample = commands.add_parser("sample", help="sample digits with your choice of solver and grid")
     _add_run_options(sample)
     sample.add_argument("--count", type=int, default=64, help="how many digits (%(default)s)")
+    add = sample.add_argument
+    add(
+        "--guidance-rule",
+        metavar="NAME[:KEY=VALUE,..]",
+        help="a rule of df.guidance in place of plain classifier-free guidance, of the scale of "
+        "--guidance: apg:eta=0.5, rescale:phi=0.7, interval:low=0.2,high=5, tcfg",
+    )
+    add(
+        "--corrector",
+        metavar="NAME[:KEY=VALUE,..]",
+        help="Langevin steps between the plan's: ulmc:n=1, olmc:step=0.3, snr",
+    )
+    tasks.add_options(sample)
     columns = "digits a row of a PNG (%(default)s)"
     sample.add_argument("--columns", type=int, default=8, help=columns)
-    sample.set_defaults(run=_sample)
+    sample.set_defaults(run=_sample, classes=None)
 
     plan = commands.add_parser("plan", help="print the plan to start with")
     planning.add_options(plan)
@@ -112,7 +130,7 @@ def _add_set(parser: argparse.ArgumentParser, about: str) -> None:
 def _add_common(parser: argparse.ArgumentParser, guidance: str) -> None:
     add = parser.add_argument
     add("--seed", type=int, default=0, help="any integer of 64 bits (%(default)s)")
-    add("--classes", default="0-9", help="digits such as 7 or 0-4,9, in turn (%(default)s)")
+    add("--classes", default=EVERY_CLASS, help="digits such as 7 or 0-4,9, in turn (0-9)")
     add("--guidance", type=float, default=1.0, help=guidance)
     add("--device", default=None, help="cpu or cuda (default: cuda where there is one)")
 
@@ -261,28 +279,30 @@ def _device(name: str | None):
 def _check_digits(arguments: argparse.Namespace) -> list[int]:
     if arguments.count < 1:
         raise ValueError(f"--count {arguments.count} but at least 1 is needed")
-    return _classes(arguments.classes)
+    return _classes(arguments.classes or EVERY_CLASS)
 
 
 def _digit_denoiser(arguments: argparse.Namespace):
     """Returns the embedded network as a denoiser, the labels asked for, and the device."""
-    digits = _check_digits(arguments)
+    labels = _labels(arguments)
 
     import torch
 
     from diffast import Denoiser, schedules
     from diffast.digits import NULL_LABEL, load_unet
+    from diffast.guidance.parse import parse
 
     device = _device(arguments.device)
-    labels = torch.tensor([digits[i % len(digits)] for i in range(arguments.count)])
-    guided = arguments.guidance != 1.0
+    rule = getattr(arguments, "guidance_rule", None)
+    guided = arguments.guidance != 1.0 or rule is not None
+    scale = arguments.guidance
     denoiser = Denoiser(
         load_unet().to(device),
         schedules.edm(),
         predicts="x0",
         conditions={"labels": labels},
         unconditional={"labels": torch.tensor([NULL_LABEL])} if guided else None,
-        guidance=arguments.guidance,
+        guidance=scale if rule is None else parse(rule, scale, "--guidance-rule"),
     )
     return denoiser, labels, device
 
@@ -298,16 +318,10 @@ def _sample(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from diffast import sample, schedules
-
-    plan = _make_plan(arguments, schedules.edm())
-    denoiser, labels, device = _digit_denoiser(arguments)
-    guided = arguments.guidance != 1.0
-    shape = (arguments.count, 1, 28, 28)
+    tasks.check(arguments)
+    run, plan, labels, device = _run_of(arguments)
     begin = time.perf_counter()
-    out = sample(
-        denoiser, plan, shape, seed=arguments.seed, device=device, progress=not arguments.quiet
-    )
+    out = run(seed=arguments.seed, device=device, progress=not arguments.quiet)
     if device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - begin
@@ -320,15 +334,59 @@ def _sample(arguments: argparse.Namespace) -> int:
         "seed": arguments.seed,
         "guidance": arguments.guidance,
     }
+    for name in ("guidance_rule", "corrector", "task", "text"):
+        if getattr(arguments, name) is not None:
+            facts[name] = getattr(arguments, name)
     output.write(path, out.x, {"labels": labels.numpy()}, facts, arguments.columns)
+    return _report(_sample_lines(arguments, plan), seconds, device, path)
+
+
+def _run_of(arguments: argparse.Namespace):
+    """Returns (function that makes the samples, plan, labels, device)."""
+    from diffast import sample, schedules, solvers
+
+    def corrected(plan):
+        if arguments.corrector is None:
+            return plan
+        return solvers.predictor_corrector(plan, arguments.corrector)
+
+    if arguments.task is None:
+        plan = corrected(_make_plan(arguments, schedules.edm()))
+        denoiser, labels, device = _digit_denoiser(arguments)
+        return partial(sample, denoiser, plan, (arguments.count, 1, 28, 28)), plan, labels, device
+    own = all(getattr(arguments, name) in (None, []) for name in (*STANDARD, "set", "plan"))
+    plan = None if own else _make_plan(arguments, schedules.edm())
+    labels, device = _labels(arguments), _device(arguments.device)
+    asked = arguments.classes is not None
+    made = tasks.prepared(arguments, plan, labels, device, asked)
+    made = tasks.with_plan(made, corrected)
+    return made.sample, made.setup.plan, labels, device
+
+
+def _sample_lines(arguments: argparse.Namespace, plan) -> list[str]:
+    """Returns what is printed of a run."""
     shown = f"{plan.name}, {arguments.grid} grid" if arguments.grid else plan.name
-    lines = (
-        f"digits         {arguments.count} (classes {arguments.classes})",
+    guided = arguments.guidance != 1.0 or arguments.guidance_rule is not None
+    classes = arguments.classes or EVERY_CLASS
+    lines = [
+        f"digits         {arguments.count} (classes {classes})",
         f"solver         {shown}",
         f"steps          {plan.steps}",
         f"network calls  {plan.nfe}{' (of twice the batch: guided)' if guided else ''}",
-    )
-    return _report(lines, seconds, device, path)
+    ]
+    if arguments.task is not None:
+        lines[0] = f"digits         {arguments.count} (task {arguments.task})"
+    if arguments.guidance_rule is not None:
+        lines.append(f"guidance       {arguments.guidance_rule}")
+    return lines
+
+
+def _labels(arguments: argparse.Namespace):
+    """Returns the label of each sample, [count] int64."""
+    import torch
+
+    digits = _check_digits(arguments)
+    return torch.tensor([digits[i % len(digits)] for i in range(arguments.count)])
 
 
 def _tune(arguments: argparse.Namespace) -> int:

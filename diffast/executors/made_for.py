@@ -40,7 +40,9 @@ def check_made_for(who: str, plan: Plan, denoiser: Any) -> None:
         return
     guidance = getattr(denoiser, "guidance", None)
     terms = tuple(term.name for term in getattr(denoiser, "guides", ()))
-    key = _identity(network), guidance if isinstance(guidance, int | float) else None, terms
+    rule = getattr(getattr(denoiser, "rule", None), "name", None)
+    own = guidance if isinstance(guidance, int | float) else rule
+    key = _identity(network), own, terms
     compared = _compared.setdefault(plan, set())
     if key in compared:
         return
@@ -61,7 +63,7 @@ def check_made_for(who: str, plan: Plan, denoiser: Any) -> None:
         )
         warnings.warn(
             f"{who}: plan {plan.name} was made for guidance {scale:g}, but the denoiser's guidance "
-            f"is {key[1]:g}: {result}",
+            f"is {key[1] if rule else f'{key[1]:g}'}: {result}",
             stacklevel=4,
         )
     made_with = tuple(made_for.get("guides", ()))

@@ -113,7 +113,7 @@ def sample_metropolis(
     context.check_fits(_WHO, plan, denoiser)
     rule = _Rule(proposal, n, step, friction)
     stops = {place.before: place for place in chosen(_WHO, plan, places(_WHO, plan), where)}
-    _check_history(plan, stops)
+    _check_places(plan, stops)
     place = context.place_of(_WHO, denoiser, shape, x, device, seed, ids, None)
     context.warn_of_spread(_WHO, plan.schedule, plan.start, x)
     # No inference mode: networks of energies differentiate them, under torch.enable_grad.
@@ -128,7 +128,15 @@ def sample_metropolis(
     return run.result(throw, x, [stops[k].time for k in sorted(stops)])
 
 
-def _check_history(plan: Plan, stops: dict[int, Place]) -> None:
+def _check_places(plan: Plan, stops: dict[int, Place]) -> None:
+    """Refuses chains where x has a size of its own, and those that entries are read across."""
+    for stop in stops.values():
+        if stop.scale != 1.0:
+            raise ValueError(
+                f"{_WHO}: {plan.name} has x at {1 / stop.scale:.3g} times the schedule's level at "
+                f"t = {stop.time:g}, but an energy is that of the schedule: take a plan of "
+                "df.solvers"
+            )
     for maker, last in last_reads(plan).items():
         crossed = [stop for before, stop in stops.items() if maker < before <= last]
         if crossed:

@@ -102,7 +102,8 @@ def sample(
     completed = done == total or not run.batch or run.lost
     evaluations = run.evaluations(done)
     nfe = torch.full((run.batch,), evaluations, dtype=torch.int64, device=run.device)
-    rows = torch.full_like(nfe, run.rows(done))
+    found = run.rows(done)
+    rows = nfe if found == evaluations else torch.full_like(nfe, found)  # one launch less
     result = Samples(run.made(done, completed), nfe, run.status, completed, network_rows=rows)
     if not check:
         return result

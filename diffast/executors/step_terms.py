@@ -11,7 +11,8 @@ import torch
 from diffast.executors import terms
 from diffast.executors.terms import Pullback, spread, terms_of
 from diffast.guidance.guide import Guide, Point
-from diffast.lowering.evaluations import OUTPUTS
+from diffast.lowering.evaluations import OUTPUTS, branch_names
+from diffast.lowering.program import Program
 from diffast.lowering.step_table import FIXED, StepCall
 
 
@@ -61,8 +62,9 @@ class StepTerms:
         self.pulled: list[dict[int, float]] = [{} for _ in calls]
         for (_, read), begin, end in zip(pairs, first, [*first[1:], len(calls)], strict=True):
             for row in range(begin, end):
-                if calls[row] is not None and calls[row].gradients:
-                    self._add(row, calls[row], read)
+                call = calls[row]
+                if call is not None and call.gradients:
+                    self._add(row, call, read)
         self.union = Needs(
             any(need.network for need in self.needs),
             tuple(sorted({k for need in self.needs for k in need.terms})),
@@ -91,6 +93,21 @@ class StepTerms:
         self.pulled[row] = {FIXED.index("x"): a}
         self.pulled[row] |= {FIXED.index(name): b * w for name, w in weights if w != 0.0}
 
+    def counts(self, programs: Sequence[Program]) -> list[tuple[int, int]]:
+        """Returns how many network calls come before every row, and rows of their batches."""
+        found, row = [], 0
+        for program in programs:
+            widest = max((len(branch_names(b)) for b in program.branches), default=1)
+            calls = rows = 0
+            for stage in program.stages:
+                found.append((calls, rows))
+                called, row = self.needs[row].network, row + 1
+                calls += called
+                rows += called * (len(branch_names(stage.branches)) or widest)
+            found.append((calls, rows))
+            row += 1  # the plan's end
+        return found
+
     def of(self, row: int | torch.Tensor) -> Needs:
         """Returns what a step needs: of samples at different stages, what any of them needs."""
         return self.needs[row] if isinstance(row, int) else self.union
@@ -116,7 +133,8 @@ class StepTerms:
         if self._masks is None:
             masks = [[k in need.terms for k in range(1, 10)] for need in self.needs]
             self._masks = put(torch.tensor(masks))
-        mask = self._masks[row]
+        masks: Any = self._masks
+        mask = masks[row]
         shape = (-1, *[1] * (next(iter(found.values())).dim() - 1))
         return {
             name: torch.where(mask[:, int(name[1:]) - 1].reshape(shape), g, torch.zeros_like(g))

@@ -40,7 +40,7 @@ from diffast.executors.step_state import (
 )
 from diffast.executors.step_terms import Needs, StepTerms
 from diffast.executors.terms import gradients, terms_of, through
-from diffast.lowering.program import Constraints, check_one_input, lower
+from diffast.lowering.program import Constraints, check_one_input, check_plain_rule, lower
 from diffast.lowering.step_table import (
     AT_COND,
     AT_EXTRA,
@@ -118,6 +118,7 @@ class Stepper:
                 raise ValueError("Stepper: a plan is given but no denoiser, and both are needed")
             if hasattr(read, "schedule"):  # weights given as numbers, as the drop-ins do, have none
                 context.check_fits("Stepper", plan, read)
+            check_plain_rule("Stepper", read)
             check_one_input("Stepper", plan)
         self.programs = [lower(plan, read, how) for plan, read in pairs]
         self.slots = max(program.slots for program in self.programs)
@@ -135,13 +136,11 @@ class Stepper:
         carried = {name for program in self.programs for name in program.carried}
         self.carried = tuple(name for name in (Y, V) if name in carried)
         self._times: list[float] = []
-        self._before: list[int] = []  # network calls of the plan before each row
         for program in self.programs:  # a sample at its end repeats its last time, which is known
             told = [stage.time for stage in program.stages]
             self._times += [*told, told[-1]]
-            self._before.append(0)
-            for stage in program.stages:
-                self._before.append(self._before[-1] + len(stage.times))
+        # Network calls of the plan before each row, and rows of their batches.
+        self._before = self.terms.counts(self.programs)
         self._table = None
 
     def start(
@@ -412,16 +411,16 @@ class Stepper:
         """
         done, stage = self.done(state), self.stage(state)
         if isinstance(stage, torch.Tensor):
-            nfe = self.table().calls[state.row]
+            nfe, rows = self.table().calls[state.row].unbind(1)
         else:
-            nfe = torch.full_like(state.ids, self._before[state.row])
+            nfe, rows = (torch.full_like(state.ids, n) for n in self._before[state.row])
         if isinstance(done, bool):
             completed, status = done, None
         else:
             both = torch.stack([state.status, done.to(torch.int64)])
             status, ended = Readback(self.device).take(both).reshape(2, -1)
             completed = bool(ended.all())
-        result = Samples(state.x, nfe, state.status, completed)
+        result = Samples(state.x, nfe, state.status, completed, network_rows=rows)
         what = "the network's output or the state made of it is not finite at stage"
         return result.or_raise(
             "Stepper", state.ids, throw, lambda b, i: f"{what} {i}", status=status

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from diffast.grids.checks import check_grid
@@ -45,8 +43,8 @@ def ou_stages(
         ValueError: alpha = 0 at the start; inner < 1; an L that is not positive and finite; ends
             that `check_grid` refuses.
     """
-    if inner < 1:
-        raise ValueError(f"ou_stages: inner = {inner}, but a stage has 1 step or more")
+    if not isinstance(inner, (int, np.integer)) or inner < 1:
+        raise ValueError(f"ou_stages: inner = {inner}, but a stage has a whole number of steps")
     if lipschitz is not None and not 0.0 < lipschitz < np.inf:
         raise ValueError(f"ou_stages: lipschitz = {lipschitz}, but it must be positive and finite")
     start = float(schedule.t_start if start is None else start)
@@ -57,8 +55,9 @@ def ou_stages(
             f"ou_stages: alpha = 0 at t = {start:g}, but the OU time must be finite: give a start"
         )
     first, last = (_ou(schedule, t) for t in (start, end))
-    points = _by_noise(first, last, inner) if lipschitz is None else None
-    if lipschitz is not None:
+    if lipschitz is None:
+        points = _by_noise(first, last, inner)
+    else:
         points = _by_number(first, last, inner, lipschitz)
     # sigma/alpha = sqrt(exp(2 u) - 1)
     times = np.atleast_1d(schedule.time(-0.5 * np.log(np.expm1(2.0 * np.array(points)))))
@@ -83,10 +82,9 @@ def _by_noise(first: float, last: float, inner: int) -> list[float]:
 
 def _next(begin: float) -> float:
     """Returns u with begin - u = 1 - exp(-2 u), which is 1/L at u."""
-    rate: Callable[[float], float] = lambda u: u - np.expm1(-2.0 * u) - begin  # noqa: E731
     u = begin / 3.0  # below the root: 1 - exp(-2 u) <= 2 u
     for _ in range(_NEWTON):
-        u -= rate(u) / (1.0 + 2.0 * np.exp(-2.0 * u))
+        u -= (u - np.expm1(-2.0 * u) - begin) / (1.0 + 2.0 * np.exp(-2.0 * u))
     return float(u)
 
 
@@ -101,6 +99,3 @@ def _by_number(first: float, last: float, inner: int, lipschitz: float) -> list[
     while points[-1] > 2.0 * last:
         points.append(0.5 * points[-1])
     return points if points[-1] == last else [*points, last]
-
-
-__all__ = ["ou_stages"]

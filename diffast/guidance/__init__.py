@@ -12,6 +12,7 @@ from diffast.guidance.guide import Guide, Point
 from diffast.guidance.inverse import diffpir, dps, mcg, mpgd
 from diffast.guidance.linear import autoguidance, cfg, interval, perturbed
 from diffast.guidance.measurement import Measurement
+from diffast.guidance.parse import parse
 from diffast.guidance.posterior import mmps, pigdm, tmpd
 from diffast.guidance.reducing import (
     apg,
@@ -26,5 +27,16 @@ from diffast.guidance.training_free import descent, freedom, lgd_mc, tfg, ugd
 
 __all__ = ["Guide", "Measurement", "Point", "Rule", "apg", "autoguidance", "cfg", "cfg_zero_star"]
 __all__ += ["classifier", "descent", "diffpir", "dps", "dynamic_threshold", "fdg", "freedom"]
-__all__ += ["gradient", "interval", "lgd_mc", "loss", "mambo", "mcg", "mmps", "mpgd", "perturbed"]
+__all__ += [
+    "gradient",
+    "interval",
+    "lgd_mc",
+    "loss",
+    "mambo",
+    "mcg",
+    "mmps",
+    "mpgd",
+    "parse",
+    "perturbed",
+]
 __all__ += ["pigdm", "rescale", "tcfg", "tfg", "tmpd", "ugd"]

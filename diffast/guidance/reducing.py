@@ -281,7 +281,7 @@ class Mambo(Rule):
 
 
 def mambo(scale: Scale, alpha: float = 8.0, *, space: str = "output") -> Rule:
-    """Returns magnitude-aware guidance (MambO-G): a scale that falls with |c - u| / |u|.
+    """Returns magnitude-aware guidance (arXiv 2508.03442): a scale that falls with |c - u|.
 
     u + (1 + (w - 1) exp(-alpha |c - u| / |u|)) (c - u), norms of each sample.
 

@@ -358,25 +358,32 @@ def _in_order(column: str) -> tuple[int, str]:
     return (0 if column == NEW else {"d": 1, "y": 2, "v": 2, "x": 2}.get(column[0], 4)), column
 
 
-def check_plain_calls(who: str, plan: Plan, outputs: Outputs | None = None) -> None:
+def check_plain_calls(who: str, plan: Plan) -> None:
     """Raises ValueError for calls on several inputs at once, or with gradients beside them."""
     gradients = gradients_of(plan)
     if gradients:
         raise ValueError(
             f"{who}: {plan.name} weighs the gradients {', '.join(gradients)} of guidance terms, "
-            "but only df.sample runs such plans"
+            "but only df.sample and Stepper run such plans"
         )
+    check_one_input(who, plan)
+
+
+def check_plain_rule(who: str, outputs: Outputs | None) -> None:
+    """Raises ValueError for a guidance rule that is not a weighted sum of one call's outputs."""
     rule = getattr(outputs, "rule", None)
     if rule is not None and not rule.plain:
         raise ValueError(
-            f"{who}: guidance is {rule.name}, which needs each sample's outputs or networks of its "
-            "own, but only df.sample runs such rules"
+            f"{who}: guidance is {rule_name(rule)}, which needs each sample's outputs or networks "
+            "of its own, but only df.sample runs such rules"
         )
-    if getattr(outputs, "guides", ()):
-        raise ValueError(
-            f"{who}: the denoiser has guidance terms with gradients, but only df.sample takes them"
-        )
-    check_one_input(who, plan)
+
+
+def rule_name(rule: Rule) -> str:
+    """Returns what messages call a guidance rule, with what is done to its output."""
+    name = rule.name
+    name += " with guidance.rescale" if rule.rescaled else ""
+    return name + (" with guidance.dynamic_threshold" if rule.threshold is not None else "")
 
 
 def check_one_input(who: str, plan: Plan) -> None:

@@ -38,6 +38,7 @@ class Reduction:
     Attributes:
         names: of what is measured: branches, "momentum", "low". Empty: nothing is.
         columns: tensors that the measured rows weigh.
+        rows: their weights, [names][columns].
         key: all that the reduction depends on; hashable.
     """
 
@@ -50,17 +51,16 @@ class Reduction:
         used = set().union(*(self.basis[name] for name in self.names)) if measured else set()
         order = (_X, COND, UNCOND, EXTRA, MOMENTUM, LOW)
         self.columns = tuple(name for name in order if name in used)
+        self.rows = tuple(
+            tuple(self.basis[name].get(column, 0.0) for column in self.columns)
+            for name in self.names
+        )
         self.key = (at, affine, remembers)
 
     @property
     def momentum(self) -> Row:
         """Returns the row of the momentum after the stage, over tensors."""
         return momentum_row(self.at, self.affine, self.key[2])
-
-    @property
-    def rows(self) -> list[list[float]]:
-        """Returns the weights of the measured rows over `columns`, [names, columns]."""
-        return [[self.basis[n].get(c, 0.0) for c in self.columns] for n in self.names]
 
     @property
     def width(self) -> int:

@@ -103,7 +103,7 @@ class Table(NamedTuple):
         noise: [R, rows, M] float64, the most that any stage draws; or None.
         x0_columns, x0: the same for the x0 estimate alone, [R, 1, columns].
         words: [R] int64, the stage in its plan: the noise's counter word.
-        calls: [R] int64, network calls of the plan before the row.
+        calls: [R, 2] int64, network calls of the plan before the row, and rows of their batches.
         following: [R] int64, the next row; an end follows itself.
         times: [R] float64.
         ended: [R] bool.
@@ -125,7 +125,7 @@ def make_table(
     calls: list[StepCall | None],
     first: list[int],
     times: list[float],
-    before: list[int],
+    before: list[tuple[int, int]],
     slots: int,
     carried: tuple[str, ...],
     clamp: bool,
@@ -136,8 +136,9 @@ def make_table(
     The slots hold the oldest entry first at every stage. The sums of samples at different stages
     then have the order, and so the bits, of a call for one stage.
 
-    `first` are the plans' first rows, `times` the model times of all rows, [R], `before` how many
-    network calls come before each. With a clamp the x0 estimate's row comes first.
+    `first` are the plans' first rows, `times` the model times of all rows, [R], `before` the
+    network calls before each, and rows of their batches. With a clamp the x0 estimate's row comes
+    first.
     """
     real = [call for call in calls if call is not None]
     used = {AT_X, *map(FIXED.index, carried), *(k for call in real for k in call.columns)}

@@ -17,6 +17,7 @@ from diffast.lowering.program import (
     Row,
     Stage,
     check_plain_calls,
+    check_plain_rule,
     lower,
 )
 from diffast.lowering.slots import slot_name
@@ -75,13 +76,14 @@ def tables_of(plan: Plan, outputs: Outputs, clamp: bool = False) -> Tables:
             one branch alone; what `check_plain_calls` and `lower` raise.
     """
     check_plain_calls("sample_parallel", plan)
+    check_plain_rule("sample_parallel", outputs)
     alone = [column for column in plan.columns if column.endswith((f"_{COND}", f"_{UNCOND}"))]
     if alone:
         raise ValueError(
             f"sample_parallel: {plan.name} weighs {', '.join(alone)}, the x0 estimate of one "
             "branch alone, but a sweep has one estimate a call: use df.sample"
         )
-    outputs = _WithoutTerms(outputs)
+    outputs = _without_terms(outputs)
     program = lower(plan, outputs, Constraints(clamp=clamp))
     if len(program.carried) > 1:
         raise ValueError(
@@ -124,6 +126,11 @@ def tables_of(plan: Plan, outputs: Outputs, clamp: bool = False) -> Tables:
         _gains(tails, line[:, GAIN], entries, parts, noises),
         program.opening,
     )
+
+
+def _without_terms(outputs: Any) -> Any:
+    """Returns what outputs mean, without guidance terms."""
+    return _WithoutTerms(outputs)
 
 
 class _WithoutTerms:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffast import ops
+from diffast.guidance.guide import Guide, Point
 from diffast.guidance.reducing import guided
 from diffast.guidance.rule import COND, EXTRA, LOW, UNCOND, Measured, RuleAt
 from diffast.model.times import time_dtype
@@ -16,7 +18,50 @@ def guided_estimate(denoiser: Any, x: torch.Tensor, t: float) -> torch.Tensor:
     """Returns the guided x0 estimate [B, ...] of a denoiser at one model time.
 
     Rules are taken as at a call of their own: nothing is remembered, and no call is left out.
+    Gradients of guidance terms are added.
     """
+    estimate = _estimate(denoiser, x, t)
+    weights = denoiser.gradient_weights(np.array([t]))[:, 0]
+    made = estimate
+    for term, weight in zip(denoiser.guides, weights.tolist(), strict=True):
+        if weight != 0.0:
+            made = made + weight * _gradient(denoiser, term, x, t, estimate)
+    return made
+
+
+def _gradient(
+    denoiser: Any, term: Guide, x: torch.Tensor, t: float, estimate: torch.Tensor
+) -> torch.Tensor:
+    """Returns the gradient of a term, which is told the ids 0 .. B-1."""
+    one = torch.ones((len(x), *[1] * (x.dim() - 1)), dtype=x.dtype, device=x.device)
+    alpha, sigma = (float(f(t)) * one for f in (denoiser.schedule.alpha, denoiser.schedule.sigma))
+    ids = torch.arange(len(x), device=x.device)
+
+    def normals(k: int) -> torch.Tensor:
+        word = ops.GUIDANCE_NOISE + k
+        return ops.normal(x.shape, seed=0, stage=word, ids=ids, dtype=x.dtype)
+
+    time = torch.full((len(x),), t, dtype=time_dtype(x.dtype), device=x.device)
+    point = Point(x.detach(), time, alpha, sigma, ids, 0, normals=normals)
+    if term.through == "x0":
+        point = point._replace(x0=estimate.detach())
+    elif term.through == "network":
+        denoiser.weights_at(t)  # refuses rules that have no derivative
+        with torch.enable_grad():
+            leaf = x.detach().clone().requires_grad_()
+            graph = _estimate(denoiser, leaf, t)
+
+        def pull(vector: torch.Tensor) -> torch.Tensor:
+            (found,) = torch.autograd.grad(graph, leaf, vector.to(x.dtype), retain_graph=True)
+            return found
+
+        point = point._replace(x0=graph.detach(), pull=pull)
+    with torch.no_grad():
+        return term.gradient(point).detach().to(x.dtype)
+
+
+def _estimate(denoiser: Any, x: torch.Tensor, t: float) -> torch.Tensor:
+    """Returns the estimate without gradients of terms."""
     a, b = (float(w[0]) for w in denoiser.affine(np.array([t])))
     x_in = x.to(denoiser.dtype or x.dtype)
     times = torch.full((len(x),), t, dtype=time_dtype(x.dtype), device=x.device)
@@ -56,7 +101,7 @@ def _ruled(at: RuleAt, outputs: dict, x: torch.Tensor, a: float, b: float) -> to
         factor = torch.as_tensor(weight, dtype=x.dtype, device=x.device)
         factor = factor.expand(len(x)).reshape(-1, *[1] * (x.dim() - 1))
         estimate = estimate + b * factor * outputs[name]
-    if at.threshold is not None:
+    if at.threshold is not None and len(x):
         s = estimate.abs().flatten(1).double().quantile(at.threshold.p, dim=1)
         s = s.clamp(1.0, at.threshold.maximum).to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
         estimate = (estimate / s).clamp(-1.0, 1.0)

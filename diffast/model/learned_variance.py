@@ -124,7 +124,8 @@ class LearnedVariance:
                 f"LearnedVariance: x is {list(x.shape)} but the network returned "
                 f"{list(output.shape)}, and twice the channels are needed"
             )
-        prediction, self._last.predicted = output.split(channels, dim=1)
+        prediction, predicted = output.split(channels, dim=1)
+        self._last.predicted = predicted.detach()  # a guidance term may ask for the graph
         return prediction
 
     def draw(

@@ -351,18 +351,42 @@ def _check_x0(plan, holds):
 
 def _check_noise(plan, holds):
     unrolled = propagate(plan, estimates=False)
+    scales = _noise_scales(plan, holds)
     for name, rows, written, levels in _checked_rows(plan):
         made = unrolled[name]
         has = np.abs(holds.start[1] * made[:, 0])
         if made.shape[1] > 1:
             has = np.sqrt(has**2 + _dot(made[:, 1:], made[:, 1:]))
-        scale, want = _dot(np.abs(rows), holds.noise), levels[:, 1]
+        scale, want = scales[name], levels[:, 1]
         wrong = written & ~(np.abs(has - want) <= TOLERANCE_NOISE * scale)
         _refuse(plan, name, wrong, "noise of level", has, "sigma", want)
         _check_least(plan, name, rows, scale)
     if H in plan.rows:
         rows = np.abs(plan.matrix[:, 0])
         _check_least(plan, H, rows, _dot(rows, holds.size + holds.noise))
+
+
+def _noise_scales(plan: Plan, holds: _Held) -> dict[str, np.ndarray]:
+    """Returns for each register the noise that the terms of its row hold, [S].
+
+    A stage of gradients alone that keeps a state, or takes a mean of states at one level, holds
+    their rounding too: it has the scale of the stage before it.
+    """
+    found = {name: _dot(np.abs(rows), holds.noise) for name, rows, _, _ in _checked_rows(plan)}
+    if plan.gradients is None:
+        return found
+    content = np.stack([holds.x0, holds.noise], axis=-1)
+    alone = ~plan.called.any(axis=1) & ~np.isnan(plan.gradients)
+    checked = list(_checked_rows(plan))
+    alone[0] = False  # there is no stage before it
+    for i in np.flatnonzero(alone).tolist():
+        before = max(scale[i - 1] for scale in found.values())
+        for name, rows, _, levels in checked:
+            weighed = (rows[i] != 0.0) & content[i].any(axis=1)
+            same = (content[i, weighed] == levels[i]).all() and (rows[i, weighed] > 0.0).all()
+            if same and rows[i, weighed].sum() == 1.0:
+                found[name][i] = max(found[name][i], before)
+    return found
 
 
 def _check_least(plan, name, rows, scale):

@@ -16,8 +16,8 @@ from diffast.plans.registers import ERROR, H, V, X, Y, levels_of
 
 Where = str | Sequence[int] | Callable[[float], bool] | None
 
-# A level and that of a model time are the same below this relative difference; a level is that of
-# some model time below the other.
+# Below this relative difference a level is that of the time that is told next; below the other it
+# needs no scale.
 _SAME, _NEAR = 1e-9, 1e-6
 
 
@@ -29,13 +29,16 @@ class Place:
         number: of the step that begins there; the number of steps at the plan's end.
         before: how many of the plan's stages come before it.
         time: model time.
-        level: (alpha, sigma).
+        level: (alpha, sigma) of that time.
+        scale: what x has to be multiplied by to stand at that level. It is 1 but in tuned plans,
+            which call the network on x of another size than the schedule's.
     """
 
     number: int
     before: int
     time: float
     level: tuple[float, float]
+    scale: float = 1.0
 
 
 def places(who: str, plan: Plan) -> list[Place]:
@@ -73,8 +76,9 @@ def places(who: str, plan: Plan) -> list[Place]:
         starts.append((i + 1, plan.levels[i, plan.rows.index(X)], told))
     found: list[Place] = []
     for before, level, told in starts:
-        alpha, sigma = map(float, level)
-        place = Place(len(found), before, _time(who, plan, level, told), (alpha, sigma))
+        time, scale = _time(who, plan, level, told)
+        alpha, sigma = (float(part) * scale for part in level)
+        place = Place(len(found), before, time, (alpha, sigma), scale)
         if found and place.time == found[-1].time and place.level == found[-1].level:
             found.pop()  # a stage that moves x at one level, such as a guidance half-step
             place = replace(place, number=len(found))
@@ -82,20 +86,25 @@ def places(who: str, plan: Plan) -> list[Place]:
     return found
 
 
-def _time(who: str, plan: Plan, level: np.ndarray, told: float) -> float:
-    """Returns the model time of a level: the one that is told next, if it is its time."""
+def _time(who: str, plan: Plan, level: np.ndarray, told: float) -> tuple[float, float]:
+    """Returns the model time of a level, and the scale to it.
+
+    It is the time that is told next, if x stands at its level; else the time of the same log-SNR.
+    """
     alpha, sigma = level
     if np.allclose(levels_of(plan.schedule, told), level, rtol=_SAME, atol=0.0) or sigma == 0.0:
-        return told
+        return told, 1.0
     with np.errstate(divide="ignore"):
         lam = np.log(alpha) - np.log(sigma)
-    found = float(plan.schedule.time(lam)) if np.isfinite(lam) else float("nan")
-    if not np.allclose(levels_of(plan.schedule, found), level, rtol=_NEAR, atol=0.0):
+    try:
+        found = float(plan.schedule.time(lam))
+    except ValueError as error:
         raise ValueError(
             f"{who}: {plan.name} has x at alpha = {alpha:.6g}, sigma = {sigma:.6g}, but "
-            f"{plan.schedule} is there at no model time, and the network has to be told one"
-        )
-    return found
+            f"{plan.schedule} has this ratio at no model time: {error}"
+        ) from None
+    scale = float(plan.schedule.sigma(found)) / sigma
+    return found, 1.0 if abs(scale - 1.0) < _NEAR else scale
 
 
 def chosen(who: str, plan: Plan, places: list[Place], where: Where) -> list[Place]:

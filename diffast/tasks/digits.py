@@ -67,7 +67,7 @@ def _network(name: str) -> Any:
     return getattr(digits, f"load_{name}")()
 
 
-def _on(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+def _on(network: Any, device: torch.device) -> Any:
     """Returns the network on a device; the one that is kept stays on the host."""
     if device.type == "cpu":
         return network
@@ -146,6 +146,10 @@ def _image(who: str, image: Any, channels: int, size: tuple[int, int], slack: fl
     return given.float()
 
 
+# Deviation of the pixels of digits, which tells how far an estimate may be off.
+_SPREAD = 0.62
+
+
 def _prepare(
     operator: Operator, y: Tensor, samples: int | None, channels: int, labels: Any, options: Any
 ) -> Prepared:
@@ -156,6 +160,9 @@ def _prepare(
     y = y.expand(count, -1, -1, -1).contiguous()
     network = "unet" if channels == 1 else "tinted"
     made = denoiser(count, labels, network=network, device=y.device)
+    options = {"method": "pigdm", **options}
+    if options["method"] == "pigdm":
+        options = {"spread": _SPREAD, **options}
     return Prepared(
         restore(made, operator, y, **options), (count, channels, SIZE, SIZE), operator, y
     )
@@ -170,8 +177,8 @@ def prepare_inpaint(
         raise ValueError(
             f"inpaint: the mask is {list(mask.shape)}, but the digits are {[SIZE, SIZE]}"
         )
-    operator = inpainting(mask)
     given = torch.as_tensor(image)
+    operator = inpainting(mask.to(given.device))
     if given.dtype.is_floating_point and tuple(given.shape[-2:]) == (SIZE, SIZE):
         # what lies under the mask may be anything
         given = operator.forward(given[(None,) * max(4 - given.dim(), 0)])
@@ -182,7 +189,7 @@ def prepare_inpaint(
         samples,
         1,
         labels,
-        {"method": "repaint"} | options,
+        ({} if options.get("noise") else {"method": "mcg"}) | options,
     )
 
 
@@ -195,16 +202,16 @@ def prepare_super_resolve(
         raise ValueError(f"super_resolve: factor is {factor}, but it does not divide {SIZE}")
     small, slack = SIZE // factor, 6 * options.get("noise", 0.0)
     y = _image("super_resolve", image, 1, (small, small), slack)
-    return _prepare(operator, y, samples, 1, labels, {"method": "repaint"} | options)
+    return _prepare(operator, y, samples, 1, labels, options)
 
 
 def prepare_deblur(
     image: Any, kernel: Any, *, samples: int | None = None, labels: Any = None, **options: Any
 ) -> Prepared:
     """Returns the task of `deblur`; arguments and errors are the same."""
-    operator, slack = blur(kernel), 6 * options.get("noise", 0.0)
-    y = _image("deblur", image, 1, (SIZE, SIZE), slack)
-    return _prepare(operator, y, samples, 1, labels, {"method": "ddnm"} | options)
+    y = _image("deblur", image, 1, (SIZE, SIZE), 6 * options.get("noise", 0.0))
+    operator = blur(torch.as_tensor(kernel).to(y.device))
+    return _prepare(operator, y, samples, 1, labels, options)
 
 
 def prepare_colourise(
@@ -219,24 +226,25 @@ def prepare_colourise(
     """Returns the task of `colourise`; arguments and errors are the same."""
     if (hint is None) != (mask is None):
         raise ValueError("colourise: a hint needs a mask that says where it holds, and a mask one")
-    y = _image("colourise", grey, 1, (SIZE, SIZE), 6 * options.get("noise", 0.0))
+    if options.get("noise"):
+        options["noise"] = options["noise"] * 3**0.5  # of the mean, but y is the basis' coordinate
+    y = _image("colourise", grey, 1, (SIZE, SIZE), 4 * options.get("noise", 0.0))
     basis = colour(opponent_basis())
-    known = torch.zeros(1, 3, SIZE, SIZE, dtype=torch.bool)
+    known = torch.zeros(1, 3, SIZE, SIZE, dtype=torch.bool, device=y.device)
     known[:, 0] = True
     coordinates = torch.cat([y * 3**0.5, torch.zeros_like(y).expand(-1, 2, -1, -1)], dim=1)
     if hint is not None:
-        shown = inpainting(mask).mask
+        shown = inpainting(torch.as_tensor(mask).to(y.device)).mask
         if tuple(shown.shape[2:]) != (SIZE, SIZE) or shown.shape[1] != 1:
             raise ValueError(
                 f"colourise: the mask is {list(shown.shape)}, but the digits are {[SIZE, SIZE]}"
             )
-        known = known.expand(len(shown), -1, -1, -1) | (shown & ~known[:, :1].new_zeros(()))
+        known = known | shown
         colours = basis.forward(_image("colourise", hint, 3, (SIZE, SIZE), 0.0))
         coordinates = torch.cat([coordinates[:, :1], colours[:, 1:].expand(len(y), -1, -1, -1)], 1)
-    known = known.to(y.device)
     operator = compose(basis, inpainting(known))
     coordinates = torch.where(known, coordinates, coordinates.new_zeros(()))
-    return _prepare(operator, coordinates, samples, 3, labels, {"method": "repaint"} | options)
+    return _prepare(operator, coordinates, samples, 3, labels, options)
 
 
 # --- what is asked for --------------------------------------------------------------------------

@@ -92,7 +92,7 @@ def repaint(problem: Problem) -> Setup:
     return replacement(problem.setup(repeats=3, eta=1.0), problem.operator, problem.y)
 
 
-def dps(problem: Problem, scale: float = 2.0) -> Setup:
+def dps(problem: Problem, scale: float = 5.0) -> Setup:
     """Diffusion posterior sampling, `df.guidance.dps` on the state; `ddim`, eta 1.
 
     `scale` is 2 zeta of the paper, for states of unit variance.
@@ -101,7 +101,7 @@ def dps(problem: Problem, scale: float = 2.0) -> Setup:
     return problem.setup((term,), change=solvers.on_state, eta=1.0)
 
 
-def mcg(problem: Problem, scale: float = 0.3) -> Setup:
+def mcg(problem: Problem, scale: float = 1.0) -> Setup:
     """Manifold constrained gradient: `df.guidance.mcg` on the state, then `replacement`.
 
     `scale` is the paper's alpha, for states of unit variance.

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffast.lowering.program import rule_name
 from diffast.model.denoiser import Denoiser
 from diffast.model.fingerprint import fingerprint
 from diffast.ops import MAX_INPUTS
@@ -136,6 +137,7 @@ def check_arguments(
         raise ValueError(
             f"tune: denoiser is a {type(denoiser).__name__}, but must be a df.Denoiser"
         )
+    check_guidance(denoiser)
     calls = _whole("calls", calls, 1)
     if isinstance(shape, (str, int)) or not hasattr(shape, "__iter__"):
         raise ValueError(f"tune: shape is {shape!r}, but [B, ...] is needed")
@@ -211,6 +213,23 @@ def _positive(name: str, value: Any) -> float:
     if not 0.0 < found < math.inf:
         raise ValueError(f"tune: {name} is {value!r}, but must be a positive number")
     return found
+
+
+def check_guidance(denoiser: Denoiser) -> None:
+    """Raises ValueError for guidance that plans are not tuned with: terms, or rules.
+
+    Learning differentiates a run by its weights, and that of a term or a rule is not known.
+    """
+    if denoiser.guides:
+        raise ValueError(
+            f"tune: the denoiser has {len(denoiser.guides)} guidance terms, but a plan is tuned "
+            "for a network alone: tune without guides, and run the plan with them"
+        )
+    if denoiser.rule is not None:
+        raise ValueError(
+            f"tune: guidance is {rule_name(denoiser.rule)}, but a plan is tuned with "
+            "classifier-free guidance alone: give a scale, and run the plan with the rule"
+        )
 
 
 def _check_directions(denoiser: Denoiser, calls: int) -> None:

@@ -35,6 +35,8 @@ SDE = {
 FEW_STEP = {"lcm": {}, "tcd": {}}
 # For schedules with alpha^2 + sigma^2 = 1: in test_piadm.py.
 PRESERVING = {"piadm_sde", "piadm_ode"}
+# Noise at one time, after a step: refused on a path, see test_predictor_corrector.py.
+AT_ONE_TIME = {"dpom", "dpum"}
 BACK = {"churn": {"s_churn": 5.0}, "restart": {"intervals": [(0.5, 3.0, 1, 3)]}}
 
 
@@ -57,7 +59,7 @@ def correlation(plan, stages=slice(None)):
 def test_these_are_all_stochastic_solvers():
     grid = df.grids.karras(EDM, 6)
     for name, build in df.solvers.SOLVERS.items():
-        if name not in BACK and name not in PRESERVING:
+        if name not in {*BACK, *PRESERVING, *AT_ONE_TIME}:
             known = name in {*SDE, *FEW_STEP} - {"ddim"}
             assert build(EDM, grid).stochastic == known, name
 

@@ -9,8 +9,8 @@ import torch
 
 import diffast as df
 
+pytest.importorskip("diffusers", minversion="0.42")
 guiders = pytest.importorskip("diffusers.guiders")
-utils = pytest.importorskip("diffusers.guiders.guider_utils")
 
 G = df.guidance
 # The state is 0 at first, so that steps can be told from states.

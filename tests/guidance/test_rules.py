@@ -1,5 +1,7 @@
 """Guidance rules in runs: against the estimate in plain torch, rows, replays, types, refusals."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -297,6 +299,12 @@ def test_what_takes_scales_alone_refuses_rules():
             run()
 
 
+def test_a_plan_made_for_a_scale_warns_of_a_rule():
+    plan = replace(df.solvers.euler(VP, GRID), made_for={"predicts": "v", "guidance": 3.0})
+    with pytest.warns(UserWarning, match="guidance 3, but the denoiser's guidance is guidance.apg"):
+        df.sample(denoiser(G.apg(3.0), "v"), plan, x=initial())
+
+
 def test_rules_of_a_scale_run_everywhere():
     """cfg and interval are a scale, so that executors without rules take them."""
     assert denoiser(G.cfg(2.5)).guidance == 2.5
@@ -317,3 +325,143 @@ def test_plans_for_rules_and_other_makers():
     )
     made = df.sample(flow, df.solvers.euler(flow.schedule, np.linspace(1, 0, 5)), x=initial())
     assert made.nfe.tolist() == [3] * 4
+
+
+def effective(own, plan, **how):
+    """Returns samples of a network that returns the guided estimates, made by torch."""
+    other = df.Denoiser(lambda x, t: own.x0(x, float(t[0])), VP, "x0")
+    return df.sample(other, plan, x=initial(), **how).x
+
+
+@pytest.mark.parametrize("name", ["autoguidance", "perturbed", "apg", "fdg", "threshold"])
+def test_channels_last(name):
+    """The states of a run lie in the network's format; the numbers are the same."""
+    plan = df.solvers.dpmpp_2m(VP, GRID)
+    own = denoiser(RULES[name](), memory_format=torch.channels_last)
+    np.testing.assert_allclose(
+        df.sample(own, plan, x=initial()).x, effective(own, plan), rtol=1e-9, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("name", ["autoguidance", "perturbed", "apg", "all"])
+@pytest.mark.parametrize("solver", ["heun", "unipc", "dpmpp_3m", "rk4"])
+def test_solvers_of_other_kinds(solver, name):
+    """Several calls a step, a state beside x, a corrector."""
+    own, plan = denoiser(RULES[name](), "v"), df.solvers.get(solver)(VP, GRID)
+    np.testing.assert_allclose(
+        df.sample(own, plan, x=initial()).x, effective(own, plan), rtol=1e-10, atol=1e-10
+    )
+
+
+def test_branches_with_networks_of_their_own_in_half_precision():
+    plan = df.solvers.euler(VP, df.grids.uniform_logsnr(VP, 3))
+    told = []
+
+    def half(x, t, shift):
+        told.append((x.dtype, len(x)))
+        return weak(x, t, shift)
+
+    own = denoiser(G.autoguidance(half, 2.0), "v", dtype=torch.float16)
+    got = df.sample(own, plan, x=initial()).x
+    want = df.sample(denoiser(G.autoguidance(weak, 2.0), "v"), plan, x=initial()).x
+    assert told == [(torch.float16, 4)] * 3
+    assert 0 < float((got - want).abs().max()) < 0.1
+
+
+def test_a_plans_scales_replace_that_of_a_rule():
+    plan = df.solvers.euler(VP, GRID)
+    scales = np.array([1.0, 2.0, 3.0, 2.0, 1.0])
+    planned = replace(plan, guidance=scales)
+    at = dict(zip(plan.call_times.tolist(), scales, strict=True))
+    for make in (G.apg, G.tcfg, lambda w: G.rescale(0.5, w)):
+        got = df.sample(denoiser(make(7.0)), planned, x=initial()).x
+        want = df.sample(denoiser(make(lambda t: at[t])), plan, x=initial()).x
+        assert torch.equal(got, want)
+
+
+def test_rules_and_terms_add_up():
+    """A term's gradient joins the estimate that the rule made."""
+    plan = df.solvers.euler(VP, GRID)
+
+    def pull(x, t):
+        return 0.1 * (0.5 - x)
+
+    for through in ("x", "x0"):
+        if through == "x":
+            term = G.gradient(pull)
+        else:
+            term = G.loss(lambda x0, t: (x0**2).flatten(1).sum(1), 0.1, through="x0")
+        own = denoiser(G.apg(2.5), guides=[term])
+        ruled = denoiser(G.apg(2.5))
+        other = df.Denoiser(
+            lambda x, t, ruled=ruled: ruled.x0(x, float(t[0])), VP, "x0", guides=[term]
+        )
+        got, want = (df.sample(d, plan, x=initial()).x for d in (own, other))
+        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
+
+
+def test_plans_of_the_branches_take_rules():
+    """CFG++ of a rule: the renoising is by the plain unconditional estimate."""
+    plan = df.solvers.cfg_plus_plus(df.solvers.euler(VP, GRID))
+    own, x = denoiser(G.apg(0.8)), initial()
+    blank = denoiser(0.0)
+    got = df.sample(own, plan, x=x).x
+    alpha, sigma = np.asarray(VP.alpha(GRID)), np.asarray(VP.sigma(GRID))
+    for i, t in enumerate(GRID[:-1]):
+        keep = sigma[i + 1] / sigma[i]
+        x = keep * (x - alpha[i] * blank.x0(x, t)) + alpha[i + 1] * own.x0(x, t)
+    np.testing.assert_allclose(got, x, rtol=1e-9, atol=1e-9)
+
+
+def test_several_inputs_at_once_are_refused_for_rules_that_reduce():
+    from diffast.plans.registers import Stages
+
+    start, middle, end = (float(t) for t in (GRID[0], GRID[2], GRID[-1]))
+    (a, b, c), (r, s, u) = (np.asarray(f([start, middle, end])) for f in (VP.alpha, VP.sigma))
+    stages = Stages(VP, start)
+    stages.add(
+        start,
+        middle,
+        {"x": s / r, "d": b - a * s / r},
+        x2={"x": s / r, "d": b - a * s / r},
+        x2_at=middle,
+    )
+    half = {"d": 0.5 * (c - b * u / s), "d2": 0.5 * (c - b * u / s)}
+    stages.add((middle, middle), end, {"x": u / s, **half})
+    plan = stages.plan("two inputs", 2)
+    with pytest.raises(
+        ValueError, match=r"guidance.apg needs numbers of the outputs for one input"
+    ):
+        df.sample(denoiser(G.apg(2.0)), plan, x=initial())
+    for rule in (RULES["autoguidance"](), RULES["perturbed"]()):  # linear: by inputs and branches
+        got = df.sample(denoiser(rule), plan, x=initial()).x
+        x0 = denoiser(rule).x0
+        x = s / r * initial() + (b - a * s / r) * x0(initial(), start)
+        want = u / s * x + (c - b * u / s) * x0(x, middle)
+        np.testing.assert_allclose(got, want, rtol=1e-8, atol=1e-8)
+
+
+def test_particles_take_rules_that_remember_nothing():
+    plan, how = df.solvers.ddim(VP, GRID, eta=1.0), {"shape": (4, 2, 6, 6), "seed": 4}
+
+    def reward(x0, t):
+        return -x0.flatten(1).square().sum(1)
+
+    for name in ("apg", "perturbed", "autoguidance", "all"):
+        own = denoiser(RULES[name](), "v")
+        got = df.sample_particles(own, plan, reward=reward, particles=1, **how).x[:, 0]
+        torch.testing.assert_close(got, df.sample(own, plan, **how).x, rtol=1e-4, atol=1e-4)
+    for rule in (G.apg(2.0, momentum=-0.5), G.cfg_zero_star(2.0)):
+        with pytest.raises(ValueError, match=f"guidance is {rule.name} that depends on earlier"):
+            df.sample_particles(denoiser(rule), plan, reward=reward, particles=2, **how)
+    rule = G.perturbed(0.5, conditions={"shift": torch.ones(4, 1, 1, 1)})
+    with pytest.raises(ValueError, match="condition 'shift' of a branch of guidance.perturbed"):
+        df.sample_particles(denoiser(rule), plan, reward=reward, particles=2, **how)
+
+
+def test_no_samples():
+    for rule in (2.0, RULES["all"](), G.fdg((3.0, 2.0))):
+        own = df.Denoiser(lambda x, t: x, VP, "v", unconditional={}, guidance=rule)
+        made = df.sample(own, df.solvers.dpmpp_2m(VP, GRID), shape=(0, 2, 6, 6))
+        assert made.x.shape == (0, 2, 6, 6)
+        assert own.x0(torch.zeros(0, 2, 6, 6), 0.5).shape == (0, 2, 6, 6)

@@ -64,7 +64,7 @@ CASES = (
     ("adams_4", partial(adams, order=4, **clean), 4, "strong", LATE),
     ("adams_4_lam", partial(adams, order=4, clock="lam", **clean), 4, "strong", LATE),
     ("ghvb_1", partial(ghvb, order=1), 1, "strong"),
-    ("ghvb", ghvb, 2, "strong"),
+    ("ghvb_2", partial(ghvb, order=2), 2, "strong"),
     ("heavy_ball", heavy_ball, 1, "strong"),
     ("heavy_ball_2m", partial(heavy_ball, inner="dpmpp_2m"), 1, "strong"),
     ("exponential_adams_1", partial(exponential_adams, order=1), 1, "strong"),

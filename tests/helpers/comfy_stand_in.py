@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 SHAPE = (3, 4, 8, 8)
-PARTS = ("nodes", "plans", "register", "samplers", "schedules")
+PARTS = ("guidance", "nodes", "plans", "register", "samplers", "schedules")
 
 
 class Const:

@@ -107,6 +107,12 @@ KINDS = {
     "two inputs": (twin(), GUIDED, {}),
     "two inputs, clamp": (twin(), {}, {"clamp": (-0.2, 0.2)}),
     "two normals": (solved("seeds_2"), {}, {}),
+    "corrector": (df.solvers.predictor_corrector(solved("dpmpp_2m"), "ulmc:n=2"), GUIDED, {}),
+    "corrector, clamp": (
+        df.solvers.predictor_corrector(solved("heun"), "lm:n=2"),
+        {},
+        {"clamp": (-0.4, 0.3)},
+    ),
     "gradients": (pulled(), {"guides": [df.guidance.gradient(pull)]}, {}),
 }
 

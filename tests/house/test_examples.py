@@ -24,7 +24,9 @@ SAYS = {
 LARGEST_DIFFERENCE = 1e-3
 NEEDS = {"diffusers_pipeline": "diffusers", "tune_pipeline": "diffusers"}
 # Programs with options of their own: they draw, take hours or train networks.
-OTHERS = {"draw_gains", "measure_adaptive", "measure_parallel", "measure_quality", "train_mnist"}
+OTHERS = {"digit_tasks", "draw_gains", "measure_adaptive", "measure_parallel", "measure_quality"}
+OTHERS |= {"train_guides", "train_mnist"}
+OTHERS |= {"measure_correctors", "measure_digit_correctors"}
 
 
 def test_every_example_is_here():

@@ -13,12 +13,14 @@ from places import ROOT
 
 import diffast as df
 from diffast.solvers import aliases
+from diffast.solvers.correctors.parse import CORRECTORS
 
 NAMESPACES = {
     "df.solvers": (df.solvers, df.solvers.SOLVERS),
     "df.grids": (df.grids, df.grids.__all__),
     "df.schedules": (df.schedules, df.schedules.__all__),
     "df.embedded": (df.embedded, df.embedded.EMBEDDED),
+    "df.correctors": (df.correctors, CORRECTORS),
 }
 each_namespace = pytest.mark.parametrize("name", NAMESPACES)
 
@@ -32,7 +34,7 @@ def test_dir_is_what_is_public(name):
 
 def test_dir_of_the_package_and_of_the_solvers():
     assert dir(df) == sorted(df.__all__)
-    assert dir(df.solvers) == sorted(df.solvers.SOLVERS)
+    assert dir(df.solvers) == sorted(df.solvers.__all__)
     libraries = ["azula", "diffusers", "lucidrains", "monai", "sbi"]
     assert dir(df.integrations) == [
         *("comfyui", "diffusers", "edm"),

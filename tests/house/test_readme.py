@@ -123,6 +123,7 @@ RESULTS = {
     ("README", 9): lambda f: same_as_sequential(f),
     # for a GPU: without one the example makes nothing, and tests/executors/test_graph.py has to do
     ("README", 10): lambda f: ("digits" in f) == torch.cuda.is_available(),
+    ("README", 11): lambda f: f["digits"].shape == (4, 1, 28, 28) and f["digits"].isfinite().all(),
     ("integrations", 1): lambda f: same_compiled(f),
 }
 

@@ -150,7 +150,7 @@ def test_a_plan_with_gradients_is_checked_as_if_they_were_zero():
         ),
         (
             lambda p: Stepper(p, denoiser_of()),
-            "Stepper: pulled weighs the gradients g1 of guidance",
+            "plan pulled weighs g1, gradients of guidance terms, but the denoiser has none",
         ),
         (
             lambda p: df.sample_parallel(denoiser_of(), p, x=initial()),

@@ -74,7 +74,7 @@ def test_the_grid_of_a_number_is_that_of_the_paper(lipschitz, inner):
         ),
         (
             lambda: df.grids.ou_stages(EDM, 0),
-            "ou_stages: inner = 0, but a stage has 1 step or more",
+            "ou_stages: inner = 0, but a stage has a whole number",
         ),
         (
             lambda: df.grids.ou_stages(EDM, lipschitz=-1.0),
@@ -197,6 +197,38 @@ def test_into_the_clean_end_it_is_the_estimate_and_no_corrector_follows(name):
     for steps in (1, 2):
         made = BOTH[name](EDM, df.grids.karras(EDM, steps))
         assert np.isfinite(made.matrix).all()
+
+
+BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+SPACES = {
+    "vp_linear": VP,
+    "vp_cosine": df.schedules.vp_cosine(),
+    "sub_vp": SUB,
+    "edm": EDM,
+    "ve": df.schedules.ve(),
+    "flow": FLOW,
+    "from_betas": df.schedules.from_betas(BETAS),
+    "zero_snr": df.schedules.from_betas(np.append(BETAS[:-1], 1.0)),
+}
+
+
+@each_method
+@pytest.mark.parametrize("schedule", SPACES.values(), ids=SPACES)
+def test_all_is_finite_and_a_point_mass_exact(name, schedule):
+    x0, random = np.array([0.3, -1.2, 2.0]), np.random.default_rng(5)
+    for steps in (1, 2, 3, 7, 40):
+        for make in (df.grids.karras, df.grids.uniform_logsnr):
+            for to_zero in (True, False):
+                grid = make(schedule, steps, sigma_max=10.0, to_zero=to_zero)
+                for options in ({"lipschitz": 1.5}, {"lipschitz": lambda t: 2.0, "n": 3}, {}):
+                    plan = BOTH[name](schedule, grid, **options)
+                    assert np.isfinite(plan.matrix).all()
+                    assert (plan.times[0], plan.end, plan.steps) == (grid[0], grid[-1], steps)
+                start = schedule.alpha(grid[0]) * x0
+                start = start + schedule.sigma(grid[0]) * random.normal(size=3)
+                found = walk(plan, lambda x, t: x0, start, lambda i, z: random.normal(size=3))
+                if schedule.sigma(grid[-1]) == 0:
+                    np.testing.assert_allclose(found[-1]["x"], x0, atol=1e-12)
 
 
 @pytest.mark.parametrize(

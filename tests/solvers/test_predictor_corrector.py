@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from closed_forms import Mixture, Network
 from gaussian_law import law, level
 from numpy_executor import walk
 from plan_tables import standing
@@ -34,6 +35,10 @@ def test_every_solver_takes_a_corrector(name):
     visits = len(df.solvers.predictor_corrector(plan, "olmc").calls) - plan.nfe
     assert visits >= 1
     for text in TEXTS:
+        if name == "heavy_ball" and text not in ("olmc:n=2", "snr:n=2", "ulmc"):
+            with pytest.raises(ValueError, match="heavy_ball.* holds a momentum after stage 0"):
+                composed(plan, text)
+            continue
         made = composed(plan, text)
         n = 1 if text == "ulmc" else 2
         assert made.nfe == plan.nfe + n * visits
@@ -87,6 +92,21 @@ def test_where():
     made = composed(early, "olmc", where="last")
     assert visited(early, made) == [grid[-2]]
     assert made.call_times[-1] == made.end == grid[-2]
+
+
+def test_a_text_may_limit_the_levels():
+    for schedule in (EDM, FLOW):
+        grid = df.grids.karras(schedule, 12, sigma_max=10.0)
+        plan = df.solvers.dpmpp_2m(schedule, grid)
+        ratio = schedule.sigma(grid[1:-1]) / schedule.alpha(grid[1:-1])
+        for text, low, high in (("low=0.8", 0.8, 99), ("high=2", 0, 2), ("low=0.8,high=2", 0.8, 2)):
+            wanted = grid[1:-1][(low <= ratio) & (ratio <= high)].tolist()
+            assert len(wanted) not in (0, len(ratio))
+            assert visited(plan, composed(plan, f"baoab:n=1,{text}")) == wanted
+        with pytest.raises(
+            ValueError, match="sigma/alpha of 0.8 to 0.81, but the steps of dpmpp_2m"
+        ):
+            composed(plan, "baoab:low=0.8,high=0.81")
 
 
 def test_a_corrector_before_the_first_step():
@@ -151,6 +171,56 @@ def test_entries_are_read_as_moved_along():
     # and what follows reads the entry of the call after the visit as it is
     want = plan.weights("x", "x")[3] * after + plan.weights("x", "d")[3] * answers[grid[3]][0]
     np.testing.assert_allclose(stages[4]["x"], want, rtol=1e-12)
+
+
+def test_gradients_of_guidance_are_part_of_the_score():
+    """Of a plan that weighs them: the visit ends where score and gradient are in balance."""
+    weight, variance = 0.7, 0.3
+    plan = df.solvers.ltsp(EDM, [2.0, 1.0, 0.5])
+    made = composed(plan, "baoab:n=120", where=[1])
+
+    def run(guided):
+        gradients = {"g1": lambda x, t: -weight * (x - 1.0) * guided}
+        stages = walk(
+            made,
+            lambda x, t: x * variance / (variance + t**2),
+            np.array([1.7]),
+            None,
+            None,
+            gradients,
+        )
+        at = int(np.flatnonzero(made.times == 1.0)[-1])  # the plan's call after the visit
+        return stages[at - 1]["x"]
+
+    wanted = weight / (weight + 1 / (variance + 1.0))
+    np.testing.assert_allclose(run(1.0), wanted, rtol=1e-9)
+    np.testing.assert_allclose(run(0.0), 0.0, atol=1e-9)
+    # remembered gradients stay what they are
+    additive = composed(df.solvers.additive_multistep(EDM, [4.0, 2.0, 1.0, 0.5]), "olmc", where=[1])
+    assert np.isfinite(additive.matrix).all()
+
+
+@pytest.mark.parametrize("calls", [8, 10])
+def test_tuned_plans_are_scaled_to_the_schedules_level_and_back(calls):
+    """They have x at levels of their own, and tell the network other times."""
+    plan = df.digits.load_plan(calls)
+    levels = standing(plan, "x")[:-1]
+    assert (np.abs(levels[:, 0] - 1.0) > 0.01).any()
+    made = composed(plan, "baoab:n=4")
+    assert made.made_for is None
+    first = [k for k, t in enumerate(made.call_times[:-1]) if made.call_times[k + 1] == t]
+    visit = np.array(first)[np.isin(np.array(first) - 1, first, invert=True)]
+    np.testing.assert_allclose(standing(made, "x")[visit, 0], 1.0, rtol=1e-12)  # on the schedule
+    np.testing.assert_allclose(standing(made, "x")[visit + 3], levels, rtol=1e-12)  # and back
+    ratio = levels[:, 1] / levels[:, 0]
+    np.testing.assert_allclose(made.call_times[visit], ratio, rtol=1e-12)
+    error = law(made, 0.0, 0.3)[1] / level(made, made.end, 0.0, 0.3)[1] - 1
+    assert abs(error) < 0.05
+    x0 = np.array([0.3, -1.2])
+    random = np.random.default_rng(0)
+    x = plan.initial_scale * random.normal(size=2) + x0
+    found = walk(made, lambda x, t: x0, x, lambda i, z: random.normal(size=2))
+    np.testing.assert_allclose(found[-1]["x"], x0, atol=1e-12)
 
 
 # --- executors ---
@@ -262,6 +332,37 @@ def test_blocks_go_along():
     firsts = [first + 2 * (first >= 1) for first in plan.blocks.tolist()]
     assert made.blocks.tolist() == sorted({*firsts, 1, 3, 8})
     assert composed(plan_of("euler"), "olmc").blocks is None
+
+
+# --- robustness, sampled ---
+
+
+@pytest.mark.parametrize(
+    ("text", "exact", "start"),
+    [(None, 0.011, 0.340), ("olmc", 0.015, 0.016), ("ulmc", 0.024, 0.024), ("baoab", 0.013, 0.012)],
+)
+@pytest.mark.slow
+def test_a_mixture_from_an_exact_and_from_a_wrong_start(text, exact, start):
+    """W1 of 48 calls on 0.3 N(-1, 0.04) + 0.7 N(1, 0.04); "start" has half of the noise.
+
+    The wanted figures are those of a mixture of these weights whose other numbers are not known.
+    """
+    truth = Mixture(EDM, [[-1.0]] * 3 + [[1.0]] * 7, 0.2)
+    sigma = np.geomspace(20.0, 0.02, (48 if text is None else 24) + 1)
+    plan = df.solvers.euler(EDM, sigma)
+    if text is not None:
+        plan = composed(plan, text, n=3, where=range(3, 25, 3))
+    assert plan.nfe == 48
+    random = np.random.default_rng(0)
+    count = 20_000
+    which = np.where(random.random(20 * count) < 0.7, 1.0, -1.0)
+    wanted = which + np.hypot(0.2, 0.02) * random.normal(size=20 * count)
+    wanted = np.sort(wanted).reshape(count, 20).mean(1)
+    network = df.Denoiser(Network(truth), EDM, predicts="x0")
+    for spread, figure in ((1.0, exact), (0.5, start)):
+        x = df.ops.normal((count, 1), seed=1, scale=20.0 * spread)
+        found = np.sort(df.sample(network, plan, x=x, seed=1).x[:, 0].double().numpy())
+        assert abs(np.abs(found - wanted).mean() - figure) < 0.012
 
 
 # --- refusals ---

@@ -324,6 +324,8 @@ ELSEWHERE = {
     "dpm_solver_2m_sde": "test_stochastic_orders.py",
     "piadm_sde": "test_piadm.py: for alpha^2 + sigma^2 = 1 alone, and not exact in the noise level",
     "piadm_ode": "test_piadm.py: the same",
+    "dpom": "test_dpum.py: not exact in the noise level, and alpha > 0 at the start",
+    "dpum": "test_dpum.py: the same",
     "ltsp": "test_splitting_orders.py: with guidance; without it is its inner solver",
     "stsp": "test_splitting_orders.py: the same",
     "additive_multistep": "test_splitting_orders.py: the same",

@@ -3,10 +3,14 @@
 A real digit is not in the repository: the truth is drawn by the network itself.
 """
 
+import os
+import subprocess
+import sys
 from functools import cache
 
 import pytest
 import torch
+from places import ROOT
 
 import diffast as df
 from diffast.tasks import colour, gaussian_kernel, opponent_basis
@@ -31,11 +35,17 @@ def psnr(x, wanted):
     return float((10 * (4 / (x.clamp(-1, 1) - wanted).square().mean(dim=(1, 2, 3))).log10()).mean())
 
 
+def unlike(x, wanted):
+    """Mean distance of the judge's features."""
+    judge = df.digits.load_judge()
+    return float((judge.features(x.clamp(-1, 1)) - judge.features(wanted)).norm(dim=1).mean())
+
+
 def right(x, labels=LABELS):
     return float((df.digits.load_judge()(x.clamp(-1, 1)).argmax(1) == labels).double().mean())
 
 
-@pytest.mark.parametrize("method", ["ddnm", "repaint"])
+@pytest.mark.parametrize("method", ["ddnm", "repaint", "mcg"])
 def test_inpainting_keeps_what_is_known(method):
     image = torch.where(MASK, truth(), torch.full((), torch.nan))  # what is hidden may be anything
     made = tasks.inpaint(image, MASK, method=method, calls=18, seed=1).x
@@ -47,11 +57,27 @@ def test_inpainting_keeps_what_is_known(method):
 
 def test_super_resolution_has_the_block_means():
     small = torch.nn.functional.avg_pool2d(truth(), 4)
-    made = tasks.super_resolve(small, 4, calls=18, seed=1).x
+    made = tasks.super_resolve(small, 4, method="ddnm", calls=18, seed=1).x
     torch.testing.assert_close(torch.nn.functional.avg_pool2d(made, 4), small, rtol=0, atol=1e-4)
     blocks = small.repeat_interleave(4, 2).repeat_interleave(4, 3)
     assert psnr(made, truth()) > psnr(blocks, truth()) + 1
     assert right(made) > 0.6
+
+
+@pytest.mark.parametrize("method", ["pigdm", "dps", "mmps", "diffpir"])
+def test_methods_with_gradients_and_proximal_steps_take_noise(method):
+    operator, noise = df.tasks.super_resolution(4), 0.1
+    fresh = torch.randn(6, 1, 7, 7, generator=torch.Generator().manual_seed(1))
+    small = operator.forward(truth()) + noise * fresh
+    # DiffPIR makes no backward pass, and wants more calls
+    options = {"calls": 30, "strength": 1.0} if method == "diffpir" else {"calls": 10}
+    made = tasks.super_resolve(small, 4, method=method, noise=noise, seed=1, **options).x
+    blocks = operator.pseudo_inverse(small)
+    assert psnr(made, truth()) > psnr(blocks, truth())
+    assert unlike(made, truth()) < 0.6 * unlike(blocks, truth())
+    # no nearer to the noisy measurement than the noise lets expect, nor much farther
+    off = float((operator.forward(made) - small).square().mean().sqrt())
+    assert 0.5 * noise < off < 3 * noise
 
 
 def test_deblurring():
@@ -73,7 +99,7 @@ def test_colourising_finds_one_ink_and_keeps_the_digit():
     ink = torch.tensor([0, 1, 2, 0, 1, 2])
     coloured = df.digits.tint(truth(), ink)
     grey = coloured.mean(dim=1, keepdim=True)
-    made = tasks.colourise(grey, calls=18, seed=1).x
+    made = tasks.colourise(grey, method="repaint", calls=18, seed=1).x
     value = colour(opponent_basis()[0])
     torch.testing.assert_close(value.forward(made), value.forward(coloured), rtol=0, atol=1e-4)
     amount = (made.clamp(-1, 1) + 1).square().sum(dim=(2, 3))  # [B, 3]
@@ -89,7 +115,7 @@ def test_a_hint_of_the_colour_is_followed():
     grey = coloured.mean(dim=1, keepdim=True)
     half = torch.zeros(28, 28, dtype=torch.bool)
     half[:, :14] = True
-    made = tasks.colourise(grey, coloured, half, calls=24, seed=2).x
+    made = tasks.colourise(grey, coloured, half, method="repaint", calls=24, seed=2).x
     torch.testing.assert_close(made[..., :14], coloured[..., :14], rtol=0, atol=1e-4)
     found = (made.clamp(-1, 1) + 1).square().sum(dim=(2, 3)).argmax(dim=1)
     assert (found == ink).double().mean() > 0.8
@@ -127,13 +153,13 @@ def test_a_class_is_drawn():
 
 @pytest.mark.parametrize("through", ["network", "x0"])
 def test_a_caption_is_written(through):
-    names = ("two", "three", "five", "seven", "eight", "zero")
+    names, labels = ("two", "three", "five", "eight"), LABELS[[0, 1, 2, 4]]
     scale = 5.0 if through == "network" else 20.0
     thin, bold = (
-        tasks.write([f"a {how} {name}" for name in names], through=through, scale=scale, calls=20)
+        tasks.write([f"a {how} {name}" for name in names], through=through, scale=scale, calls=14)
         for how in ("thin", "bold")
     )
-    assert (right(thin.x) + right(bold.x)) / 2 > 0.8
+    assert (right(thin.x, labels) + right(bold.x, labels)) / 2 > 0.8
     assert bold.x.mean() > thin.x.mean() + 0.05
 
 
@@ -146,7 +172,7 @@ def test_captions_are_read_by_letters():
 
 
 def test_several_samples_of_one_image_depend_on_their_ids_alone():
-    image, options = truth()[:1], {"calls": 6, "repeats": 1, "seed": 5}
+    image, options = truth()[:1], {"calls": 6, "seed": 5}
     three = tasks.inpaint(image, MASK, samples=3, **options).x
     last = tasks.inpaint(image, MASK, samples=1, ids=[2], **options).x
     torch.testing.assert_close(three[2:], last, rtol=1e-4, atol=1e-4)
@@ -154,11 +180,28 @@ def test_several_samples_of_one_image_depend_on_their_ids_alone():
 
 
 def test_prepare_is_the_run_before_it_is_made():
-    task = tasks.prepare("inpaint", truth()[:2], MASK, calls=6, repeats=2, labels=[2, 3])
+    options = {"method": "repaint", "calls": 6, "repeats": 2, "labels": [2, 3]}
+    task = tasks.prepare("inpaint", truth()[:2], MASK, **options)
     assert task.shape == (2, 1, 28, 28) and task.setup.plan.nfe == 6
     made = task.sample(seed=3).x
-    wanted = tasks.inpaint(truth()[:2], MASK, calls=6, repeats=2, labels=[2, 3], seed=3).x
+    wanted = tasks.inpaint(truth()[:2], MASK, seed=3, **options).x
     torch.testing.assert_close(made, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_the_example_draws_every_task(tmp_path):
+    pytest.importorskip("PIL")
+    run = subprocess.run(
+        [sys.executable, ROOT / "examples" / "digit_tasks.py", "--out", tmp_path]
+        + ["--count", "3", "--calls", "6"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 0, run.stderr
+    names = [line.partition(":")[0] for line in run.stdout.splitlines()]
+    assert len(names) == 6
+    assert {path.name for path in tmp_path.iterdir()} == {f"task_{name}.png" for name in names}
 
 
 IMAGE = torch.zeros(28, 28)
@@ -200,6 +243,7 @@ WRONG = {
         lambda: tasks.inpaint(IMAGE, MASK, calls=2, repeats=3),
         "calls = 2 and repeats = 3, but 1 <= repeats <= calls",
     ),
+    "no calls": (lambda: tasks.inpaint(IMAGE, MASK, calls=0), "calls is 0, but it must be a whole"),
     "samples": (
         lambda: tasks.inpaint(IMAGE.expand(2, 1, 28, 28), MASK, samples=3),
         "2 images are given, but 3 samples",

@@ -6,12 +6,12 @@ namespace diffast::cpu {
 namespace {
 
 bool runs_in_place(const CombineArgs& a) {
-  if (a.clamp || a.noises > 0 || a.rows > kMaxGroup) return false;
+  if (a.noises > 0 || a.rows > kMaxGroup || (a.clamp && !is_clamped_at_once(a))) return false;
   const DType native = a.wide ? DType::kFloat64 : DType::kFloat32;
   for (int k = 0; k < a.inputs; ++k)
     if (a.x_type[k] != native) return false;
   for (int r = 0; r < a.rows; ++r)
-    if (a.y_type[r] != native) return false;
+    if (a.y[r] && a.y_type[r] != native) return false;
   return true;
 }
 
@@ -22,12 +22,14 @@ void run_typed(CombineArgs a) {
     a.elements *= a.samples;
     a.samples = 1;
   }
+  const bool at_once = is_clamped_at_once(a);
   const auto make = [&](Chunk<T>& chunk, const RowWeights<T>& weights, int64_t, int64_t) {
+    if (at_once) return chunk.clamped_rows(weights);
     const bool finite = chunk.rows(weights, a.clamp ? 1 : 0, a.rows);
     chunk.store_clamped();
     return finite;
   };
-  make_chunks<T>(a, runs_in_place(a) ? kLongChunk : kChunk, bypasses_caches(a), make);
+  make_chunks<T>(a, runs_in_place(a) ? kLongChunk : kChunk, bypasses_caches(a), make, at_once);
 }
 
 void run(const CombineArgs& a, const Tensor&) {

@@ -76,7 +76,11 @@ class RoundTerms:
     ) -> dict[str, torch.Tensor]:
         """Returns the gradients of a round by name."""
         size, levels = run.batch.size, tables.now["levels"]
-        return self.gradients(run, tables.told[:size], levels[:, 0], levels[:, 1], pulled)
+        found = self.gradients(run, tables.told[:size], levels[:, 0], levels[:, 1], pulled)
+        weights = levels[:, 2:].unbind(1)
+        return {
+            name: terms.where_weighed(g, weights[int(name[1:]) - 1]) for name, g in found.items()
+        }
 
     def at_start(
         self, run: Any, times: np.ndarray, d: torch.Tensor, pulled: Pullback | None
@@ -85,9 +89,11 @@ class RoundTerms:
         schedule, x = self.denoiser.schedule, run.batch.view[X]
         weights = self.denoiser.gradient_weights(times)[:, 0].tolist()
         numbers = [k for k, weight in enumerate(weights, 1) if weight != 0.0]
-        told = (times, schedule.alpha(times), schedule.sigma(times))
-        told = [torch.full((len(x),), float(n[0]), dtype=x.dtype, device=x.device) for n in told]
-        found = self.gradients(run, *told, pulled, d, numbers)
+        time, alpha, sigma = (
+            torch.full((len(x),), float(n[0]), dtype=x.dtype, device=x.device)
+            for n in (times, schedule.alpha(times), schedule.sigma(times))
+        )
+        found = self.gradients(run, time, alpha, sigma, pulled, d, numbers)
         return list(found.values()), [weights[k - 1] for k in numbers]
 
     def gradients(

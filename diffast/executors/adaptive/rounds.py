@@ -99,6 +99,9 @@ class AdaptiveRun:
         else:
             self.scale = float(self.denoiser.scales(np.zeros(1))[0])
             self.branches = {0.0: "uncond", 1.0: "cond"}.get(self.scale, "both")
+        # Of each sample, in the network's batches.
+        self.rows_a_call = getattr(self.denoiser.network, "branches", 1)
+        self.rows_a_call *= 1 + (self.branches == "both")
 
     def _prepare_rule(self) -> None:
         solver, options = self.solver, self.options

@@ -32,6 +32,7 @@ from diffast.executors.context import (
     warn_of_spread,
 )
 from diffast.executors.results import FINE, NonFiniteError, Result, StepLimitError
+from diffast.executors.ruled import ruled
 from diffast.lowering.trial_steps import lower_trial
 from diffast.model.denoiser import Denoiser
 from diffast.ops.schema import COUNTS, FAILED_FINITE, FINISHED, RUNNING
@@ -164,6 +165,7 @@ def prepare(
     """Returns the run of `sample_adaptive` before its first network call; the same arguments."""
     given, solver = _settled(method, options)
     check_own_times(WHO, denoiser)
+    denoiser = ruled(WHO, denoiser)
     place = place_of(
         WHO, denoiser, shape, given.x, given.device, given.seed, given.ids, given.clamp
     )
@@ -181,6 +183,7 @@ def _shared(
     denoiser: Denoiser, method: str | EmbeddedSolver, shape: Sequence[int] | None, options: dict
 ) -> AdaptiveSamples:
     """Returns the samples of a run whose samples all take the same steps."""
+    denoiser = ruled(WHO, denoiser)
     given, solver = _settled(method, dict(options))
     check_shared(given, solver)
     place = place_of(
@@ -199,7 +202,9 @@ def _shared(
     more = {"control": "sample", "x": x, "ids": None, "throw": False, "h_init": step}
     made = sample_adaptive(shared, method, **{**options, **more, "device": place.device})
     found = int(given.h_init is None and isinstance(solver, RungeKutta))
-    made = replace(made, nfe=made.nfe + found, rounds=made.rounds + found)
+    before: Any = made.network_rows
+    rows = (made.nfe + found) * (before // made.nfe.clamp(min=1))  # as many for every call
+    made = replace(made, nfe=made.nfe + found, rounds=made.rounds + found, network_rows=rows)
 
     def what(b: int, call: int) -> str:
         return f"{made.outcomes[0]} after {call + 1} network calls of the whole batch"
@@ -258,6 +263,7 @@ def _result(
         rounds=run.rounds + 1,
         wasted=evaluated - int(column["calls"].sum()),
         steps=None if run.trace is None else _steps(run),
+        network_rows=column["calls"] * run.rows_a_call,
     )
 
     def what(b: int, call: int) -> str:

@@ -58,6 +58,7 @@ class SharedNetwork:
         constant = None if callable(denoiser.guidance) else float(denoiser.guidance)
         self.single = "uncond" if constant == 0.0 else "cond"
         self.arguments: dict[str, dict[str, Any]] = {}
+        self.branches = getattr(denoiser.network, "branches", 1)
         self.first: torch.Tensor | None = None  # the answer to the next call, if it is known
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -188,6 +189,6 @@ def for_each(result: Any, count: int) -> Any:
     def spread(values: torch.Tensor) -> torch.Tensor:
         return values.expand(count).clone()
 
-    names = ("nfe", "status", "accepted", "rejected", "forgotten")
+    names = ("nfe", "network_rows", "status", "accepted", "rejected", "forgotten")
     fields = {name: spread(getattr(result, name)) for name in names}
     return replace(result, x=result.x[0], outcomes=result.outcomes * count, **fields)

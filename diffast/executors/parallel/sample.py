@@ -22,6 +22,7 @@ from diffast.executors.parallel.methods import METHODS, Method
 from diffast.executors.parallel.rounds import ParallelRun, Round
 from diffast.executors.parallel.windows import Windows
 from diffast.executors.results import Progress, Result
+from diffast.executors.ruled import ruled
 from diffast.lowering.sweep_tables import Tables, tables_of
 from diffast.model.denoiser import Denoiser
 from diffast.ops.schema import MAX_ENTRIES
@@ -148,6 +149,7 @@ def sample_parallel(
     """
     plan = context.plan_of(_WHO, denoiser, plan, calls)
     context.check_own_times(_WHO, denoiser)
+    denoiser = ruled(_WHO, denoiser)
     context.check_noise(_WHO, noise, _SOURCES)
     context.refuse(_WHO, on_x0=(on_x0, _NO_HOOK))
     context.check_executor(_WHO, executor)
@@ -289,6 +291,9 @@ def _result(
         tuple(run.rounds),
         run.batch_difference,
         acceptance,
+        network_rows=calls
+        * len(run.tables.outputs)
+        * getattr(run.network.denoiser.network, "branches", 1),
     )
 
     def what(b: int, stage: int) -> str:

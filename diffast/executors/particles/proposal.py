@@ -130,7 +130,13 @@ class _Guides(Guides):
 
 
 def for_particles(denoiser: Denoiser, samples: int, particles: int) -> Denoiser:
-    """Returns the denoiser with conditions of one row a particle, in place of one a sample."""
+    """Returns the denoiser with conditions of one row a particle, in place of one a sample.
+
+    Raises:
+        ValueError: for a guidance rule that remembers earlier calls, or whose branches have
+            conditions of one row a sample.
+    """
+    _check_rule(denoiser.rule, samples, particles)
     if particles == 1:
         return denoiser
 
@@ -149,3 +155,21 @@ def for_particles(denoiser: Denoiser, samples: int, particles: int) -> Denoiser:
         conditions=grown(denoiser.conditions),
         unconditional=grown(denoiser.unconditional),
     )
+
+
+def _check_rule(rule: Any, samples: int, particles: int) -> None:
+    """Refuses what a particle's estimate, which is made by itself, cannot have."""
+    if rule is None:
+        return
+    if rule.momentum_factor is not None or rule.zeroed:
+        raise ValueError(
+            f"sample_particles: guidance is {rule.name} that depends on earlier calls of its run, "
+            "but particles come and go: take momentum=0, or zero_init_steps=0"
+        )
+    for branch in rule.branches.values():
+        for name, value in (branch.conditions or {}).items():
+            if particles > 1 and context.has_rows(value) and value.shape[0] == samples != 1:
+                raise ValueError(
+                    f"sample_particles: condition {name!r} of a branch of {rule.name} has "
+                    f"{samples} rows, one a sample, but there are {particles} particles a sample"
+                )

@@ -5,6 +5,7 @@ The attributes and the class methods' names are ComfyUI's interface.
 
 from __future__ import annotations
 
+from diffast.integrations.comfyui.guidance import cfg_function
 from diffast.integrations.comfyui.plans import PlanOfModel, find_plan, plan_sampler
 from diffast.integrations.comfyui.samplers import NOISES, SAMPLERS, churn_sampler, sampler
 
@@ -90,11 +91,31 @@ class DiffastPlan(_SamplerNode):
         return (*self._wrapped(plan_sampler(prepared, noise)), prepared.sigmas)
 
 
+class DiffastGuidance:
+    """A guidance rule in place of the sampler's classifier-free guidance: apg:eta=0.5, tcfg, ..."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "make"
+    CATEGORY = "advanced/guidance"
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        """Returns what the node asks for."""
+        return {"required": {"model": ("MODEL",), "rule": ("STRING", {"default": "apg:eta=0.5"})}}
+
+    def make(self, model, rule):
+        """Returns (the patched MODEL,)."""
+        patched = model.clone()
+        patched.set_model_sampler_cfg_function(cfg_function(rule))
+        return (patched,)
+
+
 _NODES = {
     "diffast sampler": DiffastSampler,
     "diffast stochastic sampler": DiffastStochasticSampler,
     "diffast churn sampler": DiffastChurnSampler,
     "diffast plan": DiffastPlan,
+    "diffast guidance": DiffastGuidance,
 }
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in _NODES.values()}
 NODE_DISPLAY_NAME_MAPPINGS = {node.__name__: shown for shown, node in _NODES.items()}

@@ -11,6 +11,7 @@ or, for one scheduler, `DiffastScheduler.from_config(pipe.scheduler.config)`.
 
 from diffast.integrations.diffusers import classes as classes
 from diffast.integrations.diffusers.accelerate import Report, accelerate
+from diffast.integrations.diffusers.guider import RuleGuider, guider
 from diffast.integrations.diffusers.planned import PlanScheduler
 from diffast.integrations.diffusers.scheduler import KINDS, DiffastScheduler
 from diffast.integrations.diffusers.tuning import pipeline_denoiser, tune
@@ -22,7 +23,9 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]: the drop-ins are mad
     "DiffastScheduler",
     "PlanScheduler",
     "Report",
+    "RuleGuider",
     "accelerate",
+    "guider",
     "pipeline_denoiser",
     "tune",
     *sorted(kind.__name__ for kind in KINDS.values()),

@@ -201,7 +201,8 @@ class Run:
         """Returns a step's tensors with the gradients of its guidance terms."""
         x0 = tensors[AT_X0]
         x0 = x0 if x0 is None else x0.detach()
-        made = self.terms.gradients(i, call.gradients, tensors[AT_X], x0, self.ids)
+        terms: Any = self.terms
+        made = terms.gradients(i, call.gradients, tensors[AT_X], x0, self.ids)
         tensors[AT_TERM : AT_TERM + len(made)] = made
         return tensors
 

@@ -5,9 +5,9 @@ the law of alpha x0 + sigma eps. It sees p_t through its score alone,
 
     score(x) = (alpha d - x) / sigma^2,     d the x0 estimate for x at t,
 
-in the space of x itself, whatever alpha is. The score of p_t is Lipschitz with a constant of at
-most 1/sigma^2, so steps are measured in the unit that this gives: sigma for underdamped dynamics,
-sigma^2 for overdamped ones.
+in the space of x itself, whatever alpha is. The Hessian of -log p_t is nowhere above 1/sigma^2,
+which limits the steps that are stable. So steps are measured in the unit that this gives: sigma for
+underdamped dynamics, sigma^2 for overdamped ones.
 """
 
 from __future__ import annotations

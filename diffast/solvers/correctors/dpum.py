@@ -42,21 +42,22 @@ def dpom(
     n: int | None = None,
     step: Value = 0.25,
 ) -> Plan:
-    """Returns DPOM: the ODE with the score held, and overdamped Langevin correctors. 1 call a step.
+    """Returns DPOM: the ODE with the score held, and overdamped Langevin correctors.
 
-    Weak order 1. Chen et al. 2023, algorithm 1: see the top of the file. The corrector's steps have
-    to be of the order eps^2/(L^2 d) of the paper for an accuracy eps in dimension d, so its cost
-    grows as d; `dpum` has sqrt(d).
+    Weak order 1; 2 calls a step by default, one of the predictor and one of the corrector. Chen et
+    al. 2023, algorithm 1: see the top of the file. The paper's bound asks for corrector steps of
+    the order eps^2/(L^3 d) for an accuracy eps in dimension d, so the calls grow as d; for `dpum`
+    they grow as sqrt(d). docs/correctors.md has measured numbers.
 
     Args:
         schedule: any schedule.
         grid: [N+1] model times from noisy to clean, alpha > 0: the predictor's steps.
             `df.grids.ou_stages` makes those of the paper.
         lipschitz: L of the score in OU space, a number or a function of the model time; None:
-            1 + (alpha/sigma)^2, that of the noise, which no score exceeds where data are noised. A
-            stage lasts 1/L: for a number between the grid points nearest to its multiples, the rest
-            of 1/L to 2/L as one stage; otherwise up to the last grid point whose own 1/L is not
-            passed. A stage is one step at least.
+            1 + (alpha/sigma)^2, that of the noise alone. A stage lasts 1/L. For a number, stages
+            end at the grid points nearest to the multiples of 1/L, and the rest of 1/L to 2/L is
+            one stage. Otherwise a stage goes on to the last grid point whose own 1/L is not passed.
+            A stage is one step at least.
         n: corrector calls of a stage; None: as many as the stage has steps.
         step: of the corrector, in units of 1/L; a number or a function of the model time.
 
@@ -79,10 +80,11 @@ def dpum(
 ) -> Plan:
     """Returns DPUM: the ODE with the score held, and underdamped Langevin correctors.
 
-    Weak order 1, 1 call a step. Chen et al. 2023, algorithm 2: see the top of the file. The steps
-    of both parts are of the order eps/(L^(3/2) sqrt(d)) for an accuracy eps in dimension d.
-    `sample_parallel` runs the plan in blocks (method "piadm"): each predictor's stage and each
-    corrector is one.
+    Weak order 1; 2 calls a step by default, one of the predictor and one of the corrector. Chen et
+    al. 2023, algorithm 2: see the top of the file. For an accuracy eps in dimension d the paper
+    asks for predictor steps of the order eps/(L^2 sqrt(d)) and corrector steps of the order
+    eps/(L^(3/2) sqrt(d)). `sample_parallel` runs the plan in blocks (method "piadm"): each
+    predictor's stage and each corrector is one.
 
     Args:
         schedule: any schedule.

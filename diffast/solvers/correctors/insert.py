@@ -9,7 +9,7 @@ more remembered entry.
 
 This is possible where the entry of the plan's next call is a function of that call alone (its x
 and its x0 estimate), which holds for all multistep solvers that remember estimates. Where it is
-not, entries are read as they are.
+not, entries are read as they are. So are remembered gradients of guidance terms.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ class _Walk:
         self.plan, self.visits = plan, visits
         self.rows = _rows_of(plan)
         self.crossed = _visits_crossed(plan, self.rows, visits)
+        self.scales = {place.before: place.scale for place, _ in visits}
         self.made: list[tuple[str, int]] = []  # entries: ("plan", stage) or ("old", visit)
         self.own: list[int] = []  # the plan's stages that made one
 
@@ -124,13 +125,22 @@ class _Walk:
         return found
 
     def _stage(self, i: int) -> _Made:
-        """Returns the plan's stage i, with entries by their new ages."""
+        """Returns the plan's stage i, with entries by their new ages.
+
+        Where a visit follows, x is written at the level that the visit stands at.
+        """
         plan = self.plan
         rows = {register: self._read(i, row) for register, row in self.rows[i].items() if row}
         if rows.get(H):
             self.made.append(("plan", i))
             self.own.append(i)
         levels = dict(zip(plan.rows, plan.levels[i], strict=True))
+        scale = self.scales.get(i + 1, 1.0)
+        if scale != 1.0:
+            for name in (X, Y):
+                if name in rows:
+                    rows[name] = _scaled(rows[name], scale)
+                    levels[name] = levels[name] * scale
         guidance = None if plan.guidance is None else plan.guidance[i]
         gradient = None if plan.gradients is None else plan.gradients[i]
         return _Made(rows, plan.times[i], levels, np.asarray(plan.spans)[i], guidance, gradient)
@@ -147,6 +157,8 @@ class _Walk:
                 continue
             maker = self.own[-int(column[1:])]
             add(self._age("plan", maker), weight)
+            if any(part[0] == "g" for part in self.rows[maker][H]):
+                continue  # an entry of gradients, which `new` and `old` are not
             for number in self.crossed:
                 following = self.visits[number][0].before
                 if maker < following <= i:
@@ -172,16 +184,26 @@ class _Walk:
             guidance = np.append(scale, np.full(inputs - 1, np.nan)) if inputs else scale
         stages = []
         for k, written in enumerate(visit):
-            rows = carried | written
+            rows, level = carried | written, place.level
+            if k + 1 == len(visit) and place.scale != 1.0:  # back to where the plan has x
+                rows[X] = _scaled(rows[X], 1.0 / place.scale)
+                level = tuple(part / place.scale for part in level)
             if Y in plan.rows:
                 rows[Y] = rows[X]
             if k == 0 and number in self.crossed:
-                rows[H] = self.rows[place.before][H]
+                entry = dict(self.rows[place.before][H])
+                if X in entry:  # of x where the plan has it
+                    entry[X] /= place.scale
+                rows[H] = entry
                 self.made.append(("old", number))
-            levels = {r: MOMENTUM_LEVEL if r == V else place.level for r in rows if r != H}
+            levels = {r: MOMENTUM_LEVEL if r == V else level for r in rows if r != H}
             span, gradient = (place.time, place.time), place.time
             stages.append(_Made(rows, time, levels, span, guidance, gradient))
         return stages
+
+
+def _scaled(row: dict[str, float], scale: float) -> dict[str, float]:
+    return {column: scale * weight for column, weight in row.items()}
 
 
 def _rows_of(plan: Plan) -> list[Rows]:
@@ -201,10 +223,9 @@ def _visits_crossed(
     found = set()
     reads = last_reads(plan)
     called = np.any(plan.called, axis=1)
-    times = plan.times.reshape(plan.stages, -1)[:, 0]
     for number, (place, _) in enumerate(visits):
         i = place.before
-        if i == plan.stages or not called[i] or times[i] != place.time:
+        if i == plan.stages or not called[i]:
             continue
         entry = rows[i].get(H) or {}
         if not entry or not entry.keys() <= {X, D, D_RAW, D_COND, D_UNCOND}:

@@ -63,8 +63,8 @@ def resampled(
         return plan
 
     row = plan.rows.index(X)
-    before = np.concatenate([levels_of(plan.schedule, plan.start)[None], plan.levels[:, row]])
-    clocks = np.concatenate([[plan.start], plan.spans[:, 1]])
+    before = np.concatenate([levels_of(plan.schedule, _start(plan))[None], plan.levels[:, row]])
+    clocks = np.append(_start(plan), np.asarray(plan.spans)[:, 1])
     order: list[int] = list(range(borders[steps % jump]))
     lifts: list[tuple[int, int]] = []  # (place in the new plan, stage where the part begins)
     repeated = 0
@@ -86,7 +86,7 @@ def resampled(
     columns = tuple(sorted({*plan.columns, Z1}, key=column_key))
     matrix = np.zeros((len(order), len(plan.rows), len(columns)))
     matrix[:, :, [columns.index(column) for column in plan.columns]] = plan.matrix[order]
-    levels, spans = plan.levels[order].copy(), plan.spans[order].copy()
+    levels, spans = plan.levels[order].copy(), np.asarray(plan.spans)[order]
     joined = [plan.rows.index(name) for name in (X, Y) if name in plan.rows]
     fresh = columns.index(Z1)
     for place, begin in lifts:
@@ -114,6 +114,10 @@ def resampled(
         steps=plan.steps + jump * len(lifts),
         name=f"resampled({plan.name}, jump={jump}, times={times})",
     )
+
+
+def _start(plan: Plan) -> float:
+    return float(np.nan if plan.start is None else plan.start)
 
 
 def _borders(plan: Plan) -> list[int]:

@@ -18,7 +18,7 @@ from diffast.solvers.splitting.heavy_ball import check_one_call
 from diffast.solvers.splitting.inner import inner_plan
 from diffast.solvers.splitting.momentum import check_damping
 from diffast.solvers.splitting.substeps import full_length
-from diffast.solvers.splitting.weave import Key, Weave, summed
+from diffast.solvers.splitting.weave import Weave, Weights, summed
 
 Inner = str | Callable[..., Plan]
 
@@ -98,12 +98,12 @@ def _pec(weave: Weave, grid, levels: list[Level]) -> None:
             continue
         half = 0.5 * moments("noise", "rho", s, t, 0)[0]
         if t.sigma == 0.0:  # no guidance there: the corrected state at once
-            weave.take(n, x=own | {("pull", n): -half})
+            weave.take(n, {"x": own | {("pull", n): -half}})
             continue
         weights = adams("noise", "rho", s, [levels[k] for k in known[1:2]], t)
         predicted = {("pull", k): w for k, w in zip(known, weights, strict=False)}
-        weave.take(n, x=own | {key: -w for key, w in predicted.items()})
-        corrected: dict[Key, float] = {"x": 1.0, ("pull", n + 1): -half}
+        weave.take(n, {"x": own | {key: -w for key, w in predicted.items()}})
+        corrected: Weights = {"x": 1.0, ("pull", n + 1): -half}
         corrected |= {key: w - half * (key == ("pull", n)) for key, w in predicted.items()}
         weave.guide(grid[n + 1], corrected, h={"g1": t.sigma}, entry=("pull", n + 1))
         known = [n + 1, *known][:2]
@@ -116,22 +116,22 @@ def _explicit(weave: Weave, levels: list[Level], method: str, b: float, cfg: boo
         rows = {name: weave.row_of(n, name) for name in weave.source.rows}
         if cfg:
             rows = {
-                name: {{"d": "d_uncond"}.get(key, key): w for key, w in row.items()}
+                name: {"d_uncond" if key == "d" else key: w for key, w in row.items()}
                 for name, row in rows.items()
             }
         if s.alpha == 0.0:
             if cfg:
                 rows["x"] = summed(rows["x"], {"d": t.alpha, "d_uncond": -t.alpha}, 1.0)
-            weave.take(n, **rows)
+            weave.take(n, rows)
             continue
         slope = {"g1": s.sigma}
         if cfg:
             slope = {"d": s.alpha / s.sigma, "d_uncond": -s.alpha / s.sigma}
         whole = moments("noise", "rho", s, t, 0)[0]
-        held: dict[Key, float] = slope
+        held: Weights = slope
         if method == "euler":
             rows["x"] = summed(rows["x"], slope, -whole)
-            weave.take(n, **rows)
+            weave.take(n, rows)
             continue
         if method == "adams":
             weights = adams("noise", "rho", s, [] if before is None else [before], t)
@@ -143,4 +143,5 @@ def _explicit(weave: Weave, levels: list[Level], method: str, b: float, cfg: boo
                 held = summed({"v": 1.0 - b}, slope, b)
             rows["x"] = summed(rows["x"], held, -whole)
         before = s
-        weave.take(n, ERROR_LEVEL, **rows, v=held if n + 1 < len(levels) - 1 else {})
+        rows["v"] = held if n + 1 < len(levels) - 1 else {}
+        weave.take(n, rows, ERROR_LEVEL)

@@ -8,13 +8,13 @@ from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
 from diffast.plans import Plan
-from diffast.plans.registers import MOMENTUM_LEVEL, X0_LEVEL
+from diffast.plans.registers import X0_LEVEL
 from diffast.schedules import Schedule
 from diffast.solvers.core.docs import splitting_builder
-from diffast.solvers.core.integrals import levels_at
+from diffast.solvers.core.integrals import Level, levels_at
 from diffast.solvers.splitting.inner import inner_plan
 from diffast.solvers.splitting.momentum import check_damping
-from diffast.solvers.splitting.weave import Key, Weave, summed
+from diffast.solvers.splitting.weave import Row, Weave, Weights, summed
 
 
 @splitting_builder
@@ -38,8 +38,8 @@ def heavy_ball(
     alpha_s = 0). The step into sigma_t = 0 has none: it is the inner method's own.
 
     Args:
-        inner: a multistep method of one call a step: "plms", "lms", "deis", "exponential_adams",
-            "dpmpp_2m" or "euler", or a function (schedule, grid) -> Plan.
+        inner: a multistep method of one call a step: "plms", "lms", "adams", "deis",
+            "exponential_adams", "dpmpp_2m" or "euler", or a function (schedule, grid) -> Plan.
     """
     who = "heavy_ball"
     b = check_damping(who, damping)
@@ -49,20 +49,28 @@ def heavy_ball(
     levels, weave, known = levels_at(schedule, grid), Weave(who, plan), None
     for n in range(plan.stages):
         row = weave.row_of(n, "x")
-        slopes = "x" in weave.row_of(n, "h")
+        level = _level(weave.row_of(n, "h"), levels[n])
         keep = {"x": row.pop("x", 0.0)}
         whole = sum(row.values())
         if levels[n + 1].sigma == 0.0 or whole == 0.0:
             weave.take(n)
             continue
-        mean: dict[Key, float] = {key: weight / whole for key, weight in row.items()}
-        if known == slopes:
+        mean: Weights = {key: weight / whole for key, weight in row.items()}
+        if known == level:
             mean = summed({"v": 1.0 - b}, mean, b)
-        known = slopes
+        known = level
         last = n + 1 == plan.stages or levels[n + 2].sigma == 0.0
-        level = MOMENTUM_LEVEL if slopes else X0_LEVEL
-        weave.take(n, level, x=summed(keep, mean, whole), v={} if last else mean)
+        rows = {"x": summed(keep, mean, whole), "v": {} if last else mean}
+        weave.take(n, rows, level)
     return weave.plan(f"{who}({named}, damping={b:g})")
+
+
+def _level(entry: Row, at: Level) -> tuple[float, float]:
+    """Returns the (alpha, sigma) that an estimate holds: of x0 (1, 0), of eps (0, 1) and so on."""
+    by_x, by_x0 = entry.get("x", 0.0), entry.get("d", 0.0)
+    if not by_x:
+        return X0_LEVEL
+    return float(round(by_x * at.alpha + by_x0)), float(round(by_x * at.sigma))
 
 
 def check_one_call(who: str, plan: Plan) -> None:

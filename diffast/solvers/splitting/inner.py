@@ -10,6 +10,7 @@ import numpy as np
 from diffast.plans import Plan
 from diffast.solvers.core.multistep import check_order
 from diffast.solvers.ode.adams import deis, exponential_adams, ipndm, lms
+from diffast.solvers.ode.adams_clocks import adams
 from diffast.solvers.ode.dpm_multistep import dpmpp_2m
 from diffast.solvers.ode.euler import euler, heun
 from diffast.solvers.ode.runge_kutta import rk4
@@ -17,6 +18,7 @@ from diffast.solvers.splitting.momentum import ghvb
 
 # Those that have an order to choose, up to 4, and the others.
 ORDERED = {
+    "adams": adams,
     "lms": lms,
     "plms": ipndm,
     "deis": deis,
@@ -35,7 +37,7 @@ def inner_plan(
     Args:
         who: the builder, for messages.
         inner: one of `NAMES`, or a function (schedule, grid) -> Plan.
-        order: of those that have one to choose; None: 4.
+        order: of those that have one to choose; None: 2 of "adams", 4 of the others.
         schedule: any schedule.
         grid: [N+1] model times, checked.
 
@@ -50,7 +52,8 @@ def inner_plan(
             )
         plan = inner(schedule, grid)
     elif inner in ORDERED:
-        order = check_order(who, 4 if order is None else order, 4)
+        usual = 2 if inner == "adams" else 4  # higher ones of "adams" need more steps
+        order = check_order(who, usual if order is None else order, 4)
         plan = ORDERED[inner](schedule, grid, order=order)
     elif inner in OTHERS:
         if order is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from diffast.grids import check_grid
@@ -12,8 +13,8 @@ from diffast.plans import Plan
 from diffast.schedules import Schedule
 from diffast.solvers.core.docs import splitting_builder
 from diffast.solvers.core.integrals import levels_at
-from diffast.solvers.core.multistep import check_choice
-from diffast.solvers.ode.adams import ipndm
+from diffast.solvers.core.multistep import build, check_choice, check_order
+from diffast.solvers.ode.adams import mean_of_slopes
 from diffast.solvers.splitting.inner import inner_plan, steps_of
 from diffast.solvers.splitting.substeps import Pull, Substep, full_length
 from diffast.solvers.splitting.weave import Weave
@@ -27,7 +28,7 @@ Compat = Literal["released"] | None
 def ltsp(
     schedule: Schedule,
     grid: ArrayLike,
-    inner: Inner = "lms",
+    inner: Inner | None = None,
     order: int | None = None,
     guidance: Guidance = "euler",
     damping: float = 0.8,
@@ -53,12 +54,15 @@ def ltsp(
     goes into sigma = 0 too.
 
     Args:
+        inner: None: "lms", with compat="released" "plms". Else the solver of the network's part:
+            see `additive_multistep`, and "heun" and "rk4".
         first: which sub-step comes first, "diffusion" or "guidance".
     """
     who = "ltsp"
     if check_compat(who, compat):
         inner, first = released(who, inner, order, guidance), "guidance"
         order = None
+    inner = "lms" if inner is None else inner
     check_choice(who, "first", first, ("diffusion", "guidance"))
     grid = check_grid(schedule, grid)
     levels = levels_at(schedule, grid)
@@ -69,14 +73,15 @@ def ltsp(
         if at.sigma > 0.0:
             substeps[k].append(Substep(grid[k], at.sigma, full_length(s, t, at)))
     pull = Pull(who, guidance, damping, guidance_order)
-    return _alternating(who, schedule, grid, (inner, order), pull, substeps, f"{first} first")
+    label = compat or f"{first} first"
+    return _alternating(who, schedule, grid, (inner, order), pull, substeps, label)
 
 
 @splitting_builder
 def stsp(
     schedule: Schedule,
     grid: ArrayLike,
-    inner: Inner = "lms",
+    inner: Inner | None = None,
     order: int | None = None,
     guidance: Guidance = "euler",
     damping: float = 0.8,
@@ -104,6 +109,8 @@ def stsp(
     rho_t; into sigma = 0 it is told the time of s. The inner solver is that of `ltsp`'s.
 
     Args:
+        inner: None: "adams", of order 2, whose estimates the guidance disturbs least; with
+            compat="released" "plms". Others as for `ltsp`.
         merged: whether the halves at one time are one sub-step.
     """
     who = "stsp"
@@ -112,6 +119,7 @@ def stsp(
         if merged:
             raise ValueError(f"{who}: merged = True, but it must be False with compat = {compat!r}")
         inner, order = released(who, inner, order, guidance), None
+    inner = "adams" if inner is None else inner
     if guidance == "ghvb" and not merged:
         raise ValueError(
             f"{who}: guidance = 'ghvb' joins sub-steps at different times, but with merged = False "
@@ -127,14 +135,14 @@ def stsp(
             made = Substep(grid[k], at.sigma, length)
             if old and k > n and s.alpha > 0.0:
                 middle = 0.5 * (s.sigma / s.alpha + t.sigma / t.alpha)
-                noise = float(schedule.sigma(_time_of(schedule, middle)))
+                noise = float(schedule.sigma(schedule.time(-np.log(middle))))
                 made = Substep(grid[k if t.sigma > 0.0 else n], noise, length)
             if made.sigma > 0.0:
                 substeps[k].append(made)
     if merged:
         substeps = [_joined(made) for made in substeps]
     pull = Pull(who, guidance, damping, guidance_order)
-    label = "merged" if merged else "halves"
+    label = "released" if old else "merged" if merged else "halves"
     return _alternating(who, schedule, grid, (inner, order), pull, substeps, label)
 
 
@@ -145,25 +153,23 @@ def check_compat(who: str, compat: Any) -> bool:
     return check_choice(who, "compat", compat, ("released",)) == "released"
 
 
-def released(who: str, inner: Inner, order: int | None, guidance: str) -> Callable[..., Plan]:
+def released(
+    who: str, inner: Inner | None, order: int | None, guidance: str
+) -> Callable[..., Plan]:
     """Returns the inner solver of the released program: PLMS, of its order into sigma = 0 too."""
-    if inner not in ("plms", "lms") or guidance != "euler":
+    if inner not in ("plms", None) or guidance != "euler":
         raise ValueError(
             f"{who}: inner = {inner!r}, guidance = {guidance!r}, but the released program has "
             "'plms' and 'euler'"
         )
-    order = 4 if order is None else order
+    order = check_order(who, 4 if order is None else order, 4)
 
     def plms(schedule: Schedule, grid: ArrayLike) -> Plan:
-        return ipndm(schedule, grid, order=order, final="full")
+        # Into sigma = 0 the noise cancels but for rounding, where it is to be 0.
+        own = {"predict": mean_of_slopes(), "final": "full", "check": "x0"}
+        return build(schedule, grid, f"plms {order}", order, "noise", "rho", **own)
 
     return plms
-
-
-def _time_of(schedule: Any, rho: float) -> Any:
-    import numpy as np
-
-    return schedule.time(-np.log(rho))
 
 
 def _joined(substeps: list[Substep]) -> list[Substep]:
@@ -173,9 +179,9 @@ def _joined(substeps: list[Substep]) -> list[Substep]:
     return [substeps[0]._replace(length=sum(made.length for made in substeps))]
 
 
-def _alternating(who, schedule, grid, inner, pull: Pull, substeps, label) -> Plan:
+def _alternating(who, schedule, grid, inner: tuple, pull: Pull, substeps, label) -> Plan:
     """Returns the plan of the inner solver's steps with guidance before, between and after."""
-    named, plan = inner_plan(who, *inner, schedule, grid)
+    named, plan = inner_plan(who, inner[0], inner[1], schedule, grid)
     weave = Weave(who, plan)
     for step, before in zip(steps_of(plan), substeps, strict=False):
         for substep in before:
@@ -184,8 +190,4 @@ def _alternating(who, schedule, grid, inner, pull: Pull, substeps, label) -> Pla
             weave.take(i)
     for substep in substeps[-1]:
         pull.add(weave, substep)
-    name = f"{who}({named}, {pull.label}, {label})"
-    if levels_at(schedule, grid[-1:])[0].sigma == 0.0 and substeps[-1]:
-        # A stage at sigma = 0 exactly keeps the rounding of the stage before it.
-        return weave.plan(name, check="x0")
-    return weave.plan(name)
+    return weave.plan(f"{who}({named}, {pull.label}, {label})")

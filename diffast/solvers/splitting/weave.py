@@ -12,7 +12,8 @@ from diffast.plans.registers import NEW, ROWS, H, V, X, Y, column_key, entry_col
 
 # A column, or an entry by its maker: (maker, its number), whatever its age will be.
 Key = str | tuple[str, int]
-Row = Mapping[Key, float]
+Row = Mapping[Any, float]
+Weights = dict[Any, float]  # of a Row
 
 OWN = "inner"  # the maker of the inner plan's entries
 
@@ -40,35 +41,36 @@ class Weave:
         kept = inner.matrix[:, 0].any(axis=1) & (H in inner.rows)
         self.before = np.cumsum(kept) - kept  # inner entries before each inner stage
 
-    def row_of(self, i: int, register: str) -> dict[Key, float]:
+    def row_of(self, i: int, register: str) -> Weights:
         """Returns a row of inner stage i, its entries by their maker."""
         if register not in self.source.rows:
             return {}
         weights = self.source.matrix[i, self.source.rows.index(register)].tolist()
-        found: dict[Key, float] = {}
+        found: Weights = {}
         for column, weight in zip(self.source.columns, weights, strict=True):
             if weight:
-                age = int(column[1:]) if column[0] == H else None
-                known = column if age in (None, 0) else (OWN, int(self.before[i]) - age)
-                found[known] = weight
+                age = int(column[1:]) if column[0] == H else 0
+                found[(OWN, int(self.before[i]) - age) if age else column] = weight
         return found
 
-    def take(self, i: int, v_at: tuple[float, float] | None = None, **rows: Row) -> None:
+    def take(
+        self, i: int, rows: Mapping[str, Row] | None = None, v_at: tuple[float, float] | None = None
+    ) -> None:
         """Adds inner stage i.
 
         Args:
             i: its number.
+            rows: rows in place of its own.
             v_at: the (alpha, sigma) that a row v among `rows` holds.
-            **rows: rows in place of its own.
         """
         own = {name: self.row_of(i, name) for name in self.source.rows}
         levels = {name: self.source.levels[i, r] for r, name in enumerate(self.source.rows)}
         levels |= {} if v_at is None else {V: v_at}
         entry = (OWN, int(self.before[i])) if own.get(H) else None
-        self._add(own | rows, levels, entry)
+        self._add({**own, **(rows or {})}, levels, entry)
         self.times.append(float(self.source.times[i]))
         self.told.append(np.nan)
-        self.spans.append(self.source.spans[i])
+        self.spans.append(np.asarray(self.source.spans)[i])
 
     def guide(
         self, time: float, x: Row, *, y: Row | None = None, h: Row | None = None, entry=None
@@ -106,7 +108,7 @@ class Weave:
 
         named = {r: {column(k): w for k, w in row.items() if w} for r, row in rows.items()}
         self.stages.append(named)
-        self.standing = self.standing | levels
+        self.standing = {**self.standing, **levels}
         if Y not in levels and rows[Y] == rows[X]:
             self.standing[Y] = self.standing[X]
         self.levels.append(dict(self.standing))
@@ -139,7 +141,7 @@ class Weave:
             columns=columns,
             matrix=matrix,
             levels=levels,
-            gradients=self.told,
+            gradients=np.array(self.told),
             **(own | fields),
         )
 
@@ -157,9 +159,9 @@ def _on_x(row: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
-def summed(row: Row, other: Row, factor: float) -> dict[Key, float]:
+def summed(row: Row, other: Row, factor: float) -> Weights:
     """Returns row + factor * other."""
-    found = dict(row)
+    found: Weights = dict(row)
     for key, weight in other.items():
         found[key] = found.get(key, 0.0) + factor * weight
     return found

@@ -119,3 +119,16 @@ def test_on_a_cpu_there_are_no_graphs():
     with pytest.raises(ValueError, match="sample_adaptive: a graph is for CUDA devices but"):
         df.sample_adaptive(denoiser, "pec", (3, 3), executor="graph")
     assert run("pec", (2, 3)).fine.all()
+
+
+@pytest.mark.parametrize("through", ["x", "x0", "network"])
+def test_terms_are_part_of_the_graph(through, made):
+    def far(x, t):
+        return (x - 0.3).square().sum(1)
+
+    term = df.guidance.loss(far, 0.1, through=through)
+    denoiser = df.Denoiser(OnDevice(), VP, "x0", guides=[term])
+    one = df.sample_adaptive(denoiser, "pec", (9, 3), seed=2, compact=False)
+    replayed = df.sample_adaptive(denoiser, "pec", (9, 3), seed=2, executor="graph")
+    assert torch.equal(replayed.x, one.x)
+    assert made[0].log.count("capture") == 1 and "aside" not in made[0].log

@@ -113,3 +113,20 @@ def test_what_graphs_cannot_have_is_refused():
         df.sample_parallel(denoiser, plan_of("ddim"), (3, 7), executor="fast")
     with pytest.raises(ValueError, match="sample_parallel: a graph is for CUDA devices but the"):
         df.sample_parallel(denoiser, plan_of("ddim"), (3, 7), executor="graph")
+
+
+@pytest.mark.parametrize("through", ["x", "x0", "network"])
+def test_terms_are_part_of_the_graphs(through, made):
+    def far(x, t):
+        return (x - 0.3).square().sum(1)
+
+    options = {"shape": (3, 7), "seed": 4, "window": 5, "tol": 1e-3}
+    term = df.guidance.loss(far, 0.02, through=through)
+    results, calls = [], []
+    for more in ({"static": True}, {"executor": "graph"}):
+        net = Net()
+        denoiser = df.Denoiser(net, VP, "epsilon", guides=[term])
+        results.append(df.sample_parallel(denoiser, plan_of("ddim"), **options, **more))
+        calls.append(net.calls)
+    assert torch.equal(results[0].x, results[1].x)
+    assert made[0].log.count("capture") <= 4 and calls[1] < calls[0]
