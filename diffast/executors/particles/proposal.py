@@ -21,8 +21,8 @@ def check_particle_plan(who: str, plan: Plan, denoiser: Denoiser) -> None:
     guided, rule = bool(denoiser.guides), denoiser.rule
     if rule is not None and (rule.momentum_factor is not None or rule.zeroed):
         raise ValueError(
-            f"{who}: guidance is {rule.name}, which depends on the number of the call or on calls "
-            "before, but particles take every estimate by itself: leave out momentum and zero steps"
+            f"{who}: guidance is {rule.name} that depends on earlier calls, but particles take "
+            "every estimate by itself: leave out momentum and zero steps"
         )
     if not plan.stochastic:
         raise ValueError(
@@ -60,6 +60,7 @@ class Proposal:
     def __init__(self, denoiser: Denoiser, plan: Plan, place: context.Place, owner: torch.Tensor):
         """Makes the weights of the guidance terms."""
         self.denoiser, self.plan, self.place, self.owner = denoiser, plan, place, owner
+        self.plain = replace(denoiser, guides=())
         self.times = plan.call_times.tolist()
         self.guides = None
         if denoiser.guides:
@@ -82,7 +83,7 @@ class Proposal:
     def estimate(self, i: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns (the unguided x0 estimate, what the guidance terms add to it or None)."""
         if self.guides is None or not self.guides.stages[i].gradients or not self.noise[i]:
-            return self._clamped(self.denoiser.x0(x, self.times[i]).contiguous()), None
+            return self._clamped(self.plain.x0(x, self.times[i]).contiguous()), None
         pulled = None
         if self.guides.through_network(i):
             branches = self.guides.stages[i].branches
@@ -90,7 +91,7 @@ class Proposal:
             pulled = self.guides.pulled(i, x, self.calls[branches], branches, layout)
             x0 = self._clamped(pulled.x0.contiguous())
         else:
-            x0 = self._clamped(self.denoiser.x0(x, self.times[i]).contiguous())
+            x0 = self._clamped(self.plain.x0(x, self.times[i]).contiguous())
         made = self.guides.gradients(i, x, x0, pulled)
         added = torch.zeros_like(x0)
         for name, g in made.items():
