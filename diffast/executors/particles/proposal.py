@@ -21,8 +21,8 @@ def check_particle_plan(who: str, plan: Plan, denoiser: Denoiser) -> None:
     guided, rule = bool(denoiser.guides), denoiser.rule
     if rule is not None and (rule.momentum_factor is not None or rule.zeroed):
         raise ValueError(
-            f"{who}: guidance is {rule.name} that depends on earlier calls, but particles take "
-            "every estimate by itself: leave out momentum and zero steps"
+            f"{who}: guidance is {rule.name}, which depends on the number of the call or on calls "
+            "before, but particles take every estimate by itself: leave out momentum and zero steps"
         )
     if not plan.stochastic:
         raise ValueError(

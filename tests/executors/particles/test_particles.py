@@ -298,7 +298,7 @@ def test_guidance_of_two_branches():
     torch.testing.assert_close(made(2.5).x, want.x, rtol=0, atol=1e-9)
     assert bool(made(df.guidance.rescale(0.7, 2.5)).x.isfinite().all())
     with pytest.raises(
-        ValueError, match="guidance is guidance.apg that depends on earlier calls, but"
+        ValueError, match="guidance is guidance.apg, which depends on the number of the ca"
     ):
         made(df.guidance.apg(2.5, momentum=-0.5))
 
