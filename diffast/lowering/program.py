@@ -375,7 +375,7 @@ def check_plain_rule(who: str, outputs: Outputs | None) -> None:
     if rule is not None and not rule.plain:
         raise ValueError(
             f"{who}: guidance is {rule_name(rule)}, which needs each sample's outputs or networks "
-            "of its own, but only df.sample runs such rules"
+            "of its own, and is no row of weights: use df.sample"
         )
 
 
