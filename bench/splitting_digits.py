@@ -70,7 +70,7 @@ class Problem:
         )
         self.judge = digits.load_judge()
         generator = torch.Generator().manual_seed(SEED)
-        self.x = torch.randn(batch, 1, 28, 28, generator=generator) * 80.0
+        self.x = torch.randn(BATCH, 1, 28, 28, generator=generator)[:batch] * 80.0
 
     def plan(self, name: str, steps: int) -> df.Plan:
         """Returns a method's plan on Karras' levels."""
@@ -178,7 +178,13 @@ def enough(scale: float, name: str, to: str = "ddim", measure: str = "rms") -> f
     return known[-1][0] * known[-1][1] / aim
 
 
-SHOWN = {"DDIM": "ddim", "PLMS4": "plms4", "STSP4": "stsp4", "additive": "additive lms4"}
+SHOWN = {
+    "DDIM": "ddim",
+    "PLMS4": "plms4",
+    "STSP4, released": "stsp4 released",
+    "stsp": "stsp2",
+    "additive": "additive lms4",
+}
 SHOWN_STEPS, SHOWN_SCALE, SHOWN_DIGITS = (8, 12, 16, 25, 40, 60), 12.0, 3
 
 
@@ -191,7 +197,7 @@ def picture() -> None:
     from matplotlib import pyplot
 
     held = json.loads(RESULTS.read_text())
-    problem = Problem(SHOWN_SCALE)
+    problem = Problem(SHOWN_SCALE, SHOWN_DIGITS)
     shown = reference(SHOWN_SCALE, "ddim")[:SHOWN_DIGITS]
 
     def strip(x: torch.Tensor) -> np.ndarray:

@@ -176,7 +176,35 @@ def test_guidance_is_in_the_proposal_and_in_the_steps():
     assert not torch.equal(runs[0].x, runs[2].x)
 
 
+@each_proposal
+def test_half_networks_wide_states_and_empty_batches(proposal):
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    for dtype in (torch.float32, torch.float64):
+        for denoiser in (gaussian(), gaussian(dtype=torch.bfloat16)):
+            found = chains(proposal, x.to(dtype), denoiser)
+            assert found.x.dtype == dtype
+            assert found.x.isfinite().all()
+    wide = chains(proposal, x.double()).x
+    torch.testing.assert_close(chains(proposal, x).x.double(), wide, rtol=1e-4, atol=1e-4)
+    assert chains(proposal, x[:0]).x.shape == (0, 3)
+
+
 # --- failures ---
+
+
+def test_a_network_that_is_not_finite_at_the_start_of_a_chain_fails_its_sample_alone():
+    calls = []
+
+    def torn(x, t):
+        calls.append(len(x))
+        found = network(x, t)
+        if len(calls) == 2:  # the first call is the step's
+            found[1] = torch.nan
+        return found
+
+    words = r"1 of 3 samples failed: 1 \(id 1\): .* at the start of the chain at t = 0.5"
+    with pytest.raises(df.NonFiniteError, match=words):
+        chains("mala", torch.full((3, 2), 0.3), df.Denoiser(torn, SCHEDULE, predicts="x0"))
 
 
 def test_a_refused_proposal_leaves_no_trace_of_its_nan():

@@ -457,3 +457,11 @@ def test_particles_take_rules_that_remember_nothing():
     rule = G.perturbed(0.5, conditions={"shift": torch.ones(4, 1, 1, 1)})
     with pytest.raises(ValueError, match="condition 'shift' of a branch of guidance.perturbed"):
         df.sample_particles(denoiser(rule), plan, reward=reward, particles=2, **how)
+
+
+def test_no_samples():
+    for rule in (2.0, RULES["all"](), G.fdg((3.0, 2.0))):
+        own = df.Denoiser(lambda x, t: x, VP, "v", unconditional={}, guidance=rule)
+        made = df.sample(own, df.solvers.dpmpp_2m(VP, GRID), shape=(0, 2, 6, 6))
+        assert made.x.shape == (0, 2, 6, 6)
+        assert own.x0(torch.zeros(0, 2, 6, 6), 0.5).shape == (0, 2, 6, 6)

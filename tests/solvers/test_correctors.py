@@ -249,11 +249,17 @@ def test_a_network_that_is_wrong_at_high_noise(corrector, wanted):
 
 
 def test_texts():
-    assert C.parse("ulmc") == (C.underdamped(), None)
-    assert C.parse("olmc:n=2,step=0.3") == (C.overdamped(0.3), 2)
-    assert C.parse(" baoab : step = 0.5 , friction=1 ") == (C.baoab(0.5, friction=1.0), None)
-    assert C.parse("lm:length=2") == (C.leimkuhler_matthews(length=2.0), None)
-    assert C.parse("snr:r=0.2,n=0") == (C.snr(0.2), 0)
+    assert C.parse("ulmc") == (C.underdamped(), None, None, None)
+    assert C.parse("olmc:n=2,step=0.3") == (C.overdamped(0.3), 2, None, None)
+    assert C.parse(" baoab : step = 0.5 , friction=1 ") == (
+        C.baoab(0.5, friction=1.0),
+        None,
+        None,
+        None,
+    )
+    assert C.parse("lm:length=2") == (C.leimkuhler_matthews(length=2.0), None, None, None)
+    assert C.parse("snr:r=0.2,n=0") == (C.snr(0.2), 0, None, None)
+    assert C.parse("baoab:n=12,low=0.8,high=2") == (C.baoab(), 12, 0.8, 2.0)
     assert repr(C.parse("ulmc")[0]) == "underdamped(step=0.8, friction=2)"
     assert repr(C.overdamped(length=lambda t: t)) == "overdamped(length=f(t))"
     for name in C.parse.__globals__["CORRECTORS"]:
@@ -264,7 +270,10 @@ def test_texts():
     ("make", "facts"),
     [
         (lambda: C.parse("olmcc"), r"corrector 'olmcc' is not known \(did you mean olmc"),
-        (lambda: C.parse("olmc:stpe=1"), "'olmc:stpe=1': option 'stpe' is not known, but n, step"),
+        (
+            lambda: C.parse("olmc:stpe=1"),
+            "'olmc:stpe=1': option 'stpe' is not known, but n, low, high, step",
+        ),
         (lambda: C.parse("olmc:friction=1"), "option 'friction' is not known"),
         (lambda: C.parse("olmc:step=big"), "step = 'big', but it must be a number"),
         (lambda: C.parse("olmc:step"), "step = '', but it must be a number"),

@@ -94,6 +94,21 @@ def test_where():
     assert made.call_times[-1] == made.end == grid[-2]
 
 
+def test_a_text_may_limit_the_levels():
+    for schedule in (EDM, FLOW):
+        grid = df.grids.karras(schedule, 12, sigma_max=10.0)
+        plan = df.solvers.dpmpp_2m(schedule, grid)
+        ratio = schedule.sigma(grid[1:-1]) / schedule.alpha(grid[1:-1])
+        for text, low, high in (("low=0.8", 0.8, 99), ("high=2", 0, 2), ("low=0.8,high=2", 0.8, 2)):
+            wanted = grid[1:-1][(low <= ratio) & (ratio <= high)].tolist()
+            assert len(wanted) not in (0, len(ratio))
+            assert visited(plan, composed(plan, f"baoab:n=1,{text}")) == wanted
+        with pytest.raises(
+            ValueError, match="sigma/alpha of 0.8 to 0.81, but the steps of dpmpp_2m"
+        ):
+            composed(plan, "baoab:low=0.8,high=0.81")
+
+
 def test_a_corrector_before_the_first_step():
     plan = plan_of("heun")
     made = composed(plan, "ulmc:n=3", where=[0])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from diffast import ops
+from diffast import ops, planning
 from diffast.executors import context
 from diffast.executors.particles.potential import POTENTIALS, Potential
 from diffast.executors.particles.proposal import Proposal, check_particle_plan, for_particles
@@ -22,6 +22,7 @@ from diffast.executors.results import FINE, NonFiniteError
 from diffast.executors.stepwise import State, Stepper
 from diffast.lowering.program import Identity
 from diffast.model.denoiser import Denoiser
+from diffast.planning.choose import whole_calls
 from diffast.plans import Plan
 
 WHO = "sample_particles"
@@ -140,7 +141,7 @@ def sample_particles(
         until: sigma/alpha below which nothing is resampled any more.
         shape: [N, ...] of the samples; not needed if x is given.
         x: the initial states of the particles [N, K, ...].
-        calls: as for `df.sample`.
+        calls: in place of a plan: that of `df.plan(denoiser, calls, stochastic=True)`.
         seed: any integer of 64 bits.
         ids: N integers, of less than 2^40, which fix each sample's noise; default 0 .. N-1.
         clamp: (low, high) for the x0 estimate, before the reward and the guidance terms see it.
@@ -154,6 +155,9 @@ def sample_particles(
             disagree.
         NonFiniteError: if all particles of a sample failed; its `result` holds the others.
     """
+    if plan is None and calls is not None:  # the plan to start with is one that draws noise
+        plan = planning.plan(denoiser, whole_calls(WHO, calls), stochastic=True)
+        calls = None
     plan = context.plan_of(WHO, denoiser, plan, calls)
     _check_options(reward, particles, scale, potential, threshold, until)
     check_particle_plan(WHO, plan, denoiser)

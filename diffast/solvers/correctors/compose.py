@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 
 from diffast.plans import Plan
-from diffast.plans.places import Where, chosen, places
+from diffast.plans.places import Place, Where, chosen, places
 from diffast.plans.registers import V
 from diffast.solvers.correctors.corrector import Corrector, whole
 from diffast.solvers.correctors.insert import inserted
-from diffast.solvers.correctors.parse import corrector_of
+from diffast.solvers.correctors.parse import Named, corrector_of
 
 _WHO = "predictor_corrector"
 
@@ -45,8 +45,8 @@ def predictor_corrector(
 
     Args:
         plan: any plan whose steps begin at x alone.
-        corrector: of `df.correctors`, or a text such as "ulmc:n=2,step=0.3", see
-            `df.correctors.parse`.
+        corrector: of `df.correctors`, or a text such as "ulmc:n=2,step=0.3" or
+            "baoab:n=12,low=0.8,high=1.6", see `df.correctors.parse`.
         n: network calls of a visit; None: what the text says, else 1.
         where: after which steps. None or "all": after each step that ends at sigma > 0. "last":
             after the last of these. Whole numbers: k is after k steps, 0 before the first one, -1
@@ -59,18 +59,38 @@ def predictor_corrector(
             model time; a place that there is not, or at sigma = 0; two numbers of calls; what
             `df.correctors.parse` raises.
     """
-    corrector, said = corrector_of(_WHO, corrector)
+    named = corrector_of(_WHO, corrector)
+    corrector, said = named.corrector, named.n
     if n is not None and said is not None and n != said:
         raise ValueError(f"{_WHO}: n = {n} is given, but the corrector's text says n = {said}")
     calls = whole(_WHO, next((k for k in (n, said) if k is not None), 1))
     _check_plan(plan)
-    at = chosen(_WHO, plan, places(_WHO, plan), where)
+    at = _within(plan, named, chosen(_WHO, plan, places(_WHO, plan), where))
     if not calls or not at:
         return plan
     guided = plan.gradients is not None
     visits = [(p, corrector.visit(p.time, *p.level, calls, guided=guided)) for p in at]
     _check_momentum(plan, visits)
     return inserted(plan, visits, f"{plan.name} + {corrector.name}({calls})")
+
+
+def _within(plan: Plan, named: Named, at: list[Place]) -> list[Place]:
+    """Returns the places whose sigma/alpha is within the limits that a text says."""
+    if named.low is None and named.high is None:
+        return at
+    low = 0.0 if named.low is None else named.low
+    high = np.inf if named.high is None else named.high
+    # alpha may be 0 at the start
+    found = [
+        place for place in at if low * place.level[0] <= place.level[1] <= high * place.level[0]
+    ]
+    if not found:
+        ratios = [place.level[1] / place.level[0] for place in at if place.level[0]]
+        raise ValueError(
+            f"{_WHO}: the corrector's text asks for sigma/alpha of {low:g} to {high:g}, but the "
+            f"steps of {plan.name} end at {', '.join(f'{ratio:.3g}' for ratio in ratios)}"
+        )
+    return found
 
 
 def _check_plan(plan: Plan) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from diffast._namespace import lookup
 from diffast.solvers.correctors.corrector import Corrector, whole
@@ -22,6 +22,9 @@ CORRECTORS: dict[str, Callable[..., Corrector]] = {
 # Names of the literature.
 SHORT = {"olmc": "overdamped", "lm": "leimkuhler_matthews", "ulmc": "underdamped"}
 
+# Options of a text that say how visits are, not what the corrector is.
+_OF_VISITS = ("n", "low", "high")
+
 
 def get(name: str) -> Callable[..., Corrector]:
     """Returns the builder of the corrector of that name: options -> Corrector.
@@ -33,13 +36,29 @@ def get(name: str) -> Callable[..., Corrector]:
     return lookup("corrector", CORRECTORS | short, name)
 
 
-def parse(text: str) -> tuple[Corrector, int | None]:
-    """Returns the corrector that a text names, and the calls of a visit, None if it says none.
+class Named(NamedTuple):
+    """What a text says.
+
+    Attributes:
+        corrector: the corrector.
+        n: calls of a visit; None: not said.
+        low: least sigma/alpha of a visit; None: not said.
+        high: largest sigma/alpha of a visit; None: not said.
+    """
+
+    corrector: Corrector
+    n: int | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+def parse(text: str) -> Named:
+    """Returns the corrector that a text names, and what the text says of the visits.
 
     The text is a name, then options after a colon: "ulmc", "olmc:n=2,step=0.3",
-    "baoab:step=0.5,friction=1". n is the number of calls; the others are the options of the
-    corrector's builder. "olmc", "lm" and "ulmc" are short for "overdamped", "leimkuhler_matthews"
-    and "underdamped".
+    "baoab:n=12,low=0.8,high=1.6". n is the number of calls of a visit, low and high limit the
+    sigma/alpha of its place; the others are the options of the corrector's builder. "olmc", "lm"
+    and "ulmc" are short for "overdamped", "leimkuhler_matthews" and "underdamped".
 
     Raises:
         ValueError: an unknown name or option; a value that is no number; an option given twice.
@@ -47,7 +66,7 @@ def parse(text: str) -> tuple[Corrector, int | None]:
     who = f"corrector {text!r}"
     name, _, rest = str(text).partition(":")
     build = get(name.strip())
-    known = ["n", *inspect.signature(build).parameters]
+    known = [*_OF_VISITS, *inspect.signature(build).parameters]
     options: dict[str, Any] = {}
     for part in rest.split(",") if rest.strip() else ():
         key, equals, value = (piece.strip() for piece in part.partition("="))
@@ -56,15 +75,15 @@ def parse(text: str) -> tuple[Corrector, int | None]:
         if key in options:
             raise ValueError(f"{who}: {key} is given twice")
         options[key] = _number(who, key, value if equals else "")
-    n = options.pop("n", None)
+    visits = {key: options.pop(key) for key in _OF_VISITS if key in options}
     try:
-        return build(**options), n
+        return Named(build(**options), **visits)
     except ValueError as error:
         raise ValueError(f"{who}: {error}") from None
 
 
-def corrector_of(who: str, corrector: Corrector | str) -> tuple[Corrector, int | None]:
-    """Returns a corrector that is given as it is or as a text, and the calls that the text says.
+def corrector_of(who: str, corrector: Corrector | str) -> Named:
+    """Returns a corrector that is given as it is or as a text, and what the text says of visits.
 
     Raises:
         ValueError: neither; what `parse` raises.
@@ -76,7 +95,7 @@ def corrector_of(who: str, corrector: Corrector | str) -> tuple[Corrector, int |
             f"{who}: corrector is a {type(corrector).__name__}, but one of df.correctors or a text "
             "such as 'ulmc:n=2' is needed"
         )
-    return corrector, None
+    return Named(corrector)
 
 
 def _number(who: str, key: str, value: str) -> float | int:
