@@ -246,7 +246,10 @@ class Stepper:
         if through(terms, needs.terms, "x0"):
             plain = [o if o is None else o.detach() for o in outputs]
             fixed = [state.y, state.v, state.x, *plain, *[None] * (2 + len(TERMS)), *state.slots]
-            x0 = (self._estimate_together if together else self._estimate_each)(state, fixed)
+            if together:
+                x0 = self._estimate_together(state, fixed)
+            else:
+                x0 = self._estimate_each(state, fixed, self.table().words[state.row])
         if needs.graph:
             given = {AT_COND + k: o for k, o in enumerate(outputs) if o is not None}
             pulled = self.terms.pullback(state, x, given, self._put)
@@ -338,15 +341,15 @@ class Stepper:
             ops.combine_out(xs, weights, [x0])
         return self._hooked(x0, self.stage(state), state)
 
-    def _estimate_each(self, state: State, tensors: list, words: Any = None) -> torch.Tensor:
-        """Returns the same, where samples stand each at a stage of their own (`words` [B])."""
+    def _estimate_each(self, state: State, tensors: list, stage: torch.Tensor) -> torch.Tensor:
+        """Returns the same, where samples stand each at a stage of their own."""
         table, x0 = self.table(), torch.empty_like(state.x)
         xs = [tensors[k].contiguous() for k in table.x0_columns]
         weights = table.x0[state.row]
         if self.limits:
             weights = torch.cat([weights, torch.zeros_like(weights[:, :, :1])], 2)
         ops.combine_table_out(xs, weights, None, None, self.limits, [x0], None)
-        return self._hooked(x0, table.words[state.row] if words is None else words, state)
+        return self._hooked(x0, stage, state)
 
     def _hooked(self, x0: torch.Tensor, stage: int | torch.Tensor, state: State) -> torch.Tensor:
         if self.on_x0 is None:

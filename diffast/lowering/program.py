@@ -378,8 +378,8 @@ def check_plain_rule(who: str, outputs: Outputs | None, calls: bool = True) -> N
     if rule is not None and not (rule.plain if calls else rule.summed):
         own = " or networks of its own" if calls else ""
         raise ValueError(
-            f"{who}: guidance is {rule_name(rule)}, which needs each sample's outputs{own}, but "
-            "only df.sample runs such rules"
+            f"{who}: guidance is {rule_name(rule)}, which needs each sample's outputs{own}, and is "
+            "no row of weights: use df.sample"
         )
 
 
