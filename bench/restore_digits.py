@@ -57,7 +57,7 @@ def network(x: Tensor, sigma: Tensor) -> Tensor:
 
 OURS = {
     "pigdm": [{"spread": 0.62}, {"spread": 0.4}, {"spread": 0.62, "repeats": 2}],
-    "dps": [{"scale": s} for s in (5.0, 10.0)],
+    "dps": [{"scale": s} for s in (5.0, 10.0, 20.0)],
     "mcg": [{"scale": s} for s in (1.0, 2.0)],
     "mmps": [{}],
     "mpgd": [{}],
@@ -76,7 +76,7 @@ def ours(method: str, options: dict, operator, y: Tensor, noise: float, calls: i
 # --- azula --------------------------------------------------------------------------------------
 
 AZULA = {
-    "azula dps": [{"zeta": z} for z in (3.0, 10.0, 30.0, 100.0)],
+    "azula dps": [{"zeta": z} for z in (3.0, 10.0, 30.0, 100.0, 300.0)],
     "azula pgdm": [{"eta": 1.0}],
     "azula mmps": [{"iterations": 1}, {"iterations": 3}],
     "azula diffpir": [{"lmbda": k, "iterations": i} for k in (1.0, 10.0) for i in (1, 3)],
@@ -127,7 +127,7 @@ def azula(method: str, options: dict, operator, y: Tensor, noise: float, calls: 
 # --- deepinv ------------------------------------------------------------------------------------
 
 DEEPINV = {
-    "deepinv dps": [{"weight": w} for w in (5.0, 20.0, 100.0)],
+    "deepinv dps": [{"weight": w} for w in (5.0, 20.0, 100.0, 300.0)],
     "deepinv diffpir": [
         {"lambda_": strength, "zeta": z} for strength, z in ((7.0, 0.3), (7.0, 1.0), (1.0, 1.0))
     ],

@@ -41,7 +41,7 @@ METHODS = {
     '`ltsp`, first="guidance"': partial(S.ltsp, first="guidance"),
     "`stsp`": S.stsp,
     "`stsp`, merged": partial(S.stsp, merged=True),
-    "`stsp`, order 2": partial(S.stsp, order=2),
+    '`stsp`, inner="lms"': partial(S.stsp, inner="lms"),
     '`stsp`, guidance="rk2"': partial(S.stsp, guidance="rk2"),
     '`ltsp`, guidance="heavy_ball"': partial(S.ltsp, guidance="heavy_ball"),
     "`additive_multistep`": S.additive_multistep,

@@ -17,7 +17,7 @@ from diffast import ops
 from diffast.executors import context
 from diffast.executors.device import on_host, sent
 from diffast.executors.guided import Guides
-from diffast.executors.reduced import limits_of, reductions_of, table_of
+from diffast.executors.reduced import limits_of, reductions_of
 from diffast.executors.results import FINE, Info, Progress, what_failed
 from diffast.lowering.evaluations import branch_names, output_names
 from diffast.lowering.program import (
@@ -284,7 +284,7 @@ class BoundRun:
             at_rule = self.stages[i].reduction.at
             bound = bound._replace(
                 clamp=limits_of(self.limits, at_rule) if call.clamped else [],
-                table=table_of(call, self.place, i),
+                table=self.reductions.table(i, call),
             )
             columns = [at.get(name, name) for name in self.stages[i].reduction.columns]
             self.reductions.bind(i, call, bound.columns, columns)
@@ -294,8 +294,10 @@ class BoundRun:
         """Returns where else x has to be for network call i."""
         if self.network_input is None or i == len(self.stages) or not self.stages[i].times:
             return []
-        parts = self.network_input[: self._rows(self.stages[i])].split(self.batch)
-        return list(parts if self.front is None else parts[1:])
+        stage, whole = self.stages[i], self.network_input
+        count = len(branch_names(stage.branches)) * len(stage.times)
+        parts = [whole[k * self.batch : (k + 1) * self.batch] for k in range(count)]
+        return parts if self.front is None else parts[1:]
 
     def start(self, x: torch.Tensor | None) -> None:
         """Puts the initial state where the network reads it."""

@@ -17,6 +17,7 @@ import torch
 
 from diffast import ops
 from diffast.executors.context import Place
+from diffast.executors.device import sent
 from diffast.guidance.rule import RuleAt
 from diffast.lowering.program import Call, Stage
 from diffast.lowering.reductions import Reduction
@@ -49,20 +50,6 @@ def limits_of(limits: list[float], at: RuleAt) -> list[float]:
     return [low, high]
 
 
-@torch.inference_mode(False)
-def table_of(call: Call, place: Place, stage: int) -> tuple:
-    """Returns (weights, noise, streams) of a call as `combine_table_out` takes them."""
-    rows, batch = len(call.targets), place.shape[0]
-
-    def table(numbers: list[float]) -> torch.Tensor:
-        made = torch.tensor(numbers, dtype=torch.float64).view(1, rows, -1)
-        return made.expand(batch, -1, -1).contiguous().to(place.device)
-
-    streams = torch.empty((batch, 3), dtype=torch.int64, device=place.device)
-    streams[:, 0], streams[:, 1], streams[:, 2] = place.seed, place.ids, stage
-    return table(call.weights), table(call.noise) if call.noise else None, streams
-
-
 class Reductions:
     """The tensors of a run's reductions.
 
@@ -86,21 +73,35 @@ class Reductions:
             self._pieces = torch.empty((0, 0, 4), dtype=torch.float64, device=self.device)
             for reduction in stages.values():
                 self._make(reduction)
+            streams = np.zeros((len(stages), self.batch, 3), dtype=np.int64)
+            streams[:, :, 0] = place.seed
+            streams[:, :, 2] = np.array(list(stages), dtype=np.int64)[:, None]
+            (self._streams,) = sent(self.device, streams) if stages else (self._none,)
+            if stages:
+                self._streams[:, :, 1] = place.ids
 
     def _make(self, reduction: Reduction) -> None:
         width, rows = reduction.width, reduction.rows
         if width not in self._sums:
             self._sums[width] = self._empty(width)
         if rows and rows not in self._rows:
-            table = torch.tensor(rows, dtype=torch.float64).expand(self.batch, -1, -1)
-            self._rows[rows] = table.contiguous().to(self.device)
+            table = np.tile(np.array(rows)[None], (self.batch, 1, 1))
+            (self._rows[rows],) = sent(self.device, table)
         if reduction.at.threshold is not None:
             self._quantiles = self._empty()
             if width:
                 self._sums[-width] = self._empty(width + 1)
 
     def _empty(self, *shape: int) -> torch.Tensor:
-        return torch.zeros((self.batch, *shape), dtype=torch.float64, device=self.device)
+        return torch.empty((self.batch, *shape), dtype=torch.float64, device=self.device)
+
+    @torch.inference_mode(False)
+    def table(self, i: int, call: Call) -> tuple:
+        """Returns (weights, noise, streams) of stage i's call as `combine_table_out` takes them."""
+        numbers = [call.weights, call.noise] if call.noise else [call.weights]
+        arrays = [np.array(n).reshape(1, len(call.targets), -1) for n in numbers]
+        made = sent(self.device, *(np.tile(a, (self.batch, 1, 1)) for a in arrays))
+        return made[0], made[1] if call.noise else None, self._streams[list(self.stages).index(i)]
 
     @torch.inference_mode(False)
     def bind(self, i: int, call: Call, row: list, measured: list) -> None:
@@ -115,16 +116,21 @@ class Reductions:
         reduction = self.stages[i]
         self._columns[i] = measured
         names = call.columns
-        self._programs[i] = tuple(
-            program.to(self.device) for program in _programs(reduction, names, self.count)
-        )
+        programs = _programs(reduction, names, self.count)
+        arrays = [a.numpy() for p in programs for a in (p.code, p.constants, p.starts)]
         if reduction.at.threshold is not None:
-            weights = torch.zeros((self.batch, 1, len(names)), dtype=torch.float64)
+            weights = np.zeros((self.batch, 1, len(names)))
             if not reduction.names:  # numbers
                 found = reduction.estimate(np, (), self.count)
-                numbers = [float(found.get(name, 0.0)) for name in names]
-                weights[:] = torch.tensor(numbers, dtype=torch.float64)
-            self._weights[i] = weights.to(self.device)
+                weights[:] = [float(found.get(name, 0.0)) for name in names]
+            arrays.append(weights)
+        made = sent(self.device, *arrays)
+        if reduction.at.threshold is not None:
+            self._weights[i] = made.pop()
+        self._programs[i] = tuple(
+            Encoded(made[3 * k], made[3 * k + 1], made[3 * k + 2], p.registers)
+            for k, p in enumerate(programs)
+        )
 
     def write(
         self, i: int, row: list, filled: dict[str, torch.Tensor], table: torch.Tensor

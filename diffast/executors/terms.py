@@ -93,6 +93,14 @@ def gradients(
     return found
 
 
+def where_weighed(gradient: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Returns the gradient [B, ...] with zeros in rows whose weight [B] is 0.
+
+    Sums take every column, and a zero times NaN is NaN.
+    """
+    return torch.where(spread(weights, gradient) != 0.0, gradient, torch.zeros_like(gradient))
+
+
 def plain(tensor: torch.Tensor) -> torch.Tensor:
     """Returns a copy that autograd can save, also of a tensor that inference mode made."""
     with torch.inference_mode(False):

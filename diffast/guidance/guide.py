@@ -44,6 +44,16 @@ class Point(NamedTuple):
     normals: Callable[[int], torch.Tensor] | None = None
     owner: torch.Tensor | None = None
 
+    def pulled(self, vector: torch.Tensor) -> torch.Tensor:
+        """Returns a vector in the x0 estimate, [B, ...], pulled back to x through the network.
+
+        Raises:
+            ValueError: where nothing pulls.
+        """
+        if self.pull is None:
+            raise ValueError("guidance: the point has nothing that pulls a gradient back to x")
+        return self.pull(vector)
+
     def own(self, who: str, name: str, given: torch.Tensor) -> torch.Tensor:
         """Returns the rows of a condition [N, ...], one a sample or one for all, for these rows.
 

@@ -38,7 +38,7 @@ def dps(operator: Operator, y: torch.Tensor, scale: Scale = 1.0) -> Guide:
         size = here.residual.square().sum(dim=axes, keepdim=True).sqrt()
         # at a distance of 0 there is no direction, and nothing left to gain
         unit = torch.where(size == 0, 0.0, here.residual / size)
-        return _pulled(at, here.transpose(unit))
+        return at.pulled(here.transpose(unit))
 
     return Guide(descent, scale, "network", whole.who)
 
@@ -69,7 +69,7 @@ def mcg(operator: Operator, y: torch.Tensor, scale: Scale = 1.0) -> Guide:
         def log_density(x0: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             return -weigh(here.y - whole.forward(x0)).square().flatten(1).sum(1)
 
-        return _pulled(at, slope(whole.who, log_density, here.x0, at.time))
+        return at.pulled(slope(whole.who, log_density, here.x0, at.time))
 
     return Guide(descent, scale, "network", whole.who)
 
@@ -129,10 +129,3 @@ def diffpir(
         return here.shift(torch.where(weight.isnan(), 0.0, weight).to(here.x0.dtype))
 
     return Guide(move, 1.0, "x0", whole.who)
-
-
-def _pulled(at: Point, vector: torch.Tensor) -> torch.Tensor:
-    """Returns a vector in the x0 estimate pulled back to x through the network."""
-    if at.pull is None:
-        raise ValueError("guidance: the point has nothing that pulls a gradient back to x")
-    return at.pull(vector)

@@ -15,7 +15,6 @@ import torch
 
 from diffast.guidance.gradients import Scale
 from diffast.guidance.guide import Guide, Point
-from diffast.guidance.inverse import _pulled
 from diffast.guidance.measurement import Measurement, Operator, solve
 from diffast.guidance.spread import Spread, check_spread, spread_at
 
@@ -62,7 +61,7 @@ def pigdm(
             if whole.noise
             else variance.new_full((len(variance),), torch.inf)
         )
-        return _pulled(at, here.shift(weight) / variance.clamp(min=tiny))
+        return at.pulled(here.shift(weight) / variance.clamp(min=tiny))
 
     return Guide(ascent, scale, "network", whole.who)
 
@@ -91,7 +90,7 @@ def tmpd(operator: Operator, y: torch.Tensor, noise: float = 0.0, scale: Scale =
         rows = here.forward(_covariance(at)(here.transpose(torch.ones_like(here.y))))
         total = rows + whole.noise**2
         # 0 where nothing is measured, as beside an inpainting mask, or where x says nothing of x0
-        return _pulled(at, here.transpose(torch.where(total == 0, 0.0, here.residual / total)))
+        return at.pulled(here.transpose(torch.where(total == 0, 0.0, here.residual / total)))
 
     return Guide(ascent, scale, "network", whole.who)
 
@@ -132,7 +131,7 @@ def mmps(
             return here.forward(covariance(here.transpose(v))) + whole.noise**2 * v
 
         solved = solve(spread_and_noise, here.residual, iterations)
-        return _pulled(at, here.transpose(solved))
+        return at.pulled(here.transpose(solved))
 
     return Guide(ascent, scale, "network", whole.who)
 
@@ -141,4 +140,4 @@ def _covariance(at: Point) -> Callable[[torch.Tensor], torch.Tensor]:
     """Returns u -> C u, C = (sigma^2 / alpha) J^T: J is symmetric where the network is exact."""
     # at alpha = 0 the state says nothing of x0, and J is 0
     factor = torch.where(at.alpha > 0, at.sigma.square() / at.alpha, 0.0)
-    return lambda u: factor.to(u.dtype) * _pulled(at, u)
+    return lambda u: factor.to(u.dtype) * at.pulled(u)

@@ -8,7 +8,6 @@ import torch
 
 from diffast.guidance.gradients import Scale, loss, slope, value_and_slope
 from diffast.guidance.guide import Guide, Point
-from diffast.guidance.inverse import _pulled
 from diffast.guidance.spread import Spread, check_spread, spread_at
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -37,7 +36,7 @@ def lgd_mc(function: Loss, scale: Scale = 1.0, *, draws: int = 4, spread: Spread
 
     def ascent(at: Point) -> torch.Tensor:
         deviation = spread_at(spread, at).sqrt()
-        return _pulled(at, _smoothed(who, function, at, _estimate(who, at), deviation, draws))
+        return at.pulled(_smoothed(who, function, at, _estimate(who, at), deviation, draws))
 
     return Guide(ascent, scale, "network", who)
 
@@ -160,7 +159,7 @@ def tfg(
         return _smoothed(who, function, at, x0, wide, draws)
 
     def variance(at: Point) -> torch.Tensor:
-        return _pulled(at, smoothed(at, _estimate(who, at)))
+        return at.pulled(smoothed(at, _estimate(who, at)))
 
     def mean(at: Point) -> torch.Tensor:
         start = _estimate(who, at)

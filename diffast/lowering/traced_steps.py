@@ -8,7 +8,7 @@ all numbers that a round needs: the time that the network is told, and the table
     inputs           table of the network inputs and, with a bridge, of the path's new values
     settle           table of what follows the answer, for `combine_error`
     tolerance        [B, 2] (atol, rtol)
-    levels           [B, 2] (alpha, sigma) of the call, where there are guidance terms
+    levels           [B, 2 + T] (alpha, sigma) of the call, then the weights of the T guidance terms
     estimate         table of the x0 estimate alone, where a hook sees it
     nodes, path      [B, 2], [B, 2]: arguments of `brownian`, for noise="path"
 
@@ -147,7 +147,7 @@ class Tracer:
             estimates[call] = program.estimate(step, scale)
             gradients[call] = program.gradients(step, of_terms)
         cells: dict[int, dict[tuple[str, int], Any]] = {
-            call: self._numbers(step, call) for call, step in steps.items()
+            call: self._numbers(step, call, gradients[call]) for call, step in steps.items()
         }
         parts = {call: self._input_rows(step, call, rejected) for call, step in steps.items()}
         inputs = self._add("inputs", parts, cells)
@@ -196,7 +196,7 @@ class Tracer:
                 found.append(scale)
         return found
 
-    def _numbers(self, step: Step, call: int) -> dict[tuple[str, int], Any]:
+    def _numbers(self, step: Step, call: int, gradients: Row) -> dict[tuple[str, int], Any]:
         """Returns the cells of what is no table."""
         cells = {(name, 0): step.call.time for name in self.times}
         # Where a sample is not judged, any tolerance will do.
@@ -204,10 +204,10 @@ class Tracer:
         tolerance = self.program.solver.tolerance(step) if judged else (1.0, 0.0)
         found = {"tolerance": tolerance}
         if self.program.terms:
-            found["levels"] = step.call.alpha, step.call.sigma
+            found["levels"] = step.call.alpha, step.call.sigma, *gradients.values()
         if self.path is not None:
             found["nodes"], found["path"] = self.path(step)
-        return cells | {(n, k): v for n, pair in found.items() for k, v in enumerate(pair)}
+        return cells | {(n, k): v for n, numbers in found.items() for k, v in enumerate(numbers)}
 
     def _input_rows(self, step: Step, call: int, rejected: dict[str, Recorded]) -> list[Row]:
         row, value = self.program.input_rows(step, call, rejected)
@@ -240,7 +240,7 @@ class Tracer:
     def _outs(self, tables: list[Table]) -> tuple[Out, ...]:
         outs = [Out(name, (), False) for name in self.times] + [Out("tolerance", (2,), False)]
         if self.program.terms:
-            outs.append(Out("levels", (2,), False))
+            outs.append(Out("levels", (2 + len(self.program.terms),), False))
         for table in tables:
             outs.append(Out(table.name, (table.height, table.width), False))
             if table.noise is not None:

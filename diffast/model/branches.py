@@ -40,7 +40,7 @@ def settled(guidance: Any, schedule: Any) -> float | Callable[[float], float] | 
         )
     if not math.isfinite(number):
         raise ValueError(f"Denoiser: guidance is {guidance} but must be finite")
-    return guidance
+    return guidance  # pyright: ignore
 
 
 def is_scale(rule: Rule) -> bool:

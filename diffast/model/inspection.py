@@ -101,7 +101,7 @@ def _ruled(at: RuleAt, outputs: dict, x: torch.Tensor, a: float, b: float) -> to
         factor = torch.as_tensor(weight, dtype=x.dtype, device=x.device)
         factor = factor.expand(len(x)).reshape(-1, *[1] * (x.dim() - 1))
         estimate = estimate + b * factor * outputs[name]
-    if at.threshold is not None:
+    if at.threshold is not None and len(x):
         s = estimate.abs().flatten(1).double().quantile(at.threshold.p, dim=1)
         s = s.clamp(1.0, at.threshold.maximum).to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
         estimate = (estimate / s).clamp(-1.0, 1.0)

@@ -110,8 +110,9 @@ class _Inputs(torch.nn.Module):
     ) -> None:
         """Takes the denoiser whose network is called, and the run's seed and ids."""
         super().__init__()
-        # a module, so that executors find the parameters and their device
-        self.network, self.schedule = denoiser.network, denoiser.schedule
+        # A module, so that executors find the parameters and their device. By this name a network's
+        # fingerprint looks through the wrapper.
+        self.module, self.schedule = denoiser.network, denoiser.schedule
         self.changes, self.seed, self.ids, self.call = changes, seed, ids, 0
 
     def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Any:
@@ -128,4 +129,4 @@ class _Inputs(torch.nn.Module):
             normals = ops.normal(x.shape, seed=self.seed, stage=word, ids=ids, dtype=x.dtype)
             x = change(x, alpha, sigma, normals)
         self.call += 1
-        return self.network(x, t, **conditions)
+        return self.module(x, t, **conditions)

@@ -9,6 +9,7 @@ import diffast as df
 VP = df.schedules.vp_linear()
 GRID = df.grids.uniform_logsnr(VP, 4)
 PLAN = df.solvers.euler(VP, GRID)
+SHIFT = torch.tensor([[0.25, -0.5, 0.5, 0.0]])  # elements that differ, exact in every dtype
 
 
 def network(x, t, shift=0.0):
@@ -25,7 +26,7 @@ def start():
 
 
 def ruled(rule, **more):
-    shift = {"shift": torch.full((1, 4), 0.25)}, {"shift": torch.zeros(1, 4)}
+    shift = {"shift": SHIFT}, {"shift": torch.zeros(1, 4)}
     return df.Denoiser(
         network, VP, "x0", conditions=shift[0], unconditional=shift[1], guidance=rule, **more
     )
@@ -105,7 +106,7 @@ def test_a_third_branch_on_the_stepper():
     with pytest.raises(ValueError, match="third branch, but its output is not given"):
         stepper.step(state, (network(x, t), network(x, t)))
     while not stepper.done(state):
-        outputs = tuple(network(x, t, shift) for shift in (0.25, 0.0, -0.5))
+        outputs = tuple(network(x, t, shift) for shift in (SHIFT, 0.0, -0.5))
         state, x, t = stepper.step(state, outputs)
     want = df.sample(denoiser, PLAN, x=start()).x
     np.testing.assert_allclose(state.x, want, rtol=0, atol=1e-12)
@@ -145,7 +146,7 @@ def test_rules_in_parallel_runs(name, terms):
 @pytest.mark.parametrize("name", RULES)
 def test_rules_in_adaptive_runs(name):
     """A network that returns the guided output by itself; samples leave the batch one by one."""
-    shifts = torch.linspace(-0.5, 0.5, 3, dtype=torch.float64)[:, None].expand(3, 4)
+    shifts = torch.linspace(-0.5, 0.5, 12, dtype=torch.float64).reshape(3, 4)
     more = {"conditions": {"shift": shifts}, "unconditional": {"shift": torch.zeros(1, 4)}}
     own = df.Denoiser(network, VP, "x0", guidance=RULES[name], **more)
     whole = df.sample_adaptive(own, "pec", x=start(), seed=3)
@@ -172,3 +173,16 @@ def test_a_rule_with_shared_steps():
     )
     np.testing.assert_allclose(got.x, want.x, rtol=0, atol=1e-9)
     assert got.network_rows.tolist() == (2 * got.nfe).tolist()
+
+
+@pytest.mark.parametrize("make", [df.solvers.euler, df.solvers.dpmpp_2m])
+def test_plans_that_weigh_one_branch_on_the_stepper(make):
+    """CFG++: together, and each sample at a stage of its own."""
+    plan, denoiser = df.solvers.cfg_plus_plus(make(VP, GRID)), ruled(0.6)
+    want = df.sample(denoiser, plan, x=start()).x
+    stepper = df.Stepper(plan, denoiser)
+    for each in (False, True):
+        state, x, t = stepper.start(start(), each=each)
+        for _ in range(plan.nfe):
+            state, x, t = stepper.step(state, (network(x, t, SHIFT), network(x, t)))
+        np.testing.assert_allclose(stepper.result(state).x, want, rtol=0, atol=1e-12)

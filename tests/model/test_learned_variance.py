@@ -151,3 +151,15 @@ def test_threads_share_a_network_and_not_its_variance():
         together = list(pool.map(lambda seed: made(seed, in_turns), (1, 2)))
     assert all(map(torch.equal, together, alone))
     assert copy.deepcopy(learned).plan.nfe == plan.nfe
+
+
+def test_with_a_guidance_term_through_the_network():
+    """The network is then called with gradients enabled; the variance keeps no graph."""
+    learned = df.LearnedVariance(network, SCHEDULE, df.solvers.ddpm(SCHEDULE, GRID))
+    term = df.guidance.loss(lambda x0, t: x0.square().flatten(1).sum(1), 1e-3)
+    denoiser = df.Denoiser(learned, SCHEDULE, predicts="epsilon", guides=[term])
+    x = torch.randn(2, 2, 5, 4, generator=torch.Generator().manual_seed(0))
+    out = df.sample(denoiser, learned.plan, x=x, noise=learned.draw(2, seed=5))
+    plain = df.Denoiser(learned, SCHEDULE, predicts="epsilon")
+    other = df.sample(plain, learned.plan, x=x, noise=learned.draw(2, seed=5))
+    assert out.fine.all() and not torch.equal(out.x, other.x)

@@ -4,13 +4,14 @@ from functools import cache, partial
 
 import numpy as np
 import pytest
-import torch
 from guided_mixture import GuidedMixture
 from numpy_executor import walk
+from test_solvers import SCHEDULES as ALL_SCHEDULES
+from test_solvers import many_grids
 
 import diffast as df
 from diffast import grids, schedules
-from diffast.solvers import additive_multistep, ghvb, heavy_ball, ipndm, lms, ltsp, stsp
+from diffast.solvers import additive_multistep, ghvb, heavy_ball, lms, ltsp, stsp
 
 TABLE = schedules.from_betas(np.linspace(1e-4, 0.02, 1000))
 VP = schedules.vp_linear()
@@ -196,84 +197,6 @@ def test_ghvb_on_the_guidance_and_merged_halves():
     assert (plan.nfe, plan.gradient_evaluations) == (6, 7)
 
 
-# Momentum without guidance.
-
-
-def test_ghvb():
-    model, z = problem(VP)
-    b, v = 0.8, []
-    c = {
-        1: [1.0],
-        2: np.array([2 + b, -(2 - b)]) / (2 * b),
-        3: np.array([18 + 5 * b, -(24 - 8 * b), 6 - b]) / (12 * b),
-        4: np.array([46 + 9 * b, -(78 - 19 * b), 42 - 5 * b, -(10 - b)]) / (24 * b),
-    }
-
-    def step(one, y, s, t, h):
-        new = one.eps(y, s)
-        if not one.rho(t):
-            return y - h * new
-        v.insert(0, (1 - b) * v[0] + b * new if v else new)
-        weights = c[min(len(v), 4)]
-        return y - h * sum(w * e for w, e in zip(weights, v, strict=False))
-
-    for grid in cases(VP, 7):
-        v.clear()
-        x = VP.sigma(grid[0]) * z
-        want = Published(VP, model).run(step, grid, x)
-        got = sampled(ghvb(VP, grid, 4, b), model, x)
-        np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("order", [1, 2, 3, 4])
-@each_schedule
-def test_no_damping_is_the_method_without_momentum(schedule, order):
-    model, z = problem(schedule)
-    for grid in (*cases(schedule, 8), grids.default(schedule, 8)):
-        x = schedule.sigma(grid[0]) * z
-        want = sampled(ipndm(schedule, grid, order), model, x)
-        pairs = (ghvb(schedule, grid, order, 1.0), heavy_ball(schedule, grid, "plms", order, 1.0))
-        for plan in pairs:
-            assert np.abs(sampled(plan, model, x) - want).max() <= 1e-11 * np.abs(want).max()
-
-
-@pytest.mark.parametrize("name", ["adams", "lms", "deis", "exponential_adams", "dpmpp_2m", "euler"])
-@each_schedule
-def test_a_heavy_ball_without_damping_is_its_inner_solver(schedule, name):
-    model, z = problem(schedule)
-    order = None if name in ("dpmpp_2m", "euler") else 3
-    own = df.solvers.get(name) if order is None else partial(df.solvers.get(name), order=order)
-    for grid in (*cases(schedule, 8), grids.default(schedule, 8)):
-        x = schedule.sigma(grid[0]) * z
-        want = sampled(own(schedule, grid), model, x)
-        got = sampled(heavy_ball(schedule, grid, name, order, 1.0), model, x)
-        assert np.abs(got - want).max() <= 1e-11 * np.abs(want).max()
-        damped = sampled(heavy_ball(schedule, grid, name, order, 0.5), model, x)
-        assert np.abs(damped - want).max() > 1e-3 * np.abs(want).max()
-
-
-def test_a_heavy_ball_on_2m_damps_a_mean_of_estimates():
-    model, z = problem(VP)
-    b, memory = 0.8, {}
-
-    def step(one, y, s, t, h):
-        x0 = model.mean(y, one.rho(s))
-        if not one.rho(t):
-            return x0
-        k = np.log(one.rho(s) / one.rho(t))
-        mean = x0 if "x0" not in memory else x0 + k / (2 * memory["k"]) * (x0 - memory["x0"])
-        v = mean if "v" not in memory else (1 - b) * memory["v"] + b * mean
-        memory.update(x0=x0, k=k, v=v)
-        return np.exp(-k) * y + (1 - np.exp(-k)) * v
-
-    for grid in cases(VP, 7):
-        memory.clear()
-        x = VP.sigma(grid[0]) * z
-        want = Published(VP, model).run(step, grid, x)
-        got = sampled(heavy_ball(VP, grid, "dpmpp_2m", damping=b), model, x)
-        np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
-
-
 # What equals what.
 
 INNERS = (
@@ -295,7 +218,7 @@ INNERS = (
 def test_without_guidance_each_is_its_inner_solver(schedule, name):
     """Also from alpha = 0 and into sigma = 0, so that the order is that of the inner solver."""
     own = {"plms": df.solvers.ipndm}.get(name, df.solvers.get(name))
-    own = partial(own, order=4) if name in INNERS[:6] else own
+    own = partial(own, order=2 if name == "adams" else 4) if name in INNERS[:6] else own
     model, z = problem(schedule)
     makes = [ltsp, partial(ltsp, first="guidance"), stsp, partial(stsp, merged=True)]
     makes += [partial(ltsp, guidance="ghvb"), partial(stsp, guidance="rk2")]
@@ -358,135 +281,6 @@ def test_pec_on_the_guidance():
         np.testing.assert_allclose(sampled(plan, model, x), want, rtol=0, atol=1e-12)
 
 
-# Classifier-free guidance, and runs by `df.sample`.
-
-
-def cfg_problem(schedule, scale=3.0):
-    """A denoiser of two branches, and its closed forms: x0 of either branch."""
-
-    def network(x, t, shift):
-        t = t.reshape(-1, 1, 1)
-        return (0.8 * x + shift) / (1 + 0.3 * x * x + t * t)
-
-    one, other = torch.full((1, 3, 4), 0.5), torch.full((1, 3, 4), -0.2)
-    denoiser = df.Denoiser(
-        network,
-        schedule,
-        "x0",
-        conditions={"shift": one.double()},
-        unconditional={"shift": other.double()},
-        guidance=scale,
-    )
-
-    def branch(shift):
-        return lambda x, t: network(
-            x, torch.full((len(x),), float(t), dtype=torch.float64), shift.double()
-        )
-
-    return denoiser, branch(one), branch(other)
-
-
-def initial(schedule, grid):
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(5, 3, 4, dtype=torch.float64, generator=generator)
-    return x * float(schedule.sigma(grid[0]))
-
-
-@each_schedule
-def test_cfg_by_euler_is_euler(schedule):
-    denoiser, _, _ = cfg_problem(schedule)
-    for grid in (grids.karras(schedule, 6, sigma_max=9.0), grids.default(schedule, 6)):
-        x = initial(schedule, grid)
-        plan = additive_multistep(schedule, grid, "euler", guidance="euler", guided="cfg")
-        want = df.sample(denoiser, df.solvers.euler(schedule, grid), x=x)
-        got = df.sample(denoiser, plan, x=x)
-        np.testing.assert_allclose(got.x, want.x, rtol=1e-10, atol=1e-11)
-        assert got.nfe.tolist() == want.nfe.tolist()
-
-
-@pytest.mark.parametrize("guidance", ["euler", "heavy_ball", "adams"])
-def test_cfg_split(guidance):
-    """eps of the unconditional branch by its method, w (eps_cond - eps_uncond) by another."""
-    denoiser, cond, uncond = cfg_problem(VP)
-    grid, w, b = grids.karras(VP, 6, sigma_max=9.0), 3.0, 0.8
-    x = initial(VP, grid)
-    plan = additive_multistep(VP, grid, "plms", 2, guidance, b, "cfg")
-    got = df.sample(denoiser, plan, x=x).x
-    alpha, sigma = VP.alpha(grid), VP.sigma(grid)
-    rho = sigma / alpha
-    y, before, v = x / alpha[0], None, None
-    for n, t in enumerate(grid[:-1]):
-        h = rho[n + 1] - rho[n]
-        eps, other = ((y - f(alpha[n] * y, t)) / rho[n] for f in (uncond, cond))
-        pull = w * (other - eps)
-        mean = eps if before is None or n + 2 == len(grid) else 1.5 * eps - 0.5 * before[0]
-        slope = pull
-        if guidance == "heavy_ball":
-            slope = v = pull if v is None else (1 - b) * v + b * pull
-        elif guidance == "adams" and before is not None:
-            share = h / (2 * (rho[n] - rho[n - 1]))
-            slope = pull + share * (pull - before[1])
-        y, before = y + h * (mean + slope), (eps, pull)
-    np.testing.assert_allclose(got, y, rtol=0, atol=1e-11)
-
-
-@pytest.mark.parametrize("how", [{}, {"clamp": (-0.5, 0.5)}])
-@pytest.mark.parametrize(
-    "build",
-    [
-        ltsp,
-        partial(stsp, inner="heun", guidance="rk2"),
-        partial(stsp, merged=True, guidance="ghvb"),
-        additive_multistep,
-        partial(additive_multistep, guidance="heavy_ball"),
-    ],
-)
-@each_schedule
-def test_df_sample_runs_them(schedule, build, how):
-    """Of two terms each with a scale of its own; the clamp is for the unguided x0 estimate."""
-
-    def network(x, t):
-        return 0.8 * x / (1 + 0.3 * x * x + t.reshape(-1, 1, 1) ** 2)
-
-    def pull(x, t):
-        return (0.5 - x) / (1 + x * x + t.reshape(-1, 1, 1))
-
-    guides = [df.guidance.gradient(pull, 0.3), df.guidance.gradient(lambda x, t: -x, lambda t: t)]
-    denoiser = df.Denoiser(network, schedule, "x0", guides=guides)
-    grid = grids.default(schedule, 6)
-    x, told = (
-        initial(schedule, grid),
-        lambda x, t: torch.full((len(x),), float(t), dtype=torch.float64),
-    )
-    plan = build(schedule, grid)
-    got = df.sample(denoiser, plan, x=x, **how).x
-
-    def estimate(x, t):
-        made = network(torch.from_numpy(x), told(x, t))
-        return (made.clamp(*how["clamp"]) if how else made).numpy()
-
-    def gradient(x, t):
-        return 0.3 * pull(torch.from_numpy(x), told(x, t)).numpy() - t * x
-
-    want = walk(plan, estimate, x.numpy(), gradients={"g1": gradient})[-1]["x"]
-    np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-10)
-
-
-def test_a_plan_with_gradients_needs_a_guide(tmp_path):
-    grid = grids.karras(VP, 4)
-    plan = ltsp(VP, grid)
-    plain = df.Denoiser(lambda x, t: 0.5 * x, VP, "x0")
-    with pytest.raises(ValueError, match="weighs g1, .* the denoiser has none"):
-        df.sample(plain, plan, x=initial(VP, grid))
-    for name in ("plan.json", "plan.npz"):
-        for build in (stsp, additive_multistep, partial(ltsp, inner="rk4", guidance="rk2")):
-            plan = build(VP, grid)
-            plan.save(tmp_path / name)
-            again = df.Plan.load(tmp_path / name)
-            np.testing.assert_array_equal(again.matrix, plan.matrix)
-            np.testing.assert_array_equal(again.gradients, plan.gradients)
-
-
 # Ends and refusals.
 
 
@@ -507,6 +301,26 @@ def test_a_guide_has_no_say_at_the_clean_end(schedule):
             assert plan.levels[-1, plan.rows.index("x")].tolist() == pytest.approx(
                 [float(schedule.alpha(grid[-1])), float(schedule.sigma(grid[-1]))]
             )
+
+
+EVERY = {
+    "ltsp": ltsp,
+    "ltsp ghvb": partial(ltsp, first="guidance", guidance="ghvb"),
+    "ltsp heavy ball": partial(ltsp, inner=heavy_ball),
+    "stsp": stsp,
+    "stsp rk": partial(stsp, inner="rk4", guidance="rk2"),
+    "stsp released": partial(stsp, compat="released"),
+    "additive": additive_multistep,
+    "additive cfg": partial(additive_multistep, guided="cfg", guidance="heavy_ball"),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("schedule", ALL_SCHEDULES.values(), ids=ALL_SCHEDULES)
+def test_every_grid_has_a_plan_that_passes_its_checks(schedule, name):
+    for grid in many_grids(schedule):
+        plan = EVERY[name](schedule, grid)
+        assert (plan.steps, plan.start, plan.end) == (len(grid) - 1, grid[0], grid[-1])
 
 
 GRID = grids.karras(VP, 4)

@@ -89,8 +89,8 @@ class Still:
 @pytest.mark.parametrize(
     ("build", "order"),
     [
-        (partial(stsp, guidance="rk2"), 2),
-        (partial(stsp, guidance="rk2", merged=True), 2),
+        (partial(stsp, inner="lms", guidance="rk2"), 2),
+        (partial(stsp, inner="lms", guidance="rk2", merged=True), 2),
         (ltsp, 1),
         (partial(ltsp, guidance="heavy_ball"), 1),
         (additive_multistep, 2),

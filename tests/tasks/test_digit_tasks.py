@@ -188,6 +188,13 @@ def test_prepare_is_the_run_before_it_is_made():
     torch.testing.assert_close(made, wanted, rtol=0, atol=0)
 
 
+def test_a_plan_that_was_tuned_for_the_network_is_taken_without_a_warning():
+    small = torch.nn.functional.avg_pool2d(truth(), 4)
+    plan = df.digits.load_plan(8)
+    made = tasks.super_resolve(small, 4, method="repaint", plan=plan, seed=1).x
+    torch.testing.assert_close(torch.nn.functional.avg_pool2d(made, 4), small, rtol=0, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_the_example_draws_every_task(tmp_path):
     pytest.importorskip("PIL")

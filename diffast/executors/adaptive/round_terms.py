@@ -76,7 +76,11 @@ class RoundTerms:
     ) -> dict[str, torch.Tensor]:
         """Returns the gradients of a round by name."""
         size, levels = run.batch.size, tables.now["levels"]
-        return self.gradients(run, tables.told[:size], levels[:, 0], levels[:, 1], pulled)
+        found = self.gradients(run, tables.told[:size], levels[:, 0], levels[:, 1], pulled)
+        weights = levels[:, 2:].unbind(1)
+        return {
+            name: terms.where_weighed(g, weights[int(name[1:]) - 1]) for name, g in found.items()
+        }
 
     def at_start(
         self, run: Any, times: np.ndarray, d: torch.Tensor, pulled: Pullback | None

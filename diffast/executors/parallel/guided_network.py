@@ -91,6 +91,8 @@ class GuidedNetwork(BatchedNetwork):
         where = "sample_parallel"
         found = terms.gradients(where, self.terms, self.used, point, x0, pulled)
         first = FIRST + self.count
-        shares = [spread(numbers[:, k], x) for k in range(first, first + len(self.terms))]
-        added = sum(share * g.to(x.dtype) for share, g in zip(shares, found.values(), strict=True))
+        added = torch.zeros_like(x)
+        for column, gradient in enumerate(found.values(), first):
+            share, g = numbers[:, column], gradient.to(x.dtype)
+            added = added + spread(share, x) * terms.where_weighed(g, share)
         return [output.to(x.dtype) + added for output in outputs]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from diffast import ops
+from diffast import ops, planning
 from diffast.executors import context
 from diffast.executors.particles.potential import POTENTIALS, Potential
 from diffast.executors.particles.proposal import Proposal, check_particle_plan, for_particles
@@ -22,6 +22,7 @@ from diffast.executors.results import FINE, NonFiniteError
 from diffast.executors.stepwise import State, Stepper
 from diffast.lowering.program import Identity
 from diffast.model.denoiser import Denoiser
+from diffast.planning.choose import whole_calls
 from diffast.plans import Plan
 
 WHO = "sample_particles"
@@ -109,8 +110,8 @@ def sample_particles(
     """Returns samples of p(x) exp(scale reward(x)), by K particles a sample.
 
     Every particle is a run of its own. At every network call it is weighed by the reward of its x0
-    estimate. Where the effective number of particles falls below `threshold` K, the heavy ones
-    take the places of the light ones, all that the solver remembers of them included. Feynman-Kac
+    estimate. Where too few particles are effective (`threshold`), the heavy ones take the places of
+    the light ones, all that the solver remembers of them included. Feynman-Kac
     steering (Singhal et al. 2025, arXiv:2501.06848); for a denoiser with guidance terms the twisted
     diffusion sampler (Wu et al. 2023, arXiv:2306.17775), where the terms make the steps, and the
     weights take out what they change. Exact for any reward in the limit of many particles. A
@@ -135,12 +136,12 @@ def sample_particles(
         scale: of the reward.
         potential: "difference", "max" or "sum" (Singhal et al., section 3): what the rewards on
             the way do; the samples have the same distribution for many particles.
-        threshold: share of effective particles below which is resampled; 0: never; 1: whenever the
-            weights differ.
+        threshold: t, of resampling where fewer than 1 + t (K - 1) particles are effective; 0:
+            never; 1: whenever the weights differ.
         until: sigma/alpha below which nothing is resampled any more.
         shape: [N, ...] of the samples; not needed if x is given.
         x: the initial states of the particles [N, K, ...].
-        calls: as for `df.sample`.
+        calls: in place of a plan: that of `df.plan(denoiser, calls, stochastic=True)`.
         seed: any integer of 64 bits.
         ids: N integers, of less than 2^40, which fix each sample's noise; default 0 .. N-1.
         clamp: (low, high) for the x0 estimate, before the reward and the guidance terms see it.
@@ -154,6 +155,9 @@ def sample_particles(
             disagree.
         NonFiniteError: if all particles of a sample failed; its `result` holds the others.
     """
+    if plan is None and calls is not None:  # the plan to start with is one that draws noise
+        plan = planning.plan(denoiser, whole_calls(WHO, calls), stochastic=True)
+        calls = None
     plan = context.plan_of(WHO, denoiser, plan, calls)
     _check_options(reward, particles, scale, potential, threshold, until)
     check_particle_plan(WHO, plan, denoiser)
@@ -218,7 +222,8 @@ class _Run:
         x0, added = self.proposal.estimate(i, x)
         self.log_weights = self.log_weights + self.potential.step(self._rewards(i, x0))
         effective = effective_number(self.log_weights)
-        low = effective < threshold * self.count * (1.0 - 1e-12)
+        # of 2 particles one at least is effective, so the bound counts from there
+        low = effective - 1.0 < threshold * (self.count - 1) * (1.0 - 1e-12)
         low &= (self.log_weights > -torch.inf).any(dim=1) & (self.levels[i] >= until)
         self.effective.append(effective)
         self.resampled.append(low)

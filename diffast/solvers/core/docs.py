@@ -52,7 +52,7 @@ SPLITTING = {
     "inner": 'solver of the network\'s part: "adams", "lms", "plms" (weights for even steps), '
     '"deis", "exponential_adams" or "ghvb", of `order`; "euler", "dpmpp_2m", "heun" or "rk4"; or a '
     "function (schedule, grid) -> Plan.",
-    "order": "order of the first six, 1 to 4; None: 4.",
+    "order": 'order of the first six, 1 to 4; None: 2 of "adams", else 4.',
     "damping": "b, of velocities, in (0, 1]; 1: none.",
     "compat": '"released": the numbers of the released program; None.',
     "guidance": 'method of the guidance: "euler", "rk2" (2 gradients), "heavy_ball" or "ghvb".',

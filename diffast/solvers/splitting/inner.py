@@ -37,7 +37,7 @@ def inner_plan(
     Args:
         who: the builder, for messages.
         inner: one of `NAMES`, or a function (schedule, grid) -> Plan.
-        order: of those that have one to choose; None: 4.
+        order: of those that have one to choose; None: 2 of "adams", 4 of the others.
         schedule: any schedule.
         grid: [N+1] model times, checked.
 
@@ -52,7 +52,8 @@ def inner_plan(
             )
         plan = inner(schedule, grid)
     elif inner in ORDERED:
-        order = check_order(who, 4 if order is None else order, 4)
+        usual = 2 if inner == "adams" else 4  # higher ones of "adams" need more steps
+        order = check_order(who, usual if order is None else order, 4)
         plan = ORDERED[inner](schedule, grid, order=order)
     elif inner in OTHERS:
         if order is not None:

@@ -28,7 +28,7 @@ Compat = Literal["released"] | None
 def ltsp(
     schedule: Schedule,
     grid: ArrayLike,
-    inner: Inner = "lms",
+    inner: Inner | None = None,
     order: int | None = None,
     guidance: Guidance = "euler",
     damping: float = 0.8,
@@ -54,12 +54,15 @@ def ltsp(
     goes into sigma = 0 too.
 
     Args:
+        inner: None: "lms", with compat="released" "plms". Else the solver of the network's part:
+            see `additive_multistep`, and "heun" and "rk4".
         first: which sub-step comes first, "diffusion" or "guidance".
     """
     who = "ltsp"
     if check_compat(who, compat):
         inner, first = released(who, inner, order, guidance), "guidance"
         order = None
+    inner = "lms" if inner is None else inner
     check_choice(who, "first", first, ("diffusion", "guidance"))
     grid = check_grid(schedule, grid)
     levels = levels_at(schedule, grid)
@@ -78,7 +81,7 @@ def ltsp(
 def stsp(
     schedule: Schedule,
     grid: ArrayLike,
-    inner: Inner = "lms",
+    inner: Inner | None = None,
     order: int | None = None,
     guidance: Guidance = "euler",
     damping: float = 0.8,
@@ -106,6 +109,8 @@ def stsp(
     rho_t; into sigma = 0 it is told the time of s. The inner solver is that of `ltsp`'s.
 
     Args:
+        inner: None: "adams", of order 2, whose estimates the guidance disturbs least; with
+            compat="released" "plms". Others as for `ltsp`.
         merged: whether the halves at one time are one sub-step.
     """
     who = "stsp"
@@ -114,6 +119,7 @@ def stsp(
         if merged:
             raise ValueError(f"{who}: merged = True, but it must be False with compat = {compat!r}")
         inner, order = released(who, inner, order, guidance), None
+    inner = "adams" if inner is None else inner
     if guidance == "ghvb" and not merged:
         raise ValueError(
             f"{who}: guidance = 'ghvb' joins sub-steps at different times, but with merged = False "
@@ -147,9 +153,11 @@ def check_compat(who: str, compat: Any) -> bool:
     return check_choice(who, "compat", compat, ("released",)) == "released"
 
 
-def released(who: str, inner: Inner, order: int | None, guidance: str) -> Callable[..., Plan]:
+def released(
+    who: str, inner: Inner | None, order: int | None, guidance: str
+) -> Callable[..., Plan]:
     """Returns the inner solver of the released program: PLMS, of its order into sigma = 0 too."""
-    if inner not in ("plms", "lms") or guidance != "euler":
+    if inner not in ("plms", None) or guidance != "euler":
         raise ValueError(
             f"{who}: inner = {inner!r}, guidance = {guidance!r}, but the released program has "
             "'plms' and 'euler'"

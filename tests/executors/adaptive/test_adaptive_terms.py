@@ -160,6 +160,29 @@ def test_normals_are_those_of_a_fixed_grid():
         assert torch.equal(normals_of(at._replace(stage=at.ids * 0 + at.stage), 9)(3), normals)
 
 
+def test_a_gradient_counts_only_where_it_is_weighed():
+    """Samples at other times weigh it by 0, and a zero times NaN would spread."""
+    schedule = SCHEDULES["vp"]
+
+    def broken(x, t):
+        return torch.where(t.reshape(-1, 1) < 0.5, math.nan, pull(x, t))
+
+    def whole(x, t):
+        return torch.where(t.reshape(-1, 1) < 0.5, 0.0, pull(x, t))
+
+    scales = (lambda t: 0.2 * (t >= 0.5)), 0.2
+    got, want = (
+        df.sample_adaptive(
+            df.Denoiser(network, schedule, "x0", guides=[df.guidance.gradient(f, scale)]),
+            "pec",
+            x=start(schedule),
+            seed=3,
+        )
+        for f, scale in zip((broken, whole), scales, strict=True)
+    )
+    np.testing.assert_allclose(got.x, want.x, rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("kind", ["x", "x0"])
 def test_shared_steps(kind):
     schedule = SCHEDULES["vp"]

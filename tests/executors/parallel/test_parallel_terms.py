@@ -113,6 +113,16 @@ def test_a_gradient_that_is_not_finite_fails_its_sample_alone():
     close(got.x[got.fine], want.x[want.fine])
 
 
+def test_a_gradient_counts_only_where_it_is_weighed():
+    """Rows at other times weigh it by 0, and a zero times NaN would spread."""
+
+    def broken(x, t):
+        return torch.where(t.reshape(-1, 1) < 0.5, math.nan, pull(x, t))
+
+    want, got = both([df.guidance.gradient(broken, lambda t: 0.1 * (t >= 0.5))], "x0")
+    close(got.x, want.x)
+
+
 def split():
     stages = Stages(VP, GRID[0])
     stages.add(GRID[0], GRID[-1], {"d": 1.0})
