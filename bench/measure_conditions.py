@@ -1,6 +1,7 @@
 """Writes results/conditions.json: how far each rule's samples are from a known posterior.
 
-    python bench/measure_conditions.py
+    python bench/measure_conditions.py                   # some minutes on one core
+    python bench/measure_conditions.py particles         # the rows of particles alone, anew
 
 Data in 16 dimensions are normal with variances that fall as a power law, 6 random projections are
 measured with noise, and the network is exact. So the posterior is known, and the distance of a
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -185,9 +187,28 @@ def particles(guided: bool, calls: int, count: int) -> float:
     return distance(made.draw())
 
 
+def of_particles() -> dict[str, dict]:
+    """Returns the rows of particles."""
+    rows = {}
+    for count in (4, 16):
+        for guided in (False, True):
+            name = f"{'TDS' if guided else 'FK steering'}, {count} particles"
+            rows[name] = {
+                str(n): {"distance": particles(guided, n, count), "backward": int(guided)}
+                for n in CALLS
+            }
+            print(f"{name:32}", *(f"{row['distance']:8.3f}" for row in rows[name].values()))
+    return rows
+
+
 def main() -> None:
     """Measures and writes."""
     torch.set_num_threads(1)
+    if sys.argv[1:] == ["particles"]:
+        whole = json.loads(WRITTEN.read_text())
+        whole["rules"] |= of_particles()
+        WRITTEN.write_text(json.dumps(whole, indent=1))
+        return
     x = numbers(SAMPLES, DIMENSION, seed=7)
     mean, covariance = posterior()
     rows = {}
@@ -199,14 +220,7 @@ def main() -> None:
             error, scale = best(make, plans, scales, calls, x)
             rows[name][str(calls)] = {"distance": error, "scale": scale, "backward": backward}
         print(f"{name:32}", *(f"{row['distance']:8.3f}" for row in rows[name].values()))
-    for count in (4, 16):
-        for guided in (False, True):
-            name = f"{'TDS' if guided else 'FK steering'}, {count} particles"
-            rows[name] = {
-                str(n): {"distance": particles(guided, n, count), "backward": int(guided)}
-                for n in CALLS
-            }
-            print(f"{name:32}", *(f"{row['distance']:8.3f}" for row in rows[name].values()))
+    rows |= of_particles()
     floor = distance(mean + numbers(SAMPLES, DIMENSION, seed=9) @ root(covariance))
     rows["draws of the posterior"] = {str(n): {"distance": floor} for n in CALLS}
     WRITTEN.write_text(json.dumps({"samples": SAMPLES, "noise": NOISE, "rules": rows}, indent=1))

@@ -181,10 +181,11 @@ def enough(scale: float, name: str, to: str = "ddim", measure: str = "rms") -> f
 SHOWN = {
     "DDIM": "ddim",
     "PLMS4": "plms4",
-    "STSP4, released": "stsp4 released",
+    "STSP4,\nreleased": "stsp4 released",
     "stsp": "stsp2",
     "additive": "additive lms4",
 }
+CURVES = ("ddim", "plms4", "stsp4 released", "stsp4", "stsp2", "ltsp2", "additive lms4")
 SHOWN_STEPS, SHOWN_SCALE, SHOWN_DIGITS = (8, 12, 16, 25, 40, 60), 12.0, 3
 
 
@@ -214,7 +215,7 @@ def picture() -> None:
             )
             axes[0, j].set_title(f"{steps} steps", fontsize=9)
         axes[i, -1].imshow(strip(shown), "gray", vmin=-1, vmax=1)
-        axes[i, 0].set_ylabel(label, fontsize=9)
+        axes[i, 0].set_ylabel(label, fontsize=9, rotation=0, ha="right", va="center")
     axes[0, -1].set_title("1,000 steps", fontsize=9)
     for axis in axes.flat:
         axis.set_xticks([])
@@ -224,7 +225,7 @@ def picture() -> None:
     )
     curves = lower.subplots(1, len(SCALES))
     for axis, scale in zip(curves, SCALES, strict=True):
-        for name in METHODS:
+        for name in CURVES:
             errors = [held[f"{scale:g} | {name} | {n}"]["to ddim"]["rms"] for n in STEPS]
             axis.loglog(STEPS, errors, "o-", markersize=3, linewidth=1, label=name)
         aim = held[f"{scale:g} | ddim | 250"]["to ddim"]["rms"]
@@ -233,7 +234,7 @@ def picture() -> None:
         axis.minorticks_off()
         axis.set_xlabel("steps")
         axis.set_title(f"scale {scale:g}: distance to DDIM with 1,000 steps", fontsize=9)
-    curves[-1].legend(fontsize=7)
+    curves[0].legend(fontsize=7, loc="lower left")
     PICTURE.parent.mkdir(exist_ok=True)
     figure.savefig(PICTURE, dpi=110)
 

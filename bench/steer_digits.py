@@ -18,7 +18,7 @@ from torch.nn import functional
 import diffast as df
 
 WRITTEN = Path(__file__).parent / "results" / "steer_digits.json"
-SAMPLES, CALLS = 60, 20
+SAMPLES, CALLS = 40, 20
 NOISE = 0.2  # what the classifier is told of estimates: it was trained for noisy digits
 
 
@@ -41,7 +41,7 @@ def main() -> None:
         denoiser = df.Denoiser(
             df.digits.load_unet(), schedule, "x0", conditions={"labels": any_digit}, guides=guides
         )
-        for particles in (1, 2, 4, 8):
+        for particles in (1, 2, 4) if guided else (1, 2, 4, 8):
             own = labels.repeat_interleave(particles)
             made = df.sample_particles(
                 denoiser,

@@ -118,7 +118,7 @@ class Stepper:
                 raise ValueError("Stepper: a plan is given but no denoiser, and both are needed")
             if hasattr(read, "schedule"):  # weights given as numbers, as the drop-ins do, have none
                 context.check_fits("Stepper", plan, read)
-            check_plain_rule("Stepper", read)
+            check_plain_rule("Stepper", read, calls=False)
             check_one_input("Stepper", plan)
         self.programs = [lower(plan, read, how) for plan, read in pairs]
         self.slots = max(program.slots for program in self.programs)
@@ -246,7 +246,10 @@ class Stepper:
         if through(terms, needs.terms, "x0"):
             plain = [o if o is None else o.detach() for o in outputs]
             fixed = [state.y, state.v, state.x, *plain, *[None] * (2 + len(TERMS)), *state.slots]
-            x0 = (self._estimate_together if together else self._estimate_each)(state, fixed)
+            if together:
+                x0 = self._estimate_together(state, fixed)
+            else:
+                x0 = self._estimate_each(state, fixed, self.table().words[state.row])
         if needs.graph:
             given = {AT_COND + k: o for k, o in enumerate(outputs) if o is not None}
             pulled = self.terms.pullback(state, x, given, self._put)
@@ -338,7 +341,7 @@ class Stepper:
             ops.combine_out(xs, weights, [x0])
         return self._hooked(x0, self.stage(state), state)
 
-    def _estimate_each(self, state: State, tensors: list) -> torch.Tensor:
+    def _estimate_each(self, state: State, tensors: list, stage: torch.Tensor) -> torch.Tensor:
         """Returns the same, where samples stand each at a stage of their own."""
         table, x0 = self.table(), torch.empty_like(state.x)
         xs = [tensors[k].contiguous() for k in table.x0_columns]
@@ -346,7 +349,7 @@ class Stepper:
         if self.limits:
             weights = torch.cat([weights, torch.zeros_like(weights[:, :, :1])], 2)
         ops.combine_table_out(xs, weights, None, None, self.limits, [x0], None)
-        return self._hooked(x0, table.words[state.row], state)
+        return self._hooked(x0, stage, state)
 
     def _hooked(self, x0: torch.Tensor, stage: int | torch.Tensor, state: State) -> torch.Tensor:
         if self.on_x0 is None:
@@ -363,7 +366,7 @@ class Stepper:
         tensors = [*fixed, *state.slots]
         words = table.words[row]
         if self.alone:
-            tensors[AT_X0] = self._estimate_each(state, tensors)
+            tensors[AT_X0] = self._estimate_each(state, tensors, words)
         xs = [tensors[k] for k in table.columns]
         streams = torch.stack([state.seed, state.ids, words], 1)
         weights, noise = table.weights[row], None if table.noise is None else table.noise[row]

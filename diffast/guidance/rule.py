@@ -182,11 +182,16 @@ class Rule:
         raise NotImplementedError(self.name)
 
     @property
-    def plain(self) -> bool:
-        """Returns whether the rule is a weighted sum of one batched call's outputs, and no more."""
-        own = any(branch.network is not None for branch in self.branches.values())
+    def summed(self) -> bool:
+        """Returns whether the output is a weighted sum of the branches' outputs, and no more."""
         reduces = not self.linear or self.rescaled != 0.0 or self.threshold is not None
-        return not own and not reduces and LOW not in self.columns and not self.zeroed
+        return not reduces and LOW not in self.columns and not self.zeroed
+
+    @property
+    def plain(self) -> bool:
+        """Returns whether that sum is of the outputs of one batched call."""
+        own = any(branch.network is not None for branch in self.branches.values())
+        return self.summed and not own
 
     @property
     def branches(self) -> dict[str, Branch]:

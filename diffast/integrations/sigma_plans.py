@@ -18,6 +18,7 @@ import torch
 
 from diffast import schedules
 from diffast.integrations.sigma_model import run
+from diffast.lowering.evaluations import branch_columns, gradients_of
 from diffast.plans import Plan
 from diffast.plans.registers import ERROR, X, Y
 
@@ -161,8 +162,18 @@ def run_plan(
     guide(scale, extra_args) is called before each call of the model.
 
     Raises:
-        ValueError: guidance scales where the model takes none.
+        ValueError: guidance scales where the model takes none; a plan that weighs gradients, or the
+            estimate of one branch alone.
     """
+    for columns, what in (
+        (gradients_of(plan), "gradients of guidance terms"),
+        (branch_columns(plan), "the x0 estimate of one branch alone"),
+    ):
+        if columns:
+            raise ValueError(
+                f"{who}: plan {plan.name} weighs {', '.join(columns)}, {what}, but this model "
+                "returns the guided estimate and nothing else: use df.sample"
+            )
     scales = None
     if plan.guidance is not None:
         scales = plan.guidance.reshape(plan.stages, -1)[plan.calls]

@@ -97,15 +97,15 @@ def _evaluation(
     affine = tuple((numbers[e][0], numbers[e][1]) for e in inputs)
     weights = tuple(tuple(numbers[e][2:]) for e in inputs)
     time = np.nan
-    if rule is not None and rule.weights == () and len(told) == 1 and not _branch_columns(plan):
+    if rule is not None and rule.weights == () and len(told) == 1 and not branch_columns(plan):
         time, times = times[0], ()  # an output of 0 needs no call
     kept = rule if rule is not None and (rule.reduces or rule.low) else None
     return Evaluation(times, affine, weights, inputs, time, (), (), kept)
 
 
-def _branch_columns(plan: Plan) -> bool:
-    """Returns whether a plan weighs the estimate of one branch."""
-    return any(column.partition("_")[2] in (COND, UNCOND) for column in plan.columns)
+def branch_columns(plan: Plan) -> list[str]:
+    """Returns the columns of a plan that are the x0 estimate of one branch alone: d_cond .."""
+    return [column for column in plan.columns if column.partition("_")[2] in (COND, UNCOND)]
 
 
 def _weights(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffast.lowering.estimate import COND, EXTRA, UNCOND, X0
+from diffast.lowering.evaluations import branch_columns
 from diffast.lowering.program import (
     Constraints,
     Identity,
@@ -77,7 +78,7 @@ def tables_of(plan: Plan, outputs: Outputs, clamp: bool = False) -> Tables:
     """
     check_plain_calls("sample_parallel", plan)
     check_plain_rule("sample_parallel", outputs)
-    alone = [column for column in plan.columns if column.endswith((f"_{COND}", f"_{UNCOND}"))]
+    alone = branch_columns(plan)
     if alone:
         raise ValueError(
             f"sample_parallel: {plan.name} weighs {', '.join(alone)}, the x0 estimate of one "

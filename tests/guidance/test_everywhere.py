@@ -173,3 +173,16 @@ def test_a_rule_with_shared_steps():
     )
     np.testing.assert_allclose(got.x, want.x, rtol=0, atol=1e-9)
     assert got.network_rows.tolist() == (2 * got.nfe).tolist()
+
+
+@pytest.mark.parametrize("make", [df.solvers.euler, df.solvers.dpmpp_2m])
+def test_plans_that_weigh_one_branch_on_the_stepper(make):
+    """CFG++: together, and each sample at a stage of its own."""
+    plan, denoiser = df.solvers.cfg_plus_plus(make(VP, GRID)), ruled(0.6)
+    want = df.sample(denoiser, plan, x=start()).x
+    stepper = df.Stepper(plan, denoiser)
+    for each in (False, True):
+        state, x, t = stepper.start(start(), each=each)
+        for _ in range(plan.nfe):
+            state, x, t = stepper.step(state, (network(x, t, SHIFT), network(x, t)))
+        np.testing.assert_allclose(stepper.result(state).x, want, rtol=0, atol=1e-12)

@@ -290,13 +290,10 @@ def test_rules_that_do_not_fit_a_run_are_refused():
 
 def test_what_takes_scales_alone_refuses_rules():
     own = denoiser(G.apg(2.0))
-    for run in (
-        lambda: df.sample_adaptive(own, "dpm_12", x=initial()),
-        lambda: df.sample_adaptive(own, "dpm_12", x=initial(), control="batch"),
-        lambda: df.tune(own, calls=4, shape=(4, 2, 6, 6)),
-    ):
-        with pytest.raises(ValueError, match="guidance.apg"):
-            run()
+    with pytest.raises(ValueError, match="guidance.apg"):
+        df.tune(own, calls=4, shape=(4, 2, 6, 6))
+    with pytest.raises(ValueError, match="guidance.apg, a rule over the outputs"):
+        own.scales(np.array([0.5]))
 
 
 def test_a_plan_made_for_a_scale_warns_of_a_rule():
@@ -452,7 +449,7 @@ def test_particles_take_rules_that_remember_nothing():
         got = df.sample_particles(own, plan, reward=reward, particles=1, **how).x[:, 0]
         torch.testing.assert_close(got, df.sample(own, plan, **how).x, rtol=1e-4, atol=1e-4)
     for rule in (G.apg(2.0, momentum=-0.5), G.cfg_zero_star(2.0)):
-        with pytest.raises(ValueError, match=f"guidance is {rule.name} that depends on earlier"):
+        with pytest.raises(ValueError, match=f"guidance is {rule.name}, which depends on"):
             df.sample_particles(denoiser(rule), plan, reward=reward, particles=2, **how)
     rule = G.perturbed(0.5, conditions={"shift": torch.ones(4, 1, 1, 1)})
     with pytest.raises(ValueError, match="condition 'shift' of a branch of guidance.perturbed"):
@@ -465,3 +462,20 @@ def test_no_samples():
         made = df.sample(own, df.solvers.dpmpp_2m(VP, GRID), shape=(0, 2, 6, 6))
         assert made.x.shape == (0, 2, 6, 6)
         assert own.x0(torch.zeros(0, 2, 6, 6), 0.5).shape == (0, 2, 6, 6)
+
+
+@pytest.mark.parametrize("name", ["autoguidance", "perturbed"])
+def test_a_stepper_takes_the_outputs_of_all_branches(name):
+    """The bits of df.sample; the caller makes the calls."""
+    own, plan = denoiser(RULES[name]()), df.solvers.dpmpp_2m(VP, GRID)
+    stepper = df.Stepper(plan, own)
+    state, x, t = stepper.start(initial())
+    while not stepper.done(state):
+        outputs = []
+        for branch in ("cond", "uncond", "extra")[: 2 + (name == "perturbed")]:
+            net, conditions = own.branch(branch)
+            outputs.append(net(x, t, **conditions))
+        state, x, t = stepper.step(state, tuple(outputs))
+    assert torch.equal(stepper.result(state).x, df.sample(own, plan, x=initial()).x)
+    with pytest.raises(ValueError, match="Stepper: guidance is guidance.tcfg, which needs each"):
+        df.Stepper(plan, denoiser(G.tcfg(2.0)))

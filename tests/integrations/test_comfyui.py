@@ -40,8 +40,9 @@ def test_registers_names_schedules_and_nodes_once(comfy):
     assert all_names(comfy) == names and len(set(names)) == len(names)
     assert comfy.samplers.SCHEDULER_NAMES == ["simple", "diffast_logsnr", "diffast_kl_optimal"]
     assert set(comfy.NODE_CLASS_MAPPINGS) == set(comfy.NODE_DISPLAY_NAME_MAPPINGS)
-    for node in comfy.NODE_CLASS_MAPPINGS.values():
-        assert node.RETURN_TYPES[0] == "SAMPLER" and hasattr(node, node.FUNCTION)
+    for name, node in comfy.NODE_CLASS_MAPPINGS.items():
+        made = "MODEL" if name == "DiffastGuidance" else "SAMPLER"
+        assert node.RETURN_TYPES[0] == made and hasattr(node, node.FUNCTION)
 
 
 def test_every_name_stands_for_a_known_solver(comfy):

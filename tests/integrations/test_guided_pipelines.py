@@ -121,6 +121,13 @@ def test_terms_that_a_pipeline_cannot_have(options, kind, facts):
     assert pipe.scheduler is before
 
 
+def test_plans_that_weigh_one_branch_are_refused():
+    schedule = pipeline_denoiser(pipeline(clip_sample=False), [call()]).schedule
+    plan = df.solvers.euler(schedule, df.grids.uniform_time(schedule, CALLS, start=900))
+    with pytest.raises(ValueError, match="weighs d_uncond, the x0 estimate of one branch alone"):
+        accelerate(pipeline(), plan=df.solvers.cfg_plus_plus(plan), quiet=True)
+
+
 def test_plans_that_weigh_gradients_themselves_are_refused():
     schedule = pipeline_denoiser(pipeline(clip_sample=False), [call()]).schedule
     stages = df.plans.registers.Stages(schedule, 900.0)

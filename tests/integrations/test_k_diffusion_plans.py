@@ -185,3 +185,17 @@ def test_k_diffusions_own_wrapper_gives_the_samples_of_the_network_itself(extern
     got = k_diffusion.sample_plan(model, initial(plan) / alpha_at(plan), plan, disable=True)
     # the wrapper's levels are float32
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+
+
+def test_plans_that_need_more_than_the_guided_estimate_are_refused():
+    edm = df.schedules.edm(0.1, 10.0)
+    plan = df.solvers.cfg_plus_plus(df.solvers.euler(edm, df.grids.karras(edm, 3)))
+    x = torch.randn(1, 4) * 10
+    with pytest.raises(
+        ValueError, match="sample_plan: plan .* weighs d_uncond, the x0 estimate of"
+    ):
+        k_diffusion.sample_plan(lambda x, sigma: 0.5 * x, x, plan, disable=True)
+    stages = df.plans.registers.Stages(edm, 10.0)
+    stages.add(10.0, 0.0, {"d": 1.0, "g1": 0.1})
+    with pytest.raises(ValueError, match="weighs g1, gradients of guidance terms, but this model"):
+        k_diffusion.sample_plan(lambda x, sigma: 0.5 * x, x, stages.plan("pulled", 1), disable=True)

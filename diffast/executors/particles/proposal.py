@@ -60,6 +60,7 @@ class Proposal:
     def __init__(self, denoiser: Denoiser, plan: Plan, place: context.Place, owner: torch.Tensor):
         """Makes the weights of the guidance terms."""
         self.denoiser, self.plan, self.place, self.owner = denoiser, plan, place, owner
+        self.plain = replace(denoiser, guides=())  # its x0 is the unguided estimate
         self.times = plan.call_times.tolist()
         self.guides = None
         if denoiser.guides:
@@ -82,7 +83,7 @@ class Proposal:
     def estimate(self, i: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns (the unguided x0 estimate, what the guidance terms add to it or None)."""
         if self.guides is None or not self.guides.stages[i].gradients or not self.noise[i]:
-            return self._clamped(self.denoiser.x0(x, self.times[i]).contiguous()), None
+            return self._clamped(self.plain.x0(x, self.times[i]).contiguous()), None
         pulled = None
         if self.guides.through_network(i):
             branches = self.guides.stages[i].branches
@@ -90,7 +91,7 @@ class Proposal:
             pulled = self.guides.pulled(i, x, self.calls[branches], branches, layout)
             x0 = self._clamped(pulled.x0.contiguous())
         else:
-            x0 = self._clamped(self.denoiser.x0(x, self.times[i]).contiguous())
+            x0 = self._clamped(self.plain.x0(x, self.times[i]).contiguous())
         made = self.guides.gradients(i, x, x0, pulled)
         added = torch.zeros_like(x0)
         for name, g in made.items():
@@ -133,8 +134,7 @@ def for_particles(denoiser: Denoiser, samples: int, particles: int) -> Denoiser:
     """Returns the denoiser with conditions of one row a particle, in place of one a sample.
 
     Raises:
-        ValueError: for a guidance rule that remembers earlier calls, or whose branches have
-            conditions of one row a sample.
+        ValueError: for a guidance rule whose branches have conditions of one row a sample.
     """
     _check_rule(denoiser.rule, samples, particles)
     if particles == 1:
@@ -158,14 +158,9 @@ def for_particles(denoiser: Denoiser, samples: int, particles: int) -> Denoiser:
 
 
 def _check_rule(rule: Any, samples: int, particles: int) -> None:
-    """Refuses what a particle's estimate, which is made by itself, cannot have."""
+    """Refuses conditions of branches that are not those of the particles."""
     if rule is None:
         return
-    if rule.momentum_factor is not None or rule.zeroed:
-        raise ValueError(
-            f"sample_particles: guidance is {rule.name} that depends on earlier calls of its run, "
-            "but particles come and go: take momentum=0, or zero_init_steps=0"
-        )
     for branch in rule.branches.values():
         for name, value in (branch.conditions or {}).items():
             if particles > 1 and context.has_rows(value) and value.shape[0] == samples != 1:

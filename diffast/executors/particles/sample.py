@@ -110,8 +110,8 @@ def sample_particles(
     """Returns samples of p(x) exp(scale reward(x)), by K particles a sample.
 
     Every particle is a run of its own. At every network call it is weighed by the reward of its x0
-    estimate. Where the effective number of particles falls below `threshold` K, the heavy ones
-    take the places of the light ones, all that the solver remembers of them included. Feynman-Kac
+    estimate. Where too few particles are effective (`threshold`), the heavy ones take the places of
+    the light ones, all that the solver remembers of them included. Feynman-Kac
     steering (Singhal et al. 2025, arXiv:2501.06848); for a denoiser with guidance terms the twisted
     diffusion sampler (Wu et al. 2023, arXiv:2306.17775), where the terms make the steps, and the
     weights take out what they change. Exact for any reward in the limit of many particles. A
@@ -136,8 +136,8 @@ def sample_particles(
         scale: of the reward.
         potential: "difference", "max" or "sum" (Singhal et al., section 3): what the rewards on
             the way do; the samples have the same distribution for many particles.
-        threshold: share of effective particles below which is resampled; 0: never; 1: whenever the
-            weights differ.
+        threshold: t, of resampling where fewer than 1 + t (K - 1) particles are effective; 0:
+            never; 1: whenever the weights differ.
         until: sigma/alpha below which nothing is resampled any more.
         shape: [N, ...] of the samples; not needed if x is given.
         x: the initial states of the particles [N, K, ...].
@@ -222,7 +222,8 @@ class _Run:
         x0, added = self.proposal.estimate(i, x)
         self.log_weights = self.log_weights + self.potential.step(self._rewards(i, x0))
         effective = effective_number(self.log_weights)
-        low = effective < threshold * self.count * (1.0 - 1e-12)
+        # of 2 particles one at least is effective, so the bound counts from there
+        low = effective - 1.0 < threshold * (self.count - 1) * (1.0 - 1e-12)
         low &= (self.log_weights > -torch.inf).any(dim=1) & (self.levels[i] >= until)
         self.effective.append(effective)
         self.resampled.append(low)

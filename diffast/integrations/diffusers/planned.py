@@ -22,7 +22,7 @@ from diffast.integrations.diffusers.guides import GuidedOutputs
 from diffast.integrations.diffusers.run import Recipe
 from diffast.integrations.diffusers.scheduler import NOISES
 from diffast.integrations.diffusers.shared import clamp_of
-from diffast.lowering.evaluations import gradients_of
+from diffast.lowering.evaluations import branch_columns, gradients_of
 from diffast.plans import Plan
 from diffast.plans.file import from_record, to_record
 from diffast.plans.registers import Y
@@ -388,6 +388,13 @@ def _check_plan(plan: Plan, convention: Convention) -> None:
         raise ValueError(
             f"the plan {plan.name} weighs gradients of guidance terms by itself, but a pipeline "
             "takes a step a network call: use df.sample"
+        )
+    alone = branch_columns(plan)
+    if alone:
+        raise ValueError(
+            f"the plan {plan.name} weighs {', '.join(alone)}, the x0 estimate of one branch alone, "
+            "but a pipeline hands its scheduler the guided output: use df.sample with "
+            "pipeline_denoiser"
         )
     if len(plan.calls) != plan.stages:
         raise ValueError(

@@ -259,6 +259,14 @@ def test_a_reward_may_rule_out():
     assert float(made.log_normaliser.exp().mean()) == pytest.approx(share, rel=0.2)
 
 
+def test_two_particles_are_resampled_too():
+    """The bound lies between one effective particle and all of them, whatever their number."""
+    made = run(samples=8, particles=2)
+    low = made.effective[:-1] < 1.5
+    assert bool(low.any())
+    assert bool((low == made.resampled).all())
+
+
 def test_calls_in_place_of_a_plan():
     denoiser = df.Denoiser(EXACT, VP, "x0")
     plan = df.plan(denoiser, 8, stochastic=True)
