@@ -109,8 +109,9 @@ def branch_columns(plan: Plan) -> list[str]:
 
 
 def check_joined(plan: Plan, outputs: Any, kept: bool) -> None:
-    """Raises ValueError where a plan steps by estimates of single branches, and so leaves out what
-    joins the guided estimate: guidance terms, a rule, a clamp or a hook (`kept`).
+    """Raises ValueError where a plan would leave out what joins the guided estimate.
+
+    A plan of branches' estimates alone sees no guidance terms, rule, clamp or hook (`kept`).
     """
     own = branch_columns(plan)
     if not own or any(column[0] == "d" and column not in own for column in plan.columns):
