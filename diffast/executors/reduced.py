@@ -32,7 +32,7 @@ def reductions_of(stages: Sequence[Stage], place: Place) -> Reductions:
     return Reductions({i: s.reduction for i, s in enumerate(stages) if s.reduction}, place)
 
 
-def limits_of(limits: list[float], at: RuleAt) -> list[float]:
+def limits_of(limits: list[float], at: RuleAt, who: str = "sample") -> list[float]:
     """Returns the clamp of a call whose row 0 is the sample's own: the row is kept in any case.
 
     Raises:
@@ -44,7 +44,7 @@ def limits_of(limits: list[float], at: RuleAt) -> list[float]:
     low, high = max(low, -1.0), min(high, 1.0)
     if low > high:
         raise ValueError(
-            f"sample: clamp is ({limits[0]:g}, {limits[1]:g}) but guidance.dynamic_threshold "
+            f"{who}: clamp is ({limits[0]:g}, {limits[1]:g}) but guidance.dynamic_threshold "
             "clamps the x0 estimate to [-1, 1]"
         )
     return [low, high]
@@ -116,7 +116,7 @@ class Reductions:
         reduction = self.stages[i]
         self._columns[i] = measured
         names = call.columns
-        programs = _programs(reduction, names, self.count)
+        programs = programs_of(reduction, names, self.count)
         arrays = [a.numpy() for p in programs for a in (p.code, p.constants, p.starts)]
         if reduction.at.threshold is not None:
             weights = np.zeros((self.batch, 1, len(names)))
@@ -179,7 +179,7 @@ class Reductions:
         return [*own, *held, self._none, self._pieces, self._quantiles]
 
 
-def _programs(reduction: Reduction, columns: tuple[str, ...], count: int) -> tuple[Encoded, ...]:
+def programs_of(reduction: Reduction, columns: tuple[str, ...], count: int) -> tuple[Encoded, ...]:
     """Returns the programs of a stage: the weights; with a threshold also those divided by it."""
     kept = _encoded.setdefault(reduction, {})
     if (columns, count) not in kept:

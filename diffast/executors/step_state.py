@@ -37,6 +37,7 @@ class State(NamedTuple):
         seed: of the noise: an int for all; or [B] int64, each sample's own.
         ids: [B] int64, which fix each sample's noise.
         status: [B] int64: -1, or the first stage at which a sample was not finite.
+        momentum: the momenta [B, ...] of a guidance rule; None while there are none.
     """
 
     row: int | torch.Tensor
@@ -47,6 +48,7 @@ class State(NamedTuple):
     seed: int | torch.Tensor
     ids: torch.Tensor
     status: torch.Tensor
+    momentum: torch.Tensor | None = None
 
 
 def outputs_of(output: Any) -> list[torch.Tensor | None]:

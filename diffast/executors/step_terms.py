@@ -85,11 +85,12 @@ class StepTerms:
         self.levels[row] = float(read.schedule.alpha(time)[0]), float(read.schedule.sigma(time)[0])
         if not self.needs[row].graph:
             return
+        read_weights = read.weights_at(call.time)  # raises for a rule that reduces
         if call.calls_network:
             self.pulled[row] = dict(zip(call.x0_columns, call.x0_weights, strict=True))
             return
         a, b = (float(weight[0]) for weight in read.affine(time))
-        weights = zip(OUTPUTS, read.weights_at(call.time), strict=False)
+        weights = zip(OUTPUTS, read_weights, strict=False)
         self.pulled[row] = {FIXED.index("x"): a}
         self.pulled[row] |= {FIXED.index(name): b * w for name, w in weights if w != 0.0}
 

@@ -27,6 +27,8 @@ from diffast import ops
 from diffast.executors import context
 from diffast.executors.device import Readback, on_host, pinned
 from diffast.executors.results import FINE, Info, Samples
+from diffast.executors.step_rules import StepRules
+from diffast.executors.step_start import chosen_plans, opened, openings_of
 from diffast.executors.step_state import (
     OUTPUTS,
     SOURCES,
@@ -40,7 +42,8 @@ from diffast.executors.step_state import (
 )
 from diffast.executors.step_terms import Needs, StepTerms
 from diffast.executors.terms import gradients, terms_of, through
-from diffast.lowering.program import Constraints, check_one_input, check_plain_rule, lower
+from diffast.guidance.rule import MOMENTUM
+from diffast.lowering.program import Constraints, check_one_input, lower
 from diffast.lowering.step_table import (
     AT_COND,
     AT_EXTRA,
@@ -118,23 +121,24 @@ class Stepper:
                 raise ValueError("Stepper: a plan is given but no denoiser, and both are needed")
             if hasattr(read, "schedule"):  # weights given as numbers, as the drop-ins do, have none
                 context.check_fits("Stepper", plan, read)
-            check_plain_rule("Stepper", read, calls=False)
             check_one_input("Stepper", plan)
         self.programs = [lower(plan, read, how) for plan, read in pairs]
+        self.rules = StepRules(self.programs, pairs, how, self.limits, self._put)
         self.slots = max(program.slots for program in self.programs)
         self.calls: list[StepCall | None] = []  # None: a plan's end
         self.first: list[int] = []  # each plan's first table row
         for program in self.programs:
             self.first.append(len(self.calls))
             self.calls += [*numbered(program), None]
-        self.alone = any(call is not None and call.alone for call in self.calls)
+        # Samples at different stages have guided estimates in a call of their own.
+        self.alone = self.rules.reduces or any(c is not None and c.alone for c in self.calls)
         self.terms = StepTerms(pairs, self.calls, self.first)
         used = [{*c.columns, *c.x0_columns} for c in self.calls if c is not None]
-        self.guided = any(AT_UNCOND in columns for columns in used)
+        self.guided = self.rules.low or any(AT_UNCOND in columns for columns in used)
         self.extra = any(AT_EXTRA in columns for columns in used)
         self.draws = any(AT_NOISE in columns for columns in used)
-        carried = {name for program in self.programs for name in program.carried}
-        self.carried = tuple(name for name in (Y, V) if name in carried)
+        carried = self.rules.carried.union(*(program.carried for program in self.programs))
+        self.carried = tuple(name for name in (Y, V, MOMENTUM) if name in carried)
         self._times: list[float] = []
         for program in self.programs:  # a sample at its end repeats its last time, which is known
             told = [stage.time for stage in program.stages]
@@ -172,23 +176,17 @@ class Stepper:
             raise ValueError(f"Stepper: x is on {x.device} but the stepper is for {self.device}")
         batch = x.shape[0]
         ids = context.ids_of("Stepper", ids, batch, self.device)
-        numbers = torch.as_tensor(plan)
-        if numbers.dim() not in (0, 1) or (numbers.dim() and tuple(numbers.shape) != (batch,)):
-            raise ValueError(
-                f"Stepper: plan has shape {list(numbers.shape)} but there are {batch} samples"
-            )
-        chosen = set(numbers.reshape(-1).tolist())
-        if not chosen <= set(range(len(self.plans))):
-            raise ValueError(
-                f"Stepper: plan {sorted(chosen)} but there are {len(self.plans)} plans, from 0"
-            )
+        numbers, chosen = chosen_plans(plan, len(self.plans), batch)
         for number in sorted(chosen) if on_host(x.device) else ():
             own = self.plans[number]
             part = x if len(chosen) == 1 else x[numbers.cpu() == number]
             context.warn_of_spread("Stepper", own.schedule, own.start, part)
         seed = ops.fold_seed(seed)
         status = torch.full((batch,), FINE, dtype=torch.int64, device=self.device)
-        x = self._opened(x.contiguous(), chosen, numbers, seed, ids, z)
+        x = x.contiguous()
+        openings = openings_of(self.programs, numbers, chosen)
+        if openings is not None:
+            x = opened(x, self._put(openings), seed, ids, z, self.given)
         state = State(0, x, None, None, (None,) * self.slots, seed, ids, status)
         if each or numbers.dim():
             row = self._put(torch.tensor(self.first, dtype=torch.int64)[numbers.cpu()])
@@ -196,22 +194,6 @@ class Stepper:
         else:
             state = state._replace(row=self.first[int(numbers)])
         return state, self._network_input(x), self.time(state)
-
-    def _opened(self, x, chosen, numbers, seed, ids, z):
-        openings = [program.opening or (1.0, 0.0) for program in self.programs]
-        if all(openings[p] == (1.0, 0.0) for p in chosen):
-            return x
-        table = self._put(torch.tensor(openings, dtype=torch.float64)[numbers.cpu()])
-        table = table.expand(len(x), 2)
-        keep, fresh = table[:, None, :1].contiguous(), table[:, None, 1:].contiguous()
-        if self.given:
-            if z is None:
-                raise ValueError("Stepper: the plan begins with noise, but no z is given")
-            weights = torch.cat([keep, fresh], 2)
-            return ops.combine_table([x, z.contiguous()], weights, None, None, [])[0]
-        words = torch.full_like(ids, ops.OPENING_NOISE)
-        streams = torch.stack([torch.full_like(ids, seed), ids, words], 1)
-        return ops.combine_table([x], keep, fresh, streams, [])[0]
 
     def needs(self, state: State) -> Needs:
         """Returns what the next step is made of: a network call, gradients of guidance terms.
@@ -245,7 +227,7 @@ class Stepper:
         x0 = pulled = None
         if through(terms, needs.terms, "x0"):
             plain = [o if o is None else o.detach() for o in outputs]
-            fixed = [state.y, state.v, state.x, *plain, *[None] * (2 + len(TERMS)), *state.slots]
+            fixed = self.rules.registers(state, plain)
             if together:
                 x0 = self._estimate_together(state, fixed)
             else:
@@ -273,9 +255,9 @@ class Stepper:
 
         Args:
             state: from `start` or `step`; not changed.
-            output: what the network said of the model inputs, [B, ...]; with guidance the pair
-                (conditional, unconditional), or these and a third branch; None where
-                `needs(state).network` is false.
+            output: what the network said of the model inputs, [B, ...]; with guidance, also by a
+                rule, the pair (conditional, unconditional), or these and a third branch; None
+                where `needs(state).network` is false.
             z: normals [B, ...], with noise="given".
             gradients: of the guidance terms `needs(state).terms`, in their order, [B, ...] each;
                 the method `gradients` makes them.
@@ -292,11 +274,11 @@ class Stepper:
             outputs = [o if o is None else o.detach() for o in outputs]
         given: list[Any] = [*outputs, None, z, *[None] * len(TERMS)]
         for k, gradient in zip(needs.terms, gradients, strict=True):
-            given[AT_TERM - AT_COND + k - 1] = gradient
-        fixed = [state.y, state.v, state.x, *(t if t is None else t.contiguous() for t in given)]
+            given[len(OUTPUTS) + AT_TERM - AT_X0 + k - 1] = gradient
         together = isinstance(state.row, int)
         try:
-            state = (self._step_together if together else self._step_each)(state, fixed)
+            tensors = self.rules.registers(state, given)
+            state = (self._step_together if together else self._step_each)(state, tensors)
         except (RuntimeError, ValueError) as error:
             where = f"Stepper: stage {self.stage(state)}" if together else "Stepper"
             named = {**dict(zip(OUTPUTS, outputs, strict=True)), "z": z}
@@ -304,39 +286,42 @@ class Stepper:
             raise
         return state, self._network_input(state.x), self.time(state)
 
-    def _step_together(self, state: State, fixed: list) -> State:
+    def _step_together(self, state: State, tensors: list) -> State:
         call = self.calls[state.row]
         if call is None:
             return state
-        if fixed[AT_Y] is None:
-            fixed[AT_Y] = state.x
-        tensors = [*fixed, *state.slots]
+        if tensors[AT_Y] is None:
+            tensors[AT_Y] = state.x
         outs = [torch.empty_like(state.x) for _ in call.writes]
         status = state.status.clone()
         stage = state.row - self.first[self._plan_of(state.row)]
         if call.alone:
             tensors[AT_X0] = self._estimate_together(state, tensors)
-        limits = self.limits if call.clamped else []
-        rest = (call.noise, state.seed, state.ids, limits)
-        rest = rest if call.noise or limits else ()
-        ops.combine_out(
-            [tensors[k] for k in call.columns], call.weights, outs, status, stage, *rest
-        )
+        xs = [tensors[k] for k in call.columns]
+        if self.rules.reductions[state.row] is not None and not call.alone:
+            self.rules.combine(state, call, xs, tensors, outs, status, stage)
+        else:
+            limits = self.limits if call.clamped else []
+            rest = (call.noise, state.seed, state.ids, limits)
+            rest = rest if call.noise or limits else ()
+            ops.combine_out(xs, call.weights, outs, status, stage, *rest)
         made = dict(zip(call.writes, outs, strict=True))
         slots = state.slots
         if H in made:
             slots = (*slots[: call.slot], made[H], *slots[call.slot + 1 :])
-        y = made.get(Y, fixed[AT_Y] if Y in call.keeps else None)
+        y = made.get(Y, tensors[AT_Y] if Y in call.keeps else None)
         v = made.get(V, state.v if V in call.keeps else None)
-        return State(state.row + 1, made[X], y, v, slots, state.seed, state.ids, status)
+        momentum = made.get(MOMENTUM, state.momentum)
+        return State(state.row + 1, made[X], y, v, slots, state.seed, state.ids, status, momentum)
 
     def _estimate_together(self, state: State, tensors: list) -> torch.Tensor:
         """Returns the x0 estimate as the step takes it, where samples stand at one stage."""
         call, x0 = self.calls[state.row], torch.empty_like(state.x)
         xs, weights = [tensors[k].contiguous() for k in call.x0_columns], call.x0_weights
-        if self.limits:
-            clamped = [*weights, 0.0]
-            ops.combine_out(xs, clamped, [x0], None, 0, [], 0, None, self.limits)
+        if self.rules.reductions[state.row] is not None:
+            self.rules.estimate(state, call, xs, tensors, x0)
+        elif self.limits:
+            ops.combine_out(xs, [*weights, 0.0], [x0], None, 0, [], 0, None, self.limits)
         else:
             ops.combine_out(xs, weights, [x0])
         return self._hooked(x0, self.stage(state), state)
@@ -360,10 +345,9 @@ class Stepper:
     def _plan_of(self, row: int) -> int:
         return max(p for p, first in enumerate(self.first) if first <= row)
 
-    def _step_each(self, state: State, fixed: list) -> State:
+    def _step_each(self, state: State, tensors: list) -> State:
         table = self.table()
         row = state.row
-        tensors = [*fixed, *state.slots]
         words = table.words[row]
         if self.alone:
             tensors[AT_X0] = self._estimate_each(state, tensors, words)
@@ -380,9 +364,9 @@ class Stepper:
             ops.combine_table_out(xs, made, fresh, streams, limits, outs[first:last], status)
         *slots, x = outs
         carried = {name: slots.pop() for name in reversed(self.carried)}
-        y, v = carried.get(Y, x), carried.get(V)
+        y, v, momentum = carried.get(Y, x), carried.get(V), carried.get(MOMENTUM)
         following = table.following[row]
-        return State(following, x, y, v, tuple(slots), state.seed, state.ids, status)
+        return State(following, x, y, v, tuple(slots), state.seed, state.ids, status, momentum)
 
     def estimate(
         self, state: State, output: torch.Tensor | Sequence[torch.Tensor | None]
@@ -393,6 +377,12 @@ class Stepper:
         """
         outputs = outputs_of(output)
         check_outputs(state, outputs, self.needs(state), self.guided, self.extra)
+        if self.rules.active:
+            tensors = self.rules.registers(state, outputs)
+            if not isinstance(state.row, int):
+                return self._estimate_each(state, tensors, self.stage(state))
+            if self.calls[state.row] is not None:
+                return self._estimate_together(state, tensors)
         table, tensors = self.table(), (self.state(state), state.v, state.x, *outputs)
         weights = table.x0[state.row].to(state.x.dtype)  # [B, 1, columns], [1, columns] together
         shape = (-1, *([1] * (state.x.dim() - 1)))
@@ -430,7 +420,12 @@ class Stepper:
         )
 
     def separate(self, state: State) -> State:
-        """Returns the state as one whose samples may stand at different stages."""
+        """Returns the state as one whose samples may stand at different stages.
+
+        Raises:
+            ValueError: a guidance rule whose weights depend on the stage.
+        """
+        self.rules.check_each()
         slots = state.slots
         if isinstance(state.row, int):
             call = self.calls[state.row]
@@ -441,7 +436,11 @@ class Stepper:
             for value in (state.row, state.seed)
         )
         v = torch.zeros_like(state.x) if V in self.carried and state.v is None else state.v
-        return state._replace(row=row, seed=seed, slots=(*slots, *blank), y=self.state(state), v=v)
+        y, momentum = self.state(state), state.momentum
+        if MOMENTUM in self.carried and momentum is None:
+            momentum = torch.zeros_like(state.x)
+        slots = (*slots, *blank)
+        return state._replace(row=row, seed=seed, slots=slots, y=y, v=v, momentum=momentum)
 
     def state(self, state: State) -> torch.Tensor:
         """Returns the steps' states [B, ...], which the next rows weigh as y."""
@@ -492,7 +491,8 @@ class Stepper:
             clamp = bool(self.limits) and not self.alone
             told = self._times, self._before
             shape = self.slots, self.carried, clamp, self._put
-            self._table = make_table(self.calls, self.first, *told, *shape)
+            calls = self.rules.for_table(self.calls)
+            self._table = make_table(calls, self.first, *told, *shape)
         return self._table
 
     def _put(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -373,17 +373,13 @@ def check_plain_calls(who: str, plan: Plan) -> None:
     check_one_input(who, plan)
 
 
-def check_plain_rule(who: str, outputs: Outputs | None, calls: bool = True) -> None:
-    """Raises ValueError for a guidance rule that is not a weighted sum of one call's outputs.
-
-    `calls`: whether that is one call on all branches, or any outputs that the caller hands over.
-    """
+def check_plain_rule(who: str, outputs: Outputs | None) -> None:
+    """Raises ValueError for a guidance rule that is not a weighted sum of one call's outputs."""
     rule = getattr(outputs, "rule", None)
-    if rule is not None and not (rule.plain if calls else rule.summed):
-        own = " or networks of its own" if calls else ""
+    if rule is not None and not rule.plain:
         raise ValueError(
-            f"{who}: guidance is {rule_name(rule)}, which needs each sample's outputs{own}, and is "
-            "no row of weights: use df.sample"
+            f"{who}: guidance is {rule_name(rule)}, which needs each sample's outputs or networks "
+            "of its own, and is no row of weights: use df.sample"
         )
 
 

@@ -9,15 +9,20 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from diffast.guidance.rule import LOW, MOMENTUM
 from diffast.lowering.estimate import EXTRA
 from diffast.lowering.program import COND, NOISE, UNCOND, X0, Program, Stage, call_of
 from diffast.lowering.slots import slot_name
 from diffast.plans.registers import H, V, X, Y
 
+# What a reducing guidance rule makes of the outputs, where samples stand at different stages.
+GUIDED = "guided"
+
 # Registers by number; the slots come after them.
 TERMS = tuple(f"g{k}" for k in range(1, 10))
-FIXED = (Y, V, X, COND, UNCOND, EXTRA, X0, NOISE, *TERMS)
-AT_Y, AT_V, AT_X, AT_COND, AT_UNCOND, AT_EXTRA, AT_X0, AT_NOISE, AT_TERM, *_ = range(len(FIXED))
+FIXED = (Y, V, X, COND, UNCOND, EXTRA, MOMENTUM, LOW, GUIDED, X0, NOISE, *TERMS)
+AT_Y, AT_V, AT_X, AT_COND, AT_UNCOND, AT_EXTRA, *_ = range(len(FIXED))
+AT_MOMENTUM, AT_LOW, AT_GUIDED, AT_X0, AT_NOISE, AT_TERM = range(AT_EXTRA + 1, AT_EXTRA + 7)
 
 # The order of the sums: slots stand before a given x0 estimate and a given noise.
 _LATE = (AT_X0, AT_NOISE)
@@ -31,7 +36,8 @@ class StepCall:
         columns: register numbers.
         weights, noise: as of a lowered `Call`; with a clamp the x0 estimate's row is first, then
             come those of `writes`.
-        writes: the registers that get a row: h (the entry), y, v, x, in this order where present.
+        writes: the registers that get a row: h (the entry), y, v, x, the momentum of a guidance
+            rule, in this order where present.
         keeps, slot, held: as of a lowered `Stage`.
         x0_columns, x0_weights: register numbers and weights of the x0 estimate alone.
         rows: how many rows the call makes.
@@ -73,7 +79,7 @@ def _numbered(stage: Stage) -> StepCall:
         tuple(numbers[name] for name in main.columns),
         main.weights,
         main.noise,
-        tuple(stage.rows),
+        (*stage.rows, *(name for name in main.targets if name == MOMENTUM)),
         stage.keeps,
         stage.slot,
         stage.held,
@@ -221,7 +227,7 @@ class _Rows:
             self.weights[row, target, places] = call.weights[n * len(places) :][: len(places)]
             self.noise[row, target, : fresh.shape[1]] = fresh[n]
         for name in self.carried:
-            if name in call.keeps:
+            if name in call.keeps or (name == MOMENTUM and name not in call.writes):
                 self._keep(row, targets[name], FIXED.index(name))
             elif name == Y and name not in call.writes:  # y is x
                 self.weights[row, targets[Y]] = self.weights[row, targets[X]]

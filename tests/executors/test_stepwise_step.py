@@ -146,7 +146,7 @@ def test_states_are_plain_tuples_of_tensors():
     state = stepper.start(noise_of(), each=True)[0]
     assert isinstance(state, State)
     assert state.v is None and "v" not in stepper.carried  # no plan has momenta
-    assert all(isinstance(p, (torch.Tensor, tuple)) for p in state._replace(v=()))
+    assert all(isinstance(p, (torch.Tensor, tuple)) for p in state._replace(v=(), momentum=()))
     assert len(state.slots) == stepper.slots == 1
 
 

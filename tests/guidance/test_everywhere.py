@@ -61,9 +61,9 @@ def test_the_estimate_for_inspection_has_the_terms(kind):
 def refusals():
     stepper = df.Stepper
     return {
-        "Stepper, rescale": (
-            lambda: stepper(PLAN, ruled(RESCALED)),
-            "guidance is guidance.cfg with guidance.rescale, which needs",
+        "Stepper, threshold at stages of their own": (
+            lambda: stepper(PLAN, ruled(THRESHOLD)).start(start(), each=True),
+            "dynamic_threshold, which takes a quantile of the x0 estimate, whose weights depend",
         ),
         "adaptive, threshold": (
             lambda: df.sample_adaptive(ruled(THRESHOLD), "bosh3", x=start()),

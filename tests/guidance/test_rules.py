@@ -480,8 +480,6 @@ def test_a_stepper_takes_the_outputs_of_all_branches(name):
             outputs.append(net(x, t, **conditions))
         state, x, t = stepper.step(state, tuple(outputs))
     assert torch.equal(stepper.result(state).x, df.sample(own, plan, x=initial()).x)
-    with pytest.raises(ValueError, match="Stepper: guidance is guidance.tcfg, which needs each"):
-        df.Stepper(plan, denoiser(G.tcfg(2.0)))
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, G.cfg, G.apg], ids=["function", "cfg", "apg"])

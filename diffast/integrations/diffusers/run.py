@@ -12,13 +12,25 @@ import torch
 from diffast import ops
 from diffast.integrations.diffusers.guides import NO_TERMS, GuidedOutputs
 from diffast.lowering.program import Constraints, check_one_input, lower
-from diffast.lowering.step_table import AT_TERM, AT_X, AT_X0, AT_Y, FIXED, StepCall, numbered
+from diffast.lowering.step_table import (
+    AT_COND,
+    AT_TERM,
+    AT_X,
+    AT_X0,
+    AT_Y,
+    FIXED,
+    StepCall,
+    numbered,
+)
 from diffast.plans import Plan
 from diffast.plans.registers import V, Y
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _combine, _empty_like = ops.combine_out, torch.empty_like
 _grad_enabled = torch.is_grad_enabled
+
+# Registers between the output and the noise that a drop-in does not have.
+NO_RULES = (None,) * (AT_X0 - AT_COND)
 
 
 @dataclass(frozen=True)
@@ -160,7 +172,7 @@ class Run:
 
     def _fused(self, i, call, x, output, noise, dtype) -> torch.Tensor:
         """Returns the next sample; x and the output are contiguous, in one order of axes."""
-        tensors = (self.y, None, x, output, None, None, None, noise, *NO_TERMS, *self.slots)
+        tensors = (self.y, None, x, output, *NO_RULES, noise, *NO_TERMS, *self.slots)
         # usually of the sample's dtype; then this is the cheapest way to make a tensor
         point = _empty_like(x) if x.dtype is dtype else _empty_like(x, dtype=dtype)
         outs = [point]
@@ -209,7 +221,7 @@ class Run:
     def _with_gradient(self, i, x, output, noise, dtype):
         """Returns the same as `step`, as a function that torch can differentiate."""
         call, self.graph = self.prepared.soft_calls()[i], True
-        tensors = [self.y, None, x, output, None, None, None, noise, *NO_TERMS, *self.slots]
+        tensors = [self.y, None, x, output, *NO_RULES, noise, *NO_TERMS, *self.slots]
         if self.hook is not None or self.limits or call.alone:
             xs = [tensors[k] for k in call.x0_columns]
             (x0,) = ops.combine(xs, call.x0_weights)
