@@ -86,6 +86,7 @@ class StepRules:
         self.low = any(rule is not None for rule in self.lows)
         self._one: Reduction | None = None  # of all stages, once it is known that they agree
         self._checked = False
+        self._noise: dict[int, torch.Tensor] = {}  # weights of the normals, by table row
         self._static: dict[Any, tuple[torch.Tensor, torch.Tensor, list[Encoded]]] = {}
 
     @property
@@ -145,8 +146,10 @@ class StepRules:
         weights = self._weights(key, reduction, call.columns, xs, tensors, numbers)
         noise = None
         if call.noise:
-            fresh = np.reshape(call.noise, (1, call.rows, -1))
-            noise = self.put(torch.from_numpy(fresh)).repeat(batch, 1, 1)
+            if state.row not in self._noise:
+                fresh = np.reshape(call.noise, (1, call.rows, -1))
+                self._noise[state.row] = self.put(torch.from_numpy(fresh))
+            noise = self._noise[state.row].repeat(batch, 1, 1)
         seed, word = (torch.full_like(state.ids, n) for n in (state.seed, stage))
         streams = torch.stack([seed, state.ids, word], 1)
         limits = limits_of(self.limits, reduction.at, _WHO)

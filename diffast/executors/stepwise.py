@@ -381,8 +381,8 @@ class Stepper:
             tensors = self.rules.registers(state, outputs)
             if not isinstance(state.row, int):
                 return self._estimate_each(state, tensors, self.stage(state))
-            if self.calls[state.row] is not None:
-                return self._estimate_together(state, tensors)
+            ended = self.calls[state.row] is None
+            return torch.zeros_like(state.x) if ended else self._estimate_together(state, tensors)
         table, tensors = self.table(), (self.state(state), state.v, state.x, *outputs)
         weights = table.x0[state.row].to(state.x.dtype)  # [B, 1, columns], [1, columns] together
         shape = (-1, *([1] * (state.x.dim() - 1)))

@@ -63,3 +63,34 @@ def test_a_stage_launches_what_the_rule_needs_and_reads_nothing(name):
     more = {op: (kernels[1][op] - kernels[0][op]) / 3 for op in {*kernels[0], *kernels[1]}}
     found = {op: n for op, n in more.items() if op in stage or op in ("gram", "evaluate", "mul")}
     assert {op: n for op, n in found.items() if n} == stage, more
+
+
+def stepped(rule, each, device=None):
+    """Returns (stepper, state at the end) of a second run; what the first one sent is kept."""
+    place, net = (device.place, device.network(network)) if device else ("cpu", network)
+    own = df.Denoiser(net, SCHEDULE, "epsilon", unconditional={}, guidance=rule)
+    plan = df.solvers.dpmpp_2m(SCHEDULE, df.grids.uniform_time(SCHEDULE, 5))
+    stepper = df.Stepper(plan, own, device=place)
+    x = torch.linspace(-1.5, 2.0, 864).reshape(SHAPE).to(place, non_blocking=True)
+    for again in range(2):
+        state, inputs, t = stepper.start(x, seed=5, each=each)
+        if device is not None and again:
+            device.reset()
+        for _ in range(5):
+            outputs = net(inputs, t, 1.0), net(inputs, t, 0.0)
+            state, inputs, t = stepper.step(state, outputs)
+    return stepper, state
+
+
+@pytest.mark.parametrize(
+    ("name", "each"),
+    [(name, False) for name in RULES] + [(name, True) for name in RULES if "threshold" not in name],
+)
+def test_a_step_by_a_rule_reads_nothing_and_sends_nothing_twice(name, each):
+    make, _ = RULES[name]
+    stepper, state = stepped(make(), each)
+    wanted = stepper.result(state).x
+    with Device() as device:
+        stepper, state = stepped(make(), each, device)
+        assert device.uploads == device.downloads == device.waits == 0
+        assert torch.equal(host(stepper.result(state).x), wanted)
