@@ -354,12 +354,13 @@ class BoundRun:
         if len(calls) == 1:
             filled = self._outputs(self._call(x, self.times[i], calls[0]), branches, len(times))
         else:  # a call for each network and input
-            filled, start = {}, 0
+            filled, start, outputs = {}, 0, []
             for number, call in enumerate(calls):
                 rows = slice(start, start + len(branch_names(call[0])) * self.batch)
-                output = self._call(x[rows], self.times[i][rows], call)
+                outputs.append(output := self._call(x[rows], self.times[i][rows], call))
                 filled |= self._outputs(output, call[0], 1, number * len(times) // len(calls))
                 start = rows.stop
+            context.check_apart(f"sample: stage {i}", outputs)
         if x._version != before:
             raise context.written("sample", f" at stage {i}")
         return filled

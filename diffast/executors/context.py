@@ -6,7 +6,7 @@ Messages begin with the name of the public function that was called (`who`).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from os import PathLike
 from types import SimpleNamespace
@@ -335,6 +335,16 @@ def blame(
         complaint = unlike(name, tensor, state)
         if complaint is not None:
             raise ValueError(f"{where}: {complaint}") from error
+
+
+def check_apart(who: str, outputs: Iterable[torch.Tensor]) -> None:
+    """Raises ValueError where the networks of two branches gave the same memory back."""
+    starts = [output.data_ptr() for output in outputs if output.numel() and not output.is_meta]
+    if len(set(starts)) < len(starts):
+        raise ValueError(
+            f"{who}: the networks of two branches returned the same tensor, so that the second "
+            "output has replaced the first: give copies"
+        )
 
 
 def written(who: str, when: str = "") -> ValueError:

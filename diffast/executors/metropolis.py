@@ -32,7 +32,7 @@ from diffast import ops
 from diffast.executors import context
 from diffast.executors.results import FINE, Result
 from diffast.executors.stepwise import Stepper
-from diffast.lowering.program import COND, UNCOND, lower
+from diffast.lowering.program import COND, UNCOND, check_plain_calls, check_plain_rule, lower
 from diffast.lowering.recorder import Recording
 from diffast.model.denoiser import Denoiser, time_dtype
 from diffast.ops.evaluate.encode import encode
@@ -104,13 +104,14 @@ def sample_metropolis(
 
     Raises:
         ValueError: for arguments that disagree; a plan that remembers entries, which belong to the
-            path before a chain, or whose steps do not begin at x alone; an energy that returns
-            another shape, device or dtype.
+            path before a chain, or whose steps do not begin at x alone; guidance terms, or a rule
+            that needs each sample's outputs; an energy that returns another shape, device or dtype.
         NonFiniteError: at the end of the run, if samples, or energies at the start of a chain, are
             not finite; its `result` holds the others.
     """
     context.check_plan(_WHO, plan)
     context.check_fits(_WHO, plan, denoiser)
+    _check_guidance(plan, denoiser)
     rule = _Rule(proposal, n, step, friction)
     stops = {place.before: place for place in chosen(_WHO, plan, places(_WHO, plan), where)}
     _check_places(plan, stops)
@@ -126,6 +127,17 @@ def sample_metropolis(
             if after in stops:
                 run.chain(stops[after])
     return run.result(throw, x, [stops[k].time for k in sorted(stops)])
+
+
+def _check_guidance(plan: Plan, denoiser: Denoiser) -> None:
+    """Refuses guidance that is no row of weights over one network call's outputs."""
+    check_plain_calls(_WHO, plan)
+    check_plain_rule(_WHO, denoiser)
+    if denoiser.guides:
+        raise ValueError(
+            f"{_WHO}: the denoiser has {len(denoiser.guides)} guidance term(s), but a chain "
+            "proposes by the network's score alone: use df.sample, or leave them out"
+        )
 
 
 def _check_places(plan: Plan, stops: dict[int, Place]) -> None:

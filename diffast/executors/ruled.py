@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffast.executors.context import check_apart
 from diffast.executors.fused_rule import FusedRule
 from diffast.guidance.rule import COND, Rule, RuleAt, branch_names, joined_names
 from diffast.lowering.program import rule_name
@@ -92,12 +93,15 @@ class RuledNetwork(torch.nn.Module):
             branch, _, name = key.partition(_BETWEEN)
             own[branch][name] = value
         found: dict[str, torch.Tensor] = {}
+        outputs = []
         for network, joined in self.denoiser.groups(joined_names(self.names)):
             names = branch_names(joined)
             told = arguments_of([own[name] for name in names], len(x), x.device)
             rows = x if len(names) == 1 else torch.cat([x] * len(names))
             output = self.denoiser.call(rows, t.repeat(len(names)), told, network=network)
+            outputs.append(output)
             found |= dict(zip(names, output.split(len(x)), strict=True))
+        check_apart("guidance", outputs)
         if torch.is_grad_enabled() and any(output.requires_grad for output in found.values()):
             made = torch.zeros_like(x)
             for name, weight in self.at.weights or ():

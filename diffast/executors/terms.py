@@ -71,9 +71,11 @@ def gradients(
         # Autograd saves no tensor of inference mode. Without that mode x counts its writes.
         x = point.x.clone() if point.x.is_inference() else point.x
         estimate = x0.clone() if x0 is not None and x0.is_inference() else x0
-        before = x._version
+        given = (point.time, point.alpha, point.sigma, point.ids, estimate)
+        given = given if pulled is None else (*given, pulled.x0)
         for k in numbers:
             term = terms[k - 1]
+            watched = Watched(where, x, *given, *found.values())
             at = point._replace(x=x)
             if term.through == "x0":
                 at = at._replace(x0=estimate)
@@ -84,13 +86,38 @@ def gradients(
             complaint = context.unlike(f"the gradient of guidance term {k} ({term.name})", made, x)
             if complaint is not None:
                 raise ValueError(f"{where}: {complaint}")
+            watched.check(k, term)
             found[f"g{k}"] = made.detach().contiguous()
-        if x._version != before:
-            raise ValueError(
-                f"{where}: a guidance term wrote into the state, but the solver still needs it: "
-                "give it a copy"
-            )
     return found
+
+
+class Watched:
+    """The tensors that a guidance term is told, and the gradients of the terms before it.
+
+    Args:
+        where: the public function and the stage, for messages.
+        x: the state.
+        others: tensors beside it; None and tensors of inference mode are not watched.
+    """
+
+    def __init__(self, where: str, x: torch.Tensor, *others: torch.Tensor | None):
+        """Notes how often each was written to."""
+        self.where, self.x = where, x
+        self.others = [t for t in others if t is not None and not t.is_inference()]
+        self.before = [t._version for t in (x, *self.others)]
+
+    def check(self, k: int, term: Guide) -> None:
+        """Raises ValueError if term k wrote into one of them."""
+        if self.x._version != self.before[0]:
+            raise ValueError(
+                f"{self.where}: a guidance term wrote into the state, but the solver still needs "
+                "it: give it a copy"
+            )
+        if any(t._version != n for t, n in zip(self.others, self.before[1:], strict=True)):
+            raise ValueError(
+                f"{self.where}: guidance term {k} ({term.name}) wrote into a tensor that it was "
+                "given, or into the gradient of a term before it: give it a copy"
+            )
 
 
 def where_weighed(gradient: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

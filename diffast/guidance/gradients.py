@@ -55,9 +55,16 @@ def classifier(
             shape; what `Guide` raises.
     """
     who = "guidance.classifier"
-    wanted = torch.as_tensor(labels)
-    if wanted.is_floating_point() or wanted.dim() > 1:
+    try:
+        wanted = torch.as_tensor(labels)
+    except (RuntimeError, TypeError, ValueError):
+        raise ValueError(f"{who}: labels is {labels!r}, not an int or int64 [B]") from None
+    if wanted.is_floating_point() or wanted.dtype == torch.bool or wanted.dim() > 1:
         raise ValueError(f"{who}: labels are {wanted.dtype} {list(wanted.shape)}, not int64 [B]")
+    wanted = wanted.long()
+    # Looked at once, here: an index out of range ends a CUDA process.
+    known = wanted.numel() > 0 and not wanted.is_meta
+    low, high = (int(wanted.min()), int(wanted.max())) if known else (0, 0)
 
     def ascent(at: Point) -> torch.Tensor:
         own = at.own(who, "labels", wanted.reshape(-1).to(at.x.device))
@@ -68,6 +75,11 @@ def classifier(
                 raise ValueError(
                     f"{who}: {len(x)} samples but the classifier returned {list(logits.shape)}, "
                     "not [B, classes]"
+                )
+            if low < 0 or high >= logits.shape[1]:
+                raise ValueError(
+                    f"{who}: the labels hold {low if low < 0 else high} but the classifier has "
+                    f"{logits.shape[1]} classes, from 0"
                 )
             return functional.log_softmax(logits / temperature, 1).gather(1, own[:, None])[:, 0]
 
@@ -100,7 +112,7 @@ def loss(
 
     def descent(at: Point) -> torch.Tensor:
         place = at.x if at.x0 is None else at.x0
-        made = slope(who, lambda x0, t: -function(x0, t), place, at.time)
+        made = -slope(who, function, place, at.time)
         return made if at.pull is None else at.pull(made)
 
     return Guide(descent, scale, through, who)

@@ -114,6 +114,10 @@ class Guide:
             raise ValueError(
                 f"{self.name}: through is {self.through!r} but must be one of {', '.join(THROUGH)}"
             )
+        if isinstance(self.scale, str) or getattr(self.scale, "shape", ()) != ():
+            raise ValueError(
+                f"{self.name}: scale is a {type(self.scale).__name__} but must be a number or f(t)"
+            )
         if not callable(self.scale) and not math.isfinite(self.scale):
             raise ValueError(f"{self.name}: scale is {self.scale} but must be finite")
 

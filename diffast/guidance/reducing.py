@@ -273,10 +273,11 @@ class Mambo(Rule):
     alpha: float = 8.0
 
     def weights(self, xp: Any, numbers: Any, scale: Any, time: float) -> dict[str, Any]:
-        """Returns c + (w - 1) exp(-alpha |d| / |u|) d; c where u is 0."""
+        """Returns c + (w - 1) exp(-alpha |d| / |u|) d; c where u is 0, unless alpha is 0."""
         d, u = _difference(numbers), {UNCOND: 1.0}
         long, base = _length(xp, numbers, d), _length(xp, numbers, u)
-        factor = (scale - 1.0) * xp.exp(-self.alpha * _ratio(xp, long, base, math.inf))
+        share = _ratio(xp, long, base, math.inf if self.alpha else 0.0)  # 0 inf is no number
+        factor = (scale - 1.0) * xp.exp(-self.alpha * share)
         return {COND: 1.0 + factor, UNCOND: -factor}
 
 

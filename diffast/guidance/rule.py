@@ -307,6 +307,13 @@ def rule_of(rule: Any) -> Rule:
     return rule if isinstance(rule, Rule) else Rule(scale=rule)
 
 
+def rule_name(rule: Rule) -> str:
+    """Returns what messages call a guidance rule, with what is done to its output."""
+    name = rule.name
+    name += " with guidance.rescale" if rule.rescaled else ""
+    return name + (" with guidance.dynamic_threshold" if rule.threshold is not None else "")
+
+
 class Measured:
     """`Numbers` from the sums that the op `gram` makes: products of pairs, then sums.
 

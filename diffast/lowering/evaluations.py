@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffast.guidance.rule import BRANCHES, COND, UNCOND, RuleAt, joined_names
+from diffast.guidance.rule import BRANCHES, COND, UNCOND, RuleAt, joined_names, rule_name
 from diffast.guidance.rule import branch_names as branch_names
 from diffast.plans import Plan
 from diffast.plans.registers import input_register
@@ -106,6 +106,29 @@ def _evaluation(
 def branch_columns(plan: Plan) -> list[str]:
     """Returns the columns of a plan that are the x0 estimate of one branch alone: d_cond .."""
     return [column for column in plan.columns if column.partition("_")[2] in (COND, UNCOND)]
+
+
+def check_joined(plan: Plan, outputs: Any, kept: bool) -> None:
+    """Raises ValueError where a plan would leave out what joins the guided estimate.
+
+    A plan of branches' estimates alone sees no guidance terms, rule, clamp or hook (`kept`).
+    """
+    own = branch_columns(plan)
+    if not own or any(column[0] == "d" and column not in own for column in plan.columns):
+        return
+    rule = getattr(outputs, "rule", None)
+    lost = ""
+    if getattr(outputs, "guides", ()) and plan.gradients is None:
+        lost = f"the denoiser has {len(outputs.guides)} guidance term(s), which join"
+    elif rule is not None and not (rule.summed and set(rule.columns) <= {COND, UNCOND}):
+        lost = f"the denoiser's guidance is {rule_name(rule)}, which makes"
+    elif kept:
+        lost = "a clamp or an on_x0 is given, which changes"
+    if lost:
+        raise ValueError(
+            f"plan {plan.name} steps by the estimates {', '.join(own)} of single branches, but "
+            f"{lost} the guided x0 estimate: take another plan, or leave it out"
+        )
 
 
 def _weights(

@@ -29,6 +29,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from diffast.guidance.rule import MOMENTUM, Rule, RuleAt
+from diffast.guidance.rule import rule_name as rule_name
 from diffast.lowering.calls import NOISE as NOISE
 from diffast.lowering.calls import Call, Constraints, Row, calls_of, estimate_name
 from diffast.lowering.calls import call_of as call_of
@@ -39,6 +40,7 @@ from diffast.lowering.evaluations import (
     branch_estimate,
     branch_names,
     branches_of,
+    check_joined,
     estimate,
     evaluations_of,
     gradient_row,
@@ -180,8 +182,10 @@ def lower(plan: Plan, outputs: Outputs, constraints: Constraints = Constraints()
 
     Raises:
         ValueError: given noise for a plan that draws two normals a stage; a stage without a network
-            call that cannot be joined to the call before it; what `outputs` raises.
+            call that cannot be joined to the call before it; guidance or a clamp that no row of the
+            plan would see; what `outputs` raises.
     """
+    check_joined(plan, outputs, constraints.clamp or constraints.hook)
     evaluations, numbers = evaluations_of(plan, outputs)
     # Terms that read the x0 estimate need it as a tensor of its own, as a hook does.
     of_x0 = tuple(k for k, g in enumerate(getattr(outputs, "guides", ()), 1) if g.through == "x0")
@@ -381,13 +385,6 @@ def check_plain_rule(who: str, outputs: Outputs | None, calls: bool = True) -> N
             f"{who}: guidance is {rule_name(rule)}, which needs each sample's outputs{own}, and is "
             "no row of weights: use df.sample"
         )
-
-
-def rule_name(rule: Rule) -> str:
-    """Returns what messages call a guidance rule, with what is done to its output."""
-    name = rule.name
-    name += " with guidance.rescale" if rule.rescaled else ""
-    return name + (" with guidance.dynamic_threshold" if rule.threshold is not None else "")
 
 
 def check_one_input(who: str, plan: Plan) -> None:

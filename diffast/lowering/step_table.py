@@ -211,9 +211,11 @@ class _Rows:
                 self._keep(row, self.hidden + age, ages[len(FIXED) + slot])
         targets = {name: self.first + n for n, name in enumerate(self.carried)}
         targets |= {H: self.hidden + len(after) - 1, X: self.first + len(self.carried)}
-        places = [self.at[ages.get(k, k)] for k in call.columns] + [self.width] * self.hidden
+        # A stage that makes no x0 estimate, such as a step along gradients alone, clamps none.
+        hidden = self.hidden if call.clamped else 0
+        places = [self.at[ages.get(k, k)] for k in call.columns] + [self.width] * hidden
         fresh = np.reshape(call.noise or [0.0] * call.rows, (call.rows, -1))
-        written = [0] * self.hidden + [targets[name] for name in call.writes]
+        written = [0] * hidden + [targets[name] for name in call.writes]
         for n, target in enumerate(written):
             self.weights[row, target] = 0.0
             self.weights[row, target, places] = call.weights[n * len(places) :][: len(places)]

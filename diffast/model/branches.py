@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from diffast.guidance.rule import COND, UNCOND, Branch, Rule, RuleAt, branch_names, joined_names
+from diffast.model.sigma_model import SigmaModel
+from diffast.model.velocity import Velocity
 
 
 def settled(guidance: Any, schedule: Any) -> float | Callable[[float], float] | Rule:
@@ -117,7 +119,11 @@ def branch_of(
             )
         return network, conditions if name == COND else unconditional or {}
     given = {**conditions, **(own.conditions or {})}
-    return network if own.network is None else own.network, given
+    if own.network is None:
+        return network, given
+    # The network of a branch is the caller's, with the conventions of the denoiser's.
+    wrapped = isinstance(network, Velocity | SigmaModel)
+    return network.like(own.network) if wrapped else own.network, given
 
 
 def groups_of(branches: str, network_of: Callable[[str], Any]) -> list[tuple[Any, str]]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from diffast.guidance.guide import Guide
-from diffast.guidance.rule import BRANCHES, Rule, RuleAt, branch_names
+from diffast.guidance.rule import BRANCHES, Rule, RuleAt, branch_names, rule_name
 from diffast.model import network_errors
 from diffast.model.branches import branch_of, groups_of, rules_at, settled
 from diffast.model.guidance import arguments_of, scales_at
@@ -355,8 +355,9 @@ class Denoiser:
             return [scale, 1.0 - scale, 0.0]
         if rules[0].reduces or rules[0].low:
             raise ValueError(
-                f"Denoiser: a guidance term is taken through the network, but {rules[0].rule.name} "
-                "has weights that depend on the outputs: use a linear rule, or through='x0'"
+                "Denoiser: a guidance term is taken through the network, but "
+                f"{rule_name(rules[0].rule)} has weights that depend on the outputs: use a "
+                "linear rule, or through='x0'"
             )
         weights = dict(rules[0].weights or ())
         return [weights.get(name, 0.0) for name in BRANCHES]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import torch
@@ -68,6 +69,12 @@ class SigmaModel:
         self.scaled_input, self.dtype, self.time_dtype = scaled_input, dtype, time_dtype
         self.level = level if callable(level) else LEVELS[level]
         self.parameters = getattr(network, "parameters", None)
+
+    def like(self, network: Callable[..., Any]) -> SigmaModel:
+        """Returns another network of the same conventions, such as a weaker one."""
+        made = copy(self)
+        made.network, made.parameters = network, getattr(network, "parameters", None)
+        return made
 
     @property
     def predicts(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import torch
@@ -100,6 +101,12 @@ class Velocity:
         slope = (times[1] - times[0]) / (schedule.t_end - schedule.t_start)
         self.slope = time_scale * slope
         self.offset = time_scale * (times[1] - slope * schedule.t_end)
+
+    def like(self, field: Callable[..., Any]) -> Velocity:
+        """Returns another field of the same conventions, such as a weaker one."""
+        made = copy(self)
+        made.field, made.parameters = field, getattr(field, "parameters", None)
+        return made
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor, **conditions: Any) -> Any:
         """Returns the field's answer, dx/ds times |ds/dt|."""

@@ -274,6 +274,23 @@ MULTI = df.solvers.dpmpp_2m(SCHEDULE, df.grids.karras(SCHEDULE, 4))
             lambda x: df.sample_metropolis(gaussian(), MULTI, energy, x=x),
             r"dpmpp_2m.* reads the entry of stage 0 after the chain at t = .* belongs to the path",
         ),
+        (
+            lambda x: chains("mala", x, gaussian(guides=[df.guidance.gradient(lambda x, t: -x)])),
+            "the denoiser has 1 guidance term",
+        ),
+        (
+            lambda x: chains("mala", x, gaussian(guidance=df.guidance.autoguidance(network, 2.0))),
+            "guidance is guidance.autoguidance, which needs",
+        ),
+        (
+            lambda x: df.sample_metropolis(
+                gaussian(guides=[df.guidance.gradient(lambda x, t: -x)]),
+                df.solvers.stsp(SCHEDULE, df.grids.karras(SCHEDULE, 4)),
+                energy,
+                x=x,
+            ),
+            "stsp.* weighs the gradients g1",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:sample_metropolis. x has root mean square")

@@ -127,6 +127,18 @@ def test_stages_of_gradients_alone(kind):
     assert torch.equal(ragged.x, wanted.x)
 
 
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("build", ["ltsp", "stsp", "additive_multistep"])
+def test_splitting_solvers_clamp_the_estimates_that_they_make(build, how):
+    """A sub-step along gradients alone has no x0 estimate, also beside samples that have one."""
+    plan, noise = getattr(df.solvers, build)(VP, GRID), ops.normal(SHAPE, seed=4)
+    denoiser = df.Denoiser(network, VP, "x0", guides=TERMS["x"])
+    wanted = df.sample(denoiser, plan, x=noise, seed=7, ids=IDS, **HOWS[how]).x
+    stepper = Stepper(plan, denoiser, **HOWS[how])
+    assert torch.equal(advance(stepper, *stepper.start(noise, seed=7, ids=IDS))[0].x, wanted)
+    assert torch.equal(advance(stepper, *staggered(stepper, noise))[0].x, wanted)
+
+
 def test_with_classifier_free_guidance():
     noise, shift = ops.normal(SHAPE, seed=4), torch.linspace(-1, 1, 6)[None]
     options = {"conditions": {"shift": shift}, "unconditional": {"shift": torch.zeros(1, 6)}}

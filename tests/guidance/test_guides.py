@@ -217,6 +217,10 @@ def test_a_gradient_of_another_kind_is_refused(function, facts):
     ("make", "facts"),
     [
         (lambda: df.guidance.gradient(pull, math.inf), "scale is inf but must be finite"),
+        (lambda: df.guidance.gradient(pull, "3"), "scale is a str but must be a number"),
+        (lambda: df.guidance.gradient(pull, torch.ones(5)), "scale is a Tensor but must be a num"),
+        (lambda: df.guidance.classifier(pull, None), "labels is None, not an int"),
+        (lambda: df.guidance.classifier(pull, [True, False]), "labels are torch.bool"),
         (lambda: df.guidance.gradient(3), "function is a int but must be callable"),
         (lambda: df.guidance.loss(pull, through="x1"), "through is 'x1' but must be one of x, x0"),
         (lambda: df.Denoiser(network, VP, "x0", guides=[pull]), "guides holds a function"),
@@ -229,6 +233,15 @@ def test_a_gradient_of_another_kind_is_refused(function, facts):
 def test_what_no_term_can_be_made_of(make, facts):
     with pytest.raises(ValueError, match=facts):
         make()
+
+
+@pytest.mark.parametrize(("labels", "facts"), [([0, 1, 9, 2, 3], "hold 9"), (-1, "hold -1")])
+def test_a_label_that_is_no_class_is_refused(labels, facts):
+    term = df.guidance.classifier(lambda x, t: x.flatten(1)[:, :7], labels)
+    with pytest.raises(ValueError, match=facts + " but the classifier has 7 classes, from 0"):
+        df.sample(
+            df.Denoiser(network, VP, "x0", guides=[term]), df.solvers.euler(VP, GRID), x=initial()
+        )
 
 
 def test_a_classifier_pulls_towards_its_label():

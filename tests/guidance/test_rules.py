@@ -46,6 +46,7 @@ RULES = {
     "zero star": lambda: G.cfg_zero_star(2.5, zero_init_steps=0),
     "tcfg": lambda: G.tcfg(2.5),
     "tcfg, x0": lambda: G.tcfg(2.5, space="x0"),
+    "mambo, flat": lambda: G.mambo(2.5, 0.0),
     "mambo": lambda: G.mambo(lambda t: 2.0 + t),
     "apg": lambda: G.apg(2.5, eta=0.3, norm_threshold=2.0, space="x0"),
     "rescale": lambda: G.rescale(0.7, 2.5),
@@ -191,7 +192,9 @@ def test_a_sample_that_is_not_finite_fails_alone(name):
     assert made.fine.tolist() == [True, False, True, True]
 
 
-@pytest.mark.parametrize("name", ["apg", "rescale", "tcfg", "mambo", "zero star", "all"])
+@pytest.mark.parametrize(
+    "name", ["apg", "rescale", "tcfg", "mambo", "mambo, flat", "zero star", "all"]
+)
 def test_outputs_of_zero_stay_finite(name):
     own = df.Denoiser(
         lambda x, t, shift: torch.zeros_like(x),

@@ -130,3 +130,39 @@ def test_the_unconditional_branch_needs_conditions():
         df.sample(plain, plan, x=start())
     with pytest.raises(ValueError, match="rectified_cfg: scale is inf"):
         df.solvers.rectified_cfg(FLOW, np.linspace(1.0, 0.0, 3), np.inf)
+
+
+@pytest.mark.parametrize(
+    ("change", "how", "message"),
+    [
+        ({"guides": [df.guidance.gradient(lambda x, t: -x)]}, {}, "1 guidance term"),
+        ({"guidance": df.guidance.rescale(0.7, 3.0)}, {}, "cfg with guidance.rescale"),
+        ({"guidance": df.guidance.apg(3.0)}, {}, "guidance.apg"),
+        ({"guidance": df.guidance.dynamic_threshold(0.9, 2.0, 3.0)}, {}, "dynamic_threshold"),
+        (
+            {"guidance": df.guidance.perturbed(0.5, network=network)},
+            {},
+            "guidance.perturbed",
+        ),
+        ({}, {"clamp": (-0.1, 0.1)}, "a clamp or an on_x0"),
+        ({}, {"on_x0": lambda x0, info: 0 * x0}, "a clamp or an on_x0"),
+    ],
+)
+def test_nothing_that_joins_the_guided_estimate_is_left_out_in_silence(change, how, message):
+    """Rectified-CFG++ weighs the branches alone, so such guidance would do nothing."""
+    plan = df.solvers.rectified_cfg(FLOW, df.grids.uniform_flow(FLOW, 4))
+    model = denoiser(FLOW, 1.0, "flow")
+    model = df.Denoiser(**{**vars(model), **change})
+    with pytest.raises(ValueError, match=message):
+        df.sample(model, plan, x=start(), **how)
+
+
+def test_autoguidance_of_rectified_cfg_takes_the_weak_network():
+    """The plan has a scale of its own, but the branches are those of the rule."""
+    plan = df.solvers.rectified_cfg(FLOW, df.grids.uniform_flow(FLOW, 4), 1.5)
+    blank = {"shift": torch.full((1, 1), -0.2, dtype=torch.float64)}
+    rule = df.guidance.autoguidance(network, 1.0, conditions=blank)
+    model = denoiser(FLOW, 1.0, "flow")
+    weak = df.Denoiser(**{**vars(model), "guidance": rule, "unconditional": None})
+    got = df.sample(weak, plan, x=start()).x
+    torch.testing.assert_close(got, df.sample(model, plan, x=start()).x, rtol=0, atol=1e-12)

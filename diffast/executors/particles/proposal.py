@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -117,7 +118,8 @@ class Proposal:
         noise, keep, new = (float(w[i]) for w in (self.noise, self.keep, self.new))
         shift = (new / noise) * added.double()
         z = (after.double() - keep * before.double() - new * (x0 + added).double()) / noise
-        return -(shift * (z + 0.5 * shift)).flatten(1).sum(1)
+        found = -(shift * (z + 0.5 * shift))
+        return found.reshape(len(found), math.prod(found.shape[1:])).sum(1)
 
 
 class _Guides(Guides):

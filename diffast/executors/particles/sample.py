@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -271,7 +272,7 @@ class _Run:
                 f"{WHO}: the reward is on {made.device} but the particles are on {x0.device}"
             )
         made = made.double() * self.scale
-        alive = x0.flatten(1).isfinite().all(dim=1)
+        alive = x0.isfinite().reshape(len(x0), math.prod(x0.shape[1:])).all(dim=1)
         bad = alive & (made.isnan() | (made == torch.inf))
         if bool(bad.any()):
             row = int(bad.nonzero()[0, 0])

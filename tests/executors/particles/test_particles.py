@@ -343,3 +343,18 @@ def test_systematic_resampling():
 def test_what_is_refused(options, facts):
     with pytest.raises(ValueError, match=f"sample_particles: .*{facts}"):
         run(**({"samples": 16, "particles": 3} | options))
+
+
+def test_samples_of_one_number_each():
+    """A state [B] is as good as [B, 1]."""
+    schedule = df.schedules.vp_linear()
+    plan = df.solvers.ddim(schedule, df.grids.karras(schedule, 4), eta=1.0)
+    guides = [df.guidance.gradient(lambda x, t: 0.1 - 0.1 * x)]
+    flat = df.Denoiser(lambda x, t: 0.5 * x, schedule, "epsilon", guides=guides)
+    options = {"seed": 3, "particles": 3}
+    got = df.sample_particles(flat, plan, reward=lambda x, t: -(x**2), shape=(2,), **options)
+    want = df.sample_particles(
+        flat, plan, reward=lambda x, t: -(x[:, 0] ** 2), shape=(2, 1), **options
+    )
+    torch.testing.assert_close(got.x, want.x[..., 0], rtol=0, atol=0)
+    torch.testing.assert_close(got.weights, want.weights, rtol=0, atol=0)
