@@ -366,13 +366,15 @@ def _run_of(arguments: argparse.Namespace):
 def _sample_lines(arguments: argparse.Namespace, plan) -> list[str]:
     """Returns what is printed of a run."""
     shown = f"{plan.name}, {arguments.grid} grid" if arguments.grid else plan.name
-    guided = arguments.guidance != 1.0 or arguments.guidance_rule is not None
+    rule = arguments.guidance_rule
+    guided = arguments.guidance != 1.0 or rule is not None
+    batch = "up to twice" if rule is not None and rule.startswith("interval") else "twice"
     classes = arguments.classes or EVERY_CLASS
     lines = [
         f"digits         {arguments.count} (classes {classes})",
         f"solver         {shown}",
         f"steps          {plan.steps}",
-        f"network calls  {plan.nfe}{' (of twice the batch: guided)' if guided else ''}",
+        f"network calls  {plan.nfe}{f' (of {batch} the batch: guided)' if guided else ''}",
     ]
     if arguments.task is not None:
         lines[0] = f"digits         {arguments.count} (task {arguments.task})"

@@ -270,6 +270,23 @@ def check_scale(who: str, what: str, scale: Any) -> None:
         raise ValueError(f"{who}: {what} is {scale} but must be finite")
 
 
+def number_at(who: str, what: str, scale: Callable[[float], Any], time: float) -> float:
+    """Returns a scale function's number at a model time.
+
+    Raises:
+        ValueError: if the function returns something else, such as a tensor of several numbers.
+    """
+    made = scale(time)
+    try:
+        return float(made)
+    except (TypeError, ValueError, RuntimeError):
+        shape = getattr(made, "shape", None)
+        form = f"a {type(made).__name__}" + ("" if shape is None else f" of shape {list(shape)}")
+        raise ValueError(
+            f"{who}: {what} returned {form} at t = {time:g}, but one number is needed"
+        ) from None
+
+
 def scales_of(who: str, scale: Scale, times: np.ndarray) -> np.ndarray:
     """Returns a scale at each model time, [S] float64.
 
@@ -278,7 +295,7 @@ def scales_of(who: str, scale: Scale, times: np.ndarray) -> np.ndarray:
     """
     if not callable(scale):
         return np.full(len(times), float(scale))
-    found = np.array([float(scale(float(t))) for t in times], dtype=np.float64)
+    found = np.array([number_at(who, "scale", scale, float(t)) for t in times])
     if not np.isfinite(found).all():
         i = int(np.argmin(np.isfinite(found)))
         raise ValueError(f"{who}: scale is {found[i]} at t = {times[i]:g} but must be finite")

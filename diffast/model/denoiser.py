@@ -482,7 +482,7 @@ def _terms(guides: Any) -> tuple[Guide, ...]:
         if not isinstance(term, Guide):
             raise ValueError(
                 f"Denoiser: guides holds a {type(term).__name__}, but terms are made by "
-                "df.guidance, as df.guidance.gradient(function, scale) does"
+                "df.guidance; its ugd and tfg return two terms: guides=[*terms]"
             )
     if len(given) > 9:
         raise ValueError(f"Denoiser: {len(given)} guides, but at most 9 can be weighed")

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffast.guidance.rule import number_at
+
 
 def scales_at(
     guidance: float | Callable[[float], float], times: np.ndarray, unconditional: bool
@@ -27,7 +29,7 @@ def scales_at(
         ValueError: if a scale is not finite, or needs an unconditional branch that is not there.
     """
     if callable(guidance):
-        scales = np.array([float(guidance(float(t))) for t in times], dtype=np.float64)
+        scales = np.array([number_at("Denoiser", "guidance", guidance, float(t)) for t in times])
     else:
         scales = np.full(len(times), float(guidance))
     if not np.isfinite(scales).all():

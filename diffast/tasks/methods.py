@@ -55,7 +55,7 @@ class Problem:
             guides: added to those of the denoiser.
             repeats: of every step, where the problem leaves it open.
             solver: makes the plan, from schedule, grid and the options.
-            change: what is done to the plan at last.
+            change: what is done to the plan before its steps are repeated.
             **options: of the solver.
 
         Raises:
@@ -70,8 +70,9 @@ class Problem:
                     "calls"
                 )
             plan = solver(schedule, grids.default(schedule, self.calls // repeats), **options)
-            plan = solvers.resampled(plan, times=repeats)
-        if change is not None:
+            # The published order: a step with its gradients is what is repeated.
+            plan = solvers.resampled(plan if change is None else change(plan), times=repeats)
+        elif change is not None:
             plan = change(plan)
         terms = (*self.denoiser.guides, *guides)
         return Setup(dataclasses.replace(self.denoiser, guides=terms), plan, clamp=self.clamp)

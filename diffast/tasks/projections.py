@@ -109,7 +109,8 @@ def replacement(setup: Setup, operator: Operator, y: Tensor, until: float = 0.0)
     """Returns a setup whose network sees the measurement in place of the state's range part.
 
     At every network call the part P x is drawn anew, given y, at the call's noise level. The last
-    estimate is projected, so that the sample agrees with y.
+    estimate is projected, so that the sample agrees with y where a plan ends with it, as solvers do
+    that end at sigma = 0. Learned plans may end with a mixture of estimates.
 
         inpainting(mask)             Song et al. 2021 (arXiv:2011.13456, appendix I.2); RePaint
                                      (Lugmayr et al. 2022, arXiv:2201.09865) on a plan of

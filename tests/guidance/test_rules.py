@@ -482,3 +482,10 @@ def test_a_stepper_takes_the_outputs_of_all_branches(name):
     assert torch.equal(stepper.result(state).x, df.sample(own, plan, x=initial()).x)
     with pytest.raises(ValueError, match="Stepper: guidance is guidance.tcfg, which needs each"):
         df.Stepper(plan, denoiser(G.tcfg(2.0)))
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, G.cfg, G.apg], ids=["function", "cfg", "apg"])
+def test_a_scale_function_of_several_numbers_is_named(wrap):
+    own = denoiser(wrap(lambda t: torch.ones(3)))
+    with pytest.raises(ValueError, match=r"returned a Tensor of shape \[3\] at t = .* one number"):
+        df.sample(own, df.solvers.euler(VP, GRID), x=initial())

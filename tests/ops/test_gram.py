@@ -140,6 +140,24 @@ def test_a_bad_element_spoils_its_own_sample_only(value):
         assert not got[1].isfinite().any()
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_rows_that_are_inputs(dtype):
+    """No row is made for them, but where an element is not finite: 0 times infinity is NaN."""
+    rng = np.random.default_rng(6)
+    for inputs, order in ((1, [0]), (2, [1, 0]), (2, [0, 1, 0]), (3, [2, 0, 1]), (3, [0, 2])):
+        for size in (1, 9, 1031):
+            xs, _ = problem(rng, (3, size), [dtype] * inputs, 1)
+            weights = torch.eye(inputs).double()[order].repeat(3, 1, 1)
+            weights[0] *= -0.5  # a sample of other weights
+            check(xs, weights, (order, size))
+            for value in (math.nan, math.inf):
+                xs[-1][1, size - 1] = value
+                got, wanted = made(xs, weights), made(xs, weights, reference_gram.gram)
+                assert torch.equal(got.isnan(), wanted.isnan()), (order, size, value)
+                assert got[::2].isfinite().all()
+                assert_same_bits(got[1][~got[1].isnan()], wanted[1][~wanted[1].isnan()])
+
+
 @pytest.mark.parametrize("value", (math.nan, math.inf))
 def test_a_bad_weight_spoils_its_own_sample_only(value):
     """Of elements that are not 0: zeros fill up the last vectors, and 0 times infinity is NaN."""

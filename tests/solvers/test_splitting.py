@@ -359,3 +359,16 @@ GRID = grids.karras(VP, 4)
 def test_refusals(make, facts):
     with pytest.raises(ValueError, match=facts):
         make()
+
+
+def test_a_changed_weight_of_a_guidance_stage_is_refused():
+    """Also where the state stands far below the noise of the step before it."""
+    edm = SCHEDULES["edm"]
+    for grid in (grids.karras(edm, 4), np.array([80.0, 0.002, 0.001])):
+        plan = ltsp(edm, grid)
+        for i in np.flatnonzero(~np.isnan(plan.gradients)):
+            for share in (1 - 1e-6, 1 + 1e-6):
+                weights = np.array(plan.weights("x", "x"))
+                weights[i] = share
+                with pytest.raises(ValueError, match=f"stage {i}: x holds"):
+                    plan.with_weights({("x", "x"): weights})

@@ -21,11 +21,49 @@ void finish(const GramArgs& g, const double* partials, int64_t chunks) {
   }
 }
 
+// Whether each row is one of the columns, with the weight 1, and every column is a row; sets which.
+template <typename T>
+bool rows_are_columns(const CombineArgs& a, const RowWeights<T>& weights, int* which) {
+  unsigned seen = 0;
+  for (int r = 0; r < a.rows; ++r) {
+    int ones = 0, zeros = 0;
+    for (int k = 0; k < a.inputs; ++k) {
+      const T weight = weights.value[r][k];
+      ones += weight == T(1);
+      zeros += weight == T(0);
+      if (weight == T(1)) which[r] = k;
+    }
+    if (ones != 1 || zeros != a.inputs - 1) return false;
+    seen |= 1u << which[r];
+  }
+  return seen == (1u << a.inputs) - 1;
+}
+
+// Makes the sums of a chunk whose rows are columns, without making rows. Returns whether the sums
+// are finite. Otherwise they are not the result: 0 times an infinity is NaN, which spoils every
+// row.
+template <typename T>
+bool column_sums(const GramArgs& g, const int* which, Chunk<T>& chunk, double* sums) {
+  const CombineArgs& a = g.rows;
+  GramCall<T> call;
+  for (int r = 0; r < a.rows; ++r) call.column[r] = chunk.column(which[r]);
+  call.weight = nullptr;
+  call.sums = sums;
+  call.columns = 0;
+  call.rows = a.rows;
+  call.totals = g.totals;
+  call.count = chunk.count();
+  kernels().of<T>().gram(call);
+  return std::all_of(sums, sums + gram_sums(g), [](double sum) { return std::isfinite(sum); });
+}
+
 // Makes the sums of a chunk. With few columns and rows, rows and products are made in one loop;
 // otherwise the rows are made in the cache first.
 template <typename T>
 void chunk_sums(const GramArgs& g, const RowWeights<T>& weights, Chunk<T>& chunk, double* sums) {
   const CombineArgs& a = g.rows;
+  int which[kMaxRows];
+  if (rows_are_columns(a, weights, which) && column_sums(g, which, chunk, sums)) return;
   bool fused = a.inputs <= kFusedColumns && a.rows <= kFusedRows;
   // The one loop fills its last vectors up with zeros, and 0 times infinity is NaN.
   for (int r = 0; fused && r < a.rows; ++r)

@@ -35,7 +35,7 @@ class GuidedOutputs:
             if not isinstance(term, Guide):
                 raise ValueError(
                     f"accelerate: guides holds a {type(term).__name__}, but terms are made by "
-                    "df.guidance, as df.guidance.gradient(function, scale) does"
+                    "df.guidance; its ugd and tfg return two terms: guides=[*terms]"
                 )
             if term.through == "network":
                 raise ValueError(

@@ -71,7 +71,7 @@ def parse(text: str) -> Named:
     for part in rest.split(",") if rest.strip() else ():
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if key not in known:
-            raise ValueError(f"{who}: option {key!r} is not known, but {', '.join(known)}")
+            raise ValueError(f"{who}: option {key!r} is not known, but {', '.join(known)} are")
         if key in options:
             raise ValueError(f"{who}: {key} is given twice")
         options[key] = _number(who, key, value if equals else "")
