@@ -34,6 +34,7 @@ RULES = {
     "tcfg(8)": G.tcfg(8.0),
     "mambo(8)": G.mambo(8.0),
     "fdg([8, 2])": G.fdg([8.0, 2.0]),
+    "dynamic_threshold(0.995, 1, 8)": G.dynamic_threshold(0.995, 1.0, 8.0),
     "dynamic_threshold(0.995, 10, 8)": G.dynamic_threshold(0.995, 10.0, 8.0),
     "cfg_plus_plus, 0.6": 0.6,
 }

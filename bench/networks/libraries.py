@@ -63,7 +63,6 @@ def pictures() -> torch.Tensor:
 
 
 _SHARED = [parent / "shared" / "data" for parent in Path(__file__).resolve().parents]
-_SHARED.append(Path("/work/shared/data"))
 
 
 def smalldiffusion() -> ModuleType:

@@ -94,6 +94,11 @@ def prepared(
     name, (task, _) = _task(arguments.task)
     _, texts = split(_FLAG, arguments.task)
     options = {key: number(f"{_FLAG} {name}", key, value) for key, value in texts.items()}
+    if plan is not None and "calls" in options:
+        raise ValueError(
+            f"{_FLAG} {name} is given calls, and the plan's flags give a plan, which has its own "
+            "number of calls: leave one out"
+        )
     options |= {} if plan is None else {"plan": plan}
     if name in ("class", "text"):
         known = ["scale", "calls", "plan", *(["through"] if name == "text" else [])]
@@ -104,8 +109,9 @@ def prepared(
     side = tasks.digits.SIZE
     factor = options.pop("factor", 4) if name == "super-resolution" else 1
     deviation = options.pop("kernel", _BLUR) if name == "deblur" else 0.0
-    if isinstance(factor, int) and factor > 0 and side % factor == 0:
-        side //= factor
+    if not isinstance(factor, int) or factor < 1 or side % factor:
+        raise ValueError(f"{_FLAG} {name}: factor is {factor}, but it must divide {side}")
+    side //= factor
     image = torch.from_numpy(read_image("--image", arguments.image, side)).to(device)
     given: list[Any] = [image]
     if name == "inpaint":
@@ -146,7 +152,7 @@ def read_image(flag: str, path: str, side: int) -> np.ndarray:
             raise ValueError(f"{flag} {path} holds {worst:g}, but pixels lie in [-1, 1]")
     else:
         found = _pixels(flag, path) / 127.5 - 1.0
-    found = found.astype(np.float32).reshape(found.shape[-2:] if found.ndim > 2 else found.shape)
+    found = found.astype(np.float32)
     _check_size(flag, path, found, side)
     return found[None, None]
 
@@ -187,7 +193,7 @@ def _ending(flag: str, path: str) -> str:
 def _array(flag: str, path: str) -> np.ndarray:
     try:
         found = np.load(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{flag} {path} is no array of numpy: {error}") from None
     if found.dtype.kind not in "fiub":
         raise ValueError(f"{flag} {path} holds {found.dtype}, but numbers are needed")
@@ -206,6 +212,13 @@ def _pixels(flag: str, path: str) -> np.ndarray:
         ) from error
     try:
         with Image.open(path) as picture:
+            if picture.mode.startswith("I"):  # 16 bits; Pillow's conversion would clip them
+                return np.asarray(picture, dtype=np.float64) / 257.0
+            if np.asarray(picture.convert("RGBA"))[..., 3].min(initial=255) < 255:
+                raise ValueError(
+                    f"{flag} {path} is transparent in places, but every pixel needs a grey value: "
+                    "put the picture on a background"
+                )
             return np.asarray(picture.convert("L"), dtype=np.float64)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError(f"{flag} {path} is no PNG that can be read: {error}") from None

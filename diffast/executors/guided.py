@@ -86,7 +86,7 @@ class Guides:
         for k in self.stages[i].gradients:
             term = self.terms[k - 1]
             at = self.point(i, x)
-            given = (at.time, at.ids, x0, None if pulled is None else pulled.x0)
+            given = (at.time, at.ids, x0, getattr(pulled, "x0", None))
             watched = Watched(f"sample: stage {i}", x, *given, *found.values())
             if term.through == "x0":
                 at = at._replace(x0=x0)

@@ -55,6 +55,9 @@ def interval(rule: Rule | Scale, low: float, high: float, *, by: str = "sigma") 
     who = "guidance.interval"
     if by not in ("sigma", "time"):
         raise ValueError(f"{who}: by is {by!r} but must be sigma or time")
+    for name, value in (("low", low), ("high", high)):
+        if isinstance(value, str):
+            raise ValueError(f"{who}: {name} is {value!r} but must be a number")
     low, high = float(low), float(high)
     if not low < high or math.isinf(low):
         raise ValueError(f"{who}: from {low:g} to {high:g} but must be in ascending order")

@@ -19,7 +19,7 @@ def unroll(plan: Plan) -> dict[str, np.ndarray]:
     column 1+j the x0 estimate of stage j (those of x2 follow, if the plan has it), then come the
     normals z1 of all stages and, of a plan that draws two, z2. Row i is zero at every later stage.
     With it all x follow from all x0 estimates by one matrix product, whatever the solver. Gradients
-    of guidance terms count as 0.
+    of guidance terms count as 0, and the branches' estimates d_cond and d_uncond as the guided one.
 
     Args:
         plan: any plan, S stages.

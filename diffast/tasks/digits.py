@@ -137,7 +137,7 @@ def _image(who: str, image: Any, channels: int, size: tuple[int, int], slack: fl
     if not bool(given.isfinite().all()):
         raise ValueError(f"{who}: the image holds values that are not finite")
     worst = float(given.abs().max())
-    if worst > 1 + _SLACK + slack:
+    if worst > 1 + _SLACK + max(slack, 0.0):
         far = float(given.flatten()[given.abs().argmax()])
         raise ValueError(
             f"{who}: the image holds {far:g}, but pixels lie in [-1, 1]: divide bytes by 127.5 and "

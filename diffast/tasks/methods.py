@@ -6,6 +6,7 @@ A method is a function (problem, options) -> Setup. `METHODS` has them by name.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -207,5 +208,7 @@ def restore(
         whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
         if value is not None and not (whole and value >= 1):
             raise ValueError(f"restore: {name} is {value!r}, but it must be a whole number from 1")
+    if not 0.0 <= float(noise) < math.inf:
+        raise ValueError(f"restore: noise is {noise}, but it must be 0 or more, and finite")
     problem = Problem(denoiser, operator, y, float(noise), calls, repeats, plan, clamp)
     return lookup("method", METHODS, method)(problem, **options)

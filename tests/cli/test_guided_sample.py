@@ -161,3 +161,45 @@ def test_what_is_refused(tmp_path, files, capsys, given, facts):
     assert error.count("\n") == 1
     assert re.search(facts, error), error
     assert not out.exists()
+
+
+def test_a_picture_of_16_bits_is_not_clipped(tmp_path, files):
+    image, mask = files
+    grey = np.linspace(0, 255, 28 * 28).reshape(28, 28).round()
+    deep = tmp_path / "deep.png"
+    Image.fromarray((grey * 257).astype(np.uint16)).save(deep)
+    flat = png(tmp_path / "flat.png", grey)
+    made = []
+    for path in (deep, flat):
+        arguments = ["--task", "inpaint:calls=2", "--image", path, "--mask", mask]
+        made.append(run(tmp_path, *arguments)[0])
+    np.testing.assert_allclose(made[0], made[1], rtol=0, atol=1e-6)
+
+
+def test_files_that_have_no_one_grey_value_a_pixel(tmp_path, capsys, files):
+    image, mask = files
+    pixels = np.full((28, 28, 4), 255, dtype=np.uint8)
+    pixels[:14, :, 3] = 0
+    glass, colours, empty = (tmp_path / name for name in ("g.png", "c.npy", "e.npy"))
+    Image.fromarray(pixels).save(glass)
+    np.save(colours, np.zeros((3, 28, 28)))
+    empty.write_bytes(b"")
+    task = ["--task", "inpaint:calls=2", "--image"]
+    assert "g.png is transparent in places" in said(capsys, *task, image, "--mask", glass)
+    assert "c.npy is 28 x 28 x 3 pixels, but 28 x 28" in said(
+        capsys, *task, colours, "--mask", mask
+    )
+    assert "e.npy is no array of numpy" in said(capsys, *task, empty, "--mask", mask)
+
+
+def test_numbers_of_a_task_that_disagree(capsys, files):
+    image, mask = files
+    inpaint = ["--image", image, "--mask", mask]
+    for arguments, facts in (
+        (["inpaint:calls=2", *inpaint, "--steps", 3], "is given calls, and the plan's flags give"),
+        (["super-resolution:factor=3", "--image", image], "factor is 3, but it must divide 28"),
+        (["deblur:noise=-1", "--image", image], "noise is -1"),
+    ):
+        assert facts in said(capsys, "--task", *arguments)
+    interval = ["--guidance", 2, "--guidance-rule", "interval:low=a,high=2"]
+    assert "low is 'a' but must be a number" in said(capsys, *interval)

@@ -37,6 +37,17 @@ def test_a_rule_with_momentum_and_a_second_run(comfy):
             torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
 
 
+def test_a_run_after_one_that_was_ended_at_its_first_step(comfy):
+    """The level does not rise between the two, but the run's levels are another tensor."""
+    function = comfy_guidance().cfg_function("apg:eta=0.5,momentum=-0.5")
+    for _ in range(2):
+        levels = {"transformer_options": {"sample_sigmas": torch.ones(4)}}
+        given = args(0) | {"model_options": levels}
+        want, _ = apg(given, None)
+        got = given["input"] - function(given)
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+
+
 def comfy_guidance():
     return importlib.import_module("diffast.integrations.comfyui.guidance")
 

@@ -343,7 +343,7 @@ GRID = grids.karras(VP, 4)
         (lambda: heavy_ball(VP, GRID, "heun"), "heavy_ball: .* has 7 calls for 4 steps"),
         (lambda: additive_multistep(VP, GRID, "rk4"), "13 calls for 4 steps"),
         (
-            lambda: additive_multistep(VP, GRID, guided="cfg"),
+            lambda: additive_multistep(VP, GRID, guidance="pec", guided="cfg"),
             "'cfg' has its guidance from the network call, but guidance = 'pec'",
         ),
         (lambda: additive_multistep(VP, GRID, guided="loss"), "guided = 'loss'"),

@@ -261,14 +261,15 @@ class AdaptiveRun:
                 leaf = self.batch.view["x"].clone().requires_grad_()
                 rows = torch.cat([leaf] * (1 + both)).to(x.dtype)
                 output = self.denoiser.call(rows, times.clone(), self.arguments)
+                parts = (output[:size], output[size:])[: 1 + both]  # here, with their graph
         else:
             before = x._version
             output = self.denoiser.call(x, times, self.arguments)
             if x._version != before:
                 raise written("sample_adaptive", f" in round {self.rounds}")
-        if both:
-            return {COND: output[:size], UNCOND: output[size:]}, leaf
-        return {COND if self.branches == "cond" else UNCOND: output}, leaf
+            parts = (output[:size], output[size:])[: 1 + both]
+        names = (COND, UNCOND) if both else (COND if self.branches == "cond" else UNCOND,)
+        return dict(zip(names, parts, strict=True)), leaf
 
     def _pulled(self, leaf: Any, answers: dict[str, torch.Tensor], weights: Any) -> Any:
         """Returns the x0 estimate as a function of the leaf, if there is one."""

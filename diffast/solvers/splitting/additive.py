@@ -31,7 +31,7 @@ def additive_multistep(
     grid: ArrayLike,
     inner: Inner = "lms",
     order: int | None = None,
-    guidance: Literal["pec", "adams", "euler", "heavy_ball"] = "pec",
+    guidance: Literal["pec", "adams", "euler", "heavy_ball"] | None = None,
     damping: float = 0.8,
     guided: Literal["gradient", "cfg"] = "gradient",
 ) -> Plan:
@@ -55,12 +55,15 @@ def additive_multistep(
 
     Args:
         inner: as for `ltsp`, but a multistep method of one call a step.
-        guidance: "pec" (not with "cfg"), "adams", "euler" or "heavy_ball".
+        guidance: "pec" (not with "cfg"), "adams", "euler" or "heavy_ball"; None: "pec", and "adams"
+            with "cfg".
         guided: what guides: "gradient" (the denoiser's guidance terms) or "cfg".
     """
     who = "additive_multistep"
-    check_choice(who, "guidance", guidance, METHODS)
     check_choice(who, "guided", guided, ("gradient", "cfg"))
+    if guidance is None:
+        guidance = "adams" if guided == "cfg" else "pec"
+    check_choice(who, "guidance", guidance, METHODS)
     if guided == "cfg" and guidance == "pec":
         raise ValueError(
             f"{who}: guided = 'cfg' has its guidance from the network call, but guidance = 'pec' "

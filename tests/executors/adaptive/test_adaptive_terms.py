@@ -209,3 +209,33 @@ def test_a_gradient_that_is_not_finite_fails_its_sample_alone():
         ValueError, match=r"sample_adaptive: round 0: the gradient of guidance term"
     ):
         df.sample_adaptive(wrong, "pec", x=start(schedule))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.6, 0.0])
+def test_a_gradient_through_both_branches(scale):
+    """The same as a network that returns the guided output of one call."""
+    schedule = SCHEDULES["vp"]
+    x = start(schedule)
+
+    def shifted(x, t, shift):
+        return network(x, t) + shift * torch.cos(x)
+
+    def whole(x, t):
+        cond, uncond = shifted(x, t, 0.3), shifted(x, t, -0.2)
+        return uncond + scale * (cond - uncond)
+
+    guides = [df.guidance.loss(far, 0.1)]
+    own = {"shift": torch.full((1, 1), 0.3, dtype=torch.float64)}
+    blank = {"shift": torch.full((1, 1), -0.2, dtype=torch.float64)}
+    both = df.Denoiser(
+        shifted,
+        schedule,
+        "x0",
+        conditions=own,
+        unconditional=blank,
+        guidance=scale,
+        guides=guides,
+    )
+    one = df.Denoiser(whole, schedule, "x0", guides=guides)
+    got, want = (df.sample_adaptive(d, "bosh3", x=x).x for d in (both, one))
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-9)
