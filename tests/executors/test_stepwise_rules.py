@@ -171,6 +171,21 @@ def test_terms_join_the_estimate_of_a_rule(rule):
     check_close(advance(stepper, *staggered(stepper, noise_of()))[0].x, want, torch.float32)
 
 
+def test_a_momentum_waits_where_the_rule_does_not_act():
+    """A plan that goes back to larger times leaves the interval and enters it again."""
+    plan = df.solvers.resampled(SOLVERS["ddpm"](VP, GRID), jump=3, times=2)
+    own = denoiser(G.interval(G.apg(2.5, momentum=-0.7), 0.0, 10.0))
+    used = [at.weights is None for at in own.rules_at(plan.times.ravel()[plan.evaluations])]
+    first, last = used.index(True), len(used) - used[::-1].index(True)
+    assert not all(used[first:last])
+    want = df.sample(own, plan, x=noise_of(torch.float64), seed=7, ids=IDS).x
+    stepper = df.Stepper(plan, own)
+    begun = stepper.start(noise_of(torch.float64), seed=7, ids=IDS)
+    assert torch.equal(advance(stepper, *begun)[0].x, want)
+    got = advance(stepper, *staggered(stepper, noise_of(torch.float64)))[0].x
+    check_close(got, want, torch.float64)
+
+
 def test_networks_of_x0_have_one_space():
     """There an x0 estimate is the output, so that its weights do not depend on the stage."""
     own, plan = denoiser(RULES["space"](), "x0"), SOLVERS["dpmpp_2m"](VP, GRID)
