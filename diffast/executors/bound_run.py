@@ -187,7 +187,12 @@ class BoundRun:
 
     def _prepare_network(self) -> None:
         # The calls of each stage, (branches, inputs, network).
-        self.kinds = [self._kinds(stage) for stage in self.stages]
+        made: dict[tuple[str, int], list] = {}
+        for stage in self.stages:
+            kind = stage.branches, len(stage.times)
+            if kind not in made:
+                made[kind] = self._kinds(*kind)
+        self.kinds = [made[stage.branches, len(stage.times)] for stage in self.stages]
         kinds = {(branches, inputs) for calls in self.kinds for branches, inputs, _ in calls}
         if self.guides is not None and self.guides.calls():
             kinds |= {(branches, 1) for _, branches in self._groups(self._own_branches())}
@@ -211,16 +216,15 @@ class BoundRun:
         """Returns the branches of network calls that are made for guidance terms alone."""
         return max(self.program.branches, key=lambda b: len(branch_names(b)))
 
-    def _kinds(self, stage: Stage) -> list[tuple[str, int, Any]]:
-        """Returns (branches, inputs, network) of the network calls of a stage.
+    def _kinds(self, branches: str, inputs: int) -> list[tuple[str, int, Any]]:
+        """Returns (branches, inputs, network) of the network calls of a stage on so many inputs.
 
         One call, unless branches have networks of their own.
         """
-        groups = self.denoiser.groups(stage.branches) if stage.times else []
-        inputs = len(stage.times)
+        groups = self.denoiser.groups(branches) if inputs else []
         if len(groups) == 1:
-            return [(stage.branches, inputs, groups[0][0])]
-        return [(branches, 1, network) for network, branches in groups] * inputs
+            return [(branches, inputs, groups[0][0])]
+        return [(own, 1, network) for network, own in groups] * inputs
 
     def _arguments(self, branches: str, inputs: int) -> dict[str, Any]:
         return self.arguments_of(self.denoiser, branches, inputs)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -243,6 +244,7 @@ class Rule:
         return replace(self, **changes)
 
 
+@cache
 def branch_names(branches: str) -> tuple[str, ...]:
     """Returns the branches of one network call, in their order in its batch.
 

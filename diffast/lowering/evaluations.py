@@ -46,8 +46,54 @@ class Evaluation(NamedTuple):
     rule: RuleAt | None = None
 
 
-def evaluations_of(plan: Plan, outputs: Any) -> tuple[list[Evaluation], Any]:
-    """Returns what the plan's stages evaluate, silent stages left out, and a key of all of it.
+class Evaluations(NamedTuple):
+    """What the stages of a plan evaluate, as arrays: n stages that are not silent, E inputs.
+
+    Runs of a plan that was lowered before need the key alone.
+
+    Attributes:
+        plan: the plan.
+        told: [n, E] model times of the network calls.
+        numbers: [E, n, 2 + branches] of a, b and the branches' weights.
+        rules: the guidance rule at each stage that calls the network, by number; empty: none.
+        at: [n] model times of the gradients.
+        scales: [terms, n], see `Evaluation`.
+        weights: [terms, n], in the x0 estimate.
+    """
+
+    plan: Plan
+    told: np.ndarray
+    numbers: np.ndarray
+    rules: dict[int, RuleAt]
+    at: np.ndarray
+    scales: np.ndarray
+    weights: np.ndarray
+
+    @property
+    def key(self) -> tuple:
+        """Returns what tells it from others of the same plan; hashable."""
+        arrays = (self.told, self.numbers, self.at, self.scales, self.weights)
+        rules = tuple([(i, rule) for i, rule in self.rules.items() if rule.reduces or rule.low])
+        return b"".join([array.tobytes() for array in arrays]), rules
+
+    def each(self) -> list[Evaluation]:
+        """Returns the evaluation of each stage."""
+        told, numbers = self.told.tolist(), self.numbers.swapaxes(0, 1).tolist()
+        made = []
+        for i, at in enumerate(self.at.tolist()):
+            found = _evaluation(self.plan, told[i], numbers[i], self.rules.get(i))
+            made.append(
+                found._replace(
+                    gradient_time=at if at == at else found.gradient_time,
+                    scales=tuple(self.scales[:, i].tolist()),
+                    in_estimate=tuple(self.weights[:, i].tolist()),
+                )
+            )
+        return made
+
+
+def evaluations_of(plan: Plan, outputs: Any) -> Evaluations:
+    """Returns what the plan's stages evaluate, silent stages left out.
 
     Raises:
         ValueError: guidance terms, or rules that reduce, where the plan calls the network on
@@ -72,26 +118,13 @@ def evaluations_of(plan: Plan, outputs: Any) -> tuple[list[Evaluation], Any]:
         rules |= dict(zip(np.flatnonzero(called).tolist(), found, strict=True)) if found else {}
         _check_inputs(plan, told.shape[1], found)
     at, scales, weights = _gradients(plan, outputs, told, kept)
-    made = [
-        _evaluation(plan, i, told[i].tolist(), numbers[:, i].tolist(), rules.get(i))
-        for i in range(count)
-    ]
-    key = b"".join(n.tobytes() for n in (told, numbers, at, scales, weights))
-    made = [
-        found._replace(
-            gradient_time=found.gradient_time if np.isnan(at[i]) else float(at[i]),
-            scales=tuple(scales[:, i].tolist()),
-            in_estimate=tuple(weights[:, i].tolist()),
-        )
-        for i, found in enumerate(made)
-    ]
-    return made, (key, tuple(found.rule for found in made), tuple(found.times for found in made))
+    return Evaluations(plan, told, numbers, rules, at, scales, weights)
 
 
 def _evaluation(
-    plan: Plan, i: int, told: list[float], numbers: list[list[float]], rule: RuleAt | None
+    plan: Plan, told: list[float], numbers: list[list[float]], rule: RuleAt | None
 ) -> Evaluation:
-    """Returns what evaluation i is, without its gradients."""
+    """Returns what one stage evaluates, without its gradients."""
     inputs = tuple(e for e, t in enumerate(told) if t == t)
     times = tuple(told[e] for e in inputs)
     affine = tuple((numbers[e][0], numbers[e][1]) for e in inputs)

@@ -186,15 +186,15 @@ def lower(plan: Plan, outputs: Outputs, constraints: Constraints = Constraints()
             plan would see; what `outputs` raises.
     """
     check_joined(plan, outputs, constraints.clamp or constraints.hook)
-    evaluations, numbers = evaluations_of(plan, outputs)
+    evaluations = evaluations_of(plan, outputs)
     # Terms that read the x0 estimate need it as a tensor of its own, as a hook does.
     of_x0 = tuple(k for k, g in enumerate(getattr(outputs, "guides", ()), 1) if g.through == "x0")
-    key = (constraints, of_x0, numbers)
+    key = (constraints, of_x0, evaluations.key)
     kept = _lowered.setdefault(plan, {})
     if key not in kept:
         if len(kept) == _KEPT:
             kept.pop(next(iter(kept)))
-        kept[key] = _lower(plan, evaluations, constraints, of_x0)
+        kept[key] = _lower(plan, evaluations.each(), constraints, of_x0)
     return kept[key]
 
 
