@@ -206,20 +206,11 @@ def test_plans_made_for_other_terms_warn():
         df.sample(denoiser_of(net, guides=()), tuned, x=images())
 
 
-@pytest.mark.slow
-def test_tuning_tunes_the_guided_run():
-    """The terms are part of the runs that are compared, and of what the plan is made for."""
-    calls = []
-
-    def counted(x0, t):
-        calls.append(len(x0))
-        return far(x0, t)
-
-    own = denoiser_of(Net(), guides=[df.guidance.loss(counted, 0.02, through="x0")])
-    options = {"iterations": 1, "starts": 1, "held_out": 2, "seed": 1, "freedom": ("scale",)}
-    plan = df.tune(own, 2, (4, 2, 4, 4), **options).plan
-    assert calls
-    assert plan.made_for["guides"] == ["guidance.loss"]
+def test_tuning_refuses_terms():
+    """Learning needs how a run depends on its weights, which is not known of a term."""
+    own = denoiser_of(Net(), guides=[df.guidance.loss(far, 0.02, through="x0")])
+    with pytest.raises(ValueError, match="tune: the denoiser has 1 guidance terms, but a plan is"):
+        df.tune(own, 2, (4, 2, 4, 4), iterations=1)
 
 
 def test_branches_of_networks_of_their_own():
