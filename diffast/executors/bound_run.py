@@ -389,7 +389,7 @@ class BoundRun:
     def _gradients(self, i: int, filled: dict, pulled: Any) -> dict[str, torch.Tensor]:
         x0 = self.x0s[0]
         seen = self._seen(x0) if x0 is not None and X0 in filled else None
-        made = self.guides.gradients(i, self.states[i], seen, pulled)
+        made = self.guides.gradients(i, self.states[i], seen, pulled, self.format)
         return {name: self._held(g) for name, g in made.items()}
 
     def _outputs(

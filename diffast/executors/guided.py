@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from diffast import ops
-from diffast.executors import context
-from diffast.executors.terms import Watched
+from diffast.executors import context, terms
+from diffast.executors.terms import Pullback
 from diffast.guidance.guide import Guide, Point
 from diffast.lowering.evaluations import BRANCHES, branch_names
 from diffast.lowering.program import Stage
 from diffast.model.denoiser import Denoiser
+from diffast.plans.registers import X
 
 
 class Guides:
@@ -44,17 +45,30 @@ class Guides:
         levels[2, timed] = denoiser.schedule.sigma(told[timed])
         with torch.inference_mode(False):
             self.levels = torch.tensor(levels, dtype=place.dtype).to(place.device)
+        # The weights of x and the outputs in the estimates that are pulled back.
+        self.estimates = {
+            i: self._estimate(stage) for i, stage in enumerate(stages) if self.through_network(i)
+        }
+
+    def _estimate(self, stage: Stage) -> dict[str, float]:
+        """Returns the x0 estimate of a stage over x and the branches' outputs.
+
+        A row of the stage will not do: stages of gradients alone have none.
+        """
+        a, b = (float(w[0]) for w in self.denoiser.affine(np.array([stage.time])))
+        weights = self.denoiser.weights_at(stage.time)  # raises for a rule that reduces
+        return {X: a} | {name: b * w for name, w in zip(BRANCHES, weights, strict=True)}
 
     def through_network(self, i: int) -> bool:
         """Returns whether a term of stage i is pulled back through the network."""
-        return any(self.terms[k - 1].through == "network" for k in self.stages[i].gradients)
+        return bool(terms.through(self.terms, self.stages[i].gradients, "network"))
 
     def calls(self, stages: int | None = None) -> int:
         """Returns how many network calls the first stages make for the terms alone."""
         found = enumerate(self.stages[:stages])
         return sum(not stage.times and self.through_network(i) for i, stage in found)
 
-    def point(self, i: int, x: torch.Tensor, x0: torch.Tensor | None = None, pull=None) -> Point:
+    def point(self, i: int, x: torch.Tensor) -> Point:
         """Returns where the gradients of stage i are taken."""
         batch, dims = len(x), x.dim()
         time, alpha, sigma = self.levels[:, i]
@@ -66,40 +80,28 @@ class Guides:
             return ops.normal(shape, seed=seed, stage=word, ids=ids, dtype=dtype)
 
         drawn = normals if self.draws else None
-        return Point(x, time.expand(batch), alpha, sigma, ids, i, x0, pull, drawn)
+        return Point(x, time.expand(batch), alpha, sigma, ids, i, normals=drawn)
 
     def gradients(
-        self, i: int, x: torch.Tensor, x0: torch.Tensor | None, pulled: Any
+        self,
+        i: int,
+        x: torch.Tensor,
+        x0: torch.Tensor | None,
+        pulled: Pullback | None,
+        memory_format: torch.memory_format = torch.contiguous_format,
     ) -> dict[str, torch.Tensor]:
-        """Returns the gradients of stage i by name.
+        """Returns the gradients of stage i by name, see `terms.gradients`.
 
         Args:
             i: number of the stage.
             x: the state.
             x0: the x0 estimate as the step takes it; None where no term reads it.
-            pulled: (x0, pull) from `Pulled`, where a term is pulled through the network.
-
-        Raises:
-            ValueError: for a gradient that is no tensor like the state; a term that writes into x.
+            pulled: from `pulled`, where a term is pulled through the network.
+            memory_format: how the gradients have to lie.
         """
-        found = {}
-        for k in self.stages[i].gradients:
-            term = self.terms[k - 1]
-            at = self.point(i, x)
-            given = (at.time, at.ids, x0, getattr(pulled, "x0", None))
-            watched = Watched(f"sample: stage {i}", x, *given, *found.values())
-            if term.through == "x0":
-                at = at._replace(x0=x0)
-            elif term.through == "network":
-                at = at._replace(x0=pulled.x0, pull=pulled.pull)
-            with torch.inference_mode(False), torch.no_grad():
-                made = term.gradient(at)
-            complaint = context.unlike(f"the gradient of guidance term {k} ({term.name})", made, x)
-            if complaint is not None:
-                raise ValueError(f"sample: stage {i}: {complaint}")
-            watched.check(k, term)
-            found[f"g{k}"] = made.detach()
-        return found
+        numbers, at = self.stages[i].gradients, self.point(i, x)
+        where = f"sample: stage {i}"
+        return terms.gradients(where, self.terms, numbers, at, x0, pulled, memory_format)
 
     def pulled(
         self, i: int, x: torch.Tensor, calls: list, branches: str, memory_format: Any
@@ -111,48 +113,34 @@ class Guides:
         return Pulled(self, i, x, calls, branches, memory_format)
 
 
-class Pulled:
+class Pulled(Pullback):
     """A network call through which vectors are pulled back.
 
     Attributes:
         outputs: of the branches, in one batch, without gradients.
-        x0: the x0 estimate, without gradients.
     """
 
     def __init__(self, guides: Guides, i: int, x, calls, branches: str, memory_format):
         """Calls the networks and keeps their graph."""
-        denoiser, stage = guides.denoiser, guides.stages[i]
-        time = stage.time
-        a, b = (float(w[0]) for w in denoiser.affine(np.array([time])))
-        weights = denoiser.weights_at(time)
+        denoiser, time = guides.denoiser, guides.stages[i].time
         made: dict[str, torch.Tensor] = {}
         with torch.inference_mode(False), torch.enable_grad():
-            self.x = _saveable(x).detach().requires_grad_()
+            leaf = _saveable(x).detach().requires_grad_()
             for network, own, arguments in calls:
                 # Autograd saves no tensor that was made in inference mode, as conditions may be.
                 arguments = context.on_rows(arguments, _saveable)
                 names = branch_names(own)
-                rows = self.x if len(names) == 1 else torch.cat([self.x] * len(names))
+                rows = leaf if len(names) == 1 else torch.cat([leaf] * len(names))
                 rows = rows.to(denoiser.dtype or x.dtype)
                 t = torch.full((len(rows),), time, dtype=x.dtype, device=x.device)
                 output = denoiser.call(rows, t, arguments, memory_format, network)
                 made |= zip(names, output.split(len(x)), strict=True)
-            weighed = {n: b * weights[BRANCHES.index(n)] for n in made}
-            _check_graph(guides, [made[n] for n, w in weighed.items() if w != 0.0])
-            self.graph = a * self.x
-            for name, weight in weighed.items():
-                if weight != 0.0:
-                    self.graph = self.graph + weight * made[name].to(x.dtype)
-        parts = [made[name].detach() for name in branch_names(branches)]
-        self.outputs = parts[0] if len(parts) == 1 else torch.cat(parts)
-        self.x0 = self.graph.detach()
-
-    def pull(self, vector: torch.Tensor) -> torch.Tensor:
-        """Returns J^T v for v [B, ...], J the Jacobian of the x0 estimate in x."""
-        with torch.inference_mode(False), torch.enable_grad():
-            vector = vector.to(self.graph.dtype)
-            (found,) = torch.autograd.grad(self.graph, self.x, vector, retain_graph=True)
-        return found
+        row = {n: w for n, w in guides.estimates[i].items() if n == X or (n in made and w != 0.0)}
+        _check_graph(guides, [made[name] for name in row if name != X])
+        parts = [(weight, leaf if name == X else made[name]) for name, weight in row.items()]
+        super().__init__(terms.weighted_sum(parts, leaf), leaf)
+        outputs = [made[name].detach() for name in branch_names(branches)]
+        self.outputs = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _saveable(tensor: torch.Tensor) -> torch.Tensor:

@@ -177,9 +177,4 @@ class StepTerms:
             _, table, columns = self.tables(put)
             found = table[state.row]
             weights = [(k, spread(found[:, n], state.x)) for n, k in enumerate(columns)]
-        with torch.inference_mode(False), torch.enable_grad():
-            parts = [weight * tensors[k].to(state.x.dtype) for k, weight in weights]
-            graph = parts[0]
-            for part in parts[1:]:
-                graph = graph + part
-        return Pullback(graph, x)
+        return Pullback.of([(weight, tensors[k]) for k, weight in weights], x)

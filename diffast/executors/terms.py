@@ -27,12 +27,30 @@ class Pullback:
         """Keeps both."""
         self.graph, self.x, self.x0 = graph, x, graph.detach()
 
+    @classmethod
+    def of(cls, parts: Iterable[tuple[Any, torch.Tensor]], x: torch.Tensor) -> Pullback:
+        """Returns the sum of weight times tensor as a function of x, from which these were made.
+
+        A weight is a number, or a tensor that fits the state.
+        """
+        return cls(weighted_sum(parts, x), x)
+
     def pull(self, vector: torch.Tensor) -> torch.Tensor:
         """Returns J^T v for v [B, ...], J the Jacobian of the x0 estimate in x."""
         with torch.inference_mode(False), torch.enable_grad():
             vector = vector.to(self.graph.dtype)
             (found,) = torch.autograd.grad(self.graph, self.x, vector, retain_graph=True)
         return found
+
+
+def weighted_sum(parts: Iterable[tuple[Any, torch.Tensor]], x: torch.Tensor) -> torch.Tensor:
+    """Returns the sum of weight times tensor in the dtype of x, with its graph."""
+    with torch.inference_mode(False), torch.enable_grad():
+        made = [weight * tensor.to(x.dtype) for weight, tensor in parts]
+        graph = made[0]
+        for part in made[1:]:
+            graph = graph + part
+    return graph
 
 
 def spread(values: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
@@ -52,8 +70,9 @@ def gradients(
     point: Point,
     x0: torch.Tensor | None = None,
     pulled: Pullback | None = None,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> dict[str, torch.Tensor]:
-    """Returns the gradients of the terms, contiguous [B, ...], as g1, g2 ...
+    """Returns the gradients of the terms [B, ...], in the memory format, as g1, g2 ...
 
     Args:
         where: the public function and the stage, for messages.
@@ -62,6 +81,7 @@ def gradients(
         point: where; its x0 and pull are filled in here.
         x0: the estimate that terms of through="x0" read.
         pulled: for terms of through="network".
+        memory_format: how the gradients have to lie; one that does not is copied.
 
     Raises:
         ValueError: for a gradient that is no tensor like the state; a term that writes into x.
@@ -87,7 +107,7 @@ def gradients(
             if complaint is not None:
                 raise ValueError(f"{where}: {complaint}")
             watched.check(k, term)
-            found[f"g{k}"] = made.detach().contiguous()
+            found[f"g{k}"] = made.detach().contiguous(memory_format=memory_format)
     return found
 
 

@@ -55,15 +55,13 @@ class RoundTerms:
             answers: the network's outputs, made from it.
             weights: of x and the answers in the estimate, numbers or [B] each.
         """
-        tensors = {**answers, X: x}
-        with torch.inference_mode(False), torch.enable_grad():
-            graph: Any = None
+        tensors, parts = {**answers, X: x}, []
+        with torch.inference_mode(False):  # autograd saves no tensor that was made in it
             for name, weight in weights.items():
                 if isinstance(weight, torch.Tensor):
                     weight = spread(plain(weight), x)
-                part = weight * tensors[name].to(x.dtype)
-                graph = part if graph is None else graph + part
-        return Pullback(graph, x)
+                parts.append((weight, tensors[name]))
+        return Pullback.of(parts, x)
 
     def weights(self, tables: RoundTables) -> dict[str, torch.Tensor]:
         """Returns the weights [B] of x and the answers in the x0 estimate of a round."""
