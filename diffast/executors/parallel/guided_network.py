@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffast import ops
 from diffast.executors import terms
 from diffast.executors.context import Place
 from diffast.executors.parallel.batched_network import BatchedNetwork, RunChunks
@@ -90,9 +91,9 @@ class GuidedNetwork(BatchedNetwork):
             x0 = self._estimate(x, outputs, numbers)
         where = "sample_parallel"
         found = terms.gradients(where, self.terms, self.used, point, x0, pulled)
-        first = FIRST + self.count
-        added = torch.zeros_like(x)
-        for column, gradient in enumerate(found.values(), first):
-            share, g = numbers[:, column], gradient.to(x.dtype)
-            added = added + spread(share, x) * terms.where_weighed(g, share)
-        return [output.to(x.dtype) + added for output in outputs]
+        shares = numbers[:, FIRST + self.count :]
+        each = zip(found.values(), shares.unbind(1), strict=True)
+        gradients = [terms.where_weighed(g.to(x.dtype), share) for g, share in each]
+        weights = torch.cat([torch.ones_like(shares[:, :1]), shares], 1)[:, None]
+        sums = (ops.combine_table([o, *gradients], weights, None, None, []) for o in outputs)
+        return [made[0].to(x.dtype) for made in sums]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffast import ops
 from diffast.executors import context
 from diffast.executors.guided import Guides
 from diffast.lowering.program import lower
@@ -94,9 +95,9 @@ class Proposal:
         else:
             x0 = self._clamped(self.plain.x0(x, self.times[i]).contiguous())
         made = self.guides.gradients(i, x, x0, pulled)
-        added = torch.zeros_like(x0)
-        for name, g in made.items():
-            added += float(self.scales[int(name[1:]) - 1, i]) * g
+        weights = [float(self.scales[int(name[1:]) - 1, i]) for name in made]
+        added = torch.empty_like(x0)
+        ops.combine_out([*made.values()], weights, [added])
         return x0, added
 
     def _clamped(self, x0: torch.Tensor) -> torch.Tensor:
@@ -127,9 +128,9 @@ class _Guides(Guides):
 
     owner: torch.Tensor | None = None
 
-    def point(self, i: int, x: torch.Tensor, x0: Any = None, pull: Any = None):
+    def point(self, i: int, x: torch.Tensor):
         """Returns where the gradients of stage i are taken."""
-        return super().point(i, x, x0, pull)._replace(owner=self.owner)
+        return super().point(i, x)._replace(owner=self.owner)
 
 
 def for_particles(denoiser: Denoiser, samples: int, particles: int) -> Denoiser:
