@@ -61,6 +61,7 @@ _HOMES = {
     "schedules": "diffast.schedules",
     "solvers": "diffast.solvers",
     "tasks": "diffast.tasks",
+    "thermo": "diffast.thermo",
     "tune": "diffast.tuning.tune",
     "tuning": "diffast.tuning",
     "unroll": "diffast.plans",

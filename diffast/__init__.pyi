@@ -8,6 +8,7 @@ from diffast import ops as ops
 from diffast import schedules as schedules
 from diffast import solvers as solvers
 from diffast import tasks as tasks
+from diffast import thermo as thermo
 from diffast import tuning as tuning
 from diffast.executors.adaptive.options import AdaptiveOptions as AdaptiveOptions
 from diffast.executors.adaptive.sample import AdaptiveSamples as AdaptiveSamples
@@ -92,6 +93,7 @@ __all__ = [
     "schedules",
     "solvers",
     "tasks",
+    "thermo",
     "tune",
     "tuning",
     "unroll",
