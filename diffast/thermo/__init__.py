@@ -10,6 +10,11 @@ entropy_production     entropy production rate of the noising path
 kappa                  rate of that angle over the angle of the noise level
 w2_length              W2 length of the noising path
 w2_speed_squared       squared W2 speed of the noising path
+GaussianTransport      optimal transport from noise to a normal law, a velocity field
+MonotoneTransport      optimal transport on the line
+SampledTransport       optimal transport between samples
+best_scalar            the schedule of least action
+retime                 a schedule at constant W2 speed
 """
 
 from importlib import import_module
@@ -23,11 +28,16 @@ _HOMES = {
     "FewSamplesWarning": "diffast.thermo.estimate",
     "Gaussian": "diffast.plans.gaussian",
     "GaussianMixture": "diffast.thermo.mixture",
+    "GaussianTransport": "diffast.thermo.paths.transport",
+    "MonotoneTransport": "diffast.thermo.paths.transport",
+    "SampledTransport": "diffast.thermo.paths.transport",
     "action": "diffast.thermo.speed",
     "angle": "diffast.thermo.speed",
+    "best_scalar": "diffast.thermo.paths.scalar",
     "entropy_flows": "diffast.thermo.speed",
     "entropy_production": "diffast.thermo.speed",
     "kappa": "diffast.thermo.speed",
+    "retime": "diffast.thermo.paths.scalar",
     "w2_length": "diffast.thermo.speed",
     "w2_speed_squared": "diffast.thermo.speed",
 }
