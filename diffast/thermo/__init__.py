@@ -3,6 +3,29 @@
 profile                what one sweep over noise levels says of a network
 GaussianMixture        data with a closed form, to test methods on
 Gaussian               mean and covariance of data
+action                 c_2, the mean squared W2 speed of a path of unit duration
+angle                  the angle between data and noise, from the mmse curve
+entropy_flows          entropy rates of the system and of the bath
+entropy_production     entropy production rate of the noising path
+kappa                  rate of that angle over the angle of the noise level
+w2_length              W2 length of the noising path
+w2_speed_squared       squared W2 speed of the noising path
+GaussianTransport      optimal transport from noise to a normal law, a velocity field
+MonotoneTransport      optimal transport on the line
+SampledTransport       optimal transport between samples
+best_scalar            the schedule of least action
+retime                 a schedule at constant W2 speed
+SpeedAccuracy          what speed_accuracy returns
+chi_square             chi-square of a wrong start
+chi_square_of_kl       the same, from a small KL
+chi_square_of_samples  the same, from samples
+speed_accuracy         eta <= c_1 <= c_2 of a run from a wrong start
+speed_accuracy_of_curve the same, from an exact curve of W1
+w1_change_bound        largest change of W1 along a path
+w1_rate_bound          largest rate of it
+wasserstein1           W1 between samples, exact on the line, else sliced
+wasserstein1_of_cdfs   W1 between two laws on the line
+wasserstein2           W2 between samples
 """
 
 from importlib import import_module
@@ -16,6 +39,29 @@ _HOMES = {
     "FewSamplesWarning": "diffast.thermo.estimate",
     "Gaussian": "diffast.plans.gaussian",
     "GaussianMixture": "diffast.thermo.mixture",
+    "GaussianTransport": "diffast.thermo.paths.transport",
+    "MonotoneTransport": "diffast.thermo.paths.transport",
+    "SampledTransport": "diffast.thermo.paths.transport",
+    "SpeedAccuracy": "diffast.thermo.bound",
+    "action": "diffast.thermo.speed",
+    "angle": "diffast.thermo.speed",
+    "best_scalar": "diffast.thermo.paths.scalar",
+    "chi_square": "diffast.thermo.distances",
+    "chi_square_of_kl": "diffast.thermo.distances",
+    "chi_square_of_samples": "diffast.thermo.distances",
+    "entropy_flows": "diffast.thermo.speed",
+    "entropy_production": "diffast.thermo.speed",
+    "kappa": "diffast.thermo.speed",
+    "retime": "diffast.thermo.paths.scalar",
+    "speed_accuracy": "diffast.thermo.bound",
+    "speed_accuracy_of_curve": "diffast.thermo.bound",
+    "w1_change_bound": "diffast.thermo.bound",
+    "w1_rate_bound": "diffast.thermo.bound",
+    "w2_length": "diffast.thermo.speed",
+    "w2_speed_squared": "diffast.thermo.speed",
+    "wasserstein1": "diffast.thermo.distances",
+    "wasserstein1_of_cdfs": "diffast.thermo.distances",
+    "wasserstein2": "diffast.thermo.distances",
 }
 
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]: loaded when asked for
