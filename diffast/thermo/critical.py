@@ -11,14 +11,18 @@ import numpy as np
 import torch
 
 from diffast.model.denoiser import Denoiser
-from diffast.thermo.fixed_points import FixedPoints, Place
+from diffast.thermo.fixed_points import PLAIN_STEPS, FixedPoints, Place, Settled
 from diffast.thermo.products import Products
 from diffast.tuning.pilots import Pilots, ids_of
 
-CROSSING, FOLD = "crossing", "fold"
+CROSSING, FOLD, MERGER = "crossing", "fold", "merger"
 
 # A branch that ends in a fold moves as a square root: at most twice the first Newton step.
 _JUMP = 2.5
+
+# How far below its extrapolation an eigenvalue may be that was to pass 1; above what value a maximum
+# between two levels is looked at; and how far from 1 it is taken for 1 at a small tolerance.
+_SHORT, _NEAR, _ONE = 0.05, 0.5, 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +33,8 @@ class CriticalLevels:
         levels: rho = sigma / alpha [F], in the order in which they were met.
         rows: whose fixed point it is [F].
         kinds: "crossing": the fixed point goes on, and the largest eigenvalue of dD/du passes 1
-            there; "fold": the fixed point ends there, with an eigenvalue that rises to 1.
+            there; "fold": the fixed point ends there, with an eigenvalue that rises to 1;
+            "merger": the eigenvalue rises to 1 and falls again, as where equal modes become one.
         eigenvalues: the largest eigenvalue [F] at the last fixed point that was found before it.
         directions: its eigenvectors [F, ...], of length 1: what is decided at that level.
         states: the fixed points [F, ...] at which they were found, in the unit of the data.
@@ -228,79 +233,102 @@ class _Sweep:
         points, batch = self.points, len(self.u)
         curve = np.full((len(self.places), batch), math.nan)
         alive = np.zeros(batch, dtype=bool)
-        before: list[_Point | None] = [None] * batch
+        trails: list[list[_Point]] = [[] for _ in range(batch)]  # at most the last two points
         vectors: torch.Tensor | None = None
         for k, place in enumerate(self.places):
-            came = self.u
-            guess = came if alive.all() else torch.where(self._mask(alive), came, points.plain(came, place))
+            guess = self.u
+            alive = np.array([bool(trail) for trail in trails])
+            if not alive.all():
+                guess = torch.where(self._mask(alive), guess, points.plain(guess, place))
             made = points.newton(guess, place)
             value, vectors = points.top(made.u, place, vectors)
-            values, good = value.cpu().numpy().copy(), made.good.cpu().numpy()
-            smooth = (made.moved <= _JUMP * made.first + 1e-9 * place.rho).cpu().numpy()
-            stable = np.ones(batch, dtype=bool) if self.falling else values < 1.0
-            u = torch.where(self._mask(good), made.u, guess)
+            u = torch.where(made.good.reshape(self._mask(alive).shape), made.u, guess)
             for row in range(batch):
-                here = slice(row, row + 1)
-                last = before[row]
-                well = bool(good[row] and stable[row])
-                if last is not None and not (well and smooth[row]):
-                    then = self._refine(row, last, place)
-                    if then is None:  # it ended, and goes on at another fixed point
-                        then = self._anew(row, u[here], last, place)
-                        self.found.after.append(u[here] if then is None else then.u)
-                    well = then is not None
-                    if then is not None:
-                        u[here], values[row], vectors[here] = then.u, then.value, then.direction
-                now = _Point(u[here].clone(), place, float(values[row]), vectors[here].clone())
-                if not well:
-                    before[row] = None
-                    continue
-                if last is not None and self.falling and (last.value - 1.0) * (now.value - 1.0) < 0:
-                    self._cross(row, last, now)
-                before[row], curve[k, row] = now, now.value
-            alive = np.array([point is not None for point in before])
+                here, trail = slice(row, row + 1), trails[row]
+                now = _Point(u[here].clone(), place, float(value[row]), vectors[here].clone())
+                well = bool(made.good[row]) and (self.falling or now.value < 1.0)
+                if not trail:
+                    trails[row] = [now] if well else []
+                elif well and self._smooth(made, row, place) and self._expected(trail, now):
+                    self._follow(row, trail, now)
+                elif not self._refine(row, trail, place):  # it ended, and goes on at another one
+                    then = self._anew(row, trail[-1], place)
+                    trails[row] = [] if then is None else [then]
+                    self.found.after.append(now.u if then is None else then.u)
+                if trails[row]:
+                    now = trails[row][-1]
+                    u[here], vectors[here], curve[k, row] = now.u, now.direction, now.value
             self.u = u
         return self._result(curve)
 
     def _mask(self, rows: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(rows, device=self.u.device).reshape(-1, *[1] * (self.u.dim() - 1))
 
-    def _step(self, row: int, last: _Point, rho: float) -> _Point | None:
-        """Returns the same fixed point at another level; None where it is not there."""
+    @staticmethod
+    def _smooth(made: Settled, row: int, place: Place) -> bool:
+        """Returns whether Newton's method stayed on its branch."""
+        return bool(made.moved[row] <= _JUMP * made.first[row] + 1e-9 * place.rho)
+
+    def _expected(self, trail: list[_Point], now: _Point) -> bool:
+        """Returns whether an eigenvalue is that of the branch, and not of one beyond its end."""
+        if self.falling or len(trail) < 2:
+            return True
+        a, b = trail[-2:]
+        slope = (b.value - a.value) / math.log(b.place.rho / a.place.rho)
+        ahead = b.value + slope * math.log(now.place.rho / b.place.rho)
+        return ahead < 1.0 or now.value > ahead - _SHORT
+
+    def _step(
+        self, row: int, trail: list[_Point], rho: float, jumps: bool = False
+    ) -> _Point | None:
+        """Returns the fixed point of a trail at another level; None where it is not there.
+
+        With `jumps` another fixed point will do.
+        """
         points = self.single[row]
         place = points.place(rho)
-        made = points.newton(last.u, place)
-        if not bool(made.good) or not bool(made.moved <= _JUMP * made.first + 1e-9 * place.rho):
+        made = points.newton(trail[-1].u, place)
+        if not (bool(made.good) and (jumps or self._smooth(made, 0, place))):
             return None
-        value, direction = points.top(made.u, place, last.direction)
-        if not self.falling and not float(value) < 1.0:
+        value, direction = points.top(made.u, place, trail[-1].direction)
+        now = _Point(made.u, place, float(value), direction)
+        if not self.falling and not now.value < 1.0:
             return None
-        return _Point(made.u, place, float(value), direction)
+        return now if self._expected(trail, now) else None
 
-    def _refine(self, row: int, last: _Point, goal: Place) -> _Point | None:
-        """Follows one point to a level in smaller steps; None, and a fold noted, if it ends."""
-        whole = math.log(goal.rho / last.place.rho)
-        step, end = 0.5 * whole, goal.rho
+    def _follow(self, row: int, trail: list[_Point], now: _Point) -> None:
+        """Adds a point to its row's trail, and notes what happened before it."""
+        last = trail[-1]
+        if self.falling and (last.value - 1.0) * (now.value - 1.0) < 0.0:
+            self._cross(row, last, now)
+        if not self.falling and len(trail) == 2 and last.value > _NEAR:
+            if last.value >= max(trail[0].value, now.value):
+                self._touch(row, trail[0], now)
+        trail[:] = [last, now]
+
+    def _refine(self, row: int, trail: list[_Point], goal: Place) -> bool:
+        """Follows a point to a level in smaller steps; False, and a fold noted, if it ends."""
+        step = 0.5 * math.log(goal.rho / trail[-1].place.rho)
         while True:
-            rest = math.log(end / last.place.rho)
-            final = abs(step) >= abs(rest) * (1 - 1e-9)
-            rho = end if final else last.place.rho * math.exp(step)
-            next_to = self.single[row].place(rho).time in (last.place.time,)
-            point = None if next_to else self._step(row, last, rho)
+            last = trail[-1]
+            final = abs(step) >= abs(math.log(goal.rho / last.place.rho)) * (1 - 1e-9)
+            rho = goal.rho if final else last.place.rho * math.exp(step)
+            same = self.single[row].place(rho).time == last.place.time  # whole times
+            point = None if same else self._step(row, trail, rho)
             if point is not None:
-                last = point
+                self._follow(row, trail, point)
                 if final:
-                    return point
-                continue
-            if next_to or abs(step) <= self.tolerance:
-                self._note(row, last, FOLD, last.place.rho)
-                return None
-            step *= 0.5
+                    return True
+            elif same or abs(step) <= self.tolerance:
+                self._note(row, last, FOLD)
+                return False
+            else:
+                step *= 0.5
 
-    def _anew(self, row: int, u: torch.Tensor, last: _Point, place: Place) -> _Point | None:
+    def _anew(self, row: int, last: _Point, place: Place) -> _Point | None:
         """Returns the fixed point that a row comes to after its own has ended."""
         points = self.single[row]
-        made = points.newton(points.plain(last.u, place, 4 * 40), place)
+        made = points.newton(points.plain(last.u, place, 4 * PLAIN_STEPS), place)
         value, direction = points.top(made.u, place, None)
         if not bool(made.good) or (not self.falling and not float(value) < 1.0):
             return None
@@ -313,7 +341,7 @@ class _Sweep:
         for _ in range(60):
             width = math.log(b.place.rho / a.place.rho)
             share = min(max(fa / (fa - fb), 0.02), 0.98)
-            found = self._step(row, a, a.place.rho * math.exp(share * width))
+            found = self._step(row, [a], a.place.rho * math.exp(share * width))
             if found is None or found.place.time in (a.place.time, b.place.time):
                 break
             point, value = found, found.value - 1.0
@@ -323,12 +351,39 @@ class _Sweep:
                 a, fa, fb = found, value, 0.5 * fb
             else:
                 b, fb, fa = found, value, 0.5 * fa
-        self._note(row, point, CROSSING, point.place.rho)
+        self._note(row, point, CROSSING)
         self.found.after.append(now.u)
 
-    def _note(self, row: int, point: _Point, kind: str, rho: float) -> None:
+    def _touch(self, row: int, low: _Point, high: _Point) -> None:
+        """Notes the level between two points at which the eigenvalue rises to 1 and falls again."""
+        best, golden = low, 0.5 * (math.sqrt(5.0) - 1.0)
+        # At a merger 1 - value falls in proportion to the distance, with a factor of about 2.
+        enough = 1.0 - 10.0 * self.tolerance - _ONE
+        a, b = math.log(low.place.rho), math.log(high.place.rho)
+        c, d = b - golden * (b - a), a + golden * (b - a)
+        at: dict[float, _Point | None] = {}
+        while b - a > self.tolerance:
+            for point in (c, d):
+                if point not in at:
+                    before = [p for p in (low, *at.values()) if p and math.log(p.place.rho) < point]
+                    start = max(before, key=lambda p: p.place.rho)
+                    made = at[point] = self._step(row, [start], math.exp(point), jumps=True)
+                    best = made if made is not None and made.value > best.value else best
+            left, right = (-math.inf if p is None else p.value for p in (at[c], at[d]))
+            slope = abs(left - right) / (d - c)
+            if math.isfinite(slope) and best.value + 2.0 * slope * (b - a) < enough:
+                return  # a smooth maximum: it is known well enough to be below 1
+            if left >= right:
+                b, d, c = d, c, d - golden * (d - a)
+            else:
+                a, c, d = c, d, c + golden * (b - c)
+        if best.value > enough:
+            self._note(row, best, MERGER)
+            self.found.after.append(high.u)
+
+    def _note(self, row: int, point: _Point, kind: str) -> None:
         found = self.found
-        found.levels.append(rho)
+        found.levels.append(point.place.rho)
         found.rows.append(row)
         found.kinds.append(kind)
         found.eigenvalues.append(point.value)
