@@ -3,7 +3,7 @@
 profile                what one sweep over noise levels says of a network
 GaussianMixture        data with a closed form, to test methods on
 Gaussian               mean and covariance of data
-bimodal_times          when two modes part, by four criteria that differ
+bimodal_times          when two modes part, by four criteria that differ; centre_criteria
 clone_agreement        what a noise level has settled, by two completions of one state
 collapse_time          the level below which finite data are told apart; own_weights measures it
 critical_levels        where the fixed points of the x0 estimate split or vanish
@@ -29,7 +29,8 @@ _HOMES = {
     "LinearField": "diffast.thermo.linear_field",
     "Nonconservativity": "diffast.thermo.jacobian",
     "Products": "diffast.thermo.products",
-    "bimodal_times": "diffast.thermo.bimodal",
+    "bimodal_times": "diffast.thermo.criteria",
+    "centre_criteria": "diffast.thermo.criteria",
     "clone_agreement": "diffast.thermo.clones",
     "collapse_time": "diffast.thermo.collapse",
     "critical_levels": "diffast.thermo.critical",

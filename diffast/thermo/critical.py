@@ -15,7 +15,7 @@ from diffast.thermo.fixed_points import PLAIN_STEPS, FixedPoints, Place, Settled
 from diffast.thermo.products import Products
 from diffast.tuning.pilots import Pilots, ids_of
 
-CROSSING, FOLD, MERGER = "crossing", "fold", "merger"
+CROSSING, FOLD = "crossing", "fold"
 
 # A branch that ends in a fold moves as a square root: at most twice the first Newton step.
 _JUMP = 2.5
@@ -33,8 +33,8 @@ class CriticalLevels:
         levels: rho = sigma / alpha [F], in the order in which they were met.
         rows: whose fixed point it is [F].
         kinds: "crossing": the fixed point goes on, and the largest eigenvalue of dD/du passes 1
-            there; "fold": the fixed point ends there, with an eigenvalue that rises to 1;
-            "merger": the eigenvalue rises to 1 and falls again, as where equal modes become one.
+            there; "fold": the eigenvalue rises to 1 and the fixed point ends there (saddle-node),
+            or meets its equals (equal modes that become one).
         eigenvalues: the largest eigenvalue [F] at the last fixed point that was found before it.
         directions: its eigenvectors [F, ...], of length 1: what is decided at that level.
         states: the fixed points [F, ...] at which they were found, in the unit of the data.
@@ -319,11 +319,25 @@ class _Sweep:
                 self._follow(row, trail, point)
                 if final:
                     return True
+                step = self._next(trail, 2.0 * step)
             elif same or abs(step) <= self.tolerance:
                 self._note(row, last, FOLD)
                 return False
             else:
                 step *= 0.5
+
+    def _next(self, trail: list[_Point], step: float) -> float:
+        """Returns a step in log(rho), shortened where a fold is near.
+
+        There (1 - value)^2 falls to 0 in proportion to the distance.
+        """
+        if len(trail) < 2 or self.falling:
+            return step
+        a, b = ((1.0 - point.value) ** 2 for point in trail)
+        if not b < a:
+            return step
+        ahead = b / (a - b) * math.log(trail[1].place.rho / trail[0].place.rho)
+        return min(max(0.8 * ahead, self.tolerance), step)
 
     def _anew(self, row: int, last: _Point, place: Place) -> _Point | None:
         """Returns the fixed point that a row comes to after its own has ended."""
@@ -357,7 +371,7 @@ class _Sweep:
     def _touch(self, row: int, low: _Point, high: _Point) -> None:
         """Notes the level between two points at which the eigenvalue rises to 1 and falls again."""
         best, golden = low, 0.5 * (math.sqrt(5.0) - 1.0)
-        # At a merger 1 - value falls in proportion to the distance, with a factor of about 2.
+        # Where equal modes meet, 1 - value falls in proportion to the distance, with a factor of about 2.
         enough = 1.0 - 10.0 * self.tolerance - _ONE
         a, b = math.log(low.place.rho), math.log(high.place.rho)
         c, d = b - golden * (b - a), a + golden * (b - a)
@@ -378,7 +392,7 @@ class _Sweep:
             else:
                 a, c, d = c, d, c + golden * (b - c)
         if best.value > enough:
-            self._note(row, best, MERGER)
+            self._note(row, best, FOLD)
             self.found.after.append(high.u)
 
     def _note(self, row: int, point: _Point, kind: str) -> None:
