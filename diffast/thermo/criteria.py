@@ -53,15 +53,12 @@ def bimodal_times(mu: float, s: float) -> BimodalTimes:
     convexity = 0.5 * math.log1p(square - s * s) if square > s * s else 0.0
     speciation = max(0.5 * math.log(square + s * s), 0.0)
     # y = (k - mu^2) / k^2: below it, late in the noise, the centre is stable
-    if square >= k:
-        flow = math.inf
-    else:
-        flow = max(-0.5 * math.log((k - square) / (k * k)), 0.0)
+    flow = math.inf if square >= k else max(-0.5 * math.log((k - square) / (k * k)), 0.0)
     return BimodalTimes(drift, convexity, speciation, flow)
 
 
 class CentreCriteria(NamedTuple):
-    """Noise levels rho = sigma / alpha at which the centre parts, by the criteria of `bimodal_times`.
+    """Noise levels rho = sigma / alpha at which the centre parts, as `bimodal_times` has them.
 
     None: by this criterion it does not, within the levels.
 
@@ -98,7 +95,8 @@ def centre_criteria(levels: Any, eigenvalues: Any, variance: float | None = None
     rho, found = (np.asarray(a, dtype=np.float64).reshape(-1) for a in (levels, eigenvalues))
     if rho.size != found.size:
         raise ValueError(
-            f"centre_criteria: {rho.size} levels, but {found.size} eigenvalues: give one row's curve"
+            f"centre_criteria: {rho.size} levels, but {found.size} eigenvalues: give one "
+            "row's curve"
         )
     known = np.isfinite(found)
     rho, found = rho[known], found[known]

@@ -20,8 +20,8 @@ CROSSING, FOLD = "crossing", "fold"
 # A branch that ends in a fold moves as a square root: at most twice the first Newton step.
 _JUMP = 2.5
 
-# How far below its extrapolation an eigenvalue may be that was to pass 1; above what value a maximum
-# between two levels is looked at; and how far from 1 it is taken for 1 at a small tolerance.
+# How far below its extrapolation an eigenvalue may be that was to pass 1; above what value a
+# maximum between two levels is looked at; how far from 1 it is taken for 1 at a small tolerance.
 _SHORT, _NEAR, _ONE = 0.05, 0.5, 1e-3
 
 
@@ -61,7 +61,7 @@ class CriticalLevels:
 
     @property
     def peak(self) -> tuple[float, float]:
-        """Returns (level, eigenvalue) of the sweep's largest eigenvalue; NaN for a sweep without."""
+        """Returns (level, eigenvalue) of the sweep's largest eigenvalue; NaN without any."""
         if not np.isfinite(self.curve).any():
             return math.nan, math.nan
         place = np.unravel_index(np.nanargmax(self.curve), self.curve.shape)
@@ -129,8 +129,8 @@ def critical_levels(
     All of it is measured in u and rho, so the schedule does not matter. For a guided denoiser D is
     the guided estimate, whose fixed points are those of no density.
 
-    Network calls: about 40 rows a level and followed point (`count` of them), and about 300 for each
-    critical level at the default tolerance. `network_rows` is the number of a run.
+    Network calls: about 40 rows a level and followed point (`count` of them), and about 300 for
+    each critical level at the default tolerance. `network_rows` is the number of a run.
 
     Args:
         denoiser: the network; any schedule, prediction and guidance, conditions by rows.
@@ -301,9 +301,9 @@ class _Sweep:
         last = trail[-1]
         if self.falling and (last.value - 1.0) * (now.value - 1.0) < 0.0:
             self._cross(row, last, now)
-        if not self.falling and len(trail) == 2 and last.value > _NEAR:
-            if last.value >= max(trail[0].value, now.value):
-                self._touch(row, trail[0], now)
+        highest = len(trail) == 2 and last.value >= max(trail[0].value, now.value)
+        if not self.falling and highest and last.value > _NEAR:
+            self._touch(row, trail[0], now)
         trail[:] = [last, now]
 
     def _refine(self, row: int, trail: list[_Point], goal: Place) -> bool:
@@ -371,7 +371,7 @@ class _Sweep:
     def _touch(self, row: int, low: _Point, high: _Point) -> None:
         """Notes the level between two points at which the eigenvalue rises to 1 and falls again."""
         best, golden = low, 0.5 * (math.sqrt(5.0) - 1.0)
-        # Where equal modes meet, 1 - value falls in proportion to the distance, with a factor of about 2.
+        # Where equal modes meet, 1 - value is about 2 times the distance.
         enough = 1.0 - 10.0 * self.tolerance - _ONE
         a, b = math.log(low.place.rho), math.log(high.place.rho)
         c, d = b - golden * (b - a), a + golden * (b - a)
@@ -406,17 +406,19 @@ class _Sweep:
 
     def _result(self, curve: np.ndarray) -> CriticalLevels:
         found, empty = self.found, self.u[:0]
-        pictures = [
+        directions, states, after = (
             torch.cat(parts) if parts else empty.clone()
             for parts in (found.directions, found.states, found.after)
-        ]
+        )
         products = [self.points.products, *(single.products for single in self.single)]
         return CriticalLevels(
             np.array(found.levels, dtype=np.float64),
             np.array(found.rows, dtype=np.int64),
             found.kinds,
             np.array(found.eigenvalues, dtype=np.float64),
-            *pictures,
+            directions,
+            states,
+            after,
             np.array([place.rho for place in self.places]),
             curve,
             self.u,

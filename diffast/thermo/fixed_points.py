@@ -41,8 +41,8 @@ class Settled(NamedTuple):
 class FixedPoints:
     """Finds fixed points of D in u = x / alpha, and the largest eigenvalue of dD/du at them.
 
-    In u, which is in the unit of the data, dD/du = Cov[y | x] / rho^2 for an exact estimate on every
-    schedule, and its fixed points are the points where the score of p(u) is 0.
+    u is in the unit of the data. For an exact estimate dD/du = Cov[y | x] / rho^2 on every
+    schedule, and the fixed points are the points where the score of p(u) is 0.
 
     Args:
         products: of the denoiser.
@@ -57,7 +57,9 @@ class FixedPoints:
     def place(self, rho: float) -> Place:
         """Returns a level that the network can be called at: the nearest whole time, if it must."""
         time = float(self.ladder.times(rho))
-        return Place(time, float(self.products.denoiser.schedule.alpha(time)), float(self.ladder.at(time)))
+        return Place(
+            time, float(self.products.denoiser.schedule.alpha(time)), float(self.ladder.at(time))
+        )
 
     def estimate(self, u: torch.Tensor, place: Place) -> torch.Tensor:
         """Returns D [B, ...]."""

@@ -100,7 +100,9 @@ class Products:
                 (found,) = torch.autograd.grad(made, leaf, z.to(made.dtype))
         except Exception as error:
             if self.asked == "jvp":
-                raise ValueError(f"{self.who}: the network has no gradient: {_said(error)}") from error
+                raise ValueError(
+                    f"{self.who}: the network has no gradient: {_said(error)}"
+                ) from error
             self._reverse, self.why = False, _said(error)
             return None
         self._reverse = True

@@ -88,7 +88,9 @@ def test_bad_input_is_one_sentence():
     with pytest.raises(ValueError, match=r"starts at t = 80, but it was asked for t = 1"):
         grid = df.grids.karras(EDM, 5)
         df.thermo.clone_agreement(den, x, [1.0], plan=lambda s, t: df.solvers.seeds_1(s, grid))
-    with pytest.warns(df.thermo.FewSamplesWarning, match=r"P\(same class\) at 3 = .* from 4 samples"):
+    with pytest.warns(
+        df.thermo.FewSamplesWarning, match=r"P\(same class\) at 3 = .* from 4 samples"
+    ):
         df.thermo.clone_agreement(den, x, [3.0], classes=sign_of, steps=8, seed=1)
 
 
@@ -127,7 +129,9 @@ def test_own_weights_change_at_the_collapse_time():
 def test_decision_windows():
     rho = np.geomspace(1e-3, 1e2, 200)
     small = df.thermo.GaussianMixture([0.5, 0.5], [-1.0, 1.0], 1e-4)
-    found = df.thermo.decision_window(rho[::-1], small.mmse(rho)[::-1], rho[::-1] ** 2 / (1 + rho[::-1] ** 2))
+    found = df.thermo.decision_window(
+        rho[::-1], small.mmse(rho)[::-1], rho[::-1] ** 2 / (1 + rho[::-1] ** 2)
+    )
     assert len(found.peaks) == 2  # which mode, then where in it
     assert found.peaks == pytest.approx([0.91, 0.01], rel=0.05)
     assert (found.low < found.peaks).all() and (found.peaks < found.high).all()

@@ -123,9 +123,7 @@ def test_the_criteria_of_a_followed_centre_are_those_of_the_closed_form():
 def test_directions_point_from_mode_to_mode():
     mean = np.array([1.0, -2.0, 0.5])
     data = df.thermo.GaussianMixture(None, np.stack([mean, -mean]), 0.3)
-    found = critical_levels(
-        data.denoiser(EDM), shape=(1, 3), dtype=torch.float64, tolerance=1e-9
-    )
+    found = critical_levels(data.denoiser(EDM), shape=(1, 3), dtype=torch.float64, tolerance=1e-9)
     assert found.levels[0] ** 2 == pytest.approx(mean @ mean - 0.3, abs=1e-8)
     along = found.directions[0].numpy() @ mean / np.linalg.norm(mean)
     assert abs(along) == pytest.approx(1.0, abs=1e-8)
