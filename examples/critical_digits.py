@@ -57,9 +57,7 @@ def measure(seed: int = 0) -> dict[str, Any]:
             digits(label), shape=(1, 1, 28, 28), low=LOW, high=HIGH, count=30
         )
         made[name] = centre.to_dict() | {"peak": centre.peak, "says": str(centre)}
-        criteria = df.thermo.centre_criteria(
-            centre.curve_levels, centre.curve[:, 0], made["variance"]
-        )
+        criteria = df.thermo.centre_criteria(centre, 0, made["variance"])
         made[name]["criteria"] = {k: _finite(v) for k, v in criteria._asdict().items()}
         made["seconds"][f"centre, {name}"] = time.perf_counter() - begun
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+
+from diffast.thermo.critical import CriticalLevels
 
 
 class BimodalTimes(NamedTuple):
@@ -75,7 +77,9 @@ class CentreCriteria(NamedTuple):
     flow: float | None
 
 
-def centre_criteria(levels: Any, eigenvalues: Any, variance: float | None = None) -> CentreCriteria:
+def centre_criteria(
+    centre: CriticalLevels, row: int = 0, variance: float | None = None
+) -> CentreCriteria:
     """Returns the levels at which the followed centre of any data parts, by four criteria.
 
     With e the largest eigenvalue of dD/du at the centre, the slope of the score in x is
@@ -85,32 +89,38 @@ def centre_criteria(levels: Any, eigenvalues: Any, variance: float | None = None
     Three of the four depend on the unit of the data, as the process does: only convexity does not.
 
     Args:
-        levels: rho [L], rising or falling, as `CriticalLevels.curve_levels` of the centre.
-        eigenvalues: e [L]; NaN is left out.
+        centre: what `critical_levels` returns without samples. After the first critical level of
+            the row another maximum is followed, which is left out.
+        row: which of its rows.
         variance: largest eigenvalue of the data's covariance, for speciation; None: left out.
 
     Raises:
-        ValueError: arrays that disagree, or fewer than 2 finite eigenvalues.
+        ValueError: samples' maxima in place of a centre, a row that is not there, or fewer than 2
+            levels at which it was found.
     """
-    rho, found = (np.asarray(a, dtype=np.float64).reshape(-1) for a in (levels, eigenvalues))
-    if rho.size != found.size:
+    rho = centre.curve_levels
+    if rho[0] < rho[-1]:
         raise ValueError(
-            f"centre_criteria: {rho.size} levels, but {found.size} eigenvalues: give one "
-            "row's curve"
+            "centre_criteria: the levels rise, as from final samples, but the centre is followed "
+            "downwards: leave x out of critical_levels"
         )
-    known = np.isfinite(found)
-    rho, found = rho[known], found[known]
+    if not 0 <= row < centre.curve.shape[1]:
+        raise ValueError(f"centre_criteria: row is {row}, but there are {centre.curve.shape[1]}")
+    found = centre.curve[:, row]
+    own = centre.levels[centre.rows == row]
+    end = float(own[0]) if own.size else None
+    kept = np.isfinite(found) & (rho > (end or 0.0))
+    rho, found = rho[kept], found[kept]
+    if end is not None:
+        rho, found = np.append(rho, end), np.append(found, 1.0)
     if rho.size < 2:
-        raise ValueError(f"centre_criteria: {rho.size} eigenvalues are finite, but 2 are needed")
-    order = np.argsort(-rho)
-    rho, found = rho[order], found[order]
+        raise ValueError(f"centre_criteria: the centre was found at {rho.size} levels, not 2")
     share = rho**2 / (1.0 + rho**2)
-    gaps = [found - 1.0 + weight * share for weight in (0.5, 0.0, 1.0)]
-    drift, convexity, flow = (_first(rho, gap) for gap in gaps)
+    drift, flow = (_first(rho, found - 1.0 + weight * share) for weight in (0.5, 1.0))
     speciation = None
     if variance is not None and variance > 1.0:
         speciation = math.sqrt(variance - 1.0)
-    return CentreCriteria(drift, convexity, speciation, flow)
+    return CentreCriteria(drift, end, speciation, flow)
 
 
 def _first(rho: np.ndarray, gap: np.ndarray) -> float | None:

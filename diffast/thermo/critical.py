@@ -32,15 +32,15 @@ class CriticalLevels:
     Attributes:
         levels: rho = sigma / alpha [F], in the order in which they were met.
         rows: whose fixed point it is [F].
-        kinds: "crossing": the fixed point goes on, and the largest eigenvalue of dD/du passes 1
-            there; "fold": the eigenvalue rises to 1 and the fixed point ends there (saddle-node),
-            or meets its equals (equal modes that become one).
+        kinds: "crossing": the maximum becomes a saddle: the largest eigenvalue of dD/du passes 1;
+            "fold": the eigenvalue rises to 1 and the maximum vanishes there (saddle-node), or meets
+            its equals (equal modes that become one).
         eigenvalues: the largest eigenvalue [F] at the last fixed point that was found before it.
         directions: its eigenvectors [F, ...], of length 1: what is decided at that level.
         states: the fixed points [F, ...] at which they were found, in the unit of the data.
-        after: [F, ...]: after a fold, the fixed point at the next level of the sweep.
+        after: [F, ...]: the maximum that is uphill of it, at the next level of the sweep.
         curve_levels: levels of the sweep [L].
-        curve: the largest eigenvalue [L, B]; NaN where no fixed point was found.
+        curve: the largest eigenvalue [L, B]; NaN where no maximum was found.
         ends: the fixed points [B, ...] at the last level of the sweep.
         method: how products with the Jacobian were made, see `df.thermo.Products`.
         network_rows: rows of network calls, a derivative counted as three.
@@ -119,8 +119,9 @@ def critical_levels(
 
     - Without `x` the centre is followed from the highest level downwards: the one maximum that
       there is under much noise. For two equal modes at +-mu of variance v its eigenvalue crosses 1
-      at rho^2 = mu^2 - v. Such a crossing needs a symmetry. For other data the centre moves into
-      one of the modes, and nothing crosses: its eigenvalue has a maximum below 1 (`peak`).
+      at rho^2 = mu^2 - v: the centre becomes a saddle. Such a crossing needs a symmetry. For other
+      data the centre moves into one of the modes, and nothing crosses: its eigenvalue has a maximum
+      below 1 (`peak`). In any case a maximum is followed: after its end, the one uphill of it.
     - With `x`, final samples, the maximum that each sample belongs to is followed from the lowest
       level upwards, until it vanishes in a fold (saddle-node). Then the sample moves uphill to
       another maximum, which is followed in turn. A sampler that comes down makes these decisions in
@@ -232,7 +233,6 @@ class _Sweep:
         """Returns what was found."""
         points, batch = self.points, len(self.u)
         curve = np.full((len(self.places), batch), math.nan)
-        alive = np.zeros(batch, dtype=bool)
         trails: list[list[_Point]] = [[] for _ in range(batch)]  # at most the last two points
         vectors: torch.Tensor | None = None
         for k, place in enumerate(self.places):
@@ -240,13 +240,13 @@ class _Sweep:
             alive = np.array([bool(trail) for trail in trails])
             if not alive.all():
                 guess = torch.where(self._mask(alive), guess, points.plain(guess, place))
-            made = points.newton(guess, place)
+            made = points.newton(guess, place, _JUMP if alive.all() else math.inf)
             value, vectors = points.top(made.u, place, vectors)
             u = torch.where(made.good.reshape(self._mask(alive).shape), made.u, guess)
             for row in range(batch):
                 here, trail = slice(row, row + 1), trails[row]
                 now = _Point(u[here].clone(), place, float(value[row]), vectors[here].clone())
-                well = bool(made.good[row]) and (self.falling or now.value < 1.0)
+                well = bool(made.good[row]) and now.value < 1.0
                 if not trail:
                     trails[row] = [now] if well else []
                 elif well and self._smooth(made, row, place) and self._expected(trail, now):
@@ -271,7 +271,7 @@ class _Sweep:
 
     def _expected(self, trail: list[_Point], now: _Point) -> bool:
         """Returns whether an eigenvalue is that of the branch, and not of one beyond its end."""
-        if self.falling or len(trail) < 2:
+        if len(trail) < 2:
             return True
         a, b = trail[-2:]
         slope = (b.value - a.value) / math.log(b.place.rho / a.place.rho)
@@ -281,26 +281,22 @@ class _Sweep:
     def _step(
         self, row: int, trail: list[_Point], rho: float, jumps: bool = False
     ) -> _Point | None:
-        """Returns the fixed point of a trail at another level; None where it is not there.
+        """Returns the maximum of a trail at another level; None where it is not there.
 
-        With `jumps` another fixed point will do.
+        With `jumps` another maximum will do.
         """
         points = self.single[row]
         place = points.place(rho)
-        made = points.newton(trail[-1].u, place)
+        made = points.newton(trail[-1].u, place, math.inf if jumps else _JUMP)
         if not (bool(made.good) and (jumps or self._smooth(made, 0, place))):
             return None
         value, direction = points.top(made.u, place, trail[-1].direction)
         now = _Point(made.u, place, float(value), direction)
-        if not self.falling and not now.value < 1.0:
-            return None
-        return now if self._expected(trail, now) else None
+        return now if now.value < 1.0 and self._expected(trail, now) else None
 
     def _follow(self, row: int, trail: list[_Point], now: _Point) -> None:
         """Adds a point to its row's trail, and notes what happened before it."""
         last = trail[-1]
-        if self.falling and (last.value - 1.0) * (now.value - 1.0) < 0.0:
-            self._cross(row, last, now)
         highest = len(trail) == 2 and last.value >= max(trail[0].value, now.value)
         if not self.falling and highest and last.value > _NEAR:
             self._touch(row, trail[0], now)
@@ -321,52 +317,58 @@ class _Sweep:
                     return True
                 step = self._next(trail, 2.0 * step)
             elif same or abs(step) <= self.tolerance:
-                self._note(row, last, FOLD)
+                self._end(row, trail)
                 return False
             else:
                 step *= 0.5
 
-    def _next(self, trail: list[_Point], step: float) -> float:
-        """Returns a step in log(rho), shortened where a fold is near.
+    def _ahead(self, trail: list[_Point]) -> float | None:
+        """Returns the distance in log(rho), with its sign, at which the value would be 1.
 
-        There (1 - value)^2 falls to 0 in proportion to the distance.
+        Going up, (1 - value)^2 falls to 0 in proportion to the distance from a fold; coming down to
+        a crossing, 1 - value does.
         """
-        if len(trail) < 2 or self.falling:
-            return step
-        a, b = ((1.0 - point.value) ** 2 for point in trail)
+        if len(trail) < 2:
+            return None
+        a, b = ((1.0 - point.value) ** (1 if self.falling else 2) for point in trail)
         if not b < a:
+            return None
+        return b / (a - b) * math.log(trail[1].place.rho / trail[0].place.rho)
+
+    def _next(self, trail: list[_Point], step: float) -> float:
+        """Returns a step in log(rho), shortened where an end is near."""
+        ahead = self._ahead(trail)
+        if ahead is None or 0.8 * abs(ahead) > abs(step):
             return step
-        ahead = b / (a - b) * math.log(trail[1].place.rho / trail[0].place.rho)
-        return min(max(0.8 * ahead, self.tolerance), step)
+        return math.copysign(max(0.8 * abs(ahead), self.tolerance), step)
+
+    def _end(self, row: int, trail: list[_Point]) -> None:
+        """Notes the end of a maximum: just beyond it there is a saddle in its place, or nothing."""
+        points, last = self.single[row], trail[-1]
+        way = -self.tolerance if self.falling else self.tolerance
+        low, high = sorted((self.places[0].rho, self.places[-1].rho))
+        beyond = points.place(min(max(last.place.rho * math.exp(way), low), high))
+        ahead, kind = self._ahead(trail), FOLD
+        if beyond.time != last.place.time:
+            made = points.newton(last.u, beyond, _JUMP)
+            value = float(points.top(made.u, beyond, last.direction)[0])
+            if bool(made.good) and self._smooth(made, 0, beyond) and value >= 1.0:
+                kind, gap = CROSSING, math.log(beyond.rho / last.place.rho)
+                ahead = gap * (1.0 - last.value) / (value - last.value)
+        level = last.place.rho
+        if ahead is not None and abs(ahead) <= 2.0 * self.tolerance:
+            level *= math.exp(ahead)
+        self._note(row, last, kind, level)
 
     def _anew(self, row: int, last: _Point, place: Place) -> _Point | None:
-        """Returns the fixed point that a row comes to after its own has ended."""
+        """Returns the maximum that a row comes to, uphill, after its own has ended."""
         points = self.single[row]
-        made = points.newton(points.plain(last.u, place, 4 * PLAIN_STEPS), place)
+        kick = 0.05 * place.rho * last.direction
+        made = points.newton(points.plain(last.u + kick, place, 4 * PLAIN_STEPS), place)
         value, direction = points.top(made.u, place, None)
-        if not bool(made.good) or (not self.falling and not float(value) < 1.0):
+        if not bool(made.good) or not float(value) < 1.0:
             return None
         return _Point(made.u, place, float(value), direction)
-
-    def _cross(self, row: int, last: _Point, now: _Point) -> None:
-        """Notes the level between two points at which the eigenvalue is 1 (Illinois method)."""
-        a, b = last, now
-        fa, fb, point = a.value - 1.0, b.value - 1.0, a
-        for _ in range(60):
-            width = math.log(b.place.rho / a.place.rho)
-            share = min(max(fa / (fa - fb), 0.02), 0.98)
-            found = self._step(row, [a], a.place.rho * math.exp(share * width))
-            if found is None or found.place.time in (a.place.time, b.place.time):
-                break
-            point, value = found, found.value - 1.0
-            if value == 0.0 or abs(width) <= self.tolerance:
-                break
-            if value * fa > 0.0:
-                a, fa, fb = found, value, 0.5 * fb
-            else:
-                b, fb, fa = found, value, 0.5 * fa
-        self._note(row, point, CROSSING)
-        self.found.after.append(now.u)
 
     def _touch(self, row: int, low: _Point, high: _Point) -> None:
         """Notes the level between two points at which the eigenvalue rises to 1 and falls again."""
@@ -392,12 +394,12 @@ class _Sweep:
             else:
                 a, c, d = c, d, c + golden * (b - c)
         if best.value > enough:
-            self._note(row, best, FOLD)
+            self._note(row, best, FOLD, best.place.rho)
             self.found.after.append(high.u)
 
-    def _note(self, row: int, point: _Point, kind: str) -> None:
+    def _note(self, row: int, point: _Point, kind: str, level: float) -> None:
         found = self.found
-        found.levels.append(point.place.rho)
+        found.levels.append(level)
         found.rows.append(row)
         found.kinds.append(kind)
         found.eigenvalues.append(point.value)

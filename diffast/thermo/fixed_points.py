@@ -11,7 +11,7 @@ from diffast.thermo.products import Products
 from diffast.tuning.grids.levels import Levels
 
 # Newton steps at one level, and plain iterations u <- D(u) from a place that is no fixed point.
-NEWTON_STEPS, PLAIN_STEPS = 12, 40
+NEWTON_STEPS, PLAIN_STEPS = 10, 40
 
 
 class Place(NamedTuple):
@@ -75,11 +75,14 @@ class FixedPoints:
                 break
         return u
 
-    def newton(self, u: torch.Tensor, place: Place, steps: int = NEWTON_STEPS) -> Settled:
+    def newton(
+        self, u: torch.Tensor, place: Place, within: float = float("inf"), steps: int = NEWTON_STEPS
+    ) -> Settled:
         """Returns fixed points near u by Newton's method.
 
         (1 - dD/du) step = D(u) - u is solved in the Krylov space of the residual, which has few
-        directions: most eigenvalues of dD/du are near 0. A step is at most rho sqrt(d) / 2 long.
+        directions: most eigenvalues of dD/du are near 0. A step is at most rho sqrt(d) / 2 long. A
+        state is given up that moves further than `within` times its first step.
         """
         start, first = u, None
         good = torch.zeros(len(u), dtype=torch.bool, device=u.device)
@@ -88,13 +91,14 @@ class FixedPoints:
             made = self.estimate(u, place)
             residual = made - u
             good = _norms(residual) <= self._close(made, place)
-            if bool(good.all()) or k == steps:
+            lost = torch.zeros_like(good) if first is None else _norms(u - start) > within * first
+            if bool((good | lost).all()) or k == steps:
                 break
             step = self._solve(u, residual, place)
             sizes = _norms(step)
             first = torch.where(good, 0.0, sizes) if first is None else first
             share = (longest / sizes.clamp(min=1e-300)).clamp(max=1.0)
-            share = torch.where(good, 0.0, share)
+            share = torch.where(good | lost, 0.0, share)
             u = u + _over(share, u) * step
         first = _norms(start - start) if first is None else first
         return Settled(u, good, first, _norms(u - start))
