@@ -26,6 +26,13 @@ w1_rate_bound          largest rate of it
 wasserstein1           W1 between samples, exact on the line, else sliced
 wasserstein1_of_cdfs   W1 between two laws on the line
 wasserstein2           W2 between samples
+bimodal_times          when two modes part, by four criteria that differ; centre_criteria
+clone_agreement        what a noise level has settled, by two completions of one state
+collapse_time          the level below which finite data are told apart; own_weights measures it
+critical_levels        where the fixed points of the x0 estimate split or vanish
+decision_window        where the x0 estimate gains most
+linear_field           entropy production of a linear velocity, in its two parts
+nonconservativity      how far the x0 estimate is from a gradient field
 """
 
 from importlib import import_module
@@ -35,6 +42,9 @@ from diffast._namespace import attributes
 
 # Where each public name lives. Loaded when first asked for: one line a name.
 _HOMES = {
+    "CloneAgreement": "diffast.thermo.clones",
+    "CriticalLevels": "diffast.thermo.critical",
+    "DecisionWindow": "diffast.thermo.collapse",
     "Estimate": "diffast.thermo.estimate",
     "FewSamplesWarning": "diffast.thermo.estimate",
     "Gaussian": "diffast.plans.gaussian",
@@ -62,6 +72,19 @@ _HOMES = {
     "wasserstein1": "diffast.thermo.distances",
     "wasserstein1_of_cdfs": "diffast.thermo.distances",
     "wasserstein2": "diffast.thermo.distances",
+    "LinearField": "diffast.thermo.linear_field",
+    "Nonconservativity": "diffast.thermo.jacobian",
+    "Products": "diffast.thermo.products",
+    "bimodal_times": "diffast.thermo.criteria",
+    "centre_criteria": "diffast.thermo.criteria",
+    "clone_agreement": "diffast.thermo.clones",
+    "collapse_time": "diffast.thermo.collapse",
+    "critical_levels": "diffast.thermo.critical",
+    "decision_window": "diffast.thermo.collapse",
+    "linear_field": "diffast.thermo.linear_field",
+    "mixture_agreement": "diffast.thermo.clones",
+    "nonconservativity": "diffast.thermo.jacobian",
+    "own_weights": "diffast.thermo.collapse",
 }
 
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]: loaded when asked for
