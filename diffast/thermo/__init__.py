@@ -3,6 +3,13 @@
 profile                what one sweep over noise levels says of a network
 GaussianMixture        data with a closed form, to test methods on
 Gaussian               mean and covariance of data
+action                 c_2, the mean squared W2 speed of a path of unit duration
+angle                  the angle between data and noise, from the mmse curve
+entropy_flows          entropy rates of the system and of the bath
+entropy_production     entropy production rate of the noising path
+kappa                  rate of that angle over the angle of the noise level
+w2_length              W2 length of the noising path
+w2_speed_squared       squared W2 speed of the noising path
 """
 
 from importlib import import_module
@@ -16,6 +23,13 @@ _HOMES = {
     "FewSamplesWarning": "diffast.thermo.estimate",
     "Gaussian": "diffast.plans.gaussian",
     "GaussianMixture": "diffast.thermo.mixture",
+    "action": "diffast.thermo.speed",
+    "angle": "diffast.thermo.speed",
+    "entropy_flows": "diffast.thermo.speed",
+    "entropy_production": "diffast.thermo.speed",
+    "kappa": "diffast.thermo.speed",
+    "w2_length": "diffast.thermo.speed",
+    "w2_speed_squared": "diffast.thermo.speed",
 }
 
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]: loaded when asked for
