@@ -1,6 +1,7 @@
 """The thermodynamics of a sampler: what limits its speed and accuracy, measured on any network.
 
 profile                what one sweep over noise levels says of a network
+Profile                the numbers of `profile`, its text, files and page
 GaussianMixture        data with a closed form, to test methods on
 Gaussian               mean and covariance of data
 action                 c_2, the mean squared W2 speed of a path of unit duration
@@ -30,6 +31,8 @@ _HOMES = {
     "kappa": "diffast.thermo.speed",
     "w2_length": "diffast.thermo.speed",
     "w2_speed_squared": "diffast.thermo.speed",
+    "Profile": "diffast.thermo.record",
+    "profile": "diffast.thermo.profiling",
 }
 
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]: loaded when asked for

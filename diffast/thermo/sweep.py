@@ -29,36 +29,85 @@ from diffast.tuning.pilots import Pilots, pieces
 
 # Noises of the sweep have ids from here on: those that samples were made from are others.
 NOISES = 3 << 40
-# A Gaussian of more elements keeps so many directions, from so many samples.
-DENSE, DIRECTIONS, SAMPLES = 1024, 256, 2048
+# A Gaussian of more elements keeps so many directions. Means and covariances are taken over at most
+# so many samples, with few and with many elements.
+DENSE, DIRECTIONS = 1024, 256
+MOST = (16384, 2048)
+
+
+@dataclass(frozen=True)
+class Means:
+    """Means over a law of data, from numbers of n measured samples and of all N known ones.
+
+    The mean is that of `own` plus that of `known`. With a linear estimate subtracted from the
+    measured numbers and its own numbers known for all samples, little noise is left.
+
+    Attributes:
+        own: [M, n] of the measured samples.
+        known: [M, N] of all samples; the first n are the measured ones.
+    """
+
+    own: np.ndarray
+    known: np.ndarray
+
+    def value(self, left_out: int = 0, groups: int = 1) -> np.ndarray:
+        """Returns the means [M]; with groups > 1 of the samples i with i % groups != left_out."""
+        if groups == 1:
+            return self.own.mean(1) + self.known.mean(1)
+        parts = (self.own, self.known)
+        return sum(part[:, np.arange(part.shape[1]) % groups != left_out].mean(1) for part in parts)
+
+    def error(self) -> np.ndarray:
+        """Returns the standard errors [M] of the means, as estimates for the law of the data."""
+        n, total = self.own.shape[1], self.known.shape[1]
+        own = self.own - self.own.mean(1, keepdims=True)
+        known = self.known - self.known.mean(1, keepdims=True)
+        shared = (own * known[:, :n]).sum(1) / (n - 1)
+        square = own.var(1, ddof=1) / n + known.var(1, ddof=1) / total + 2.0 * shared / total
+        return np.sqrt(np.maximum(square, 0.0))
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What `sweep` returns: one number a level and sample, float64, summed over the elements.
+    """What `sweep` returns: numbers of each level and sample, float64, summed over the elements.
+
+    The first axis: |y - D|^2 (loss), rho eps . D (Stein), y . (y - D) (projection).
 
     Attributes:
         times: model times [M], from noisy to clean.
         rho: noise levels sigma / alpha there [M].
-        loss: |y - D|^2, [M, N].
-        stein: rho eps . D, [M, N].
-        projection: y . (y - D), [M, N]. All three less a variate of mean 0, see `_Control`.
+        own: the network's numbers less those of the linear estimate, [3, M, n].
+        known: what the linear estimate has on average over the normals, for all samples [3, M, N].
     """
 
     times: np.ndarray
     rho: np.ndarray
-    loss: np.ndarray
-    stein: np.ndarray
-    projection: np.ndarray
+    own: np.ndarray
+    known: np.ndarray
 
-    def speed_form(self, schedule: Any) -> np.ndarray:
-        """Returns the mmse [M, N] that the speed of the model's flow stands for, see `weight`.
+    def loss(self) -> Means:
+        """Returns E|y - D|^2."""
+        return self._weighed(1.0, 0.0, 0.0)
+
+    def speed_form(self, schedule: Any) -> Means:
+        """Returns the mmse that the speed of the model's flow stands for.
 
         E|v|^2 of the velocity v of the model on the schedule's path, solved for the mmse. In the
         variance-exploding scaling it is rho^2 (d - E|eps estimate|^2).
         """
-        c = weight(schedule, self.times)[:, None]
-        return (2.0 + 2.0 * c) * self.projection - self.loss - 2.0 * c * self.stein
+        c = weight(schedule, self.times)
+        return self._weighed(-1.0, -2.0 * c, 2.0 + 2.0 * c)
+
+    def gap(self, schedule: Any) -> Means:
+        """Returns the loss less the speed form: 0 for an exact network."""
+        c = weight(schedule, self.times)
+        return self._weighed(2.0, 2.0 * c, -2.0 - 2.0 * c)
+
+    def _weighed(self, *weights: Any) -> Means:
+        column = [np.broadcast_to(w, self.rho.shape)[:, None] for w in weights]
+        made = [sum(w * part for w, part in zip(column, parts, strict=True))
+                for parts in (self.own, self.known)]  # fmt: skip
+        return Means(*made)
 
 
 def weight(schedule: Any, times: np.ndarray) -> np.ndarray:
@@ -94,14 +143,23 @@ def state_dtype(denoiser: Denoiser, data: torch.Tensor | None, asked: Any) -> to
 def gaussian_of(data: torch.Tensor) -> Gaussian:
     """Returns mean and covariance of samples [N, ...].
 
-    With more than 1,024 elements it keeps 256 directions at most, of 2,048 samples at most. Where
-    there are fewer samples than twice the elements, a quarter of them is the number of directions,
-    and all others share one variance: the smallest eigenvalues of so few samples mean nothing.
+    With more than 1,024 elements it keeps 256 directions at most. Where there are fewer samples
+    than twice the elements, a quarter of them is the number of directions, and all others share one
+    variance: the smallest eigenvalues of so few samples mean nothing.
     """
     count, d = len(data), data[0].numel()
-    if d > DENSE:
-        return Gaussian.of(data[:SAMPLES].cpu(), min(DIRECTIONS, d, len(data[:SAMPLES]) // 4))
-    return Gaussian.of(data.cpu(), None if count >= 2 * d else min(d, count // 4))
+    few = min(d, count // 4)
+    return Gaussian.of(data, None if d <= DENSE and count >= 2 * d else min(few, DIRECTIONS))
+
+
+def taken(data: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+    """Returns places [N] int64 of samples in random order: all, or as many as means are taken of.
+
+    The first `count` of them are measured.
+    """
+    drawn = torch.Generator().manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
+    most = MOST[data[0].numel() > DENSE]
+    return torch.randperm(len(data), generator=drawn)[: max(count, most)]
 
 
 def check_rows(denoiser: Denoiser, count: int) -> None:
@@ -115,20 +173,15 @@ def check_rows(denoiser: Denoiser, count: int) -> None:
                 )
 
 
-def chosen(total: int, count: int, seed: int) -> torch.Tensor:
-    """Returns which of `total` samples are measured: [count] int64, in rising order."""
-    drawn = torch.Generator().manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
-    return torch.randperm(total, generator=drawn)[:count].sort().values
-
-
 @torch.no_grad()
 def sweep(
     denoiser: Denoiser,
     data: torch.Tensor,
+    places: torch.Tensor,
     gaussian: Gaussian,
     levels: int,
+    count: int,
     *,
-    ids: torch.Tensor,
     rows: int,
     seed: int,
     dtype: torch.dtype,
@@ -137,19 +190,20 @@ def sweep(
 ) -> Sweep:
     """Returns the sweep over `levels` noise levels, even in log(rho).
 
-    Network calls: levels times the number of ids, in batches of at most `rows`.
+    Network calls: levels times count, in batches of at most `rows`.
 
     Args:
         denoiser: the network, with its conditions and guidance.
-        data: all samples [N, ...].
-        gaussian: mean and covariance of the data, for the control variate.
+        data: samples [N, ...] that means are taken over.
+        places: [N] int64; sample i has the conditions of row places[i], and normals of its own.
+        gaussian: mean and covariance of these samples.
         levels: how many; fewer are made where whole times fall together.
-        ids: which samples are measured [n] int64. Sample i has row i of the conditions.
+        count: the first so many samples are measured.
         rows: most rows of a network call.
         seed: of the normals.
         dtype: of the states.
         device: where to run.
-        done: told the number of levels of a batch that were made.
+        done: told 1 when a level of a batch is made.
 
     Raises:
         ValueError: x0 estimates that are not finite, with the noise level.
@@ -157,11 +211,11 @@ def sweep(
     schedule = denoiser.schedule
     times, rho = Levels.of(denoiser).even(levels)
     pilots = Pilots(denoiser, tuple(data.shape[1:]), seed, device)
-    found = np.empty((3, len(times), len(ids)))
-    for part in pieces(len(ids), rows):
-        which = ids[part]
-        own = pilots.rows(which)
-        y = data[which].to(device, dtype)
+    own = np.empty((3, len(times), count))
+    for part in pieces(count, rows):
+        which = places[part]
+        here = pilots.rows(which)
+        y = data[part].to(device, dtype)
         noise = ops.normal(
             y.shape,
             seed=seed,
@@ -169,63 +223,76 @@ def sweep(
             ids=(which + NOISES).to(device),
             dtype=dtype,
         )
-        control = _Control(gaussian, y, noise)
+        linear = _Linear(gaussian, y, noise)
         for k, time in enumerate(times.tolist()):
             alpha, sigma = (float(f(time)) for f in (schedule.alpha, schedule.sigma))
-            made = own.x0(alpha * y + sigma * noise, time)
+            made = here.x0(alpha * y + sigma * noise, time)
             if not bool(torch.isfinite(made).all()):
                 lost = int((~torch.isfinite(made).flatten(1).all(1)).sum())
                 raise ValueError(
                     f"profile: the x0 estimate is not finite for {lost} of {len(y)} samples at "
                     f"the noise level sigma / alpha = {rho[k]:.4g} (model time {time:.6g})"
                 )
-            error = made.double().flatten(1) - control.y
+            error = made.double().flatten(1) - linear.y
             raw = (
                 error.square().sum(1),
-                rho[k] * (control.noise * (error + control.y)).sum(1),
-                -(control.y * error).sum(1),
+                rho[k] * (linear.noise * (error + linear.y)).sum(1),
+                -(linear.y * error).sum(1),
             )
-            found[:, k, part] = torch.stack(raw).cpu().numpy() - control(float(rho[k]))
+            level = float(rho[k])
+            own[:, k, part] = torch.stack(raw).cpu().numpy() - linear.varies(level)
+            own[:, k, part] -= linear.known(level)
             done(1)
-    return Sweep(times, rho, *found)
+    linear = _Linear(gaussian, data, None)
+    known = np.stack([linear.known(level) for level in rho.tolist()], axis=1)
+    return Sweep(times, rho, own, known)
 
 
-class _Control:
-    """Variates of mean 0 over the normals, given y: the three numbers of a linear estimate D_G.
+class _Linear:
+    """Loss, Stein form and projection of the best estimate for Gaussian data, sample by sample.
 
-    D_G is the best estimate for Gaussian data. What the normals add to its loss, to its Stein form
-    and to its projection is known, and is most of what they add to those of the network at high and
-    at low noise. Subtracted, it changes no mean, whatever the data are.
+    It is linear, so what the normals add to the numbers and what is left on average over them are
+    known. Both are subtracted from the network's numbers, and the second is added again as a mean
+    over all samples. At high and at low noise a network's estimate is nearly this one.
     """
 
-    def __init__(self, gaussian: Gaussian, y: torch.Tensor, noise: torch.Tensor):
-        self.y, self.noise = y.double().flatten(1), noise.double().flatten(1)
+    def __init__(self, gaussian: Gaussian, y: torch.Tensor, noise: torch.Tensor | None):
+        self.y = y.double().flatten(1)
+        self.d, self.others = gaussian.d, gaussian.d - len(gaussian.basis)
         mean, basis = (
             torch.as_tensor(part.copy()).to(y.device) for part in (gaussian.mean, gaussian.basis)
         )
-        apart, others = self.y - mean, gaussian.d - len(basis)
-        along, own = apart @ basis.T, self.noise @ basis.T
-        square, product, offset = own.square() - 1.0, own * along, own * (basis @ mean)
+        apart = self.y - mean
+        along, offset = apart @ basis.T, basis @ mean
         # The last column is all directions without a variance of their own together.
-        whole = (
-            self.noise.square().sum(1) - gaussian.d,
-            (self.noise * apart).sum(1),
-            self.noise @ mean,
-        )
-        parts = (square, product, offset)
-        if not others:  # what is left is rounding
-            whole = tuple(part.sum(1) for part in parts)
-        self.square, self.product, self.offset = (
-            torch.cat([part, (total - part.sum(1))[:, None]], 1).cpu().numpy()
-            for part, total in zip(parts, whole, strict=True)
-        )
+        self.spread = self._columns(along.square(), apart.square().sum(1))
+        self.across = self._columns(along * offset, apart @ mean)
         self.variances = np.append(gaussian.variances, gaussian.rest)
+        self.counts = np.append(np.ones(len(basis)), float(self.others))
+        if noise is None:
+            return
+        self.noise = noise.double().flatten(1)
+        own = self.noise @ basis.T
+        self.square = self._columns(own.square() - 1.0, self.noise.square().sum(1) - self.d)
+        self.product = self._columns(own * along, (self.noise * apart).sum(1))
+        self.mean = self._columns(own * offset, self.noise @ mean)
 
-    def __call__(self, rho: float) -> np.ndarray:
-        """Returns the variates [3, B] at a level: of loss, Stein form, projection."""
+    def _columns(self, parts: torch.Tensor, whole: torch.Tensor) -> np.ndarray:
+        """Returns [B, r + 1]: each direction, and what all the others have of the whole."""
+        rest = whole - parts.sum(1) if self.others else torch.zeros_like(whole)  # rounding
+        return torch.cat([parts, rest[:, None]], 1).cpu().numpy()
+
+    def known(self, rho: float) -> np.ndarray:
+        """Returns the numbers [3, B] on average over the normals."""
         gain = self.variances / (self.variances + rho**2)
-        ones = np.ones_like(gain)
+        left = 1.0 - gain
+        loss = self.spread @ left**2 + rho**2 * (self.counts @ gain**2)
+        stein = np.full_like(loss, rho**2 * (self.counts @ gain))
+        return np.stack([loss, stein, (self.spread + self.across) @ left])
+
+    def varies(self, rho: float) -> np.ndarray:
+        """Returns what the normals add to them, [3, B]."""
+        gain = self.variances / (self.variances + rho**2)
         loss = rho**2 * self.square @ gain**2 - 2.0 * rho * self.product @ (gain * (1.0 - gain))
-        stein = rho**2 * self.square @ gain + rho * (self.product @ gain + self.offset @ ones)
-        projection = -rho * ((self.product + self.offset) @ gain)
-        return np.stack([loss, stein, projection])
+        stein = rho**2 * self.square @ gain + rho * (self.product @ gain + self.mean.sum(1))
+        return np.stack([loss, stein, -rho * ((self.product + self.mean) @ gain)])
