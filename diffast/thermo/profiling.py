@@ -240,6 +240,7 @@ class _Work:
         energy = float(energies.mean())
         loss, speed = found.loss(), found.speed_form(schedule)
         gap = found.gap(schedule)
+        floor, floor_se = found.error_floor(d)
         alpha, sigma = schedule.alpha(times), schedule.sigma(times)
         dalpha, dsigma = schedule.derivatives(times)
         mixing = dalpha - alpha * dsigma / sigma
@@ -269,6 +270,8 @@ class _Work:
             mmse_speed_se=speed.error(),
             model_error=gap.value(),
             model_error_se=gap.error(),
+            error_floor=floor,
+            error_floor_se=floor_se,
             mmse_gaussian=law.mmse(rho),
             model_speed=dalpha**2 * energy + d * dsigma**2 - mixing**2 * speed.value(),
             w2_speed=w2_speed_squared(schedule, times, known, energy, d),

@@ -53,6 +53,8 @@ class Profile:
         mmse_speed_se: [M].
         model_error: mmse - mmse_speed [M]: 0 for an exact network.
         model_error_se: [M], of the difference; samples are shared, so it is the smaller one.
+        error_floor: what the network's own squared error E|D - E[y|x]|^2 is at least, summed [M].
+        error_floor_se: [M].
         mmse_gaussian: of Gaussian data with the data's covariance [M], the best linear estimate's.
         model_speed: E|v|^2 of the model's flow, squared data units per squared model time [M].
         w2_speed: v_2^2 of the noising path from the loss, same unit [M].
@@ -98,6 +100,8 @@ class Profile:
     mmse_speed_se: np.ndarray
     model_error: np.ndarray
     model_error_se: np.ndarray
+    error_floor: np.ndarray
+    error_floor_se: np.ndarray
     mmse_gaussian: np.ndarray
     model_speed: np.ndarray
     w2_speed: np.ndarray
@@ -147,6 +151,23 @@ class Profile:
     def ratio(self) -> np.ndarray:
         """Returns mmse / mmse_gaussian [M]: 1 where the data look Gaussian, less below."""
         return self.mmse / np.maximum(self.mmse_gaussian, 1e-300)
+
+    @property
+    def speed_error(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (E|v|^2 - v_2^2) / E|v|^2 of the model's flow [M], and its standard error [M].
+
+        0 for an exact network. Along the schedule's own path.
+        """
+        gap = self.model_speed - self.w2_speed
+        share = gap / np.where(self.model_error == 0.0, 1.0, self.model_error)
+        size = np.maximum(self.model_speed, 1e-300)
+        return gap / size, np.abs(share) * self.model_error_se / size
+
+    @property
+    def c_2_constant(self) -> Estimate:
+        """Returns the c_2 of the same path at constant speed: its squared W2 length."""
+        length, error, count = self.w2_length
+        return Estimate(length**2, 2.0 * length * error, count)
 
     def mmse_at(self, rho: Any) -> np.ndarray:
         """Returns the mmse (loss form) at levels rho = sigma / alpha of any shape, summed.

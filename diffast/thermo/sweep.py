@@ -103,6 +103,19 @@ class Sweep:
         c = weight(schedule, self.times)
         return self._weighed(2.0, 2.0 * c, -2.0 - 2.0 * c)
 
+    def error_floor(self, d: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns what E|D - E[y|u]|^2 is at least [M], and its standard errors [M].
+
+        For any w(u), E[(D - y) . w] is E[(D - E[y|u]) . w], so that its square over E|w|^2 is a
+        lower bound (Cauchy and Schwarz). w = D - u, the direction of the flow: the numerator is the
+        loss less the Stein form. Its own variance is taken off, and the bound is not below 0.
+        """
+        gap = self._weighed(1.0, -1.0, 0.0)
+        size = self.rho**2 * d + self._weighed(1.0, -2.0, 0.0).value()
+        value, error = gap.value(), gap.error()
+        bound = np.maximum(value**2 - error**2, 0.0) / np.maximum(size, 1e-300)
+        return bound, 2.0 * np.abs(value) * error / np.maximum(size, 1e-300)
+
     def _weighed(self, *weights: Any) -> Means:
         column = [np.broadcast_to(w, self.rho.shape)[:, None] for w in weights]
         made = [sum(w * part for w, part in zip(column, parts, strict=True))
