@@ -11,6 +11,13 @@ entropy_production     entropy production rate of the noising path
 kappa                  rate of that angle over the angle of the noise level
 w2_length              W2 length of the noising path
 w2_speed_squared       squared W2 speed of the noising path
+bimodal_times          when two modes part, by four criteria that differ
+clone_agreement        what a noise level has settled, by two completions of one state
+collapse_time          the level below which finite data are told apart; own_weights measures it
+critical_levels        where the fixed points of the x0 estimate split or vanish
+decision_window        where the x0 estimate gains most
+linear_field           entropy production of a linear velocity, in its two parts
+nonconservativity      how far the x0 estimate is from a gradient field
 """
 
 from importlib import import_module
@@ -20,6 +27,9 @@ from diffast._namespace import attributes
 
 # Where each public name lives. Loaded when first asked for: one line a name.
 _HOMES = {
+    "CloneAgreement": "diffast.thermo.clones",
+    "CriticalLevels": "diffast.thermo.critical",
+    "DecisionWindow": "diffast.thermo.collapse",
     "Estimate": "diffast.thermo.estimate",
     "FewSamplesWarning": "diffast.thermo.estimate",
     "Gaussian": "diffast.plans.gaussian",
@@ -33,6 +43,18 @@ _HOMES = {
     "w2_speed_squared": "diffast.thermo.speed",
     "Profile": "diffast.thermo.record",
     "profile": "diffast.thermo.profiling",
+    "LinearField": "diffast.thermo.linear_field",
+    "Nonconservativity": "diffast.thermo.jacobian",
+    "Products": "diffast.thermo.products",
+    "bimodal_times": "diffast.thermo.bimodal",
+    "clone_agreement": "diffast.thermo.clones",
+    "collapse_time": "diffast.thermo.collapse",
+    "critical_levels": "diffast.thermo.critical",
+    "decision_window": "diffast.thermo.collapse",
+    "linear_field": "diffast.thermo.linear_field",
+    "mixture_agreement": "diffast.thermo.clones",
+    "nonconservativity": "diffast.thermo.jacobian",
+    "own_weights": "diffast.thermo.collapse",
 }
 
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]: loaded when asked for

@@ -40,6 +40,7 @@ class Products:
         method: "auto"; "jvp": a derivative, or an error; "difference".
 
     Attributes:
+        asked: the method that was asked for.
         method: how J z is made: "jvp", "double backward" or "difference"; "auto" before the first.
         why: why "auto" did not take a derivative; empty where it did.
         rows: rows of network calls so far. A product counts as the calls that it costs: 3 a row
@@ -54,7 +55,7 @@ class Products:
         if method not in METHODS:
             raise ValueError(f"{who}: method is {method!r}, but it must be one of {METHODS}")
         self.who, self.denoiser, self.method, self.why, self.rows = who, denoiser, method, "", 0
-        self._asked = method
+        self.asked = method
         opaque = _opaque(denoiser)
         if opaque and method == "jvp":
             raise ValueError(f"{who}: method is 'jvp', but {opaque}: take 'difference'")
@@ -97,7 +98,7 @@ class Products:
                 made = self.denoiser.x0(leaf, t)
                 (found,) = torch.autograd.grad(made, leaf, z.to(made.dtype))
         except Exception as error:
-            if self._asked == "jvp":
+            if self.asked == "jvp":
                 raise ValueError(f"{self.who}: the network has no gradient: {_said(error)}") from error
             self._reverse, self.why = False, _said(error)
             return None
@@ -108,7 +109,7 @@ class Products:
     def _first(self, x: torch.Tensor, z: torch.Tensor, t: float) -> torch.Tensor:
         """Makes the first product and settles the method."""
         reasons = []
-        by_difference = None if self._asked == "jvp" else self._made(DIFFERENCE, x, z, t)
+        by_difference = None if self.asked == "jvp" else self._made(DIFFERENCE, x, z, t)
         for way in (FORWARD, TWICE):
             try:
                 found = self._made(way, x, z, t)
@@ -118,7 +119,7 @@ class Products:
             if by_difference is not None:
                 gap = float((found - by_difference).double().norm())
                 size = max(float(by_difference.double().norm()), float(found.double().norm()))
-                if gap > max(_DISTRUST, 4.0 * _step(x, self._level(t), self._eps(x))) * size:
+                if gap > max(_DISTRUST, 4.0 * _step(x, self._level(t), self.rounding(x))) * size:
                     reasons.append(
                         f"{way}: the derivative is {gap / size:.0%} away from a central difference"
                     )
@@ -160,7 +161,7 @@ class Products:
 
     def _difference(self, x: torch.Tensor, z: torch.Tensor, t: float) -> torch.Tensor:
         sizes = z.double().square().flatten(1).mean(1).sqrt().clamp(min=1e-300)
-        step = self._level(t) * _step(x, self._level(t), self._eps(x)) / sizes
+        step = self._level(t) * _step(x, self._level(t), self.rounding(x)) / sizes
         step = step.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
         with torch.no_grad():
             above, below = (self.denoiser.x0(x + s * step * z, t) for s in (1.0, -1.0))
@@ -175,7 +176,7 @@ class Products:
             )
         return sigma
 
-    def _eps(self, x: torch.Tensor) -> float:
+    def rounding(self, x: torch.Tensor) -> float:
         """Returns the rounding unit of the coarsest dtype between x and the estimate."""
         first = network_errors.first_parameter(self.denoiser.network)
         dtypes = [x.dtype, self.denoiser.dtype or x.dtype]
