@@ -16,6 +16,7 @@ from diffast.plans import Plan
 from diffast.plans.gaussian import Gaussian
 from diffast.thermo.curve import Curve
 from diffast.thermo.estimate import Estimate, warn_if_few
+from diffast.thermo.local_part import LocalPart, collapse
 from diffast.thermo.record import Profile
 from diffast.thermo.speed import (
     action,
@@ -39,6 +40,8 @@ from diffast.tuning.pilots import Pilots, pieces
 CALLS = 18
 # Groups of samples that standard errors of integrals are taken over (jackknife).
 GROUPS = 16
+# What is measured besides the sweep.
+PARTS = ("samples", "rotation", "decisions", "clones")
 # Numbers of one batch of network calls, where `rows` is not given.
 ELEMENTS = 1 << 18
 
@@ -52,6 +55,8 @@ def profile(
     levels: int = 24,
     rows: int | None = None,
     seed: int = 0,
+    measure: Sequence[str] = PARTS,
+    local: int = 16,
     plan: Plan | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -83,6 +88,10 @@ def profile(
         levels: noise levels, even in log(sigma / alpha), at least 4.
         rows: most rows of one network call; None: so many that 262,144 numbers are in a batch.
         seed: of the normals, of which samples are taken, and of generated samples.
+        measure: what is measured besides: "samples" (samples are generated and compared with the
+            data), "rotation" (`nonconservativity`), "decisions" (`critical_levels`), "clones"
+            (`clone_agreement`). (): the sweep alone.
+        local: how many samples the last three look at.
         plan: what samples are generated with; None: `df.plan(denoiser, 18)`.
         dtype: of the states, torch.float32 or float64; None: the network's, where it is float64.
         device: where to run; None: where the network is.
@@ -98,7 +107,8 @@ def profile(
         FewSamplesWarning: an estimate with a standard error above a fifth of it.
     """
     work = _Work(denoiser, data, shape, count, levels, rows, seed, plan, dtype, device)
-    total = work.batches * levels
+    work.measured(measure, local)
+    total = work.batches * levels + len(work.parts)
     with progress_bar(total, "profile", "level", progress) as bar:
         return work.run(bar.update)
 
@@ -141,6 +151,18 @@ class _Work:
         self.rows = max(1, min(4096, ELEMENTS // elements)) if rows is None else rows
         self.batches = len(pieces(self.count, self.rows))
 
+    def measured(self, parts: Sequence[str], local: int) -> None:
+        """Settles what is measured besides the sweep."""
+        self.parts = (parts,) if isinstance(parts, str) else tuple(parts)
+        odd = [part for part in self.parts if part not in PARTS]
+        if odd:
+            raise ValueError(
+                f"profile: measure holds {odd[0]!r}, but what can be measured is {', '.join(PARTS)}"
+            )
+        if local < 2:
+            raise ValueError(f"profile: local = {local}, but at least 2 samples are needed")
+        self.local = min(local, self.count)
+
     def run(self, done: Callable[[int], Any]) -> Profile:
         if self.data is None:
             self.places = torch.arange(self.count)
@@ -169,9 +191,30 @@ class _Work:
         )
         self.rows_called += len(found.times) * self.count
         self.remark(law, found)
-        made = self.record(law, found)
+        fields = self.local_fields(found, done)
+        if len(self.known) >= 2:
+            fields |= collapse(law.spectrum, len(self.data if self.given else self.known))
+        made = self.record(law, found, fields)
         _warn(made)
         return made
+
+    def local_fields(self, found: Sweep, done: Callable[[int], Any]) -> dict[str, Any]:
+        """Returns what single samples say."""
+        pilots = Pilots(self.denoiser, self.sample_shape, self.seed, self.device)
+        few = self.local
+        part = LocalPart(pilots, self.known[:few], self.places[:few], found, self.dtype, self.notes)
+        works = {
+            "rotation": ("Non-conservativity", part.rotation),
+            "decisions": ("Critical noise levels", part.decisions),
+            "clones": ("Clone agreement", part.clones),
+        }
+        fields: dict[str, Any] = {}
+        for name, (title, work) in works.items():
+            if name in self.parts:
+                fields |= part.tried(title, work)
+                done(1)
+        self.rows_called += part.rows
+        return fields
 
     def generated(self, ids: torch.Tensor) -> torch.Tensor:
         """Returns samples of these ids on the CPU, by the plan."""
@@ -233,7 +276,7 @@ class _Work:
                 "noise is rough."
             )
 
-    def record(self, law: Gaussian, found: Sweep) -> Profile:
+    def record(self, law: Gaussian, found: Sweep, fields: dict[str, Any]) -> Profile:
         """Returns the profile of a sweep."""
         schedule, times, rho, d = self.denoiser.schedule, found.times, found.rho, law.d
         energies = self.known.double().flatten(1).square().sum(1).numpy()
@@ -279,6 +322,7 @@ class _Work:
             c_2_model=modelled["c_2"],
             notes=tuple(self.notes),
             **integrals,
+            **fields,
         )
 
 

@@ -73,7 +73,9 @@ class Profile:
         nonconservativity: share of the x0 estimate's Jacobian that is antisymmetric [K], 0 to 1.
         nonconservativity_se: [K].
         critical_rho: levels at which a decision begins along the centre of the data.
-        merging_rho: levels at which the mode of a final sample disappears, one a sample.
+        peak_rho: level of the largest eigenvalue of the x0 estimate's Jacobian along the centre.
+        peak_eigenvalue: that eigenvalue; 1 and more: a decision.
+        merging_rho: levels at which the mode that a sample lies in disappears, one a sample.
         clone_rho: levels [L] of `clone_agreement`.
         clone_agreement: correlation of two samples drawn from one noised sample [L].
         clone_agreement_se: [L].
@@ -120,6 +122,8 @@ class Profile:
     nonconservativity: np.ndarray = field(default_factory=_empty)
     nonconservativity_se: np.ndarray = field(default_factory=_empty)
     critical_rho: np.ndarray = field(default_factory=_empty)
+    peak_rho: float = math.nan
+    peak_eigenvalue: float = math.nan
     merging_rho: np.ndarray = field(default_factory=_empty)
     clone_rho: np.ndarray = field(default_factory=_empty)
     clone_agreement: np.ndarray = field(default_factory=_empty)

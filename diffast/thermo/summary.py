@@ -130,4 +130,6 @@ def _clones(profile: Profile) -> list[str]:
         return []
     order = np.argsort(profile.clone_rho)
     level = np.interp(0.5, profile.clone_agreement[order][::-1], profile.clone_rho[order][::-1])
-    return [f"Clones: two completions share half of their variance from sigma / alpha = {level:.3g}."]
+    return [
+        f"Clones: two completions share half of their variance from sigma / alpha = {level:.3g}."
+    ]
