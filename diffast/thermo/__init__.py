@@ -18,6 +18,22 @@ critical_levels        where the fixed points of the x0 estimate split or vanish
 decision_window        where the x0 estimate gains most
 linear_field           entropy production of a linear velocity, in its two parts
 nonconservativity      how far the x0 estimate is from a gradient field
+GaussianTransport      optimal transport from noise to a normal law, a velocity field
+MonotoneTransport      optimal transport on the line
+SampledTransport       optimal transport between samples
+best_scalar            the schedule of least action
+retime                 a schedule at constant W2 speed
+SpeedAccuracy          what speed_accuracy returns
+chi_square             chi-square of a wrong start
+chi_square_of_kl       the same, from a small KL
+chi_square_of_samples  the same, from samples
+speed_accuracy         eta <= c_1 <= c_2 of a run from a wrong start
+speed_accuracy_of_curve the same, from an exact curve of W1
+w1_change_bound        largest change of W1 along a path
+w1_rate_bound          largest rate of it
+wasserstein1           W1 between samples, exact on the line, else sliced
+wasserstein1_of_cdfs   W1 between two laws on the line
+wasserstein2           W2 between samples
 """
 
 from importlib import import_module
@@ -34,11 +50,24 @@ _HOMES = {
     "FewSamplesWarning": "diffast.thermo.estimate",
     "Gaussian": "diffast.plans.gaussian",
     "GaussianMixture": "diffast.thermo.mixture",
+    "GaussianTransport": "diffast.thermo.paths.transport",
+    "MonotoneTransport": "diffast.thermo.paths.transport",
+    "SampledTransport": "diffast.thermo.paths.transport",
+    "SpeedAccuracy": "diffast.thermo.bound",
     "action": "diffast.thermo.speed",
     "angle": "diffast.thermo.speed",
+    "best_scalar": "diffast.thermo.paths.scalar",
+    "chi_square": "diffast.thermo.distances",
+    "chi_square_of_kl": "diffast.thermo.distances",
+    "chi_square_of_samples": "diffast.thermo.distances",
     "entropy_flows": "diffast.thermo.speed",
     "entropy_production": "diffast.thermo.speed",
     "kappa": "diffast.thermo.speed",
+    "retime": "diffast.thermo.paths.scalar",
+    "speed_accuracy": "diffast.thermo.bound",
+    "speed_accuracy_of_curve": "diffast.thermo.bound",
+    "w1_change_bound": "diffast.thermo.bound",
+    "w1_rate_bound": "diffast.thermo.bound",
     "w2_length": "diffast.thermo.speed",
     "w2_speed_squared": "diffast.thermo.speed",
     "Profile": "diffast.thermo.record",
@@ -55,6 +84,9 @@ _HOMES = {
     "mixture_agreement": "diffast.thermo.clones",
     "nonconservativity": "diffast.thermo.jacobian",
     "own_weights": "diffast.thermo.collapse",
+    "wasserstein1": "diffast.thermo.distances",
+    "wasserstein1_of_cdfs": "diffast.thermo.distances",
+    "wasserstein2": "diffast.thermo.distances",
 }
 
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]: loaded when asked for

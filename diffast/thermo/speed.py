@@ -34,6 +34,8 @@ LEAST, MOST = 1e-7, 1e7
 # How finely log(alpha / sigma) is tabulated. The trapezoidal rule over it converges exponentially,
 # because the integrand falls like exp(-|lam|) at both sides.
 STEP, REACH = 0.05, 18.0
+# How many values of psi are inverted between.
+FINE = 36001
 # How many chords a length is the sum of: the error is about 1e-7 of it.
 CHORDS = 4096
 
@@ -265,11 +267,13 @@ class Plane:
         bulge = da * (1 - u) - db * u + (b - a) * (2 * u - 1)
         return a * (1 - u) + b * u + u * (1 - u) * bulge
 
-    def lam_at(self, psi: np.ndarray) -> np.ndarray:
-        """Returns log(alpha / sigma) at angles psi; inf at 0 and -inf at the largest."""
-        found = np.interp(-psi, -self.psi, self.lam) - math.log(self.rms)
-        found = np.where(psi <= 0.0, np.inf, found)
-        return np.where(psi >= self.total, -np.inf, found)
+    def phi_at(self, psi: np.ndarray) -> np.ndarray:
+        """Returns the angles phi in [0, pi/2] at angles psi in [0, total]."""
+        lam = np.linspace(REACH, -REACH, FINE)
+        known = self.psi_at(np.exp(0.5 * lam) / self.rms, np.exp(-0.5 * lam))
+        phi = np.arctan(np.exp(-lam))
+        phi[0], phi[-1] = 0.0, 0.5 * np.pi
+        return np.interp(psi, np.maximum.accumulate(known), phi)
 
     def points(self, alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
         """Returns the points [N, 2] of levels [N]; their distances are W2, divided by sqrt(d)."""
