@@ -20,7 +20,7 @@ from diffast.tuning.pilots import Pilots
 
 # What is measured in few samples, and the sizes of it.
 ROTATION_LEVELS, CLONE_LEVELS, CLONE_STEPS = 8, 6, 12
-SWEEP_LEVELS, FOLLOWED, CENTRES = 14, 6, 4
+SWEEP_LEVELS, FOLLOWED, CENTRES, TOLERANCE, KRYLOV = 8, 2, 2, 0.1, 4
 
 
 class LocalPart:
@@ -99,12 +99,19 @@ class LocalPart:
         few = min(CENTRES if told else 1, len(self.data))
         own = self.pilots.rows(self.places[:few])
         shape = (few, *self.data.shape[1:])
-        options: dict[str, Any] = {"dtype": self.dtype, "device": self.pilots.device}
-        centre = critical_levels(own, shape=shape, count=SWEEP_LEVELS, **options)
+        options: dict[str, Any] = {
+            "count": SWEEP_LEVELS,
+            "tolerance": TOLERANCE,
+            "krylov": KRYLOV,
+        }
+        # no decision is made where nearly nothing or nearly all is known
+        high, low = self._known_at(0.98), self._known_at(0.03)
+        place = {"dtype": self.dtype, "device": self.pilots.device}
+        centre = critical_levels(own, shape=shape, low=low, high=high, **options, **place)
         count = min(FOLLOWED, len(self.data))
-        samples = critical_levels(
-            self.pilots.rows(self.places[:count]), self.data[:count], count=SWEEP_LEVELS
-        )
+        here = self.pilots.rows(self.places[:count])
+        high, low = self._known_at(0.7), self._known_at(0.005)
+        samples = critical_levels(here, self.data[:count], low=low, high=high, **options)
         self.rows += centre.network_rows + samples.network_rows
         ends = np.full(count, math.nan)
         for row in range(count):
@@ -120,12 +127,16 @@ class LocalPart:
             "peak_eigenvalue": value,
         }
 
-    def clones(self) -> dict[str, Any]:
-        """Returns how far two stochastic completions agree, at levels where the mmse falls."""
+    def _known_at(self, share: float) -> float:
+        """Returns the level at which the loss is a share of that at the highest noise."""
         curve, rho = self.found.loss().value(), self.found.rho
         shares = np.minimum.accumulate(np.maximum(curve, 0.0)) / curve[0]
-        wanted = np.linspace(0.97, 0.03, CLONE_LEVELS)
-        levels = np.exp(np.interp(-wanted, -shares, np.log(rho)))
+        return float(np.exp(np.interp(-share, -shares, np.log(rho))))
+
+    def clones(self) -> dict[str, Any]:
+        """Returns how far two stochastic completions agree, at levels where the mmse falls."""
+        rho = self.found.rho
+        levels = np.array([self._known_at(w) for w in np.linspace(0.97, 0.03, CLONE_LEVELS)])
         levels = np.unique(np.clip(levels, rho.min(), rho.max()))[::-1]
         made = clone_agreement(
             self.pilots.rows(self.places),

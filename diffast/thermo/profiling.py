@@ -18,6 +18,7 @@ from diffast.thermo.curve import Curve
 from diffast.thermo.estimate import Estimate, warn_if_few
 from diffast.thermo.local_part import LocalPart, collapse
 from diffast.thermo.record import Profile
+from diffast.thermo.samples_part import distances, most_samples, wrong_start
 from diffast.thermo.speed import (
     action,
     angle,
@@ -36,8 +37,9 @@ from diffast.thermo.sweep import (
 )
 from diffast.tuning.pilots import Pilots, pieces
 
-# Network calls of a generated sample, where the schedule has so many levels.
-CALLS = 18
+# Network calls of a sample that stands for data, and of one that is compared with data, where the
+# schedule has so many levels.
+CALLS, CALLS_COMPARED = 18, 10
 # Groups of samples that standard errors of integrals are taken over (jackknife).
 GROUPS = 16
 # What is measured besides the sweep.
@@ -191,12 +193,38 @@ class _Work:
         )
         self.rows_called += len(found.times) * self.count
         self.remark(law, found)
-        fields = self.local_fields(found, done)
+        energies = self.known.double().flatten(1).square().sum(1).numpy()
+        integrals = _integrals(found.rho, found.loss(), energies, self.denoiser.schedule, law.d)
+        fields = integrals | self.sample_fields(law, integrals["c_2"].value, done)
+        fields |= self.local_fields(found, done)
         if len(self.known) >= 2:
             fields |= collapse(law.spectrum, len(self.data if self.given else self.known))
-        made = self.record(law, found, fields)
+        made = self.record(law, found, energies, fields)
         _warn(made)
         return made
+
+    def sample_fields(
+        self, law: Gaussian, c_2: float, done: Callable[[int], Any]
+    ) -> dict[str, Any]:
+        """Returns what runs of the sampler say."""
+        if "samples" not in self.parts:
+            return {}
+        done(1)
+        places = self.places[: min(self.count, most_samples(law.d))]
+        plan = self.plan or _default_plan(self.denoiser, CALLS_COMPARED)
+        pilots = Pilots(self.denoiser, self.sample_shape, self.seed, self.device)
+        try:
+            fields, ends = wrong_start(
+                pilots, plan, law, places, self.rows, self.dtype, c_2, self.notes
+            )
+        except ValueError as error:
+            self.notes.append(f"eta and c_1 were not measured. {error}")
+            return {}
+        self.rows_called += 2 * plan.nfe * len(places)
+        self.notes.append(
+            f"eta and c_1 are those of {len(places)} runs of {plan.name} ({plan.nfe} calls)."
+        )
+        return fields | (distances(ends, self.known, self.seed) if self.given else {})
 
     def local_fields(self, found: Sweep, done: Callable[[int], Any]) -> dict[str, Any]:
         """Returns what single samples say."""
@@ -218,7 +246,7 @@ class _Work:
 
     def generated(self, ids: torch.Tensor) -> torch.Tensor:
         """Returns samples of these ids on the CPU, by the plan."""
-        plan = self.plan or _default_plan(self.denoiser)
+        plan = self.plan or _default_plan(self.denoiser, CALLS)
         pilots = Pilots(self.denoiser, self.sample_shape, self.seed, self.device)
         made = []
         for part in pieces(len(ids), self.rows):
@@ -276,10 +304,11 @@ class _Work:
                 "noise is rough."
             )
 
-    def record(self, law: Gaussian, found: Sweep, fields: dict[str, Any]) -> Profile:
+    def record(
+        self, law: Gaussian, found: Sweep, energies: np.ndarray, fields: dict[str, Any]
+    ) -> Profile:
         """Returns the profile of a sweep."""
         schedule, times, rho, d = self.denoiser.schedule, found.times, found.rho, law.d
-        energies = self.known.double().flatten(1).square().sum(1).numpy()
         energy = float(energies.mean())
         loss, speed = found.loss(), found.speed_form(schedule)
         gap = found.gap(schedule)
@@ -291,7 +320,6 @@ class _Work:
         rate = entropy_production(schedule, times, known, energy, d)
         # log-SNR: lam' = alpha' / alpha - sigma' / sigma
         per_lam = rate / np.abs(dalpha / alpha - dsigma / sigma)
-        integrals = _integrals(rho, loss, energies, schedule, d)
         modelled = _integrals(rho, speed, energies, schedule, d, only=("c_2",))
         return Profile(
             data="given" if self.given else "generated",
@@ -321,7 +349,6 @@ class _Work:
             entropy_rate=per_lam,
             c_2_model=modelled["c_2"],
             notes=tuple(self.notes),
-            **integrals,
             **fields,
         )
 
@@ -352,12 +379,11 @@ def _checked(data: Any, shape: Sequence[int] | None) -> torch.Tensor:
     return found
 
 
-def _default_plan(denoiser: Denoiser) -> Plan:
-    """Returns the plan of 18 calls; of fewer for a network of fewer whole times."""
-    calls = CALLS
+def _default_plan(denoiser: Denoiser, calls: int) -> Plan:
+    """Returns the plan of so many calls; of fewer for a network of fewer whole times."""
     if denoiser.whole_times:
         ends = float(denoiser.schedule.t_start), float(denoiser.schedule.t_min)
-        calls = min(CALLS, int(np.floor(max(ends)) - np.ceil(min(ends))) + 1)
+        calls = min(calls, int(np.floor(max(ends)) - np.ceil(min(ends))) + 1)
     return plan_to_start_with(denoiser, calls)
 
 
@@ -410,7 +436,11 @@ def _integrals(
 
 
 def _warn(made: Profile) -> None:
-    """Warns of the worst level, where its loss is not known to a fifth."""
+    """Warns of the worst level, and of numbers of the path, that are not known to a fifth."""
     k = int(np.argmax(made.mmse_se / np.maximum(made.mmse, 1e-300)))
-    estimate = Estimate(float(made.mmse[k]), float(made.mmse_se[k]), made.count)
-    warn_if_few("profile", f"mmse at sigma / alpha = {made.rho[k]:.3g}", estimate)
+    level = Estimate(float(made.mmse[k]), float(made.mmse_se[k]), made.count)
+    warn_if_few("profile", f"mmse at sigma / alpha = {made.rho[k]:.3g}", level)
+    for name in ("c_2", "w2_length", "angle", "eta"):
+        estimate = getattr(made, name)
+        if estimate.count:
+            warn_if_few("profile", name, estimate)

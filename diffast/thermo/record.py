@@ -63,12 +63,11 @@ class Profile:
         w2_length: W2 length of the schedule's path, data units.
         c_2: integral of v_2^2 over the path of unit duration, from the loss.
         c_2_model: the same from the model's speed.
-        chi_square: D_0, the chi-square of the start that a run has against noised data.
-        w1_start: W1 between the start of a run and noised data.
-        w1_end: W1 between generated samples and data.
-        w1_floor: W1 between two halves of the data: what `w1_end` is without any error.
-        eta: (w1_end - w1_start)^2 / chi_square.
-        c_1: integral of v_loss^2, between eta and c_2.
+        chi_square: D_0 of the wrong start that `eta` and `c_1` are measured with.
+        eta: (change of W1 between two runs, one from the wrong start)^2 / D_0.
+        c_1: the same along the run, integral of (dW1/dt)^2 / D_0: between eta and c_2.
+        w1_end: W1 between generated samples and data: exact for d = 1, else sqrt(d) times sliced.
+        w1_floor: W1 between as many samples of the data: what `w1_end` is without any error.
         local_rho: levels [K] of `nonconservativity`.
         nonconservativity: share of the x0 estimate's Jacobian that is antisymmetric [K], 0 to 1.
         nonconservativity_se: [K].
@@ -113,7 +112,6 @@ class Profile:
     c_2: Estimate = _NONE
     c_2_model: Estimate = _NONE
     chi_square: Estimate = _NONE
-    w1_start: Estimate = _NONE
     w1_end: Estimate = _NONE
     w1_floor: Estimate = _NONE
     eta: Estimate = _NONE

@@ -47,7 +47,7 @@ def _half(profile: Profile) -> str:
         return f"mmse: {top:.4g} at the highest noise, {profile.mmse[-1]:.4g} at the lowest."
     return (
         f"mmse: {top:.4g} at the highest noise; the network knows half of it at sigma / alpha = "
-        f"{ends[1]:.3g}, and nine tenths are gained between {ends[0]:.3g} and {ends[2]:.3g}."
+        f"{ends[1]:.3g}, and four fifths are gained between {ends[0]:.3g} and {ends[2]:.3g}."
     )
 
 
@@ -90,13 +90,19 @@ def _known(estimate: Estimate) -> bool:
 
 
 def _bound(profile: Profile) -> list[str]:
-    if not _known(profile.eta):
-        return []
-    middle = f" <= c_1 = {profile.c_1.value:.3g}" if _known(profile.c_1) else ""
-    return [
-        f"Speed-accuracy: eta = {profile.eta.value:.3g}{middle} <= c_2 = {profile.c_2.value:.3g}; "
-        f"W1 of samples to data {profile.w1_end} (two halves of the data: {profile.w1_floor})."
-    ]
+    lines = []
+    if _known(profile.eta):
+        eta, c_1, c_2 = profile.eta.value, profile.c_1.value, profile.c_2.value
+        far = "the bound is far from the error" if c_2 > 10.0 * eta else "the bound is near"
+        lines.append(
+            f"Speed-accuracy, for a start moved by one deviation of the noise: eta = {eta:.3g} <= "
+            f"c_1 = {c_1:.3g} <= c_2 = {c_2:.3g}; {far}."
+        )
+    if _known(profile.w1_end):
+        lines.append(
+            f"Samples: W1 to the data {profile.w1_end}; between as many data {profile.w1_floor}."
+        )
+    return lines
 
 
 def _rotation(profile: Profile) -> list[str]:
