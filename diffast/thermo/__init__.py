@@ -1,6 +1,7 @@
 """The thermodynamics of a sampler: what limits its speed and accuracy, measured on any network.
 
 profile                what one sweep over noise levels says of a network
+Profile                the numbers of `profile`, its text, files and page
 GaussianMixture        data with a closed form, to test methods on
 Gaussian               mean and covariance of data
 action                 c_2, the mean squared W2 speed of a path of unit duration
@@ -10,6 +11,13 @@ entropy_production     entropy production rate of the noising path
 kappa                  rate of that angle over the angle of the noise level
 w2_length              W2 length of the noising path
 w2_speed_squared       squared W2 speed of the noising path
+bimodal_times          when two modes part, by four criteria that differ
+clone_agreement        what a noise level has settled, by two completions of one state
+collapse_time          the level below which finite data are told apart; own_weights measures it
+critical_levels        where the fixed points of the x0 estimate split or vanish
+decision_window        where the x0 estimate gains most
+linear_field           entropy production of a linear velocity, in its two parts
+nonconservativity      how far the x0 estimate is from a gradient field
 GaussianTransport      optimal transport from noise to a normal law, a velocity field
 MonotoneTransport      optimal transport on the line
 SampledTransport       optimal transport between samples
@@ -69,6 +77,20 @@ _HOMES = {
     "w1_rate_bound": "diffast.thermo.bound",
     "w2_length": "diffast.thermo.speed",
     "w2_speed_squared": "diffast.thermo.speed",
+    "Profile": "diffast.thermo.record",
+    "profile": "diffast.thermo.profiling",
+    "LinearField": "diffast.thermo.linear_field",
+    "Nonconservativity": "diffast.thermo.jacobian",
+    "Products": "diffast.thermo.products",
+    "bimodal_times": "diffast.thermo.bimodal",
+    "clone_agreement": "diffast.thermo.clones",
+    "collapse_time": "diffast.thermo.collapse",
+    "critical_levels": "diffast.thermo.critical",
+    "decision_window": "diffast.thermo.collapse",
+    "linear_field": "diffast.thermo.linear_field",
+    "mixture_agreement": "diffast.thermo.clones",
+    "nonconservativity": "diffast.thermo.jacobian",
+    "own_weights": "diffast.thermo.collapse",
     "wasserstein1": "diffast.thermo.distances",
     "wasserstein1_of_cdfs": "diffast.thermo.distances",
     "wasserstein2": "diffast.thermo.distances",
