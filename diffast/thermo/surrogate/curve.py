@@ -10,6 +10,10 @@ import numpy as np
 
 from diffast.tuning.grids.densities import rising
 
+# A loss is above what the best estimate can have if it is so many times that: below it may be the
+# noise of few samples.
+_SEEN = 1.5
+
 
 @dataclass(frozen=True, eq=False)
 class Curve:
@@ -17,7 +21,10 @@ class Curve:
 
     Attributes:
         rho: [M], rising.
-        mmse: [M], not falling, above 0 and at most d rho^2.
+        own_error: [M], rms of what a network's x0 estimate is off by, for one element, as far as the
+            loss shows it: sqrt of what the loss lies above the most that the best estimate can
+            have, over d. 0 where it is not clearly above.
+        mmse: [M], not falling, above 0 and at most that of the estimates D = x and D = mean.
         d: elements of one sample.
         spectrum: eigenvalues of the data's covariance, [<= d]; None: not known.
     """
@@ -25,6 +32,7 @@ class Curve:
     rho: np.ndarray
     mmse: np.ndarray
     d: int
+    own_error: np.ndarray
     spectrum: np.ndarray | None = None
 
     @classmethod
@@ -59,14 +67,17 @@ class Curve:
             raise ValueError(f"Surrogate: d = {d}, but a sample has at least 1 element")
         order = np.argsort(rho)
         rho, mmse = rho[order], mmse[order]
-        # The estimate D = x alone has the loss d rho^2, so the best one has no more. A network's
-        # own error may lie above at the lowest levels.
-        mmse = rising(np.minimum(mmse, int(d) * rho**2))
+        # The estimate D = x alone has the loss d rho^2, and the mean of the data has the variance.
+        # What a network's loss lies above these is its own error.
+        most = int(d) * rho**2
         if spectrum is not None:
             spectrum = np.asarray(spectrum, dtype=np.float64).reshape(-1)
             if not (np.isfinite(spectrum).all() and (spectrum >= 0).all() and spectrum.any()):
                 raise ValueError("Surrogate: the spectrum has values that are not finite and >= 0")
-        return cls(rho, mmse, int(d), spectrum)
+            most = np.minimum(most, spectrum.sum())
+        seen = (mmse > _SEEN * most) & (rho**2 * int(d) > most)  # at high levels alone
+        own_error = np.sqrt(np.where(seen, np.maximum(mmse - most, 0.0), 0.0) / int(d))
+        return cls(rho, rising(np.minimum(mmse, most)), int(d), own_error, spectrum)
 
     def at(self, rho: Any) -> np.ndarray:
         """Returns the loss at any levels: lines in log(mmse) over log(rho).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -14,7 +14,7 @@ from diffast.executors.sequential import sample
 from diffast.model.denoiser import Denoiser
 from diffast.plans import Plan
 from diffast.thermo.surrogate.curve import Curve
-from diffast.thermo.surrogate.laws import LAWS, NORMAL, Law, mmse_of
+from diffast.thermo.surrogate.laws import FAMILIES, NORMAL, Law, mmse_of
 from diffast.thermo.surrogate.nonnegative import nonnegative_least_squares
 from diffast.thermo.surrogate.product import Product
 from diffast.tuning.teacher import teacher_plan
@@ -43,6 +43,8 @@ class Surrogate:
     Attributes:
         laws, scales, counts: [K] shape, deviation and number of coordinates of each part.
         d: elements of one sample of the data; those beyond the sum of the counts do not vary.
+        own_error: levels and rms errors of the estimate of one element, where the network's is seen
+            to be off; None: the estimate is exact.
         misfit: rms of (surrogate's loss / given loss - 1) over the given levels; NaN where no
             curve was fitted.
         worst: the largest of these in size, and the level rho where it is.
@@ -52,43 +54,46 @@ class Surrogate:
     scales: np.ndarray
     counts: np.ndarray
     d: int
+    own_error: tuple[np.ndarray, np.ndarray] | None = None
     misfit: float = float("nan")
     worst: tuple[float, float] = (float("nan"), float("nan"))
-    _known: dict = field(default_factory=dict, repr=False)
+    _known: dict = field(default_factory=dict, repr=False, init=False)
 
     @classmethod
-    def fit(cls, profile: Any, laws: Sequence[Law] = LAWS) -> Surrogate:
+    def fit(cls, profile: Any, families: Sequence[Sequence[Law]] | None = None) -> Surrogate:
         """Returns the coordinates whose summed loss is nearest to a measured curve.
 
         The counts are those of least squares of the relative misfit over all levels, over a
-        dictionary of shapes and scales, none negative.
+        dictionary of shapes and scales, none negative. Each family of shapes is fitted alone, and
+        the result is their mean: parts of every family, with 1 / (number of families) of the
+        counts. So no plan is chosen for one kind of data that the curve does not settle.
+
+        Where the loss lies above the variance of the data the network's own error is seen. There
+        the surrogate's estimate is off by as much (`own_error`), and plans are compared with the
+        flow of the imperfect estimate, as with a network.
 
         Args:
             profile: a `df.thermo.Profile`, anything with `rho`, `mmse` and `d`, or a tuple
                 (rho, mmse, d) or (rho, mmse, d, spectrum).
-            laws: shapes of the dictionary; `(df.thermo.surrogate.NORMAL,)` gives Gaussian data.
+            families: shapes of the dictionary; None: `FAMILIES`. `[[NORMAL]]` gives Gaussian data.
 
         Raises:
             TypeError, ValueError: as `Curve.of`.
         """
         curve = Curve.of(profile)
-        low, high = curve.rho[0] / _BEYOND, max(10.0 * curve.deviation, curve.rho[0])
-        high = min(high, _BEYOND * curve.rho[-1])
-        number = max(2, int(np.ceil(_SCALES * np.log10(high / low))) + 1)
-        pairs = [(law, scale) for law in laws for scale in np.geomspace(low, high, number)]
-        columns = np.stack([mmse_of(law, scale, curve.rho) for law, scale in pairs], axis=1)
-        counts = nonnegative_least_squares(columns / curve.mmse[:, None], np.ones(len(curve.rho)))
-        kept = np.flatnonzero(counts > 0.0)
-        gap = columns[:, kept] @ counts[kept] / curve.mmse - 1.0
+        found: dict[tuple[Law, float], float] = {}
+        for family in FAMILIES if families is None else families:
+            for pair, count in _fitted(curve, family):
+                found[pair] = found.get(pair, 0.0) + count
+        number = len(FAMILIES if families is None else families)
+        pairs = [*found]
+        scales, counts = np.array([c for _, c in pairs]), np.array([*found.values()]) / number
+        own_error = (curve.rho, curve.own_error) if curve.own_error.any() else None
+        made = cls(tuple(law for law, _ in pairs), scales, counts, curve.d, own_error)
+        gap = made.mmse(curve.rho) / curve.mmse - 1.0
         at = int(np.abs(gap).argmax())
-        return cls(
-            tuple(pairs[k][0] for k in kept),
-            np.array([pairs[k][1] for k in kept]),
-            counts[kept],
-            curve.d,
-            float(np.sqrt(np.mean(gap**2))),
-            (float(gap[at]), float(curve.rho[at])),
-        )
+        misfit = float(np.sqrt(np.mean(gap**2)))
+        return replace(made, misfit=misfit, worst=(float(gap[at]), float(curve.rho[at])))
 
     @classmethod
     def gaussian(cls, spectrum: Any, parts: int = 48) -> Surrogate:
@@ -128,7 +133,7 @@ class Surrogate:
             time_dtype: an integer dtype, for plans of a network that takes whole times alone.
             round_times: as for `df.Denoiser`.
         """
-        network = Product(self.laws, self.scales, schedule)
+        network = Product(self.laws, self.scales, schedule, self.own_error)
         return Denoiser(
             network, schedule, predicts="x0", time_dtype=time_dtype, round_times=round_times
         )
@@ -181,3 +186,14 @@ class Surrogate:
                 f"{self.laws[k].name}: {share[k] / share.sum():.1%} of the variance"
             )
         return "\n".join(lines)
+
+
+def _fitted(curve: Curve, laws: Sequence[Law]) -> list[tuple[tuple[Law, float], float]]:
+    """Returns ((law, scale), count) of the parts that fit a curve with these shapes."""
+    high = min(_BEYOND * curve.rho[-1], max(10.0 * curve.deviation, curve.rho[0]))
+    low = curve.rho[0] / _BEYOND
+    number = max(2, int(np.ceil(_SCALES * np.log10(high / low))) + 1)
+    pairs = [(law, float(c)) for law in laws for c in np.geomspace(low, high, number)]
+    columns = np.stack([mmse_of(law, c, curve.rho) for law, c in pairs], axis=1)
+    counts = nonnegative_least_squares(columns / curve.mmse[:, None], np.ones(len(curve.rho)))
+    return [(pairs[k], float(counts[k])) for k in np.flatnonzero(counts > 0.0)]
