@@ -3,6 +3,7 @@
 profile                what one sweep over noise levels says of a network
 GaussianMixture        data with a closed form, to test methods on
 Gaussian               mean and covariance of data
+log_likelihood         the density that a plan gives to data, by Jarzynski's equality
 """
 
 from importlib import import_module
@@ -16,6 +17,8 @@ _HOMES = {
     "FewSamplesWarning": "diffast.thermo.estimate",
     "Gaussian": "diffast.plans.gaussian",
     "GaussianMixture": "diffast.thermo.mixture",
+    "Likelihood": "diffast.thermo.fluctuation.likelihood",
+    "log_likelihood": "diffast.thermo.fluctuation.likelihood",
 }
 
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]: loaded when asked for
