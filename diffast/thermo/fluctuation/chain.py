@@ -18,7 +18,7 @@ import torch
 from diffast import ops
 from diffast.lowering.silent import without_silent_stages
 from diffast.plans import Plan
-from diffast.plans.registers import D, D_RAW, NEW, Z1, Z2, H, V, X, Y, levels_of
+from diffast.plans.registers import D_RAW, NEW, Z1, Z2, D, H, V, X, Y, levels_of
 
 # estimate(evaluation, x) -> x0 [B, ...]; choose(evaluation, mean, deviation) -> state [B, ...].
 Estimate = Callable[[int, torch.Tensor], torch.Tensor]

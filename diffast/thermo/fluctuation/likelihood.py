@@ -117,10 +117,11 @@ def log_likelihood(
         plan: a plan with noise, such as `df.solvers.ddpm`, `ddim` with eta, `dpmpp_2m_sde`.
         x: data [N, ...]. Means are computed in its dtype, densities in float64.
         paths: paths for each x.
-        noising: "plan" draws the path by the plan's own steps with x / alpha for every estimate:
-            the process of Song et al. 2021 (DDIM, eq. 7), with the least dissipation for steps of
-            any eta. "schedule" draws it by the schedule's noising steps. "auto": "plan" where the
-            plan's numbers hold signal and noise (`Plan.check` is "full"), else "schedule".
+        noising: how paths are drawn. "schedule": by the schedule's noising steps. It dissipates
+            least for plans with the noise of the reverse SDE or more (eta = 1). "plan": by the
+            plan's own steps with x / alpha for every estimate, the process of Song et al. 2021
+            (DDIM, eq. 7). It dissipates less for plans with less noise. "auto": "schedule" where
+            every step draws at least the noise of the noising process's posterior.
         observation_noise: deviation of noise added to the sample, in units of x; for plans whose
             last step draws none.
         log_start: log-density [B] of initial states [B, ...], for runs that start at another law

@@ -65,10 +65,10 @@ def fluctuation_test_of_plan(
 
     start = _start(denoiser, plan, shape, x, seed)
     sample(denoiser, plan, x=start, seed=seed, callback=keep)
-    return test_of_states(who, chain, made, denoiser, start, states, log_end)
+    return judged_run(who, chain, made, denoiser, start, states, log_end)
 
 
-def test_of_states(
+def judged_run(
     who: str,
     chain: Chain,
     made: Paths,

@@ -29,8 +29,8 @@ class Paths:
     Args:
         who: the public function.
         chain: of the plan.
-        noising: "auto" is "plan" where the plan's numbers hold both signal and noise (`Plan.check`
-            is "full"), otherwise "schedule".
+        noising: "auto" is "schedule" where every step of the plan draws at least the noise of the
+            noising process's own posterior (eta = 1), otherwise "plan".
         observation: deviation of noise added to the sample; None: none.
 
     Raises:
@@ -59,20 +59,26 @@ class Paths:
                 f"{who}: observation_noise = {observation:g}, but the last step of {plan.name} "
                 "draws noise, so its sample has a density already"
             )
-        if noising == "auto":
-            noising = "plan" if plan.check == "full" else "schedule"
-        self.who, self.chain, self.noising, self.observation = who, chain, noising, observation
+        self.who, self.chain, self.observation = who, chain, observation
         # Evaluations whose states are drawn; the data is the state after them.
         self.drawn = chain.noisy if observation is not None else chain.noisy[:-1]
         at = levels_of(plan.schedule, plan.end).tolist() if observation is not None else None
         self.level = tuple(at) if at else links[chain.noisy[-1]].level
         if self.level[0] == 0.0:
             raise ValueError(f"{who}: alpha = 0 at the end of {plan.name}, so x tells no data")
+        levels = [chain.start, *(links[i].level for i in self.drawn), self.level]
+        if noising == "auto":
+            noising = "schedule" if _enough(levels, self._deviations()) else "plan"
+        self.noising = noising
         self.steps: list[tuple[float, float]] = []
         if noising == "schedule":
-            levels = [chain.start, *(links[i].level for i in self.drawn), self.level]
             names = ["the start", *(f"evaluation {i}" for i in self.drawn), "the end"]
             self.steps = kernels(who, levels, names)
+
+    def _deviations(self) -> list[float]:
+        """Returns the deviation of each step between two states of a path."""
+        own = [self.chain.links[i].deviation for i in self.chain.noisy]
+        return own if self.observation is None else [*own, self.observation]
 
     def draw(
         self, x: torch.Tensor, seed: int, ids: torch.Tensor
@@ -149,7 +155,7 @@ class Paths:
 
         def choose(i: int, mean: torch.Tensor, deviation: float) -> torch.Tensor:
             nonlocal total
-            state = states[i] if i in states else x
+            state = states.get(i, x)
             total = total + log_normal(state, mean, deviation)
             if seen is not None:
                 seen(i, (state - mean) / deviation)
@@ -161,6 +167,21 @@ class Paths:
         if self.observation is not None and to_data:
             total = total + log_normal(x, end, self.observation)
         return total
+
+
+def _enough(levels: list[tuple[float, float]], deviations: list[float]) -> bool:
+    """Returns whether noise falls along the levels and no step has less than the posterior's.
+
+    The posterior of the noising process between (alpha_s, sigma_s) and (alpha_t, sigma_t) has the
+    variance sigma_t^2 (1 - r^2), r = alpha_s sigma_t / (alpha_t sigma_s).
+    """
+    for (alpha, sigma), (to, low), deviation in zip(
+        levels[:-1], levels[1:], deviations, strict=True
+    ):
+        ratio = alpha * low / (to * sigma) if to * sigma else np.inf
+        if not ratio < 1.0 or deviation < (1.0 - 1e-6) * low * np.sqrt(1.0 - ratio**2):
+            return False
+    return True
 
 
 def estimates_of(who: str, chain: Chain, denoiser: Any) -> Estimate:

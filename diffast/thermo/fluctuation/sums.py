@@ -98,6 +98,21 @@ def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a.double() * b.double()).flatten(1).sum(1).cpu()
 
 
+def noise_beside(sums: Sums, factors: np.ndarray, terms: int) -> torch.Tensor:
+    """Returns `noise` [B] with the parts of the drift times other factors [P], NaN for none.
+
+    Args:
+        sums: of the drift as given.
+        factors: of its parts.
+        terms: steps times elements.
+    """
+    parts = torch.as_tensor(np.where(np.isfinite(factors), factors, 1.0))
+    ones = torch.ones_like(parts)
+    own = torch.einsum("bij,i,j->b", sums.square, parts, parts)
+    own = own - torch.einsum("bij,i,j->b", sums.square, ones, ones)
+    return sums.noise + (own - 2.0 * sums.along @ (parts - ones)) / terms
+
+
 def fitted_factors(sums: Sums) -> tuple[np.ndarray, np.ndarray]:
     """Returns (factors [P], standard errors [P]) of the drift's parts that fit the steps best.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from diffast.thermo.estimate import Estimate, mean_of
@@ -18,7 +19,8 @@ from diffast.thermo.fluctuation.slips import (
     turned_slip,
     work_slip,
 )
-from diffast.thermo.fluctuation.sums import FORMS, fitted_factors, sums_of
+from diffast.thermo.fluctuation.sums import FORMS, fitted_factors, noise_beside, sums_of
+from diffast.thermo.fluctuation.tail import HEAVY, tail_shape
 from diffast.thermo.fluctuation.trajectories import Drift, Trajectories
 
 # Below this effective number of paths the mean of exp(-dS) says nothing.
@@ -38,6 +40,8 @@ class FluctuationTest:
         identity: <exp(-dS)>, which is 1 for the dynamics that were given.
         entropy: <dS>, the total entropy production in nats; it cannot be negative.
         ess: effective number of paths behind `identity`, (sum w)^2 / sum w^2 with w = exp(-dS).
+        tail: shape k of the tail of the weights exp(-dS), see `tail_shape`: above 0.7 the mean is
+            not to be trusted, nor its standard error.
         noise: variance of the fresh noise over the believed one, 1 if it is right.
         factors: fitted factor of each part of the drift, 1 if it is right; `count` is that of the
             paths. Empty for a plan.
@@ -52,6 +56,7 @@ class FluctuationTest:
     identity: Estimate
     entropy: Estimate
     ess: float
+    tail: float
     noise: Estimate
     factors: Mapping[str, Estimate]
     form: str
@@ -132,10 +137,12 @@ def fluctuation_test(
             )
         slips.append(work_slip(flow, sums))
     fitted, errors = fitted_factors(sums)
-    noise, own = mean_of(sums.noise), form == "euler"
-    turned = turned_slip(sums)
-    slips += [turned] if turned else drift_slips(list(paths.parts), fitted, errors, own)
-    slips.append(noise_slip(noise, own))
+    own, turned = form == "euler", turned_slip(sums)
+    wrong = [] if turned else drift_slips(list(paths.parts), fitted, errors, own)
+    # What a wrong drift leaves in the increments is not noise.
+    used = fitted if wrong else np.ones_like(fitted)
+    noise = mean_of(noise_beside(sums, used, paths.steps * paths.d))
+    slips += [turned, *wrong, noise_slip(noise, own and not turned)]
     found = zip(paths.parts, fitted.tolist(), errors.tolist(), strict=True)
     factors = {name: Estimate(factor, error, paths.count) for name, factor, error in found}
     said = [slip for slip in slips if slip]
@@ -160,23 +167,30 @@ def judged(
     size = math.exp(min(shift, 700.0))
     identity = Estimate(scaled.value * size, scaled.error * size, count)
     entropy = mean_of(values)
-    verdict, why = _verdict(identity, entropy, ess, slips, form)
+    tail = tail_shape(-values)
+    verdict, why = _verdict(identity, entropy, ess, tail, slips, form)
     return FluctuationTest(
-        *(verdict, why, tuple(slips), identity, entropy, ess, noise, factors, form, exact, values)
+        *(verdict, why, tuple(slips), identity, entropy, ess, tail),
+        *(noise, factors, form, exact, values),
     )
 
 
-def _verdict(identity: Estimate, entropy: Estimate, ess: float, slips: list[str], form: str):
+def _verdict(identity: Estimate, entropy: Estimate, ess: float, tail: float, slips, form):
     if slips:
         return NOT, "the steps are not those of the given dynamics"
     if entropy.value < -SURE * entropy.error:
         return NOT, f"<dS> = {entropy} is negative, which no dynamics with these densities has"
-    many = entropy.value > math.log(entropy.count) - 1.0
-    if ess < FEW or many:
-        what = f"<dS> = {entropy.value:.3g}" if many else f"{ess:.3g} paths"
+    few = None
+    if ess < FEW:
+        few = f"{ess:.3g} of {entropy.count} paths count"
+    elif entropy.value > math.log(entropy.count) - 1.0:
+        few = f"<dS> = {entropy.value:.3g} nats, and {entropy.count} paths are fewer than its exp"
+    elif tail > HEAVY:
+        few = f"the largest weights have a Pareto tail of shape {tail:.2g}, above {HEAVY:g}"
+    if few:
         return UNCLEAR, (
-            f"<exp(-dS)> is the mean of few paths ({what} of {entropy.count}): take more paths, "
-            "fewer dimensions, or a shorter run"
+            f"<exp(-dS)> is the mean of rare paths ({few}): take more paths, fewer dimensions, a "
+            "shorter run or the other direction; the steps show nothing wrong"
         )
     apart = abs(identity.value - 1.0)
     if apart > SURE * identity.error:

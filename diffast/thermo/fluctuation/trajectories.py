@@ -68,6 +68,11 @@ def sampling_dynamics(
 def _rates(schedule: Schedule, t: float) -> tuple[float, float]:
     """Returns (alpha' / alpha, T)."""
     alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
+    if alpha == 0.0:
+        raise ValueError(
+            f"dynamics: alpha = 0 at t = {t:.6g}, where the drift (alpha' / alpha) x is infinite: "
+            "end the trajectories before it"
+        )
     slopes = schedule.derivatives(np.array([t, t]))
     rate, rise = float(slopes[0][0]) / alpha, float(slopes[1][0])
     # sigma sigma' is finite at sigma = 0, where sigma' alone may be infinite
