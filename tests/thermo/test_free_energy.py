@@ -67,9 +67,9 @@ def flip_of_the_drift(mu, variance):
 
 
 def test_time_at_which_the_reverse_drift_turns_over():
-    assert flip_of_the_drift(1.0, 0.1) == pytest.approx(0.426224, abs=5e-7)
-    formula = 0.5 * math.log(1 + math.sqrt(1 + 0.81))
-    assert formula == pytest.approx(0.426224, abs=5e-7)
+    found = flip_of_the_drift(1.0, 0.1)
+    assert found == pytest.approx(0.42622, abs=5e-6)
+    assert found == pytest.approx(0.5 * math.log(1.0 + math.sqrt(1.0 + 0.81)), abs=1e-12)
 
 
 @pytest.mark.parametrize("level", [(1.0, 0.6), (0.6, 0.8)])
