@@ -200,6 +200,22 @@ def test_conditions_go_by_rows():
         assert abs(float(both.value[b]) - wanted) < 4.5 * float(both.error[b])
 
 
+@pytest.mark.parametrize("build", [df.solvers.ddpm, df.solvers.dpmpp_2m_sde])
+def test_plans_that_start_from_a_gaussian_law(build):
+    # For data of this law every late start has the samples of the whole run.
+    law = df.thermo.Gaussian([0.4, -0.2, 0.1], [[0.6, 0.8, 0.0]], [0.9], 0.5)
+    covariance = 0.5 * np.eye(3) + 0.4 * np.outer(law.basis[0], law.basis[0])
+    data = df.thermo.GaussianMixture(None, [law.mean], covariance[None])
+    late = build(VP, grid(VP, 12)).late_start(law, calls=8)
+    x = data.sample(3, 1)
+    made = df.thermo.log_likelihood(data.denoiser(VP), late, x, paths=4000)
+    run = df.sample(data.denoiser(VP), late, (100_000, 3)).x.double()
+    at, spread = run.mean(0), run.T.cov()
+    exact = torch.distributions.MultivariateNormal(at, spread).log_prob(x)
+    assert ((made.value - exact).abs() < 4.5 * made.error + 0.01).all()
+    assert late.nfe == 8
+
+
 def test_a_last_step_without_noise_and_what_x_then_is():
     plan = df.solvers.ddpm(VP, grid(VP, 6, to_zero=True))
     data = df.thermo.GaussianMixture(None, [0.4], 0.5)

@@ -16,9 +16,11 @@ import numpy as np
 import torch
 
 from diffast import ops
+from diffast.executors.initial import entries_of
 from diffast.lowering.silent import without_silent_stages
 from diffast.plans import Plan
 from diffast.plans.registers import D_RAW, NEW, Z1, Z2, D, H, V, X, Y, levels_of
+from diffast.thermo.fluctuation.densities import log_gaussian, log_normal
 
 # estimate(evaluation, x) -> x0 [B, ...]; choose(evaluation, mean, deviation) -> state [B, ...].
 Estimate = Callable[[int, torch.Tensor], torch.Tensor]
@@ -49,7 +51,7 @@ class Chain:
     Attributes:
         links: one an evaluation.
         start: (alpha, sigma) of the state at the first evaluation.
-        spread: deviation of that state in a run, whose initial state is noise alone.
+        spread: deviation of that state in a run that starts at noise alone.
         noisy: the evaluations after which x holds fresh noise, in order.
 
     Args:
@@ -86,6 +88,13 @@ class Chain:
                 "no density: take a plan with noise, such as df.solvers.ddpm or ddim(eta=1)"
             )
 
+    def log_start(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the log-density of initial states [B, ...], [B] float64."""
+        initial = self.plan.initial
+        if initial is None:
+            return log_normal(x, 0.0, self.spread)
+        return log_gaussian(x, initial.law.laws[0], *self.start)
+
     def walk(
         self, x: torch.Tensor, estimate: Estimate, choose: Choose, count: int | None = None
     ) -> torch.Tensor:
@@ -98,7 +107,7 @@ class Chain:
             count: how many evaluations are walked; None: all.
         """
         held: dict[str, torch.Tensor] = {X: x, Y: x}
-        entries: list[torch.Tensor] = []
+        entries = entries_of("log_likelihood", x, self.plan, {})[::-1]  # the newest first
         for i, link in enumerate(self.links[:count]):
             estimated = estimate(i, held[X])
             columns = {**held, D: estimated, D_RAW: estimated}
@@ -178,7 +187,8 @@ def _check(who: str, plan: Plan) -> None:
         )
     if plan.guidance is not None:
         raise ValueError(f"{who}: {plan.name} gives each call a guidance scale of its own")
-    if getattr(plan, "initial", None) is not None:
+    if plan.initial is not None and (plan.initial.law.by is not None or plan.evaluations[0]):
         raise ValueError(
-            f"{who}: {plan.name} starts at an initial law of its own, not at noise alone"
+            f"{who}: {plan.name} starts from a law that a condition picks, or adds noise before "
+            "the first call, but one Gaussian law at the first call is needed"
         )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-Draw = Callable[[int], torch.Tensor]  # draw(k) -> a normal [B, ...] of its own for each k
+from diffast.plans.gaussian import Gaussian
 
 
 def log_normal(x: torch.Tensor, mean: Any, deviation: float) -> torch.Tensor:
@@ -16,6 +15,19 @@ def log_normal(x: torch.Tensor, mean: Any, deviation: float) -> torch.Tensor:
     square = ((x - mean).double() / deviation).square().flatten(1).sum(1)
     d = x[0].numel()
     return -0.5 * square - d * (math.log(deviation) + 0.5 * math.log(2.0 * math.pi))
+
+
+def log_gaussian(x: torch.Tensor, law: Gaussian, alpha: float, sigma: float) -> torch.Tensor:
+    """Returns the log-density [B] float64 of states of Gaussian data at a noise level."""
+    apart = x.double().flatten(1) - alpha * torch.tensor(law.mean, device=x.device)
+    along = apart @ torch.tensor(law.basis, device=x.device).T
+    sizes = alpha**2 * torch.tensor(law.variances, device=x.device) + sigma**2
+    rest, left = alpha**2 * law.rest + sigma**2, law.d - len(sizes)
+    square = (along.square() / sizes).sum(1)
+    # rounding may leave a little below 0
+    square += (apart.square().sum(1) - along.square().sum(1)).clamp(min=0.0) / rest
+    log_sizes = float(sizes.log().sum()) + left * math.log(rest)
+    return -0.5 * (square + log_sizes + law.d * math.log(2.0 * math.pi))
 
 
 def kernels(

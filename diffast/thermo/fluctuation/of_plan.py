@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from diffast.executors.initial import initial_state
 from diffast.executors.sequential import sample
 from diffast.model.denoiser import Denoiser
 from diffast.plans import Plan
@@ -54,6 +55,11 @@ def fluctuation_test_of_plan(
     """
     who = "fluctuation_test_of_plan"
     chain = Chain(who, plan)
+    if plan.evaluations[0]:
+        raise ValueError(
+            f"{who}: {plan.name} adds noise before its first call, and a run does not show the "
+            "state between"
+        )
     made = Paths(who, chain, noising)
     states: dict[int, torch.Tensor] = {}
     last = chain.noisy[-1]
@@ -94,8 +100,6 @@ def judged_run(
 
 def _start(denoiser, plan, shape, x, seed) -> torch.Tensor:
     """Returns the initial states of the run, at the first evaluation."""
-    from diffast import ops
-
     if (shape is None) == (x is None):
         raise ValueError(
             "fluctuation_test_of_plan: exactly one of shape and x is needed, for the states of "
@@ -103,6 +107,4 @@ def _start(denoiser, plan, shape, x, seed) -> torch.Tensor:
         )
     if x is not None:
         return x
-    device = denoiser.device()
-    ids = torch.arange(shape[0], device=device)
-    return ops.normal(shape, seed=seed, ids=ids, scale=plan.initial_scale)
+    return initial_state(denoiser, plan, shape, seed=seed)

@@ -142,10 +142,10 @@ class Paths:
             start: initial states.
             states: those after the noisy evaluations.
             estimate: the network's x0 estimate.
-            log_start: log-density of the initial state; None: that of the plan's noise.
+            log_start: log-density of the initial state; None: the plan's own.
             seen: called with each noisy evaluation and its normals z.
         """
-        first = log_normal(start, 0.0, self.chain.spread) if log_start is None else log_start(start)
+        first = self.chain.log_start(start) if log_start is None else log_start(start)
         return first + self._walked(x, start, states, estimate, True, seen)
 
     def _walked(self, x, start, states, estimate, to_data, seen=None) -> torch.Tensor:
