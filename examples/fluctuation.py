@@ -46,18 +46,23 @@ def crooks(count: int = 100_000) -> dict:
     dS = log p(path) - log q(path) for runs, p the plan's chain and q the noising from data. Crooks:
     the density of dS over runs is exp(dS) times that over noising paths, so the two cross at 0.
     """
-    times = np.linspace(1.0, 0.02, 11)
+    times = np.linspace(1.0, 0.1, 4)
     plan = df.solvers.ddpm(OU, df.grids.from_times(OU, times))
     denoiser, end = TWO.denoiser(OU), plan.levels[-1, -1].tolist()
     start = noised(count, 5)
-    runs = df.thermo.fluctuation_test_of_plan(denoiser, plan, TWO, x=start)
+    runs = df.thermo.fluctuation_test_of_plan(denoiser, plan, TWO, x=start, log_start=at_top)
     eps = torch.randn(count, 1, dtype=F64, generator=torch.Generator().manual_seed(9))
     x = end[0] * TWO.sample(count, 8) + end[1] * eps
     made = df.thermo.log_likelihood(
-        denoiser, plan, x, paths=1, noising="schedule", warn=False, rows=count
+        *(denoiser, plan, x),
+        paths=1,
+        noising="schedule",
+        log_start=at_top,
+        warn=False,
+        rows=count,
     )
     noising = made.log_weights[:, 0] - TWO.log_density(x, *end)
-    edges = np.linspace(-2.5, 2.5, 41)
+    edges = np.linspace(-2.5, 1.5, 49)
     shares = [np.histogram(v.numpy(), edges)[0] / count for v in (runs.values, noising)]
     enough = (shares[0] * count > 100) & (shares[1] * count > 100)
     middle = 0.5 * (edges[1:] + edges[:-1])
@@ -144,7 +149,7 @@ def by_steps(paths: int = 20_000) -> dict:
     return found
 
 
-def ode_likelihood(data, x: torch.Tensor, steps: int) -> torch.Tensor:
+def ode_likelihood(data: df.thermo.GaussianMixture, x: torch.Tensor, steps: int) -> torch.Tensor:
     """Returns log-densities [N] by the probability-flow ODE and the trace of its Jacobian.
 
     dx/dt = -(x + score), d log p / dt = -trace, by the classical Runge-Kutta method from t = 0 to 1
@@ -184,7 +189,7 @@ def two_routes(count: int = 200) -> dict:
         x = data.sample(count, 4)
         exact = data.log_density(x)
 
-        def start(y: torch.Tensor, data=data) -> torch.Tensor:
+        def start(y: torch.Tensor, data: df.thermo.GaussianMixture = data) -> torch.Tensor:
             return data.log_density(y, *TOP)
 
         for calls in (8, 20, 40, 80):
@@ -253,7 +258,7 @@ def picture(found: dict, path: Path) -> None:
         f"$\\pm$ {crook['identity'][1]:.4f}",
     )
     left.legend(frameon=False, loc="upper left", fontsize=9)
-    inset = left.inset_axes((0.66, 0.55, 0.32, 0.38))
+    inset = left.inset_axes((0.08, 0.36, 0.3, 0.36))
     inset.plot(crook["middle"], crook["ratio"], "o", color=BLUE, markersize=3)
     ends = np.array([min(crook["middle"]), max(crook["middle"])])
     inset.plot(ends, ends, color=GRAY, linewidth=1)
@@ -267,6 +272,7 @@ def picture(found: dict, path: Path) -> None:
         style = {"color": GREEN if fine else RED, "marker": "o" if fine else "X"}
         middle.errorbar(value, row, xerr=3 * error, markersize=8, capsize=3, **style)
         said = found["broken"][name]["verdict"]
+        said += "" if fine or abs(value - 1.0) > 5 * error else ", by its steps"
         middle.annotate(said, (value, row), (0, 9), textcoords="offset points", ha="center")
     middle.axvline(1.0, color=GRAY, linewidth=1)
     middle.set_yticks(range(len(names)), names)

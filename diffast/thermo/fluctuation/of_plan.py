@@ -26,6 +26,7 @@ def fluctuation_test_of_plan(
     shape: Sequence[int] | None = None,
     *,
     x: torch.Tensor | None = None,
+    log_start: Any = None,
     noising: str = "schedule",
     seed: int = 0,
 ) -> FluctuationTest:
@@ -46,7 +47,9 @@ def fluctuation_test_of_plan(
         log_end: a density at the plan's last noisy level (alpha, sigma): an object with
             `log_density(x, alpha, sigma)` such as `GaussianMixture`, or a function of the states.
         shape: [B, ...] of the run; None: that of x.
-        x: initial states, normals times the plan's noise level; None: the package's.
+        x: initial states; None: those that `df.sample` makes.
+        log_start: log-density of the initial states, as `log_end`, where x has another law than the
+            plan's own start.
         noising: "schedule" or "plan", see `log_likelihood`.
         seed: of the run.
 
@@ -71,7 +74,7 @@ def fluctuation_test_of_plan(
 
     start = _start(denoiser, plan, shape, x, seed)
     sample(denoiser, plan, x=start, seed=seed, callback=keep)
-    return judged_run(who, chain, made, denoiser, start, states, log_end)
+    return judged_run(who, chain, made, denoiser, start, states, log_end, log_start)
 
 
 def judged_run(
@@ -82,13 +85,20 @@ def judged_run(
     start: torch.Tensor,
     states: dict[int, torch.Tensor],
     log_end: Any,
+    log_start: Any = None,
 ) -> FluctuationTest:
     """Returns the test of the states {evaluation: [B, ...]} of a run."""
     end = states.pop(chain.noisy[-1])
+    first = None
+    if log_start is not None:
+
+        def first(state: torch.Tensor) -> torch.Tensor:
+            return of_ends(who, log_start, state, "start", *chain.start)
+
     squares: list[torch.Tensor] = []
     with torch.no_grad():
         run = made.run_density(
-            *(end, start, states, estimates_of(who, chain, denoiser)),
+            *(end, start, states, estimates_of(who, chain, denoiser), first),
             seen=lambda i, z: squares.append(z.double().square().flatten(1).mean(1)),
         )
         back = made.noising_density(end, start, states)

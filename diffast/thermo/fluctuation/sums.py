@@ -126,7 +126,8 @@ def fitted_factors(sums: Sums) -> tuple[np.ndarray, np.ndarray]:
         inverse = np.linalg.pinv(gram[np.ix_(live, live)])
         factors[live] = inverse @ pull[live]
         fit = torch.as_tensor(factors[live])
-        left = sums.along[:, live] - sums.square[:, live][:, :, live] @ fit
-        spread = np.cov(left.numpy().T, ddof=1).reshape(live.sum(), -1) / len(left)
+        own = torch.as_tensor(live)
+        left = sums.along[:, own] - sums.square[:, own][:, :, own] @ fit
+        spread = np.cov(left.numpy().T, ddof=1).reshape(len(fit), len(fit)) / len(left)
         errors[live] = np.sqrt(np.diag(inverse @ spread @ inverse))
     return factors, errors

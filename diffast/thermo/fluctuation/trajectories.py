@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -138,13 +138,13 @@ class Trajectories:
         """
         given = self._temperature
         try:
-            found = given(t) if callable(given) else given
+            found: Any = given(t) if callable(given) else given
         except TypeError as error:
             raise ValueError(
                 f"{self.who}: temperature is called with the time alone ({error}), but one that "
                 "depends on the position adds a drift of its own, which this test does not have"
             ) from None
-        found = np.asarray(found.detach().cpu() if hasattr(found, "detach") else found, np.float64)
+        found = torch.as_tensor(found).detach().double().cpu().numpy()
         if found.size != 1:
             raise ValueError(
                 f"{self.who}: temperature at t = {t:.6g} has shape {list(found.shape)}, but one "
@@ -183,9 +183,9 @@ def _states(who: str, x: Any) -> torch.Tensor:
 
 def _parts(who: str, drift: Any) -> dict[str, Drift]:
     if callable(drift):
-        return {"drift": drift}
+        return {"drift": cast(Drift, drift)}
     if isinstance(drift, Mapping) and drift and all(callable(part) for part in drift.values()):
-        return dict(drift)
+        return {str(name): cast(Drift, part) for name, part in drift.items()}
     raise ValueError(
         f"{who}: drift is a {type(drift).__name__}, but a function of (x, t) is needed, or a "
         "mapping of names to such functions, whose sum is the drift"
