@@ -41,6 +41,13 @@ critical_levels        where the fixed points of the x0 estimate split or vanish
 decision_window        where the x0 estimate gains most
 linear_field           entropy production of a linear velocity, in its two parts
 nonconservativity      how far the x0 estimate is from a gradient field
+fluctuation_test       whether stored trajectories are those of the SDE that is meant
+fluctuation_test_of_plan   the same for a run of a plan
+franz_parisi           free energy of a posterior sample at a distance from another one
+free_energy            -sigma^2 log p of noisy states; free_energy_along: for a network
+log_likelihood         the density that a plan gives to data, by Jarzynski's equality
+noising_dynamics       drift and temperature of a schedule; sampling_dynamics: of its reverse
+order_parameters       self-consistent posterior means
 """
 
 from importlib import import_module
@@ -53,8 +60,11 @@ _HOMES = {
     "CloneAgreement": "diffast.thermo.clones",
     "CriticalLevels": "diffast.thermo.critical",
     "DecisionWindow": "diffast.thermo.collapse",
+    "Dynamics": "diffast.thermo.fluctuation.trajectories",
     "Estimate": "diffast.thermo.estimate",
     "FewSamplesWarning": "diffast.thermo.estimate",
+    "FluctuationTest": "diffast.thermo.fluctuation.theorem",
+    "FranzParisi": "diffast.thermo.fluctuation.franz_parisi",
     "Gaussian": "diffast.plans.gaussian",
     "GaussianMixture": "diffast.thermo.mixture",
     "GaussianTransport": "diffast.thermo.paths.transport",
@@ -107,6 +117,17 @@ _HOMES = {
     "mixture_agreement": "diffast.thermo.clones",
     "nonconservativity": "diffast.thermo.jacobian",
     "own_weights": "diffast.thermo.collapse",
+    "Likelihood": "diffast.thermo.fluctuation.likelihood",
+    "OrderParameters": "diffast.thermo.fluctuation.free_energy",
+    "fluctuation_test": "diffast.thermo.fluctuation.theorem",
+    "fluctuation_test_of_plan": "diffast.thermo.fluctuation.of_plan",
+    "franz_parisi": "diffast.thermo.fluctuation.franz_parisi",
+    "free_energy": "diffast.thermo.fluctuation.free_energy",
+    "free_energy_along": "diffast.thermo.fluctuation.free_energy",
+    "log_likelihood": "diffast.thermo.fluctuation.likelihood",
+    "noising_dynamics": "diffast.thermo.fluctuation.trajectories",
+    "order_parameters": "diffast.thermo.fluctuation.free_energy",
+    "sampling_dynamics": "diffast.thermo.fluctuation.trajectories",
 }
 
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]: loaded when asked for
