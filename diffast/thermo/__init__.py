@@ -16,6 +16,12 @@ _HOMES = {
     "FewSamplesWarning": "diffast.thermo.estimate",
     "Gaussian": "diffast.plans.gaussian",
     "GaussianMixture": "diffast.thermo.mixture",
+    "fit_jko": "diffast.thermo.jko.fit",
+    "JKOFit": "diffast.thermo.jko.fitted",
+    "potentials": "diffast.thermo.jko",
+    "audit": "diffast.thermo.jko.audit",
+    "audit_batches": "diffast.thermo.jko.audit",
+    "Audit": "diffast.thermo.jko.report",
 }
 
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]: loaded when asked for
