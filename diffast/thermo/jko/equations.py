@@ -122,33 +122,33 @@ def equations(
     unknown = ends[0][0].shape[2]
     functions = len(model.internal)
     matrix, gram, pull = np.zeros((unknown,) * 2), np.zeros((unknown,) * 2), np.zeros(unknown)
-    weak = [
-        _weak(F, spread, [float(f(t)) for f in model.internal], unknown - functions)
-        for (F, spread), t in zip(ends, given.times, strict=True)
-    ]
-    speed = 0.0
+    first, speed = unknown - functions, 0.0
+    factors = [[float(f(t)) for f in model.internal] for t in given.times]
     for k, tau in enumerate(np.diff(given.times)):
         x, y = given.samples[k], given.samples[k + 1]
         pairs = couple(x, y, coupling)
-        F = ends[k + 1][0][pairs.second]
-        if scheme == "trapezoid":
-            F = 0.5 * (F + ends[k][0][pairs.first])
         moved = y[pairs.second] - x[pairs.first]
-        heavy = F * pairs.weight[:, None, None]
-        gram += tau * _inner(heavy, F)
-        pull -= _inner(heavy, moved[:, :, None])[:, 0]
         speed += float((pairs.weight * np.square(moved).sum(1)).sum() / tau)
-        half = scheme == "trapezoid"
-        matrix += tau * (0.5 * (weak[k] + weak[k + 1]) if half else weak[k + 1])
+        F = ends[k + 1][0][pairs.second]
+        by_parts = _by_parts(ends[k + 1][1], factors[k + 1])
+        if scheme == "trapezoid":
+            early = ends[k][0][pairs.first]
+            turned = 0.5 * (F - early) * pairs.weight[:, None, None]
+            F = 0.5 * (F + early)
+            # E[a b] of means over both ends is the mean of both E[a b], less E[da db] / 4.
+            by_parts = 0.5 * (by_parts + _by_parts(ends[k][1], factors[k]))
+            by_parts -= _inner(turned, 0.5 * (ends[k + 1][0][pairs.second] - early))[:, first:]
+        heavy = F * pairs.weight[:, None, None]
+        products = _inner(heavy, F)
+        gram += tau * products
+        pull -= _inner(heavy, moved[:, :, None])[:, 0]
+        matrix += tau * np.concatenate([products[:, :first], by_parts], 1)
     return Equations(matrix if form == "weak" else gram, pull, gram, pull, speed)
 
 
-def _weak(F: np.ndarray, spread: np.ndarray, factors: list[float], first: int) -> np.ndarray:
-    """Returns E[F_i F_j] of a snapshot, the columns of grad log rho by parts."""
-    made = _inner(F, F) / len(F)
-    for m, factor in enumerate(factors):
-        made[:, first + m] = -factor * spread.mean(0)
-    return made
+def _by_parts(spread: np.ndarray, factors: list[float]) -> np.ndarray:
+    """Returns E[F_i grad log rho] of a snapshot times each factor, without the score."""
+    return -spread.mean(0)[:, None] * np.array(factors)[None]
 
 
 def _inner(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -201,8 +201,9 @@ def solve(
     if known is not None:
         side = side - known * found.matrix[:free, free]
     scaled = matrix / size[:free, None] / size[:free]
-    values = np.linalg.svd(scaled, compute_uv=False)
-    condition = float(values[0] / values[-1]) if values[-1] > 0 else float("inf")
+    # A weak form may look better than the features are told apart: the larger of both counts.
+    gram = found.gram[:free, :free] / size[:free, None] / size[:free]
+    condition = float(max(np.linalg.cond(gram), np.linalg.cond(scaled)))
     scaled = scaled + ridge * np.eye(free)
     if np.linalg.cond(scaled) > 1e15:
         theta = np.full(free, np.nan)
