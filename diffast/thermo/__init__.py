@@ -21,6 +21,7 @@ _HOMES = {
     "potentials": "diffast.thermo.jko",
     "audit": "diffast.thermo.jko.audit",
     "audit_batches": "diffast.thermo.jko.audit",
+    "audit_marginals": "diffast.thermo.jko.marginals",
     "Audit": "diffast.thermo.jko.report",
 }
 

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from diffast.executors.results import Progress
-from diffast.executors.sequential import sample
 from diffast.model.denoiser import Denoiser
 from diffast.plans import Plan
-from diffast.plans.places import places
 from diffast.thermo.jko.report import Audit
 from diffast.thermo.jko.snapshots import snapshots_of
+from diffast.thermo.jko.states import check_states, is_step, states_of
 from diffast.thermo.jko.transitions import Step, measure, pooled
 
 _WHO = "audit"
-
-# Fewest samples for standard errors that a normal law describes.
-FEWEST = 50
 
 # The change in lam that the effect of a wrong time is measured by.
 SHIFT = 0.05
@@ -79,32 +75,16 @@ def audit(
             do not fall; no step with noise at both ends; plans without noise, or that put noise
             back between steps; eta <= 0; directions of another shape, or that depend on each other.
     """
-    if (plan is None) == (batches is None):
-        raise TypeError(f"{_WHO}: give a plan, or batches and times")
-    if not 0 < eta < float("inf"):
-        raise ValueError(f"{_WHO}: eta = {eta}, but only a sampler with noise has a temperature")
-    if plan is not None:
-        states, at, levels = _run(denoiser, plan, shape, x, seed)
-        allow = _higher_order(plan) if allow is None else allow
-    else:
-        if times is None:
-            raise TypeError(f"{_WHO}: batches are given, but not their times")
-        at = np.asarray(times, dtype=np.float64)
-        states = list(batches or ())
-        if len(states) != at.size or at.size < 2 or not (np.diff(at) < 0).all():
-            raise ValueError(
-                f"{_WHO}: {len(states)} batches at times {at.tolist()}, but 2 or more at falling "
-                "times are needed"
-            )
-        levels = [(float(denoiser.schedule.alpha(t)), float(denoiser.schedule.sigma(t))) for t in at]
-        allow = True if allow is None else allow
-    _check_states(states)
+    run = states_of(_WHO, denoiser, plan, shape, x, seed, batches, times, eta)
+    states, at, levels = run.states, run.times, run.levels
+    allow = run.higher_order if allow is None else allow
+    check_states(_WHO, states)
     onto = _projection(directions, states[0].shape[1:])
     held = _Estimates(denoiser, onto)
     steps = []
     for k in range(len(states) - 1):
         (alpha, sigma), (alpha_t, sigma_t) = levels[k], levels[k + 1]
-        if not sigma_t > 0 or not alpha_t * sigma > alpha * sigma_t * (1 + 1e-12):
+        if not is_step(levels[k], levels[k + 1]):
             continue
         x0, moved = held(states[k], at[k], alpha, sigma, turn=True)
         later, _ = held(states[k + 1], at[k + 1], alpha_t, sigma_t, turn=False)
@@ -152,7 +132,7 @@ def audit_batches(
     given = snapshots_of(who, batches, times, None)
     shape = (-1, *given.shape)
     states = [torch.as_tensor(one).reshape(shape) for one in given.samples]
-    _check_states(states, who)
+    check_states(who, states)
     onto = _projection(directions, states[0].shape[1:])
     steps = []
     pushes = []
@@ -253,67 +233,7 @@ class _Late(torch.nn.Module):
     @staticmethod
     def of(denoiser: Denoiser, by: float) -> Denoiser:
         """Returns the denoiser with such a network."""
-        from dataclasses import replace
-
         return replace(denoiser, network=_Late(denoiser.network, by))
-
-
-def _run(denoiser, plan, shape, x, seed):
-    """Returns (states at the ends of steps, their model times, their levels) of a plan's run."""
-    if not plan.stochastic:
-        raise ValueError(f"{_WHO}: {plan.name} draws no noise: a plan of an ODE has no temperature")
-    if len(plan.evaluations) != plan.stages:
-        raise ValueError(
-            f"{_WHO}: {plan.name} puts noise back between its steps, which is no step of the "
-            "reverse process"
-        )
-    ends = places(_WHO, plan)
-    held: dict[int, torch.Tensor] = {}
-
-    def keep(progress: Progress) -> None:
-        held[progress.stage + 1] = progress.x.clone()
-
-    if x is None:
-        if shape is None:
-            raise ValueError(f"{_WHO}: a plan needs the shape [n, ...] of the state, or x")
-        x = _initial(denoiser, plan, shape, seed)
-    sample(denoiser, plan, x=x, seed=seed, callback=keep)
-    held[0] = x
-    states = [held[place.before] * place.scale for place in ends]
-    return states, np.array([place.time for place in ends]), [place.level for place in ends]
-
-
-def _initial(denoiser: Denoiser, plan: Plan, shape: Sequence[int], seed: int) -> torch.Tensor:
-    from diffast import ops
-
-    z = ops.normal(tuple(shape), seed=seed, stage=ops.INITIAL_NOISE, device=denoiser.device())
-    return z * plan.initial_scale
-
-
-def _higher_order(plan: Plan) -> bool:
-    """Returns whether steps read more than the estimate at their start."""
-    return plan.history > 0 or len(plan.step_starts()) < plan.nfe or bool(_momenta(plan))
-
-
-def _momenta(plan: Plan) -> list[str]:
-    return [column for column in plan.columns if column[0] == "v"]
-
-
-def _check_states(states: list[torch.Tensor], who: str = _WHO) -> None:
-    first = states[0].shape
-    for k, state in enumerate(states):
-        if state.shape != first:
-            raise ValueError(
-                f"{who}: batch {k} has shape {list(state.shape)}, but batch 0 {list(first)}: the "
-                "same particles are needed in all"
-            )
-        if not bool(state.isfinite().all()):
-            raise ValueError(f"{who}: batch {k} is not finite")
-    if first[0] < FEWEST:
-        raise ValueError(
-            f"{who}: {first[0]} samples, but {FEWEST} are needed for standard errors that mean "
-            "something"
-        )
 
 
 def _projection(directions: Any, shape: Sequence[int]) -> Callable[[torch.Tensor], np.ndarray]:

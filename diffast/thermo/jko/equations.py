@@ -89,46 +89,40 @@ class Equations(NamedTuple):
 
     Attributes:
         matrix: [J, J].
-        side: [J].
+        side: [J], minus the sum of E[F_i (y - x)].
         gram: [J, J], sum of tau E[F_i F_j].
-        pull: [J], minus the sum of E[F_i (y - x)].
         speed: sum of E|y - x|^2 / tau.
     """
 
     matrix: np.ndarray
     side: np.ndarray
     gram: np.ndarray
-    pull: np.ndarray
     speed: float
 
     def residual(self, theta: np.ndarray) -> float:
         """Returns sqrt(sum tau E|R|^2 / sum tau E|(y - x) / tau|^2)."""
-        square = theta @ self.gram @ theta - 2.0 * theta @ self.pull + self.speed
+        square = theta @ self.gram @ theta - 2.0 * theta @ self.side + self.speed
         return float(np.sqrt(max(square, 0.0) / self.speed)) if self.speed > 0 else 0.0
 
 
 def equations(
     model: Model, given: Snapshots, coupling: str, scheme: str, form: str, density: Density
-) -> Equations:
-    """Returns the equations of all intervals.
+) -> list[Equations]:
+    """Returns the equations of each interval; a fit solves their sum, see `summed`.
 
     Raises:
         ValueError: what couplings, densities and features raise.
     """
     ends = [
-        model.fields(x, float(t), density)
-        for x, t in zip(given.samples, given.times, strict=True)
+        model.fields(x, float(t), density) for x, t in zip(given.samples, given.times, strict=True)
     ]
-    unknown = ends[0][0].shape[2]
-    functions = len(model.internal)
-    matrix, gram, pull = np.zeros((unknown,) * 2), np.zeros((unknown,) * 2), np.zeros(unknown)
-    first, speed = unknown - functions, 0.0
+    first, found = ends[0][0].shape[2] - len(model.internal), []
     factors = [[float(f(t)) for f in model.internal] for t in given.times]
     for k, tau in enumerate(np.diff(given.times)):
         x, y = given.samples[k], given.samples[k + 1]
         pairs = couple(x, y, coupling)
         moved = y[pairs.second] - x[pairs.first]
-        speed += float((pairs.weight * np.square(moved).sum(1)).sum() / tau)
+        speed = float((pairs.weight * np.square(moved).sum(1)).sum() / tau)
         F = ends[k + 1][0][pairs.second]
         by_parts = _by_parts(ends[k + 1][1], factors[k + 1])
         if scheme == "trapezoid":
@@ -140,10 +134,17 @@ def equations(
             by_parts -= _inner(turned, 0.5 * (ends[k + 1][0][pairs.second] - early))[:, first:]
         heavy = F * pairs.weight[:, None, None]
         products = _inner(heavy, F)
-        gram += tau * products
-        pull -= _inner(heavy, moved[:, :, None])[:, 0]
-        matrix += tau * np.concatenate([products[:, :first], by_parts], 1)
-    return Equations(matrix if form == "weak" else gram, pull, gram, pull, speed)
+        pull = -_inner(heavy, moved[:, :, None])[:, 0]
+        matrix = np.concatenate([products[:, :first], by_parts], 1)
+        matrix = tau * (matrix if form == "weak" else products)
+        found.append(Equations(matrix, pull, tau * products, speed))
+    return found
+
+
+def summed(found: list[Equations]) -> Equations:
+    """Returns the equations of all intervals."""
+    parts = zip(*found, strict=True)
+    return Equations(*(sum(part) for part in parts))  # pyright: ignore
 
 
 def _by_parts(spread: np.ndarray, factors: list[float]) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from diffast.thermo.jko.coupling import COUPLINGS
 from diffast.thermo.jko.density import DENSITIES, Density
-from diffast.thermo.jko.equations import FORMS, SCHEMES, Model, equations, solve
+from diffast.thermo.jko.equations import FORMS, SCHEMES, Model, equations, solve, summed
 from diffast.thermo.jko.fitted import JKOFit
 from diffast.thermo.jko.potentials import Features, polynomials
 from diffast.thermo.jko.snapshots import snapshots_of
@@ -42,7 +42,8 @@ def fit_jko(
     optimal transport; theta then solves one small linear system. See `thermo/jko/equations.py`
     for the formulas, docs/thermodynamics.md for what was measured.
 
-        fit = df.thermo.fit_jko([x0, x1, x2], tau=0.1, potential=df.thermo.potentials.polynomials(4))
+        features = df.thermo.potentials.polynomials(4)
+        fit = df.thermo.fit_jko([x0, x1, x2], tau=0.1, potential=features)
         fit.temperature(), fit.drift(x), fit.sample(x0, 0.0, 0.5)
 
     Args:
@@ -95,7 +96,7 @@ def fit_jko(
         )
     names = model.names(given.d)
     options = coupling, scheme, form, density
-    found = equations(model, given, *options)
+    found = summed(equations(model, given, *options))
     theta, condition = solve(found, names, model.known, ridge)
     if not condition <= MOST and not ridge:
         raise ValueError(
@@ -108,10 +109,9 @@ def fit_jko(
     if groups:
         each = []
         for group in range(groups):
-            fewer = equations(model, given.without(group, groups), *options)
+            fewer = summed(equations(model, given.without(group, groups), *options))
             each.append(solve(fewer, names, model.known, ridge)[0])
-        apart = np.array(each) - np.mean(each, 0)
-        covariance = (groups - 1) / groups * apart.T @ apart
+        covariance = jackknife(each)
     return JKOFit(
         model=model,
         names=names,
@@ -126,6 +126,12 @@ def fit_jko(
         scheme=scheme,
         form=form,
     )
+
+
+def jackknife(each: list[np.ndarray]) -> np.ndarray:
+    """Returns the covariance [J, J] of an estimate whose values without each group are given."""
+    apart = np.array(each) - np.mean(each, 0)
+    return (len(each) - 1) / len(each) * apart.T @ apart
 
 
 def _model(potential: Any, interaction: Any, internal: Any) -> Model:

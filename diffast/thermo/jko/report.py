@@ -139,8 +139,8 @@ class Audit:
     def __str__(self) -> str:
         """Returns the verdict, the three numbers over all intervals, and what was found."""
         lines = [
-            f"Audit of {len(self.steps)} intervals, {self.count} samples of {self.numbers} numbers: "
-            + ("sound" if self.sound else "NOT sound")
+            f"Audit of {len(self.steps)} intervals, {self.count} samples of {self.numbers} "
+            f"numbers: {'sound' if self.sound else 'NOT sound'}"
         ]
         for k, name in enumerate(NAMES):
             value, error, allowed = (float(part[k]) for part in self.whole[:3])

@@ -32,7 +32,7 @@ class Snapshots(NamedTuple):
         return min(map(len, self.samples))
 
     def without(self, group: int, groups: int) -> Snapshots:
-        """Returns the snapshots without every sample whose number leaves `group` modulo `groups`."""
+        """Returns the snapshots without the samples whose number is `group` modulo `groups`."""
         kept = tuple(x[np.arange(len(x)) % groups != group] for x in self.samples)
         return self._replace(samples=kept)
 

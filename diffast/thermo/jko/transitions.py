@@ -114,7 +114,8 @@ def pooled(steps: list[Measured]) -> Measured:
     standard errors add up as those of independent numbers.
     """
     values, errors, allowed = (
-        np.array([getattr(step, name) for step in steps]) for name in ("value", "error", "allowance")
+        np.array([getattr(step, name) for step in steps])
+        for name in ("value", "error", "allowance")
     )
     known = np.isfinite(values) & np.isfinite(errors) & (errors > 0)
     weights = np.where(known, 1.0, 0.0) / np.where(known, errors, 1.0) ** 2
