@@ -1,19 +1,23 @@
-"""grad log rho of samples and its divergence: a kernel density, a mixture, or one Gaussian.
+"""grad log rho of samples and its divergence.
+
+Score matching in a linear family needs no density, and is what `fit_jko` does where nothing is
+said. Otherwise a density is estimated: by kernels, as a mixture, or as one Gaussian.
 
 A kernel density smooths rho by its bandwidth, so its gradient is too small. A fit that reads it as
 grad log rho (form "least squares") therefore finds too high a temperature. A fit that only projects
 on it (form "weak") does not: see equations.py. For that the value at a sample must not contain the
-sample itself, which is left out here.
+sample itself, which is left out here. A mixture errs the other way: it follows its own samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import ceil, comb
 from typing import Any
 
 import numpy as np
 
-from diffast.thermo.jko.potentials import divergence_of
+from diffast.thermo.jko.potentials import Features, divergence_of, polynomials
 
 DENSITIES = ("kde", "gmm", "gaussian")
 
@@ -23,9 +27,12 @@ COMPONENTS, ROUNDS = 10, 60
 # Fewest samples of a density estimate; a mixture needs so many a component.
 FEWEST = 20
 
+# Fewest numbers, samples times elements, for each feature of score matching.
+NUMBERS = 10
+
 # A score [n, d] and its divergence [n].
 Score = tuple[np.ndarray, np.ndarray]
-Density = str | Callable[[np.ndarray, float], Any]
+Density = str | Features | Callable[[np.ndarray, float], Any]
 
 
 def score_of(x: np.ndarray, t: float, density: Density) -> Score:
@@ -42,6 +49,8 @@ def score_of(x: np.ndarray, t: float, density: Density) -> Score:
             returns another shape.
     """
     n, d = x.shape
+    if isinstance(density, Features):
+        return _matched(x, t, density)
     if callable(density):
         return _called(x, t, density)
     needed = max(FEWEST, 2 * d) if density != "gaussian" else d + 1
@@ -63,6 +72,22 @@ def score_of(x: np.ndarray, t: float, density: Density) -> Score:
     return _mixture(x, covariance, components)
 
 
+def matching(count: int, d: int, degree: int) -> Features:
+    """Returns polynomials for score matching: two degrees above `degree`, or as many samples allow.
+
+    Raises:
+        ValueError: too few samples for those of degree 2.
+    """
+    for most in range(max(degree, 2) + 2, 1, -1):
+        features = polynomials(most)
+        if count * d >= NUMBERS * (comb(d + most, most) - 1):
+            return features
+    raise ValueError(
+        f"fit_jko: the smallest snapshot has {count} samples, but grad log rho in {d} dimensions "
+        f"needs {ceil(NUMBERS * (comb(d + 2, 2) - 1) / d)}"
+    )
+
+
 def _called(x: np.ndarray, t: float, density: Callable[[np.ndarray, float], Any]) -> Score:
     def found(points):
         made = np.asarray(density(points, t), dtype=np.float64)
@@ -74,6 +99,27 @@ def _called(x: np.ndarray, t: float, density: Callable[[np.ndarray, float], Any]
         return made
 
     return found(x), divergence_of(lambda points: found(points)[:, :, None], x)[:, 0]
+
+
+def _matched(x: np.ndarray, t: float, features: Features) -> Score:
+    """Returns the sum of the features' gradients that is nearest to grad log rho in L2(rho).
+
+    By parts E[g grad log rho] = -E[div g], so no density is estimated: score matching (Hyvarinen
+    2005) in a linear family.
+    """
+    g, spread = features.gradient(x, t), features.laplacian(x, t)
+    n, _, count = g.shape
+    if n * x.shape[1] < NUMBERS * count:
+        raise ValueError(
+            f"fit_jko: a snapshot has {n} samples, but the score of {count} features in "
+            f"{x.shape[1]} dimensions needs {ceil(NUMBERS * count / x.shape[1])}"
+        )
+    flat = g.reshape(-1, count)
+    gram = flat.T @ flat / n
+    size = np.sqrt(np.diag(gram)) + 1e-300
+    gram = gram / size[:, None] / size + 1e-9 * np.eye(count)
+    weights = np.linalg.solve(gram, -spread.mean(0) / size) / size
+    return g @ weights, spread @ weights
 
 
 def _kernel(x: np.ndarray, covariance: np.ndarray) -> Score:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from diffast.thermo.jko.coupling import COUPLINGS
-from diffast.thermo.jko.density import DENSITIES, Density
+from diffast.thermo.jko.density import DENSITIES, Density, matching
 from diffast.thermo.jko.equations import FORMS, SCHEMES, Model, equations, solve, summed
 from diffast.thermo.jko.fitted import JKOFit
 from diffast.thermo.jko.potentials import Features, polynomials
@@ -30,7 +30,7 @@ def fit_jko(
     interaction: Features | None = None,
     internal: bool | float | Sequence[Callable[[float], float]] = True,
     coupling: str = "auto",
-    density: Density = "kde",
+    density: Density = "auto",
     form: str = "weak",
     ridge: float = 0.0,
     groups: int = 10,
@@ -60,8 +60,10 @@ def fit_jko(
         coupling: "auto": sorted for d = 1, else optimal transport by scipy; "given": sample i of
             all snapshots is the same particle (with "implicit" the temperature then comes out
             twice as large, see `thermo/jko/coupling.py`).
-        density: how grad log rho is found: "kde", "gmm", "gaussian", or a function of points
-            [n, d] and the time that returns it.
+        density: how grad log rho is found. Features: score matching with the sum of their
+            gradients. "auto": with polynomials, two degrees above those of V. "kde", "gmm" and
+            "gaussian": of an estimated density. A function of points [n, d] and the time: what it
+            returns.
         form: "weak", which takes grad log rho as a field to project on alone; "least squares", the
             published form, which takes it for the truth.
         ridge: added to the equations after each unknown is scaled to size 1. It makes theta smaller
@@ -82,10 +84,12 @@ def fit_jko(
         ("scheme", scheme, SCHEMES),
         ("coupling", coupling, COUPLINGS),
         ("form", form, FORMS),
-        ("density", density, DENSITIES),
+        ("density", density, ("auto", *DENSITIES)),
     ):
-        if not callable(value) and value not in known:
+        if isinstance(value, str) and value not in known:
             raise ValueError(f"{_WHO}: {name} = {value!r}, but it must be one of {known}")
+    if isinstance(potential, int) and not isinstance(potential, bool):
+        potential = polynomials(potential)
     model = _model(potential, interaction, internal)
     if not ridge >= 0:
         raise ValueError(f"{_WHO}: ridge = {ridge}, but it must be 0 or more")
@@ -94,6 +98,9 @@ def fit_jko(
             f"{_WHO}: groups = {groups}, but the smallest snapshot has {given.count} samples: "
             "2 groups or more of 2 samples or more are needed, or groups=0 for no standard errors"
         )
+    if isinstance(density, str) and density == "auto":
+        fewest = given.count - (-(-given.count // groups) if groups else 0)
+        density = matching(fewest, given.d, getattr(potential, "degree", 4))
     names = model.names(given.d)
     options = coupling, scheme, form, density
     found = summed(equations(model, given, *options))
@@ -135,8 +142,6 @@ def jackknife(each: list[np.ndarray]) -> np.ndarray:
 
 
 def _model(potential: Any, interaction: Any, internal: Any) -> Model:
-    if isinstance(potential, int) and not isinstance(potential, bool):
-        potential = polynomials(potential)
     for name, features in (("potential", potential), ("interaction", interaction)):
         if features is not None and not isinstance(features, Features):
             raise ValueError(

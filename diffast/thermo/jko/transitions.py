@@ -108,7 +108,10 @@ def measure(step: Step, allow: bool) -> Measured:
 
 
 def pooled(steps: list[Measured]) -> Measured:
-    """Returns the three numbers over all steps, weighted by 1 / error^2.
+    """Returns the three numbers over all steps, drift and shift weighted by 1 / error^2.
+
+    The error of a temperature is proportional to the temperature itself, so these weights would
+    favour what is too low by chance. Its designed error is the same in all steps: a plain mean.
 
     Residuals of different steps are not correlated where the sampler does what it should, so the
     standard errors add up as those of independent numbers.
@@ -119,10 +122,11 @@ def pooled(steps: list[Measured]) -> Measured:
     )
     known = np.isfinite(values) & np.isfinite(errors) & (errors > 0)
     weights = np.where(known, 1.0, 0.0) / np.where(known, errors, 1.0) ** 2
+    weights[:, 1] = known[:, 1]
     total = weights.sum(0)
     with np.errstate(invalid="ignore", divide="ignore"):
         value = (weights * np.where(known, values, 0.0)).sum(0) / total
-        error = 1.0 / np.sqrt(total)
+        error = np.sqrt((np.square(weights * np.where(known, errors, 0.0))).sum(0)) / total
         allowance = (weights * np.where(known, allowed, 0.0)).sum(0) / total
     error = np.where(total > 0, error, np.nan)
     return Measured(value, error, allowance, (steps[0].times[0], steps[-1].times[1]))
