@@ -127,11 +127,13 @@ def equations(
         by_parts = _by_parts(ends[k + 1][1], factors[k + 1])
         if scheme == "trapezoid":
             early = ends[k][0][pairs.first]
-            turned = 0.5 * (F - early) * pairs.weight[:, None, None]
-            F = 0.5 * (F + early)
-            # E[a b] of means over both ends is the mean of both E[a b], less E[da db] / 4.
+            # E[a b] of means over both ends is the mean of both E[a b], less E[da db] / 4. Where a
+            # is the score too, the last part would be mostly the noise of two estimates.
             by_parts = 0.5 * (by_parts + _by_parts(ends[k][1], factors[k]))
-            by_parts -= _inner(turned, 0.5 * (ends[k + 1][0][pairs.second] - early))[:, first:]
+            turned = 0.5 * (F - early)
+            heavy = turned[:, :, :first] * pairs.weight[:, None, None]
+            by_parts[:first] -= _inner(heavy, turned[:, :, first:])
+            F = 0.5 * (F + early)
         heavy = F * pairs.weight[:, None, None]
         products = _inner(heavy, F)
         pull = -_inner(heavy, moved[:, :, None])[:, 0]
