@@ -128,6 +128,13 @@ _HOMES = {
     "noising_dynamics": "diffast.thermo.fluctuation.trajectories",
     "order_parameters": "diffast.thermo.fluctuation.free_energy",
     "sampling_dynamics": "diffast.thermo.fluctuation.trajectories",
+    "fit_jko": "diffast.thermo.jko.fit",
+    "JKOFit": "diffast.thermo.jko.fitted",
+    "potentials": "diffast.thermo.jko",
+    "audit": "diffast.thermo.jko.audit",
+    "audit_batches": "diffast.thermo.jko.audit",
+    "audit_marginals": "diffast.thermo.jko.marginals",
+    "Audit": "diffast.thermo.jko.report",
 }
 
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]: loaded when asked for
