@@ -20,7 +20,7 @@ _HOMES = {
     "FewSamplesWarning": "diffast.thermo.estimate",
     "Gaussian": "diffast.plans.gaussian",
     "GaussianMixture": "diffast.thermo.mixture",
-    "StartLaw": "diffast.thermo.start_law",
+    "StartLaw": "diffast.plans.initial",
     "certificate": "diffast.thermo.late_start",
     "shrunk_gaussian": "diffast.thermo.shrinkage",
     "start_law": "diffast.thermo.start_law",

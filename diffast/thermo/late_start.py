@@ -14,8 +14,8 @@ import torch
 
 from diffast.model.denoiser import Denoiser
 from diffast.plans.gaussian import Gaussian
+from diffast.plans.initial import StartLaw
 from diffast.thermo.estimate import Estimate
-from diffast.thermo.start_law import StartLaw
 from diffast.tuning.grids.levels import Levels
 from diffast.tuning.pilots import Pilots, ids_of, pieces
 
@@ -62,7 +62,7 @@ class Certificate:
 
     @classmethod
     def of_loss(
-        cls, mmse: Callable[[np.ndarray], np.ndarray], law: Gaussian | StartLaw, levels: Any
+        cls, mmse: Callable[[np.ndarray], np.ndarray], law: Gaussian, levels: Any
     ) -> Certificate:
         """Returns the loss form, from a loss curve alone: no network call.
 
@@ -239,31 +239,35 @@ def certificate(
     if denoiser.unconditional is not None or denoiser.guides:
         raise ValueError(
             "certificate: the denoiser has guidance, but noisy data of guided samples are not what "
-            "its flow passes through: leave guidance out, or use df.thermo.start_distance"
+            "its flow passes through: leave guidance out"
         )
     data = torch.as_tensor(data)
     data = data if data.is_floating_point() else data.double()
     data = data[: len(data) if count is None else count]
-    laws = law if isinstance(law, StartLaw) else StartLaw(law)
-    if tuple(data.shape[1:]) != tuple(laws.shape) or len(data) < 2:
+    laws = StartLaw((law,)) if isinstance(law, Gaussian) else law
+    if tuple(data.shape[1:]) != laws.shape or len(data) < 2:
         raise ValueError(
             f"certificate: data are {list(data.shape)}, but at least 2 samples of shape "
             f"{list(laws.shape)} are needed, that of the law"
         )
     rho, times = _levels(denoiser, laws, levels)
+    bound = [_BoundLaw(one, denoiser.device()) for one in laws.laws]
     pilots = Pilots(denoiser, data.shape[1:], seed, denoiser.device())
     score, loss = np.zeros((len(data), len(rho))), np.zeros((len(data), len(rho)))
     with torch.no_grad():
         for piece in pieces(len(data), rows):
             ids = ids_of(piece.stop - piece.start, piece.start)
             own, y = pilots.rows(ids), data[piece].to(pilots.device)
+            which = _which(laws, own, len(ids))
             for k, (level, time) in enumerate(zip(rho.tolist(), times.tolist(), strict=True)):
                 noise = pilots.noise(ids, 1.0, stage=k).to(y.dtype)
                 u = y + level * noise
                 d = own.x0(u * float(denoiser.schedule.alpha(time)), time).double()
                 if not bool(torch.isfinite(d).all()):
                     raise ValueError(f"certificate: the x0 estimate at t = {time:g} is not finite")
-                g = laws.x0(u.double(), level, ids)
+                g = torch.empty_like(d)
+                for one, place in which:
+                    g[place] = bound[one].x0(u[place].double(), level)
                 score[piece, k] = _squares(d - g) / level**2
                 loss[piece, k] = (_squares(y.double() - g) - _squares(y.double() - d)) / level**2
     return _made(rho, score, loss)
@@ -321,7 +325,7 @@ def _levels(denoiser: Denoiser, laws: StartLaw, levels: Any) -> tuple[np.ndarray
         if levels < 3:
             raise ValueError(f"certificate: {levels} levels, but at least 3 are needed")
         spectrum = np.concatenate([law.spectrum for law in laws.laws])
-        high = min(8.0 * laws.deviation, known.high)
+        high = min(8.0 * float(np.sqrt(spectrum.max())), known.high)
         low = max(0.5 * float(np.sqrt(spectrum.mean())), known.low, 1e-3 * high)
         wanted = np.geomspace(high, min(low, 0.5 * high), levels)
     else:
@@ -335,6 +339,42 @@ def _levels(denoiser: Denoiser, laws: StartLaw, levels: Any) -> tuple[np.ndarray
     # Whole times may be fewer.
     times = times[np.concatenate([[True], np.diff(times) != 0])]
     return known.at(times), times
+
+
+class _BoundLaw:
+    """The x0 estimates of a Gaussian, float64, with its arrays on a device."""
+
+    def __init__(self, law: Gaussian, device: torch.device):
+        self.law = law
+        arrays = (law.mean, law.basis, law.variances)
+        self.mean, self.basis, self.variances = (torch.tensor(a, device=device) for a in arrays)
+
+    def x0(self, u: torch.Tensor, rho: float) -> torch.Tensor:
+        """Returns mean + C (C + rho^2)^-1 (u - mean) of u [B, ...]."""
+        apart = u.reshape(len(u), -1) - self.mean
+        rest = self.law.rest / (self.law.rest + rho**2)
+        gain = self.variances / (self.variances + rho**2) - rest
+        made = self.mean + rest * apart + (gain * (apart @ self.basis.T)) @ self.basis
+        return made.reshape(u.shape)
+
+
+def _which(laws: StartLaw, denoiser: Denoiser, count: int) -> list[tuple[int, Any]]:
+    """Returns (index of a law, its rows) of a batch, by the condition that picks the law."""
+    if laws.by is None:
+        return [(0, slice(None))]
+    picked = denoiser.conditions.get(laws.by)
+    if not isinstance(picked, torch.Tensor) or picked.is_floating_point():
+        raise ValueError(
+            f"certificate: the law is picked by the condition {laws.by!r}, but the denoiser has "
+            f"none of whole numbers: its conditions are {sorted(denoiser.conditions)}"
+        )
+    values = picked.reshape(-1).expand(count)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= len(laws.laws):
+        raise ValueError(
+            f"certificate: {laws.by} runs from {low} to {high}, but there are {len(laws.laws)} laws"
+        )
+    return [(v, (values == v).nonzero()[:, 0]) for v in values.unique().tolist()]
 
 
 def _falling(levels: Any) -> np.ndarray:
