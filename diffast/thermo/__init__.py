@@ -3,6 +3,9 @@
 profile                what one sweep over noise levels says of a network
 Profile                the numbers of `profile`, its text, files and page
 GaussianMixture        data with a closed form, to test methods on
+certificate            how far noisy data are from a Gaussian, and where a late start may begin
+start_law              the Gaussian, or the Gaussians, that a late start draws from
+shrunk_gaussian        mean and covariance of few samples
 Gaussian               mean and covariance of data
 action                 c_2, the mean squared W2 speed of a path of unit duration
 angle                  the angle between data and noise, from the mmse curve
@@ -61,6 +64,7 @@ _HOMES = {
     "CriticalLevels": "diffast.thermo.critical",
     "DecisionWindow": "diffast.thermo.collapse",
     "Dynamics": "diffast.thermo.fluctuation.trajectories",
+    "Certificate": "diffast.thermo.late_start",
     "Estimate": "diffast.thermo.estimate",
     "FewSamplesWarning": "diffast.thermo.estimate",
     "FluctuationTest": "diffast.thermo.fluctuation.theorem",
@@ -135,6 +139,10 @@ _HOMES = {
     "audit_batches": "diffast.thermo.jko.audit",
     "audit_marginals": "diffast.thermo.jko.marginals",
     "Audit": "diffast.thermo.jko.report",
+    "StartLaw": "diffast.plans.initial",
+    "certificate": "diffast.thermo.late_start",
+    "shrunk_gaussian": "diffast.thermo.shrinkage",
+    "start_law": "diffast.thermo.start_law",
 }
 
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]: loaded when asked for
