@@ -72,7 +72,9 @@ def test_action_and_length_of_the_paths(profiles):
         assert made.c_2.error < 0.05 * wanted
         assert made.c_2_constant.value <= made.c_2.value
     # both preserve the variance: the same path at another speed
-    assert profiles["vp"].w2_length.value == pytest.approx(profiles["trig"].w2_length.value, abs=3e-3)
+    assert profiles["vp"].w2_length.value == pytest.approx(
+        profiles["trig"].w2_length.value, abs=3e-3
+    )
     # the variance-exploding path ends at sigma = 80: its length is nearly that of the noise
     assert profiles["edm"].w2_length.value == pytest.approx(80.0, rel=0.02)
 
@@ -145,7 +147,9 @@ def test_batches_and_conditions_follow_their_samples():
 
     def network(x, t, labels):
         # exact for data N(mean, .01) given the label
-        alpha, sigma = (torch.as_tensor(f(t.numpy()))[:, None] for f in (schedule.alpha, schedule.sigma))
+        alpha, sigma = (
+            torch.as_tensor(f(t.numpy()))[:, None] for f in (schedule.alpha, schedule.sigma)
+        )
         mean = means[labels][:, None]
         gain = 0.01 * alpha / (0.01 * alpha**2 + sigma**2)
         return mean + gain * (x - alpha * mean)
