@@ -135,7 +135,7 @@ def draw_line(rows: list[dict], plt, path: Path) -> None:
     axes[0, 0].legend(fontsize=8)
     axes[0, 0].set_ylabel("density")
     axes[1, 0].set_ylabel(r"$v_{loss}^2 = (dW_1/dt)^2 / D_0$")
-    axes[1, 0].legend(fontsize=8)
+    axes[1, 3].legend(fontsize=8, loc="lower right")
     figure.suptitle(
         "One dimension: the samples depend on the start alone (top), the paths differ in when the "
         "error changes (bottom)"
@@ -196,7 +196,7 @@ def walk(field, x: torch.Tensor) -> list[torch.Tensor]:
     made = df.Denoiser.from_velocity(field)
     plan, kept = df.solvers.heun(FLOW, df.grids.uniform_time(FLOW, STEPS)), [x]
     df.sample(made, plan, x=x, callback=lambda p: kept.append(p.x.clone()))
-    return [kept[0], *kept[2:-1:2], kept[-1]]  # two calls a step, one in the last
+    return [kept[0], *kept[1:-1:2], kept[-1]]  # two calls a step, one in the first and the last
 
 
 def row_of(path, start, runs, times, chi2, c_2) -> dict:
@@ -270,7 +270,7 @@ def in_a_plane() -> tuple[list[dict], dict]:
 def draw_plane(rows: list[dict], samples: dict, plt, path: Path) -> None:
     """Draws the samples from the wrong start, and W1 along the paths."""
     names = ["data", "cosine", "best scalar", "OT", "g = 0", "g = 3", "g = 5"]
-    figure, axes = plt.subplots(2, 4, figsize=(14, 7.2))
+    figure, axes = plt.subplots(2, 4, figsize=(14, 7.6), layout="constrained")
     for name, ax in zip(names, axes.flat, strict=False):
         x = samples[name]
         ax.scatter(x[:, 0], x[:, 1], s=2, color=COLOURS.get(name, "#777777"), linewidths=0)
@@ -281,9 +281,8 @@ def draw_plane(rows: list[dict], samples: dict, plt, path: Path) -> None:
     for row in rows:
         axes[1, 3].plot(row["times"], row["w1"], color=COLOURS[row["path"]], label=row["path"])
     axes[1, 3].set(xlabel="share of the path (0: data)", ylabel=r"$\sqrt{2}$ sliced $W_1$")
-    axes[1, 3].legend(fontsize=7)
+    axes[1, 3].legend(fontsize=7, loc="center right")
     figure.suptitle("Swiss roll from the wrong start N(0, .9²): samples, eta and its bound")
-    figure.tight_layout()
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
@@ -293,7 +292,9 @@ def draw_plane(rows: list[dict], samples: dict, plt, path: Path) -> None:
 
 def draw_all(parts: dict, plt, path: Path) -> None:
     """Draws eta, c_1 and c_2 of every path, on one axis an example."""
-    figure, axes = plt.subplots(1, len(parts), figsize=(5.2 * len(parts), 4.6))
+    figure, axes = plt.subplots(
+        1, len(parts), figsize=(5.2 * len(parts), 4.6), layout="constrained"
+    )
     for (title, rows), ax in zip(parts.items(), np.atleast_1d(axes), strict=True):
         for place, row in enumerate(rows):
             three = [max(row["eta"][0], 1e-9), row["c_1"][0], row["c_2"]]
@@ -326,9 +327,9 @@ def draw_all(parts: dict, plt, path: Path) -> None:
         low, high = ax.get_xlim()
         ax.set_xlim(low, high * 4)
         ax.set_xlabel("squared W1 change over $D_0$, and its bounds")
-    np.atleast_1d(axes)[0].legend(fontsize=9, loc="upper left")
+    handles = np.atleast_1d(axes)[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3)
     figure.suptitle(r"$\eta \leq c_1 \leq c_2$: what the error did, and what was allowed (factor)")
-    figure.tight_layout()
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
