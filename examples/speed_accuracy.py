@@ -325,7 +325,7 @@ def draw_all(parts: dict, plt, path: Path) -> None:
         ax.set(xscale="log", title=title, ylim=(len(rows) - 0.5, -0.5))
         ax.set_yticks(range(len(rows)), [row["path"] for row in rows], fontsize=8)
         low, high = ax.get_xlim()
-        ax.set_xlim(low, high * 4)
+        ax.set_xlim(low, high * 12)
         ax.set_xlabel("squared W1 change over $D_0$, and its bounds")
     handles = np.atleast_1d(axes)[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=3)
