@@ -26,7 +26,7 @@ from diffast.thermo import Gaussian, bound, distances
 from diffast.thermo.estimate import mean_of
 
 EDM = df.schedules.edm()
-D, CALLS, SIGMA = 784, 18, 80.0
+D, CALLS, SIGMA, DIRECTIONS = 784, 18, 80.0, 256
 
 
 def denoiser() -> df.Denoiser:
@@ -153,7 +153,7 @@ def relation(made: dict, mmse, energy: float, runs: dict, levels: np.ndarray) ->
                 [float(a) * s for a, s in zip(alpha, which, strict=True)]
                 for which in (right, states)
             ]
-            report = bound.speed_accuracy(*pair, t, chi2, loss_form)
+            report = bound.speed_accuracy(*pair, t, chi2, loss_form, DIRECTIONS)
             rows.append({"path": name, "start": start, **report.to_dict(), "c_2_own_flow": own})
             rows[-1]["says"] = report.says()
             print(name, "|", start, "|", report.says(), "| own flow", round(own, 2), flush=True)
@@ -175,7 +175,7 @@ def transport(images: torch.Tensor, runs: dict, count: int) -> dict:
             x = z.double() / SIGMA
             # the map is linear, so one step of the field from s = 0 is exact
             ends.append([x + field(x, t=0.0), x])
-        report = bound.speed_accuracy(*ends, [0.0, 1.0], chi2, field.action)
+        report = bound.speed_accuracy(*ends, [0.0, 1.0], chi2, field.action, DIRECTIONS)
         etas[start] = report.to_dict()
         print("OT of the Gaussian law |", start, "|", report.says(), flush=True)
     return {"gelbrich": field.action, "assignment": pairs.action, "pairs": count, "gaussian": etas}
@@ -244,9 +244,12 @@ def main() -> None:
     save()
     y = images.flatten(1)[: given.count]
     found["to_data"] = {
-        name: math.sqrt(D) * distances.wasserstein1(states[-1], y)
+        name: math.sqrt(D) * distances.wasserstein1(states[-1], y, DIRECTIONS)
         for name, (states, _, _) in runs.items()
     }
+    found["to_data"]["other images"] = math.sqrt(D) * distances.wasserstein1(
+        images.flatten(1)[given.count : 2 * given.count], y, DIRECTIONS
+    )
     found["transport"] = transport(images, runs, given.pairs)
     save()
     found["solvers"] = solvers(made, given.solver_count)
