@@ -281,7 +281,7 @@ def draw_plane(rows: list[dict], samples: dict, plt, path: Path) -> None:
     for row in rows:
         axes[1, 3].plot(row["times"], row["w1"], color=COLOURS[row["path"]], label=row["path"])
     axes[1, 3].set(xlabel="share of the path (0: data)", ylabel=r"$\sqrt{2}$ sliced $W_1$")
-    axes[1, 3].legend(fontsize=7, loc="center right")
+    axes[1, 3].legend(fontsize=7, loc="center", ncols=2)
     figure.suptitle("Swiss roll from the wrong start N(0, .9²): samples, eta and its bound")
     figure.savefig(path, dpi=80)
     plt.close(figure)
