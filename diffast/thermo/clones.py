@@ -125,8 +125,9 @@ def clone_agreement(
     given = np.asarray(levels, dtype=np.float64).reshape(-1)
     bad = given[~((given >= ladder.low * (1 - 1e-9)) & (given <= ladder.high * (1 + 1e-9)))]
     if bad.size or not given.size:
+        named = f"{bad[0]:g}" if bad.size else "none"
         raise ValueError(
-            f"{who}: level {bad[0] if bad.size else 'none'} given, but the schedule's levels "
+            f"{who}: level {named} given, but the schedule's levels "
             f"sigma / alpha are {ladder.low:.4g} to {ladder.high:.4g}"
         )
     many = tiled(denoiser, completions, batch)

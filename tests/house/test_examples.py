@@ -27,6 +27,7 @@ NEEDS = {"diffusers_pipeline": "diffusers", "tune_pipeline": "diffusers"}
 OTHERS = {"digit_tasks", "draw_gains", "measure_adaptive", "measure_parallel", "measure_quality"}
 OTHERS |= {"train_guides", "train_mnist"}
 OTHERS |= {"guidance_rules", "measure_correctors", "measure_digit_correctors"}
+OTHERS |= {"critical_digits"}
 
 
 def test_every_example_is_here():
