@@ -110,7 +110,13 @@ def test_mean_field_exponents():
 def test_the_criteria_of_a_followed_centre_are_those_of_the_closed_form():
     mu, s = 1.0, 0.5
     found = critical_levels(
-        two(mu, s).denoiser(FLOW), shape=(1, 1), dtype=torch.float64, low=0.3, high=30.0, count=60, tolerance=1e-4
+        two(mu, s).denoiser(FLOW),
+        shape=(1, 1),
+        dtype=torch.float64,
+        low=0.3,
+        high=30.0,
+        count=60,
+        tolerance=1e-4,
     )
     made = df.thermo.centre_criteria(found, 0, mu * mu + s * s)
     for level, time in zip(made, df.thermo.bimodal_times(mu, s), strict=True):
