@@ -184,9 +184,7 @@ def test_a_network_without_a_forward_derivative_is_differentiated_twice():
 
 
 def test_differences_and_derivatives_of_the_digit_network_agree():
-    den = df.Denoiser(
-        df.digits.load_unet(), EDM, "x0", conditions={"labels": torch.full((1,), 10)}
-    )
+    den = df.Denoiser(df.digits.load_unet(), EDM, "x0", conditions={"labels": torch.full((1,), 10)})
     generator = torch.Generator().manual_seed(1)
     z = torch.randn(2, 1, 28, 28, generator=generator)
     for level in (0.05, 1.0, 20.0):
