@@ -151,19 +151,24 @@ def _agreement(axes: Any, clones: dict[str, Any]) -> None:
 def _pictures(figure: Any, made: dict[str, Any]) -> None:
     """Draws, for as many vanishing maxima as fit, the maximum, what is decided, what follows."""
     final = made["final"]
-    # The last ones of each digit, from high levels: these are the largest decisions.
-    order = np.argsort(final["levels"])[::-1][:8]
+    # One column for each decision, from high levels downwards; many digits share one.
+    groups: dict[tuple, list[int]] = {}
+    for k in np.argsort(final["levels"])[::-1]:
+        level = round(20.0 * math.log(final["levels"][k]))
+        groups.setdefault((level, final["before"][k], final["after"][k]), []).append(int(k))
+    order = [*groups.values()][:8]
     grid = figure.subplots(3, max(len(order), 1), squeeze=False)
     titles = ("maximum\nbelow the level", "direction\nof the decision", "maximum\nabove it")
     for row, words in enumerate(titles):
         grid[row][0].set_ylabel(words, fontsize=9)
-    for column, k in enumerate(order):
+    for column, members in enumerate(order):
+        k = members[0]
         state, direction, after = (np.array(p) for p in final["pictures"][k])
         size = np.abs(direction).max()
         grid[0][column].imshow(state, cmap="gray", vmin=-1, vmax=1)
         grid[1][column].imshow(direction, cmap="PuOr", vmin=-size, vmax=size)
         grid[2][column].imshow(after, cmap="gray", vmin=-1, vmax=1)
-        words = f"$\\sigma$ = {final['levels'][k]:.2f}, digit {final['rows'][k] + 1}"
+        words = f"$\\sigma$ = {final['levels'][k]:.2f}, {len(members)} of {len(final['digits'])}"
         words += f"\nread as {final['before'][k]}, then {final['after'][k]}"
         grid[0][column].set_title(words, fontsize=9)
     for axes in grid.flat:
