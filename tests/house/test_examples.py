@@ -27,7 +27,11 @@ NEEDS = {"diffusers_pipeline": "diffusers", "tune_pipeline": "diffusers"}
 OTHERS = {"digit_tasks", "draw_gains", "measure_adaptive", "measure_parallel", "measure_quality"}
 OTHERS |= {"train_guides", "train_mnist", "fluctuation"}
 OTHERS |= {"guidance_rules", "measure_correctors", "measure_digit_correctors"}
+<<<<<<< HEAD
 OTHERS |= {"speed_accuracy"}
+=======
+OTHERS |= {"critical_digits"}
+>>>>>>> w/local
 
 
 def test_every_example_is_here():
