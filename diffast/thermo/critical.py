@@ -404,7 +404,7 @@ class _Sweep:
         """Notes the level between two points at which the eigenvalue rises to 1 and falls again."""
         best, golden = low, 0.5 * (math.sqrt(5.0) - 1.0)
         # Where equal modes meet, 1 - value is about 2 times the distance.
-        enough = 1.0 - 10.0 * self.tolerance - _ONE
+        enough = 1.0 - 4.0 * self.tolerance - _ONE
         a, b = math.log(low.place.rho), math.log(high.place.rho)
         c, d = b - golden * (b - a), a + golden * (b - a)
         at: dict[float, _Point | None] = {}
