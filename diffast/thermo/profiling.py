@@ -436,11 +436,7 @@ def _integrals(
 
 
 def _warn(made: Profile) -> None:
-    """Warns of the worst level, and of numbers of the path, that are not known to a fifth."""
+    """Warns of the worst level, where its mmse is not known to a fifth."""
     k = int(np.argmax(made.mmse_se / np.maximum(made.mmse, 1e-300)))
     level = Estimate(float(made.mmse[k]), float(made.mmse_se[k]), made.count)
     warn_if_few("profile", f"mmse at sigma / alpha = {made.rho[k]:.3g}", level)
-    for name in ("c_2", "w2_length", "angle", "eta"):
-        estimate = getattr(made, name)
-        if estimate.count:
-            warn_if_few("profile", name, estimate)

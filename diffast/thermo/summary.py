@@ -92,11 +92,11 @@ def _known(estimate: Estimate) -> bool:
 def _bound(profile: Profile) -> list[str]:
     lines = []
     if _known(profile.eta):
-        eta, c_1, c_2 = profile.eta.value, profile.c_1.value, profile.c_2.value
-        far = "the bound is far from the error" if c_2 > 10.0 * eta else "the bound is near"
+        far = profile.c_2.value > 10.0 * profile.eta.value
+        far = "the bound is far from the error" if far else "the bound is near the error"
         lines.append(
-            f"Speed-accuracy, for a start moved by one deviation of the noise: eta = {eta:.3g} <= "
-            f"c_1 = {c_1:.3g} <= c_2 = {c_2:.3g}; {far}."
+            f"Speed-accuracy, for a start moved by one deviation of the noise: eta = {profile.eta} "
+            f"<= c_1 = {profile.c_1} <= c_2 = {profile.c_2}; {far}."
         )
     if _known(profile.w1_end):
         lines.append(
