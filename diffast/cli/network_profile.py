@@ -17,6 +17,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     data = "images: .npz with images uint8 [N, 28, 28] and labels [N] (default: generated digits)"
     add("--data", metavar="FILE", help=data)
+    parts = (
+        "what is measured besides the levels: some of samples, rotation, decisions, clones; none"
+    )
+    add("--measure", metavar="PARTS", default="samples,rotation,decisions,clones", help=parts)
     add("--levels", type=int, default=_LEVELS, help="noise levels (%(default)s)")
 
 
@@ -50,6 +54,7 @@ def profile(arguments: argparse.Namespace, digit_denoiser: Callable[..., Any]) -
         raise ValueError(
             f"--set {arguments.set[0]!r} but it is an option of --adaptive and --parallel"
         )
+    parts = [] if arguments.measure == "none" else arguments.measure.split(",")
     images, labels = (None, None) if arguments.data is None else _digits(Path(arguments.data))
     denoiser, asked, device = digit_denoiser(arguments)
     if labels is not None:
@@ -67,6 +72,7 @@ def profile(arguments: argparse.Namespace, digit_denoiser: Callable[..., Any]) -
         count=arguments.count,
         levels=arguments.levels,
         seed=arguments.seed,
+        measure=parts,
         device=device,
         progress=not arguments.quiet,
     )

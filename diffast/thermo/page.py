@@ -31,6 +31,7 @@ def png(profile: Profile) -> bytes:
     axes = figure.subplots(rows, 2, squeeze=False).ravel()
     for panel, part in zip(panels, axes, strict=False):
         panel.draw(part, profile)
+        _small(part)
         part.set_title(panel.title, fontsize=11, loc="left")
     for part in axes[len(panels) :]:
         part.set_axis_off()
@@ -49,7 +50,9 @@ def html(profile: Profile) -> str:
         if not panel.shown(profile):
             continue
         figure = _figure(5.6, 3.2)
-        panel.draw(figure.subplots(), profile)
+        part = figure.subplots()
+        panel.draw(part, profile)
+        _small(part)
         image = base64.b64encode(_bytes(figure)).decode()
         title, advice = markup.escape(panel.title), markup.escape(panel.advice)
         parts.append(
@@ -82,6 +85,14 @@ def _figure(width: float, height: float) -> Any:
             f"Profile: pictures need matplotlib ({error}): pip install 'diffast[thermo]'"
         ) from error
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def _small(axes: Any) -> None:
+    axes.tick_params(labelsize=8)
+    axes.xaxis.label.set_size(9)
+    axes.yaxis.label.set_size(9)
+    for text in axes.get_legend().get_texts() if axes.get_legend() else ():
+        text.set_fontsize(8)
 
 
 def _bytes(figure: Any) -> bytes:

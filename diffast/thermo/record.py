@@ -171,6 +171,15 @@ class Profile:
         length, error, count = self.w2_length
         return Estimate(length**2, 2.0 * length * error, count)
 
+    @property
+    def c_2_preserving(self) -> Estimate:
+        """Returns the c_2 of the path that keeps E|x|^2, at constant speed: E|y|^2 Psi^2.
+
+        A variance-preserving path whose noise is as large as the data.
+        """
+        psi, error, count = self.angle
+        return Estimate(self.energy * psi**2, 2.0 * self.energy * psi * error, count)
+
     def mmse_at(self, rho: Any) -> np.ndarray:
         """Returns the mmse (loss form) at levels rho = sigma / alpha of any shape, summed.
 
