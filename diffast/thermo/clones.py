@@ -139,7 +139,11 @@ def clone_agreement(
         # Noises of different levels and completions are told apart by ids: each row has its own.
         ids = torch.arange(batch * completions, device=x.device)
         noise = ops.normal(
-            x.shape, seed=seed, stage=ops.INITIAL_NOISE, ids=ids[:batch] + (place << 32), dtype=x.dtype
+            x.shape,
+            seed=seed,
+            stage=ops.INITIAL_NOISE,
+            ids=ids[:batch] + (place << 32),
+            dtype=x.dtype,
         )
         start = torch.cat([alpha * x + sigma * noise] * completions)
         ids = ids + (place << 32) + (1 << 31)
@@ -154,8 +158,16 @@ def clone_agreement(
     edges = np.linspace(0.0, top, BINS + 1)
     histogram = np.stack([np.histogram(pairs, edges)[0] for pairs in counts])
     samples = torch.stack(kept) if keep else None
-    return CloneAgreement(given, **found, correlation=correlation, edges=edges, histogram=histogram,
-                          steps=used, rows=rows, samples=samples)
+    return CloneAgreement(
+        given,
+        **found,
+        correlation=correlation,
+        edges=edges,
+        histogram=histogram,
+        steps=used,
+        rows=rows,
+        samples=samples,
+    )
 
 
 def _plan(who: str, denoiser: Denoiser, ladder: Levels, time: float, plan: Any, steps: int) -> Plan:

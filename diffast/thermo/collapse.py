@@ -113,7 +113,7 @@ def own_weights(data: torch.Tensor, rho: float, probes: int = 256, seed: int = 0
         own = rows[which.to(rows.device)]
         noise = torch.randn(own.shape, generator=generator, dtype=own.dtype).to(own.device)
         x = own + rho * noise
-        # |x - y|^2 from products: exact enough, since float64 and the differences are of order rho^2 d
+        # |x - y|^2 from products: exact enough in float64
         squares = x.square().sum(1)[:, None] + rows.square().sum(1) - 2.0 * x @ rows.T
         logs = (-0.5 / rho**2 * squares).log_softmax(1)
         found.append(logs.gather(1, which.to(rows.device)[:, None])[:, 0].exp())

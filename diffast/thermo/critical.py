@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from diffast.model.denoiser import Denoiser
-from diffast.thermo.fixed_points import FixedPoints, Place
+from diffast.thermo.fixed_points import PLAIN_STEPS, FixedPoints, Place, Settled
 from diffast.thermo.products import Products
 from diffast.tuning.pilots import Pilots, ids_of
 
@@ -19,6 +19,10 @@ CROSSING, FOLD = "crossing", "fold"
 
 # A branch that ends in a fold moves as a square root: at most twice the first Newton step.
 _JUMP = 2.5
+
+# How far below its extrapolation an eigenvalue may be that was to pass 1; above what value a
+# maximum between two levels is looked at; how far from 1 it is taken for 1 at a small tolerance.
+_SHORT, _NEAR, _ONE = 0.05, 0.5, 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,14 +32,15 @@ class CriticalLevels:
     Attributes:
         levels: rho = sigma / alpha [F], in the order in which they were met.
         rows: whose fixed point it is [F].
-        kinds: "crossing": the fixed point goes on, and the largest eigenvalue of dD/du passes 1
-            there; "fold": the fixed point ends there, with an eigenvalue that rises to 1.
+        kinds: "crossing": the maximum becomes a saddle: the largest eigenvalue of dD/du passes 1;
+            "fold": the eigenvalue rises to 1 and the maximum vanishes there (saddle-node), or meets
+            its equals (equal modes that become one).
         eigenvalues: the largest eigenvalue [F] at the last fixed point that was found before it.
         directions: its eigenvectors [F, ...], of length 1: what is decided at that level.
         states: the fixed points [F, ...] at which they were found, in the unit of the data.
-        after: [F, ...]: after a fold, the fixed point at the next level of the sweep.
+        after: [F, ...]: the maximum that is uphill of it, at the next level of the sweep.
         curve_levels: levels of the sweep [L].
-        curve: the largest eigenvalue [L, B]; NaN where no fixed point was found.
+        curve: the largest eigenvalue [L, B]; NaN where no maximum was found.
         ends: the fixed points [B, ...] at the last level of the sweep.
         method: how products with the Jacobian were made, see `df.thermo.Products`.
         network_rows: rows of network calls, a derivative counted as three.
@@ -56,7 +61,7 @@ class CriticalLevels:
 
     @property
     def peak(self) -> tuple[float, float]:
-        """Returns (level, eigenvalue) of the sweep's largest eigenvalue; NaN for a sweep without."""
+        """Returns (level, eigenvalue) of the sweep's largest eigenvalue; NaN without any."""
         if not np.isfinite(self.curve).any():
             return math.nan, math.nan
         place = np.unravel_index(np.nanargmax(self.curve), self.curve.shape)
@@ -114,8 +119,9 @@ def critical_levels(
 
     - Without `x` the centre is followed from the highest level downwards: the one maximum that
       there is under much noise. For two equal modes at +-mu of variance v its eigenvalue crosses 1
-      at rho^2 = mu^2 - v. Such a crossing needs a symmetry. For other data the centre moves into
-      one of the modes, and nothing crosses: its eigenvalue has a maximum below 1 (`peak`).
+      at rho^2 = mu^2 - v: the centre becomes a saddle. Such a crossing needs a symmetry. For other
+      data the centre moves into one of the modes, and nothing crosses: its eigenvalue has a maximum
+      below 1 (`peak`). In any case a maximum is followed: after its end, the one uphill of it.
     - With `x`, final samples, the maximum that each sample belongs to is followed from the lowest
       level upwards, until it vanishes in a fold (saddle-node). Then the sample moves uphill to
       another maximum, which is followed in turn. A sampler that comes down makes these decisions in
@@ -124,8 +130,8 @@ def critical_levels(
     All of it is measured in u and rho, so the schedule does not matter. For a guided denoiser D is
     the guided estimate, whose fixed points are those of no density.
 
-    Network calls: about 40 rows a level and followed point (`count` of them), and about 300 for each
-    critical level at the default tolerance. `network_rows` is the number of a run.
+    Network calls: about 40 rows a level and followed point (`count` of them), and about 300 for
+    each critical level at the default tolerance. `network_rows` is the number of a run.
 
     Args:
         denoiser: the network; any schedule, prediction and guidance, conditions by rows.
@@ -227,108 +233,173 @@ class _Sweep:
         """Returns what was found."""
         points, batch = self.points, len(self.u)
         curve = np.full((len(self.places), batch), math.nan)
-        alive = np.zeros(batch, dtype=bool)
-        before: list[_Point | None] = [None] * batch
+        trails: list[list[_Point]] = [[] for _ in range(batch)]  # at most the last two points
         vectors: torch.Tensor | None = None
         for k, place in enumerate(self.places):
-            came = self.u
-            guess = came if alive.all() else torch.where(self._mask(alive), came, points.plain(came, place))
-            made = points.newton(guess, place)
+            guess = self.u
+            alive = np.array([bool(trail) for trail in trails])
+            if not alive.all():
+                guess = torch.where(self._mask(alive), guess, points.plain(guess, place))
+            made = points.newton(guess, place, _JUMP if alive.all() else math.inf)
             value, vectors = points.top(made.u, place, vectors)
-            values, good = value.cpu().numpy().copy(), made.good.cpu().numpy()
-            smooth = (made.moved <= _JUMP * made.first + 1e-9 * place.rho).cpu().numpy()
-            stable = np.ones(batch, dtype=bool) if self.falling else values < 1.0
-            u = torch.where(self._mask(good), made.u, guess)
+            u = torch.where(made.good.reshape(self._mask(alive).shape), made.u, guess)
             for row in range(batch):
-                here = slice(row, row + 1)
-                last = before[row]
-                well = bool(good[row] and stable[row])
-                if last is not None and not (well and smooth[row]):
-                    then = self._refine(row, last, place)
-                    if then is None:  # it ended, and goes on at another fixed point
-                        then = self._anew(row, u[here], last, place)
-                        self.found.after.append(u[here] if then is None else then.u)
-                    well = then is not None
-                    if then is not None:
-                        u[here], values[row], vectors[here] = then.u, then.value, then.direction
-                now = _Point(u[here].clone(), place, float(values[row]), vectors[here].clone())
-                if not well:
-                    before[row] = None
-                    continue
-                if last is not None and self.falling and (last.value - 1.0) * (now.value - 1.0) < 0:
-                    self._cross(row, last, now)
-                before[row], curve[k, row] = now, now.value
-            alive = np.array([point is not None for point in before])
+                here, trail = slice(row, row + 1), trails[row]
+                now = _Point(u[here].clone(), place, float(value[row]), vectors[here].clone())
+                well = bool(made.good[row]) and now.value < 1.0
+                if not trail:
+                    trails[row] = [now] if well else []
+                elif well and self._smooth(made, row, place) and self._expected(trail, now):
+                    self._follow(row, trail, now)
+                elif not self._refine(row, trail, place):  # it ended, and goes on at another one
+                    then = self._anew(row, trail[-1], place)
+                    trails[row] = [] if then is None else [then]
+                    self.found.after.append(now.u if then is None else then.u)
+                if trails[row]:
+                    now = trails[row][-1]
+                    u[here], vectors[here], curve[k, row] = now.u, now.direction, now.value
             self.u = u
         return self._result(curve)
 
     def _mask(self, rows: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(rows, device=self.u.device).reshape(-1, *[1] * (self.u.dim() - 1))
 
-    def _step(self, row: int, last: _Point, rho: float) -> _Point | None:
-        """Returns the same fixed point at another level; None where it is not there."""
+    @staticmethod
+    def _smooth(made: Settled, row: int, place: Place) -> bool:
+        """Returns whether Newton's method stayed on its branch."""
+        return bool(made.moved[row] <= _JUMP * made.first[row] + 1e-9 * place.rho)
+
+    def _expected(self, trail: list[_Point], now: _Point) -> bool:
+        """Returns whether an eigenvalue is that of the branch, and not of one beyond its end."""
+        if len(trail) < 2:
+            return True
+        a, b = trail[-2:]
+        slope = (b.value - a.value) / math.log(b.place.rho / a.place.rho)
+        ahead = b.value + slope * math.log(now.place.rho / b.place.rho)
+        return ahead < 1.0 or now.value > ahead - _SHORT
+
+    def _step(
+        self, row: int, trail: list[_Point], rho: float, jumps: bool = False
+    ) -> _Point | None:
+        """Returns the maximum of a trail at another level; None where it is not there.
+
+        With `jumps` another maximum will do.
+        """
         points = self.single[row]
         place = points.place(rho)
-        made = points.newton(last.u, place)
-        if not bool(made.good) or not bool(made.moved <= _JUMP * made.first + 1e-9 * place.rho):
+        made = points.newton(trail[-1].u, place, math.inf if jumps else _JUMP)
+        if not (bool(made.good) and (jumps or self._smooth(made, 0, place))):
             return None
-        value, direction = points.top(made.u, place, last.direction)
-        if not self.falling and not float(value) < 1.0:
-            return None
-        return _Point(made.u, place, float(value), direction)
+        value, direction = points.top(made.u, place, trail[-1].direction)
+        now = _Point(made.u, place, float(value), direction)
+        return now if now.value < 1.0 and self._expected(trail, now) else None
 
-    def _refine(self, row: int, last: _Point, goal: Place) -> _Point | None:
-        """Follows one point to a level in smaller steps; None, and a fold noted, if it ends."""
-        whole = math.log(goal.rho / last.place.rho)
-        step, end = 0.5 * whole, goal.rho
+    def _follow(self, row: int, trail: list[_Point], now: _Point) -> None:
+        """Adds a point to its row's trail, and notes what happened before it."""
+        last = trail[-1]
+        highest = len(trail) == 2 and last.value >= max(trail[0].value, now.value)
+        if not self.falling and highest and last.value > _NEAR:
+            self._touch(row, trail[0], now)
+        trail[:] = [last, now]
+
+    def _refine(self, row: int, trail: list[_Point], goal: Place) -> bool:
+        """Follows a point to a level in smaller steps; False, and a fold noted, if it ends."""
+        step = 0.5 * math.log(goal.rho / trail[-1].place.rho)
         while True:
-            rest = math.log(end / last.place.rho)
-            final = abs(step) >= abs(rest) * (1 - 1e-9)
-            rho = end if final else last.place.rho * math.exp(step)
-            next_to = self.single[row].place(rho).time in (last.place.time,)
-            point = None if next_to else self._step(row, last, rho)
+            last = trail[-1]
+            final = abs(step) >= abs(math.log(goal.rho / last.place.rho)) * (1 - 1e-9)
+            rho = goal.rho if final else last.place.rho * math.exp(step)
+            same = self.single[row].place(rho).time == last.place.time  # whole times
+            point = None if same else self._step(row, trail, rho)
             if point is not None:
-                last = point
+                self._follow(row, trail, point)
                 if final:
-                    return point
-                continue
-            if next_to or abs(step) <= self.tolerance:
-                self._note(row, last, FOLD, last.place.rho)
-                return None
-            step *= 0.5
+                    return True
+                step = self._next(trail, 2.0 * step)
+            elif same or abs(step) <= self.tolerance:
+                self._end(row, trail)
+                return False
+            else:
+                step *= 0.5
 
-    def _anew(self, row: int, u: torch.Tensor, last: _Point, place: Place) -> _Point | None:
-        """Returns the fixed point that a row comes to after its own has ended."""
+    def _ahead(self, trail: list[_Point]) -> float | None:
+        """Returns the distance in log(rho), with its sign, at which the value would be 1.
+
+        Going up, (1 - value)^2 falls to 0 in proportion to the distance from a fold; coming down to
+        a crossing, 1 - value does.
+        """
+        if len(trail) < 2:
+            return None
+        a, b = ((1.0 - point.value) ** (1 if self.falling else 2) for point in trail)
+        if not b < a:
+            return None
+        return b / (a - b) * math.log(trail[1].place.rho / trail[0].place.rho)
+
+    def _next(self, trail: list[_Point], step: float) -> float:
+        """Returns a step in log(rho), shortened where an end is near."""
+        ahead = self._ahead(trail)
+        if ahead is None or 0.8 * abs(ahead) > abs(step):
+            return step
+        return math.copysign(max(0.8 * abs(ahead), self.tolerance), step)
+
+    def _end(self, row: int, trail: list[_Point]) -> None:
+        """Notes the end of a maximum: just beyond it there is a saddle in its place, or nothing."""
+        points, last = self.single[row], trail[-1]
+        way = -self.tolerance if self.falling else self.tolerance
+        low, high = sorted((self.places[0].rho, self.places[-1].rho))
+        beyond = points.place(min(max(last.place.rho * math.exp(way), low), high))
+        ahead, kind = self._ahead(trail), FOLD
+        if beyond.time != last.place.time:
+            made = points.newton(last.u, beyond, _JUMP)
+            value = float(points.top(made.u, beyond, last.direction)[0])
+            if bool(made.good) and self._smooth(made, 0, beyond) and value >= 1.0:
+                kind, gap = CROSSING, math.log(beyond.rho / last.place.rho)
+                ahead = gap * (1.0 - last.value) / (value - last.value)
+        level = last.place.rho
+        if ahead is not None and abs(ahead) <= 2.0 * self.tolerance:
+            level *= math.exp(ahead)
+        self._note(row, last, kind, level)
+
+    def _anew(self, row: int, last: _Point, place: Place) -> _Point | None:
+        """Returns the maximum that a row comes to, uphill, after its own has ended."""
         points = self.single[row]
-        made = points.newton(points.plain(last.u, place, 4 * 40), place)
+        kick = 0.05 * place.rho * last.direction
+        made = points.newton(points.plain(last.u + kick, place, 4 * PLAIN_STEPS), place)
         value, direction = points.top(made.u, place, None)
-        if not bool(made.good) or (not self.falling and not float(value) < 1.0):
+        if not bool(made.good) or not float(value) < 1.0:
             return None
         return _Point(made.u, place, float(value), direction)
 
-    def _cross(self, row: int, last: _Point, now: _Point) -> None:
-        """Notes the level between two points at which the eigenvalue is 1 (Illinois method)."""
-        a, b = last, now
-        fa, fb, point = a.value - 1.0, b.value - 1.0, a
-        for _ in range(60):
-            width = math.log(b.place.rho / a.place.rho)
-            share = min(max(fa / (fa - fb), 0.02), 0.98)
-            found = self._step(row, a, a.place.rho * math.exp(share * width))
-            if found is None or found.place.time in (a.place.time, b.place.time):
-                break
-            point, value = found, found.value - 1.0
-            if value == 0.0 or abs(width) <= self.tolerance:
-                break
-            if value * fa > 0.0:
-                a, fa, fb = found, value, 0.5 * fb
+    def _touch(self, row: int, low: _Point, high: _Point) -> None:
+        """Notes the level between two points at which the eigenvalue rises to 1 and falls again."""
+        best, golden = low, 0.5 * (math.sqrt(5.0) - 1.0)
+        # Where equal modes meet, 1 - value is about 2 times the distance.
+        enough = 1.0 - 10.0 * self.tolerance - _ONE
+        a, b = math.log(low.place.rho), math.log(high.place.rho)
+        c, d = b - golden * (b - a), a + golden * (b - a)
+        at: dict[float, _Point | None] = {}
+        while b - a > self.tolerance:
+            for point in (c, d):
+                if point not in at:
+                    before = [p for p in (low, *at.values()) if p and math.log(p.place.rho) < point]
+                    start = max(before, key=lambda p: p.place.rho)
+                    made = at[point] = self._step(row, [start], math.exp(point), jumps=True)
+                    best = made if made is not None and made.value > best.value else best
+            left, right = (-math.inf if p is None else p.value for p in (at[c], at[d]))
+            slope = abs(left - right) / (d - c)
+            if math.isfinite(slope) and best.value + 2.0 * slope * (b - a) < enough:
+                return  # a smooth maximum: it is known well enough to be below 1
+            if left >= right:
+                b, d, c = d, c, d - golden * (d - a)
             else:
-                b, fb, fa = found, value, 0.5 * fa
-        self._note(row, point, CROSSING, point.place.rho)
-        self.found.after.append(now.u)
+                a, c, d = c, d, c + golden * (b - c)
+        if best.value > enough:
+            self._note(row, best, FOLD, best.place.rho)
+            self.found.after.append(high.u)
 
-    def _note(self, row: int, point: _Point, kind: str, rho: float) -> None:
+    def _note(self, row: int, point: _Point, kind: str, level: float) -> None:
         found = self.found
-        found.levels.append(rho)
+        found.levels.append(level)
         found.rows.append(row)
         found.kinds.append(kind)
         found.eigenvalues.append(point.value)
@@ -337,17 +408,19 @@ class _Sweep:
 
     def _result(self, curve: np.ndarray) -> CriticalLevels:
         found, empty = self.found, self.u[:0]
-        pictures = [
+        directions, states, after = (
             torch.cat(parts) if parts else empty.clone()
             for parts in (found.directions, found.states, found.after)
-        ]
+        )
         products = [self.points.products, *(single.products for single in self.single)]
         return CriticalLevels(
             np.array(found.levels, dtype=np.float64),
             np.array(found.rows, dtype=np.int64),
             found.kinds,
             np.array(found.eigenvalues, dtype=np.float64),
-            *pictures,
+            directions,
+            states,
+            after,
             np.array([place.rho for place in self.places]),
             curve,
             self.u,

@@ -11,7 +11,7 @@ from diffast.thermo.products import Products
 from diffast.tuning.grids.levels import Levels
 
 # Newton steps at one level, and plain iterations u <- D(u) from a place that is no fixed point.
-NEWTON_STEPS, PLAIN_STEPS = 12, 40
+NEWTON_STEPS, PLAIN_STEPS = 10, 40
 
 
 class Place(NamedTuple):
@@ -41,8 +41,8 @@ class Settled(NamedTuple):
 class FixedPoints:
     """Finds fixed points of D in u = x / alpha, and the largest eigenvalue of dD/du at them.
 
-    In u, which is in the unit of the data, dD/du = Cov[y | x] / rho^2 for an exact estimate on every
-    schedule, and its fixed points are the points where the score of p(u) is 0.
+    u is in the unit of the data. For an exact estimate dD/du = Cov[y | x] / rho^2 on every
+    schedule, and the fixed points are the points where the score of p(u) is 0.
 
     Args:
         products: of the denoiser.
@@ -57,7 +57,9 @@ class FixedPoints:
     def place(self, rho: float) -> Place:
         """Returns a level that the network can be called at: the nearest whole time, if it must."""
         time = float(self.ladder.times(rho))
-        return Place(time, float(self.products.denoiser.schedule.alpha(time)), float(self.ladder.at(time)))
+        return Place(
+            time, float(self.products.denoiser.schedule.alpha(time)), float(self.ladder.at(time))
+        )
 
     def estimate(self, u: torch.Tensor, place: Place) -> torch.Tensor:
         """Returns D [B, ...]."""
@@ -73,11 +75,14 @@ class FixedPoints:
                 break
         return u
 
-    def newton(self, u: torch.Tensor, place: Place, steps: int = NEWTON_STEPS) -> Settled:
+    def newton(
+        self, u: torch.Tensor, place: Place, within: float = float("inf"), steps: int = NEWTON_STEPS
+    ) -> Settled:
         """Returns fixed points near u by Newton's method.
 
         (1 - dD/du) step = D(u) - u is solved in the Krylov space of the residual, which has few
-        directions: most eigenvalues of dD/du are near 0. A step is at most rho sqrt(d) / 2 long.
+        directions: most eigenvalues of dD/du are near 0. A step is at most rho sqrt(d) / 2 long. A
+        state is given up that moves further than `within` times its first step.
         """
         start, first = u, None
         good = torch.zeros(len(u), dtype=torch.bool, device=u.device)
@@ -86,13 +91,14 @@ class FixedPoints:
             made = self.estimate(u, place)
             residual = made - u
             good = _norms(residual) <= self._close(made, place)
-            if bool(good.all()) or k == steps:
+            lost = torch.zeros_like(good) if first is None else _norms(u - start) > within * first
+            if bool((good | lost).all()) or k == steps:
                 break
             step = self._solve(u, residual, place)
             sizes = _norms(step)
             first = torch.where(good, 0.0, sizes) if first is None else first
             share = (longest / sizes.clamp(min=1e-300)).clamp(max=1.0)
-            share = torch.where(good, 0.0, share)
+            share = torch.where(good | lost, 0.0, share)
             u = u + _over(share, u) * step
         first = _norms(start - start) if first is None else first
         return Settled(u, good, first, _norms(u - start))

@@ -63,5 +63,5 @@ def linear_field(velocity: Any, covariance: Any) -> LinearField:
     pushed = axes.T @ (a @ s + s @ a.T) @ axes
     g = axes @ (pushed / (values[:, None] + values)) @ axes.T
     rest = a - g
-    parts = (np.trace(m @ s @ m.T) for m in (a, g, rest))
-    return LinearField(*(float(part) for part in parts), g)
+    total, excess, housekeeping = (float(np.trace(m @ s @ m.T)) for m in (a, g, rest))
+    return LinearField(total, excess, housekeeping, g)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,8 +30,8 @@ class Products:
     """J z and J^T z of one denoiser, J = dD/dx, D the guided x0 estimate at one model time.
 
     J z is made by forward-mode differentiation where the network's operations have it, else by
-    differentiating the reverse mode once more, else by central differences. "auto" makes the first
-    product in two ways: a derivative that is more than a tenth away from the difference is not
+    differentiating the reverse mode once more, else by central differences. The first product
+    is made in two ways: a derivative that is more than a tenth away from the difference is not
     used, as from a network that detaches its input. Guidance terms, and rules that reduce their
     outputs, hold no derivative: they are differenced.
 
@@ -99,7 +100,9 @@ class Products:
                 (found,) = torch.autograd.grad(made, leaf, z.to(made.dtype))
         except Exception as error:
             if self.asked == "jvp":
-                raise ValueError(f"{self.who}: the network has no gradient: {_said(error)}") from error
+                raise ValueError(
+                    f"{self.who}: the network has no gradient: {_said(error)}"
+                ) from error
             self._reverse, self.why = False, _said(error)
             return None
         self._reverse = True
@@ -107,33 +110,27 @@ class Products:
         return self._finite(found.detach(), "a product with the Jacobian", t)
 
     def _first(self, x: torch.Tensor, z: torch.Tensor, t: float) -> torch.Tensor:
-        """Makes the first product and settles the method."""
-        reasons = []
-        by_difference = None if self.asked == "jvp" else self._made(DIFFERENCE, x, z, t)
+        """Makes the first product, in two ways, and settles the method."""
+        reasons, by_difference = [], self._made(DIFFERENCE, x, z, t)
         for way in (FORWARD, TWICE):
             try:
                 found = self._made(way, x, z, t)
             except Exception as error:
                 reasons.append(f"{way}: {_said(error)}")
                 continue
-            if by_difference is not None:
-                gap = float((found - by_difference).double().norm())
-                size = max(float(by_difference.double().norm()), float(found.double().norm()))
-                if gap > max(_DISTRUST, 4.0 * _step(x, self._level(t), self.rounding(x))) * size:
-                    reasons.append(
-                        f"{way}: the derivative is {gap / size:.0%} away from a central difference"
-                    )
-                    continue
-            self.method = way
-            return found
-        if by_difference is None:
+            gap = float((found - by_difference).double().norm())
+            size = max(float(by_difference.double().norm()), float(found.double().norm()))
+            if gap <= max(_DISTRUST, 4.0 * _step(x, self._level(t), self.rounding(x))) * size:
+                self.method = way
+                return found
+            reasons.append(f"{way}: it is {gap / size:.0%} away from a central difference")
+            self._reverse = False  # the reverse mode goes through the same operations
+        if self.asked == "jvp":
             raise ValueError(
                 f"{self.who}: method is 'jvp', but the network has no such derivative: "
                 f"{'; '.join(reasons)}"
             )
         self.method, self.why = DIFFERENCE, "; ".join(reasons)
-        if "away from" in self.why:
-            self._reverse = False  # the reverse mode goes through the same operations
         return by_difference
 
     def _made(self, way: str, x: torch.Tensor, z: torch.Tensor, t: float) -> torch.Tensor:
@@ -143,7 +140,7 @@ class Products:
         return self._finite(found, "a product with the Jacobian", t)
 
     def _tangent(self, x: torch.Tensor, z: torch.Tensor, t: float) -> torch.Tensor:
-        with torch.no_grad(), _plain_attention(), forward_ad.dual_level():
+        with torch.no_grad(), _plain_attention(), forward_ad.dual_level(), _quiet_torch():
             made = self.denoiser.x0(forward_ad.make_dual(x.clone(), z.to(x.dtype)), t)
             tangent = forward_ad.unpack_dual(made).tangent
             if tangent is None:
@@ -218,6 +215,14 @@ def _opaque(denoiser: Denoiser) -> str:
 def _plain_attention() -> Iterator[None]:
     """Attention from single operations: the fused kernels have no forward or second derivative."""
     with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextlib.contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Leaves out what torch says of its own when it loads the rules of forward derivatives."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*torch.jit.*", DeprecationWarning)
         yield
 
 
