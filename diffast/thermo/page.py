@@ -36,7 +36,7 @@ def png(profile: Profile) -> bytes:
     for part in axes[len(panels) :]:
         part.set_axis_off()
     figure.suptitle(_title(profile), fontsize=11)
-    return _bytes(figure)
+    return _bytes(figure, 84)
 
 
 def html(profile: Profile) -> str:
@@ -95,7 +95,7 @@ def _small(axes: Any) -> None:
         text.set_fontsize(8)
 
 
-def _bytes(figure: Any) -> bytes:
+def _bytes(figure: Any, dpi: int = 100) -> bytes:
     made = io.BytesIO()
-    figure.savefig(made, format="png", dpi=100, metadata={"Software": None})
+    figure.savefig(made, format="png", dpi=dpi, metadata={"Software": None})
     return made.getvalue()

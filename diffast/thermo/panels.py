@@ -119,7 +119,6 @@ def _entropy(axes: Any, profile: Profile) -> None:
         label="information still missing: mmse / rho^2",
     )
     _levels(axes, profile)
-    _marks(axes, profile)
     axes.set(ylabel="nats an element and nat of log-SNR")
     axes.set_ylim(0.0, 1.15 * max(1.0, float(made.max())))
     axes.legend()
@@ -132,7 +131,6 @@ def _bound(axes: Any, profile: Profile) -> None:
         "c_2": profile.c_2,
         "c_2, model": profile.c_2_model,
         "c_2, even": profile.c_2_constant,
-        "c_2, VP": profile.c_2_preserving,
     }
     shown = {name: e for name, e in names.items() if np.isfinite(e.value) and e.value > 0.0}
     places = np.arange(len(shown))[::-1]
@@ -171,10 +169,9 @@ def _decisions(axes: Any, profile: Profile) -> None:
         _bars(axes, rho, profile.clone_agreement, se, BLUE, "o", label)
     merging = np.sort(profile.merging_rho[np.isfinite(profile.merging_rho)])
     if merging.size:
-        # share of the samples whose mode is already there at a level
-        share = np.searchsorted(-merging[::-1], -merging, side="right") / merging.size
-        label = "samples whose mode exists"
-        axes.step(merging, share, where="post", color=GREEN, linestyle="-.", label=label)
+        label = "mode of a sample ends"
+        mark = {"marker": "^", "s": 40, "zorder": 3}
+        axes.scatter(merging, np.zeros_like(merging), color=GREEN, label=label, **mark)
     _levels(axes, profile)
     _marks(axes, profile)
     axes.set(ylabel="share settled")
@@ -237,10 +234,10 @@ PANELS = (
     Panel(
         "The speed-accuracy bound: eta <= c_1 <= c_2",
         _bound,
-        "eta is what a start moved by one deviation of the noise costs the samples, c_1 the same "
-        "along the run, c_2 the most that the schedule's path allows; even: the same path at "
-        "constant speed; VP: a variance-preserving path at constant speed. The bound is one-sided: "
-        "a large c_2 is no forecast of an error.",
+        "Two runs, one from a start moved by one deviation of the noise: eta is the squared change "
+        "of the W1 between them, divided by the chi-square of the starts, c_1 the same added up "
+        "along the run, c_2 the most that the path allows; even: the same path at constant speed. "
+        "The bound is one-sided: a large c_2 is no forecast of an error.",
         _always,
     ),
     Panel(

@@ -71,7 +71,7 @@ class Profile:
         local_rho: levels [K] of `nonconservativity`.
         nonconservativity: share of the x0 estimate's Jacobian that is antisymmetric [K], 0 to 1.
         nonconservativity_se: [K].
-        critical_rho: levels at which a decision begins along the centre of the data.
+        critical_rho: levels at which the centre of the data splits or ends: a decision begins.
         peak_rho: level of the largest eigenvalue of the x0 estimate's Jacobian along the centre.
         peak_eigenvalue: that eigenvalue; 1 and more: a decision.
         merging_rho: levels at which the mode that a sample lies in disappears, one a sample.

@@ -70,9 +70,9 @@ def _error(profile: Profile) -> str:
     k = int(np.argmax(np.where(sure, np.abs(wrong), 0.0)))
     more = "faster" if wrong[k] > 0 else "slower"
     return (
-        f"Model error: its flow is {more} than the data's at {int(sure.sum())} of {sure.size} "
-        f"levels, most at sigma / alpha = {profile.rho[k]:.3g}: squared speed "
-        f"{100 * wrong[k]:+.2g} +- {100 * se[k]:.1g} %."
+        f"Model error: its flow has another speed than the data's path at {int(sure.sum())} of "
+        f"{sure.size} levels, most at sigma / alpha = {profile.rho[k]:.3g}: it is {more} there, "
+        f"{100 * wrong[k]:+.2g} +- {100 * se[k]:.1g} % in the squared speed."
     )
 
 
@@ -122,12 +122,12 @@ def _decisions(profile: Profile) -> list[str]:
     if not found.size and not merging.size:
         return []
     text = "Decisions: " + (
-        f"the centre becomes unstable at sigma / alpha = {', '.join(f'{v:.3g}' for v in found[:3])}"
+        f"the centre splits or ends at sigma / alpha = {', '.join(f'{v:.3g}' for v in found[:3])}"
         if found.size
-        else "the centre stays stable"
+        else "the centre never splits"
     )
     if merging.size:
-        text += f"; the modes of samples appear at {np.median(merging):.3g} (median)"
+        text += f"; modes of samples appear at {np.median(merging):.3g} (median)"
     return [text + "."]
 
 
