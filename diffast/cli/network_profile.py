@@ -57,15 +57,15 @@ def profile(arguments: argparse.Namespace, digit_denoiser: Callable[..., Any]) -
     parts = [] if arguments.measure == "none" else arguments.measure.split(",")
     images, labels = (None, None) if arguments.data is None else _digits(Path(arguments.data))
     denoiser, asked, device = digit_denoiser(arguments)
-    if labels is not None:
+    if images is not None and labels is not None:
         wanted = (labels[:, None] == asked.unique()).any(1)  # --classes
         images, labels = images[wanted], labels[wanted]
         denoiser = replace(denoiser, conditions={"labels": labels.to(device)})
 
-    from diffast import thermo
+    from diffast.thermo.profiling import profile as measured
 
     begin = time.perf_counter()
-    found = thermo.profile(
+    found = measured(
         denoiser,
         images,
         (arguments.count, 1, 28, 28),

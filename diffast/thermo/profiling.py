@@ -197,8 +197,8 @@ class _Work:
         integrals = _integrals(found.rho, found.loss(), energies, self.denoiser.schedule, law.d)
         fields = integrals | self.sample_fields(law, integrals["c_2"].value, done)
         fields |= self.local_fields(found, done)
-        if len(self.known) >= 2:
-            fields |= collapse(law.spectrum, len(self.data if self.given else self.known))
+        total = len(self.known) if self.data is None else len(self.data)
+        fields |= collapse(law.spectrum, total)
         made = self.record(law, found, energies, fields)
         _warn(made)
         return made

@@ -54,8 +54,11 @@ class Means:
         """Returns the means [M]; with groups > 1 of the samples i with i % groups != left_out."""
         if groups == 1:
             return self.own.mean(1) + self.known.mean(1)
-        parts = (self.own, self.known)
-        return sum(part[:, np.arange(part.shape[1]) % groups != left_out].mean(1) for part in parts)
+        own, known = (
+            part[:, np.arange(part.shape[1]) % groups != left_out].mean(1)
+            for part in (self.own, self.known)
+        )
+        return own + known
 
     def error(self) -> np.ndarray:
         """Returns the standard errors [M] of the means, as estimates for the law of the data."""
@@ -118,9 +121,11 @@ class Sweep:
 
     def _weighed(self, *weights: Any) -> Means:
         column = [np.broadcast_to(w, self.rho.shape)[:, None] for w in weights]
-        made = [sum(w * part for w, part in zip(column, parts, strict=True))
-                for parts in (self.own, self.known)]  # fmt: skip
-        return Means(*made)
+        own, known = (
+            column[0] * part[0] + column[1] * part[1] + column[2] * part[2]
+            for part in (self.own, self.known)
+        )
+        return Means(own, known)
 
 
 def weight(schedule: Any, times: np.ndarray) -> np.ndarray:
