@@ -97,7 +97,7 @@ def _digits(path: Path) -> tuple[Any, Any]:
     if not path.is_file():
         raise ValueError(f"--data {path} but there is no such file")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(path) as file:
             images, labels = file["images"], file["labels"]
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(
