@@ -3,6 +3,8 @@
 profile                what one sweep over noise levels says of a network
 GaussianMixture        data with a closed form, to test methods on
 Gaussian               mean and covariance of data
+Surrogate              data in closed form with a network's loss curve
+plan_of_profile        the plan that a profile alone asks for
 """
 
 from importlib import import_module
@@ -16,6 +18,8 @@ _HOMES = {
     "FewSamplesWarning": "diffast.thermo.estimate",
     "Gaussian": "diffast.plans.gaussian",
     "GaussianMixture": "diffast.thermo.mixture",
+    "Surrogate": "diffast.thermo.surrogate.surrogate",
+    "plan_of_profile": "diffast.thermo.surrogate.choose",
 }
 
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]: loaded when asked for

@@ -152,9 +152,7 @@ class Surrogate:
         starts from them at its own level. Infinity where samples are not finite.
         """
         denoiser, noise, ends = self._flow(plan.schedule)
-        made = sample(
-            denoiser, plan, x=plan.initial_scale * noise, throw=False, check=False
-        ).x
+        made = sample(denoiser, plan, x=plan.initial_scale * noise, throw=False, check=False).x
         weight = torch.from_numpy(self.counts)
         found = ((made - ends).square().mean(0) * weight).sum().sqrt()
         spread = ((ends - ends.mean(0)).square().mean(0) * weight).sum().sqrt()
