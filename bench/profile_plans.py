@@ -15,6 +15,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import measure_tuned_grids as small
 import numpy as np
@@ -92,26 +93,16 @@ class Errors:
         return self.known[key]
 
 
-def profile_of(denoiser: df.Denoiser, rows: int, shape: tuple, data: torch.Tensor | None) -> dict:
-    """Returns loss curve, size and spectrum of a network, and what they took.
+def profile_of(denoiser: df.Denoiser, rows: int, shape: tuple, data: torch.Tensor | None) -> Any:
+    """Returns the profile of a network: one sweep over the levels, and nothing else.
 
-    Where no data are given the network's own samples stand for them, made by 120 calls each.
+    Where no data are given the network's own samples stand for them.
     """
     own = {key: value[:rows] for key, value in denoiser.conditions.items()}
-    pilot = measured.Pilot(replace(denoiser, conditions=own), (rows, *shape), data=data)
-    started = time.perf_counter()
-    rho, mmse = pilot.rho[pilot.coarse], pilot.loss
-    points = (pilot.ends if data is None else data).double().reshape(rows, -1)
-    values = torch.linalg.svdvals(points - points.mean(0)).square() / (rows - 1)
-    return {
-        "rho": rho.tolist(),
-        "mmse": mmse.tolist(),
-        "d": int(np.prod(shape)),
-        "spectrum": values.tolist(),
-        "rows": rows,
-        "evaluations": rows * pilot.calls,
-        "seconds": time.perf_counter() - started,
-    }
+    network = replace(denoiser, conditions=own)
+    if data is not None:
+        return df.thermo.profile(network, data[:rows], measure=())
+    return df.thermo.profile(network, shape=(rows, *shape), count=rows, measure=())
 
 
 def compared(name: str, work: Path, tuned: bool) -> dict:
@@ -119,12 +110,12 @@ def compared(name: str, work: Path, tuned: bool) -> dict:
     denoiser, rows, held, shape, data = problem(name)
     kept = work / f"profile-{name}.json"
     if not kept.exists():
-        kept.write_text(json.dumps(profile_of(denoiser, rows, shape, data)))
-    profile = json.loads(kept.read_text())
+        profile_of(denoiser, rows, shape, data).save(kept)
+    profile = df.thermo.Profile.load(kept)
     errors = Errors(name, denoiser, held, shape, work)
     surrogate = stand_in.Surrogate.fit(profile)
     result: dict = {"misfit": surrogate.misfit, "teacher": errors.accuracy}
-    result |= {"profile evaluations": profile["evaluations"], "calls": {}}
+    result |= {"profile evaluations": profile.rows_called, "calls": {}}
     for calls in BUDGETS:
         rows_of: dict = {}
 
@@ -185,7 +176,7 @@ def on_measured(name: str, denoiser: df.Denoiser, calls: int, errors: Errors) ->
     return {"plan": best, "error": errors(plans[best]), "evaluations": 64 * pilot.calls}
 
 
-def tunings(denoiser: df.Denoiser, calls: int, errors: Errors, profile: dict) -> dict:
+def tunings(denoiser: df.Denoiser, calls: int, errors: Errors, profile: Any) -> dict:
     """Returns `df.tune` from standard starts, and from plans of the profile alone."""
     found = {}
     for kind in ("df.tune", "df.tune from profile, surrogate", "df.tune from profile, learned"):

@@ -1,13 +1,10 @@
 """The thermodynamics of a sampler: what limits its speed and accuracy, measured on any network.
 
-profile                what one sweep over noise levels says of a network
-GaussianMixture        data with a closed form, to test methods on
-Gaussian               mean and covariance of data
-Surrogate              data in closed form with a network's loss curve
-plan_of_profile        the plan that a profile alone asks for
     profile                   what one sweep over noise levels says of a network
     Profile                   the numbers of `profile`, its text, files and page
     GaussianMixture           data with a closed form, to test methods on
+    Surrogate                 data in closed form that have a network's loss curve
+    plan_of_profile           the plan that a profile alone asks for
     certificate               how far noisy data are from a Gaussian, and where a late start may begin
     start_law                 the Gaussian, or the Gaussians, that a late start draws from
     shrunk_gaussian           mean and covariance of few samples
