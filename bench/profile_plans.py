@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,8 @@ def profile_of(denoiser: df.Denoiser, rows: int, shape: tuple, data: torch.Tenso
     return df.thermo.profile(network, shape=(rows, *shape), count=rows, measure=())
 
 
-def compared(name: str, work: Path, tuned: bool) -> dict:
-    """Returns errors by kind of choice and calls, with names and costs."""
+def compared(name: str, work: Path, tuned: bool, keep: Callable[[dict], None]) -> None:
+    """Measures errors by kind of choice and calls, with names and costs; kept after each budget."""
     denoiser, rows, held, shape, data = problem(name)
     kept = work / f"profile-{name}.json"
     if not kept.exists():
@@ -155,8 +156,8 @@ def compared(name: str, work: Path, tuned: bool) -> dict:
             rows_of |= tunings(denoiser, calls, errors, profile)
         result["calls"][calls] = rows_of
         shown = {k: v["error"] for k, v in rows_of.items() if "error" in v}
+        keep(result)
         print(name, calls, json.dumps({k: round(v, 4) for k, v in shown.items()}), flush=True)
-    return result
 
 
 def on_measured(name: str, denoiser: df.Denoiser, calls: int, errors: Errors) -> dict:
@@ -215,9 +216,12 @@ def main() -> None:
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     for name in given.problems:
-        made = compared(name, given.work, not given.no_tune)
-        known = json.loads(given.out.read_text()) if given.out.exists() else {}
-        given.out.write_text(json.dumps(known | {name: made}, indent=1) + "\n")
+
+        def keep(made: dict, name: str = name) -> None:
+            known = json.loads(given.out.read_text()) if given.out.exists() else {}
+            given.out.write_text(json.dumps(known | {name: made}, indent=1) + "\n")
+
+        compared(name, given.work, not given.no_tune, keep)
 
 
 if __name__ == "__main__":
