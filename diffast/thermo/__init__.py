@@ -3,6 +3,8 @@
     profile                   what one sweep over noise levels says of a network
     Profile                   the numbers of `profile`, its text, files and page
     GaussianMixture           data with a closed form, to test methods on
+    Surrogate                 data in closed form that have a network's loss curve
+    plan_of_profile           the plan that a profile alone asks for
     certificate               how far noisy data are from a Gaussian, and where a late start may begin
     start_law                 the Gaussian, or the Gaussians, that a late start draws from
     shrunk_gaussian           mean and covariance of few samples
@@ -65,6 +67,8 @@ _HOMES = {
     "FranzParisi": "diffast.thermo.fluctuation.franz_parisi",
     "Gaussian": "diffast.plans.gaussian",
     "GaussianMixture": "diffast.thermo.mixture",
+    "Surrogate": "diffast.thermo.surrogate.surrogate",
+    "plan_of_profile": "diffast.thermo.surrogate.choose",
     "GaussianTransport": "diffast.thermo.paths.transport",
     "JKOFit": "diffast.thermo.jko.fitted",
     "Likelihood": "diffast.thermo.fluctuation.likelihood",
