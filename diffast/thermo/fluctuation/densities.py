@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -97,3 +98,10 @@ def of_ends(who: str, given: Any, x: torch.Tensor, what: str, *level: float) -> 
             "noise level above 0"
         )
     return found
+
+
+def start_density(who: str, given: Any, *level: float) -> Callable[[torch.Tensor], Any] | None:
+    """Returns the function of states that `of_ends` is for the start; None where none is given."""
+    if given is None:
+        return None
+    return lambda state: of_ends(who, given, state, "start", *level)

@@ -13,7 +13,7 @@ from diffast.model.denoiser import Denoiser
 from diffast.plans import Plan
 from diffast.thermo.estimate import mean_of
 from diffast.thermo.fluctuation.chain import Chain
-from diffast.thermo.fluctuation.densities import of_ends
+from diffast.thermo.fluctuation.densities import of_ends, start_density
 from diffast.thermo.fluctuation.paths import Paths, estimates_of
 from diffast.thermo.fluctuation.slips import noise_slip
 from diffast.thermo.fluctuation.theorem import FluctuationTest, judged
@@ -89,12 +89,7 @@ def judged_run(
 ) -> FluctuationTest:
     """Returns the test of the states {evaluation: [B, ...]} of a run."""
     end = states.pop(chain.noisy[-1])
-    first = None
-    if log_start is not None:
-
-        def first(state: torch.Tensor) -> torch.Tensor:
-            return of_ends(who, log_start, state, "start", *chain.start)
-
+    first = start_density(who, log_start, *chain.start)
     squares: list[torch.Tensor] = []
     with torch.no_grad():
         run = made.run_density(
