@@ -4,7 +4,7 @@ profile                what one sweep over noise levels says of a network
 GaussianMixture        data with a closed form, to test methods on
 Gaussian               mean and covariance of data
 fluctuation_test       whether stored trajectories are those of the SDE that is meant
-fluctuation_test_of_plan   the same for a run of a plan
+fluctuation_test_of_plan, fluctuation_test_of_steps: for a run of a plan, for Gaussian steps
 franz_parisi           free energy of a posterior sample at a distance from another one
 free_energy            -sigma^2 log p of noisy states; free_energy_along: for a network
 log_likelihood         the density that a plan gives to data, by Jarzynski's equality
@@ -30,6 +30,7 @@ _HOMES = {
     "OrderParameters": "diffast.thermo.fluctuation.free_energy",
     "fluctuation_test": "diffast.thermo.fluctuation.theorem",
     "fluctuation_test_of_plan": "diffast.thermo.fluctuation.of_plan",
+    "fluctuation_test_of_steps": "diffast.thermo.fluctuation.of_steps",
     "franz_parisi": "diffast.thermo.fluctuation.franz_parisi",
     "free_energy": "diffast.thermo.fluctuation.free_energy",
     "free_energy_along": "diffast.thermo.fluctuation.free_energy",

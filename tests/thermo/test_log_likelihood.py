@@ -200,6 +200,26 @@ def test_conditions_go_by_rows():
         assert abs(float(both.value[b]) - wanted) < 4.5 * float(both.error[b])
 
 
+def test_guidance_is_part_of_the_sampler():
+    blank = {"mean": torch.zeros(1, 1, dtype=F64)}
+    own = {"mean": torch.ones(1, 1, dtype=F64)}
+    guided = df.Denoiser(Shifted(), VP, "x0", conditions=own, unconditional=blank, guidance=2.0)
+    plan, x = PLANS["ddpm"], torch.tensor([[1.4]], dtype=F64)
+    made = df.thermo.log_likelihood(guided, plan, x, paths=4000)
+    drawn = torch.randn(200_000, 1, dtype=F64, generator=torch.Generator().manual_seed(0))
+    run = df.sample(guided, plan, x=drawn).x
+    exact = torch.distributions.Normal(run.mean(), run.std()).log_prob(x[0])
+    assert abs(float(made.value - exact)) < 4.5 * float(made.error) + 0.01
+    ruled = df.Denoiser(
+        *(Shifted(), VP, "x0"),
+        conditions=own,
+        unconditional=blank,
+        guidance=df.guidance.apg(2.0),
+    )
+    with pytest.raises(ValueError, match="guidance is a rule that reads the outputs"):
+        df.thermo.log_likelihood(ruled, plan, x)
+
+
 @pytest.mark.parametrize("build", [df.solvers.ddpm, df.solvers.dpmpp_2m_sde])
 def test_plans_that_start_from_a_gaussian_law(build):
     # For data of this law every late start has the samples of the whole run.

@@ -24,6 +24,9 @@ def log_gaussian(x: torch.Tensor, law: Gaussian, alpha: float, sigma: float) -> 
     along = apart @ torch.tensor(law.basis, device=x.device).T
     sizes = alpha**2 * torch.tensor(law.variances, device=x.device) + sigma**2
     rest, left = alpha**2 * law.rest + sigma**2, law.d - len(sizes)
+    if not (bool((sizes > 0.0).all()) and (rest > 0.0 or not left)):
+        return torch.full((len(x),), torch.inf, dtype=torch.float64)  # no density
+    rest = rest or 1.0
     square = (along.square() / sizes).sum(1)
     # rounding may leave a little below 0
     square += (apart.square().sum(1) - along.square().sum(1)).clamp(min=0.0) / rest
@@ -32,7 +35,7 @@ def log_gaussian(x: torch.Tensor, law: Gaussian, alpha: float, sigma: float) -> 
 
 
 def kernels(
-    who: str, levels: list[tuple[float, float]], names: list[str]
+    who: str, levels: list[tuple[float, float]], names: list[str], instead: str
 ) -> list[tuple[float, float]]:
     """Returns (factor, deviation) of the noising steps between levels, cleanest last.
 
@@ -51,7 +54,7 @@ def kernels(
             raise ValueError(
                 f"{who}: sigma/alpha is {_ratio(alpha, sigma)} at {name} and "
                 f"{_ratio(next_alpha, next_sigma)} at {following}, but the noising process of the "
-                'schedule needs it to fall along a run: use noising="plan"'
+                f"schedule needs it to fall along a run: {instead}"
             )
         made.append((a, math.sqrt(left)))
     return made
@@ -66,8 +69,8 @@ def of_ends(who: str, given: Any, x: torch.Tensor, what: str, *level: float) -> 
 
     Args:
         who: the public function.
-        given: [B] numbers; a function of x; or an object with `log_density(x, alpha, sigma)`, which
-            is asked at the level (1, 0) where none is given.
+        given: [B] numbers; a function of x; a `Gaussian`; or an object with `log_density(x, alpha,
+            sigma)`. The last two are asked at the level (1, 0) where none is given.
         x: [B, ...].
         what: which end, for messages.
         level: alpha, sigma.
@@ -80,7 +83,9 @@ def of_ends(who: str, given: Any, x: torch.Tensor, what: str, *level: float) -> 
             f"{who}: no log-density at the {what} is given, but the entropy of a path needs one at "
             "both ends"
         )
-    if hasattr(given, "log_density"):
+    if isinstance(given, Gaussian):
+        found = log_gaussian(x, given, *(level or (1.0, 0.0)))
+    elif hasattr(given, "log_density"):
         found = given.log_density(x.double().flatten(1), *level)
     else:
         found = given(x) if callable(given) else given

@@ -73,7 +73,7 @@ class Paths:
         self.steps: list[tuple[float, float]] = []
         if noising == "schedule":
             names = ["the start", *(f"evaluation {i}" for i in self.drawn), "the end"]
-            self.steps = kernels(who, levels, names)
+            self.steps = kernels(who, levels, names, 'use noising="plan"')
 
     def _deviations(self) -> list[float]:
         """Returns the deviation of each step between two states of a path."""
