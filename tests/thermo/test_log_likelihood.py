@@ -57,7 +57,7 @@ def transferred(steps, x):
     ("steps", "paths", "reference"),
     [
         (5, 40_000, (-1.3854, -1.4053)),
-        pytest.param(100, 40_000, (-1.4337, -1.4350), marks=pytest.mark.slow),
+        pytest.param(100, 10_000, (-1.4337, -1.4350), marks=pytest.mark.slow),
     ],
 )
 def test_the_two_means_of_the_published_case(steps, paths, reference):
