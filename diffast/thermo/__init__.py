@@ -1,15 +1,5 @@
 """The thermodynamics of a sampler: what limits its speed and accuracy, measured on any network.
 
-profile                what one sweep over noise levels says of a network
-GaussianMixture        data with a closed form, to test methods on
-Gaussian               mean and covariance of data
-fluctuation_test       whether stored trajectories are those of the SDE that is meant
-fluctuation_test_of_plan, fluctuation_test_of_steps: for a run of a plan, for Gaussian steps
-franz_parisi           free energy of a posterior sample at a distance from another one
-free_energy            -sigma^2 log p of noisy states; free_energy_along: for a network
-log_likelihood         the density that a plan gives to data, by Jarzynski's equality
-noising_dynamics       drift and temperature of a schedule; sampling_dynamics: of its reverse
-order_parameters       self-consistent posterior means
     profile                   what one sweep over noise levels says of a network
     Profile                   the numbers of `profile`, its text, files and page
     GaussianMixture           data with a closed form, to test methods on
@@ -49,6 +39,7 @@ order_parameters       self-consistent posterior means
     wasserstein2              W2 between samples
     fluctuation_test          whether stored trajectories are those of the SDE that is meant
     fluctuation_test_of_plan  the same for a run of a plan
+    fluctuation_test_of_steps the same for Gaussian steps of any method
     franz_parisi              free energy of a posterior sample at a distance from another one
     free_energy               -sigma^2 log p of noisy states; free_energy_along: for a network
     log_likelihood            the density that a plan gives to data, by Jarzynski's equality
