@@ -91,6 +91,7 @@ def grid(schedule, steps, to_zero=False):
     return df.grids.from_times(schedule, times)
 
 
+FLOW, TRIG = df.schedules.flow(), df.schedules.trig()
 VP, EDM = df.schedules.vp_linear(), df.schedules.edm(0.002, 20.0)
 PLANS = {
     "ddpm": df.solvers.ddpm(VP, grid(VP, 6)),
@@ -103,6 +104,8 @@ PLANS = {
     "two calls, one noisy": df.solvers.dpmpp_2s_ancestral(VP, grid(VP, 4)),
     "seeds": df.solvers.seeds_2(VP, grid(VP, 4)),
     "er": df.solvers.er_sde(VP, grid(VP, 6)),
+    "flow": df.solvers.ddim(FLOW, df.grids.from_times(FLOW, [1, 0.8, 0.6, 0.4, 0.2, 0.05]), eta=1),
+    "trig": df.solvers.sa_solver(TRIG, df.grids.from_times(TRIG, [1.5, 1.2, 0.9, 0.5, 0.2, 0.05])),
     "churn": df.solvers.churn(EDM, grid(EDM, 5), s_churn=3.0, s_tmin=0.2, base="euler"),
 }
 

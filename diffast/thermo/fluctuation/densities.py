@@ -86,10 +86,10 @@ def of_ends(who: str, given: Any, x: torch.Tensor, what: str, *level: float) -> 
     if isinstance(given, Gaussian):
         found = log_gaussian(x, given, *(level or (1.0, 0.0)))
     elif hasattr(given, "log_density"):
-        found = given.log_density(x.double().flatten(1), *level)
+        found = given.log_density(x.double().flatten(1).cpu(), *level)
     else:
         found = given(x) if callable(given) else given
-    found = torch.as_tensor(found).detach().double()
+    found = torch.as_tensor(found).detach().double().to(x.device)
     if found.shape != x.shape[:1]:
         raise ValueError(
             f"{who}: log-densities at the {what} are {list(found.shape)}, but there are "
