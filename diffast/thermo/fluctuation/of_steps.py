@@ -75,7 +75,7 @@ def fluctuation_test_of_steps(
         noise += left.square().flatten(1).mean(1).cpu()
         along += (move * (left + move)).flatten(1).sum(1).cpu()
         square += move.square().flatten(1).sum(1).cpu()
-    measured, factor = mean_of(noise / paths.steps), _ratio(along, square)
+    measured, factor = mean_of(noise / paths.steps), fitted_ratio(along, square)
     wrong = drift_slips(["step"], np.array([factor.value]), np.array([factor.error]), True)
     wrong = [slip.replace("the drift's part 'step'", "the mean move of a step") for slip in wrong]
     # What a wrong move leaves is not noise.
@@ -84,8 +84,8 @@ def fluctuation_test_of_steps(
     return judged(entropy, slips, measured, {"step": factor}, "steps", True)
 
 
-def _ratio(along: torch.Tensor, square: torch.Tensor) -> Estimate:
-    """Returns the fitted factor of the mean moves: sum of along over that of square."""
+def fitted_ratio(along: torch.Tensor, square: torch.Tensor) -> Estimate:
+    """Returns the factor that fits best, <along> / <square>, over paths [B] each."""
     size = float(square.mean())
     if size == 0.0:
         return Estimate(math.nan, math.nan, len(along))
