@@ -41,6 +41,7 @@
     wasserstein2              W2 between samples
     fluctuation_test          whether stored trajectories are those of the SDE that is meant
     fluctuation_test_of_plan  the same for a run of a plan
+    fluctuation_test_of_steps the same for Gaussian steps of any method
     franz_parisi              free energy of a posterior sample at a distance from another one
     free_energy               -sigma^2 log p of noisy states; free_energy_along: for a network
     log_likelihood            the density that a plan gives to data, by Jarzynski's equality
@@ -103,6 +104,7 @@ _HOMES = {
     "fit_jko": "diffast.thermo.jko.fit",
     "fluctuation_test": "diffast.thermo.fluctuation.theorem",
     "fluctuation_test_of_plan": "diffast.thermo.fluctuation.of_plan",
+    "fluctuation_test_of_steps": "diffast.thermo.fluctuation.of_steps",
     "franz_parisi": "diffast.thermo.fluctuation.franz_parisi",
     "free_energy": "diffast.thermo.fluctuation.free_energy",
     "free_energy_along": "diffast.thermo.fluctuation.free_energy",
