@@ -28,8 +28,8 @@ COMPONENTS, ROUNDS = 10, 60
 # Fewest samples of a density estimate; a mixture needs so many a component.
 FEWEST = 20
 
-# Score matching leaves out this part of the samples where it is evaluated: a score that was fitted to
-# the very samples is too large there, and the temperature too low.
+# Score matching leaves out one part in so many of the samples, those where it is evaluated: a
+# score that was fitted to the very samples is too large there, and the temperature too low.
 FOLDS = 5
 
 # Fewest numbers, samples times elements, for each feature of score matching.

@@ -121,11 +121,11 @@ def audit_marginals(
         value, error = np.full(3, np.nan), np.full(3, np.nan)
         if condition <= MOST_CONDITION:
             value[:2], error[:2] = theta, np.sqrt(np.diag(jackknife(each)))
-        return Measured(value, error, np.zeros(3), times)
+        return Measured(value, error, error, np.zeros(3), times)
 
     steps = [measured(slice(k, k + 1), (at[k], at[k + 1])) for k in range(len(at) - 1)]
     whole = measured(slice(None), (at[0], at[-1]))
-    return Audit(tuple(steps), whole, given.count, elements, level)
+    return Audit(tuple(steps), whole, given.count, elements, level, groups - 1)
 
 
 class _Drift(Features):
