@@ -49,6 +49,7 @@ _HOMES = {
     "graph_cache": "diffast.executors.graph_cache",
     "grids": "diffast.grids",
     "guidance": "diffast.guidance",
+    "initial_state": "diffast.executors.initial",
     "integrations": "diffast.integrations",
     "ops": "diffast.ops",
     "pairs": "diffast.solvers.embedded",  # the older name of `embedded`

@@ -16,6 +16,7 @@ from diffast.executors.adaptive.sample import sample_adaptive as sample_adaptive
 from diffast.executors.cuda_graph import GraphError as GraphError
 from diffast.executors.graph_cache import graph_cache as graph_cache
 from diffast.executors.graph_sampler import GraphSampler as GraphSampler
+from diffast.executors.initial import initial_state as initial_state
 from diffast.executors.metropolis import MetropolisSamples as MetropolisSamples
 from diffast.executors.metropolis import sample_metropolis as sample_metropolis
 from diffast.executors.parallel.rounds import Round as Round
@@ -81,6 +82,7 @@ __all__ = [
     "graph_cache",
     "grids",
     "guidance",
+    "initial_state",
     "integrations",
     "ops",
     "pairs",

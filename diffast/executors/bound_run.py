@@ -17,6 +17,7 @@ from diffast import ops
 from diffast.executors import context
 from diffast.executors.device import on_host, sent
 from diffast.executors.guided import Guides
+from diffast.executors.initial import entries_of, origin_of, put_start
 from diffast.executors.reduced import limits_of, reductions_of
 from diffast.executors.results import FINE, Info, Progress, what_failed
 from diffast.lowering.evaluations import branch_names, output_names
@@ -30,6 +31,7 @@ from diffast.lowering.program import (
     estimate_name,
     lower,
 )
+from diffast.lowering.slots import slot_name
 from diffast.model.denoiser import Denoiser, time_dtype
 from diffast.noise.brownian import path_noise
 from diffast.plans import Plan
@@ -108,7 +110,7 @@ class BoundRun:
     ):
         """Binds every name of the program."""
         self.denoiser, self.plan, self.place, self.on_x0 = denoiser, plan, place, on_x0
-        self.scale = plan.initial_scale
+        self.origin = origin_of(plan, denoiser.conditions)
         self.shape, self.dtype, self.device, self.ids, self.seed, self.limits = place
         self.batch = self.shape[0]
         self.draw = noise if callable(noise) else None
@@ -246,6 +248,9 @@ class BoundRun:
         home = self._empty() if self.front is None else self.front
         spare: dict[str, torch.Tensor] = {}  # tensors beside `home`, made when first needed
         at = {X: home, Y: home}
+        names = [slot_name(slot) for slot in self.program.given if slot >= 0]
+        self.first = {name: self._spare(spare, name) for name in names}  # before the first stage
+        at |= self.first
         self.state = home
         self.inputs, self.states, self.points, self.calls = [], [], [], []
         for i, stage in enumerate(self.stages):
@@ -306,7 +311,12 @@ class BoundRun:
     def start(self, x: torch.Tensor | None) -> None:
         """Puts the initial state where the network reads it."""
         state = self.state if self.order is None else self.place.empty()
-        context.put_initial(state, x, self.scale, self.place)
+        put_start("sample", state, x, self.origin, self.place)
+        entries = entries_of("sample", state, self.origin)
+        for slot, entry in zip(self.program.given, entries, strict=True):
+            if slot >= 0:
+                held = self.first[slot_name(slot)]
+                held.copy_(entry if self.order is None else entry.permute(self.order))
         given = None if self.draw is None else lambda: self._drawn(-1)
         context.put_opening(state, self.program.opening, self.place, given)
         if self.order is not None:  # its noise is numbered in the order of the shape

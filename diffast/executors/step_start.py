@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from diffast import ops
+from diffast.executors.initial import entries_of, origin_of
 from diffast.lowering.program import Program
+from diffast.plans import Plan
 
 
 def chosen_plans(
@@ -32,6 +35,41 @@ def chosen_plans(
     if not chosen <= set(range(plans)):
         raise ValueError(f"Stepper: plan {sorted(chosen)} but there are {plans} plans, from 0")
     return numbers, chosen
+
+
+def first_slots(
+    pairs: Sequence[tuple[Plan, Any]],
+    programs: Sequence[Program],
+    chosen: set[int],
+    x: torch.Tensor,
+    count: int,
+) -> tuple[torch.Tensor | None, ...]:
+    """Returns the slots of a state at the start: entries that a plan's law fills in, or None.
+
+    Args:
+        pairs: (plan, denoiser) of each plan.
+        programs: of each plan.
+        chosen: the plans that samples follow.
+        x: initial states [B, ...].
+        count: how many slots there are.
+
+    Raises:
+        ValueError: a plan with such entries beside others.
+    """
+    slots: list[torch.Tensor | None] = [None] * count
+    filled = [p for p in sorted(chosen) if programs[p].given]
+    if filled and len(chosen) > 1:
+        raise ValueError(
+            f"Stepper: {pairs[filled[0]][0].name} starts with entries of a Gaussian law, but the "
+            "samples of one start follow several plans: start each plan by itself and join them"
+        )
+    for p in filled:
+        plan, read = pairs[p]
+        entries = entries_of("Stepper", x, origin_of(plan, getattr(read, "conditions", {})))
+        for slot, entry in zip(programs[p].given, entries, strict=True):
+            if slot >= 0:
+                slots[slot] = entry
+    return tuple(slots)
 
 
 def openings_of(

@@ -28,7 +28,7 @@ from diffast.executors import context
 from diffast.executors.device import Readback, on_host, pinned
 from diffast.executors.results import FINE, Info, Samples
 from diffast.executors.step_rules import StepRules
-from diffast.executors.step_start import chosen_plans, opened, openings_of
+from diffast.executors.step_start import chosen_plans, first_slots, opened, openings_of
 from diffast.executors.step_state import (
     OUTPUTS,
     SOURCES,
@@ -109,7 +109,7 @@ class Stepper:
         pairs = [(plans, denoiser)] if isinstance(plans, Plan) else list(plans)
         if not pairs:
             raise ValueError("Stepper: 0 plans, but at least 1 is needed")
-        self.plans = tuple(plan for plan, _ in pairs)
+        self.pairs, self.plans = pairs, tuple(plan for plan, _ in pairs)
         self.device, self.dtype, self.given = torch.device(device), dtype, noise == "given"
         self.limits, self.on_x0 = context.limits_of("Stepper", clamp), on_x0
         # Where a term reads a clamped x0 estimate, a call of its own makes the estimate everywhere.
@@ -184,15 +184,14 @@ class Stepper:
         seed = ops.fold_seed(seed)
         status = torch.full((batch,), FINE, dtype=torch.int64, device=self.device)
         x = x.contiguous()
+        slots = first_slots(self.pairs, self.programs, chosen, x, self.slots)
         openings = openings_of(self.programs, numbers, chosen)
         if openings is not None:
             x = opened(x, self._put(openings), seed, ids, z, self.given)
-        state = State(0, x, None, None, (None,) * self.slots, seed, ids, status)
+        state = State(self.first[min(chosen)], x, None, None, slots, seed, ids, status)
         if each or numbers.dim():
             row = self._put(torch.tensor(self.first, dtype=torch.int64)[numbers.cpu()])
             state = self.separate(state)._replace(row=row.expand(batch).contiguous())
-        else:
-            state = state._replace(row=self.first[int(numbers)])
         return state, self._network_input(x), self.time(state)
 
     def needs(self, state: State) -> Needs:

@@ -20,6 +20,7 @@ from diffast import schedules
 from diffast.integrations.sigma_model import run
 from diffast.lowering.evaluations import branch_columns, gradients_of
 from diffast.plans import Plan
+from diffast.plans.initial import check_plain_start
 from diffast.plans.registers import ERROR, X, Y
 
 _INPUTS = ("x", "x2", "x3", "x4")
@@ -32,12 +33,13 @@ def plan_of(who: str, plan: Any) -> Plan:
         ValueError: something else; what `Plan.load` raises.
     """
     if isinstance(plan, (str, PathLike)):
-        return Plan.load(plan)
+        plan = Plan.load(plan)
     if not isinstance(plan, Plan):
         raise ValueError(
             f"{who}: plan is a {type(plan).__name__}, but a df.Plan or the path of its file is "
             "needed"
         )
+    check_plain_start(who, plan, "here the initial state is the caller's noise; use df.sample")
     return plan
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from diffast.lowering.program import X0, Program, Stage
+from diffast.lowering.slots import slot_name
 from diffast.plans.registers import X, Y
 
 
@@ -14,7 +15,9 @@ def fewest_tensors(program: Program) -> int:
     tensors. What the network's input needs beyond x, and given or estimated tensors, come on top.
     """
     held: dict[str, int] = {X: 0, Y: 0}  # the value that stands under each name
-    values, needs, afterwards = 1, [], []
+    held |= {slot_name(slot): k for k, slot in enumerate(program.given, 1) if slot >= 0}
+    first, values = {*held.values()}, 1 + len(program.given)
+    needs, afterwards = [], []
     for stage in program.stages:
         read = {held[name] for name in _read(stage) if name in held}
         needs.append(read)
@@ -30,7 +33,7 @@ def fewest_tensors(program: Program) -> int:
     most = len(alive)
     for i in reversed(range(len(needs))):
         most = max(most, len(alive))
-        before = afterwards[i - 1] if i else {0}
+        before = afterwards[i - 1] if i else first
         alive = (alive & before) | needs[i]
     return max(most, len(alive))
 

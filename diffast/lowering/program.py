@@ -138,6 +138,7 @@ class Program:
             branch, that the calls fill under the names copy0 ..
         shared: whether the first part of that tensor is x itself. x then stays in its place, and y
             moves when the two part; otherwise x moves.
+        given: slots of the entries that a run starts with, the oldest first; -1: not read.
     """
 
     stages: tuple[Stage, ...]
@@ -149,6 +150,7 @@ class Program:
     branches: frozenset[str]
     batched: bool
     shared: bool
+    given: tuple[int, ...] = ()
 
     @property
     def buffers(self) -> int:
@@ -169,7 +171,7 @@ class Program:
             )
             for stage in self.stages
         ]
-        return self.opening, tuple(stages)
+        return self.opening, self.given, tuple(stages)
 
 
 # Programs by plan and input numbers, since users run a plan many times.
@@ -204,7 +206,8 @@ def _lower(
     opening, stages = without_silent_stages(plan)
     if constraints.given_noise:
         _check_one_normal(plan, stages)
-    slots = Slots(last_uses(stages))
+    given = 0 if plan.initial is None else plan.initial.entries
+    slots = Slots(last_uses(stages, given), given)
     inputs = plan.called.shape[1]
     columns = [set().union(*rows.values()) for rows in stages]
     remembered = [remembers(e.rule) for e in evaluations]
@@ -258,7 +261,7 @@ def _lower(
     called = frozenset(b for b in branches if b)
     return Program(
         *(tuple(made), opening, slots.count, tuple(carried), gradients, inputs, called),
-        *(batched, shared),
+        *(batched, shared, slots.given),
     )
 
 

@@ -12,14 +12,18 @@ def slot_name(number: int) -> str:
 
 
 class Slots:
-    """Which slot holds the entry of which stage."""
+    """Which slot holds the entry of which stage.
 
-    def __init__(self, last_use: dict[int, int]):
-        """Begins with no entry; `last_use` is what `last_uses` returns."""
+    Entries that a run starts with are those of the stages -n .. -1, the oldest first.
+    """
+
+    def __init__(self, last_use: dict[int, int], given: int = 0):
+        """Begins with `given` entries; `last_use` is what `last_uses` returns."""
         self.last_use, self.count = last_use, 0
         self._holds: dict[int, int] = {}  # stage -> slot, the oldest entry first
         self._free: list[int] = []
         self._numbers: dict[int, int] = {}  # stage -> how many entries there were before its own
+        self.given = tuple([self.take(i) for i in range(-given, 0)])  # -1: nobody reads it
 
     def columns(self) -> dict[int, str]:
         """Returns the tensors' names by the age of their entry."""
@@ -46,9 +50,9 @@ class Slots:
         return slot
 
 
-def last_uses(stages: list[Rows]) -> dict[int, int]:
+def last_uses(stages: list[Rows], given: int = 0) -> dict[int, int]:
     """Returns the last stage that reads a stage's entry, by the stage that made it."""
-    made: list[int] = []
+    made: list[int] = [*range(-given, 0)]
     last = {}
     for i, rows in enumerate(stages):
         for column in set().union(*rows.values()):

@@ -77,6 +77,11 @@ def tables_of(plan: Plan, outputs: Outputs, clamp: bool = False) -> Tables:
             one branch alone; what `check_plain_calls` and `lower` raise.
     """
     check_plain_calls("sample_parallel", plan)
+    if plan.initial is not None and plan.initial.entries:
+        raise ValueError(
+            f"sample_parallel: {plan.name} starts with {plan.initial.entries} entries of a "
+            "Gaussian law, but a sweep begins with none: use df.sample"
+        )
     check_plain_rule("sample_parallel", outputs)
     alone = branch_columns(plan)
     if alone:

@@ -209,7 +209,7 @@ def _check_unwritten(plan: Plan) -> None:
     """Refuses weights on what holds nothing: early entries, estimates without a call, old v."""
     weighed = plan.matrix.any(axis=1)
     entry = _makes_entry(plan)
-    made = np.cumsum(entry) - entry
+    made = np.cumsum(entry) - entry + _given(plan)
     wrong = weighed & ~np.stack([_readable(plan, c, entry, made) for c in plan.columns], axis=1)
     if not wrong.any():
         return
@@ -229,6 +229,11 @@ def _check_unwritten(plan: Plan) -> None:
         f"Plan {plan.name}: stage {i}: {plan.rows[r]} has weight {plan.matrix[i, r, c]} on "
         f"{column}, but {reason}"
     )
+
+
+def _given(plan: Plan) -> int:
+    """Returns how many entries there are before the first stage."""
+    return 0 if plan.initial is None else plan.initial.entries
 
 
 def _makes_entry(plan: Plan) -> np.ndarray:
@@ -319,18 +324,23 @@ class _Held:
         ages = {int(name[1:]): c for c, name in enumerate(plan.columns) if name[0] == "h"}
         new = ages.pop(0, None)
         made = np.flatnonzero(_makes_entry(plan))
-        before = np.searchsorted(made, np.arange(plan.stages))  # how many there are
+        before = np.searchsorted(made, np.arange(plan.stages)) + _given(plan)  # how many there are
         row = plan.matrix[made, 0]
         # Entries that weigh others come one after another, all others at once.
         rounds = len(made) if row[:, [*ages.values()]].any() else 1
-        for held, weights in ((self.x0, row), (self.size, np.abs(row)), (self.noise, np.abs(row))):
+        x0, noise = np.zeros((2, 0)) if plan.initial is None else plan.initial.known()
+        for held, weights, given in (
+            (self.x0, row, x0),
+            (self.size, np.abs(row), np.abs(x0)),
+            (self.noise, np.abs(row), np.abs(noise)),
+        ):
             for _ in range(rounds):
-                entries = _dot(weights, held[made])
+                entries = np.append(given, _dot(weights, held[made]))
                 for age, c in ages.items():
                     known = np.flatnonzero(before >= age)
                     held[known, c] = entries[before[known] - age]
             if new is not None:
-                held[made, new] = entries
+                held[made, new] = entries[len(given) :]
 
 
 def _checked_rows(plan):

@@ -15,20 +15,22 @@ from typing import Any
 import numpy as np
 
 from diffast import schedules
+from diffast.plans import initial
 from diffast.plans.older_files import FIELDS as OLDER
 from diffast.plans.older_files import OPTIONAL, convert
 from diffast.plans.plan import Plan
 
 FORMAT = "diffast plan"
-VERSION = 5
-# Fields of version 5, and how each is read. Version 4 has no gradients, version 3 neither these nor
-# guidance and made_for.
+VERSION = 6
+# Fields of version 6, and how each is read. Version 5 has no initial, version 4 no gradients
+# either, version 3 neither these nor guidance and made_for.
 _ARRAYS = ("times", "matrix", "levels", "spans", "blocks", "guidance", "gradients")
 _NUMBERS = ("rows", "columns", "end", "start", "steps", "name", "check", "made_for")
-_OPTIONAL = ("blocks", "guidance", "gradients", "made_for")
+_NUMBERS += ("initial",)
+_OPTIONAL = ("blocks", "guidance", "gradients", "made_for", "initial")
 
 # Files of these versions are read as those of today's, which only have further fields.
-_SAME = (3, 4)
+_SAME = (3, 4, 5)
 
 # Fields of one type, and the type in words.
 _KINDS = (
@@ -51,6 +53,9 @@ def save(plan: Plan, path: str | PathLike) -> None:
         data = (json.dumps(to_record(plan), allow_nan=False, indent=1) + "\n").encode()
     else:
         head, arrays = _parts(plan)
+        if plan.initial is not None:
+            head["initial"], own = _apart(head["initial"], "initial")
+            arrays |= own
         held: dict[str, Any] = {"head": np.array(json.dumps(head, allow_nan=False)), **arrays}
         made = io.BytesIO()
         np.savez(made, **held)
@@ -71,6 +76,8 @@ def to_record(plan: Plan) -> dict[str, Any]:
         ValueError: a schedule that is not one of `df.schedules`.
     """
     head, arrays = _parts(plan)
+    if plan.initial is not None:
+        head["initial"] = _listed(head["initial"])
     return head | {field: _with_null(array) for field, array in arrays.items()}
 
 
@@ -86,6 +93,9 @@ def _parts(plan: Plan) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     head |= {field: getattr(plan, field) for field in _NUMBERS}
     if plan.made_for is None:
         del head["made_for"]
+    head["initial"] = None if plan.initial is None else initial.to_record(plan.initial)
+    if plan.initial is None:
+        del head["initial"]
     head |= {field: list(head[field]) for field in ("rows", "columns")}
     arrays = {field: getattr(plan, field) for field in _ARRAYS}
     return head, {field: array for field, array in arrays.items() if array is not None}
@@ -132,6 +142,8 @@ def from_record(body: Any, where: str) -> Plan:
             fields["start"] = _number("start", fields["start"])
         if version in OLDER:
             fields = convert(schedule, fields)
+        elif fields["initial"] is not None:
+            fields["initial"] = initial.from_record(fields["initial"])
     except (TypeError, ValueError, IndexError, OverflowError) as error:
         raise ValueError(f"{where}: not the numbers of a plan: {error}") from None
     try:
@@ -175,6 +187,35 @@ def _fields(where: str, body: dict, arrays, numbers, optional) -> dict[str, Any]
             "made_for to keep the numbers as a plan without measurements"
         )
     return fields
+
+
+def _apart(record: Any, name: str) -> tuple[Any, dict[str, np.ndarray]]:
+    """Returns nested dicts without their arrays, and the arrays by the path to them."""
+    if isinstance(record, np.ndarray):
+        return None, {name: record}
+    if not isinstance(record, dict):
+        return record, {}
+    kept, arrays = {}, {}
+    for key, value in record.items():
+        kept[key], own = _apart(value, f"{name}/{key}")
+        arrays |= own
+    return kept, arrays
+
+
+def _joined(record: Any, arrays: dict[str, np.ndarray], name: str) -> Any:
+    """Returns what `_apart` took apart."""
+    if name in arrays:
+        return arrays[name]
+    if not isinstance(record, dict):
+        return record
+    return {key: _joined(value, arrays, f"{name}/{key}") for key, value in record.items()}
+
+
+def _listed(record: Any) -> Any:
+    """Returns nested dicts with their arrays as lists."""
+    if isinstance(record, dict):
+        return {key: _listed(value) for key, value in record.items()}
+    return record.tolist() if isinstance(record, np.ndarray) else record
 
 
 def _with_null(array: np.ndarray) -> Any:
@@ -225,7 +266,11 @@ def _read_npz(path: Path):
     try:
         with path.open("rb") as file, np.load(file) as archive:
             body = {field: archive[field] for field in archive.files}
-        return json.loads(str(body.pop("head"))) | body
+        head = json.loads(str(body.pop("head")))
+        own = {name: body.pop(name) for name in [*body] if name.startswith("initial/")}
+        if "initial" in head:
+            head["initial"] = _joined(head["initial"], own, "initial")
+        return head | body
     except FileNotFoundError:
         raise
     except _BROKEN as error:

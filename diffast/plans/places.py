@@ -65,8 +65,8 @@ def places(who: str, plan: Plan) -> list[Place]:
         after = np.append(after, plan.stages - 1)
     if len(after) == 1 and plan.steps > 1:
         raise ValueError(
-            f"{who}: no step of {plan.name} begins at x alone, but a corrector moves x, and what "
-            "is carried beside it would belong to another state"
+            f"{who}: no step of {plan.name} begins at x alone: what is carried beside x would "
+            "belong to another state"
         )
     starts = [(0, levels_of(plan.schedule, plan.start), float(plan.start or 0.0))]
     for i in after.tolist():

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from diffast.plans.checks import check_consistent, check_numbers, check_shapes
+from diffast.plans.initial import Initial, late_start
 from diffast.plans.provenance import checked
 from diffast.plans.registers import NEW, Z1, Z2, D, H, V, X, Y, column_key
 
@@ -60,6 +61,8 @@ class Plan:
             JSON can hold, or None. "predicts" (prediction type), "network" (its fingerprint) and
             "guidance" are compared with the denoiser of a run. "digest" is that of the plan's
             numbers, and is filled in: numbers that were changed later are refused.
+        initial: the Gaussian law that runs start from, and the entries that it fills in, as
+            `late_start` makes it; None: runs start from noise alone, and without entries.
 
     Raises:
         ValueError: naming the stage and the two numbers that disagree, if a shape is wrong, a
@@ -85,6 +88,7 @@ class Plan:
     guidance: np.ndarray | None = None
     gradients: np.ndarray | None = None
     made_for: Mapping[str, Any] | None = None
+    initial: Initial | None = None
 
     def __post_init__(self):
         """Converts, freezes and checks every number."""
@@ -197,6 +201,41 @@ class Plan:
         order = sorted(range(len(columns)), key=lambda k: column_key(columns[k]))
         columns = tuple(columns[k] for k in order)
         return replace(self, columns=columns, matrix=grown[:, :, order], **fields)
+
+    def late_start(
+        self,
+        law: Any,
+        *,
+        level: float | None = None,
+        calls: int | None = None,
+        kl: float | None = None,
+    ) -> Plan:
+        """Returns the rest of the plan from a lower noise level, started from a Gaussian law.
+
+        At high noise the data are nearly the Gaussian of their mean and covariance, whose flow is
+        known in closed form. The network calls there are left out (Raya and Ambrogioni 2023,
+        "Spontaneous symmetry breaking in generative diffusion models", Gaussian late start). Three
+        things differ from the paper. The draw uses the noise of `df.sample`, carried along by the
+        Gaussian's flow, so that the same seed gives nearly the same picture. Multistep methods find
+        their remembered estimates filled in by the Gaussian, so that the first step has the full
+        order. The level may be chosen by a bound on the divergence (see `df.thermo.start_law`).
+
+        `level`, `calls` and `kl` choose the cut, which is the start of a step of the plan. With
+        none of them nothing is cut: the plan itself has to start low.
+
+        Args:
+            law: a `df.thermo.Gaussian` of the data, or what `df.thermo.start_law` returns.
+            level: the plan starts at the first step whose sigma / alpha is at most this.
+            calls: it starts at the first step that leaves at most so many network calls.
+            kl: it starts at the last step at which the measured divergence of the data from the
+                law is at most this many nats.
+
+        Raises:
+            ValueError: no such step; a law without the divergence that `kl` asks for; a plan that
+                carries more than x across the cut, or entries that hold noise or gradients; a plan
+                that starts from a law already.
+        """
+        return late_start(self, law, level=level, calls=calls, kl=kl)
 
     def _gradients(self) -> np.ndarray | None:
         """Returns [S] told times of the gradients; None for a plan that weighs none."""

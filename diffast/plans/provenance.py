@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diffast.plans.initial import arrays_of
+
 if TYPE_CHECKING:
     from diffast.plans.plan import Plan
 
@@ -25,6 +27,10 @@ def digest(plan: Plan) -> str:
             found.update(f"{field}{array.shape}".encode())
             # NaN has many bit patterns, of which a file keeps one
             found.update(np.where(np.isnan(array), np.nan, array).astype("<f8").tobytes())
+    if plan.initial is not None:
+        for array in arrays_of(plan.initial):
+            found.update(f"initial{array.shape}".encode())
+            found.update(array.astype("<f8").tobytes())
     found.update(repr((plan.rows, plan.columns, plan.start, plan.end, plan.check)).encode())
     return found.hexdigest()[:16]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffast.plans.registers import ERROR, Z1, Z2, H, X, Y, input_number
+from diffast.plans.registers import ERROR, Z1, Z2, H, X, Y, input_number, levels_of
 
 if TYPE_CHECKING:
     from diffast.plans.plan import Plan
@@ -23,7 +23,15 @@ def unroll(plan: Plan) -> dict[str, np.ndarray]:
 
     Args:
         plan: any plan, S stages.
+
+    Raises:
+        ValueError: a plan with entries before its first stage, which are no multiple of the state.
     """
+    if plan.initial is not None and plan.initial.entries:
+        raise ValueError(
+            f"unroll: {plan.name} starts with {plan.initial.entries} entries of a Gaussian law, "
+            "but rows over the initial state and the x0 estimates have no place for them"
+        )
     return propagate(plan, estimates=True)
 
 
@@ -63,6 +71,14 @@ def _sources(plan: Plan, inputs: int, normals: list[str]) -> list[tuple[int, int
     return found
 
 
+def _given(plan: Plan) -> list[float]:
+    """Returns the entries before the first stage as shares of the initial noise, newest first."""
+    if plan.initial is None:
+        return []
+    _, sigma = levels_of(plan.schedule, plan.start)
+    return (plan.initial.known()[1] / sigma)[::-1].tolist()
+
+
 class _Places:
     """Where the columns of registers and entries are."""
 
@@ -86,6 +102,9 @@ def _propagated(plan: Plan, sources: list[tuple[int, int]], width: int) -> np.nd
     held[at.first, 0] = 1.0
     entries = np.zeros((max(at.ages, default=0) + 1, width))  # [age - 1], the newest first
     taken, order = [*at.ages.values()], [age - 1 for age in at.ages]
+    given = _given(plan)[: len(entries)]
+    entries[: len(given), 0] = given
+    held[taken] = entries[order]
     for i, rows in enumerate(plan.matrix):
         for column, first in sources:
             held[column, first + i - 1] = 0.0
@@ -104,9 +123,11 @@ def _propagated(plan: Plan, sources: list[tuple[int, int]], width: int) -> np.nd
 def _of_the_state(plan: Plan) -> np.ndarray:
     """Returns the rows of all stages where the initial state is the only source, [S, R, 1]."""
     at = _Places(plan)
-    held, entries = [0.0] * len(plan.columns), []
+    held, entries = [0.0] * len(plan.columns), _given(plan)
     for column in at.first:
         held[column] = 1.0
+    for age, column in at.ages.items():
+        held[column] = entries[age - 1] if age <= len(entries) else 0.0
     stages, *places = np.nonzero(plan.matrix)  # stage by stage, in each the entry's row first
     bounds = np.searchsorted(stages, np.arange(plan.stages + 1)).tolist()
     weights = plan.matrix[stages, *places].tolist()

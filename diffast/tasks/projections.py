@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from diffast.executors.results import Info
+from diffast.plans.initial import check_plain_start
 from diffast.plans.registers import Z1, D, X, Y
 from diffast.tasks.operator import Operator, check_same
 from diffast.tasks.setup import Setup
@@ -71,6 +72,7 @@ def _noisy_range_null(setup: Setup, operator: Operator, y: Tensor, noise: float)
             f"range_null: noise is {noise:g}, but {operator.name} amplifies it unevenly: take a "
             "method with a proximal step"
         )
+    check_plain_start("range_null", plan, "take a plan that starts from noise")
     fresh, a = plan.weights(X, Z1), plan.weights(X, D)
     keep = plan.weights(X, X) + plan.weights(X, Y)
     others = [c for c in plan.columns if c not in (X, Y, D, Z1) and plan.weights(X, c).any()]

@@ -16,6 +16,7 @@ from diffast.model.denoiser import Denoiser
 from diffast.model.fingerprint import fingerprint
 from diffast.ops import MAX_INPUTS
 from diffast.plans import Plan
+from diffast.plans.initial import check_plain_start
 from diffast.plans.provenance import digest
 from diffast.tuning.directions import stages_of
 from diffast.tuning.parameters import FREEDOMS, STANDARD
@@ -277,6 +278,7 @@ def _freedom(
 def _check_start(denoiser: Denoiser, start: Any, calls: int) -> None:
     if not isinstance(start, Plan):
         raise ValueError(f"tune: start is a {type(start).__name__}, but must be a df.Plan")
+    check_plain_start("tune", start, "tune the plan first, then start it late")
     if start.schedule != denoiser.schedule:
         raise ValueError(
             f"tune: start is a plan for {start.schedule}, but the denoiser is for "

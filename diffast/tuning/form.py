@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from diffast.plans import Plan, unroll
+from diffast.plans.initial import check_plain_start
 from diffast.plans.registers import Z1, Z2, D, H, X, entry_column, levels_of, pack
 
 # A fresh normal with less than this share of a row's noise is left out, which `Plan` would refuse.
@@ -164,6 +165,7 @@ def _check(plan: Plan) -> None:
 
 def _fresh(plan: Plan, states: np.ndarray, stages: np.ndarray) -> np.ndarray:
     """Returns [N] weights of the fresh normals; ValueError for noise of another structure."""
+    check_plain_start("form_of", plan, "tune the plan first, then start it late")
     if plan.stages != len(stages):
         raise ValueError(f"form_of: plan {plan.name} draws noise in stages without a network call")
     drawn = states[:, 1 + plan.stages : 1 + 2 * plan.stages]

@@ -21,6 +21,11 @@ from diffast.plans.registers import Z1, D, X
 def check_particle_plan(who: str, plan: Plan, denoiser: Denoiser) -> None:
     """Raises ValueError for plans and denoisers whose particles cannot be weighed."""
     guided, rule = bool(denoiser.guides), denoiser.rule
+    if plan.initial is not None and plan.initial.entries:
+        raise ValueError(
+            f"{who}: {plan.name} starts with {plan.initial.entries} entries of a Gaussian law, but "
+            "particles begin with none: start the plan late without a level"
+        )
     if rule is not None and (rule.momentum_factor is not None or rule.zeroed):
         raise ValueError(
             f"{who}: guidance is {rule.name}, which depends on the number of the call or on calls "

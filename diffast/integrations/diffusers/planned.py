@@ -25,6 +25,7 @@ from diffast.integrations.diffusers.shared import clamp_of
 from diffast.lowering.evaluations import branch_columns, gradients_of
 from diffast.plans import Plan
 from diffast.plans.file import from_record, to_record
+from diffast.plans.initial import check_plain_start
 from diffast.plans.registers import Y
 
 # A flow's pipeline starts from noise of deviation 1; a plan may start from as little less.
@@ -379,6 +380,7 @@ class PlanScheduler(_WithEstimate):
 
 def _check_plan(plan: Plan, convention: Convention) -> None:
     """Refuses what no pipeline can run."""
+    check_plain_start("step", plan, "a pipeline draws its own noise; use df.sample")
     if plan.called.shape[1] > 1:
         raise ValueError(
             f"the plan {plan.name} calls the network on {plan.called.shape[1]} inputs at once, but "

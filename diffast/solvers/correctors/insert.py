@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from diffast.plans import Plan
+from diffast.plans.initial import check_plain_start
 from diffast.plans.places import Place, last_reads
 from diffast.plans.registers import (
     D_COND,
@@ -69,6 +70,7 @@ def inserted(plan: Plan, visits: list[tuple[Place, list[Rows]]], name: str) -> P
         visits: places in order, each with the rows of its calls.
         name: of the new plan.
     """
+    check_plain_start("predictor_corrector", plan, "add the corrector first, then start it late")
     stages = _Walk(plan, visits).stages()
     written = {*plan.rows}.union(*(s.rows for s in stages))
     used = {*plan.columns}.union(*(row for s in stages for row in s.rows.values()))

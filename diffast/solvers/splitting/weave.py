@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from diffast.plans import Plan
+from diffast.plans.initial import check_plain_start
 from diffast.plans.registers import NEW, ROWS, H, V, X, Y, column_key, entry_column
 
 # A column, or an entry by its maker: (maker, its number), whatever its age will be.
@@ -28,6 +29,7 @@ class Weave:
 
     def __init__(self, who: str, inner: Plan):
         """Begins without a stage; x stands where the inner plan starts."""
+        check_plain_start(who, inner, "split the plan first, then start it late")
         self.who, self.source = who, inner
         start = np.array([f(np.array(inner.start)) for f in _levels(inner.schedule)], np.float64)
         self.standing: dict[str, Any] = {X: start, Y: start}
