@@ -142,9 +142,9 @@ def by_particles() -> list:
 
 def held_out() -> dict:
     """Returns the distance of sampled dynamics to a snapshot that was not fitted, and a profile."""
-    held = snapshots_of("double well", 1000, 9)
-    shorter = [x[: 1000 - 100 * k] for k, x in enumerate(held)]  # counts differ
-    fit = df.thermo.fit_jko(shorter[:4], tau=0.05, potential=4)
+    held = snapshots_of("double well", 2000, 9)
+    shorter = [x[: 2000 - 200 * k] for k, x in enumerate(held)]  # counts differ
+    fit = df.thermo.fit_jko(shorter, tau=0.05, potential=4)
     drawn = np.random.default_rng(99)
     start = drawn.standard_normal((4000, 1))
     truth = walk(start, wells, 0.3, 1.0, drawn, 500)
@@ -221,6 +221,7 @@ def summary(found) -> dict:
             ("shift", found.shift),
         )
     }
+    numbers["allowance"] = [float(a) for a in found.whole.allowance]
     return {**numbers, "sound": found.sound, "first": (found.findings or ["-"])[0]}
 
 
@@ -235,7 +236,7 @@ def audits() -> dict:
     pilot = df.thermo.audit(denoiser, samplers(grid)["ddim(eta=1), ddpm"], (1000, 2))
     needed = {what: pilot.samples_for(0.1, what) for what in ("temperature", "drift", "shift")}
     one = df.thermo.GaussianMixture([0.3, 0.7], [-1.0, 1.0], 0.05).denoiser(EDM)
-    coarse = np.append(np.geomspace(4.0, 0.1, 31), 0.0)
+    coarse = np.append(np.geomspace(4.0, 0.1, 61), 0.0)
     sets = {}
     for name, plan in samplers(coarse).items():
         if name == "seeds_2":
@@ -316,7 +317,7 @@ def draw(found: dict, path: Path) -> None:
     axes[0, 1].stairs(fit["truth"], bins, color=GREY, fill=True, alpha=0.3, label="true, t = 1")
     axes[0, 1].stairs(fit["made"], bins, color=ORANGE, lw=2, label="df.sample of the fit, t = 1")
     axes[0, 1].set(
-        title="Four snapshots up to t = 0.15, 700 to 1,000 particles",
+        title="Five snapshots up to t = 0.2, 1,200 to 2,000 particles",
         xlabel="x",
         ylabel="V, density",
         ylim=(-0.5, 2.0),

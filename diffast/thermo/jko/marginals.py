@@ -58,6 +58,9 @@ def audit_marginals(
     at some levels, f and grad log rho point the same way, and only their sum is known there: single
     intervals are then refused a number (NaN), and the numbers over all intervals have to be read.
 
+    The allowance of the temperature is the noise that a step of first order leaves out: by that
+    much the sets of a sound sampler differ from those of the exact process. It falls with the step.
+
     Drift is here that of x / sigma, which holds the shrinking of the noise beside the score.
 
     Args:
@@ -114,6 +117,13 @@ def audit_marginals(
     found = equations(model, given, *options)
     fewer = [equations(model, given.without(g, groups), *options) for g in range(groups)]
     at = [float(run.times[k]) for k in kept]
+    # The variance of x0 given x, in units of the noise: alpha times the divergence of the estimate.
+    left = [
+        (eta**2 - drift.laplacian(x, t).mean() / elements) / (1.0 + eta**2)
+        for x, t in zip(given.samples, lam, strict=True)
+    ]
+    h = np.diff(lam)
+    missing = 2.0 * h * np.abs(0.5 * (np.array(left[:-1]) + left[1:]))
 
     def measured(part: slice, times: tuple[float, float]) -> Measured:
         theta, condition = solve(summed(found[part]), model.names(elements), None, 0.0)
@@ -121,7 +131,8 @@ def audit_marginals(
         value, error = np.full(3, np.nan), np.full(3, np.nan)
         if condition <= MOST_CONDITION:
             value[:2], error[:2] = theta, np.sqrt(np.diag(jackknife(each)))
-        return Measured(value, error, error, np.zeros(3), times)
+        allowance = np.array([0.0, np.average(missing[part], weights=h[part]), 0.0])
+        return Measured(value, error, error, allowance, times)
 
     steps = [measured(slice(k, k + 1), (at[k], at[k + 1])) for k in range(len(at) - 1)]
     whole = measured(slice(None), (at[0], at[-1]))
