@@ -241,7 +241,7 @@ def audits() -> dict:
     for name, plan in samplers(coarse).items():
         if name == "seeds_2":
             continue
-        sets[name] = summary(df.thermo.audit_marginals(one, plan, (800, 1)))
+        sets[name] = summary(df.thermo.audit_marginals(one, plan, (4000, 1)))
         print("sets", name, sets[name], flush=True)
     return {"pairs": found, "sets": sets, "samples for 0.1": needed}
 
@@ -393,7 +393,8 @@ def main() -> None:
     if chosen.digits:
         found["digits"] = digits()
     store.write_text(json.dumps(found, indent=1) + "\n")
-    draw(found, chosen.out / "thermo_jko.png")
+    if {*PARTS} <= {*found}:
+        draw(found, chosen.out / "thermo_jko.png")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 
 from diffast.model.denoiser import Denoiser
 from diffast.plans import Plan
-from diffast.thermo.jko.density import Density
+from diffast.thermo.jko.density import Density, matching
 from diffast.thermo.jko.equations import Model, equations, solve, summed
 from diffast.thermo.jko.fit import jackknife
 from diffast.thermo.jko.potentials import Features, divergence_of
@@ -45,7 +45,7 @@ def audit_marginals(
     batches: Sequence[torch.Tensor] | None = None,
     times: Sequence[float] | None = None,
     eta: float = 1.0,
-    density: Density = "kde",
+    density: Density = "auto",
     coupling: str = "auto",
     groups: int = 10,
     level: float = 0.01,
@@ -112,6 +112,8 @@ def audit_marginals(
             f"{_WHO}: groups = {groups}, but it must lie between 2 and {given.count // 2}, half of "
             "the samples"
         )
+    if isinstance(density, str) and density == "auto":
+        density = matching(given.count * (groups - 1) // groups, elements, 4)
     model = Model(drift, None, (lambda t: eta**2,))
     options = coupling, "trapezoid", "weak", density
     found = equations(model, given, *options)
