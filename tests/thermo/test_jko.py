@@ -200,6 +200,7 @@ def test_double_wells_are_found_and_sampled(d):
         assert gap < 0.4 * np.abs(np.sort(held[0][:, 0]) - np.sort(held[-1][:, 0])).mean()
 
 
+@pytest.mark.slow
 def test_standard_errors_are_those_of_repetitions():
     fits = [
         df.thermo.fit_jko(
@@ -212,6 +213,7 @@ def test_standard_errors_are_those_of_repetitions():
     assert (np.abs(np.log(said / spread)) < 0.5).all()
 
 
+@pytest.mark.slow
 def test_what_is_read_of_the_density_biases_the_temperature():
     found = {}
     for density, form in (("auto", "weak"), ("gmm", "weak"), ("gmm", "least squares")):

@@ -68,6 +68,7 @@ def test_sound_samplers_pass_on_every_schedule(schedule, solver):
         assert estimate.error < 0.1
 
 
+@pytest.mark.slow
 def test_errors_and_false_alarms_are_what_is_said():
     plan = df.solvers.ddim(EDM, GRID[20:], eta=1.0)
     start = ONE.sample(4000, 1) + GRID[20] * ops.normal((4000, 1), dtype=torch.float64)
@@ -160,6 +161,30 @@ def test_langevin_steps_and_a_forward_process():
     assert found.sound and np.isnan(found.shift.value)
     doubled = df.thermo.audit_batches(states, tau * np.arange(21), lambda x, t: -x, 2.0)
     assert doubled.temperature.value == pytest.approx(0.5, abs=0.05) and not doubled.sound
+
+
+def test_a_visit_of_a_langevin_corrector():
+    place, held = 20, {}
+    plan = df.solvers.predictor_corrector(
+        PLAN, df.correctors.overdamped(step=0.1), n=10, where=[place]
+    )
+    df.sample(
+        DENOISER, plan, (800, 1), callback=lambda p: held.__setitem__(p.stage + 1, p.x.clone())
+    )
+    sigma = GRID[place]
+    states = [held[k] for k in range(place, place + 11)]
+    for step in (0.1, 0.13):
+        found = df.thermo.audit_batches(
+            states,
+            step * sigma**2 * np.arange(11),
+            lambda x, t: ONE.score(x, 1.0, sigma),
+            1.0,
+            allow=False,
+        )
+        assert found.sound == (step == 0.1), str(found)
+    # The audit of the whole run leaves the visit out, and finds nothing.
+    whole = df.thermo.audit(DENOISER, plan, (800, 1))
+    assert whole.sound and len(whole.steps) == len(PLAN.times) - 1
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.5])
