@@ -47,6 +47,11 @@
     log_likelihood            the density that a plan gives to data, by Jarzynski's equality
     noising_dynamics          drift and temperature of a schedule; sampling_dynamics: of its reverse
     order_parameters          self-consistent posterior means
+    fit_jko                   energy and temperature of particles seen at a few times; JKOFit
+    potentials                features that such an energy is a sum of
+    audit                     whether a sampler with noise does what its equation says; Audit
+    audit_batches             the same for any other process
+    audit_marginals           the same from sets of samples, whoever is who in them
 """
 
 from importlib import import_module
