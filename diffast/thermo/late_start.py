@@ -192,7 +192,9 @@ class Certificate:
             raise ValueError(f"Certificate: form is {form!r}, but it must be 'score' or 'loss'")
         if self.score_kl is None or self.score_error is None:
             if form == "score":
-                raise ValueError("Certificate: there is no score form, a loss curve alone was given")
+                raise ValueError(
+                    "Certificate: there is no score form, a loss curve alone was given"
+                )
             return self.loss_kl, self.loss_error
         if form == "loss":
             return self.loss_kl, self.loss_error

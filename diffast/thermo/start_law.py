@@ -96,9 +96,7 @@ def start_law(
         kept = {name: value for name, value in denoiser.conditions.items() if name != by}
         chosen = torch.as_tensor(values)[left].to(_picked(denoiser, by).device)
         plain = replace(plain, conditions=kept | {by: chosen})
-    made = certificate(
-        plain, law, data[left.to(data.device)], levels=levels, seed=seed, rows=rows
-    )
+    made = certificate(plain, law, data[left.to(data.device)], levels=levels, seed=seed, rows=rows)
     return with_certificate(law, made)
 
 

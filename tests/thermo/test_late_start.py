@@ -134,9 +134,7 @@ def test_level_inverts_kl_and_json_keeps_every_number(tmp_path):
     for kl in (1e-9, 1e-4, 0.01, 0.1):
         assert made.kl(made.level(kl)).value == pytest.approx(kl, rel=0.02)
     assert made.level(100.0) == made.rho[-1]
-    sampled = certificate(
-        TWO.denoiser(df.schedules.flow()), law_of(TWO), TWO.sample(50), levels=5
-    )
+    sampled = certificate(TWO.denoiser(df.schedules.flow()), law_of(TWO), TWO.sample(50), levels=5)
     for one in (made, sampled):
         one.save(tmp_path / "one.json")
         again = Certificate.load(tmp_path / "one.json")
