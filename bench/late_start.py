@@ -8,7 +8,8 @@ Laws are made of all but the last 1,000 images, certificates are measured on tho
 the rms distance to the exact flow over the spread of its samples: `error` to the flow of the same
 noises from noise alone at the top, `error_to_law` to that from the law there. "quality" is
 what the judge says: the Frechet distance to all images of the file, and the share of samples of the
-class asked for. Kinds: "uncond" (no class), "class", "guided" (guidance 3).
+class asked for. Kinds: "uncond" (no class), "class", "guided" (guidance 3, laws of the data
+of a class) and "guided, laws of guided samples" (500 of the network's own).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from diffast.tuning.judge import Judge, samples_of
 from diffast.tuning.pilots import HELD_OUT, Pilots, ids_of
 from diffast.tuning.teacher import teacher_plan
 
-KINDS = ("uncond", "class", "guided")
+KINDS = ("uncond", "class", "guided", "guided, laws of guided samples")
 LABELS = {"labels": torch.arange(10)}
 BLANK = {"labels": torch.tensor([NULL_LABEL])}
 SHAPE = (1, 28, 28)
@@ -40,7 +41,7 @@ HELD = 1000
 
 def denoiser_of(kind: str) -> df.Denoiser:
     """Returns the digit network; row i is a digit of class i modulo 10, or of any class."""
-    guided = kind == "guided"
+    guided = kind.startswith("guided")
     return df.Denoiser(
         df.digits.load_unet(),
         df.schedules.edm(),
@@ -63,6 +64,11 @@ def law_of(kind: str, images: torch.Tensor, labels: torch.Tensor) -> StartLaw:
     shrunk = df.thermo.shrunk_gaussian
     if kind == "uncond":
         return StartLaw((shrunk(images),))
+    if kind.endswith("guided samples"):
+        plan = df.digits.load_plan(5, 3.0)
+        return df.thermo.start_law(
+            denoiser_of(kind), by="labels", shape=SHAPE, count=500, plan=plan, seed=7
+        )
     return StartLaw(tuple(shrunk(images[labels == k]) for k in range(10)), by="labels")
 
 
@@ -79,7 +85,7 @@ def plans(kind: str) -> Iterator[tuple[str, df.Plan]]:
     """Yields (name, plan) of what is cut."""
     for calls in (4, 5, 6, 8, 10):
         try:
-            yield "tuned", df.digits.load_plan(calls, 3.0 if kind == "guided" else 1.0)
+            yield "tuned", df.digits.load_plan(calls, 3.0 if kind.startswith("guided") else 1.0)
         except ValueError:
             continue
     for calls in (3, 4, 5, 8, 10):
@@ -143,7 +149,7 @@ def qualities(arguments: argparse.Namespace) -> Iterator[dict]:
 
 def judged(kind: str, law: StartLaw) -> Iterator[tuple[str, df.Plan]]:
     """Yields (name, plan): full plans, the same from the law, and cut ones of as many calls."""
-    guidance = 3.0 if kind == "guided" else 1.0
+    guidance = 3.0 if kind.startswith("guided") else 1.0
     tuned = {}
     for calls in (4, 5, 6, 8, 10):
         try:

@@ -14,6 +14,7 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ def main() -> None:
         def error(plan: df.Plan, level: float) -> float:
             x = float(law.mean[0]) + (law.rest + level**2) ** 0.5 * z  # noqa: B023
             noise = lambda stage: z.float()  # noqa: E731
-            given = {"noise": noise} if plan.initial is not None else {"x": x}
+            given: dict[str, Any] = {"noise": noise} if plan.initial is not None else {"x": x}
             made = df.sample(denoiser, plan, (COUNT, 1), check=False, **given).x[:, 0]  # noqa: B023
             gap = made.double().numpy() - wanted  # noqa: B023
             return float(np.sqrt((gap**2).mean())) / spread  # noqa: B023

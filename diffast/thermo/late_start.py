@@ -164,7 +164,9 @@ class Certificate:
         missing = sorted({*_ARRAYS, "tail", "power", "count"} - {*made})
         if missing:
             raise ValueError(f"Certificate: {missing[0]!r} is missing")
-        arrays = {n: None if made[n] is None else np.array(made[n], float) for n in _ARRAYS}
+        arrays: dict[str, Any] = {
+            n: None if made[n] is None else np.array(made[n], float) for n in _ARRAYS
+        }
         return cls(
             **arrays, tail=float(made["tail"]), power=float(made["power"]), count=made["count"]
         )
