@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from diffast.cli import benchmark, planning, tasks, tuning
+from diffast.cli import benchmark, network_profile, planning, tasks, tuning
 
 # Grids of `df.grids` that take any schedule and a number of steps, and need no more.
 GRIDS = (
@@ -93,7 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     tuning.add_options(tune)
     tune.set_defaults(run=_tune)
 
-    profile = commands.add_parser("profile", help="draw how a run goes, step by step")
+    profile = commands.add_parser(
+        "profile", help="measure what limits the sampler; draw how a run goes"
+    )
     _add_profile_options(profile)
     profile.set_defaults(run=_profile)
 
@@ -137,7 +139,7 @@ def _add_common(parser: argparse.ArgumentParser, guidance: str) -> None:
 
 def _add_profile_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    kind = parser.add_mutually_exclusive_group(required=True)
+    kind = parser.add_mutually_exclusive_group()
     for name, method, about in (
         ("--adaptive", "pec", "step sizes against log-SNR of an adaptive method (pec)"),
         ("--parallel", "secant", "rounds against stages of a parallel method (secant)"),
@@ -148,9 +150,11 @@ def _add_profile_options(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, default=18, help="with --parallel: grid intervals (%(default)s)")
     examples = "rtol=0.05, noise=redraw, reject=false, window=10"
     _add_set(parser, f"an option of the method, such as {examples}")
-    add("--count", type=int, default=16, help="how many digits (%(default)s)")
+    add("--count", type=int, help="how many digits (16; of the network's profile 256)")
     _add_common(parser, "classifier-free scale; 1 is none")
-    add("--out", default="profile.png", help=".png, .svg, .pdf or .json (%(default)s)")
+    network_profile.add_options(parser)
+    add("--out", help="of a run: .png, .svg, .pdf or .json (profile.png); of the network: .html, "
+        ".png or .json (profile.html)")  # fmt: skip
     add("--quiet", action="store_true", help="no progress bar")
 
 
@@ -407,7 +411,14 @@ def _report(lines: Iterable[str], seconds: float, device, path) -> int:
 
 
 def _profile(arguments: argparse.Namespace) -> int:
-    path = Path(arguments.out)
+    from diffast.cli import profiling
+
+    if arguments.parallel is None and arguments.adaptive is None:
+        return network_profile.profile(arguments, _digit_denoiser)
+    if arguments.data is not None:
+        raise ValueError("--data is given, but it is for the profile of the network alone")
+    arguments.count = 16 if arguments.count is None else arguments.count
+    path = Path(arguments.out or "profile.png")
     if path.suffix not in (".png", ".svg", ".pdf", ".json"):
         raise ValueError(f"--out {path} but its ending must be .png, .svg, .pdf or .json")
     if not path.absolute().parent.is_dir():
@@ -421,8 +432,11 @@ def _profile(arguments: argparse.Namespace) -> int:
         "progress": not arguments.quiet,
     }
     begin = time.perf_counter()
-    run = _profile_parallel if arguments.parallel else _profile_adaptive
-    method, facts, lines, draw = run(arguments, denoiser, given)
+    if arguments.parallel:
+        made = profiling.parallel(arguments, denoiser, given, GRIDS)
+    else:
+        made = profiling.adaptive(arguments, denoiser, given)
+    method, facts, lines, draw = made
     seconds = time.perf_counter() - begin
     if path.suffix == ".json":
         path.write_text(json.dumps({"method": method, "options": options} | facts))
@@ -435,41 +449,6 @@ def _profile(arguments: argparse.Namespace) -> int:
                 "pip install diffast[plot], or write .json"
             ) from None
     return _report((f"method         {method}", *lines), seconds, device, path)
-
-
-def _profile_adaptive(arguments: argparse.Namespace, denoiser, given: dict):
-    from diffast import sample_adaptive
-    from diffast.cli import profiling
-
-    out = sample_adaptive(denoiser, arguments.adaptive, trace=True, throw=False, **given)
-    facts = profiling.adaptive_facts(out)
-    statuses = ", ".join(f"{count} {reason}" for reason, count in facts["statuses"].items())
-    lines = (
-        f"network calls  {facts['calls_mean']:.1f} a digit, {facts['calls_most']} the slowest",
-        f"trial steps    {facts['accepted']} accepted, {facts['rejected']} rejected",
-        f"digits         {statuses}",
-    )
-    return arguments.adaptive, facts, lines, partial(profiling.draw_steps, out)
-
-
-def _profile_parallel(arguments: argparse.Namespace, denoiser, given: dict):
-    from diffast import grids, sample_parallel, schedules, solvers
-    from diffast.cli import profiling
-
-    if arguments.grid not in GRIDS:
-        raise ValueError(f"--grid {arguments.grid!r} but the grids are {', '.join(GRIDS)}")
-    schedule = schedules.edm()
-    times = getattr(grids, arguments.grid)(schedule, arguments.steps)
-    plan = solvers.get(arguments.solver)(schedule, times)
-    out = sample_parallel(denoiser, plan, method=arguments.parallel, **given)
-    facts = {"plan": plan.name, "stages": plan.nfe} | profiling.parallel_facts(out)
-    lines = (
-        f"plan           {plan.name}, {plan.nfe} stages",
-        f"rounds         {out.rounds}",
-        f"evaluations    {facts['evaluations_mean']:.1f} a digit",
-    )
-    draw = partial(profiling.draw_rounds, out, plan.nfe)
-    return arguments.parallel, facts, lines, draw
 
 
 def _method_options(given: list[str]) -> dict:

@@ -1,7 +1,10 @@
-"""Pictures of runs: step sizes of adaptive samples, rounds of parallel samples."""
+"""Runs that are drawn: step sizes of adaptive samples, rounds of parallel samples."""
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +15,44 @@ if TYPE_CHECKING:
 
 # Colours that colour-blind people can tell apart (Okabe and Ito).
 _BLUE, _VERMILION, _GRAY = "#0072B2", "#D55E00", "#7F7F7F"
+
+
+def adaptive(arguments: argparse.Namespace, denoiser, given: dict):
+    """Runs an adaptive method; returns (its name, facts, lines to print, what draws them)."""
+    from diffast import sample_adaptive
+
+    out = sample_adaptive(denoiser, arguments.adaptive, trace=True, throw=False, **given)
+    facts = adaptive_facts(out)
+    statuses = ", ".join(f"{count} {reason}" for reason, count in facts["statuses"].items())
+    lines = (
+        f"network calls  {facts['calls_mean']:.1f} a digit, {facts['calls_most']} the slowest",
+        f"trial steps    {facts['accepted']} accepted, {facts['rejected']} rejected",
+        f"digits         {statuses}",
+    )
+    return arguments.adaptive, facts, lines, partial(draw_steps, out)
+
+
+def parallel(arguments: argparse.Namespace, denoiser, given: dict, known: Sequence[str]):
+    """Runs a parallel method; returns the same of it.
+
+    Raises:
+        ValueError: a grid that is not among the known ones.
+    """
+    from diffast import grids, sample_parallel, schedules, solvers
+
+    if arguments.grid not in known:
+        raise ValueError(f"--grid {arguments.grid!r} but the grids are {', '.join(known)}")
+    schedule = schedules.edm()
+    times = getattr(grids, arguments.grid)(schedule, arguments.steps)
+    plan = solvers.get(arguments.solver)(schedule, times)
+    out = sample_parallel(denoiser, plan, method=arguments.parallel, **given)
+    facts = {"plan": plan.name, "stages": plan.nfe} | parallel_facts(out)
+    lines = (
+        f"plan           {plan.name}, {plan.nfe} stages",
+        f"rounds         {out.rounds}",
+        f"evaluations    {facts['evaluations_mean']:.1f} a digit",
+    )
+    return arguments.parallel, facts, lines, partial(draw_rounds, out, plan.nfe)
 
 
 def adaptive_facts(out) -> dict:

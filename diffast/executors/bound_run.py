@@ -17,7 +17,7 @@ from diffast import ops
 from diffast.executors import context
 from diffast.executors.device import on_host, sent
 from diffast.executors.guided import Guides
-from diffast.executors.initial import entries_of, put_start
+from diffast.executors.initial import entries_of, origin_of, put_start
 from diffast.executors.reduced import limits_of, reductions_of
 from diffast.executors.results import FINE, Info, Progress, what_failed
 from diffast.lowering.evaluations import branch_names, output_names
@@ -110,6 +110,7 @@ class BoundRun:
     ):
         """Binds every name of the program."""
         self.denoiser, self.plan, self.place, self.on_x0 = denoiser, plan, place, on_x0
+        self.origin = origin_of(plan, denoiser.conditions)
         self.shape, self.dtype, self.device, self.ids, self.seed, self.limits = place
         self.batch = self.shape[0]
         self.draw = noise if callable(noise) else None
@@ -310,9 +311,8 @@ class BoundRun:
     def start(self, x: torch.Tensor | None) -> None:
         """Puts the initial state where the network reads it."""
         state = self.state if self.order is None else self.place.empty()
-        conditions = self.denoiser.conditions
-        put_start("sample", state, x, self.plan, self.place, conditions)
-        entries = entries_of("sample", state, self.plan, conditions)
+        put_start("sample", state, x, self.origin, self.place)
+        entries = entries_of("sample", state, self.origin)
         for slot, entry in zip(self.program.given, entries, strict=True):
             if slot >= 0:
                 held = self.first[slot_name(slot)]

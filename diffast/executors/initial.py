@@ -6,7 +6,7 @@ A law's draw and its entries are matrix products in float64, a few for each run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -17,13 +17,39 @@ from diffast.executors import context
 from diffast.model.denoiser import Denoiser
 from diffast.plans import Plan
 from diffast.plans.gaussian import Gaussian
-from diffast.plans.initial import deviations
+from diffast.plans.initial import Initial, deviations
 from diffast.plans.registers import levels_of
 
 # Means and bases on the device, by law: they are as large as d^2.
 _on_device: WeakKeyDictionary[Gaussian, dict[str, tuple[torch.Tensor, torch.Tensor]]] = (
     WeakKeyDictionary()
 )
+
+
+class Origin(NamedTuple):
+    """Where the runs of a plan start: what is kept of the plan, and who picks each sample's law.
+
+    Attributes:
+        name: of the plan.
+        scale: deviation of the initial noise.
+        level: (alpha, sigma) at the start.
+        initial: the plan's Gaussian law, or None.
+        picked: the condition that picks each sample's law; None where there is one law.
+    """
+
+    name: str
+    scale: float
+    level: tuple[float, float]
+    initial: Initial | None
+    picked: Any
+
+
+def origin_of(plan: Plan, conditions: Mapping[str, Any]) -> Origin:
+    """Returns where the runs of a plan start, given the denoiser's conditions."""
+    alpha, sigma = levels_of(plan.schedule, plan.start).tolist()
+    by = None if plan.initial is None else plan.initial.law.by
+    picked = None if by is None else conditions.get(by)
+    return Origin(plan.name, plan.initial_scale, (alpha, sigma), plan.initial, picked)
 
 
 def initial_state(
@@ -53,17 +79,12 @@ def initial_state(
     """
     place = context.place_of("initial_state", denoiser, shape, None, device, seed, ids, None)
     state = place.empty()
-    put_start("initial_state", state, None, plan, place, denoiser.conditions)
+    put_start("initial_state", state, None, origin_of(plan, denoiser.conditions), place)
     return state
 
 
 def put_start(
-    who: str,
-    state: torch.Tensor,
-    x: torch.Tensor | None,
-    plan: Plan,
-    place: context.Place,
-    conditions: Mapping[str, Any],
+    who: str, state: torch.Tensor, x: torch.Tensor | None, origin: Origin, place: context.Place
 ) -> None:
     """Writes the initial state [B, ...]: x, or noise, or the law's states for the same noise.
 
@@ -71,42 +92,40 @@ def put_start(
         who: the public function, which messages begin with.
         state: is written to.
         x: the caller's state.
-        plan: its start and its law.
+        origin: of the plan.
         place: shape, seed and ids of the run.
-        conditions: the denoiser's, one of which may pick each sample's law.
 
     Raises:
         ValueError: samples of another shape than the law's; a condition that picks no law.
     """
-    if x is not None or plan.initial is None:
-        context.put_initial(state, x, plan.initial_scale, place)
+    if x is not None or origin.initial is None:
+        context.put_initial(state, x, origin.scale, place)
         return
     ops.normal_out(place.ids, place.seed, ops.INITIAL_NOISE, 1.0, state)
-    alpha, sigma = levels_of(plan.schedule, plan.start).tolist()
-    for law, rows in _samples(who, plan, tuple(state.shape), conditions, state.device):
-        sizes = deviations(law, (alpha, sigma))
+    for law, rows in _samples(who, origin, tuple(state.shape), state.device):
+        sizes = deviations(law, origin.level)
         noise = state[rows].double().reshape(-1, law.d)
         made = _product(law, noise, sizes[:-1], float(sizes[-1]))
-        made += alpha * _parts(law, state.device)[0]
+        made += origin.level[0] * _parts(law, state.device)[0]
         state[rows] = made.reshape(state[rows].shape).to(state.dtype)
 
 
-def entries_of(
-    who: str, x: torch.Tensor, plan: Plan, conditions: Mapping[str, Any]
-) -> list[torch.Tensor]:
+def entries_of(who: str, x: torch.Tensor, origin: Origin) -> list[torch.Tensor]:
     """Returns the entries [B, ...] that a plan starts with, the oldest first, given its states x.
 
     Raises:
         ValueError: as `put_start`.
     """
-    if plan.initial is None or not plan.initial.entries:
+    initial = origin.initial
+    if initial is None or not initial.entries:
         return []
-    level = tuple(levels_of(plan.schedule, plan.start).tolist())
-    found = [torch.empty_like(x) for _ in range(plan.initial.entries)]
-    for law, rows in _samples(who, plan, tuple(x.shape), conditions, x.device):
+    found = [torch.empty_like(x) for _ in range(initial.entries)]
+    for law, rows in _samples(who, origin, tuple(x.shape), x.device):
         mean = _parts(law, x.device)[0]
-        apart = x[rows].double().reshape(-1, law.d) - level[0] * mean
-        for entry, (offset, along, rest) in zip(found, plan.initial.gains(law, level), strict=True):
+        apart = x[rows].double().reshape(-1, law.d) - origin.level[0] * mean
+        for entry, (offset, along, rest) in zip(
+            found, initial.gains(law, origin.level), strict=True
+        ):
             made = _product(law, apart, along, float(rest)) + offset * mean
             entry[rows] = made.reshape(x[rows].shape).to(x.dtype)
     return found
@@ -131,15 +150,11 @@ def _parts(law: Gaussian, device: torch.device) -> tuple[torch.Tensor, torch.Ten
 
 
 def _samples(
-    who: str,
-    plan: Plan,
-    shape: tuple[int, ...],
-    conditions: Mapping[str, Any],
-    device: torch.device,
+    who: str, origin: Origin, shape: tuple[int, ...], device: torch.device
 ) -> list[tuple[Gaussian, torch.Tensor]]:
     """Returns (law, numbers of its samples) for each law that a batch needs."""
-    assert plan.initial is not None
-    law, batch = plan.initial.law, shape[0]
+    assert origin.initial is not None
+    law, batch = origin.initial.law, shape[0]
     if shape[1:] != law.shape and not (law.shape == (1,) and shape[1:] == ()):
         raise ValueError(
             f"{who}: the plan starts from a law of samples {list(law.shape)}, but the samples are "
@@ -148,7 +163,7 @@ def _samples(
     everyone = torch.arange(batch, device=device)
     if law.by is None:
         return [(law.laws[0], everyone)] if batch else []
-    picked = conditions.get(law.by)
+    picked = origin.picked
     if not isinstance(picked, torch.Tensor) or picked.is_floating_point() or picked.is_complex():
         kind = f"a tensor of {picked.dtype}" if isinstance(picked, torch.Tensor) else repr(picked)
         raise ValueError(

@@ -30,7 +30,7 @@ import torch
 
 from diffast import ops
 from diffast.executors import context
-from diffast.executors.initial import put_start
+from diffast.executors.initial import origin_of, put_start
 from diffast.executors.results import FINE, Result
 from diffast.executors.stepwise import Stepper
 from diffast.lowering.program import COND, UNCOND, check_plain_calls, check_plain_rule, lower
@@ -215,8 +215,8 @@ class _Run:
     def start(self, x: torch.Tensor | None, stop: Place | None) -> None:
         """Puts the initial state where the first call stands."""
         state = self.place.empty()
-        conditions = self.denoiser.conditions
-        put_start(_WHO, state, x, self.plan, self.place, conditions)
+        origin = origin_of(self.plan, self.denoiser.conditions)
+        put_start(_WHO, state, x, origin, self.place)
         if stop is not None:
             self._chain_on(state, stop)
             state = self.old[0].clone()

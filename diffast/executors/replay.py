@@ -172,6 +172,7 @@ class ReplayableRun:
                 self._put_weights(program)
             self._scale = denoiser.guidance
         self.bound.put_conditions(self.who, denoiser)
+        self.bound.pick_laws(denoiser)
 
     def _put_weights(self, program: Program) -> None:
         """Puts a program's weights into the tables: one copy."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from diffast import ops
-from diffast.executors.initial import entries_of
+from diffast.executors.initial import entries_of, origin_of
 from diffast.lowering.program import Program
 from diffast.plans import Plan
 
@@ -65,7 +65,7 @@ def first_slots(
         )
     for p in filled:
         plan, read = pairs[p]
-        entries = entries_of("Stepper", x, plan, getattr(read, "conditions", {}))
+        entries = entries_of("Stepper", x, origin_of(plan, getattr(read, "conditions", {})))
         for slot, entry in zip(programs[p].given, entries, strict=True):
             if slot >= 0:
                 slots[slot] = entry

@@ -98,6 +98,12 @@ class TableRun(BoundRun):
                 else:
                     own.copy_(value)
 
+    def pick_laws(self, denoiser: Denoiser) -> None:
+        """Takes another denoiser's condition that picks each sample's start law."""
+        law = None if self.origin.initial is None else self.origin.initial.law
+        if law is not None and law.by is not None:
+            self.origin = self.origin._replace(picked=denoiser.conditions.get(law.by))
+
     def reseed(self, seed: int, ids: torch.Tensor | None) -> None:
         """Writes seed and ids where the noise of all stages finds them: two or three launches."""
         self.place = self.place._replace(seed=seed)

@@ -268,7 +268,9 @@ def _read_npz(path: Path):
             body = {field: archive[field] for field in archive.files}
         head = json.loads(str(body.pop("head")))
         own = {name: body.pop(name) for name in [*body] if name.startswith("initial/")}
-        return head | {"initial": _joined(head.get("initial"), own, "initial")} | body
+        if "initial" in head:
+            head["initial"] = _joined(head["initial"], own, "initial")
+        return head | body
     except FileNotFoundError:
         raise
     except _BROKEN as error:

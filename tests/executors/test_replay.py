@@ -52,7 +52,7 @@ def prepared(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_replays_have_the_bits_of_sample(kind):
     run, _, sample = prepared(kind)
-    x = 0.7 * ops.normal(SHAPE, seed=5, dtype=run.bound.dtype) * run.bound.scale
+    x = 0.7 * ops.normal(SHAPE, seed=5, dtype=run.bound.dtype) * run.bound.origin.scale
     loads = [
         {"seed": 0, "ids": [0, 1, 2]},
         {"seed": 11, "ids": IDS},

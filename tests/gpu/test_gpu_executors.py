@@ -224,3 +224,16 @@ def test_a_step_can_be_captured(device):
 def _tensors(state):
     parts = [p if isinstance(p, tuple) else (p,) for p in state]
     return [t for part in parts for t in part if isinstance(t, torch.Tensor)]
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m", "adams", "dpmpp_2m_sde"])
+def test_a_late_start_is_that_of_the_cpu(solver, device):
+    """The law's draw and the entries are products in float64: equal but for float32's last bit."""
+    data = torch.randn(40, 5, generator=torch.Generator().manual_seed(1)) + torch.arange(5)
+    plan = df.solvers.get(solver)(VP, df.grids.default(VP, 8))
+    late = plan.late_start(df.thermo.Gaussian.of(data), level=2.0)
+    made = []
+    for place in ("cpu", device):
+        denoiser = df.Denoiser(network, VP, predicts="v")
+        made.append(df.sample(denoiser, late, (4, 5), seed=3, device=place).x.cpu())
+    assert (made[0] - made[1]).abs().max() < 1e-5

@@ -25,7 +25,7 @@ LARGEST_DIFFERENCE = 1e-3
 NEEDS = {"diffusers_pipeline": "diffusers", "tune_pipeline": "diffusers"}
 # Programs with options of their own: they draw, take hours or train networks.
 OTHERS = {"digit_tasks", "draw_gains", "measure_adaptive", "measure_parallel", "measure_quality"}
-OTHERS |= {"train_guides", "train_mnist"}
+OTHERS |= {"train_guides", "train_mnist", "fluctuation"}
 OTHERS |= {"guidance_rules", "measure_correctors", "measure_digit_correctors"}
 
 

@@ -108,7 +108,7 @@ def test_json_is_readable_and_strict(tmp_path):
     plan.save(tmp_path / "plan.json")
     body = json.loads((tmp_path / "plan.json").read_text(), parse_constant=pytest.fail)
     assert body["format"] == "diffast plan"
-    assert body["version"] == 5
+    assert body["version"] == 6
     assert body["times"] == [None, *plan.call_times]
     assert (body["rows"], body["columns"]) == ([*plan.rows], [*plan.columns])
     assert body["matrix"] == plan.matrix.tolist()
@@ -206,7 +206,7 @@ def two_m():
 def parts(**change):
     """A good file's body, as a dict, with some fields changed; ... takes one out."""
     plan = two_m()
-    body = {"format": "diffast plan", "version": 5, "schedule": plan.schedule.to_dict()}
+    body = {"format": "diffast plan", "version": 6, "schedule": plan.schedule.to_dict()}
     for field in dataclasses.fields(plan):
         value = getattr(plan, field.name)
         if field.name != "schedule" and value is not None:
@@ -260,10 +260,10 @@ def refused(body, facts, tmp_path):
 EVERY = [
     ({"format": "another"}, "plan.json: no diffast plan, but"),
     ({"format": ...}, "no diffast plan"),
-    ({"version": 6}, "version 6, but 1 to 5 are known"),
-    ({"version": 0}, "version 0, but 1 to 5"),
-    ({"version": "2"}, "version 2, but 1 to 5"),
-    ({"version": ...}, "version None, but 1 to 5"),
+    ({"version": 7}, "version 7, but 1 to 6 are known"),
+    ({"version": 0}, "version 0, but 1 to 6"),
+    ({"version": "2"}, "version 2, but 1 to 6"),
+    ({"version": ...}, "version None, but 1 to 6"),
     ({"times": ...}, r"fields missing: \['times'\], unknown: \[\]"),
     ({"start": ..., "spans": ...}, r"missing: \['spans', 'start'\]"),
     ({"pickle": 1}, r"missing: \[\], unknown: \['pickle'\]"),

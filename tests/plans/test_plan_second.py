@@ -171,7 +171,7 @@ def test_blocks_are_in_the_file_where_there_are_some(tmp_path):
         plan.save(path)
         return json.loads(path.read_text())
 
-    assert {written(plan)["version"] for plan in PLANS.values()} == {5}
+    assert {written(plan)["version"] for plan in PLANS.values()} == {6}
     assert written(momentum())["blocks"] == [0, 1]
     assert "blocks" not in written(momentum(blocks=None))
     plain = solvers.pec(EDM, [8.0, 2.0, 1.0])

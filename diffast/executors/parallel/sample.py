@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 
 from diffast.executors import context
 from diffast.executors.device import sent
-from diffast.executors.initial import put_start
+from diffast.executors.initial import Origin, origin_of, put_start
 from diffast.executors.parallel.batched_network import BatchedNetwork
 from diffast.executors.parallel.changes import ByChange
 from diffast.executors.parallel.convergence import convergence_of
@@ -183,7 +183,7 @@ def sample_parallel(
     rule = ByCoupling(run, size) if chosen.exact else ByChange(run, convergence, size)
     total = samples * plan.nfe
     with torch.inference_mode(), context.progress_bar(total, plan.name, "stage", progress) as bar:
-        _start(run, x, denoiser.conditions)
+        _start(run, x, origin_of(plan, denoiser.conditions))
         run.open(windows, rule)
         while windows.running.size and run.numel:
             bar.update(run.round())
@@ -270,10 +270,10 @@ def _pool_size(
     return size
 
 
-def _start(run: ParallelRun, x: torch.Tensor | None, conditions: Mapping[str, Any]) -> None:
+def _start(run: ParallelRun, x: torch.Tensor | None, origin: Origin) -> None:
     """Puts the initial states where the samples' windows start."""
     state = run.place.empty()
-    put_start(_WHO, state, x, run.plan, run.place, conditions)
+    put_start(_WHO, state, x, origin, run.place)
     context.put_opening(state, run.tables.opening, run.place)
     run.states[: run.samples, :2] = state[:, None]
 

@@ -10,7 +10,7 @@ import torch
 
 from diffast import ops, planning
 from diffast.executors import context
-from diffast.executors.initial import put_start
+from diffast.executors.initial import origin_of, put_start
 from diffast.executors.particles.potential import POTENTIALS, Potential
 from diffast.executors.particles.proposal import Proposal, check_particle_plan, for_particles
 from diffast.executors.particles.resampling import (
@@ -215,8 +215,8 @@ class _Run:
         """Puts the particles at the plan's start."""
         state = self.place.empty()
         given = None if x is None else x.reshape(self.place.shape)
-        conditions = self.proposal.denoiser.conditions
-        put_start(WHO, state, given, self.plan, self.place, conditions)
+        origin = origin_of(self.plan, self.proposal.denoiser.conditions)
+        put_start(WHO, state, given, origin, self.place)
         self.state, _, _ = self.stepper.start(state, seed=self.place.seed, ids=self.place.ids)
 
     def stage(self, i: int, threshold: float, until: float) -> None:

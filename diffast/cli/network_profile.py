@@ -1,0 +1,106 @@
+"""`diffast profile` of the digit network: what limits its sampler."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+_COUNT, _LEVELS = 256, 24
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that the other two profiles do not have."""
+    add = parser.add_argument
+    data = "images: .npz with images uint8 [N, 28, 28] and labels [N] (default: generated digits)"
+    add("--data", metavar="FILE", help=data)
+    add("--levels", type=int, default=_LEVELS, help="noise levels (%(default)s)")
+
+
+def check_out(out: str) -> Path:
+    """Returns the file that a profile is written to.
+
+    Raises:
+        ValueError: another ending; no such folder.
+    """
+    path = Path(out)
+    if path.suffix not in (".html", ".png", ".json"):
+        raise ValueError(f"--out {path} but its ending must be .html, .png or .json")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"--out {path} but there is no folder {path.absolute().parent}")
+    return path
+
+
+def profile(arguments: argparse.Namespace, digit_denoiser: Callable[..., Any]) -> int:
+    """Measures the digit network, writes the profile and prints its summary; returns 0.
+
+    Args:
+        arguments: as parsed.
+        digit_denoiser: arguments -> (denoiser of the digits, labels, device).
+
+    Raises:
+        ValueError: bad input.
+    """
+    path = check_out(arguments.out or "profile.html")
+    arguments.count = _COUNT if arguments.count is None else arguments.count
+    if arguments.set:
+        raise ValueError(
+            f"--set {arguments.set[0]!r} but it is an option of --adaptive and --parallel"
+        )
+    images, labels = (None, None) if arguments.data is None else _digits(Path(arguments.data))
+    denoiser, asked, device = digit_denoiser(arguments)
+    if labels is not None:
+        wanted = (labels[:, None] == asked.unique()).any(1)  # --classes
+        images, labels = images[wanted], labels[wanted]
+        denoiser = replace(denoiser, conditions={"labels": labels.to(device)})
+
+    from diffast import thermo
+
+    begin = time.perf_counter()
+    found = thermo.profile(
+        denoiser,
+        images,
+        (arguments.count, 1, 28, 28),
+        count=arguments.count,
+        levels=arguments.levels,
+        seed=arguments.seed,
+        device=device,
+        progress=not arguments.quiet,
+    )
+    seconds = time.perf_counter() - begin
+    try:
+        found.save(path)
+    except ImportError as error:
+        raise ValueError(f"--out {path}: {error}, or write .json") from None
+    print(found)
+    for note in found.notes:
+        print(f"note: {note}")
+    print(f"seconds        {seconds:.2f}")
+    print(f"wrote          {path}")
+    return 0
+
+
+def _digits(path: Path) -> tuple[Any, Any]:
+    """Returns (images [N, 1, 28, 28] from -1 to 1, labels [N]) of an npz file."""
+    import numpy as np
+    import torch
+
+    if not path.is_file():
+        raise ValueError(f"--data {path} but there is no such file")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images, labels = file["images"], file["labels"]
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"--data {path} but an .npz with the arrays images and labels is needed ({error})"
+        ) from None
+    if images.dtype != np.uint8 or images.shape[1:] != (28, 28) or len(images) != len(labels):
+        raise ValueError(
+            f"--data {path} has images {images.dtype} {list(images.shape)} and labels "
+            f"{list(labels.shape)}, but uint8 [N, 28, 28] and [N] are needed"
+        )
+    made = torch.from_numpy(images.astype(np.float32))[:, None] / 127.5 - 1.0
+    return made, torch.from_numpy(labels.astype(np.int64))

@@ -1,0 +1,130 @@
+"""The states of a sampler at the ends of its steps: of a plan's run, or stored by the caller."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from diffast import ops
+from diffast.executors.results import Progress
+from diffast.executors.sequential import sample
+from diffast.model.denoiser import Denoiser
+from diffast.plans import Plan
+from diffast.plans.places import places
+
+# Fewest samples for standard errors that a normal law describes.
+FEWEST = 50
+
+Level = tuple[float, float]
+
+
+class Run(NamedTuple):
+    """States of a run, from noise to data.
+
+    Attributes:
+        states: K+1 tensors [n, ...].
+        times: [K+1] falling model times.
+        levels: K+1 pairs (alpha, sigma).
+        higher_order: whether a step may read more than the estimate at its start.
+    """
+
+    states: list[torch.Tensor]
+    times: np.ndarray
+    levels: list[Level]
+    higher_order: bool
+
+
+def states_of(
+    who: str,
+    denoiser: Denoiser,
+    plan: Plan | None,
+    shape: Sequence[int] | None,
+    x: torch.Tensor | None,
+    seed: int,
+    batches: Sequence[torch.Tensor] | None,
+    times: Sequence[float] | None,
+    eta: float,
+) -> Run:
+    """Returns the states of a plan's run, or the given ones; see `audit` for the arguments.
+
+    Raises:
+        TypeError: a plan and batches together, or neither; batches without times.
+        ValueError: eta <= 0; plans that `audit` refuses; times that do not fall, or do not count
+            the batches.
+    """
+    if (plan is None) == (batches is None):
+        raise TypeError(f"{who}: give a plan, or batches and times")
+    if not 0 < eta < float("inf"):
+        raise ValueError(f"{who}: eta = {eta}, but only a sampler with noise has a temperature")
+    if plan is not None:
+        return _run(who, denoiser, plan, shape, x, seed)
+    if times is None:
+        raise TypeError(f"{who}: batches are given, but not their times")
+    at, given = np.asarray(times, dtype=np.float64), list(batches or ())
+    if len(given) != at.size or at.size < 2 or not (np.diff(at) < 0).all():
+        raise ValueError(
+            f"{who}: {len(given)} batches at times {at.tolist()}, but 2 or more at falling times "
+            "are needed"
+        )
+    schedule = denoiser.schedule
+    levels = [(float(schedule.alpha(t)), float(schedule.sigma(t))) for t in at.tolist()]
+    return Run([torch.as_tensor(state) for state in given], at, levels, True)
+
+
+def is_step(level: Level, after: Level) -> bool:
+    """Returns whether noise is taken away between two levels, and some is left."""
+    return after[1] > 0 and after[0] * level[1] > level[0] * after[1] * (1 + 1e-12)
+
+
+def check_states(who: str, states: list[torch.Tensor], same: bool = True) -> None:
+    """Refuses states that are too few, not finite, or not those of the same particles.
+
+    Raises:
+        ValueError: naming the batch.
+    """
+    first = states[0].shape
+    for k, state in enumerate(states):
+        if state.shape[1:] != first[1:] or (same and state.shape != first):
+            raise ValueError(
+                f"{who}: batch {k} has shape {list(state.shape)}, but batch 0 {list(first)}: "
+                + ("the same particles are" if same else "the same shape of a sample is")
+                + " needed in all"
+            )
+        if not bool(state.isfinite().all()):
+            raise ValueError(f"{who}: batch {k} is not finite")
+        if len(state) < FEWEST:
+            raise ValueError(
+                f"{who}: {len(state)} samples, but {FEWEST} are needed for standard errors that "
+                "mean something"
+            )
+
+
+def _run(who: str, denoiser: Denoiser, plan: Plan, shape: Any, x: Any, seed: int) -> Run:
+    if not plan.stochastic:
+        raise ValueError(f"{who}: {plan.name} draws no noise: a plan of an ODE has no temperature")
+    if len(plan.evaluations) != plan.stages:
+        raise ValueError(
+            f"{who}: {plan.name} puts noise back between its steps, which is no step of the "
+            "reverse process"
+        )
+    if x is None:
+        if shape is None:
+            raise ValueError(f"{who}: a plan needs the shape [n, ...] of the state, or x")
+        device = denoiser.device()
+        x = plan.initial_scale * ops.normal(tuple(shape), seed=seed, device=device)
+    held = {0: x}
+
+    def keep(progress: Progress) -> None:
+        held[progress.stage + 1] = progress.x.clone()
+
+    ends = places(who, plan)
+    sample(denoiser, plan, x=x, seed=seed, callback=keep)
+    return Run(
+        [held[place.before] * place.scale for place in ends],
+        np.array([place.time for place in ends]),
+        [place.level for place in ends],
+        plan.history > 0 or len(plan.step_starts()) < plan.nfe or "v" in plan.rows,
+    )
