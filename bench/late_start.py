@@ -88,9 +88,9 @@ def plans(kind: str) -> Iterator[tuple[str, df.Plan]]:
             yield "tuned", df.digits.load_plan(calls, 3.0 if kind.startswith("guided") else 1.0)
         except ValueError:
             continue
-    for calls in (3, 4, 5, 8, 10):
+    for calls in (3, 5, 8):
         yield "unipc", standard("unipc", calls)  # keeps more than x between steps: is not cut
-    for calls in (5, 6, 8, 10, 13, 16):
+    for calls in (8, 16):
         yield "adams2", standard("adams2", calls)
 
 
