@@ -142,6 +142,21 @@ def test_level_inverts_kl_and_json_keeps_every_number(tmp_path):
         assert str(again) == str(one)
 
 
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_error_of_a_start_is_below_its_scale_and_chooses_the_level(name):
+    mixture, schedule = KNOWN[name][0], df.schedules.edm()
+    known = Certificate.of_loss(mixture.mmse, law_of(mixture), np.geomspace(40.0, 0.4, 60))
+    plan = df.solvers.dpmpp_3m(schedule, df.grids.karras(schedule, 60))
+    denoiser, spread = mixture.denoiser(schedule), float(mixture.covariance) ** 0.5
+    exact = df.sample(denoiser, plan.late_start(law_of(mixture)), (200, 1)).x
+    for level in (3.0, 2.0, 1.0, 0.6):
+        late = plan.late_start(law_of(mixture), level=level)
+        at = float(np.exp(-schedule.lam(late.start)))
+        gap = (df.sample(denoiser, late, (200, 1)).x - exact).square().mean().sqrt() / spread
+        assert float(gap) < known.error(at)
+        assert known.error(known.level_for(float(gap))) == pytest.approx(float(gap), rel=0.05)
+
+
 def test_bad_input_of_a_certificate_is_named():
     denoiser, law, data = TWO.denoiser(df.schedules.edm()), law_of(TWO), TWO.sample(10)
     with pytest.raises(ValueError, match="guidance"):
@@ -150,6 +165,11 @@ def test_bad_input_of_a_certificate_is_named():
         certificate(denoiser, law, data.expand(10, 2))
     with pytest.raises(ValueError, match="100 to .*80"):
         certificate(denoiser, law, data, levels=[100.0, 10.0, 1.0])
+    known = Certificate.of_loss(TWO.mmse, law, [3.0, 2.0, 1.0])
+    with pytest.raises(ValueError, match="error = 0"):
+        known.level_for(0)
+    with pytest.raises(ValueError, match="no score form"):
+        known.kl(1.0, "score")
     with pytest.raises(ValueError, match="2 levels"):
         certificate(denoiser, law, data, levels=[3.0, 1.0])
     with pytest.raises(ValueError, match="lowest measured level"):
