@@ -296,6 +296,19 @@ def test_generated_samples_serve_where_there_are_no_data():
         found.kl_at(1.0)
 
 
+def test_noise_alone_has_a_divergence_too():
+    law = df.thermo.shrunk_gaussian(data_of(100))
+    total = torch.as_tensor(law.basis.T @ np.diag(law.variances - law.rest) @ law.basis)
+    total = total + (law.rest + 9.0) * torch.eye(law.d, dtype=torch.float64)
+    normal = torch.distributions.MultivariateNormal
+    ours = normal(torch.tensor(law.mean), total)
+    noise = normal(torch.zeros(law.d).double(), 9.0 * torch.eye(law.d).double())
+    wanted = float(torch.distributions.kl_divergence(ours, noise))
+    assert df.thermo.noise_kl(law, 3.0) == pytest.approx(wanted, rel=1e-9)
+    with pytest.raises(ValueError, match="above 0"):
+        df.thermo.noise_kl(law, 0.0)
+
+
 @pytest.mark.parametrize(
     "given, words",
     [
