@@ -7,6 +7,8 @@
     plan_of_profile           the plan that a profile alone asks for
     certificate               how far noisy data are from a Gaussian, and where a late start may begin
     start_law                 the Gaussian, or the Gaussians, that a late start draws from
+    certificate               how far noisy data are from a Gaussian; where to start late
+    start_law                 the Gaussian, or the Gaussians, that a late start draws from; noise_kl
     shrunk_gaussian           mean and covariance of few samples
     Gaussian                  mean and covariance of data
     action                    c_2, the mean squared W2 speed of a path of unit duration
@@ -117,6 +119,7 @@ _HOMES = {
     "linear_field": "diffast.thermo.linear_field",
     "log_likelihood": "diffast.thermo.fluctuation.likelihood",
     "mixture_agreement": "diffast.thermo.clones",
+    "noise_kl": "diffast.thermo.start_law",
     "noising_dynamics": "diffast.thermo.fluctuation.trajectories",
     "nonconservativity": "diffast.thermo.jacobian",
     "order_parameters": "diffast.thermo.fluctuation.free_energy",
