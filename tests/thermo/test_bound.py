@@ -235,3 +235,9 @@ def test_too_few_samples_are_said():
     sets = [[drawn.standard_normal(60) for _ in range(2)] for _ in range(2)]
     with pytest.warns(df.thermo.FewSamplesWarning, match="eta"):
         bound.speed_accuracy(*sets, [0.0, 1.0], 1.0, 1.0)
+
+
+def test_a_run_that_is_not_the_flow_is_said():
+    # W1 that jumps within a short piece of the path, as the error of a long solver step does
+    report = bound.speed_accuracy_of_curve([0.0, 0.999, 1.0], [0.3, 0.3, 0.2], 0.1, 0.2)
+    assert not report.holds and "VIOLATED" in report.says() and "too few steps" in report.says()
