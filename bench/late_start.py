@@ -172,7 +172,7 @@ def certificates(arguments: argparse.Namespace) -> Iterator[dict]:
     images, labels = images_of(arguments.data)
     y, own = images[-HELD:][:200], labels[-HELD:][:200]
     levels = np.geomspace(40.0, 0.7, 13)
-    for kind in ("uncond", "class"):
+    for kind in ("class", "uncond"):
         denoiser = denoiser_of(kind)
         if kind == "class":
             denoiser = replace(denoiser, conditions={"labels": own})
