@@ -5,9 +5,11 @@
     python bench/late_start.py certificate --data mnist-10k.npz --out late_start.jsonl
 
 Laws are made of all but the last 1,000 images, certificates are measured on those. "distance" is
-the rms distance to the exact flow from the same noises over the spread of its samples. "quality" is
+the rms distance to the exact flow over the spread of its samples: `error` to the flow of the same
+noises from noise alone at the top, `error_to_law` to that from the law there. "quality" is
 what the judge says: the Frechet distance to all images of the file, and the share of samples of the
-class asked for. Kinds: "uncond" (no class), "class", "guided" (guidance 3).
+class asked for. Kinds: "uncond" (no class), "class", "guided" (guidance 3, laws of the data
+of a class) and "guided, laws of guided samples" (500 of the network's own).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import argparse
 import json
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ from diffast.tuning.judge import Judge, samples_of
 from diffast.tuning.pilots import HELD_OUT, Pilots, ids_of
 from diffast.tuning.teacher import teacher_plan
 
-KINDS = ("uncond", "class", "guided")
+KINDS = ("uncond", "class", "guided", "guided, laws of guided samples")
 LABELS = {"labels": torch.arange(10)}
 BLANK = {"labels": torch.tensor([NULL_LABEL])}
 SHAPE = (1, 28, 28)
@@ -38,7 +41,7 @@ HELD = 1000
 
 def denoiser_of(kind: str) -> df.Denoiser:
     """Returns the digit network; row i is a digit of class i modulo 10, or of any class."""
-    guided = kind == "guided"
+    guided = kind.startswith("guided")
     return df.Denoiser(
         df.digits.load_unet(),
         df.schedules.edm(),
@@ -61,6 +64,11 @@ def law_of(kind: str, images: torch.Tensor, labels: torch.Tensor) -> StartLaw:
     shrunk = df.thermo.shrunk_gaussian
     if kind == "uncond":
         return StartLaw((shrunk(images),))
+    if kind.endswith("guided samples"):
+        plan = df.digits.load_plan(5, 3.0)
+        return df.thermo.start_law(
+            denoiser_of(kind), by="labels", shape=SHAPE, count=500, plan=plan, seed=7
+        )
     return StartLaw(tuple(shrunk(images[labels == k]) for k in range(10)), by="labels")
 
 
@@ -77,13 +85,13 @@ def plans(kind: str) -> Iterator[tuple[str, df.Plan]]:
     """Yields (name, plan) of what is cut."""
     for calls in (4, 5, 6, 8, 10):
         try:
-            yield "tuned", df.digits.load_plan(calls, 3.0 if kind == "guided" else 1.0)
+            yield "tuned", df.digits.load_plan(calls, 3.0 if kind.startswith("guided") else 1.0)
         except ValueError:
             continue
-    for calls in (3, 4, 5, 6, 8, 10, 12, 16):
-        yield "unipc", standard("unipc", calls)
-    for calls in (3, 5, 8, 10):
-        yield "df.plan", df.plan(denoiser_of(kind), calls)
+    for calls in (3, 5, 8):
+        yield "unipc", standard("unipc", calls)  # keeps more than x between steps: is not cut
+    for calls in (8, 16):
+        yield "adams2", standard("adams2", calls)
 
 
 def cuts(plan: df.Plan, law: Any, most: int) -> Iterator[df.Plan]:
@@ -110,12 +118,72 @@ def distances(arguments: argparse.Namespace) -> Iterator[dict]:
     law, denoiser = law_of(kind, images[:-HELD], labels[:-HELD]), denoiser_of(kind)
     ids = ids_of(rows, HELD_OUT)
     pilots = Pilots(denoiser, SHAPE, 0, torch.device("cpu"))
-    judge = Judge(samples_of(teacher_plan(denoiser, 48), pilots, ids, 256))
+    # The exact flow from noise alone at the top, and from the law there.
+    teacher = teacher_plan(denoiser, 48)
+    noise, start = (
+        Judge(samples_of(plan, pilots, ids, 256)) for plan in (teacher, teacher.late_start(law))
+    )
+    yield {"plan": "exact flow from the law at the top", "error": noise.error(start.wanted)}
     for name, plan in plans(kind):
         for one in cuts(plan, law, 10):
-            error = judge.error(samples_of(one, pilots, ids, 256))
+            made = samples_of(one, pilots, ids, 256)
             row = {"plan": name, "of": plan.nfe, "calls": one.nfe, "late": one.initial is not None}
-            yield row | {"level": level_of(one), "error": error}
+            row |= {"level": level_of(one), "error": noise.error(made)}
+            yield row | {"error_to_law": start.error(made)}
+
+
+def qualities(arguments: argparse.Namespace) -> Iterator[dict]:
+    kind, count = arguments.kind, arguments.count or 600
+    images, labels = images_of(arguments.data)
+    law, denoiser = law_of(kind, images[:-HELD], labels[:-HELD]), denoiser_of(kind)
+    judge, wanted, ids = df.digits.load_judge(), torch.arange(count) % 10, ids_of(count)
+    pilots = Pilots(denoiser, SHAPE, 0, torch.device("cpu"))
+    for name, plan in judged(kind, law):
+        made = samples_of(plan, pilots, ids, 125).clamp(-1, 1)
+        found = quality.measure(judge, made, wanted, images)
+        if kind == "uncond":  # no class is asked for
+            found = {"frechet": found["frechet"]}
+        row = {"plan": name, "calls": plan.nfe, "late": plan.initial is not None}
+        yield row | {"level": level_of(plan), "count": count} | found
+
+
+def judged(kind: str, law: StartLaw) -> Iterator[tuple[str, df.Plan]]:
+    """Yields (name, plan): full plans, the same from the law, and cut ones of as many calls."""
+    guidance = 3.0 if kind.startswith("guided") else 1.0
+    tuned = {}
+    for calls in (4, 5, 6, 8, 10):
+        try:
+            tuned[calls] = df.digits.load_plan(calls, guidance)
+        except ValueError:
+            continue
+    yield "unipc", standard("unipc", 3)
+    for calls, of in ((3, 4), (3, 5), (5, 6), (8, 10)):
+        if of in tuned:
+            yield f"tuned of {of}", tuned[of].late_start(law, calls=calls)
+    for calls in (5, 8):
+        yield "tuned", tuned[calls]
+        yield "tuned", tuned[calls].late_start(law)
+    yield "adams3", standard("adams3", 12)
+    yield "adams3", standard("adams3", 12).late_start(law)
+
+
+def certificates(arguments: argparse.Namespace) -> Iterator[dict]:
+    """Yields certificates of every kind of law, by the number of images that laws are made of."""
+    images, labels = images_of(arguments.data)
+    y, own = images[-HELD:][:200], labels[-HELD:][:200]
+    levels = np.geomspace(40.0, 0.7, 13)
+    for kind in ("uncond", "class"):
+        denoiser = denoiser_of(kind)
+        if kind == "class":
+            denoiser = replace(denoiser, conditions={"labels": own})
+        for count in (len(images) - HELD, 1000):
+            some, their = images[:count], labels[:count]
+            laws = {"one law": law_of("uncond", some, their)}
+            if kind == "class":
+                laws["a law a class"] = law_of("class", some, their)
+            for name, law in laws.items():
+                made = df.thermo.certificate(denoiser, law, y, levels=levels)
+                yield {"kind": kind, "law": name, "images": count} | made.to_dict()
 
 
 def main() -> None:
@@ -127,7 +195,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    parts = {"distance": distances}
+    parts = {"distance": distances, "quality": qualities, "certificate": certificates}
     for row in parts[arguments.part](arguments):
         row = {"part": arguments.part, "kind": arguments.kind} | row
         with arguments.out.open("a") as file:

@@ -47,6 +47,8 @@ class Certificate:
             form where there is no score form.
         power: the power of 1 / rho that the tail falls with.
         count: samples behind it; 0: curves that were given.
+        longest: the largest eigenvalue of the law's covariance over its trace; of several laws, the
+            largest such share. 1 in one dimension.
     """
 
     rho: np.ndarray
@@ -59,6 +61,7 @@ class Certificate:
     tail: float
     power: float
     count: int = 0
+    longest: float = 1.0
 
     @classmethod
     def of_loss(
@@ -80,7 +83,8 @@ class Certificate:
             raise ValueError("Certificate: the loss curve has values that are not finite")
         total, tail, power = _integral(rho, loss[None])
         nothing = np.zeros(len(rho))
-        return cls(rho, None, loss, None, total[0], None, nothing, float(tail[0]), power)
+        numbers = (float(tail[0]), power, 0, _longest([law]))
+        return cls(rho, None, loss, None, total[0], None, nothing, *numbers)
 
     def kl(self, rho: float, form: str | None = None) -> Estimate:
         """Returns KL(p || G) at a noise level in nats, between the measured levels.
@@ -108,6 +112,31 @@ class Certificate:
     def tv(self, rho: float, form: str | None = None) -> float:
         """Returns a bound of the total variation distance, sqrt(KL / 2) (Pinsker), at most 1."""
         return min(1.0, math.sqrt(max(self.kl(rho, form).value, 0.0) / 2.0))
+
+    def error(self, rho: float, form: str | None = None) -> float:
+        """Returns what a start from the law adds to the samples, as a share of their spread.
+
+        sqrt(2 KL longest). With l the law's largest variance, Talagrand's inequality bounds the
+        Wasserstein distance of the two laws of u = x / alpha by sqrt(2 (l + rho^2) KL). The flow of
+        the Gaussian takes it to the data with a factor of sqrt(l / (l + rho^2)) at most. The flow
+        of the data may do less, or more where it pulls modes apart (up to 1.6 times, on a skewed
+        mixture): this is a scale and no proof.
+        """
+        return math.sqrt(2.0 * max(self.kl(rho, form).value, 0.0) * self.longest)
+
+    def level_for(self, error: float, form: str | None = None) -> float:
+        """Returns the lowest noise level whose `error` is at most this, a share of the spread.
+
+        Args:
+            error: that of the plan at its calls: the start then adds no more than the steps do.
+            form: as for `kl`.
+
+        Raises:
+            ValueError: an error that is not above 0.
+        """
+        if not error > 0.0:
+            raise ValueError(f"Certificate: error = {error}, but it must be above 0")
+        return self.level(error**2 / (2.0 * self.longest), form)
 
     def level(self, kl: float, form: str | None = None) -> float:
         """Returns the lowest noise level whose KL is at most so many nats.
@@ -152,7 +181,7 @@ class Certificate:
         """Returns all numbers as JSON can hold them."""
         made = {name: getattr(self, name) for name in _ARRAYS}
         made = {name: None if v is None else v.tolist() for name, v in made.items()}
-        return made | {"tail": self.tail, "power": self.power, "count": self.count}
+        return made | {name: getattr(self, name) for name in _NUMBERS}
 
     @classmethod
     def from_dict(cls, made: dict) -> Certificate:
@@ -161,13 +190,13 @@ class Certificate:
         Raises:
             ValueError: a missing number.
         """
-        missing = sorted({*_ARRAYS, "tail", "power", "count"} - {*made})
+        missing = sorted({*_ARRAYS, *_NUMBERS} - {*made})
         if missing:
             raise ValueError(f"Certificate: {missing[0]!r} is missing")
-        arrays = {n: None if made[n] is None else np.array(made[n], float) for n in _ARRAYS}
-        return cls(
-            **arrays, tail=float(made["tail"]), power=float(made["power"]), count=made["count"]
-        )
+        arrays: dict[str, Any] = {
+            n: None if made[n] is None else np.array(made[n], float) for n in _ARRAYS
+        }
+        return cls(**arrays, **{name: made[name] for name in _NUMBERS})
 
     def save(self, path: Path | str) -> None:
         """Writes a JSON file."""
@@ -202,6 +231,7 @@ class Certificate:
 
 
 _ARRAYS = ("rho", "score", "loss", "score_kl", "loss_kl", "score_error", "loss_error")
+_NUMBERS = ("tail", "power", "count", "longest")
 
 
 def certificate(
@@ -272,10 +302,15 @@ def certificate(
                     g[place] = bound[one].x0(u[place].double(), level)
                 score[piece, k] = _squares(d - g) / level**2
                 loss[piece, k] = (_squares(y.double() - g) - _squares(y.double() - d)) / level**2
-    return _made(rho, score, loss)
+    return _made(rho, score, loss, _longest(laws.laws))
 
 
-def _made(rho: np.ndarray, score: np.ndarray, loss: np.ndarray) -> Certificate:
+def _longest(laws: Sequence[Gaussian]) -> float:
+    shares = [law.spectrum.max() / law.spectrum.sum() for law in laws if law.spectrum.any()]
+    return float(max(shares, default=1.0))
+
+
+def _made(rho: np.ndarray, score: np.ndarray, loss: np.ndarray, longest: float) -> Certificate:
     """Returns the certificate of values of d KL / d log(rho), [N, L] each."""
     count = len(score)
     total, tail, power = _integral(rho, score)
@@ -291,6 +326,7 @@ def _made(rho: np.ndarray, score: np.ndarray, loss: np.ndarray) -> Certificate:
         float(tail.mean()),
         power,
         count,
+        longest,
     )
 
 

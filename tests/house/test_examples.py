@@ -28,6 +28,8 @@ OTHERS = {"digit_tasks", "draw_gains", "measure_adaptive", "measure_parallel", "
 OTHERS |= {"train_guides", "train_mnist", "fluctuation"}
 OTHERS |= {"jko_audit"}
 OTHERS |= {"guidance_rules", "measure_correctors", "measure_digit_correctors"}
+OTHERS |= {"speed_accuracy"}
+OTHERS |= {"critical_digits"}
 
 
 def test_every_example_is_here():

@@ -12,6 +12,7 @@ from diffast.thermo import Certificate, Gaussian, GaussianMixture, certificate, 
 TWO = GaussianMixture([0.5, 0.5], [-1.0, 1.0], 0.0)
 SKEWED = GaussianMixture([0.8, 0.2], [-1.0, 2.0], 0.09)
 LEVELS = (2.0, 1.0, 0.5)
+WIDE = GaussianMixture([0.5, 0.5], [-1.0, 1.0], 0.09)
 KNOWN = {
     "two": (TWO, (0.000150293, 0.00974274, 0.171998)),
     "skewed": (SKEWED, (0.0037534, 0.0625309, 0.338293)),
@@ -142,6 +143,25 @@ def test_level_inverts_kl_and_json_keeps_every_number(tmp_path):
         assert str(again) == str(one)
 
 
+@pytest.mark.parametrize("mixture, most", [(WIDE, 0.6), (SKEWED, 2.0)], ids=["wide", "skewed"])
+def test_the_error_of_a_start_has_the_scale_that_is_said(mixture, most):
+    """Between uneven modes the flow of the data pulls apart more than the Gaussian's does."""
+    schedule = df.schedules.edm()
+    known = Certificate.of_loss(mixture.mmse, law_of(mixture), np.geomspace(40.0, 0.4, 60))
+    plan = df.solvers.dpmpp_3m(schedule, df.grids.karras(schedule, 40))
+    denoiser, spread = mixture.denoiser(schedule), float(mixture.covariance) ** 0.5
+    exact = df.sample(denoiser, plan.late_start(law_of(mixture)), (400, 1)).x
+    found = []
+    for level in (3.0, 2.0, 1.0, 0.6):
+        late = plan.late_start(law_of(mixture), level=level)
+        gap = (df.sample(denoiser, late, (400, 1)).x - exact).square().mean().sqrt() / spread
+        found.append(float(gap))
+        at = float(np.exp(-schedule.lam(late.start)))
+        assert 0.02 * known.error(at) < float(gap) < most * known.error(at)
+    assert found == sorted(found)
+    assert known.error(known.level_for(0.1)) == pytest.approx(0.1, rel=0.01)
+
+
 def test_bad_input_of_a_certificate_is_named():
     denoiser, law, data = TWO.denoiser(df.schedules.edm()), law_of(TWO), TWO.sample(10)
     with pytest.raises(ValueError, match="guidance"):
@@ -150,6 +170,11 @@ def test_bad_input_of_a_certificate_is_named():
         certificate(denoiser, law, data.expand(10, 2))
     with pytest.raises(ValueError, match="100 to .*80"):
         certificate(denoiser, law, data, levels=[100.0, 10.0, 1.0])
+    known = Certificate.of_loss(TWO.mmse, law, [3.0, 2.0, 1.0])
+    with pytest.raises(ValueError, match="error = 0"):
+        known.level_for(0)
+    with pytest.raises(ValueError, match="no score form"):
+        known.kl(1.0, "score")
     with pytest.raises(ValueError, match="2 levels"):
         certificate(denoiser, law, data, levels=[3.0, 1.0])
     with pytest.raises(ValueError, match="lowest measured level"):
@@ -269,6 +294,19 @@ def test_generated_samples_serve_where_there_are_no_data():
     assert found.laws[0].mean == pytest.approx([-3.0, -3.0], abs=0.3)
     with pytest.raises(ValueError, match="no certificate"):
         found.kl_at(1.0)
+
+
+def test_noise_alone_has_a_divergence_too():
+    law = df.thermo.shrunk_gaussian(data_of(100))
+    total = torch.as_tensor(law.basis.T @ np.diag(law.variances - law.rest) @ law.basis)
+    total = total + (law.rest + 9.0) * torch.eye(law.d, dtype=torch.float64)
+    normal = torch.distributions.MultivariateNormal
+    ours = normal(torch.tensor(law.mean), total)
+    noise = normal(torch.zeros(law.d).double(), 9.0 * torch.eye(law.d).double())
+    wanted = float(torch.distributions.kl_divergence(ours, noise))
+    assert df.thermo.noise_kl(law, 3.0) == pytest.approx(wanted, rel=1e-9)
+    with pytest.raises(ValueError, match="above 0"):
+        df.thermo.noise_kl(law, 0.0)
 
 
 @pytest.mark.parametrize(
