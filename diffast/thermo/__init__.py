@@ -1,5 +1,7 @@
 """The thermodynamics of a sampler: what limits its speed and accuracy, measured on any network.
 
+What is behind each name, with its measurements: docs/thermodynamics.md.
+
     profile                    what one sweep over noise levels says of a network
     Profile                    the numbers of `profile`, its text, files and page
     GaussianMixture            data with a closed form, to test methods on
@@ -92,7 +94,6 @@ _HOMES = {
     "audit_batches": "diffast.thermo.jko.audit",
     "audit_marginals": "diffast.thermo.jko.marginals",
     "best_scalar": "diffast.thermo.paths.scalar",
-    "bimodal_times": "diffast.thermo.bimodal",
     "bimodal_times": "diffast.thermo.criteria",
     "centre_criteria": "diffast.thermo.criteria",
     "certificate": "diffast.thermo.late_start",
