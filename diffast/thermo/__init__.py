@@ -8,7 +8,7 @@ What is behind each name, with its measurements: docs/thermodynamics.md.
     Surrogate                  data in closed form that have a network's loss curve
     plan_of_profile            the plan that a profile alone asks for
     certificate                how far noisy data are from a Gaussian; where to start late
-    start_law                  the Gaussian, or the Gaussians, that a late start draws from; noise_kl
+    start_law                  the Gaussians that a late start draws from; noise_kl
     shrunk_gaussian            mean and covariance of few samples
     Gaussian                   mean and covariance of data
     action                     c_2, the mean squared W2 speed of a path of unit duration
@@ -20,7 +20,7 @@ What is behind each name, with its measurements: docs/thermodynamics.md.
     w2_speed_squared           squared W2 speed of the noising path
     bimodal_times              when two modes part, by four criteria that differ; centre_criteria
     clone_agreement            what a noise level has settled, by two completions of one state
-    collapse_time              the level below which finite data are told apart; own_weights measures it
+    collapse_time              where finite data are told apart; own_weights measures it
     critical_levels            where the fixed points of the x0 estimate split or vanish
     decision_window            where the x0 estimate gains most
     linear_field               entropy production of a linear velocity, in its two parts
@@ -47,7 +47,7 @@ What is behind each name, with its measurements: docs/thermodynamics.md.
     franz_parisi               free energy of a posterior sample at a distance from another one
     free_energy                -sigma^2 log p of noisy states; free_energy_along: for a network
     log_likelihood             the density that a plan gives to data, by Jarzynski's equality
-    noising_dynamics           drift and temperature of a schedule; sampling_dynamics: of its reverse
+    noising_dynamics           the SDE of a schedule; sampling_dynamics: of its reverse
     order_parameters           self-consistent posterior means
     fit_jko                    energy and temperature of particles seen at a few times; JKOFit
     potentials                 features that such an energy is a sum of
