@@ -163,3 +163,12 @@ def test_a_schedule_that_keeps_some_noise_is_retimed_to_its_own_end():
     length = speed.w2_length(kept, *law("two"))
     assert speed.action(made, *law("two")) == pytest.approx(length**2, rel=1e-3)
     assert length < speed.w2_length(FLOW, *law("two"))
+
+
+def test_plans_of_made_schedules_are_saved(tmp_path):
+    schedule = df.thermo.best_scalar(*law("two"))
+    plan = df.solvers.dpmpp_2m(schedule, df.grids.default(schedule, 8))
+    plan.save(tmp_path / "plan.json")
+    loaded = df.Plan.load(tmp_path / "plan.json")
+    assert loaded.schedule == schedule
+    assert np.array_equal(loaded.matrix, plan.matrix, equal_nan=True)
