@@ -102,14 +102,16 @@ def snapshots_of(name, count, seed):
 
 
 def by_particles() -> list:
-    """Returns the relative error of the force, and the temperature, by field, count and way."""
+    """Returns medians of the force's relative error and of the temperature, and its deviation."""
     rows = []
     cases = [(name, 1000) for name in FIELDS if name != "interaction, 2-D"]
-    cases += [("interaction, 2-D", 500), ("double well", 300), ("double well", 100)]
+    cases += [("interaction, 2-D", 500)]
+    cases += [("double well", count) for count in (100, 300, 4000)]
     for name, count in cases:
         force, beta, tau, _, _, degree, interaction = FIELDS[name]
-        seeds = 2 if "interaction" in name else 4
-        for way, options in WAYS.items():
+        seeds = {"double well": 12, "interaction, 2-D": 6}.get(name, 4)
+        known = {"this, temperature known": {"internal": beta}} if interaction else {}
+        for way, options in (WAYS | known).items():
             errors, temperatures = [], []
             for seed in range(seeds):
                 held = snapshots_of(name, count, seed)
@@ -130,8 +132,8 @@ def by_particles() -> list:
                     "field": name,
                     "particles": count,
                     "way": way,
-                    "force error": round(float(np.mean(errors)), 3),
-                    "temperature": round(float(np.mean(temperatures)), 3),
+                    "force error": round(float(np.median(errors)), 3),
+                    "temperature": round(float(np.median(temperatures)), 3),
                     "deviation": round(float(np.std(temperatures, ddof=1)), 3),
                     "true temperature": beta,
                 }

@@ -340,3 +340,9 @@ GOOD = [np.linspace(-1, 1, 40) * s for s in (1.0, 0.9, 0.7)]
 def test_bad_input_is_refused(snapshots, options, error, words):
     with pytest.raises(error, match=words):
         df.thermo.fit_jko(snapshots, **options)
+
+
+def test_a_temperature_that_the_data_do_not_show_is_said():
+    held = [x[:60] for x in wells(60, 3, tau=0.01, steps=2)]
+    with pytest.warns(df.thermo.FewSamplesWarning, match="fit_jko: the temperature"):
+        df.thermo.fit_jko(held, tau=0.01, potential=2)
