@@ -133,7 +133,7 @@ def distances(arguments: argparse.Namespace) -> Iterator[dict]:
 
 
 def qualities(arguments: argparse.Namespace) -> Iterator[dict]:
-    kind, count = arguments.kind, arguments.count or 600
+    kind, count = arguments.kind, arguments.count or 500
     images, labels = images_of(arguments.data)
     law, denoiser = law_of(kind, images[:-HELD], labels[:-HELD]), denoiser_of(kind)
     judge, wanted, ids = df.digits.load_judge(), torch.arange(count) % 10, ids_of(count)
@@ -156,7 +156,8 @@ def judged(kind: str, law: StartLaw) -> Iterator[tuple[str, df.Plan]]:
             tuned[calls] = df.digits.load_plan(calls, guidance)
         except ValueError:
             continue
-    yield "unipc", standard("unipc", 3)
+    for calls in (3, 5, 8):
+        yield "unipc", standard("unipc", calls)
     for calls, of in ((3, 4), (3, 5), (5, 6), (8, 10)):
         if of in tuned:
             yield f"tuned of {of}", tuned[of].late_start(law, calls=calls)
@@ -172,7 +173,7 @@ def certificates(arguments: argparse.Namespace) -> Iterator[dict]:
     images, labels = images_of(arguments.data)
     y, own = images[-HELD:][:200], labels[-HELD:][:200]
     levels = np.geomspace(40.0, 0.7, 13)
-    for kind in ("uncond", "class"):
+    for kind in ("class", "uncond"):
         denoiser = denoiser_of(kind)
         if kind == "class":
             denoiser = replace(denoiser, conditions={"labels": own})

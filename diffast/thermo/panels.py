@@ -212,7 +212,7 @@ PANELS = (
         "How wrong the model's own flow is",
         _flow_error,
         "0 is an exact network. Where the speed differs by more than its error bar, more steps do "
-        "not help: end the run earlier, or train these levels longer. The lower curve is what the "
+        "not help: try an earlier end, or train these levels longer. The lower curve is what the "
         "squared error of the x0 estimate is at least.",
         _always,
     ),

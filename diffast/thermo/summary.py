@@ -52,7 +52,9 @@ def _half(profile: Profile) -> str:
 
 
 def _gaussian(profile: Profile) -> str:
-    start = _level(profile, profile.ratio / profile.ratio[0], 0.99)
+    # the same normals serve all levels, so that the shape of the ratio is sharper than its size
+    apart = np.abs(profile.ratio / profile.ratio[0] - 1.0)
+    start = _level(profile, -apart, -0.01)
     if not math.isfinite(start):
         return "Gaussian: the mmse stays within 1 % of that of Gaussian data at all levels."
     least = float(profile.ratio.min())

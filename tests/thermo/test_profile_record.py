@@ -141,3 +141,24 @@ def test_what_fails_becomes_a_note():
     )
     assert math.isnan(made.eta.value) and made.mmse.size == 6
     assert any("draws noise" in note for note in made.notes)
+
+
+@pytest.mark.slow
+def test_the_digit_network():
+    """What the page of the digit network shows, on its own samples."""
+    denoiser = df.Denoiser(
+        df.digits.load_unet(),
+        df.schedules.edm(),
+        predicts="x0",
+        conditions={"labels": torch.arange(10)},
+    )
+    made = df.thermo.profile(
+        denoiser, shape=(48, 1, 28, 28), levels=10, measure=("rotation", "clones"), local=12
+    )
+    assert made.data == "generated" and made.d == 784
+    assert (np.diff(made.mmse) < 0).all()
+    wrong, _ = made.speed_error
+    assert np.abs(wrong[(made.rho > 0.05) & (made.rho < 30)]).max() < 0.03
+    # rotation at noise alone, a gradient field near the data
+    assert made.nonconservativity[0] > 0.03 > 0.01 > made.nonconservativity[-1]
+    assert made.clone_agreement[-1] > 0.9 > 0.6 > made.clone_agreement[0]
