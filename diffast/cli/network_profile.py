@@ -17,6 +17,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     data = "images: .npz with images uint8 [N, 28, 28] and labels [N] (default: generated digits)"
     add("--data", metavar="FILE", help=data)
+    parts = (
+        "what is measured besides the levels: some of samples, rotation, decisions, clones; none"
+    )
+    add("--measure", metavar="PARTS", default="samples,rotation,decisions,clones", help=parts)
     add("--levels", type=int, default=_LEVELS, help="noise levels (%(default)s)")
 
 
@@ -50,23 +54,25 @@ def profile(arguments: argparse.Namespace, digit_denoiser: Callable[..., Any]) -
         raise ValueError(
             f"--set {arguments.set[0]!r} but it is an option of --adaptive and --parallel"
         )
+    parts = [] if arguments.measure == "none" else arguments.measure.split(",")
     images, labels = (None, None) if arguments.data is None else _digits(Path(arguments.data))
     denoiser, asked, device = digit_denoiser(arguments)
-    if labels is not None:
+    if images is not None and labels is not None:
         wanted = (labels[:, None] == asked.unique()).any(1)  # --classes
         images, labels = images[wanted], labels[wanted]
         denoiser = replace(denoiser, conditions={"labels": labels.to(device)})
 
-    from diffast import thermo
+    from diffast.thermo.profiling import profile as measured
 
     begin = time.perf_counter()
-    found = thermo.profile(
+    found = measured(
         denoiser,
         images,
         (arguments.count, 1, 28, 28),
         count=arguments.count,
         levels=arguments.levels,
         seed=arguments.seed,
+        measure=parts,
         device=device,
         progress=not arguments.quiet,
     )
@@ -91,7 +97,7 @@ def _digits(path: Path) -> tuple[Any, Any]:
     if not path.is_file():
         raise ValueError(f"--data {path} but there is no such file")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(path) as file:
             images, labels = file["images"], file["labels"]
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(

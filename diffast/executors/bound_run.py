@@ -249,8 +249,7 @@ class BoundRun:
         spare: dict[str, torch.Tensor] = {}  # tensors beside `home`, made when first needed
         at = {X: home, Y: home}
         names = [slot_name(slot) for slot in self.program.given if slot >= 0]
-        self.first = {name: self._spare(spare, name) for name in names}  # before the first stage
-        at |= self.first
+        at = self.first = at | {name: self._spare(spare, name) for name in names}
         self.state = home
         self.inputs, self.states, self.points, self.calls = [], [], [], []
         for i, stage in enumerate(self.stages):
@@ -312,17 +311,18 @@ class BoundRun:
         """Puts the initial state where the network reads it."""
         state = self.state if self.order is None else self.place.empty()
         put_start("sample", state, x, self.origin, self.place)
-        entries = entries_of("sample", state, self.origin)
-        for slot, entry in zip(self.program.given, entries, strict=True):
-            if slot >= 0:
-                held = self.first[slot_name(slot)]
-                held.copy_(entry if self.order is None else entry.permute(self.order))
+        self._fill_entries(entries_of("sample", state, self.origin))
         given = None if self.draw is None else lambda: self._drawn(-1)
         context.put_opening(state, self.program.opening, self.place, given)
         if self.order is not None:  # its noise is numbered in the order of the shape
             self.state.copy_(state.permute(self.order))
         for copy in self._copies(0):
             copy.copy_(self.state)
+
+    def _fill_entries(self, entries: list[torch.Tensor]) -> None:
+        for slot, entry in zip(self.program.given, entries, strict=True):
+            if slot >= 0:
+                self.first[slot_name(slot)].copy_(self._held(entry))
 
     def _drawn(self, i: int) -> torch.Tensor:
         z = self.draw(i)

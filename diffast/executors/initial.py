@@ -26,13 +26,16 @@ _on_device: WeakKeyDictionary[Gaussian, dict[str, tuple[torch.Tensor, torch.Tens
 )
 
 
+_NO_LEVEL = (float("nan"), float("nan"))
+
+
 class Origin(NamedTuple):
     """Where the runs of a plan start: what is kept of the plan, and who picks each sample's law.
 
     Attributes:
         name: of the plan.
         scale: deviation of the initial noise.
-        level: (alpha, sigma) at the start.
+        level: (alpha, sigma) at the start; not looked up for plans without a law.
         initial: the plan's Gaussian law, or None.
         picked: the condition that picks each sample's law; None where there is one law.
     """
@@ -46,8 +49,10 @@ class Origin(NamedTuple):
 
 def origin_of(plan: Plan, conditions: Mapping[str, Any]) -> Origin:
     """Returns where the runs of a plan start, given the denoiser's conditions."""
+    if plan.initial is None:
+        return Origin(plan.name, plan.initial_scale, _NO_LEVEL, None, None)
     alpha, sigma = levels_of(plan.schedule, plan.start).tolist()
-    by = None if plan.initial is None else plan.initial.law.by
+    by = plan.initial.law.by
     picked = None if by is None else conditions.get(by)
     return Origin(plan.name, plan.initial_scale, (alpha, sigma), plan.initial, picked)
 

@@ -1,49 +1,59 @@
 """The thermodynamics of a sampler: what limits its speed and accuracy, measured on any network.
 
-    profile                   what one sweep over noise levels says of a network
-    Profile                   the numbers of `profile`, its text, files and page
-    GaussianMixture           data with a closed form, to test methods on
-    certificate               how far noisy data are from a Gaussian; where to start late
-    start_law                 the Gaussian, or the Gaussians, that a late start draws from; noise_kl
-    shrunk_gaussian           mean and covariance of few samples
-    Gaussian                  mean and covariance of data
-    action                    c_2, the mean squared W2 speed of a path of unit duration
-    angle                     the angle between data and noise, from the mmse curve
-    entropy_flows             entropy rates of the system and of the bath
-    entropy_production        entropy production rate of the noising path
-    kappa                     rate of that angle over the angle of the noise level
-    w2_length                 W2 length of the noising path
-    w2_speed_squared          squared W2 speed of the noising path
-    bimodal_times             when two modes part, by four criteria that differ; centre_criteria
-    clone_agreement           what a noise level has settled, by two completions of one state
-    collapse_time             the level below which finite data are told apart; own_weights measures it
-    critical_levels           where the fixed points of the x0 estimate split or vanish
-    decision_window           where the x0 estimate gains most
-    linear_field              entropy production of a linear velocity, in its two parts
-    nonconservativity         how far the x0 estimate is from a gradient field
-    GaussianTransport         optimal transport from noise to a normal law, a velocity field
-    MonotoneTransport         optimal transport on the line
-    SampledTransport          optimal transport between samples
-    best_scalar               the schedule of least action
-    retime                    a schedule at constant W2 speed
-    SpeedAccuracy             what speed_accuracy returns
-    chi_square                chi-square of a wrong start
-    chi_square_of_kl          the same, from a small KL
-    chi_square_of_samples     the same, from samples
-    speed_accuracy            eta <= c_1 <= c_2 of a run from a wrong start
-    speed_accuracy_of_curve   the same, from an exact curve of W1
-    w1_change_bound           largest change of W1 along a path
-    w1_rate_bound             largest rate of it
-    wasserstein1              W1 between samples, exact on the line, else sliced
-    wasserstein1_of_cdfs      W1 between two laws on the line
-    wasserstein2              W2 between samples
-    fluctuation_test          whether stored trajectories are those of the SDE that is meant
-    fluctuation_test_of_plan  the same for a run of a plan
-    franz_parisi              free energy of a posterior sample at a distance from another one
-    free_energy               -sigma^2 log p of noisy states; free_energy_along: for a network
-    log_likelihood            the density that a plan gives to data, by Jarzynski's equality
-    noising_dynamics          drift and temperature of a schedule; sampling_dynamics: of its reverse
-    order_parameters          self-consistent posterior means
+What is behind each name, with its measurements: docs/thermodynamics.md.
+
+    profile                    what one sweep over noise levels says of a network
+    Profile                    the numbers of `profile`, its text, files and page
+    GaussianMixture            data with a closed form, to test methods on
+    Surrogate                  data in closed form that have a network's loss curve
+    plan_of_profile            the plan that a profile alone asks for
+    certificate                how far noisy data are from a Gaussian; where to start late
+    start_law                  the Gaussians that a late start draws from; noise_kl
+    shrunk_gaussian            mean and covariance of few samples
+    Gaussian                   mean and covariance of data
+    action                     c_2, the mean squared W2 speed of a path of unit duration
+    angle                      the angle between data and noise, from the mmse curve
+    entropy_flows              entropy rates of the system and of the bath
+    entropy_production         entropy production rate of the noising path
+    kappa                      rate of that angle over the angle of the noise level
+    w2_length                  W2 length of the noising path
+    w2_speed_squared           squared W2 speed of the noising path
+    bimodal_times              when two modes part, by four criteria that differ; centre_criteria
+    clone_agreement            what a noise level has settled, by two completions of one state
+    collapse_time              where finite data are told apart; own_weights measures it
+    critical_levels            where the fixed points of the x0 estimate split or vanish
+    decision_window            where the x0 estimate gains most
+    linear_field               entropy production of a linear velocity, in its two parts
+    nonconservativity          how far the x0 estimate is from a gradient field
+    GaussianTransport          optimal transport from noise to a normal law, a velocity field
+    MonotoneTransport          optimal transport on the line
+    SampledTransport           optimal transport between samples
+    best_scalar                the schedule of least action
+    retime                     a schedule at constant W2 speed
+    SpeedAccuracy              what speed_accuracy returns
+    chi_square                 chi-square of a wrong start
+    chi_square_of_kl           the same, from a small KL
+    chi_square_of_samples      the same, from samples
+    speed_accuracy             eta <= c_1 <= c_2 of a run from a wrong start
+    speed_accuracy_of_curve    the same, from an exact curve of W1
+    w1_change_bound            largest change of W1 along a path
+    w1_rate_bound              largest rate of it
+    wasserstein1               W1 between samples, exact on the line, else sliced
+    wasserstein1_of_cdfs       W1 between two laws on the line
+    wasserstein2               W2 between samples
+    fluctuation_test           whether stored trajectories are those of the SDE that is meant
+    fluctuation_test_of_plan   the same for a run of a plan
+    fluctuation_test_of_steps  the same for Gaussian steps of any method
+    franz_parisi               free energy of a posterior sample at a distance from another one
+    free_energy                -sigma^2 log p of noisy states; free_energy_along: for a network
+    log_likelihood             the density that a plan gives to data, by Jarzynski's equality
+    noising_dynamics           the SDE of a schedule; sampling_dynamics: of its reverse
+    order_parameters           self-consistent posterior means
+    fit_jko                    energy and temperature of particles seen at a few times; JKOFit
+    potentials                 features that such an energy is a sum of
+    audit                      whether a sampler with noise does what its equation says; Audit
+    audit_batches              the same for any other process
+    audit_marginals            the same from sets of samples, whoever is who in them
 """
 
 from importlib import import_module
@@ -77,13 +87,13 @@ _HOMES = {
     "SampledTransport": "diffast.thermo.paths.transport",
     "SpeedAccuracy": "diffast.thermo.bound",
     "StartLaw": "diffast.plans.initial",
+    "Surrogate": "diffast.thermo.surrogate.surrogate",
     "action": "diffast.thermo.speed",
     "angle": "diffast.thermo.speed",
     "audit": "diffast.thermo.jko.audit",
     "audit_batches": "diffast.thermo.jko.audit",
     "audit_marginals": "diffast.thermo.jko.marginals",
     "best_scalar": "diffast.thermo.paths.scalar",
-    "bimodal_times": "diffast.thermo.bimodal",
     "bimodal_times": "diffast.thermo.criteria",
     "centre_criteria": "diffast.thermo.criteria",
     "certificate": "diffast.thermo.late_start",
@@ -99,6 +109,7 @@ _HOMES = {
     "fit_jko": "diffast.thermo.jko.fit",
     "fluctuation_test": "diffast.thermo.fluctuation.theorem",
     "fluctuation_test_of_plan": "diffast.thermo.fluctuation.of_plan",
+    "fluctuation_test_of_steps": "diffast.thermo.fluctuation.of_steps",
     "franz_parisi": "diffast.thermo.fluctuation.franz_parisi",
     "free_energy": "diffast.thermo.fluctuation.free_energy",
     "free_energy_along": "diffast.thermo.fluctuation.free_energy",
@@ -111,6 +122,7 @@ _HOMES = {
     "nonconservativity": "diffast.thermo.jacobian",
     "order_parameters": "diffast.thermo.fluctuation.free_energy",
     "own_weights": "diffast.thermo.collapse",
+    "plan_of_profile": "diffast.thermo.surrogate.choose",
     "potentials": "diffast.thermo.jko",
     "profile": "diffast.thermo.profiling",
     "retime": "diffast.thermo.paths.scalar",

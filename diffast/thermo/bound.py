@@ -26,7 +26,7 @@ import numpy as np
 from diffast.thermo.distances import DIRECTIONS, directions_of, rows_of
 from diffast.thermo.estimate import Estimate, warn_if_few
 
-# Groups of the jackknife that standard errors come from, each left out once.
+# Groups of samples, and of directions, each left out once: the jackknife of the standard errors.
 GROUPS = 20
 # From this ratio of c_2 to eta on the bound is said to be far.
 FAR = 10.0
@@ -123,7 +123,7 @@ def speed_accuracy(
             for the unit duration.
         chi2: D_0 of the start, `df.thermo.chi_square`.
         c_2: `df.thermo.action` of the schedule, or the mean squared velocity of the run.
-        directions: for sliced W1, where samples have several elements.
+        directions: for sliced W1, where samples have several elements; 20 at least.
         seed: of the directions.
 
     Raises:
@@ -144,11 +144,13 @@ def speed_accuracy(
     count, d = shapes.pop()
     if count < 2 * GROUPS:
         raise ValueError(f"{who}: {count} samples, but {2 * GROUPS} are needed for an error")
+    if d > 1 and directions < GROUPS:
+        raise ValueError(f"{who}: directions = {directions}, but {GROUPS} at least are needed")
     clock, back = _clock(who, times, len(pairs))
     _check(who, chi2, c_2)
     ways = directions_of(d, directions, seed)
     curves = np.stack([_left_out(a @ ways, b @ ways) for a, b in pairs], axis=1) * math.sqrt(d)
-    curves = curves[:, ::-1] if back else curves  # [1 + GROUPS, K], the first of all samples
+    curves = curves[:, ::-1] if back else curves  # [1 + 2 GROUPS, K]
     etas, rates = _relation(clock, curves, chi2)
     found = SpeedAccuracy(
         _jackknife(etas, count),
@@ -222,16 +224,22 @@ def w1_rate_bound(chi2: float, speed: float, velocity_error: float = 0.0) -> flo
 
 
 def _left_out(a, b):
-    """Returns W1 of all samples and without each group, [1 + GROUPS], of projections [N, L]."""
-    n = len(a)
+    """Returns W1 of projections [N, L]: of all, without each group of samples, and of directions.
+
+    [1 + 2 GROUPS]; the last GROUPS are the first where there is one direction.
+    """
+    n, ways = a.shape
     group = np.arange(n) * GROUPS // n
     order, other = np.argsort(a, axis=0), np.argsort(b, axis=0)
     first, second = np.take_along_axis(a, order, 0).T, np.take_along_axis(b, other, 0).T
     own, its = group[order].T, group[other].T
-    found = [np.abs(first - second).mean()]
+    each = np.abs(first - second).mean(1)
+    found = [each.mean()]
     for g in range(GROUPS):
-        kept = first[own != g].reshape(len(first), -1) - second[its != g].reshape(len(first), -1)
+        kept = first[own != g].reshape(ways, -1) - second[its != g].reshape(ways, -1)
         found.append(np.abs(kept).mean())
+    way = np.arange(ways) * GROUPS // ways
+    found += [each[way != g].mean() if ways > 1 else found[0] for g in range(GROUPS)]
     return np.array(found)
 
 
@@ -244,9 +252,10 @@ def _relation(clock, curves, chi2):
 
 
 def _jackknife(values, count):
-    left = values[1:]
-    error = math.sqrt((GROUPS - 1) / GROUPS * float(((left - left.mean()) ** 2).sum()))
-    return Estimate(float(values[0]), error, count)
+    square = 0.0
+    for left in (values[1 : 1 + GROUPS], values[1 + GROUPS :]):  # samples, directions
+        square += (GROUPS - 1) / GROUPS * float(((left - left.mean()) ** 2).sum())
+    return Estimate(float(values[0]), math.sqrt(square), count)
 
 
 def _clock(who, times, count):

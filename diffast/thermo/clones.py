@@ -112,7 +112,7 @@ def clone_agreement(
             a plan that draws no noise or starts elsewhere, functions that return another shape.
 
     Warns:
-        FewSamplesWarning: a probability whose standard error is above a fifth of it.
+        FewSamplesWarning: a probability whose standard error is above half of it.
     """
     who, batch = "clone_agreement", len(x) if x.dim() else 0
     if batch < 1:
@@ -125,8 +125,9 @@ def clone_agreement(
     given = np.asarray(levels, dtype=np.float64).reshape(-1)
     bad = given[~((given >= ladder.low * (1 - 1e-9)) & (given <= ladder.high * (1 + 1e-9)))]
     if bad.size or not given.size:
+        named = f"{bad[0]:g}" if bad.size else "none"
         raise ValueError(
-            f"{who}: level {bad[0] if bad.size else 'none'} given, but the schedule's levels "
+            f"{who}: level {named} given, but the schedule's levels "
             f"sigma / alpha are {ladder.low:.4g} to {ladder.high:.4g}"
         )
     many = tiled(denoiser, completions, batch)
@@ -151,7 +152,9 @@ def clone_agreement(
         rows += made_plan.nfe * len(start)
         used.append(made_plan.nfe)
         ends = run.x.reshape(completions, *x.shape)
-        _compare(who, ends, agreement, classes, rho, found, correlation, counts)
+        _compare(who, ends, agreement, classes, found, correlation, counts)
+        if classes is not None:
+            warn_if_few(who, f"P(same class) at {rho:.3g}", found["same"][-1], 0.5)
         if keep:
             kept.append(ends)
     top = max(float(pairs.max()) for pairs in counts) or 1.0
@@ -199,7 +202,6 @@ def _compare(
     ends: torch.Tensor,
     agreement: Agreement | None,
     classes: Classes | None,
-    rho: float,
     found: dict[str, list],
     correlation: list[float],
     counts: list[np.ndarray],
@@ -233,7 +235,7 @@ def _compare(
             )
         which = which.reshape(clones, batch)
         same = torch.stack([which[i] == which[j] for i, j in pairs]).double().mean(0)
-        found["same"].append(warn_if_few(who, f"P(same class) at {rho:.3g}", mean_of(same)))
+        found["same"].append(mean_of(same))
 
 
 def _number(value: float) -> float | None:

@@ -166,7 +166,7 @@ class FixedPoints:
     def _close(self, made: torch.Tensor, place: Place) -> torch.Tensor:
         """Returns the residual [B] that counts as none."""
         eps = self.products.rounding(made)
-        return 1e3 * eps * _norms(made).clamp(min=place.rho * made[0].numel() ** 0.5)
+        return 4e3 * eps * _norms(made).clamp(min=place.rho * made[0].numel() ** 0.5)
 
 
 def _norms(u: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from diffast.tuning.pilots import Pilots
 
 # What is measured in few samples, and the sizes of it.
 ROTATION_LEVELS, CLONE_LEVELS, CLONE_STEPS = 8, 6, 12
-SWEEP_LEVELS, FOLLOWED, CENTRES, TOLERANCE, KRYLOV = 8, 2, 2, 0.1, 4
+SWEEP_LEVELS, FOLLOWED, TOLERANCE, KRYLOV = 8, 2, 0.1, 4
 
 
 class LocalPart:
@@ -94,11 +94,11 @@ class LocalPart:
 
     def decisions(self) -> dict[str, Any]:
         """Returns critical levels along the centre, and those where the modes of samples end."""
-        denoiser = self.pilots.denoiser
-        told = any(has_rows(value) and len(value) > 1 for value in denoiser.conditions.values())
-        few = min(CENTRES if told else 1, len(self.data))
-        own = self.pilots.rows(self.places[:few])
-        shape = (few, *self.data.shape[1:])
+        if any(has_rows(v) and len(v) > 1 for v in self.pilots.denoiser.conditions.values()):
+            self.notes.append(
+                "The centre that is followed is that of the first sample's conditions."
+            )
+        own, shape = self.pilots.rows(self.places[:1]), (1, *self.data.shape[1:])
         options: dict[str, Any] = {
             "count": SWEEP_LEVELS,
             "tolerance": TOLERANCE,

@@ -31,11 +31,12 @@ def png(profile: Profile) -> bytes:
     axes = figure.subplots(rows, 2, squeeze=False).ravel()
     for panel, part in zip(panels, axes, strict=False):
         panel.draw(part, profile)
+        _small(part)
         part.set_title(panel.title, fontsize=11, loc="left")
     for part in axes[len(panels) :]:
         part.set_axis_off()
     figure.suptitle(_title(profile), fontsize=11)
-    return _bytes(figure)
+    return _bytes(figure, 84)
 
 
 def html(profile: Profile) -> str:
@@ -49,7 +50,9 @@ def html(profile: Profile) -> str:
         if not panel.shown(profile):
             continue
         figure = _figure(5.6, 3.2)
-        panel.draw(figure.subplots(), profile)
+        part = figure.subplots()
+        panel.draw(part, profile)
+        _small(part)
         image = base64.b64encode(_bytes(figure)).decode()
         title, advice = markup.escape(panel.title), markup.escape(panel.advice)
         parts.append(
@@ -84,7 +87,15 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _bytes(figure: Any) -> bytes:
+def _small(axes: Any) -> None:
+    axes.tick_params(labelsize=8)
+    axes.xaxis.label.set_size(9)
+    axes.yaxis.label.set_size(9)
+    for text in axes.get_legend().get_texts() if axes.get_legend() else ():
+        text.set_fontsize(8)
+
+
+def _bytes(figure: Any, dpi: int = 100) -> bytes:
     made = io.BytesIO()
-    figure.savefig(made, format="png", dpi=100, metadata={"Software": None})
+    figure.savefig(made, format="png", dpi=dpi, metadata={"Software": None})
     return made.getvalue()

@@ -95,13 +95,15 @@ def _flow_error(axes: Any, profile: Profile) -> None:
     wrong, se = profile.speed_error
     _bars(axes, profile.rho, 100.0 * wrong, 100.0 * se, VERMILION, "o", "squared speed")
     known = profile.error_floor / np.maximum(profile.mmse, 1e-300)
-    label = "squared error of the network, at least, in parts of the loss"
+    label = "squared error / loss, at least"
     axes.plot(profile.rho, 100.0 * known, color=BLUE, marker="s", markersize=3, label=label)
     axes.axhline(0.0, color=GRAY, linewidth=1)
     _levels(axes, profile)
     axes.set(ylabel="model against data (%)")
     axes.set_yscale("symlog", linthresh=1.0)
-    axes.legend()
+    top, most = axes.get_ylim()
+    axes.set_ylim(top, most * 20.0)  # room for the legend
+    axes.legend(loc="upper left", ncols=2)
 
 
 def _entropy(axes: Any, profile: Profile) -> None:
@@ -117,7 +119,6 @@ def _entropy(axes: Any, profile: Profile) -> None:
         label="information still missing: mmse / rho^2",
     )
     _levels(axes, profile)
-    _marks(axes, profile)
     axes.set(ylabel="nats an element and nat of log-SNR")
     axes.set_ylim(0.0, 1.15 * max(1.0, float(made.max())))
     axes.legend()
@@ -125,11 +126,11 @@ def _entropy(axes: Any, profile: Profile) -> None:
 
 def _bound(axes: Any, profile: Profile) -> None:
     names = {
-        "eta: error of the samples": profile.eta,
-        "c_1: along the run": profile.c_1,
-        "c_2: the schedule's path": profile.c_2,
-        "c_2 of the model's speed": profile.c_2_model,
-        "c_2 at constant speed": profile.c_2_constant,
+        "eta": profile.eta,
+        "c_1": profile.c_1,
+        "c_2": profile.c_2,
+        "c_2, model": profile.c_2_model,
+        "c_2, even": profile.c_2_constant,
     }
     shown = {name: e for name, e in names.items() if np.isfinite(e.value) and e.value > 0.0}
     places = np.arange(len(shown))[::-1]
@@ -139,9 +140,10 @@ def _bound(axes: Any, profile: Profile) -> None:
     axes.barh(places, values, xerr=errors, color=colors, height=0.6)
     axes.set_yticks(places, list(shown))
     for place, estimate in zip(places, shown.values(), strict=True):
-        axes.text(estimate.value * 1.15, place, f"{estimate.value:.3g}", va="center", fontsize=8)
+        end = (estimate.value + np.nan_to_num(estimate.error)) * 1.25
+        axes.text(end, place, f"{estimate.value:.3g}", va="center", fontsize=8)
     axes.set(xscale="log", xlabel="squared data units (summed over the elements)")
-    axes.set_xlim(right=max(values) * 12.0)
+    axes.set_xlim(min(values) / 10.0, max(values) * 20.0)
     axes.grid(visible=True, axis="x", alpha=0.3)
 
 
@@ -167,10 +169,9 @@ def _decisions(axes: Any, profile: Profile) -> None:
         _bars(axes, rho, profile.clone_agreement, se, BLUE, "o", label)
     merging = np.sort(profile.merging_rho[np.isfinite(profile.merging_rho)])
     if merging.size:
-        # share of the samples whose mode is already there at a level
-        share = np.searchsorted(-merging[::-1], -merging, side="right") / merging.size
-        label = "samples whose mode exists"
-        axes.step(merging, share, where="post", color=GREEN, linestyle="-.", label=label)
+        label = "mode of a sample ends"
+        mark = {"marker": "^", "s": 40, "zorder": 3}
+        axes.scatter(merging, np.zeros_like(merging), color=GREEN, label=label, **mark)
     _levels(axes, profile)
     _marks(axes, profile)
     axes.set(ylabel="share settled")
@@ -179,7 +180,6 @@ def _decisions(axes: Any, profile: Profile) -> None:
 
 
 def _speed(axes: Any, profile: Profile) -> None:
-    # length walked in each nat of log-SNR: v_2 dt / dlam does not depend on the time variable
     axes.plot(profile.times, np.sqrt(profile.w2_speed), color=BLUE, marker="o", markersize=4)
     axes.set(xlabel="model time (sampling runs to the left)", ylabel="W2 speed (data units / time)")
     axes.grid(visible=True, alpha=0.3)
@@ -197,29 +197,31 @@ PANELS = (
     Panel(
         "What is not known yet at each noise level",
         _mmse,
-        "Grids put steps where this curve bends. Both forms agree for an exact network; the lower "
-        "the noise at which they part, the more steps there are wasted.",
+        "Put steps where this curve falls. Both forms agree for an exact network. Where the "
+        "curve from the model's speed is missing it is below 0: see the panel on the model's flow.",
         _always,
     ),
     Panel(
         "Where the data stop looking Gaussian",
         _ratio,
-        "Where the ratio is flat at its left-hand value, a Gaussian start loses nothing: begin "
-        "sampling there. Spend calls where it falls.",
+        "Where the ratio still has its left-hand value, the data look Gaussian: a late start from "
+        "their mean and covariance loses little there. Spend calls where the ratio falls.",
         _always,
     ),
     Panel(
         "How wrong the model's own flow is",
         _flow_error,
-        "0 is an exact network. More steps do not help where the flow itself is wrong by more than "
-        "its error bar: end earlier, or train these levels longer.",
+        "0 is an exact network. Where the speed differs by more than its error bar, more steps do "
+        "not help: try an earlier end, or train these levels longer. The lower curve is what the "
+        "squared error of the x0 estimate is at least.",
         _always,
     ),
     Panel(
         "Where entropy is produced, where information is left",
         _entropy,
-        "Stochastic samplers should add noise where information is left. At levels with none, "
-        "every step is a plain rescaling and one large step is enough.",
+        "On the left nearly all that happens is noise spreading: large steps are enough. What is "
+        "missing at the lowest level is added by the last step alone; where that is much, end at "
+        "a lower level.",
         _always,
     ),
     Panel(
@@ -232,22 +234,24 @@ PANELS = (
     Panel(
         "The speed-accuracy bound: eta <= c_1 <= c_2",
         _bound,
-        "The bound limits what a wrong start can cost. It is one-sided: c_2 is no forecast of an "
-        "error. An eta above c_2 is an error of the network or of the solver, not of the start.",
+        "Two runs, one from a start moved by one deviation of the noise: eta is the squared change "
+        "of the W1 between them, divided by the chi-square of the starts, c_1 the same added up "
+        "along the run, c_2 the most that the path allows; even: the same path at constant speed. "
+        "The bound is one-sided: a large c_2 is no forecast of an error.",
         _always,
     ),
     Panel(
         "Rotation in the network: it should be a gradient",
         _rotation,
-        "A rotating part moves probability nowhere. Shares of some percent are usual; at levels "
-        "with more, guidance and large steps amplify noise.",
+        "The exact x0 estimate has a symmetric Jacobian: 0 %. Without structure it is 50 %. A "
+        "rotating part costs accuracy and moves no probability; train longer where it is large.",
         lambda profile: profile.local_rho.size > 0,
     ),
     Panel(
         "What is decided at which noise level",
         _decisions,
-        "Above the fall of this curve nothing is settled: edits must start to the left of it to "
-        "change the sample, to the right of it to keep it.",
+        "Where two completions of one noised sample agree, the sample is settled. Start an edit "
+        "(image to image) to the left of the rise to change the sample, to the right to keep it.",
         lambda profile: profile.clone_rho.size > 0 or profile.merging_rho.size > 0,
     ),
 )

@@ -197,8 +197,8 @@ class _Work:
         integrals = _integrals(found.rho, found.loss(), energies, self.denoiser.schedule, law.d)
         fields = integrals | self.sample_fields(law, integrals["c_2"].value, done)
         fields |= self.local_fields(found, done)
-        if len(self.known) >= 2:
-            fields |= collapse(law.spectrum, len(self.data if self.given else self.known))
+        total = len(self.known) if self.data is None else len(self.data)
+        fields |= collapse(law.spectrum, total)
         made = self.record(law, found, energies, fields)
         _warn(made)
         return made
@@ -436,11 +436,7 @@ def _integrals(
 
 
 def _warn(made: Profile) -> None:
-    """Warns of the worst level, and of numbers of the path, that are not known to a fifth."""
+    """Warns of the worst level, where its mmse is not known to a fifth."""
     k = int(np.argmax(made.mmse_se / np.maximum(made.mmse, 1e-300)))
     level = Estimate(float(made.mmse[k]), float(made.mmse_se[k]), made.count)
     warn_if_few("profile", f"mmse at sigma / alpha = {made.rho[k]:.3g}", level)
-    for name in ("c_2", "w2_length", "angle", "eta"):
-        estimate = getattr(made, name)
-        if estimate.count:
-            warn_if_few("profile", name, estimate)

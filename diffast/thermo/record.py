@@ -71,7 +71,7 @@ class Profile:
         local_rho: levels [K] of `nonconservativity`.
         nonconservativity: share of the x0 estimate's Jacobian that is antisymmetric [K], 0 to 1.
         nonconservativity_se: [K].
-        critical_rho: levels at which a decision begins along the centre of the data.
+        critical_rho: levels at which the centre of the data splits or ends: a decision begins.
         peak_rho: level of the largest eigenvalue of the x0 estimate's Jacobian along the centre.
         peak_eigenvalue: that eigenvalue; 1 and more: a decision.
         merging_rho: levels at which the mode that a sample lies in disappears, one a sample.
@@ -170,6 +170,15 @@ class Profile:
         """Returns the c_2 of the same path at constant speed: its squared W2 length."""
         length, error, count = self.w2_length
         return Estimate(length**2, 2.0 * length * error, count)
+
+    @property
+    def c_2_preserving(self) -> Estimate:
+        """Returns the c_2 of the path that keeps E|x|^2, at constant speed: E|y|^2 Psi^2.
+
+        A variance-preserving path whose noise is as large as the data.
+        """
+        psi, error, count = self.angle
+        return Estimate(self.energy * psi**2, 2.0 * self.energy * psi * error, count)
 
     def mmse_at(self, rho: Any) -> np.ndarray:
         """Returns the mmse (loss form) at levels rho = sigma / alpha of any shape, summed.

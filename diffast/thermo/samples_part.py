@@ -147,7 +147,7 @@ def _times(plan: Plan) -> np.ndarray | None:
         times = np.asarray(plan.schedule.time(lam), dtype=np.float64)
     except ValueError:
         return None
-    times = np.append(plan.start, times)
+    times = np.concatenate([np.array([plan.start], dtype=np.float64), times])
     wanted = np.stack([plan.schedule.alpha(times[1:]), plan.schedule.sigma(times[1:])], 1)
     on_path = np.allclose(wanted, level, rtol=1e-6, atol=1e-9)
     return times if on_path and (np.diff(times) < 0).all() else None

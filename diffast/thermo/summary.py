@@ -52,7 +52,9 @@ def _half(profile: Profile) -> str:
 
 
 def _gaussian(profile: Profile) -> str:
-    start = _level(profile, profile.ratio / profile.ratio[0], 0.99)
+    # the same normals serve all levels, so that the shape of the ratio is sharper than its size
+    apart = np.abs(profile.ratio / profile.ratio[0] - 1.0)
+    start = _level(profile, -apart, -0.01)
     if not math.isfinite(start):
         return "Gaussian: the mmse stays within 1 % of that of Gaussian data at all levels."
     least = float(profile.ratio.min())
@@ -70,9 +72,9 @@ def _error(profile: Profile) -> str:
     k = int(np.argmax(np.where(sure, np.abs(wrong), 0.0)))
     more = "faster" if wrong[k] > 0 else "slower"
     return (
-        f"Model error: its flow is {more} than the data's at {int(sure.sum())} of {sure.size} "
-        f"levels, most at sigma / alpha = {profile.rho[k]:.3g}: squared speed "
-        f"{100 * wrong[k]:+.2g} +- {100 * se[k]:.1g} %."
+        f"Model error: its flow has another speed than the data's path at {int(sure.sum())} of "
+        f"{sure.size} levels, most at sigma / alpha = {profile.rho[k]:.3g}: it is {more} there, "
+        f"{100 * wrong[k]:+.2g} +- {100 * se[k]:.1g} % in the squared speed."
     )
 
 
@@ -92,11 +94,11 @@ def _known(estimate: Estimate) -> bool:
 def _bound(profile: Profile) -> list[str]:
     lines = []
     if _known(profile.eta):
-        eta, c_1, c_2 = profile.eta.value, profile.c_1.value, profile.c_2.value
-        far = "the bound is far from the error" if c_2 > 10.0 * eta else "the bound is near"
+        far = profile.c_2.value > 10.0 * profile.eta.value
+        far = "the bound is far from the error" if far else "the bound is near the error"
         lines.append(
-            f"Speed-accuracy, for a start moved by one deviation of the noise: eta = {eta:.3g} <= "
-            f"c_1 = {c_1:.3g} <= c_2 = {c_2:.3g}; {far}."
+            f"Speed-accuracy, for a start moved by one deviation of the noise: eta = {profile.eta} "
+            f"<= c_1 = {profile.c_1} <= c_2 = {profile.c_2}; {far}."
         )
     if _known(profile.w1_end):
         lines.append(
@@ -122,12 +124,12 @@ def _decisions(profile: Profile) -> list[str]:
     if not found.size and not merging.size:
         return []
     text = "Decisions: " + (
-        f"the centre becomes unstable at sigma / alpha = {', '.join(f'{v:.3g}' for v in found[:3])}"
+        f"the centre splits or ends at sigma / alpha = {', '.join(f'{v:.3g}' for v in found[:3])}"
         if found.size
-        else "the centre stays stable"
+        else "the centre never splits"
     )
     if merging.size:
-        text += f"; the modes of samples appear at {np.median(merging):.3g} (median)"
+        text += f"; modes of samples appear at {np.median(merging):.3g} (median)"
     return [text + "."]
 
 

@@ -54,8 +54,11 @@ class Means:
         """Returns the means [M]; with groups > 1 of the samples i with i % groups != left_out."""
         if groups == 1:
             return self.own.mean(1) + self.known.mean(1)
-        parts = (self.own, self.known)
-        return sum(part[:, np.arange(part.shape[1]) % groups != left_out].mean(1) for part in parts)
+        own, known = (
+            part[:, np.arange(part.shape[1]) % groups != left_out].mean(1)
+            for part in (self.own, self.known)
+        )
+        return own + known
 
     def error(self) -> np.ndarray:
         """Returns the standard errors [M] of the means, as estimates for the law of the data."""
@@ -76,8 +79,8 @@ class Sweep:
     Attributes:
         times: model times [M], from noisy to clean.
         rho: noise levels sigma / alpha there [M].
-        own: the network's numbers less those of the linear estimate, [3, M, n].
-        known: what the linear estimate has on average over the normals, for all samples [3, M, N].
+        own: the network's numbers less a share of the linear estimate's, [3, M, n].
+        known: that share of what the linear estimate has on average over the normals, [3, M, N].
     """
 
     times: np.ndarray
@@ -118,9 +121,11 @@ class Sweep:
 
     def _weighed(self, *weights: Any) -> Means:
         column = [np.broadcast_to(w, self.rho.shape)[:, None] for w in weights]
-        made = [sum(w * part for w, part in zip(column, parts, strict=True))
-                for parts in (self.own, self.known)]  # fmt: skip
-        return Means(*made)
+        own, known = (
+            column[0] * part[0] + column[1] * part[1] + column[2] * part[2]
+            for part in (self.own, self.known)
+        )
+        return Means(own, known)
 
 
 def weight(schedule: Any, times: np.ndarray) -> np.ndarray:
@@ -224,7 +229,7 @@ def sweep(
     schedule = denoiser.schedule
     times, rho = Levels.of(denoiser).even(levels)
     pilots = Pilots(denoiser, tuple(data.shape[1:]), seed, device)
-    own = np.empty((3, len(times), count))
+    own, other = np.empty((2, 3, len(times), count))
     for part in pieces(count, rows):
         which = places[part]
         here = pilots.rows(which)
@@ -253,20 +258,34 @@ def sweep(
                 -(linear.y * error).sum(1),
             )
             level = float(rho[k])
-            own[:, k, part] = torch.stack(raw).cpu().numpy() - linear.varies(level)
-            own[:, k, part] -= linear.known(level)
+            own[:, k, part] = torch.stack(raw).cpu().numpy()
+            other[:, k, part] = linear.varies(level) + linear.known(level)
             done(1)
     linear = _Linear(gaussian, data, None)
     known = np.stack([linear.known(level) for level in rho.tolist()], axis=1)
-    return Sweep(times, rho, own, known)
+    share = _share(own, other)
+    return Sweep(times, rho, own - share * other, share * known)
+
+
+def _share(own: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Returns how much of the linear estimate's numbers to subtract, [3, M, 1] in [0, 1].
+
+    The regression coefficient: least variance is left. It is 0 where a network knows what the
+    linear estimate does not (a label).
+    """
+    apart = other - other.mean(2, keepdims=True)
+    square = np.square(apart).sum(2, keepdims=True)
+    product = ((own - own.mean(2, keepdims=True)) * apart).sum(2, keepdims=True)
+    return np.clip(product / np.maximum(square, 1e-300), 0.0, 1.0)
 
 
 class _Linear:
     """Loss, Stein form and projection of the best estimate for Gaussian data, sample by sample.
 
     It is linear, so what the normals add to the numbers and what is left on average over them are
-    known. Both are subtracted from the network's numbers, and the second is added again as a mean
-    over all samples. At high and at low noise a network's estimate is nearly this one.
+    known. A share of both is subtracted from the network's numbers, and that of the second is added
+    again as a mean over all samples. At high and at low noise a network's estimate is nearly
+    this one.
     """
 
     def __init__(self, gaussian: Gaussian, y: torch.Tensor, noise: torch.Tensor | None):

@@ -256,6 +256,46 @@ def test_profile_draws_the_rounds_of_a_parallel_method(tmp_path, capsys):
     assert facts["settled"][-1] == [6, 6] and len(facts["settled"]) == facts["rounds"]
 
 
+def test_profile_measures_the_network(tmp_path, capsys):
+    data, out = tmp_path / "digits.npz", tmp_path / "profile.json"
+    images = np.random.default_rng(0).integers(0, 256, (30, 28, 28), dtype=np.uint8)
+    np.savez(data, images=images, labels=np.arange(30, dtype=np.uint8) % 10)
+    args = ["profile", "--count", "6", "--levels", "4", "--measure", "none", "--quiet"]
+    assert main([*args, "--data", str(data), "--out", str(out), "--classes", "0-4"]) == 0
+    said = capsys.readouterr().out
+    for line in ("6 given samples of 784 elements, 4 noise levels", "note: ", "seconds", "wrote"):
+        assert line in said
+    made = df.thermo.Profile.load(out)
+    assert made.rows_called == 24 and made.rho[0] == pytest.approx(80.0)
+    # the pictures of the classes asked for, from -1 to 1
+    wanted = images[np.arange(30) % 10 < 5].astype(np.float64) / 127.5 - 1.0
+    assert made.energy == pytest.approx((wanted**2).sum((1, 2)).mean(), rel=1e-6)
+    assert main([*args, "--out", str(out)]) == 0
+    assert df.thermo.Profile.load(out).data == "generated"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--out", "p.pdf"], "must be .html, .png or .json"),
+        (["--out", "none/p.png"], "there is no folder"),
+        (["--data", "none.npz"], "there is no such file"),
+        (["--data", "words.npz"], "an .npz with the arrays images and labels is needed"),
+        (["--data", "floats.npz"], "uint8 [N, 28, 28] and [N] are needed"),
+        (["--measure", "dreams"], "'dreams', but what can be measured"),
+        (["--levels", "2"], "levels = 2, but at least 4"),
+        (["--set", "rtol=1"], "it is an option of --adaptive and --parallel"),
+        (["--adaptive", "--data", "words.npz"], "the profile of the network alone"),
+    ],
+)
+def test_profile_of_the_network_refuses(args, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("words.npz", words=np.array(["a"]))
+    np.savez("floats.npz", images=np.zeros((2, 28, 28)), labels=np.zeros(2))
+    assert main(["profile", "--quiet", *args]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_profile_writes_numbers(tmp_path, capsys):
     out = tmp_path / "steps.json"
     args = ["profile", "--adaptive", "dpm_12", "--count", "2", "--quiet", "--out", str(out)]

@@ -26,7 +26,10 @@ NEEDS = {"diffusers_pipeline": "diffusers", "tune_pipeline": "diffusers"}
 # Programs with options of their own: they draw, take hours or train networks.
 OTHERS = {"digit_tasks", "draw_gains", "measure_adaptive", "measure_parallel", "measure_quality"}
 OTHERS |= {"train_guides", "train_mnist", "fluctuation"}
+OTHERS |= {"jko_audit"}
 OTHERS |= {"guidance_rules", "measure_correctors", "measure_digit_correctors"}
+OTHERS |= {"speed_accuracy"}
+OTHERS |= {"critical_digits"}
 
 
 def test_every_example_is_here():

@@ -124,6 +124,7 @@ RESULTS = {
     # for a GPU: without one the example makes nothing, and tests/executors/test_graph.py has to do
     ("README", 10): lambda f: ("digits" in f) == torch.cuda.is_available(),
     ("README", 11): lambda f: f["digits"].shape == (4, 1, 28, 28) and f["digits"].isfinite().all(),
+    ("README", 12): lambda f: f["late"].nfe < 10 and f["out"].x.isfinite().all(),
     ("integrations", 1): lambda f: same_compiled(f),
 }
 

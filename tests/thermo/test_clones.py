@@ -75,6 +75,22 @@ def test_rows_keep_their_conditions():
     assert torch.allclose(found.samples[0].abs(), mus.expand(2, 8, 1), rtol=1e-4)
 
 
+def test_whole_times():
+    schedule = df.schedules.from_betas(np.linspace(1e-4, 0.02, 1000))
+
+    def network(x, t):
+        assert t.dtype == torch.long
+        alpha, sigma = (torch.as_tensor(f(t.numpy())) for f in (schedule.alpha, schedule.sigma))
+        return TWO.x0(x.double(), alpha, sigma).to(x.dtype)
+
+    den = df.Denoiser(network, schedule, "x0", time_dtype=torch.long)
+    found = df.thermo.clone_agreement(
+        den, TWO.sample(400), [0.3, 1.0, 3.0], classes=sign_of, steps=40
+    )
+    for one, wanted in zip(found.same, (0.9957, 0.7690, 0.5501), strict=True):
+        assert abs(one.value - wanted) < 4.0 * one.error + 2e-3
+
+
 def test_bad_input_is_one_sentence():
     den, x = TWO.denoiser(EDM), TWO.sample(4)
     with pytest.raises(ValueError, match="completions is 1, but pairs need"):

@@ -86,9 +86,13 @@ def check(found, mean, entropy, tolerance=0.0):
 FORWARD, REVERSE = (1.0017, 0.0015), (0.9974, 0.0025)
 
 
-@pytest.mark.parametrize("form", ["euler", "stratonovich"])
 @pytest.mark.parametrize(
-    ("count", "steps"), [(20_000, 50), pytest.param(100_000, 200, marks=pytest.mark.slow)]
+    ("form", "count", "steps"),
+    [
+        ("euler", 20_000, 50),
+        ("stratonovich", 20_000, 50),
+        pytest.param("stratonovich", 100_000, 200, marks=pytest.mark.slow),
+    ],
 )
 def test_both_directions_obey_the_theorem(form, count, steps):
     check(forward(count, steps, form), FORWARD, (0.1571, 0.0018))
@@ -290,21 +294,22 @@ def test_runs_of_plans_obey_the_theorem(plan):
         df.thermo.fluctuation_test_of_plan(TWO.denoiser(OU), plan, TWO)
 
 
-def test_states_of_a_run_with_other_noise_are_found():
+@pytest.mark.parametrize(
+    ("column", "factor", "words"),
+    [("z1", 1.1, "noise is 1.1"), ("d", 1.1, "the mean of a step is taken 1.0")],
+)
+def test_runs_of_another_plan_are_found(column, factor, words):
     (plan, *_), denoiser = plans(6), TWO.denoiser(OU)
-    chain = Chain("test", plan)
-    louder = plan.with_weights({("x", "z1"): 1.1 * plan.weights("x", "z1")}, check="x0")
+    chain, check = Chain("test", plan), "x0" if column == "z1" else "finite"
+    other = plan.with_weights({("x", column): factor * plan.weights("x", column)}, check=check)
     states = {}
     x = float(OU.sigma(1.0)) * torch.randn(
         20_000, 1, dtype=F64, generator=torch.Generator().manual_seed(0)
     )
     df.sample(
-        denoiser,
-        louder,
-        x=x,
-        callback=lambda p: states.update({p.stage: p.x.clone()}) and None,
+        denoiser, other, x=x, callback=lambda p: states.update({p.stage: p.x.clone()}) and None
     )
     states = {i: states[i] for i in chain.noisy}
     found = judged_run("test", chain, Paths("test", chain), denoiser, x, states, TWO)
     assert found.verdict == "not consistent"
-    assert "noise is 1.1" in found.slips[0]
+    assert words in found.slips[0]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import diffast as df
-from diffast.thermo.products import Products
+from diffast.thermo.products import METHODS, Products
 
 EDM = df.schedules.edm()
 THREE = df.thermo.GaussianMixture(
@@ -158,3 +158,36 @@ def test_bad_input_is_one_sentence():
         df.thermo.nonconservativity(broken, torch.tensor([[0.0, 1.0], [1.0, 1.0]]), 1.0)
     with pytest.raises(ValueError, match="the covariance has the eigenvalue"):
         df.thermo.linear_field(np.eye(2), np.diag([1.0, 0.0]))
+
+
+class Square(torch.autograd.Function):
+    """x^2 / 2 with a reverse derivative alone, which has one in turn."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return 0.5 * x * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.saved_tensors[0]
+
+
+def test_a_network_without_a_forward_derivative_is_differentiated_twice():
+    den = df.Denoiser(lambda x, t: Square.apply(x), EDM, "x0")
+    products = Products("test", den)
+    x = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+    assert products.forward(x, torch.ones_like(x), 1.0).tolist() == [[1.0, 2.0]]
+    assert products.method == "double backward"
+    assert products.reverse(x, torch.ones_like(x), 1.0).tolist() == [[1.0, 2.0]]
+    assert df.thermo.nonconservativity(den, x, 1.0, method="jvp").value == 0.0
+
+
+def test_differences_and_derivatives_of_the_digit_network_agree():
+    den = df.Denoiser(df.digits.load_unet(), EDM, "x0", conditions={"labels": torch.full((1,), 10)})
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(2, 1, 28, 28, generator=generator)
+    for level in (0.05, 1.0, 20.0):
+        x = -0.7 + level * torch.randn(2, 1, 28, 28, generator=generator)
+        one, other = (Products("test", den, how).forward(x, z, level) for how in METHODS[1:])
+        assert (one - other).norm() < 5e-3 * one.norm()

@@ -174,7 +174,8 @@ def test_an_interaction_is_found():
         for _ in range(20):
             x = x - tau / 20 * c * (x - x.mean()) + np.sqrt(0.04 * tau) * drawn.standard_normal(500)
         held.append(x)
-    fit = df.thermo.fit_jko(held, tau=tau, potential=None, interaction=P.polynomials(2, even=True))
+    even = P.polynomials(2, even=True)
+    fit = df.thermo.fit_jko(held, tau=tau, potential=None, interaction=even, internal=0.4)
     found = fit["U: x^2"]
     assert abs(found.value - c) < 4 * found.error and found.error < 0.4
     pull = fit.drift(held[0][:5], others=held[0])
@@ -199,6 +200,7 @@ def test_double_wells_are_found_and_sampled(d):
         assert gap < 0.4 * np.abs(np.sort(held[0][:, 0]) - np.sort(held[-1][:, 0])).mean()
 
 
+@pytest.mark.slow
 def test_standard_errors_are_those_of_repetitions():
     fits = [
         df.thermo.fit_jko(
@@ -211,6 +213,7 @@ def test_standard_errors_are_those_of_repetitions():
     assert (np.abs(np.log(said / spread)) < 0.5).all()
 
 
+@pytest.mark.slow
 def test_what_is_read_of_the_density_biases_the_temperature():
     found = {}
     for density, form in (("auto", "weak"), ("gmm", "weak"), ("gmm", "least squares")):
@@ -322,7 +325,8 @@ GOOD = [np.linspace(-1, 1, 40) * s for s in (1.0, 0.9, 0.7)]
         ([GOOD[0], GOOD[1][:25]], {"tau": 1.0, "coupling": "given", "groups": 0},
          ValueError, "one has 40 samples and the next 25"),
         ([x[:6] for x in GOOD], {"tau": 1.0}, ValueError, "6 samples"),
-        ([x[:15] for x in GOOD], {"tau": 1.0, "density": "kde", "groups": 0}, ValueError, "needs 20"),
+        ([x[:15] for x in GOOD], {"tau": 1.0, "density": "kde", "groups": 0},
+         ValueError, "needs 20"),
         ([np.ones((40, 2))] * 2, {"tau": 1.0, "density": "kde"}, ValueError, "fewer than 2 dim"),
         (GOOD, {"tau": 1.0, "scheme": "euler"}, ValueError, "scheme = 'euler'"),
         (GOOD, {"tau": 1.0, "potential": None, "internal": False}, ValueError, "nothing to fit"),
@@ -336,3 +340,9 @@ GOOD = [np.linspace(-1, 1, 40) * s for s in (1.0, 0.9, 0.7)]
 def test_bad_input_is_refused(snapshots, options, error, words):
     with pytest.raises(error, match=words):
         df.thermo.fit_jko(snapshots, **options)
+
+
+def test_a_temperature_that_the_data_do_not_show_is_said():
+    held = [x[:60] for x in wells(60, 3, tau=0.01, steps=2)]
+    with pytest.warns(df.thermo.FewSamplesWarning, match="fit_jko: the temperature"):
+        df.thermo.fit_jko(held, tau=0.01, potential=2)

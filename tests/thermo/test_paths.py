@@ -154,3 +154,12 @@ def test_transport_between_samples_pairs_them_best():
 def test_bad_input(call, said):
     with pytest.raises(ValueError, match=said):
         call()
+
+
+def test_a_schedule_that_keeps_some_noise_is_retimed_to_its_own_end():
+    kept = df.schedules.from_functions(lambda t: 1.0 - t, lambda t: 0.1 + 0.9 * t)
+    made = df.thermo.retime(kept, *law("two"))
+    assert (made.alpha(0.0), made.sigma(0.0)) == pytest.approx((1.0, 0.1))
+    length = speed.w2_length(kept, *law("two"))
+    assert speed.action(made, *law("two")) == pytest.approx(length**2, rel=1e-3)
+    assert length < speed.w2_length(FLOW, *law("two"))

@@ -1,7 +1,6 @@
 """`df.thermo.profile` on data with a closed form: every number against quadrature."""
 
 import dataclasses
-import warnings
 
 import numpy as np
 import pytest
@@ -82,12 +81,12 @@ def test_action_and_length_of_the_paths(profiles):
 def test_errors_are_those_of_repeated_measurements():
     made = [
         measured("flow", data=MIXTURE.sample(1000, seed=s), count=500, levels=8, seed=s)
-        for s in range(40)
+        for s in range(30)
     ]
     for name in ("mmse", "mmse_speed"):
         found = np.std([getattr(one, name) for one in made], axis=0, ddof=1)
         said = np.mean([getattr(one, f"{name}_se") for one in made], axis=0)
-        assert (found / said).max() < 1.5 and (found / said).min() > 0.65
+        assert (found / said).max() < 1.6 and (found / said).min() > 0.6
     spread = np.std([one.c_2.value for one in made], ddof=1)
     assert spread == pytest.approx(np.mean([one.c_2.error for one in made]), rel=0.4)
 
@@ -129,7 +128,7 @@ def test_predictions_of_any_kind_give_the_same_numbers(profiles, predicts):
 
     def network(x, t):
         a, b = (
-            torch.as_tensor(w)[:, None]
+            torch.tensor(w)[:, None]
             for w in df.Prediction(schedule, predicts).affine(t.double().numpy())
         )
         return (exact.network(x, t) - a * x) / b
@@ -141,8 +140,10 @@ def test_predictions_of_any_kind_give_the_same_numbers(profiles, predicts):
 
 def test_batches_and_conditions_follow_their_samples():
     means = torch.tensor([-1.0, 1.0], dtype=torch.float64)
-    labels = torch.arange(60) % 2
-    data = means[labels][:, None] + 0.1 * torch.randn(60, 1, dtype=torch.float64)
+    labels = torch.arange(300) % 2
+    data = means[labels][:, None] + 0.1 * torch.randn(
+        300, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     schedule = SCHEDULES["flow"]
 
     def network(x, t, labels):
@@ -155,13 +156,13 @@ def test_batches_and_conditions_follow_their_samples():
         return mean + gain * (x - alpha * mean)
 
     denoiser = df.Denoiser(network, schedule, predicts="x0", conditions={"labels": labels})
-    options = {"count": 40, "levels": 6, "measure": (), "seed": 2}
+    options = {"count": 200, "levels": 6, "measure": (), "seed": 2}
     one = df.thermo.profile(denoiser, data, rows=7, **options)
-    assert one.mmse[0] == pytest.approx(0.01, rel=0.5)  # not 1: the label is known
+    assert one.mmse[0] == pytest.approx(0.01, rel=0.4)  # not 1: the label is known
     assert any("told conditions" in note for note in one.notes)
     whole = df.thermo.profile(denoiser, data, **options)
-    assert (one.mmse == whole.mmse).all() and one.rows_called == whole.rows_called == 240
-    with pytest.raises(ValueError, match="data has 50 samples, but the condition 'labels' has 60"):
+    assert (one.mmse == whole.mmse).all() and one.rows_called == whole.rows_called == 1200
+    with pytest.raises(ValueError, match="data has 50 samples, but the condition 'labels' has 300"):
         df.thermo.profile(denoiser, data[:50], **options)
 
 

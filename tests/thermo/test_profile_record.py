@@ -73,11 +73,11 @@ def test_pictures_and_pages(whole, tmp_path):
     picture, page = tmp_path / "p.png", tmp_path / "p.html"
     whole.save(picture)
     with Image.open(picture) as image:
-        assert image.width >= 1000 and np.asarray(image.convert("L")).std() > 10
+        assert image.width >= 900 and np.asarray(image.convert("L")).std() > 10
     assert picture.stat().st_size < 300_000
     whole.save(page)
     text = page.read_text()
-    assert text.count("data:image/png;base64,") == 8 and "http" not in text
+    assert text.count("data:image/png;base64,") == 8 and "://" not in text
     for line in str(whole).splitlines():
         assert line.split(":")[0] in text
     # the sweep alone has fewer panels
@@ -141,3 +141,24 @@ def test_what_fails_becomes_a_note():
     )
     assert math.isnan(made.eta.value) and made.mmse.size == 6
     assert any("draws noise" in note for note in made.notes)
+
+
+@pytest.mark.slow
+def test_the_digit_network():
+    """What the page of the digit network shows, on its own samples."""
+    denoiser = df.Denoiser(
+        df.digits.load_unet(),
+        df.schedules.edm(),
+        predicts="x0",
+        conditions={"labels": torch.arange(10)},
+    )
+    made = df.thermo.profile(
+        denoiser, shape=(48, 1, 28, 28), levels=10, measure=("rotation", "clones"), local=12
+    )
+    assert made.data == "generated" and made.d == 784
+    assert (np.diff(made.mmse) < 0).all()
+    wrong, _ = made.speed_error
+    assert np.abs(wrong[(made.rho > 0.05) & (made.rho < 30)]).max() < 0.03
+    # rotation at noise alone, a gradient field near the data
+    assert made.nonconservativity[0] > 0.03 > 0.01 > made.nonconservativity[-1]
+    assert made.clone_agreement[-1] > 0.9 > 0.6 > made.clone_agreement[0]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from diffast import ops
-from diffast.executors.initial import entries_of
+from diffast.executors.initial import entries_of, origin_of
 from diffast.lowering.silent import without_silent_stages
 from diffast.plans import Plan
 from diffast.plans.registers import D_RAW, NEW, Z1, Z2, D, H, V, X, Y, levels_of
@@ -67,7 +67,7 @@ class Chain:
     def __init__(self, who: str, plan: Plan):
         """Multiplies silent stages out and splits noise from means."""
         _check(who, plan)
-        self.plan = plan
+        self.who, self.plan, self.origin = who, plan, origin_of(plan, {})
         opening, rows = without_silent_stages(plan)
         ends = np.append(plan.evaluations[1:], plan.stages) - 1
         levels = plan.levels[ends, plan.rows.index(X)]
@@ -107,7 +107,7 @@ class Chain:
             count: how many evaluations are walked; None: all.
         """
         held: dict[str, torch.Tensor] = {X: x, Y: x}
-        entries = entries_of("log_likelihood", x, self.plan, {})[::-1]  # the newest first
+        entries = entries_of(self.who, x, self.origin)[::-1]  # the newest first
         for i, link in enumerate(self.links[:count]):
             estimated = estimate(i, held[X])
             columns = {**held, D: estimated, D_RAW: estimated}

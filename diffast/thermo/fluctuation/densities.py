@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ def log_gaussian(x: torch.Tensor, law: Gaussian, alpha: float, sigma: float) -> 
     along = apart @ torch.tensor(law.basis, device=x.device).T
     sizes = alpha**2 * torch.tensor(law.variances, device=x.device) + sigma**2
     rest, left = alpha**2 * law.rest + sigma**2, law.d - len(sizes)
+    if not (bool((sizes > 0.0).all()) and (rest > 0.0 or not left)):
+        return torch.full((len(x),), torch.inf, dtype=torch.float64)  # no density
+    rest = rest or 1.0
     square = (along.square() / sizes).sum(1)
     # rounding may leave a little below 0
     square += (apart.square().sum(1) - along.square().sum(1)).clamp(min=0.0) / rest
@@ -31,7 +35,7 @@ def log_gaussian(x: torch.Tensor, law: Gaussian, alpha: float, sigma: float) -> 
 
 
 def kernels(
-    who: str, levels: list[tuple[float, float]], names: list[str]
+    who: str, levels: list[tuple[float, float]], names: list[str], instead: str
 ) -> list[tuple[float, float]]:
     """Returns (factor, deviation) of the noising steps between levels, cleanest last.
 
@@ -50,7 +54,7 @@ def kernels(
             raise ValueError(
                 f"{who}: sigma/alpha is {_ratio(alpha, sigma)} at {name} and "
                 f"{_ratio(next_alpha, next_sigma)} at {following}, but the noising process of the "
-                'schedule needs it to fall along a run: use noising="plan"'
+                f"schedule needs it to fall along a run: {instead}"
             )
         made.append((a, math.sqrt(left)))
     return made
@@ -65,8 +69,8 @@ def of_ends(who: str, given: Any, x: torch.Tensor, what: str, *level: float) -> 
 
     Args:
         who: the public function.
-        given: [B] numbers; a function of x; or an object with `log_density(x, alpha, sigma)`, which
-            is asked at the level (1, 0) where none is given.
+        given: [B] numbers; a function of x; a `Gaussian`; or an object with `log_density(x, alpha,
+            sigma)`. The last two are asked at the level (1, 0) where none is given.
         x: [B, ...].
         what: which end, for messages.
         level: alpha, sigma.
@@ -79,11 +83,13 @@ def of_ends(who: str, given: Any, x: torch.Tensor, what: str, *level: float) -> 
             f"{who}: no log-density at the {what} is given, but the entropy of a path needs one at "
             "both ends"
         )
-    if hasattr(given, "log_density"):
-        found = given.log_density(x.double().flatten(1), *level)
+    if isinstance(given, Gaussian):
+        found = log_gaussian(x, given, *(level or (1.0, 0.0)))
+    elif hasattr(given, "log_density"):
+        found = given.log_density(x.double().flatten(1).cpu(), *level)
     else:
         found = given(x) if callable(given) else given
-    found = torch.as_tensor(found).detach().double()
+    found = torch.as_tensor(found).detach().double().to(x.device)
     if found.shape != x.shape[:1]:
         raise ValueError(
             f"{who}: log-densities at the {what} are {list(found.shape)}, but there are "
@@ -97,3 +103,10 @@ def of_ends(who: str, given: Any, x: torch.Tensor, what: str, *level: float) -> 
             "noise level above 0"
         )
     return found
+
+
+def start_density(who: str, given: Any, *level: float) -> Callable[[torch.Tensor], Any] | None:
+    """Returns the function of states that `of_ends` is for the start; None where none is given."""
+    if given is None:
+        return None
+    return lambda state: of_ends(who, given, state, "start", *level)

@@ -15,7 +15,7 @@ from diffast.model.denoiser import Denoiser
 from diffast.plans import Plan
 from diffast.thermo.estimate import FewSamplesWarning
 from diffast.thermo.fluctuation.chain import Chain
-from diffast.thermo.fluctuation.densities import of_ends
+from diffast.thermo.fluctuation.densities import start_density
 from diffast.thermo.fluctuation.paths import Paths, estimates_of
 from diffast.tuning.pilots import tiled
 
@@ -140,13 +140,7 @@ def log_likelihood(
     made = Paths(who, chain, noising, observation_noise)
     count, each = len(x), max(1, rows // max(len(x), 1))
     logs = torch.empty((count, paths), dtype=torch.float64, device=x.device)
-    start_of = None
-    if log_start is not None:
-        given = log_start
-
-        def start_of(state: torch.Tensor) -> torch.Tensor:
-            return of_ends(who, given, state, "start", *chain.start)
-
+    start_of = start_density(who, log_start, *chain.start)
     with torch.no_grad():
         for first in range(0, paths, each):
             many = min(each, paths - first)

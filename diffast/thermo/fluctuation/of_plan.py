@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from diffast.executors.initial import initial_state
@@ -13,9 +14,10 @@ from diffast.model.denoiser import Denoiser
 from diffast.plans import Plan
 from diffast.thermo.estimate import mean_of
 from diffast.thermo.fluctuation.chain import Chain
-from diffast.thermo.fluctuation.densities import of_ends
+from diffast.thermo.fluctuation.densities import of_ends, start_density
+from diffast.thermo.fluctuation.of_steps import fitted_ratio
 from diffast.thermo.fluctuation.paths import Paths, estimates_of
-from diffast.thermo.fluctuation.slips import noise_slip
+from diffast.thermo.fluctuation.slips import drift_slips, noise_slip
 from diffast.thermo.fluctuation.theorem import FluctuationTest, judged
 
 
@@ -89,23 +91,28 @@ def judged_run(
 ) -> FluctuationTest:
     """Returns the test of the states {evaluation: [B, ...]} of a run."""
     end = states.pop(chain.noisy[-1])
-    first = None
-    if log_start is not None:
+    first = start_density(who, log_start, *chain.start)
+    noises: list[torch.Tensor] = []
+    along = torch.zeros(len(end), dtype=torch.float64, device=end.device)
+    square = along.clone()
 
-        def first(state: torch.Tensor) -> torch.Tensor:
-            return of_ends(who, log_start, state, "start", *chain.start)
+    def seen(z: torch.Tensor, mean: torch.Tensor) -> None:
+        nonlocal along, square
+        noises.append(z.square().flatten(1).mean(1))
+        along = along + (mean * (mean + z)).flatten(1).sum(1)
+        square = square + mean.square().flatten(1).sum(1)
 
-    squares: list[torch.Tensor] = []
     with torch.no_grad():
-        run = made.run_density(
-            *(end, start, states, estimates_of(who, chain, denoiser), first),
-            seen=lambda i, z: squares.append(z.double().square().flatten(1).mean(1)),
-        )
+        estimate = estimates_of(who, chain, denoiser)
+        run = made.run_density(end, start, states, estimate, first, seen)
         back = made.noising_density(end, start, states)
     values = run - back - of_ends(who, log_end, end, "end", *made.level)
-    noise = mean_of(torch.stack(squares).mean(0))
-    slip = noise_slip(noise, exact=True)
-    return judged(values.cpu(), [slip] if slip else [], noise, {}, "plan", True)
+    noise, factor = mean_of(torch.stack(noises).mean(0)), fitted_ratio(along, square)
+    wrong = drift_slips(["mean"], np.array([factor.value]), np.array([factor.error]), True)
+    wrong = [slip.replace("the drift's part 'mean'", "the mean of a step") for slip in wrong]
+    slip = None if wrong else noise_slip(noise, exact=True)
+    slips = [*wrong, *([slip] if slip else [])]
+    return judged(values.cpu(), slips, noise, {"mean": factor}, "plan", True)
 
 
 def _start(denoiser, plan, shape, x, seed) -> torch.Tensor:

@@ -73,7 +73,7 @@ class Paths:
         self.steps: list[tuple[float, float]] = []
         if noising == "schedule":
             names = ["the start", *(f"evaluation {i}" for i in self.drawn), "the end"]
-            self.steps = kernels(who, levels, names)
+            self.steps = kernels(who, levels, names, 'use noising="plan"')
 
     def _deviations(self) -> list[float]:
         """Returns the deviation of each step between two states of a path."""
@@ -133,7 +133,7 @@ class Paths:
         states: dict[int, torch.Tensor],
         estimate: Estimate,
         log_start: Callable[[torch.Tensor], torch.Tensor] | None = None,
-        seen: Callable[[int, torch.Tensor], None] | None = None,
+        seen: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
     ) -> torch.Tensor:
         """Returns log p(path, x) of a run of the plan, [B] float64.
 
@@ -143,7 +143,7 @@ class Paths:
             states: those after the noisy evaluations.
             estimate: the network's x0 estimate.
             log_start: log-density of the initial state; None: the plan's own.
-            seen: called with each noisy evaluation and its normals z.
+            seen: called at each noisy evaluation with (z, mean / deviation).
         """
         first = self.chain.log_start(start) if log_start is None else log_start(start)
         return first + self._walked(x, start, states, estimate, True, seen)
@@ -158,7 +158,7 @@ class Paths:
             state = states.get(i, x)
             total = total + log_normal(state, mean, deviation)
             if seen is not None:
-                seen(i, (state - mean) / deviation)
+                seen((state - mean).double() / deviation, mean.double() / deviation)
             return state
 
         drawn = self.drawn[-1] + 1 if self.drawn else 0

@@ -35,7 +35,7 @@ def noise_slip(noise: Estimate, exact: bool) -> str | None:
         return None
     known = _nearest(noise.value, _NOISES)
     said = _NOISES[known] if known else f"{math.sqrt(noise.value):.4g} times what it should be"
-    return f"the fresh noise is {said} (variance over 2 T dt: {noise})"
+    return f"the fresh noise is {said} (variance over the meant one: {noise})"
 
 
 def drift_slips(

@@ -44,8 +44,8 @@ class FluctuationTest:
             not to be trusted, nor its standard error.
         noise: variance of the fresh noise over the believed one, 1 if it is right.
         factors: fitted factor of each part of the drift, 1 if it is right; `count` is that of the
-            paths. Empty for a plan.
-        form: which entropy was summed: "euler", "stratonovich", "work" or "plan".
+            paths. Of a plan "mean", of Gaussian steps "step".
+        form: which entropy was summed: "euler", "stratonovich", "work", "steps" or "plan".
         exact: whether <exp(-dS)> = 1 holds exactly for steps of any size.
         values: [B] float64, dS of each path, for histograms.
     """

@@ -187,12 +187,12 @@ class _Estimates:
 
     def __init__(self, denoiser: Denoiser, onto: Callable[[torch.Tensor], np.ndarray]):
         self.denoiser, self.onto = denoiser, onto
-        self.made: tuple[float, np.ndarray] | None = None
+        self.made: tuple[torch.Tensor, np.ndarray] | None = None
 
     def __call__(self, state, t, alpha, sigma, turn) -> tuple[np.ndarray, np.ndarray | None]:
         """Returns (x0, its change where the network is told a lam that is larger by SHIFT)."""
-        if self.made is None or self.made[0] != t:
-            self.made = t, self._at(state, t)
+        if self.made is None or self.made[0] is not state:
+            self.made = state, self._at(state, t)
         x0 = self.made[1]
         if not turn:
             return x0, None

@@ -22,14 +22,17 @@ from diffast.thermo.jko.potentials import Features, divergence_of, polynomials
 
 DENSITIES = ("kde", "gmm", "gaussian")
 
+# Samples of a kernel density: 300 MB.
+MOST_KERNELS = 6_000
+
 # Components of the mixture, as the published code has, and rounds of its expectation maximisation.
 COMPONENTS, ROUNDS = 10, 60
 
 # Fewest samples of a density estimate; a mixture needs so many a component.
 FEWEST = 20
 
-# Score matching leaves out this part of the samples where it is evaluated: a score that was fitted to
-# the very samples is too large there, and the temperature too low.
+# Score matching leaves out one part in so many of the samples, those where it is evaluated: a
+# score that was fitted to the very samples is too large there, and the temperature too low.
 FOLDS = 5
 
 # Fewest numbers, samples times elements, for each feature of score matching.
@@ -72,6 +75,11 @@ def score_of(x: np.ndarray, t: float, density: Density) -> Score:
             f"along their axes are {values[0]:.2g} to {values[-1]:.2g}, and there is no density"
         )
     if density == "kde":
+        if n > MOST_KERNELS:
+            raise ValueError(
+                f"fit_jko: a snapshot has {n} samples, but density = 'kde' holds all pairs of them "
+                f"and takes at most {MOST_KERNELS}: density='auto' takes any number"
+            )
         return _kernel(x, covariance)
     components = 1 if density == "gaussian" else max(1, min(COMPONENTS, n // (FEWEST * d)))
     return _mixture(x, covariance, components)

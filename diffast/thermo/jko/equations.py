@@ -15,7 +15,7 @@ and its error is that of the temperature.
 Form "weak": sum of tau E[g_i R] = 0 for as many fields g_i as there are unknowns; the fields are
 the F_j themselves. Where F_j is grad log rho, integration by parts takes it away:
 E[g grad log rho] = -E[div g]. What was estimated is then only a field to project on. It costs
-accuracy where it is bad, but adds no bias.
+accuracy where it is bad, but adds no bias of first order.
 """
 
 from __future__ import annotations

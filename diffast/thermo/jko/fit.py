@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from diffast.thermo.estimate import warn_if_few
 from diffast.thermo.jko.coupling import COUPLINGS
 from diffast.thermo.jko.density import DENSITIES, Density, matching
 from diffast.thermo.jko.equations import FORMS, SCHEMES, Model, equations, solve, summed
@@ -71,6 +72,10 @@ def fit_jko(
         groups: of the standard errors, a jackknife that leaves out one group of samples at a time,
             at the cost of as many fits; 0: no errors.
 
+    A `FewSamplesWarning` says that the temperature's standard error is above the temperature. Its
+    value then means nothing, and may be far off: give more samples or more snapshots, the
+    temperature where it is known, or form="least squares", which is too low but never far off.
+
     Raises:
         TypeError: times and tau together, or neither.
         ValueError: fewer than 2 snapshots; samples that are not finite or of another shape; times
@@ -119,7 +124,7 @@ def fit_jko(
             fewer = summed(equations(model, given.without(group, groups), *options))
             each.append(solve(fewer, names, model.known, ridge)[0])
         covariance = jackknife(each)
-    return JKOFit(
+    fit = JKOFit(
         model=model,
         names=names,
         theta=theta,
@@ -133,6 +138,10 @@ def fit_jko(
         scheme=scheme,
         form=form,
     )
+    if groups and model.known is None and len(model.internal) == 1:
+        # Where the data say little, the weak form's temperature may be anything.
+        warn_if_few(_WHO, "the temperature", fit.temperature(), share=1.0)
+    return fit
 
 
 def jackknife(each: list[np.ndarray]) -> np.ndarray:

@@ -25,6 +25,7 @@ class Audit:
         count: samples of the batches.
         numbers: elements of a sample that were looked at.
         level: share of sound samplers that may be called unsound.
+        freedom: degrees of freedom of the standard errors; None: they are known.
     """
 
     steps: tuple[Measured, ...]
@@ -32,6 +33,7 @@ class Audit:
     count: int
     numbers: int
     level: float
+    freedom: int | None = None
 
     @property
     def drift(self) -> Estimate:
@@ -62,30 +64,48 @@ class Audit:
 
         Half of `level` is shared by the three numbers over all intervals, half by those of single
         intervals. A fault of one kind mostly shows in several numbers: that with the largest
-        deviation in standard errors is named first.
+        deviation is named first. Where standard errors are estimated, by the jackknife, single
+        intervals are not judged.
         """
         found = []
-        known = int(np.isfinite([step.error for step in self.steps]).sum())
-        for which, place, share in [(self.whole, None, 3)] + [
-            (step, k, known) for k, step in enumerate(self.steps)
-        ]:
+        known = int(np.isfinite([step.null for step in self.steps]).sum())
+        singles = [(step, k, known) for k, step in enumerate(self.steps)]
+        for which, place, share in [(self.whole, None, 3), *singles]:
+            if place is not None and self.freedom is not None:
+                break
             limit = NormalDist().inv_cdf(1.0 - 0.25 * self.level / max(share, 1))
             for k, name in enumerate(NAMES):
-                value, error, allowed = (float(part[k]) for part in which[:3])
-                apart = abs(value - DESIGNED[k]) - allowed
-                if not apart > limit * error:  # NaN: not measured
+                far = self._deviate(which, k)
+                if not far > limit:  # NaN: not measured
                     continue
+                value, error, allowed = (
+                    float(part[k]) for part in (which.value, which.error, which.allowance)
+                )
                 where = "" if place is None else f" in interval {place} of {len(self.steps)}"
                 allowance = f", allowance {allowed:.2g}" if allowed else ""
-                found.append(
-                    (
-                        place is not None,
-                        -apart / error if error else -np.inf,
-                        f"{name}{where} is {value:.4g} +- {error:.1g} where it should be "
-                        f"{DESIGNED[k]:g}{allowance}",
-                    )
+                text = (
+                    f"{name}{where} is {value:.4g} +- {error:.1g} where it should be "
+                    f"{DESIGNED[k]:g}{allowance}"
                 )
+                found.append((place is not None, -far, text))
         return [text for *_, text in sorted(found)]
+
+    def _deviate(self, which: Measured, k: int) -> float:
+        """Returns how far a number is off beyond its allowance, as a normal deviate."""
+        value, null, allowed = (float(p[k]) for p in (which.value, which.null, which.allowance))
+        away = value - DESIGNED[k]
+        beyond = max(abs(away) - allowed, 0.0)
+        if self.freedom is not None:
+            # a Student t as a normal deviate (Wallace 1959)
+            n = self.freedom
+            share = np.log1p((beyond / null) ** 2 / n)
+            return float((8 * n + 1) / (8 * n + 3) * np.sqrt(n * share))
+        if k != NAMES.index("temperature"):
+            return beyond / null
+        # Of a sum of N squares the cube root is nearly normal (Wilson and Hilferty 1931).
+        ninth = null**2 / 9.0  # 2 / (9 N)
+        root = np.cbrt(max(1.0 + np.copysign(beyond, away), 0.0))
+        return float(abs(root - (1.0 - ninth)) / np.sqrt(ninth)) if beyond else 0.0
 
     def samples_for(self, difference: float, what: str = "temperature", power: float = 0.9) -> int:
         """Returns how many samples show such a difference over all intervals with that probability.
@@ -103,7 +123,7 @@ class Audit:
         if what not in NAMES:
             raise ValueError(f"Audit: {what!r} is none of {', '.join(NAMES)}")
         k = NAMES.index(what)
-        error, allowed = float(self.whole.error[k]), float(self.whole.allowance[k])
+        null, allowed = float(self.whole.null[k]), float(self.whole.allowance[k])
         if not difference > allowed:
             raise ValueError(
                 f"Audit: a difference of {difference:g} in the {what} is not above the allowance "
@@ -111,7 +131,7 @@ class Audit:
             )
         normal = NormalDist()
         needed = normal.inv_cdf(1.0 - 0.25 * self.level / 3) + normal.inv_cdf(power)
-        return int(np.ceil(self.count * (needed * error / (difference - allowed)) ** 2))
+        return int(np.ceil(self.count * (needed * null / (difference - allowed)) ** 2))
 
     def to_dict(self) -> dict:
         """Returns the numbers as JSON can hold them."""
@@ -143,7 +163,9 @@ class Audit:
             f"numbers: {'sound' if self.sound else 'NOT sound'}"
         ]
         for k, name in enumerate(NAMES):
-            value, error, allowed = (float(part[k]) for part in self.whole[:3])
+            value, error, allowed = (
+                float(p[k]) for p in (self.whole.value, self.whole.error, self.whole.allowance)
+            )
             if not np.isnan(value):
                 lines.append(
                     f"  {name:<12} {value:.4f} +- {error:.4f}  (designed {DESIGNED[k]:g}, "

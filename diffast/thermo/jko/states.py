@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +15,8 @@ from diffast.executors.results import Progress
 from diffast.executors.sequential import sample
 from diffast.model.denoiser import Denoiser
 from diffast.plans import Plan
-from diffast.plans.places import places
+from diffast.plans.places import Place, places
+from diffast.plans.registers import X, Y
 
 # Fewest samples for standard errors that a normal law describes.
 FEWEST = 50
@@ -120,7 +123,7 @@ def _run(who: str, denoiser: Denoiser, plan: Plan, shape: Any, x: Any, seed: int
     def keep(progress: Progress) -> None:
         held[progress.stage + 1] = progress.x.clone()
 
-    ends = places(who, plan)
+    ends = _with_visits(plan, places(who, plan))
     sample(denoiser, plan, x=x, seed=seed, callback=keep)
     return Run(
         [held[place.before] * place.scale for place in ends],
@@ -128,3 +131,23 @@ def _run(who: str, denoiser: Denoiser, plan: Plan, shape: Any, x: Any, seed: int
         [place.level for place in ends],
         plan.history > 0 or len(plan.step_starts()) < plan.nfe or "v" in plan.rows,
     )
+
+
+def _with_visits(plan: Plan, ends: list[Place]) -> list[Place]:
+    """Returns the places, and those at which a corrector begins a visit at a level.
+
+    `places` names the end of a visit alone. A step ends where the visit begins.
+    """
+    x = plan.matrix[:, plan.rows.index(X)]
+    level = plan.levels[:, plan.rows.index(X)]
+    joined = np.ones(plan.stages, dtype=bool)
+    if Y in plan.rows:
+        joined = np.all(plan.matrix[:, plan.rows.index(Y)] == x, axis=1)
+    found = ends[:1]
+    for before, end in pairwise(ends):
+        for i in range(before.before, end.before - 1):
+            if joined[i] and np.allclose(level[i] * end.scale, end.level, rtol=1e-9, atol=0.0):
+                found.append(replace(end, before=i + 1))
+                break
+        found.append(end)
+    return found

@@ -65,13 +65,16 @@ class Measured(NamedTuple):
 
     Attributes:
         value: [3]; NaN where a number could not be measured.
-        error: [3] standard errors.
+        error: [3] standard errors, of the samples.
+        null: [3] standard errors that a sound sampler has: its residuals are normal, with the
+            designed variance, so that these are known.
         allowance: [3], by how much a method of higher order may differ.
         times: (from, to).
     """
 
     value: np.ndarray
     error: np.ndarray
+    null: np.ndarray
     allowance: np.ndarray
     times: tuple[float, float]
 
@@ -87,6 +90,7 @@ def measure(step: Step, allow: bool) -> Measured:
     ratio = np.square(r).sum(1) / (q * m)
     value = np.array([np.nan, ratio.mean(), np.nan])
     error = np.array([np.nan, ratio.std(ddof=1) / np.sqrt(n), np.nan])
+    null = np.array([np.nan, np.sqrt(2.0 / (n * m)), np.nan])
     change = step.change
     allowance = np.zeros(3)
     crossed = abs((r * change).sum(1).mean())
@@ -101,32 +105,33 @@ def measure(step: Step, allow: bool) -> Measured:
         terms = (r * along).sum(1)
         value[k] = base + terms.sum() / size
         error[k] = np.sqrt(np.square(terms).sum()) / size
+        null[k] = np.sqrt(q / size)
         # Without a turn the mean change is all that is known of the far end.
         moved = change if step.turn is None else step.far * step.turn
         allowance[k] = step.far if k == 2 else abs((moved * along).sum()) / size
-    return Measured(value, error, allowance if allow else np.zeros(3), step.times)
+    return Measured(value, error, null, allowance if allow else np.zeros(3), step.times)
 
 
 def pooled(steps: list[Measured]) -> Measured:
-    """Returns the three numbers over all steps, drift and shift weighted by 1 / error^2.
-
-    The error of a temperature is proportional to the temperature itself, so these weights would
-    favour what is too low by chance. Its designed error is the same in all steps: a plain mean.
+    """Returns the three numbers over all steps, weighted by 1 / null^2.
 
     Residuals of different steps are not correlated where the sampler does what it should, so the
     standard errors add up as those of independent numbers.
     """
-    values, errors, allowed = (
+    values, errors, nulls, allowed = (
         np.array([getattr(step, name) for step in steps])
-        for name in ("value", "error", "allowance")
+        for name in ("value", "error", "null", "allowance")
     )
-    known = np.isfinite(values) & np.isfinite(errors) & (errors > 0)
-    weights = np.where(known, 1.0, 0.0) / np.where(known, errors, 1.0) ** 2
-    weights[:, 1] = known[:, 1]
+    known = np.isfinite(values) & (nulls > 0)
+    weights = np.where(known, 1.0, 0.0) / np.where(known, nulls, 1.0) ** 2
     total = weights.sum(0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        value = (weights * np.where(known, values, 0.0)).sum(0) / total
-        error = np.sqrt((np.square(weights * np.where(known, errors, 0.0))).sum(0)) / total
-        allowance = (weights * np.where(known, allowed, 0.0)).sum(0) / total
-    error = np.where(total > 0, error, np.nan)
-    return Measured(value, error, allowance, (steps[0].times[0], steps[-1].times[1]))
+    weights = weights / np.where(total > 0, total, np.nan)
+
+    def mean(parts):
+        return (weights * np.where(known, parts, 0.0)).sum(0)
+
+    def root(parts):
+        return np.sqrt(np.square(weights * np.where(known, parts, 0.0)).sum(0))
+
+    times = steps[0].times[0], steps[-1].times[1]
+    return Measured(mean(values), root(errors), root(nulls), mean(allowed), times)

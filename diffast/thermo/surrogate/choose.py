@@ -15,7 +15,6 @@ from diffast.plans import Plan
 from diffast.plans.overshoot import is_unstable
 from diffast.solvers.core.stability import unchecked
 from diffast.thermo.surrogate.curve import Curve
-from diffast.thermo.surrogate.laws import NORMAL
 from diffast.thermo.surrogate.surrogate import Surrogate
 from diffast.tuning.candidates import SOLVERS, plans_for, starts_late
 from diffast.tuning.grids import densities

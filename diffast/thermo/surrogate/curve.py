@@ -21,7 +21,7 @@ class Curve:
 
     Attributes:
         rho: [M], rising.
-        own_error: [M], rms of what a network's x0 estimate is off by, for one element, as far as the
+        own_error: [M], rms of what a network's x0 estimate is off by in one element, as far as the
             loss shows it: sqrt of what the loss lies above the most that the best estimate can
             have, over d. 0 where it is not clearly above.
         mmse: [M], not falling, above 0 and at most that of the estimates D = x and D = mean.

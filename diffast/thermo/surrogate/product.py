@@ -28,7 +28,7 @@ class Product(torch.nn.Module):
     def __init__(
         self,
         laws: Sequence[Law],
-        scales: Sequence[float],
+        scales: Any,
         schedule: Any,
         own_error: tuple[np.ndarray, np.ndarray] | None = None,
     ):
