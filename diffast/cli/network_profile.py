@@ -99,7 +99,7 @@ def _digits(path: Path) -> tuple[Any, Any]:
     try:
         with np.load(path) as file:
             images, labels = file["images"], file["labels"]
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, TypeError) as error:
         raise ValueError(
             f"--data {path} but an .npz with the arrays images and labels is needed ({error})"
         ) from None
@@ -107,6 +107,15 @@ def _digits(path: Path) -> tuple[Any, Any]:
         raise ValueError(
             f"--data {path} has images {images.dtype} {list(images.shape)} and labels "
             f"{list(labels.shape)}, but uint8 [N, 28, 28] and [N] are needed"
+        )
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise ValueError(
+            f"--data {path} has labels {labels.dtype} {list(labels.shape)}, but whole numbers [N] "
+            "are needed"
+        )
+    if len(labels) and not (labels.min() >= 0 and labels.max() <= 9):
+        raise ValueError(
+            f"--data {path} has labels from {labels.min()} to {labels.max()}, but digits are 0 to 9"
         )
     made = torch.from_numpy(images.astype(np.float32))[:, None] / 127.5 - 1.0
     return made, torch.from_numpy(labels.astype(np.int64))

@@ -77,7 +77,7 @@ class Gaussian:
             ValueError: fewer than 2 samples; values that are not finite; a rank that the samples do
                 not have.
         """
-        rows = _numbers(data)
+        rows = numbers_of(data)
         if rows.ndim < 1 or rows.shape[0] < 2:
             raise ValueError(
                 f"Gaussian: data of shape {list(rows.shape)}, but at least 2 samples are needed"
@@ -140,7 +140,7 @@ def _principal(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return sizes[: count - 1] ** 2 / (count - 1), vectors[: count - 1]
 
 
-def _numbers(data: Any) -> np.ndarray:
+def numbers_of(data: Any) -> np.ndarray:
     """Returns data as float64; raises ValueError for what are no real numbers."""
     if hasattr(data, "detach"):  # a tensor, perhaps of a type that numpy does not have
         data = data.detach().cpu()

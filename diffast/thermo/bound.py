@@ -186,6 +186,8 @@ def speed_accuracy_of_curve(times: Any, w1: Any, chi2: float, c_2: float) -> Spe
     clock, back = _clock(who, times, curve.size)
     _check(who, chi2, c_2)
     curve = curve[::-1] if back else curve
+    if not (np.isfinite(curve).all() and (curve >= 0.0).all()):
+        raise ValueError("speed_accuracy_of_curve: w1 holds a value that is negative or not finite")
     etas, rates = _relation(clock, curve[None], chi2)
     eta, rate = (Estimate(float(number[0]), 0.0, 0) for number in (etas, rates))
     times, w1 = tuple(clock.tolist()), tuple(curve.tolist())

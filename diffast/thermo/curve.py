@@ -32,7 +32,8 @@ class Curve:
     def __call__(self, rho: Any) -> np.ndarray:
         """Returns the mmse at levels of any shape, summed over the elements."""
         rho = np.asarray(rho, dtype=np.float64)
-        place = np.clip(np.log(rho), self.at[0], self.at[-1])
+        with np.errstate(divide="ignore"):
+            place = np.clip(np.log(rho), self.at[0], self.at[-1])
         k = np.clip(np.searchsorted(self.at, place, side="right") - 1, 0, self.at.size - 2)
         width = self.at[k + 1] - self.at[k]
         u = (place - self.at[k]) / width
@@ -40,7 +41,8 @@ class Curve:
         da, db = width * self.slopes[k], width * self.slopes[k + 1]
         bulge = da * (1.0 - u) - db * u + (b - a) * (2.0 * u - 1.0)
         value = a * (1.0 - u) + b * u + u * (1.0 - u) * bulge
-        return np.exp(value) * rho**2 / (self.square + rho**2)
+        with np.errstate(divide="ignore"):  # 1 at rho = inf, 0 at 0
+            return np.exp(value) / (1.0 + self.square / rho**2)
 
 
 def _slopes(at: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -169,10 +169,13 @@ class _Exact(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Returns E[y | x] [B, d]; where sigma = 0 that is x / alpha."""
+        schedule = self.schedule
+        ends = sorted((float(schedule.t_start), float(schedule.t_end)))
+        # A float32 time may lie beyond the schedule's end by its rounding.
         times = t.detach().cpu().double().numpy()
-        alpha, sigma = (
-            torch.as_tensor(f(times)) for f in (self.schedule.alpha, self.schedule.sigma)
-        )
+        near = np.clip(times, ends[0], ends[1])
+        times = np.where(np.abs(times - near) <= 1e-6 * ends[1], near, times)
+        alpha, sigma = (torch.as_tensor(f(times)) for f in (schedule.alpha, schedule.sigma))
         made = self.mixture.x0(x.double(), alpha, sigma.clamp(min=1e-150))
         return made.to(x.dtype)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 
-from diffast.executors.context import has_rows, progress_bar
+from diffast.executors.context import check_fits, check_plan, has_rows, progress_bar
+from diffast.executors.initial import initial_state
 from diffast.executors.sequential import sample
 from diffast.model.denoiser import Denoiser
 from diffast.planning import plan as plan_to_start_with
@@ -126,6 +128,19 @@ class _Work:
                 f"profile: the first argument is a {type(denoiser).__name__}, but a df.Denoiser "
                 "is needed"
             )
+        for name, value in (("levels", levels), ("count", count), ("rows", rows)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+                raise ValueError(f"profile: {name} = {value!r}, but it must be a whole number")
+        if plan is not None:
+            check_plan("profile", plan)
+            check_fits("profile", plan, denoiser)
+        if shape is not None:
+            shape = (shape,) if isinstance(shape, int) else tuple(shape)
+            if len(shape) < 2:
+                raise ValueError(
+                    f"profile: shape = {list(shape)}, but [B, ...] of B samples is needed; numbers "
+                    "are [B, 1]"
+                )
         if levels < 4:
             raise ValueError(f"profile: levels = {levels}, but at least 4 are needed")
         if rows is not None and rows < 1:
@@ -155,7 +170,7 @@ class _Work:
 
     def measured(self, parts: Sequence[str], local: int) -> None:
         """Settles what is measured besides the sweep."""
-        self.parts = (parts,) if isinstance(parts, str) else tuple(parts)
+        self.parts = (parts,) if isinstance(parts, str) else tuple(parts or ())
         odd = [part for part in self.parts if part not in PARTS]
         if odd:
             raise ValueError(
@@ -253,8 +268,9 @@ class _Work:
             own = ids[part]
             given: dict[str, Any] = {"shape": (len(own), *self.sample_shape)}
             if self.dtype == torch.float64:
-                start = float(self.denoiser.schedule.sigma(plan.start))
-                given = {"x": pilots.noise(own, 1.0).double() * start}
+                noise = {"seed": self.seed, "ids": own, "device": self.device}
+                start = initial_state(pilots.rows(own), plan, given["shape"], **noise)
+                given = {"x": start.double()}
             given |= {"ids": own, "seed": self.seed, "device": self.device}
             made.append(sample(pilots.rows(own), plan, **given).x.cpu())
             self.rows_called += plan.nfe * len(own)

@@ -18,6 +18,11 @@ from diffast.thermo.estimate import Estimate
 
 FORMAT, VERSION = "diffast profile", 1
 
+# Fields with a number for each level.
+_BY_LEVEL = ("times", "alpha", "sigma", "mmse", "mmse_se", "mmse_speed", "mmse_speed_se")
+_BY_LEVEL += ("model_error", "model_error_se", "error_floor", "error_floor_se", "mmse_gaussian")
+_BY_LEVEL += ("model_speed", "w2_speed", "entropy_rate")
+
 _NONE = Estimate(math.nan, math.nan, 0)
 
 
@@ -158,11 +163,13 @@ class Profile:
     def speed_error(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns (E|v|^2 - v_2^2) / E|v|^2 of the model's flow [M], and its standard error [M].
 
-        0 for an exact network. Along the schedule's own path.
+        0 for an exact network; NaN where the estimate of E|v|^2 is not positive. Along the
+        schedule's own path.
         """
         gap = self.model_speed - self.w2_speed
         share = gap / np.where(self.model_error == 0.0, 1.0, self.model_error)
-        size = np.maximum(self.model_speed, 1e-300)
+        # Few samples may make E|v|^2 negative: nothing is known of the share there.
+        size = np.where(self.model_speed > 0.0, self.model_speed, np.nan)
         return gap / size, np.abs(share) * self.model_error_se / size
 
     @property
@@ -185,8 +192,15 @@ class Profile:
 
         A monotone cubic between the levels; proportional to rho^2 below and constant above, as
         `Curve`.
+
+        Raises:
+            ValueError: a level that is negative or NaN.
         """
-        return self._curve(rho)
+        levels = np.asarray(rho, dtype=np.float64)
+        if not (levels >= 0.0).all():
+            wrong = levels[~(levels >= 0.0)].ravel()[0]
+            raise ValueError(f"Profile: rho = {wrong:g}, but a noise level is 0 or more")
+        return self._curve(levels)
 
     @cached_property
     def _curve(self) -> Curve:
@@ -221,9 +235,16 @@ class Profile:
             odd = sorted(given.keys() ^ known.keys())
             raise ValueError(f"Profile: the fields {', '.join(odd)} are missing or too many")
         try:
-            return cls(**{name: _from_json(v, str(known[name])) for name, v in given.items()})
+            made = cls(**{name: _from_json(v, str(known[name])) for name, v in given.items()})
         except (TypeError, ValueError) as error:
             raise ValueError(f"Profile: a field has another form ({error})") from None
+        for name in _BY_LEVEL:
+            if len(getattr(made, name)) != len(made.rho):
+                raise ValueError(
+                    f"Profile: {name} has {len(getattr(made, name))} numbers, but there are "
+                    f"{len(made.rho)} levels"
+                )
+        return made
 
     def save(self, path: str | PathLike) -> None:
         """Writes a .json (the numbers), .png (the picture) or .html (the page) file.

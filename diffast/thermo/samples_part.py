@@ -54,11 +54,16 @@ def wrong_start(
         notes: told what was left out.
 
     Raises:
-        ValueError: a plan with fresh noise.
+        ValueError: a plan with fresh noise, or one that starts from a Gaussian law of the data.
     """
     if plan.stochastic:
         raise ValueError(
             f"The plan {plan.name} draws noise, but the relation is that of the probability flow."
+        )
+    if plan.initial is not None:
+        raise ValueError(
+            f"The plan {plan.name} starts from a Gaussian law of the data, but the relation is for "
+            "a start from noise."
         )
     sigma = float(plan.schedule.sigma(plan.start))
     axis = law.basis[0] if len(law.basis) else np.eye(1, law.d)[0]

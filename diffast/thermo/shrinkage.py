@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from diffast.plans.gaussian import Gaussian
+from diffast.plans.gaussian import Gaussian, numbers_of
 
 
 def shrunk_gaussian(data: Any, rank: int | None = None, shrink: float | None = None) -> Gaussian:
@@ -30,7 +30,7 @@ def shrunk_gaussian(data: Any, rank: int | None = None, shrink: float | None = N
     if shrink is not None and not 0.0 <= shrink <= 1.0:
         raise ValueError(f"shrunk_gaussian: shrink = {shrink:g}, but it must be in [0, 1]")
     law = Gaussian.of(data, rank)
-    share = _ledoit_wolf(np.asarray(data, dtype=np.float64)) if shrink is None else float(shrink)
+    share = _ledoit_wolf(numbers_of(data)) if shrink is None else float(shrink)
     middle = float(law.spectrum.sum()) / law.d
     variances = (1.0 - share) * law.variances + share * middle
     rest = (1.0 - share) * law.rest + share * middle

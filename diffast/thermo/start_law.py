@@ -77,13 +77,13 @@ def start_law(
             raise ValueError("start_law: there are no data, so shape is needed, that of one sample")
         pilots = Pilots(denoiser, tuple(shape), seed, denoiser.device())
         data = _generated(pilots, plan or start_plan(denoiser, 10), count, rows)
-    data = torch.as_tensor(data)
+    data = torch.as_tensor(data).detach()
     data = data if data.is_floating_point() else data.double()
     if len(data) < 5:
         raise ValueError(f"start_law: {len(data)} samples, but at least 5 are needed")
     values = None if by is None else _values(denoiser, by, labels, len(data))
     held = _held_out(len(data), values)
-    laws = _laws(data.cpu().numpy(), values, ~held, rank, shrink)
+    laws = _laws(data.cpu().double().numpy(), values, ~held, rank, shrink)
     law = StartLaw(laws, by)
     guided = denoiser.unconditional is not None or denoiser.guides
     if pilots is not None and guided:

@@ -282,6 +282,9 @@ def test_profile_measures_the_network(tmp_path, capsys):
         (["--data", "none.npz"], "there is no such file"),
         (["--data", "words.npz"], "an .npz with the arrays images and labels is needed"),
         (["--data", "floats.npz"], "uint8 [N, 28, 28] and [N] are needed"),
+        (["--data", "many.npz"], "labels from 0 to 12, but digits are 0 to 9"),
+        (["--data", "hot.npz"], "labels int64 [2, 10], but whole numbers [N]"),
+        (["--data", "one.npy"], "an .npz with the arrays images and labels is needed"),
         (["--measure", "dreams"], "'dreams', but what can be measured"),
         (["--levels", "2"], "levels = 2, but at least 4"),
         (["--set", "rtol=1"], "it is an option of --adaptive and --parallel"),
@@ -292,6 +295,10 @@ def test_profile_of_the_network_refuses(args, message, capsys, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     np.savez("words.npz", words=np.array(["a"]))
     np.savez("floats.npz", images=np.zeros((2, 28, 28)), labels=np.zeros(2))
+    images = np.zeros((2, 28, 28), np.uint8)
+    np.savez("many.npz", images=images, labels=np.array([0, 12]))
+    np.savez("hot.npz", images=images, labels=np.zeros((2, 10), np.int64))
+    np.save("one.npy", images)
     assert main(["profile", "--quiet", *args]) == 2
     assert message in capsys.readouterr().err
 

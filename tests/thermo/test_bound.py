@@ -241,3 +241,9 @@ def test_a_run_that_is_not_the_flow_is_said():
     # W1 that jumps within a short piece of the path, as the error of a long solver step does
     report = bound.speed_accuracy_of_curve([0.0, 0.999, 1.0], [0.3, 0.3, 0.2], 0.1, 0.2)
     assert not report.holds and "VIOLATED" in report.says() and "too few steps" in report.says()
+
+
+def test_a_curve_of_w1_is_a_curve_of_distances():
+    for wrong in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="negative or not finite"):
+            bound.speed_accuracy_of_curve([0.0, 0.5, 1.0], [1.0, wrong, 1.0], 1.0, 1.0)

@@ -342,6 +342,19 @@ def test_bad_input_is_refused(snapshots, options, error, words):
         df.thermo.fit_jko(snapshots, **options)
 
 
+def test_samples_far_from_zero_are_said():
+    x = np.random.default_rng(0).standard_normal((400, 1)) + 100.0
+    with pytest.raises(ValueError, match="deviations from 0, .* subtract their mean"):
+        df.thermo.fit_jko([x, 0.9 * x + 10.0], tau=0.1, potential=4)
+
+
+def test_a_negative_temperature_is_said():
+    """Particles that contract, and a fit that may not explain it by a potential."""
+    x = np.random.default_rng(0).standard_normal((2000, 1))
+    with pytest.warns(RuntimeWarning, match="no process has a negative one"):
+        df.thermo.fit_jko([x, 0.8 * x, 0.64 * x], tau=0.1, potential=None)
+
+
 def test_a_temperature_that_the_data_do_not_show_is_said():
     held = [x[:60] for x in wells(60, 3, tau=0.01, steps=2)]
     with pytest.warns(df.thermo.FewSamplesWarning, match="fit_jko: the temperature"):

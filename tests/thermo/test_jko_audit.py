@@ -223,6 +223,22 @@ def test_bad_input_is_refused(options, error, words):
         df.thermo.audit(DENOISER, **options)
 
 
+def test_batches_may_be_one_tensor():
+    whole = torch.stack(
+        [torch.randn(60, 1, generator=torch.Generator().manual_seed(k)) for k in range(3)]
+    )
+    made = df.thermo.audit(DENOISER, batches=whole, times=[3.0, 2.0, 1.0])
+    again = df.thermo.audit(DENOISER, batches=list(whole), times=[3.0, 2.0, 1.0])
+    assert str(made) == str(again)
+
+
+def test_noise_that_is_put_back_within_a_stage_is_refused():
+    schedule = df.schedules.vp_linear()
+    plan = df.solvers.churn(schedule, df.grids.default(schedule, 6), 5.0)
+    with pytest.raises(ValueError, match="puts noise back between its steps"):
+        df.thermo.audit(df.Denoiser(lambda x, t: x, schedule, "x0"), plan, (60, 1))
+
+
 def test_bad_input_of_the_other_audits():
     wide = df.thermo.GaussianMixture(None, np.zeros((1, 5)), 1.0)
     with pytest.raises(ValueError, match="5 elements"):

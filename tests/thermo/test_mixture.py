@@ -39,6 +39,17 @@ def test_the_quadrature_of_mmse_meets_the_sampled_one():
     assert mixture.mmse(1e3) == pytest.approx(float(mixture.covariance), rel=1e-4)
 
 
+def test_a_float32_time_may_round_beyond_the_start():
+    schedule = df.schedules.trig()
+    mixture = df.thermo.GaussianMixture(None, [[1.0]], 0.25)
+    start = torch.full((2,), float(schedule.t_start), dtype=torch.float32)
+    assert float(start[0]) > float(schedule.t_start)  # pi / 2, rounded up
+    made = mixture.denoiser(schedule).network(torch.zeros(2, 1), start)
+    assert made.flatten().tolist() == pytest.approx([1.0, 1.0])
+    with pytest.raises(ValueError, match="lies outside"):
+        mixture.denoiser(schedule).network(torch.zeros(2, 1), start + 0.1)
+
+
 def test_samples_have_the_mean_and_the_covariance():
     y = THREE.sample(100_000)
     assert (y.mean(0) - THREE.mean).abs().max() < 0.02

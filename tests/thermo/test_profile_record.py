@@ -62,6 +62,11 @@ def test_mmse_between_and_beyond_the_levels(whole):
     assert whole.mmse_at(1e6) == pytest.approx(whole.mmse[0], rel=1e-3)
     low = whole.rho[-1]
     assert whole.mmse_at(low / 10) == pytest.approx(whole.mmse[-1] / 100, rel=1e-3)
+    assert whole.mmse_at(np.inf) == pytest.approx(whole.mmse_at(1e6), rel=1e-9)
+    assert whole.mmse_at(0.0) == 0.0
+    for wrong in (-1.0, np.nan):
+        with pytest.raises(ValueError, match="a noise level is 0 or more"):
+            whole.mmse_at([1.0, wrong])
     rho = np.geomspace(0.01, 10, 50)
     assert whole.mmse_at(rho) == pytest.approx(MIXTURE.mmse(rho), rel=0.15)
 
@@ -86,6 +91,13 @@ def test_pictures_and_pages(whole, tmp_path):
     assert page.read_text().count("data:image/png;base64,") == 6
 
 
+def test_a_speed_that_few_samples_leave_negative_is_no_share(whole):
+    low = dataclasses.replace(whole, model_speed=np.where(np.arange(len(whole.rho)) < 2, -1.0, 1.0))
+    wrong, se = low.speed_error
+    assert np.isnan(wrong[:2]).all() and np.isnan(se[:2]).all() and np.isfinite(wrong[2:]).all()
+    assert "nan" not in str(low).split("Path")[0]
+
+
 @pytest.mark.parametrize("count", [1, 10])
 def test_the_summary_is_short(whole, count):
     lines = str(whole).splitlines()
@@ -107,6 +119,8 @@ def test_files_that_are_none(tmp_path, whole):
     path.write_text(json.dumps({k: v for k, v in record.items() if k != "rho"}))
     with pytest.raises(ValueError, match="fields rho"):
         Profile.load(path)
+    with pytest.raises(ValueError, match="mmse_se has 1 numbers, but there are"):
+        Profile.from_dict(record | {"mmse_se": [1.0]})
     path.write_text(json.dumps(record | {"rho": "far"}))
     with pytest.raises(ValueError, match="another form"):
         Profile.load(path)

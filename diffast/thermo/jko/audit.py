@@ -63,6 +63,8 @@ def audit(
         batches: K+1 states [n, ...] of the same particles, from noise to data.
         times: [K+1] falling model times of the batches.
         eta: strength of the sampler's noise: dx = (f - (1 + eta^2) g^2 / 2 score) dt + eta g dB.
+            `ddim` with an eta below 1 draws more noise than this process, and does so beyond any
+            allowance unless its steps are short: its steps are called unsound.
         directions: [m, ...], each shaped as a state, that the states are projected on; they are
             made orthonormal. None: every element.
         allow: whether steps may differ by what a method of higher order does; None: for `batches`,

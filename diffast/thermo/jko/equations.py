@@ -156,6 +156,8 @@ def _by_parts(spread: np.ndarray, factors: list[float]) -> np.ndarray:
 
 def _inner(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Returns the sums over samples and elements of a_i b_j, [I, J]."""
+    if not (a.shape[2] and b.shape[2]):  # no potential, or no temperature
+        return np.zeros((a.shape[2], b.shape[2]))
     return a.reshape(-1, a.shape[2]).T @ b.reshape(-1, b.shape[2])
 
 

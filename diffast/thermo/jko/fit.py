@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,12 +14,14 @@ from diffast.thermo.jko.density import DENSITIES, Density, matching
 from diffast.thermo.jko.equations import FORMS, SCHEMES, Model, equations, solve, summed
 from diffast.thermo.jko.fitted import JKOFit
 from diffast.thermo.jko.potentials import Features, polynomials
-from diffast.thermo.jko.snapshots import snapshots_of
+from diffast.thermo.jko.snapshots import Snapshots, snapshots_of
 
 _WHO = "fit_jko"
 
 # Above this condition number the unknowns are not told apart; 1e16 is the limit of float64.
 MOST = 1e8
+# So many deviations from 0, a mean is worth a word where unknowns cannot be told apart.
+_FAR = 3.0
 
 
 def fit_jko(
@@ -115,7 +118,7 @@ def fit_jko(
             f"{_WHO}: the {len(names)} unknowns cannot be told apart on these {len(given.samples)} "
             f"snapshots: the condition number is {condition:.2g}, but {MOST:.0e} is the most. A "
             "quadratic potential and the temperature, for example, move one Gaussian in the same "
-            "way: give more snapshots, fewer features, or a ridge"
+            f"way: give more snapshots, fewer features, or a ridge{_far(given)}"
         )
     covariance = np.full((len(theta),) * 2, np.nan)
     if groups:
@@ -140,7 +143,15 @@ def fit_jko(
     )
     if groups and model.known is None and len(model.internal) == 1:
         # Where the data say little, the weak form's temperature may be anything.
-        warn_if_few(_WHO, "the temperature", fit.temperature(), share=1.0)
+        heat = fit.temperature()
+        if heat.value < -3.0 * heat.error:
+            warnings.warn(
+                f"{_WHO}: the temperature is {heat}, but no process has a negative one: the "
+                "features leave out what moves the samples",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        warn_if_few(_WHO, "the temperature", heat, share=1.0)
     return fit
 
 
@@ -171,6 +182,19 @@ def _model(potential: Any, interaction: Any, internal: Any) -> Model:
     if potential is None and interaction is None and (not functions or known is not None):
         raise ValueError(f"{_WHO}: no potential, no interaction, no temperature: nothing to fit")
     return Model(potential, interaction, functions, known)
+
+
+def _far(given: Snapshots) -> str:
+    """Returns what to do where the samples lie far from 0, for a message."""
+    whole = np.concatenate(given.samples)
+    spread = float(whole.std(axis=0).max())
+    apart = float(np.abs(whole.mean(axis=0)).max()) / max(spread, 1e-300)
+    if apart < _FAR or spread == 0.0:
+        return ""
+    return (
+        f". The samples lie {apart:.3g} deviations from 0, where powers of them are nearly the "
+        "same: subtract their mean"
+    )
 
 
 def _one(t: float) -> float:

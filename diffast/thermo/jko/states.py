@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from diffast import ops
+from diffast.executors.initial import initial_state
 from diffast.executors.results import Progress
 from diffast.executors.sequential import sample
 from diffast.model.denoiser import Denoiser
 from diffast.plans import Plan
 from diffast.plans.places import Place, places
-from diffast.plans.registers import X, Y
+from diffast.plans.registers import Z1, Z2, X, Y, levels_of
 
 # Fewest samples for standard errors that a normal law describes.
 FEWEST = 50
@@ -66,7 +66,7 @@ def states_of(
         return _run(who, denoiser, plan, shape, x, seed)
     if times is None:
         raise TypeError(f"{who}: batches are given, but not their times")
-    at, given = np.asarray(times, dtype=np.float64), list(batches or ())
+    at, given = np.asarray(times, dtype=np.float64), [] if batches is None else list(batches)
     if len(given) != at.size or at.size < 2 or not (np.diff(at) < 0).all():
         raise ValueError(
             f"{who}: {len(given)} batches at times {at.tolist()}, but 2 or more at falling times "
@@ -108,7 +108,7 @@ def check_states(who: str, states: list[torch.Tensor], same: bool = True) -> Non
 def _run(who: str, denoiser: Denoiser, plan: Plan, shape: Any, x: Any, seed: int) -> Run:
     if not plan.stochastic:
         raise ValueError(f"{who}: {plan.name} draws no noise: a plan of an ODE has no temperature")
-    if len(plan.evaluations) != plan.stages:
+    if len(plan.evaluations) != plan.stages or _puts_noise_back(plan):
         raise ValueError(
             f"{who}: {plan.name} puts noise back between its steps, which is no step of the "
             "reverse process"
@@ -116,8 +116,7 @@ def _run(who: str, denoiser: Denoiser, plan: Plan, shape: Any, x: Any, seed: int
     if x is None:
         if shape is None:
             raise ValueError(f"{who}: a plan needs the shape [n, ...] of the state, or x")
-        device = denoiser.device()
-        x = plan.initial_scale * ops.normal(tuple(shape), seed=seed, device=device)
+        x = initial_state(denoiser, plan, tuple(shape), seed=seed)
     held = {0: x}
 
     def keep(progress: Progress) -> None:
@@ -131,6 +130,16 @@ def _run(who: str, denoiser: Denoiser, plan: Plan, shape: Any, x: Any, seed: int
         [place.level for place in ends],
         plan.history > 0 or len(plan.step_starts()) < plan.nfe or "v" in plan.rows,
     )
+
+
+def _puts_noise_back(plan: Plan) -> bool:
+    """Returns whether a stage's fresh noise leads to a higher noise level, as that of churn."""
+    draws = np.zeros(plan.stages, dtype=bool)
+    for row in plan.rows:
+        draws |= (plan.weights(row, Z1) != 0.0) | (plan.weights(row, Z2) != 0.0)
+    begin, end = np.moveaxis(levels_of(plan.schedule, plan.spans), 1, 0)  # (alpha, sigma) each
+    rises = end[:, 1] * begin[:, 0] > begin[:, 1] * end[:, 0] * (1.0 + 1e-9)
+    return bool((draws & rises).any())
 
 
 def _with_visits(plan: Plan, ends: list[Place]) -> list[Place]:

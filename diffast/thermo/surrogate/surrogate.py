@@ -13,6 +13,7 @@ import torch
 from diffast.executors.sequential import sample
 from diffast.model.denoiser import Denoiser
 from diffast.plans import Plan
+from diffast.plans.initial import check_plain_start
 from diffast.thermo.surrogate.curve import Curve
 from diffast.thermo.surrogate.laws import FAMILIES, NORMAL, Law, mmse_of
 from diffast.thermo.surrogate.nonnegative import nonnegative_least_squares
@@ -150,7 +151,11 @@ class Surrogate:
 
         Both start from the same noises, quantiles of the normal law; a plan that starts late
         starts from them at its own level. Infinity where samples are not finite.
+
+        Raises:
+            ValueError: a plan of `Plan.late_start`, whose law is that of other data.
         """
+        check_plain_start("Surrogate.error", plan, "the surrogate has other data")
         denoiser, noise, ends = self._flow(plan.schedule)
         made = sample(denoiser, plan, x=plan.initial_scale * noise, throw=False, check=False).x
         weight = torch.from_numpy(self.counts)
