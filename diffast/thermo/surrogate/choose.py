@@ -26,7 +26,7 @@ HOWS = {
     "standard": "the best of the standard plans on the surrogate",
     "density": "the best solver on grids of the profile's densities, on the surrogate",
     "surrogate": "the best of both on the surrogate",
-    "learned": "levels and weights that `df.tune` learns on the surrogate",
+    "learned": "levels and weights that `df.tune` learns on the surrogate, where they are better",
 }
 """The ways to choose a plan."""
 
@@ -89,9 +89,11 @@ def plan_of_profile(
             f"plan_of_profile: no plan of {calls} calls can be made on {stand_in.schedule}"
         )
     name = min(errors, key=lambda name: errors[name][0])
-    chosen = errors[name][1]
+    error, chosen = errors[name]
     if how == "learned":
-        name, chosen = "levels and weights", _learned(surrogate, stand_in, calls, chosen)
+        learned = _learned(surrogate, stand_in, calls, chosen)
+        if surrogate.error(learned) < error:
+            name, chosen = "levels and weights", learned
     shown = f"of_profile({name}, calls={chosen.nfe})"
     return replace(chosen, name=shown, made_for=None)
 
