@@ -1,4 +1,4 @@
-"""`plan_of_profile`, `plans_of_profile`: the plan that a profile alone asks for, without a run of the network."""
+"""`plan_of_profile`, `plans_of_profile`: plans that a profile alone asks for."""
 
 from __future__ import annotations
 
@@ -92,8 +92,12 @@ def plans_of_profile(
     best of the first five has at most 1.1 times the least error of all hundred.
 
     Args:
-        profile, denoiser, calls, late, surrogate: as for `plan_of_profile` with "surrogate".
-        first: how many.
+        profile: as for `plan_of_profile`.
+        denoiser: the network's `df.Denoiser`, or its schedule.
+        calls: network calls of a plan, at most.
+        first: how many plans.
+        late: whether plans that start below the schedule's highest level are tried.
+        surrogate: one that was fitted before; None: one is fitted.
 
     Raises:
         TypeError, ValueError: as `plan_of_profile`; first < 1.
