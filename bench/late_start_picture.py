@@ -48,7 +48,7 @@ def main() -> None:
     images, labels = images_of(arguments.data)
     law, denoiser = law_of("class", images[:-HELD], labels[:-HELD]), denoiser_of("class")
     found = [json.loads(line) for line in arguments.results.read_text().splitlines()]
-    figure = plt.figure(figsize=(12.5, 4.6), constrained_layout=True)
+    figure = plt.figure(figsize=(12.5, 4.8), constrained_layout=True)
     left, right = figure.subfigures(1, 2, width_ratios=[1.2, 1.0])
 
     rows, ids = rows_of(law), ids_of(10)
@@ -75,7 +75,10 @@ def main() -> None:
             best = min(r["error"] for r in plain)
             one.axhline(best, color=colour, ls=":", lw=1)
             one.plot([95], [best], mfc="white", ls="", **style)
-    one.set(xscale="log", yscale="log", xlabel="start level sigma / alpha")
+    one.set(xscale="log", ylim=(0.045, 0.62), yscale="log", xlabel="start level sigma / alpha")
+    ticks = [0.05, 0.1, 0.2, 0.3, 0.5]
+    one.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    one.minorticks_off()
     one.set_ylabel("rms distance to the exact flow / spread")
     one.set_title("Open marker, dotted: best plan without a late start", fontsize=10)
     one.legend(fontsize=8, loc="upper center")
@@ -84,7 +87,8 @@ def main() -> None:
         if row["part"] == "certificate" and row["kind"] == "class" and row["images"] > 1000:
             style = {"one law": ":", "a law a class": "--"}[row["law"]]
             two.plot(row["rho"], row["score_kl"], color="black", ls=style, lw=1)
-            two.annotate(f"KL, {row['law']}", (row["rho"][5], row["score_kl"][5]), fontsize=8)
+            place, shift = (row["rho"][2], row["score_kl"][2]), (4, 4)
+            two.annotate(f"KL, {row['law']}", place, shift, textcoords="offset points", fontsize=8)
     two.set(yscale="log", ylabel="KL of noisy data from the law (nats)")
     figure.savefig(arguments.out, dpi=110)
 

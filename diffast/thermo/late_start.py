@@ -48,7 +48,7 @@ class Certificate:
         power: the power of 1 / rho that the tail falls with.
         count: samples behind it; 0: curves that were given.
         longest: the largest eigenvalue of the law's covariance over its trace; of several laws, the
-            largest such share. 1 in one dimension.
+            mean of these shares. 1 in one dimension.
     """
 
     rho: np.ndarray
@@ -307,7 +307,7 @@ def certificate(
 
 def _longest(laws: Sequence[Gaussian]) -> float:
     shares = [law.spectrum.max() / law.spectrum.sum() for law in laws if law.spectrum.any()]
-    return float(max(shares, default=1.0))
+    return float(np.mean(shares)) if shares else 1.0
 
 
 def _made(rho: np.ndarray, score: np.ndarray, loss: np.ndarray, longest: float) -> Certificate:

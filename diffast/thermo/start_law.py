@@ -82,9 +82,7 @@ def start_law(
     if len(data) < 5:
         raise ValueError(f"start_law: {len(data)} samples, but at least 5 are needed")
     values = None if by is None else _values(denoiser, by, labels, len(data))
-    # Every k-th sample is held out, so that classes in order are as well.
-    step = max(int(1 / _HELD_OUT), -(-len(data) // _MOST_HELD_OUT))
-    held = np.arange(len(data)) % step == step - 1
+    held = _held_out(len(data), values)
     laws = _laws(data.cpu().numpy(), values, ~held, rank, shrink)
     law = StartLaw(laws, by)
     guided = denoiser.unconditional is not None or denoiser.guides
@@ -105,6 +103,17 @@ def with_certificate(law: StartLaw | Gaussian, made: Certificate) -> StartLaw:
     law = StartLaw((law,)) if isinstance(law, Gaussian) else law
     kl = made.loss_kl if made.score_kl is None else made.score_kl
     return replace(law, rho=made.rho, kl=np.maximum.accumulate(np.maximum(kl, 0.0)))
+
+
+def _held_out(count: int, values: np.ndarray | None) -> np.ndarray:
+    """Returns which samples [N] laws are not made of: the same share of every class, by chance."""
+    step = max(round(1 / _HELD_OUT), -(-count // _MOST_HELD_OUT))
+    order = np.random.default_rng(0).permutation(count)
+    held = np.zeros(count, dtype=bool)
+    groups = [order] if values is None else [order[values[order] == v] for v in np.unique(values)]
+    for group in groups:
+        held[group[step - 1 :: step]] = True
+    return held
 
 
 def _laws(

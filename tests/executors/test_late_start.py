@@ -84,6 +84,20 @@ def test_filled_entries_keep_the_order_of_the_first_step():
     assert all(w < 0.6 * c for w, c in zip(warm, cold, strict=True)), (warm, cold)
 
 
+def test_a_tuned_plan_may_be_cut():
+    """Its x stands off the schedule's levels: the cut begins with a scale."""
+    schedule = df.schedules.edm()
+    denoiser = EXACT.denoiser(schedule)
+    plan = df.digits.load_plan(10)
+    whole = plan.late_start(LAW)
+    cut = plan.late_start(LAW, calls=8)
+    assert (cut.nfe, cut.initial.entries) == (8, 2) and np.isnan(cut.times[0])
+    fine = full(df.solvers.adams, schedule, 400).late_start(LAW)
+    fine, whole, cut = (df.sample(denoiser, p, (200, 2)).x for p in (fine, whole, cut))
+    error, allowed = ((x - fine).square().mean().sqrt() for x in (cut, whole))
+    assert error < 1.1 * allowed
+
+
 def test_the_law_s_draws_have_its_moments():
     schedule = df.schedules.vp_linear()
     plan = full(df.solvers.ddim, schedule).late_start(LAW, level=0.8)

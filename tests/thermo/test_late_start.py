@@ -253,9 +253,18 @@ def test_a_class_needs_its_own_law():
     assert own.kl_at(1.0) < 0.02 * alone.kl_at(1.0)
     for k, law in enumerate(own.laws):
         assert law.mean == pytest.approx([2.0 * k - 1.0] * 2, abs=0.06)
-    # labels in another order, from the denoiser's own rows: the same laws
+    # labels from the denoiser's own rows: the same laws
     again = start_law(denoiser, y, by="label", levels=levels)
     assert all((a.mean == b.mean).all() for a, b in zip(own.laws, again.laws, strict=True))
+
+
+def test_classes_in_turn_are_all_held_out_and_all_kept():
+    """Ten classes in turn: every fifth sample would be of two classes alone."""
+    label = torch.arange(100) % 10
+    y = 2.0 * label[:, None].double() - 1.0 + torch.zeros(100, 2).uniform_(-0.1, 0.1)
+    denoiser = df.Denoiser(Classes(), df.schedules.edm(), "x0", conditions={"label": label})
+    law = start_law(denoiser, y, by="label", levels=4)
+    assert [one.count for one in law.laws] == [8] * 10
 
 
 def test_a_plan_starts_from_what_start_law_returns():
