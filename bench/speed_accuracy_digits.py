@@ -125,7 +125,8 @@ def own_action(schedule, states, estimates, levels) -> float:
         v = dalpha[k] * x + alpha[k] * drho[k] / rho[k] * apart
         squares.append(float(v.square().sum(1).mean()))
     t, squares = np.append(t, schedule.t_end), np.append(squares, squares[-1])
-    return float(-np.trapezoid(squares, t) * (t[0] - t[-1]))
+    area = torch.trapezoid(torch.tensor(squares), torch.tensor(t))
+    return -float(area) * float(t[0] - t[-1])
 
 
 def paths(mmse, energy: float) -> dict:

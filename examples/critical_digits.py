@@ -69,7 +69,6 @@ def measure(seed: int = 0) -> dict[str, Any]:
     made["final"]["digits"] = classes(final).tolist()
     made["final"]["before"] = classes(rising.states).tolist() if len(rising.levels) else []
     made["final"]["after"] = classes(rising.after).tolist() if len(rising.levels) else []
-    made["pictures"] = [_picture(x) for x in final]
     for k in range(len(rising.levels)):
         parts = (rising.states[k], rising.directions[k], rising.after[k])
         made["final"]["pictures"].append([_picture(part) for part in parts])

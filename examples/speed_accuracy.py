@@ -260,7 +260,7 @@ def in_a_plane() -> tuple[list[dict], dict]:
             float(field.nu(x, float(t)).square().sum(1).mean())
             for x, t in zip(runs[0], times, strict=True)
         ]
-        action = float(-np.trapezoid(cost, times))
+        action = -float(torch.trapezoid(torch.tensor(cost), torch.tensor(times)))
         rows.append(row_of(f"g = {g:g}", start, runs, times, chi, action))
         samples[f"g = {g:g}"] = runs[1][-1]
     samples["data"] = data.sample(COUNT, 3)

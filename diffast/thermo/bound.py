@@ -77,7 +77,10 @@ class SpeedAccuracy:
             f"{self.c_1.value:.4g} <= c_2 {self.c_2:.4g})"
         )
         if not self.holds:
-            return f"{text}: the relation is VIOLATED, so a number is wrong"
+            return (
+                f"{text}: the relation is VIOLATED. A number is wrong, or the run is not the flow: "
+                "too few steps, whose errors fall into short pieces of the path"
+            )
         if self.gap >= FAR:
             return f"{text}: the bound is far from the error, by a factor {self.gap:.3g} in eta"
         return f"{text}: within a factor {self.gap:.3g} in eta"

@@ -53,7 +53,7 @@ def wasserstein1_of_cdfs(first: Density, second: Density, points: Any) -> float:
     """
     x = np.asarray(points, dtype=np.float64)
     gap = np.abs(np.asarray(first(x)) - np.asarray(second(x)))
-    return float(np.trapezoid(gap, x))
+    return _area(gap, x)
 
 
 def wasserstein2(x: Any, y: Any) -> float:
@@ -117,7 +117,7 @@ def chi_square(
     if bool(((bottom <= 0.0) & (top > 0.0)).any()):
         raise ValueError("chi_square: the true density is 0 at points where the other is not")
     share = np.divide((top - bottom) ** 2, bottom, out=np.zeros_like(top), where=bottom > 0.0)
-    return float(np.trapezoid(share, x))
+    return _area(share, x)
 
 
 def chi_square_of_samples(log_ratio: Any) -> Estimate:
@@ -175,6 +175,11 @@ def _on_line(a, b):
     below = np.searchsorted(a, both[:-1], "right") / len(a)
     gap = below - np.searchsorted(b, both[:-1], "right") / len(b)
     return (np.abs(gap) * np.diff(both)).sum()
+
+
+def _area(values, x):
+    """Returns the integral by the trapezoidal rule; numpy's own has two names, by version."""
+    return float((0.5 * (values[1:] + values[:-1]) * np.diff(x)).sum())
 
 
 def _density(law, x):

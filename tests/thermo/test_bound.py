@@ -45,7 +45,7 @@ def chi2_of(start):
 
 @pytest.mark.parametrize(("start", "eta"), [("mean", 0.00758502), ("variance", 0.102393)])
 def test_eta_in_one_dimension_is_that_of_every_path(start, eta):
-    # The published .102393 is .102395 by adaptive quadrature.
+    # An earlier check gave .102393; adaptive quadrature gives .102395.
     field = df.thermo.MonotoneTransport(cdf(1.0, 0.0), -4.0, 4.0)
     z = torch.linspace(-8.0, 8.0, 100_001, dtype=torch.float64)
     mean, variance = STARTS[start]
@@ -61,8 +61,8 @@ def test_eta_in_one_dimension_is_that_of_every_path(start, eta):
 @pytest.mark.parametrize(
     ("path", "c_1", "c_2"),
     [
-        # published: c_1 .01809 .17877 .00759 by differences, which are below the integral, and for
-        # the transport c_2 .145991; adaptive quadrature gives .146013
+        # An earlier check gave c_1 .01809 .17877 .00759 by coarser differences, which are below
+        # the integral, and for the transport c_2 .145991; adaptive quadrature gives .146013.
         ("cosine", 0.018123, 0.298005),
         ("line", 0.179922, 0.638232),
         ("transport", 0.007585, 0.146013),
@@ -235,3 +235,9 @@ def test_too_few_samples_are_said():
     sets = [[drawn.standard_normal(60) for _ in range(2)] for _ in range(2)]
     with pytest.warns(df.thermo.FewSamplesWarning, match="eta"):
         bound.speed_accuracy(*sets, [0.0, 1.0], 1.0, 1.0)
+
+
+def test_a_run_that_is_not_the_flow_is_said():
+    # W1 that jumps within a short piece of the path, as the error of a long solver step does
+    report = bound.speed_accuracy_of_curve([0.0, 0.999, 1.0], [0.3, 0.3, 0.2], 0.1, 0.2)
+    assert not report.holds and "VIOLATED" in report.says() and "too few steps" in report.says()

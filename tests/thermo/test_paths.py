@@ -54,7 +54,7 @@ def test_the_best_scalar_schedule_is_the_chord():
     psi = speed.angle(*law("standard")[::2])
     made = df.thermo.best_scalar(*law("standard"))
     assert speed.action(made, *law("standard")) == pytest.approx(0.15786, abs=2e-5)
-    # psi(t) and the radius of the published form, which knows standardised data alone
+    # psi(t) and the radius of the closed form, which knows standardised data alone
     t = np.array([0.2, 0.5, 0.8])
     plane = speed.Plane("test", law("standard")[0], 1.0, 1)
     at = plane.psi_at(made.alpha(t), made.sigma(t))
@@ -114,7 +114,7 @@ def test_transport_of_gaussians_is_the_straight_line():
 
 def test_transport_on_the_line_is_the_monotone_map():
     field = df.thermo.MonotoneTransport(cdf(STANDARD), -8.0, 8.0)
-    # published as .137974; adaptive quadrature over the quantile function gives .1379978
+    # an earlier check gave .137974; adaptive quadrature over the quantile function gives .1379978
     assert field.action == pytest.approx(0.1379978, abs=1e-6)
     z = torch.linspace(-4, 4, 33, dtype=torch.float64)[:, None]
     assert torch.allclose(cdf(STANDARD)(field.map(z)[:, 0]), torch.special.ndtr(z[:, 0]), atol=1e-7)
@@ -163,3 +163,12 @@ def test_a_schedule_that_keeps_some_noise_is_retimed_to_its_own_end():
     length = speed.w2_length(kept, *law("two"))
     assert speed.action(made, *law("two")) == pytest.approx(length**2, rel=1e-3)
     assert length < speed.w2_length(FLOW, *law("two"))
+
+
+def test_plans_of_made_schedules_are_saved(tmp_path):
+    schedule = df.thermo.best_scalar(*law("two"))
+    plan = df.solvers.dpmpp_2m(schedule, df.grids.default(schedule, 8))
+    plan.save(tmp_path / "plan.json")
+    loaded = df.Plan.load(tmp_path / "plan.json")
+    assert loaded.schedule == schedule
+    assert np.array_equal(loaded.matrix, plan.matrix, equal_nan=True)

@@ -10,9 +10,9 @@ import numpy as np
 
 from diffast.tuning.grids.densities import rising
 
-# A loss is above what the best estimate can have if it is so many times that: below it may be the
-# noise of few samples.
-_SEEN = 1.5
+# A loss is above what the best estimate can have where it is so many times that. Less may be the
+# noise of a few hundred samples.
+_SEEN = 1.15
 
 
 @dataclass(frozen=True, eq=False)
