@@ -3,7 +3,7 @@
     python examples/critical_digits.py measure --out critical.json
     python examples/critical_digits.py draw --measured critical.json --out critical.png
 
-`measure` takes about four minutes of one core; it makes its digits itself, without data. `draw`
+`measure` takes about three minutes of one core; it makes its digits itself, without data. `draw`
 needs matplotlib. The picture is docs/pictures/thermo_critical.png.
 """
 
