@@ -86,6 +86,18 @@ def test_pictures_and_pages(whole, tmp_path):
     assert page.read_text().count("data:image/png;base64,") == 6
 
 
+def test_a_speed_that_is_not_positive_is_left_out(whole, tmp_path):
+    speed = whole.model_speed.copy()
+    speed[3:5] = 0.0, -1.0
+    few = dataclasses.replace(whole, model_speed=speed)
+    wrong, error = few.speed_error
+    assert np.flatnonzero(~np.isfinite(wrong)).tolist() == [3, 4]
+    assert np.isfinite(np.delete(error, [3, 4])).all()
+    assert "e+" not in str(few).split("Model error")[1].splitlines()[0] and "nan" not in str(few)
+    pytest.importorskip("matplotlib")
+    few.save(tmp_path / "few.png")
+
+
 @pytest.mark.parametrize("count", [1, 10])
 def test_the_summary_is_short(whole, count):
     lines = str(whole).splitlines()
