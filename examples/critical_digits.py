@@ -3,7 +3,7 @@
     python examples/critical_digits.py measure --out critical.json
     python examples/critical_digits.py draw --measured critical.json --out critical.png
 
-`measure` takes about two minutes of one core; it makes its digits itself, without data. `draw`
+`measure` takes about three minutes of one core; it makes its digits itself, without data. `draw`
 needs matplotlib. The picture is docs/pictures/thermo_critical.png.
 """
 
@@ -75,7 +75,7 @@ def measure(seed: int = 0) -> dict[str, Any]:
 
     begun = time.process_time()
     clones = df.thermo.clone_agreement(
-        unknown, samples[:CLONED], LEVELS, classes=classes, steps=14, seed=seed
+        unknown, samples[:CLONED], LEVELS, classes=classes, steps=56, seed=seed
     )
     made["clones"] = clones.to_dict()
     made["seconds"]["clones"] = time.process_time() - begun

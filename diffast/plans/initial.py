@@ -97,10 +97,15 @@ class StartLaw:
             )
         if rho < self.rho[-1] * (1 - 1e-9):
             return np.inf
-        known = np.log(np.maximum(self.kl, np.finfo(np.float64).tiny))
-        if rho > self.rho[0]:  # far up the divergence falls as rho^-4 or faster
-            return float(self.kl[0] * (self.rho[0] / rho) ** 4)
-        return float(np.exp(np.interp(-np.log(rho), -np.log(self.rho), known)))
+        known, places = np.log(np.maximum(self.kl, np.finfo(np.float64).tiny)), np.log(self.rho)
+        if rho <= self.rho[0]:
+            return float(np.exp(np.interp(-np.log(rho), -places, known)))
+        # Above the highest level it goes on as between the two highest: at least as rho^-2, which
+        # is how the divergence of a wrong mean falls.
+        power = 2.0
+        if len(known) > 1:
+            power = max(power, (known[1] - known[0]) / (places[0] - places[1]))
+        return float(self.kl[0] * (self.rho[0] / rho) ** power)
 
 
 class Entry(NamedTuple):

@@ -6,7 +6,7 @@ What is behind each name, with its measurements: docs/thermodynamics.md.
     Profile                    the numbers of `profile`, its text, files and page
     GaussianMixture            data with a closed form, to test methods on
     Surrogate                  data in closed form that have a network's loss curve
-    plan_of_profile            the plan that a profile alone asks for
+    plan_of_profile            the plan that a profile alone asks for; plans_of_profile: a few
     certificate                how far noisy data are from a Gaussian; where to start late
     start_law                  the Gaussians that a late start draws from; noise_kl
     shrunk_gaussian            mean and covariance of few samples
@@ -123,6 +123,7 @@ _HOMES = {
     "order_parameters": "diffast.thermo.fluctuation.free_energy",
     "own_weights": "diffast.thermo.collapse",
     "plan_of_profile": "diffast.thermo.surrogate.choose",
+    "plans_of_profile": "diffast.thermo.surrogate.choose",
     "potentials": "diffast.thermo.jko",
     "profile": "diffast.thermo.profiling",
     "retime": "diffast.thermo.paths.scalar",

@@ -25,6 +25,9 @@ Agreement = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 BINS = 32
 
+# Ids of the noises start here: samples that a run of the same seed made have others.
+FIRST_ID = 5 << 40
+
 
 @dataclass(frozen=True, eq=False)
 class CloneAgreement:
@@ -93,6 +96,10 @@ def clone_agreement(
     levels, in proportion to their distance in log(rho) from the lowest, at least 4. In rows that is
     the sum of the steps over levels, times completions times B.
 
+    Too few steps make completions too alike. For two modes at +-1 of variance 0.04 and rho = 1 the
+    agreement is 0.848 with steps = 16, 0.796 with 32, 0.775 with 64, and 0.769 in closed form.
+    Check `mse` against the mmse of the network's loss.
+
     Args:
         denoiser: the network; any schedule, prediction and guidance, conditions by rows.
         x: final samples [B, ...], in the network's unit: generated ones, or data.
@@ -138,7 +145,7 @@ def clone_agreement(
         made_plan = _plan(who, denoiser, ladder, time, plan, steps)
         alpha, sigma = (float(f(time)) for f in (denoiser.schedule.alpha, denoiser.schedule.sigma))
         # Noises of different levels and completions are told apart by ids: each row has its own.
-        ids = torch.arange(batch * completions, device=x.device)
+        ids = torch.arange(batch * completions, device=x.device) + FIRST_ID
         noise = ops.normal(
             x.shape,
             seed=seed,

@@ -69,7 +69,7 @@ def profile(
     """Returns what limits a sampler of this network, measured in one sweep over noise levels.
 
         profile = df.thermo.profile(denoiser, data)
-        print(profile)                       ten lines
+        print(profile)                       about ten lines
         profile.save("profile.html")         one page; .png: the picture, .json: the numbers
 
     At each of `levels` noise levels the network denoises the same samples with the same normals.

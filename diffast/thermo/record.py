@@ -163,12 +163,11 @@ class Profile:
     def speed_error(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns (E|v|^2 - v_2^2) / E|v|^2 of the model's flow [M], and its standard error [M].
 
-        0 for an exact network; NaN where the estimate of E|v|^2 is not positive. Along the
-        schedule's own path.
+        0 for an exact network. Along the schedule's own path. NaN where the mean squared speed is
+        not positive, as an estimate from few samples may be.
         """
         gap = self.model_speed - self.w2_speed
         share = gap / np.where(self.model_error == 0.0, 1.0, self.model_error)
-        # Few samples may make E|v|^2 negative: nothing is known of the share there.
         size = np.where(self.model_speed > 0.0, self.model_speed, np.nan)
         return gap / size, np.abs(share) * self.model_error_se / size
 
@@ -283,7 +282,7 @@ class Profile:
         return cls.from_dict(record)
 
     def summary(self) -> str:
-        """Returns ten lines of text at most: what limits a sampler of this network."""
+        """Returns about ten lines of text: what limits a sampler of this network."""
         from diffast.thermo.summary import summary
 
         return "\n".join(summary(self))

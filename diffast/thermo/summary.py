@@ -1,4 +1,4 @@
-"""A profile in words: ten lines at most."""
+"""A profile in words: about ten lines."""
 
 from __future__ import annotations
 

@@ -133,6 +133,10 @@ def test_stored_batches_directions_and_conditions():
     assert found.sound and found.numbers == 2 and len(found.steps) == 39
     one = df.thermo.audit(denoiser, batches=batches, times=GRID[1:41], directions=axes[0])
     assert one.numbers == 1 and one.to_dict()["samples"] == 300
+    whole = df.thermo.audit(
+        denoiser, batches=torch.stack(batches), times=GRID[1:41], directions=axes[0]
+    )
+    assert whole.to_dict() == one.to_dict()
     wrong = [batches[0], *(x + 0.3 * (k % 2) for k, x in enumerate(batches[1:]))]
     assert not df.thermo.audit(denoiser, batches=wrong, times=GRID[1:41]).sound
 
@@ -194,6 +198,45 @@ def test_sets_without_pairs_show_the_temperature(factor):
     found = df.thermo.audit_marginals(DENOISER, plan, (400, 1))
     assert found.sound == (factor == 1.0), str(found)
     assert abs(found.temperature.value - factor**2) < 4 * found.temperature.error + 0.2
+
+
+def test_sets_on_a_grid_with_a_long_last_step():
+    schedule = df.schedules.vp_linear()
+    denoiser = ONE.denoiser(schedule)
+    plan = df.solvers.ddpm(schedule, df.grids.default(schedule, 30))
+    found = df.thermo.audit_marginals(denoiser, plan, (1000, 1))
+    assert found.sound, str(found)
+    # at low noise x stands still, and the trapezoid makes 2 tanh(h / 2) / h of x / sigma's growth
+    assert 0.02 < found.whole.allowance[0] < 0.05
+    assert found.drift.value == pytest.approx(1.0 - found.whole.allowance[0], abs=0.01)
+    assert not df.thermo.audit_marginals(denoiser, louder(plan, 1.3), (1000, 1)).sound
+
+
+def test_euler_maruyama_steps_are_those_of_audit_batches():
+    schedule = df.schedules.vp_linear()
+    times = np.linspace(0.6, 0.02, 41)
+    dynamics = df.thermo.sampling_dynamics(schedule, ONE.score)
+    draw = torch.Generator().manual_seed(0)
+
+    def drift(x, t):
+        return sum(part(x, times[0] - t) for part in dynamics.drift.values())
+
+    def heat(t):
+        return dynamics.temperature(times[0] - t)
+
+    spent, verdicts = times[0] - times, []
+    for factor in (1.0, 1.1):
+        x = float(schedule.alpha(0.6)) * ONE.sample(500)
+        x = x + float(schedule.sigma(0.6)) * torch.randn(x.shape, generator=draw).double()
+        states = [x]
+        for t, tau in zip(spent[:-1], np.diff(spent), strict=True):
+            fresh = torch.randn(x.shape, generator=draw).double()
+            x = x + tau * drift(x, t) + factor * np.sqrt(2.0 * heat(t) * tau) * fresh
+            states.append(x)
+        found = df.thermo.audit_batches(states, spent, drift, heat, allow=False)
+        assert found.temperature.value == pytest.approx(factor**2, abs=0.04)
+        verdicts.append(found.sound)
+    assert verdicts == [True, False]
 
 
 RUN = [torch.zeros(60, 2) + k for k in range(3)]

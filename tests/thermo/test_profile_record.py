@@ -26,9 +26,10 @@ def test_single_samples_say_what_is_known_in_closed_form(whole):
     assert whole.critical_rho == pytest.approx([math.sqrt(1 - 0.09)], rel=0.1)
     assert whole.nonconservativity.max() < 1e-20  # a gradient
     assert whole.local_rho.size == 8
-    # two completions share the variance that the posterior mean has
-    wanted = 1.0 - MIXTURE.mmse(whole.clone_rho) / 1.09
-    assert np.abs(whole.clone_agreement - wanted).max() < 0.3
+    # Two completions share the variance that the posterior mean has. Their few steps make them more
+    # alike by up to 0.18 (512 samples); 64 samples have an error besides.
+    apart = whole.clone_agreement - (1.0 - MIXTURE.mmse(whole.clone_rho) / 1.09)
+    assert (np.abs(apart) < 0.2 + 4.0 * whole.clone_agreement_se).all()
     assert whole.collapse_rho == pytest.approx(
         df.thermo.collapse_time(whole.spectrum, 3000).rho, rel=1e-9
     )
@@ -91,11 +92,16 @@ def test_pictures_and_pages(whole, tmp_path):
     assert page.read_text().count("data:image/png;base64,") == 6
 
 
-def test_a_speed_that_few_samples_leave_negative_is_no_share(whole):
-    low = dataclasses.replace(whole, model_speed=np.where(np.arange(len(whole.rho)) < 2, -1.0, 1.0))
-    wrong, se = low.speed_error
-    assert np.isnan(wrong[:2]).all() and np.isnan(se[:2]).all() and np.isfinite(wrong[2:]).all()
-    assert "nan" not in str(low).split("Path")[0]
+def test_a_speed_that_is_not_positive_is_left_out(whole, tmp_path):
+    speed = whole.model_speed.copy()
+    speed[3:5] = 0.0, -1.0
+    few = dataclasses.replace(whole, model_speed=speed)
+    wrong, error = few.speed_error
+    assert np.flatnonzero(~np.isfinite(wrong)).tolist() == [3, 4]
+    assert np.isfinite(np.delete(error, [3, 4])).all()
+    assert "e+" not in str(few).split("Model error")[1].splitlines()[0] and "nan" not in str(few)
+    pytest.importorskip("matplotlib")
+    few.save(tmp_path / "few.png")
 
 
 @pytest.mark.parametrize("count", [1, 10])

@@ -132,6 +132,10 @@ def test_the_plan_of_a_profile_is_the_best_of_those_compared(schedule):
     assert plan.name.startswith("of_profile(")
     error = made.error(plan)
     assert error <= made.error(df.plan(schedule, 6))
+    few = df.thermo.plans_of_profile(PROFILE, schedule, 6, 3, surrogate=made)
+    said = [value for value, _ in few]
+    assert said == sorted(said) and said[0] <= error and len(few) == 3
+    assert [made.error(own) for _, own in few] == said
     for build in (df.solvers.ddim, df.solvers.dpmpp_2m, df.solvers.unipc):
         assert error <= made.error(build(schedule, df.grids.even(schedule, 6)))
 
@@ -212,6 +216,8 @@ def test_other_refusals():
         df.thermo.plan_of_profile(mixture_profile(False), SCHEDULES["edm"], 5, how="gaussian")
     with pytest.raises(ValueError, match="calls = 0"):
         df.thermo.plan_of_profile(PROFILE, SCHEDULES["edm"], 0)
+    with pytest.raises(ValueError, match="first = 0"):
+        df.thermo.plans_of_profile(PROFILE, SCHEDULES["edm"], 5, 0)
     with pytest.raises(ValueError, match="no value above 0"):
         df.thermo.Surrogate.gaussian([0.0, 0.0])
     with pytest.raises(TypeError, match="schedule"):

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
-from math import factorial
+from math import factorial, prod
 from typing import Any
 
 import numpy as np
@@ -172,12 +172,15 @@ class _Polynomials(Features):
         return found
 
     def names(self, d: int) -> tuple[str, ...]:
-        """Returns names such as x1^2 x2."""
+        """Returns names such as x1^2 x2 / 2: the monomials with their factorials."""
         letter = ["x"] if d == 1 else [f"x{i + 1}" for i in range(d)]
-        return tuple(
-            " ".join(v if p == 1 else f"{v}^{p}" for v, p in zip(letter, powers, strict=True) if p)
-            for powers in self._powers(d)
-        )
+        found = []
+        for powers in self._powers(d):
+            under = prod(factorial(p) for p in powers)
+            parts = zip(letter, powers, strict=True)
+            name = " ".join(v if p == 1 else f"{v}^{p}" for v, p in parts if p)
+            found.append(name if under == 1 else f"{name} / {under}")
+        return tuple(found)
 
     def _made(self, x: np.ndarray, lowered: Sequence[int]) -> np.ndarray:
         """Returns the monomials [n, J], differentiated once for each index of `lowered`."""

@@ -66,11 +66,17 @@ def states_of(
         return _run(who, denoiser, plan, shape, x, seed)
     if times is None:
         raise TypeError(f"{who}: batches are given, but not their times")
-    at, given = np.asarray(times, dtype=np.float64), [] if batches is None else list(batches)
-    if len(given) != at.size or at.size < 2 or not (np.diff(at) < 0).all():
+    at, given = np.asarray(times, dtype=np.float64), list(() if batches is None else batches)
+    if len(given) != at.size or at.size < 2:
         raise ValueError(
-            f"{who}: {len(given)} batches at times {at.tolist()}, but 2 or more at falling times "
-            "are needed"
+            f"{who}: {len(given)} batches and {at.size} times, but one time a batch is needed, and "
+            "2 batches or more"
+        )
+    if not (np.diff(at) < 0).all():
+        k = int(np.argmin(np.diff(at) < 0))
+        raise ValueError(
+            f"{who}: times[{k}] = {at[k]:g} is followed by {at[k + 1]:g}, but falling times are "
+            "needed, from noise to data"
         )
     schedule = denoiser.schedule
     levels = [(float(schedule.alpha(t)), float(schedule.sigma(t))) for t in at.tolist()]

@@ -1,4 +1,4 @@
-"""`plan_of_profile`: the plan that a profile alone asks for, without a run of the network."""
+"""`plan_of_profile`, `plans_of_profile`: plans that a profile alone asks for."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HOWS = {
     "standard": "the best of the standard plans on the surrogate",
     "density": "the best solver on grids of the profile's densities, on the surrogate",
     "surrogate": "the best of both on the surrogate",
-    "learned": "levels and weights that `df.tune` learns on the surrogate",
+    "learned": "levels and weights that `df.tune` learns on the surrogate, where they are better",
 }
 """The ways to choose a plan."""
 
@@ -66,34 +66,83 @@ def plan_of_profile(
         TypeError, ValueError: as `Surrogate.fit`; an unknown `how`; "gaussian" without a spectrum;
             calls that no plan has.
     """
-    calls = whole_calls("plan_of_profile", calls)
+    ranked, stand_in, surrogate = _ranked(
+        "plan_of_profile", profile, denoiser, calls, how, late, surrogate
+    )
+    error, name, chosen = ranked[0]
+    if how == "learned":
+        learned = _learned(surrogate, stand_in, calls, chosen)
+        if surrogate.error(learned) < error:
+            name, chosen = "levels and weights", learned
+    return _named(name, chosen)
+
+
+def plans_of_profile(
+    profile: Any,
+    denoiser: Any,
+    calls: int,
+    first: int = 5,
+    *,
+    late: bool = False,
+    surrogate: Surrogate | None = None,
+) -> list[tuple[float, Plan]]:
+    """Returns (predicted error, plan) of the first few plans by a network's profile, best first.
+
+    The list is for trying the few on the network: on the networks of docs/thermodynamics.md the
+    best of the first five has at most 1.1 times the least error of all hundred.
+
+    Args:
+        profile: as for `plan_of_profile`.
+        denoiser: the network's `df.Denoiser`, or its schedule.
+        calls: network calls of a plan, at most.
+        first: how many plans.
+        late: whether plans that start below the schedule's highest level are tried.
+        surrogate: one that was fitted before; None: one is fitted.
+
+    Raises:
+        TypeError, ValueError: as `plan_of_profile`; first < 1.
+    """
+    if first < 1:
+        raise ValueError(f"plans_of_profile: first = {first}, but at least 1 is needed")
+    ranked, *_ = _ranked("plans_of_profile", profile, denoiser, calls, "surrogate", late, surrogate)
+    return [(error, _named(name, plan)) for error, name, plan in ranked[:first]]
+
+
+def _ranked(
+    who: str,
+    profile: Any,
+    denoiser: Any,
+    calls: int,
+    how: str,
+    late: bool,
+    surrogate: Surrogate | None,
+) -> tuple[list[tuple[float, str, Plan]], Denoiser, Surrogate]:
+    """Returns (error, name, plan) of what is compared, best first, and what it was run on."""
+    calls = whole_calls(who, calls)
     if how not in HOWS:
-        raise ValueError(f"plan_of_profile: how = {how!r}, but {', '.join(HOWS)} are known")
+        raise ValueError(f"{who}: how = {how!r}, but {', '.join(HOWS)} are known")
     curve = Curve.of(profile)
     if how == "gaussian":
         if curve.spectrum is None:
             raise ValueError(
-                "plan_of_profile: how = 'gaussian' needs the spectrum of the data, which the "
-                "profile does not have"
+                f"{who}: how = 'gaussian' needs the spectrum of the data, which the profile does "
+                "not have"
             )
         surrogate = Surrogate.gaussian(curve.spectrum)
     elif surrogate is None:
         surrogate = Surrogate.fit(profile)
     stand_in = _stand_in(surrogate, denoiser)
-    errors = {
-        name: (surrogate.error(plan), plan)
+    found = [
+        (surrogate.error(plan), name, plan)
         for name, plan in candidates(curve, stand_in, calls, how, late)
-    }
-    if not errors:
-        raise ValueError(
-            f"plan_of_profile: no plan of {calls} calls can be made on {stand_in.schedule}"
-        )
-    name = min(errors, key=lambda name: errors[name][0])
-    chosen = errors[name][1]
-    if how == "learned":
-        name, chosen = "levels and weights", _learned(surrogate, stand_in, calls, chosen)
-    shown = f"of_profile({name}, calls={chosen.nfe})"
-    return replace(chosen, name=shown, made_for=None)
+    ]
+    if not found:
+        raise ValueError(f"{who}: no plan of {calls} calls can be made on {stand_in.schedule}")
+    return sorted(found, key=lambda line: line[:2]), stand_in, surrogate
+
+
+def _named(name: str, plan: Plan) -> Plan:
+    return replace(plan, name=f"of_profile({name}, calls={plan.nfe})", made_for=None)
 
 
 def candidates(
