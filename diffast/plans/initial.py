@@ -286,14 +286,17 @@ def check_plain_start(who: str, plan: Plan, instead: str) -> None:
         raise ValueError(f"{who}: {plan.name} starts from a Gaussian law of the data: {instead}")
 
 
-def start_law_of(law: Any) -> StartLaw:
-    """Returns the law of a `Gaussian`, a `StartLaw`, or an object that has one as `.law`."""
+def start_law_of(law: Any, who: str = "late_start") -> StartLaw:
+    """Returns the law of a `Gaussian`, a `StartLaw`, or an object that has one as `.law`.
+
+    ValueError for something else, in the name of `who`.
+    """
     if isinstance(law, Gaussian):
         return StartLaw((law,))
     found = getattr(law, "law", law)
     if not isinstance(found, StartLaw):
         raise ValueError(
-            f"late_start: law is a {type(law).__name__}, but a df.thermo.Gaussian or what "
+            f"{who}: law is a {type(law).__name__}, but a df.thermo.Gaussian or what "
             "df.thermo.start_law returns is needed"
         )
     return found
