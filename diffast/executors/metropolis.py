@@ -151,10 +151,12 @@ def _check_places(plan: Plan, stops: dict[int, Place]) -> None:
                 "df.solvers"
             )
     for maker, last in last_reads(plan).items():
-        crossed = [stop for before, stop in stops.items() if maker < before <= last]
+        # Entries that the plan starts with are made after a chain at its start.
+        crossed = [stop for before, stop in stops.items() if max(maker, 0) < before <= last]
         if crossed:
+            entry = f"the entry of stage {maker}" if maker >= 0 else "an entry that it starts with"
             raise ValueError(
-                f"{_WHO}: {plan.name} reads the entry of stage {maker} after the chain at t = "
+                f"{_WHO}: {plan.name} reads {entry} after the chain at t = "
                 f"{crossed[0].time:g}, but the entry belongs to the path before the chain: take a "
                 "one-step solver, such as euler or heun"
             )

@@ -77,22 +77,24 @@ class Gaussian:
             ValueError: fewer than 2 samples; values that are not finite; a rank that the samples do
                 not have.
         """
-        rows = np.asarray(data, dtype=np.float64)
+        rows = _numbers(data)
         if rows.ndim < 1 or rows.shape[0] < 2:
             raise ValueError(
                 f"Gaussian: data of shape {list(rows.shape)}, but at least 2 samples are needed"
             )
+        if not rows.size:
+            raise ValueError(f"Gaussian: data of shape {list(rows.shape)} have no elements")
         count, shape = rows.shape[0], rows.shape[1:] or (1,)
         rows = rows.reshape(count, -1)
         if not np.isfinite(rows).all():
             raise ValueError("Gaussian: data hold values that are not finite")
         d = rows.shape[1]
         most = min(d, count - 1)
-        if rank is not None and not 0 <= rank <= most:
+        if rank is not None and (rank != int(rank) or not 0 <= rank <= most):
             raise ValueError(
                 f"Gaussian: rank = {rank}, but {count} samples of {d} elements allow 0 to {most}"
             )
-        rank = most if rank is None else rank
+        rank = most if rank is None else int(rank)
         mean = rows.mean(axis=0)
         values, basis = _principal(rows - mean)
         kept = values[:rank]
@@ -136,6 +138,20 @@ def _principal(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # The covariance has rank N - 1 at most: the svd of the samples is smaller than [d, d].
     _, sizes, vectors = np.linalg.svd(rows, full_matrices=False)
     return sizes[: count - 1] ** 2 / (count - 1), vectors[: count - 1]
+
+
+def _numbers(data: Any) -> np.ndarray:
+    """Returns data as float64; raises ValueError for what are no real numbers."""
+    if hasattr(data, "detach"):  # a tensor, perhaps of a type that numpy does not have
+        data = data.detach().cpu()
+        data = data.double() if data.is_floating_point() else data
+    try:
+        rows = np.asarray(data)
+        if rows.dtype.kind not in "biuf":
+            raise TypeError(f"they are {rows.dtype}")
+        return rows.astype(np.float64, copy=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Gaussian: data must be real numbers [N, ...], but {error}") from None
 
 
 def _frozen(array: Any) -> np.ndarray:

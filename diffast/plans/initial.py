@@ -9,6 +9,7 @@ estimates that the flow would have had on its way. `Entry` says what a remembere
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from diffast.plans.gaussian import Gaussian
-from diffast.plans.registers import H, levels_of
+from diffast.plans.registers import H, V, levels_of
 
 if TYPE_CHECKING:
     from diffast.plans.places import Place
@@ -56,7 +57,16 @@ class StartLaw:
 
     def __post_init__(self):
         """Checks that the parts fit."""
-        object.__setattr__(self, "laws", tuple(self.laws))
+        laws = (self.laws,) if isinstance(self.laws, Gaussian) else tuple(self.laws)
+        object.__setattr__(self, "laws", laws)
+        wrong = [law for law in laws if not isinstance(law, Gaussian)]
+        if wrong or not laws:
+            what = f"one of laws is a {type(wrong[0]).__name__}" if wrong else "there is no law"
+            raise ValueError(f"StartLaw: {what}, but df.thermo.Gaussian laws are needed")
+        if self.by is not None and not isinstance(self.by, str):
+            raise ValueError(
+                f"StartLaw: by = {self.by!r}, but it must be the name of a condition, or None"
+            )
         shapes = {law.shape or () for law in self.laws}
         if len(shapes) != 1:
             raise ValueError(f"StartLaw: laws of the shapes {sorted(shapes)}, but one is needed")
@@ -75,8 +85,9 @@ class StartLaw:
             raise ValueError(
                 "StartLaw: rho must fall and kl must rise with it, [M] each and not negative"
             )
-        object.__setattr__(self, "rho", rho)
-        object.__setattr__(self, "kl", kl)
+        for name, part in (("rho", rho), ("kl", kl)):
+            part.flags.writeable = False
+            object.__setattr__(self, name, part)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -221,13 +232,17 @@ def late_start(
     if len(given) > 1:
         raise ValueError(f"late_start: {' and '.join(given)} are given, but one is enough")
     for name, value in (("level", level), ("calls", calls), ("kl", kl)):
-        if value is not None and not (value > 0 and np.isfinite(value)):
-            raise ValueError(f"late_start: {name} = {value}, but it must be positive and finite")
+        if value is not None:
+            _check_positive(name, value, whole=name == "calls")
     if plan.initial is not None:
         raise ValueError(f"late_start: {plan.name} starts from a Gaussian law already")
     found = [_start_of(plan)]
     if given:
-        found = [place for place in places("late_start", plan) if place.level[1] > 0.0]
+        found = [
+            place
+            for place in places("late_start", plan)
+            if place.level[1] > 0.0 and plan.called[place.before :].any()
+        ]
     if level is not None:
         kept = [p for p in found if _rho(p.level) <= level * (1 + 1e-9)]
         reason = f"level = {level:g}, but the lowest step starts at {_rho(found[-1].level):g}"
@@ -245,6 +260,18 @@ def late_start(
     if not kept:
         raise ValueError(f"late_start: {reason}")
     return _cut(plan, law, kept[0])
+
+
+def _check_positive(name: str, value: Any, whole: bool) -> None:
+    """Raises ValueError for what is no positive, finite number."""
+    try:
+        number = math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (number > 0.0 and math.isfinite(number)):
+        raise ValueError(f"late_start: {name} = {value!r}, but it must be positive and finite")
+    if whole and number != int(number):
+        raise ValueError(f"late_start: {name} = {value!r}, but it must be a whole number")
 
 
 def _start_of(plan: Plan) -> Place:
@@ -291,12 +318,19 @@ def _cut(plan: Plan, law: StartLaw, place: Any) -> Plan:
     first = place.before
     if not plan.called[first:].any():
         raise ValueError(f"late_start: no network call of {plan.name} is left after the cut")
+    if V in plan.columns and plan.matrix[first, :, plan.columns.index(V)].any() and first:
+        raise ValueError(
+            f"late_start: {plan.name} reads a momentum of the steps before the cut, which a "
+            "Gaussian law does not give"
+        )
     read = _entries_read(plan, first)
     made = np.flatnonzero(_makes(plan)[:first])
     recipes = _recipes(plan, made, first) if read else {}
     weights: list[Entry] = []
     for i in made[len(made) - read :].tolist() if read else []:
         recipe = recipes[i]
+        if law.by is not None and plan.weights(H, "d_uncond")[i]:
+            recipe = "d_uncond"
         if isinstance(recipe, str):
             raise ValueError(
                 f"late_start: {plan.name} reads an entry of stage {i} after the cut, but the entry "
@@ -323,7 +357,8 @@ def _cut(plan: Plan, law: StartLaw, place: Any) -> Plan:
     if place.scale != 1.0:
         fields |= _scaled(plan, fields, 1.0 / place.scale)
     shown = f"late_start({plan.name}, from {_rho(place.level):.4g})"
-    fields |= {"steps": max(1, plan.steps - place.number), "name": shown}
+    left = int(plan.called[first:].any(axis=1).sum())  # steps of several calls may be no places
+    fields |= {"steps": min(max(1, plan.steps - place.number), left), "name": shown}
     return replace(plan, **fields)
 
 

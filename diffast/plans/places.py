@@ -150,10 +150,13 @@ def chosen(who: str, plan: Plan, places: list[Place], where: Where) -> list[Plac
 
 
 def last_reads(plan: Plan) -> dict[int, int]:
-    """Returns the last stage that reads a remembered entry, by the stage that made the entry."""
+    """Returns the last stage that reads a remembered entry, by the stage that made the entry.
+
+    Entries that a plan starts with are those of stage -1.
+    """
     ages = [(int(name[1:]), c) for c, name in enumerate(plan.columns) if name[0] == H]
     made = np.any(plan.matrix[:, 0], axis=1) & (H in plan.rows)
-    own: list[int] = []
+    own = [] if plan.initial is None else [-1] * plan.initial.entries
     last: dict[int, int] = {}
     read = np.any(plan.matrix, axis=1)
     for i in range(plan.stages):

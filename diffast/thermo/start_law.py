@@ -53,7 +53,7 @@ def start_law(
     with `data` None and guidance it is theirs that is estimated, and nothing is certified.
 
     Args:
-        denoiser: the network.
+        denoiser: the network. Sample i has row i of the conditions, counted around their end.
         data: samples [N, ...]; None: `count` samples that the network makes.
         by: the condition whose whole number 0 .. K-1 picks a sample's law; None: one law for all.
         labels: [N] the values of that condition for the data; None: those of the denoiser's rows,
@@ -90,10 +90,11 @@ def start_law(
         return law
     plain = replace(denoiser, unconditional=None, guidance=1.0, guides=())
     left = torch.as_tensor(held.nonzero()[0])
+    # The certificate gives its sample i row i: that has to be the row of the sample left out.
+    plain = Pilots(plain, data.shape[1:], seed, denoiser.device()).rows(left)
     if by is not None and values is not None:
-        kept = {name: value for name, value in denoiser.conditions.items() if name != by}
         chosen = torch.as_tensor(values)[left].to(_picked(denoiser, by).device)
-        plain = replace(plain, conditions=kept | {by: chosen})
+        plain = replace(plain, conditions={**plain.conditions, by: chosen})
     made = certificate(plain, law, data[left.to(data.device)], levels=levels, seed=seed, rows=rows)
     return with_certificate(law, made)
 

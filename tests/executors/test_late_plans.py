@@ -227,7 +227,17 @@ def test_what_cannot_be_done_is_refused():
         (lambda: plan.late_start(LAW, level=-1.0), "must be positive"),
         (lambda: plan.late_start(LAW, level=1e-9), "the lowest step starts at"),
         (lambda: plan.late_start(LAW, kl=0.1), "has no certificate"),
+        (lambda: plan.late_start(LAW, level="1"), "must be positive"),
+        (lambda: plan.late_start(LAW, calls=2.5), "must be a whole number"),
         (lambda: plan.late_start("law"), "a df.thermo.Gaussian"),
+        (lambda: full(df.solvers.heavy_ball, schedule, 10).late_start(LAW, calls=5), "momentum"),
+        (lambda: df.solvers.cfg_plus_plus(late), "no unconditional estimates"),
+        (
+            lambda: df.sample_metropolis(
+                denoiser, late, lambda x, t: x.square().sum(1), (4, 2), where=[1]
+            ),
+            "reads the entry of stage 0 after the chain",
+        ),
         (lambda: late.late_start(LAW), "already"),
         (lambda: unipc.late_start(LAW, calls=5), "begins at x alone"),
         (lambda: df.sample(denoiser, late, (4, 3)), r"samples \[2\], but the samples are \[3\]"),
@@ -241,6 +251,51 @@ def test_what_cannot_be_done_is_refused():
     ):
         with pytest.raises(ValueError, match=words):
             call()
+
+
+def test_a_law_of_a_condition_fills_in_no_unconditional_estimates():
+    schedule = df.schedules.vp_linear()
+    plan = df.solvers.cfg_plus_plus(full(df.solvers.dpmpp_2m, schedule, 10))
+    assert plan.late_start(LAW, calls=5).initial.entries == 1
+    with pytest.raises(ValueError, match="the entry weighs d_uncond"):
+        plan.late_start(StartLaw((LAW, LAW), by="labels"), calls=5)
+
+
+def test_a_cut_leaves_a_call_and_no_more_steps_than_calls():
+    schedule = df.schedules.flow()
+    single = full(df.solvers.singlestep, schedule, 8).late_start(LAW, level=0.4)
+    assert 1 <= single.steps <= single.nfe
+    # The plan ends at noise: its end is no place to start at.
+    plan = noisy(df.solvers.ddim, schedule, 8)
+    law = StartLaw((LAW,), None, [10.0, 1.0, 0.05], [0.01, 0.1, 1.0])
+    assert plan.late_start(law, kl=50.0).nfe == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: StartLaw(()), "there is no law"),
+        (lambda: StartLaw((LAW, 5)), "a int, but"),
+        (lambda: StartLaw((LAW, LAW), by=3), "the name of a condition"),
+        (lambda: df.thermo.Gaussian.of("abc"), "must be real numbers"),
+        (lambda: df.thermo.Gaussian.of(torch.ones(4, 2) * 1j), "must be real numbers"),
+        (lambda: df.thermo.Gaussian.of(np.zeros((3, 0))), "no elements"),
+        (lambda: df.thermo.Gaussian.of(np.eye(9), rank=1.5), "rank = 1.5"),
+    ],
+)
+def test_bad_laws_are_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_laws_of_tensors_of_any_real_type():
+    data = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
+    wanted = df.thermo.Gaussian.of(data.double().numpy())
+    made = df.thermo.Gaussian.of(data.requires_grad_())
+    assert (made.variances == wanted.variances).all()
+    law = StartLaw((made,), None, [2.0, 1.0], [0.1, 0.2])
+    with pytest.raises(ValueError, match="read-only"):
+        law.kl[0] = 5.0
 
 
 def test_a_changed_entry_is_refused():

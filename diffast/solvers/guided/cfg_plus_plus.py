@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from diffast.plans import Plan
+from diffast.plans.initial import check_plain_start
 from diffast.plans.registers import NEW, H, X, column_key
 
 _D, _UNCOND = "d", "d_uncond"
@@ -71,6 +72,8 @@ def cfg_plus_plus(plan: Plan) -> Plan:
 def _check(plan: Plan) -> None:
     """Refuses plans that are no sums of one state and estimates."""
     who = "solvers.cfg_plus_plus"
+    if plan.initial is not None and plan.initial.entries:
+        check_plain_start(who, plan, "its entries are no unconditional estimates")
     other = [c for c in plan.columns if c not in (X, _D) and c[0] not in "hz"]
     if other or set(plan.rows) - {H, X}:
         what = ", ".join(other or sorted(set(plan.rows) - {H, X}))

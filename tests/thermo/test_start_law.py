@@ -8,6 +8,7 @@ import torch
 
 import diffast as df
 from diffast.thermo import Certificate, Gaussian, GaussianMixture, certificate, start_law
+from diffast.thermo.start_law import _held_out
 
 TWO = GaussianMixture([0.5, 0.5], [-1.0, 1.0], 0.0)
 SKEWED = GaussianMixture([0.8, 0.2], [-1.0, 2.0], 0.09)
@@ -266,6 +267,27 @@ def test_classes_in_turn_are_all_held_out_and_all_kept():
     denoiser = df.Denoiser(Classes(), df.schedules.edm(), "x0", conditions={"label": label})
     law = start_law(denoiser, y, by="label", levels=4)
     assert [one.count for one in law.laws] == [8] * 10
+
+
+def test_samples_left_out_keep_the_conditions_of_their_rows():
+    """The certificate of few samples is that of their own rows, not of the first ones."""
+    generator = torch.Generator().manual_seed(0)
+    where = 2.0 * torch.randn(200, 2, generator=generator)
+    data = where + 0.3 * torch.randn(200, 2, generator=generator)
+
+    def network(x, t, where):
+        return where + 0.09 / (0.09 + t[:, None].to(x.dtype) ** 2) * (x - where)
+
+    denoiser = df.Denoiser(network, df.schedules.edm(), "x0", conditions={"where": where})
+    law = start_law(denoiser, data)
+    # With its own rows the network is exact, and both forms are the divergence. The rows of other
+    # samples would leave an error of the size of the data, which parts the two.
+    left = torch.as_tensor(_held_out(200, None).nonzero()[0])
+    own = df.Denoiser(network, df.schedules.edm(), "x0", conditions={"where": where[left]})
+    made = certificate(own, law, data[left])
+    assert np.allclose(law.kl, np.maximum.accumulate(made.score_kl), rtol=1e-6)
+    apart = np.abs(made.score_kl - made.loss_kl)
+    assert (apart < 4 * np.hypot(made.score_error, made.loss_error)).all()
 
 
 def test_a_plan_starts_from_what_start_law_returns():
