@@ -46,14 +46,10 @@ class StartLaw:
     kl: np.ndarray | None = None
 
     def __str__(self) -> str:
-        """Returns what the laws are, and the divergence at some of the levels."""
-        what = "one law" if self.by is None else f"{len(self.laws)} laws by {self.by!r}"
-        head = f"StartLaw: {what} of samples {list(self.laws[0].shape or self.laws[0].mean.shape)}"
-        if self.rho is None or self.kl is None:
-            return f"{head}, KL not measured"
-        places = np.unique(np.linspace(0, self.rho.size - 1, 5).round().astype(int))
-        rows = [f"{self.kl[k]:.2g} at {self.rho[k]:.3g}" for k in places]
-        return f"{head}, KL in nats at sigma / alpha: {', '.join(rows)}"
+        """Returns how many laws there are, and the divergence at every fifth level."""
+        pairs = () if self.rho is None or self.kl is None else zip(self.rho, self.kl, strict=True)
+        said = ", ".join(f"{kl:.2g} at {rho:.3g}" for rho, kl in list(pairs)[::-5]) or "unknown"
+        return f"StartLaw: laws {len(self.laws)}, by {self.by}, KL in nats at sigma/alpha: {said}"
 
     def __post_init__(self):
         """Checks that the parts fit."""
