@@ -45,6 +45,12 @@ class StartLaw:
     rho: np.ndarray | None = None
     kl: np.ndarray | None = None
 
+    def __str__(self) -> str:
+        """Returns how many laws there are, and the divergence at every fifth level."""
+        pairs = () if self.rho is None or self.kl is None else zip(self.rho, self.kl, strict=True)
+        said = ", ".join(f"{kl:.2g} at {rho:.3g}" for rho, kl in list(pairs)[::-5]) or "unknown"
+        return f"StartLaw: laws {len(self.laws)}, by {self.by}, KL in nats at sigma/alpha: {said}"
+
     def __post_init__(self):
         """Checks that the parts fit."""
         laws = (self.laws,) if isinstance(self.laws, Gaussian) else tuple(self.laws)

@@ -61,6 +61,15 @@ class CloneAgreement:
     rows: int
     samples: torch.Tensor | None = None
 
+    def __str__(self) -> str:
+        """Returns one line a level."""
+        lines = ["sigma/alpha  variance settled  half mean |a - b|^2  same class"]
+        for k, level in enumerate(self.levels.tolist()):
+            same = str(self.same[k]) if self.same else "not asked for"
+            mse = str(self.mse[k])
+            lines.append(f"{level:>11.4g}  {self.correlation[k]:>16.3f}  {mse:>19}  {same}")
+        return "\n".join(lines)
+
     def to_dict(self) -> dict[str, Any]:
         """Returns everything but the samples as a dict that JSON can hold."""
         made: dict[str, Any] = {"levels": self.levels.tolist(), "correlation": self.correlation}

@@ -167,6 +167,7 @@ def test_a_condition_picks_each_sample_s_law():
     schedule = df.schedules.vp_linear()
     other = df.thermo.Gaussian(-5 * MEAN, VECTORS.T, VALUES)
     both = StartLaw((LAW, other), by="labels")
+    assert "laws 2, by labels" in str(both) and "unknown" in str(both)
     labels = torch.tensor([0, 1, 1, 0, 1, 0])
 
     def network(x, t, labels):

@@ -42,6 +42,9 @@ def test_two_clones_agree_as_the_posterior_says(schedule):
     assert found.histogram.shape == (5, BINS) and (found.histogram.sum(1) == 2000).all()
     assert found.rows == sum(found.steps) * 2 * 2000
     json.dumps(found.to_dict(), allow_nan=False)
+    lines = str(found).splitlines()
+    assert len(lines) == 6 and lines[3].startswith("          1  ")
+    assert lines[3].endswith(str(found.same[2]))
 
 
 def test_samples_of_the_same_seed_do_not_meet_their_own_noise():

@@ -250,6 +250,7 @@ def test_a_class_needs_its_own_law():
     levels = np.geomspace(8.0, 0.5, 8)
     alone = start_law(denoiser, y, levels=levels)
     own = start_law(denoiser, y, by="label", labels=label, levels=levels)
+    assert f"{own.kl[-1]:.2g} at {own.rho[-1]:.3g}" in str(own) and len(str(own)) < 200
     assert len(own.laws) == 3 and own.by == "label"
     assert own.kl_at(1.0) < 0.02 * alone.kl_at(1.0)
     for k, law in enumerate(own.laws):

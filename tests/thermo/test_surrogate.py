@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import diffast as df
-from diffast.thermo.surrogate import FAMILIES, HOWS, NORMAL, Curve
+from diffast.thermo.surrogate import FAMILIES, HOWS, NORMAL, Curve, choose
 from diffast.thermo.surrogate.laws import mmse_of, modes, sparse, uneven
 from diffast.thermo.surrogate.nonnegative import nonnegative_least_squares
 from diffast.thermo.surrogate.product import Product
@@ -138,6 +138,17 @@ def test_the_plan_of_a_profile_is_the_best_of_those_compared(schedule):
     assert [made.error(own) for _, own in few] == said
     for build in (df.solvers.ddim, df.solvers.dpmpp_2m, df.solvers.unipc):
         assert error <= made.error(build(schedule, df.grids.even(schedule, 6)))
+
+
+@pytest.mark.parametrize("name, count", [("flow", 1), ("edm", 2)])
+def test_one_plan_of_two_names_is_listed_once(monkeypatch, name, count):
+    # `even` is `uniform_flow`; `uniform_time` is the same grid on a flow alone
+    schedule = SCHEDULES[name]
+    grids = (df.grids.uniform_time, df.grids.uniform_flow, df.grids.even)
+    plans = [df.solvers.unipc(schedule, grid(schedule, 6)) for grid in grids]
+    ranked = [(0.1, str(k), plan) for k, plan in enumerate(plans)]
+    monkeypatch.setattr(choose, "_ranked", lambda *given: (ranked, None, None))
+    assert len(df.thermo.plans_of_profile(PROFILE, schedule, 6)) == count
 
 
 @pytest.mark.slow

@@ -126,7 +126,7 @@ def log_likelihood(
             last step draws none.
         log_start: log-density [B] of initial states [B, ...], for runs that start at another law
             than the plan's noise.
-        seed: of the paths' noise.
+        seed: of the paths' noise; another one than x was made with, if `df.sample` made it.
         rows: states that the network is called on at once.
         warn: whether to warn where `ess` is below 10.
 

@@ -52,7 +52,9 @@ def audit(
 
     **What a sound sampler may do.** A method of first order (`ddim(eta=1)`, `euler_ancestral`,
     `ddpm`) makes the very step that it is compared with. Others differ by an amount that falls with
-    the step; the allowance for it is measured, and a fault below it is not found.
+    the step; the allowance for it is measured, and a fault below it is not found. Euler-Maruyama
+    steps in the model time differ by more, and are called unsound where they are long: use
+    `audit_batches` with their drift and temperature and allow=False, or `fluctuation_test`.
 
     Args:
         denoiser: the network, with conditions and guidance of the run.

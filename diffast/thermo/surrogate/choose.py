@@ -89,7 +89,8 @@ def plans_of_profile(
     """Returns (predicted error, plan) of the first few plans by a network's profile, best first.
 
     The list is for trying the few on the network: on the networks of docs/thermodynamics.md the
-    best of the first five has at most 1.1 times the least error of all hundred.
+    best of the first five has at most 1.1 times the least error of all hundred. Grids of two names
+    that are the same on a schedule give one plan.
 
     Args:
         profile: as for `plan_of_profile`.
@@ -105,7 +106,23 @@ def plans_of_profile(
     if first < 1:
         raise ValueError(f"plans_of_profile: first = {first}, but at least 1 is needed")
     ranked, *_ = _ranked("plans_of_profile", profile, denoiser, calls, "surrogate", late, surrogate)
-    return [(error, _named(name, plan)) for error, name, plan in ranked[:first]]
+    few: list[tuple[float, Plan]] = []
+    for error, name, plan in ranked:
+        if not any(_same(plan, other) for _, other in few):
+            few.append((error, _named(name, plan)))
+        if len(few) == first:
+            break
+    return few
+
+
+def _same(plan: Plan, other: Plan) -> bool:
+    """Returns whether two plans of one schedule have the same times and weights to rounding."""
+    if (plan.rows, plan.columns) != (other.rows, other.columns) or plan.stages != other.stages:
+        return False
+    return all(
+        np.allclose(one, two, rtol=1e-7, atol=1e-12)
+        for one, two in ((plan.times, other.times), (plan.matrix, other.matrix))
+    )
 
 
 def _ranked(
