@@ -80,8 +80,10 @@ def initial_state(
         device: where to make them; default: the network's.
 
     Raises:
-        ValueError: samples of another shape than the law's; a condition that picks no law.
+        ValueError: a plan for another schedule; samples of another shape than the law's; a
+            condition that picks no law.
     """
+    context.check_fits("initial_state", plan, denoiser)
     place = context.place_of("initial_state", denoiser, shape, None, device, seed, ids, None)
     state = place.empty()
     put_start("initial_state", state, None, origin_of(plan, denoiser.conditions), place)

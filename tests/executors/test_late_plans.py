@@ -229,6 +229,11 @@ def test_what_cannot_be_done_is_refused():
         (lambda: plan.late_start(LAW, kl=0.1), "has no certificate"),
         (lambda: plan.late_start(LAW, level="1"), "must be positive"),
         (lambda: plan.late_start(LAW, calls=2.5), "must be a whole number"),
+        (
+            lambda: df.initial_state(EXACT.denoiser(SCHEDULES["edm"]), late, SHAPE),
+            "the plan is for VPLinear",
+        ),
+        (lambda: df.initial_state(denoiser, "late.json", SHAPE), "plan is the path"),
         (lambda: plan.late_start("law"), "a df.thermo.Gaussian"),
         (lambda: full(df.solvers.heavy_ball, schedule, 10).late_start(LAW, calls=5), "momentum"),
         (lambda: df.solvers.cfg_plus_plus(late), "no unconditional estimates"),
