@@ -234,11 +234,8 @@ def late_start(
         raise ValueError(f"late_start: {plan.name} starts from a Gaussian law already")
     found = [_start_of(plan)]
     if given:
-        found = [
-            place
-            for place in places("late_start", plan)
-            if place.level[1] > 0.0 and plan.called[place.before :].any()
-        ]
+        found = [place for place in places("late_start", plan) if place.level[1] > 0.0]
+        found = [place for place in found if plan.called[place.before :].any()]
     if level is not None:
         kept = [p for p in found if _rho(p.level) <= level * (1 + 1e-9)]
         reason = f"level = {level:g}, but the lowest step starts at {_rho(found[-1].level):g}"
@@ -264,7 +261,7 @@ def _check_positive(name: str, value: Any, whole: bool) -> None:
         number = math.nan if isinstance(value, str) else float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not (number > 0.0 and math.isfinite(number)):
+    if not 0.0 < number < math.inf:
         raise ValueError(f"late_start: {name} = {value!r}, but it must be positive and finite")
     if whole and number != int(number):
         raise ValueError(f"late_start: {name} = {value!r}, but it must be a whole number")
@@ -292,14 +289,17 @@ def check_plain_start(who: str, plan: Plan, instead: str) -> None:
         raise ValueError(f"{who}: {plan.name} starts from a Gaussian law of the data: {instead}")
 
 
-def start_law_of(law: Any) -> StartLaw:
-    """Returns the law of a `Gaussian`, a `StartLaw`, or an object that has one as `.law`."""
+def start_law_of(law: Any, who: str = "late_start") -> StartLaw:
+    """Returns the law of a `Gaussian`, a `StartLaw`, or an object that has one as `.law`.
+
+    ValueError for something else, in the name of `who`.
+    """
     if isinstance(law, Gaussian):
         return StartLaw((law,))
     found = getattr(law, "law", law)
     if not isinstance(found, StartLaw):
         raise ValueError(
-            f"late_start: law is a {type(law).__name__}, but a df.thermo.Gaussian or what "
+            f"{who}: law is a {type(law).__name__}, but a df.thermo.Gaussian or what "
             "df.thermo.start_law returns is needed"
         )
     return found
@@ -314,11 +314,9 @@ def _cut(plan: Plan, law: StartLaw, place: Any) -> Plan:
     first = place.before
     if not plan.called[first:].any():
         raise ValueError(f"late_start: no network call of {plan.name} is left after the cut")
-    if V in plan.columns and plan.matrix[first, :, plan.columns.index(V)].any() and first:
-        raise ValueError(
-            f"late_start: {plan.name} reads a momentum of the steps before the cut, which a "
-            "Gaussian law does not give"
-        )
+    if V in plan.columns and first and plan.matrix[first, :, plan.columns.index(V)].any():
+        lost = "a momentum of the steps before the cut, which a Gaussian law does not give"
+        raise ValueError(f"late_start: {plan.name} reads {lost}")
     read = _entries_read(plan, first)
     made = np.flatnonzero(_makes(plan)[:first])
     recipes = _recipes(plan, made, first) if read else {}

@@ -14,7 +14,7 @@ import torch
 
 from diffast.model.denoiser import Denoiser
 from diffast.plans.gaussian import Gaussian
-from diffast.plans.initial import StartLaw
+from diffast.plans.initial import StartLaw, start_law_of
 from diffast.thermo.estimate import Estimate
 from diffast.tuning.grids.levels import Levels
 from diffast.tuning.pilots import Pilots, ids_of, pieces
@@ -276,7 +276,12 @@ def certificate(
     data = torch.as_tensor(data)
     data = data if data.is_floating_point() else data.double()
     data = data[: len(data) if count is None else count]
-    laws = StartLaw((law,)) if isinstance(law, Gaussian) else law
+    laws = start_law_of(law, "certificate")
+    if not any(one.spectrum.any() for one in laws.laws):
+        raise ValueError(
+            "certificate: the law has no variance in any direction, but levels are spread about "
+            "its deviation: are all samples equal?"
+        )
     if tuple(data.shape[1:]) != laws.shape or len(data) < 2:
         raise ValueError(
             f"certificate: data are {list(data.shape)}, but at least 2 samples of shape "

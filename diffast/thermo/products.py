@@ -157,7 +157,8 @@ class Products:
             return found
 
     def _difference(self, x: torch.Tensor, z: torch.Tensor, t: float) -> torch.Tensor:
-        sizes = z.double().square().flatten(1).mean(1).sqrt().clamp(min=1e-300)
+        sizes = z.double().square().flatten(1).mean(1).sqrt()
+        sizes = torch.where(sizes > 0.0, sizes, 1.0)  # J 0 is 0 by any step
         step = self._level(t) * _step(x, self._level(t), self.rounding(x)) / sizes
         step = step.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
         with torch.no_grad():

@@ -88,6 +88,11 @@ def start_law(
     guided = denoiser.unconditional is not None or denoiser.guides
     if pilots is not None and guided:
         return law
+    if held.sum() < 2:
+        raise ValueError(
+            f"start_law: {len(data)} samples leave {held.sum()} to measure the divergence on, but "
+            "2 are needed: one in five of each class is left out, so give 10 samples or more"
+        )
     plain = replace(denoiser, unconditional=None, guidance=1.0, guides=())
     left = torch.as_tensor(held.nonzero()[0])
     # The certificate gives its sample i row i: that has to be the row of the sample left out.

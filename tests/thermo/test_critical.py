@@ -28,6 +28,20 @@ def test_four_criteria_of_two_modes(mu, s, wanted):
     assert df.thermo.bimodal_times(mu, s) == pytest.approx(wanted, abs=5e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("method", ["auto", "jvp", "difference"])
+def test_directions_that_are_alike_close_the_space_early(dtype, method):
+    """Equal variances in all directions but one: two products say all that there is to say."""
+    means = np.zeros((2, 4))
+    means[:, 0] = -1.0, 1.0
+    mixture = df.thermo.GaussianMixture([0.5, 0.5], means, 0.1 * np.eye(4)[None].repeat(2, 0))
+    found = df.thermo.critical_levels(
+        mixture.denoiser(df.schedules.edm()), shape=(1, 4), dtype=dtype, method=method
+    )
+    assert found.levels == pytest.approx([0.9**0.5], rel=1e-3)
+    assert float(found.directions[0].abs()[0]) == pytest.approx(1.0, abs=1e-3)
+
+
 def test_the_criteria_hold_of_the_mixture_itself():
     """Each time is where the slope it speaks of changes its sign, by autograd on the density."""
     mu, s = 0.6, 0.6  # mu^2 + s^2 < 1: the flow's centre turns too

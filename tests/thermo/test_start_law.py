@@ -350,6 +350,8 @@ def test_noise_alone_has_a_divergence_too():
         (dict(by="label", labels=np.arange(600)), "needs at least 2"),
         (dict(shrink=2.0), r"\[0, 1\]"),
         (dict(data=torch.zeros(3, 2)), "3 samples"),
+        (dict(data=torch.eye(8)[:, :2]), "8 samples leave 1 to measure"),
+        (dict(data=torch.ones(20, 2)), "no variance in any direction"),
     ],
 )
 def test_bad_input_of_a_law_is_named(given, words):
