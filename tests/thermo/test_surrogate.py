@@ -247,6 +247,6 @@ def test_guided_denoisers_are_refused():
         guidance=2.0,
     )
     profile = (np.geomspace(80.0, 0.01, 12), np.geomspace(1.0, 1e-4, 12), 1)
-    for choose in (df.thermo.plan_of_profile, df.thermo.plans_of_profile):
+    for chosen in (df.thermo.plan_of_profile, df.thermo.plans_of_profile):
         with pytest.raises(ValueError, match="the denoiser is guided"):
-            choose(profile, guided, 5)
+            chosen(profile, guided, 5)
