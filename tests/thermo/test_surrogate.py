@@ -233,3 +233,20 @@ def test_other_refusals():
         df.thermo.Surrogate.gaussian([0.0, 0.0])
     with pytest.raises(TypeError, match="schedule"):
         df.thermo.plan_of_profile(PROFILE, "edm", 5)
+
+
+def test_guided_denoisers_are_refused():
+    schedule = df.schedules.edm()
+    shift = {"shift": torch.zeros(1)}
+    guided = df.Denoiser(
+        lambda x, t, shift: x,
+        schedule,
+        "x0",
+        conditions=shift,
+        unconditional=shift,
+        guidance=2.0,
+    )
+    profile = (np.geomspace(80.0, 0.01, 12), np.geomspace(1.0, 1e-4, 12), 1)
+    for chosen in (df.thermo.plan_of_profile, df.thermo.plans_of_profile):
+        with pytest.raises(ValueError, match="the denoiser is guided"):
+            chosen(profile, guided, 5)

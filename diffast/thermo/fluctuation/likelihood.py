@@ -22,6 +22,9 @@ from diffast.tuning.pilots import tiled
 # Below this effective number of paths the mean of the weights is that of a few of them.
 FEW = 10.0
 
+# Paths have ids from here on: none has the noise that a sample of the same seed was made of.
+FIRST_ID = 6 << 40
+
 
 @dataclass(frozen=True, eq=False)
 class Likelihood:
@@ -126,7 +129,7 @@ def log_likelihood(
             last step draws none.
         log_start: log-density [B] of initial states [B, ...], for runs that start at another law
             than the plan's noise.
-        seed: of the paths' noise; another one than x was made with, if `df.sample` made it.
+        seed: of the paths' noise. No sample of `df.sample` has the noise of a path.
         rows: states that the network is called on at once.
         warn: whether to warn where `ess` is below 10.
 
@@ -147,6 +150,7 @@ def log_likelihood(
             data = torch.cat([x] * many).contiguous()
             estimate = estimates_of(who, chain, tiled(denoiser, many, count))
             ids = torch.arange(many * count, dtype=torch.int64, device=x.device) + first * count
+            ids = ids + FIRST_ID
             start, states = made.draw(data, seed, ids)
             weight = made.run_density(data, start, states, estimate, start_of)
             weight = weight - made.noising_density(data, start, states)

@@ -64,7 +64,7 @@ def plan_of_profile(
 
     Raises:
         TypeError, ValueError: as `Surrogate.fit`; an unknown `how`; "gaussian" without a spectrum;
-            calls that no plan has.
+            calls that no plan has; a guided denoiser.
     """
     ranked, stand_in, surrogate = _ranked(
         "plan_of_profile", profile, denoiser, calls, how, late, surrogate
@@ -138,6 +138,7 @@ def _ranked(
     calls = whole_calls(who, calls)
     if how not in HOWS:
         raise ValueError(f"{who}: how = {how!r}, but {', '.join(HOWS)} are known")
+    _check_unguided(who, denoiser)
     curve = Curve.of(profile)
     if how == "gaussian":
         if curve.spectrum is None:
@@ -156,6 +157,18 @@ def _ranked(
     if not found:
         raise ValueError(f"{who}: no plan of {calls} calls can be made on {stand_in.schedule}")
     return sorted(found, key=lambda line: line[:2]), stand_in, surrogate
+
+
+def _check_unguided(who: str, denoiser: Any) -> None:
+    """Refuses a guided denoiser: its loss is no mean square error of an x0 estimate."""
+    if not isinstance(denoiser, Denoiser):
+        return
+    guided = denoiser.rule is not None or callable(denoiser.guidance) or denoiser.guidance != 1.0
+    if guided or denoiser.guides:
+        raise ValueError(
+            f"{who}: the denoiser is guided, but a profile ranks plans by the loss of an unguided "
+            "network: take df.plan or df.tune, or give the schedule alone"
+        )
 
 
 def _named(name: str, plan: Plan) -> Plan:
