@@ -23,6 +23,7 @@ from diffast.executors.results import Info, check_finite
 from diffast.model.denoiser import FORMATS
 from diffast.planning.choose import whole_calls
 from diffast.plans import Plan
+from diffast.plans.initial import Initial
 
 # Where fresh noise may come from. A callable gives the normals of a stage.
 NOISES = ("counter", "path", "bridge", "redraw")
@@ -179,16 +180,30 @@ _FAR = 3.0
 _LATE, _NEAR = 1.5, 0.15
 
 
-def warn_of_spread(who: str, schedule: Any, time: Any, x: torch.Tensor | None) -> None:
+def warn_of_spread(
+    who: str, schedule: Any, time: Any, x: torch.Tensor | None, initial: Initial | None = None
+) -> None:
     """Warns where an initial state at a noisy time has another spread than the noise there.
 
     Unit noise where sigma is 80, noise that was scaled twice, or noise of the schedule's highest
-    level for a plan that starts lower, gives wrong samples in silence. Only states on the host are
-    looked at: on a device the look would wait for it.
+    level for a plan that starts lower, gives wrong samples in silence. So does noise for a plan
+    that starts from a Gaussian law, `initial`. Only states on the host are looked at: on a device
+    the look would wait for it.
     """
     if x is None or not on_host(x.device) or x.numel() < _LEAST_NUMBERS:
         return
     alpha, sigma = float(schedule.alpha(time)), float(schedule.sigma(time))
+    if initial is not None:
+        laws, size = initial.law.laws, size_of(x)
+        sizes = [(alpha**2 * law.energy / law.d + sigma**2) ** 0.5 for law in laws]
+        if not min(sizes) / _FAR <= size <= max(sizes) * _FAR:
+            warnings.warn(
+                f"{who}: x has root mean square {size:.3g} (median of its samples), but the plan "
+                f"starts from a Gaussian law of the data, whose states have {max(sizes):.3g} at t "
+                f"= {time:g}: make x by df.initial_state, or leave x out",
+                stacklevel=3,
+            )
+        return
     if not sigma > _MOSTLY * alpha:
         return
     size, highest = size_of(x), float(schedule.sigma(schedule.t_start))

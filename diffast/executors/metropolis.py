@@ -117,7 +117,7 @@ def sample_metropolis(
     stops = {place.before: place for place in chosen(_WHO, plan, places(_WHO, plan), where)}
     _check_places(plan, stops)
     place = context.place_of(_WHO, denoiser, shape, x, device, seed, ids, None)
-    context.warn_of_spread(_WHO, plan.schedule, plan.start, x)
+    context.warn_of_spread(_WHO, plan.schedule, plan.start, x, plan.initial)
     # No inference mode: networks of energies differentiate them, under torch.enable_grad.
     with torch.no_grad():
         run = _Run(denoiser, plan, energy, rule, place)

@@ -82,7 +82,7 @@ def sample(
     context.check_executor("sample", executor)
     place = context.place_of("sample", denoiser, shape, x, device, seed, ids, clamp, check)
     if check:
-        context.warn_of_spread("sample", plan.schedule, plan.start, x)
+        context.warn_of_spread("sample", plan.schedule, plan.start, x, plan.initial)
     if executor == "graph":
         why = "a graph is replayed without Python: leave executor out"
         context.refuse("sample", callback=(callback, why), progress=(progress, why))

@@ -180,7 +180,7 @@ class Stepper:
         for number in sorted(chosen) if on_host(x.device) else ():
             own = self.plans[number]
             part = x if len(chosen) == 1 else x[numbers.cpu() == number]
-            context.warn_of_spread("Stepper", own.schedule, own.start, part)
+            context.warn_of_spread("Stepper", own.schedule, own.start, part, own.initial)
         seed = ops.fold_seed(seed)
         status = torch.full((batch,), FINE, dtype=torch.int64, device=self.device)
         x = x.contiguous()

@@ -1,5 +1,6 @@
 """Plans that start late: `Plan.late_start`, its law, its entries, in every executor."""
 
+import warnings
 from dataclasses import replace
 from functools import cache
 
@@ -301,6 +302,23 @@ def test_laws_of_tensors_of_any_real_type():
     law = StartLaw((made,), None, [2.0, 1.0], [0.1, 0.2])
     with pytest.raises(ValueError, match="read-only"):
         law.kl[0] = 5.0
+
+
+def test_noise_of_another_size_than_the_law_s_states_is_warned_of():
+    schedule = df.schedules.edm()
+    denoiser = EXACT.denoiser(schedule)
+    late = full(df.solvers.ddim, schedule, 10).late_start(LAW, level=2.0)
+    noise = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="make x by df.initial_state"):
+        df.sample(denoiser, late, x=80.0 * noise)
+    # The states of a law far from 0 are larger than the noise there, and right.
+    far = df.thermo.Gaussian([900.0, 0.0], np.eye(2), [1.0, 1.0])
+    late = full(df.solvers.ddim, schedule, 10).late_start(far, level=20.0)
+    x = df.initial_state(denoiser, late, (60, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        df.Stepper(late, denoiser).start(x)
+        df.sample(denoiser, late, x=x)
 
 
 def test_a_changed_entry_is_refused():

@@ -163,7 +163,7 @@ def sample_parallel(
     _check_numbers(window, tol, memory_limit, batch_size, sweeps, plan)
     _check_blocks(method, plan, window, sweeps)
     place = context.place_of(_WHO, denoiser, shape, x, device, seed, ids, clamp)
-    context.warn_of_spread(_WHO, plan.schedule, plan.start, x)
+    context.warn_of_spread(_WHO, plan.schedule, plan.start, x, plan.initial)
     samples = place.shape[0]
     tables = tables_of(plan, denoiser, bool(place.limits))
     if tables.entries > MAX_ENTRIES:
