@@ -145,9 +145,10 @@ def _add_profile_options(parser: argparse.ArgumentParser) -> None:
         ("--parallel", "secant", "rounds against stages of a parallel method (secant)"),
     ):
         kind.add_argument(name, nargs="?", const=method, metavar="METHOD", help=about)
-    add("--solver", default="dpmpp_2m", help="with --parallel: a solver's name (%(default)s)")
-    add("--grid", default="karras", help="with --parallel: its grid (%(default)s)")
-    add("--steps", type=int, default=18, help="with --parallel: grid intervals (%(default)s)")
+    usual = {name: f"({value})" for name, value in STANDARD.items()}
+    add("--solver", help=f"with --parallel: a solver's name {usual['solver']}")
+    add("--grid", help=f"with --parallel: its grid {usual['grid']}")
+    add("--steps", type=int, help=f"with --parallel: grid intervals {usual['steps']}")
     examples = "rtol=0.05, noise=redraw, reject=false, window=10"
     _add_set(parser, f"an option of the method, such as {examples}")
     add("--count", type=int, help="how many digits (16; of the network's profile 256)")
@@ -413,6 +414,11 @@ def _report(lines: Iterable[str], seconds: float, device, path) -> int:
 def _profile(arguments: argparse.Namespace) -> int:
     from diffast.cli import profiling
 
+    for name, usual in STANDARD.items():
+        value = getattr(arguments, name)
+        if value is not None and arguments.parallel is None:
+            raise ValueError(f"--{name} {value} but it is an option of --parallel")
+        setattr(arguments, name, usual if value is None else value)
     if arguments.parallel is None and arguments.adaptive is None:
         return network_profile.profile(arguments, _digit_denoiser)
     if arguments.data is not None:

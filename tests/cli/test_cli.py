@@ -288,6 +288,8 @@ def test_profile_measures_the_network(tmp_path, capsys):
         (["--measure", "dreams"], "'dreams', but what can be measured"),
         (["--levels", "2"], "levels = 2, but at least 4"),
         (["--set", "rtol=1"], "it is an option of --adaptive and --parallel"),
+        (["--grid", "nope"], "--grid nope but it is an option of --parallel"),
+        (["--adaptive", "--steps", "5"], "--steps 5 but it is an option of --parallel"),
         (["--adaptive", "--data", "words.npz"], "the profile of the network alone"),
     ],
 )
