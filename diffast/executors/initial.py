@@ -158,8 +158,8 @@ def _parts(law: Gaussian, device: torch.device) -> tuple[torch.Tensor, torch.Ten
 
 def _samples(
     who: str, origin: Origin, shape: tuple[int, ...], device: torch.device
-) -> list[tuple[Gaussian, torch.Tensor]]:
-    """Returns (law, numbers of its samples) for each law that a batch needs."""
+) -> list[tuple[Gaussian, torch.Tensor | slice]]:
+    """Returns (law, which samples are its own) for each law that a batch needs."""
     assert origin.initial is not None
     law, batch = origin.initial.law, shape[0]
     if shape[1:] != law.shape and not (law.shape == (1,) and shape[1:] == ()):
@@ -167,9 +167,8 @@ def _samples(
             f"{who}: the plan starts from a law of samples {list(law.shape)}, but the samples are "
             f"{list(shape[1:])}"
         )
-    everyone = torch.arange(batch, device=device)
-    if law.by is None:
-        return [(law.laws[0], everyone)] if batch else []
+    if law.by is None:  # a view of all samples, not a gathered copy
+        return [(law.laws[0], slice(None))] if batch else []
     picked = origin.picked
     if not isinstance(picked, torch.Tensor) or picked.is_floating_point() or picked.is_complex():
         kind = f"a tensor of {picked.dtype}" if isinstance(picked, torch.Tensor) else repr(picked)

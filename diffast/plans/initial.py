@@ -220,16 +220,12 @@ def late_start(
     from diffast.plans.places import places
 
     law = start_law_of(law)
-    given = [
-        name
-        for name, value in (("level", level), ("calls", calls), ("kl", kl))
-        if value is not None
-    ]
+    asked = {"level": level, "calls": calls, "kl": kl}
+    given = {name: value for name, value in asked.items() if value is not None}
     if len(given) > 1:
         raise ValueError(f"late_start: {' and '.join(given)} are given, but one is enough")
-    for name, value in (("level", level), ("calls", calls), ("kl", kl)):
-        if value is not None:
-            _check_positive(name, value, whole=name == "calls")
+    for name, value in given.items():
+        _check_positive(name, value, whole=name == "calls")
     if plan.initial is not None:
         raise ValueError(f"late_start: {plan.name} starts from a Gaussian law already")
     found = [_start_of(plan)]
