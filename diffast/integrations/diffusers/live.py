@@ -20,7 +20,7 @@ OURS = frozenset(
         *("_begin_index", "_compiled", "_config_seen", "_count", "_counter", "_factors"),
         *("_foreign", "_handed", "_internal_dict", "_kept", "_live", "_made", "_odd", "_odd_run"),
         *("_per_run", "_positions", "_run", "_said", "_step_index", "_strict", "_trial"),
-        *("_watched", "_writes", "host", "is_scale_input_called"),
+        *("_base", "_size", "_watched", "_writes", "host", "is_scale_input_called"),
     }
 )
 
@@ -104,6 +104,10 @@ def same(one: Any, other: Any) -> bool:
         return False
 
 
+# Tensors that no step of a scheduler with `sigmas` reads: they matter to `set_timesteps` alone.
+_UNREAD = frozenset({"alphas", "alphas_cumprod", "alpha_t", "betas", "lambda_t", "sigma_t"})
+
+
 class Watch:
     """The tensors and lists of a scheduler, as they were when a run was prepared.
 
@@ -111,15 +115,18 @@ class Watch:
     counter (`.data`, a numpy view) is compared by value where the tensor is on the CPU and short.
     """
 
-    __slots__ = ("lists", "names", "tensors", "versions", "views")
+    __slots__ = ("all", "lists", "tensors", "versions", "views")
 
     def __init__(self, attributes: dict[str, Any], skipped: Any):
         """Looks at the attributes, without those of the skipped names."""
         kept = {name: value for name, value in attributes.items() if name not in skipped}
         tensors = {n: v for n, v in kept.items() if isinstance(v, torch.Tensor)}
         counted = {n: v for n, v in tensors.items() if not v.is_inference()}
-        self.names, self.tensors = list(counted), list(counted.values())
-        self.versions = [tensor._version for tensor in self.tensors]
+        self.all = [(name, tensor, tensor._version) for name, tensor in counted.items()]
+        # those that a step reads
+        unread = _UNREAD if "sigmas" in kept else _UNREAD - {"alphas_cumprod"}
+        read = [tensor for name, tensor in counted.items() if name not in unread]
+        self.tensors, self.versions = read, [tensor._version for tensor in read]
         self.views = [(n, v, view_of(v)) for n, v in tensors.items()]
         self.views = [(n, v, view.tobytes()) for n, v, view in self.views if view is not None]
         self.lists = [
@@ -130,11 +137,7 @@ class Watch:
 
     def changed(self) -> set[str]:
         """Returns the names of those whose values have changed; for the start of a run."""
-        found = {
-            name
-            for name, tensor, version in zip(self.names, self.tensors, self.versions, strict=True)
-            if tensor._version != version
-        }
+        found = {name for name, tensor, version in self.all if tensor._version != version}
         found |= {name for name, tensor, was in self.views if view_of(tensor).tobytes() != was}
         for name, value, was in self.lists:
             now = value.tobytes() if isinstance(value, np.ndarray) else list(value)

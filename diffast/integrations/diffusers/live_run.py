@@ -113,8 +113,8 @@ class Live:
     def _is_written(self) -> bool:
         """Returns whether something was written since the run was prepared; fast."""
         own = self.__dict__
-        watched = own["_watched"]
-        config, seen = own["_internal_dict"], own["_config_seen"]
+        watched, seen = own["_watched"], own["_config_seen"]
+        config = own["_internal_dict"]
         return (
             own["_writes"]
             or [t._version for t in watched.tensors] != watched.versions

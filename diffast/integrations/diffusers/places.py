@@ -17,6 +17,8 @@ class Places:
     timesteps: Any
     _positions: Any  # dict: timestep -> index
     _count: int
+    _base: int  # address of `timesteps`
+    _size: int  # bytes of one of them
     host: Any  # Host
     _foreign: Any = None  # (tensor of the caller's, its version, its numbers)
 
@@ -24,10 +26,9 @@ class Places:
         """Returns the index into `timesteps` of one of them; None: it is not among them."""
         times = self.timesteps
         if isinstance(timestep, torch.Tensor):
-            if timestep.dtype == times.dtype and timestep.device == times.device:
+            if timestep.dtype is times.dtype and timestep.device == times.device:
                 # an element of `timesteps`, or of a slice of it, is a view: its place tells
-                ahead = timestep.data_ptr() - times.data_ptr()
-                i, rest = divmod(ahead, times.element_size())
+                i, rest = divmod(timestep.data_ptr() - self._base, self._size)
                 if not rest and 0 <= i < self._count and timestep.numel() == 1:
                     return i
             timestep = self._number(timestep)
@@ -48,10 +49,9 @@ class Places:
 
     def _stands_at(self, timestep, i: int) -> bool:
         """Returns whether that timestep is number i of `timesteps`."""
-        times = self.timesteps
         if isinstance(timestep, torch.Tensor):
-            if timestep.data_ptr() - times.data_ptr() == i * times.element_size():
-                return timestep.dtype == times.dtype
+            if timestep.data_ptr() - self._base == i * self._size:
+                return timestep.dtype is self.timesteps.dtype
             timestep = self._number(timestep)
         return float(timestep) == self.host.times[i]
 

@@ -216,7 +216,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                 self._prepare()
             if self._handed is not None:
                 return None, 0
-        if self._is_written():
+        if self._is_written() or self._changes():  # also what gave no tensor a new version
             self._look()
             if self._handed is not None:
                 return None, 0
@@ -301,7 +301,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             or run.next != i
             or run.options != options
             or self._is_written()
-            or (self._reads_time and not self._stands_at(timestep, i))
+            or self._reads_time
+            and not self._stands_at(timestep, i)
         ):
             run, i = self._ready(timestep, options)
             if run is None:
