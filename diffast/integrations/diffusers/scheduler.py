@@ -168,7 +168,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                 self._try_out(begin, options)
             if traced and not self._trial:
                 stepper = stepper_of(recipe, self._counter, self.timesteps.device)
-            kept[key] = (Prepared(recipe, options, self._counter), stepper, {})
+            prepared = Prepared(recipe, options, self._counter, self._memory.keeps)
+            kept[key] = (prepared, stepper, {})
         prepared, stepper, dtypes = kept[key]
         self._run = Run(prepared, dtypes)
         if stepper is not None:
