@@ -145,6 +145,7 @@ class Run:
         self.ids: torch.Tensor | None = None
         self.turned = False  # whether what is remembered lies [B, H, W, C]
         self._dtype = torch.float32
+        self.last: Any = None  # (last result, its version, noise), where the original needs it
         self.next = -1  # index of the step that goes on from the last one; -1: none was taken
 
     def starts_at(self, i: int) -> bool:

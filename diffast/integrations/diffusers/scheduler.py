@@ -221,25 +221,19 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         """Returns (run, index) of a step that does not simply go on; run None: the original's."""
         if self._handed is not None:
             return None, 0
-        if self._doubt is not None:
-            i = self._index(timestep)
-            if not self._original_does(i or 0, options):
-                raise self._doubt
-            self._hand_over(str(self._doubt))
-            return None, 0
-        if not self._live:  # no set_timesteps: the original's default timesteps, or a copy's
+        if not self._live and self._doubt is None:  # no set_timesteps, or a copy
             self._odd_run = True
             self._read()
             if self._step_index is not None:
                 self._hand_over("it was copied between two steps")
             else:
                 self._prepare()
-            if self._handed is not None:
-                return None, 0
-        if self._is_written() or self._changes():  # also what gave no tensor a new version
+        elif self._is_written() or self._changes():  # also what gave no tensor a new version
             self._look()
-            if self._handed is not None:
-                return None, 0
+        if self._handed is None and self._doubt is not None:
+            self._resolve(self._index(timestep) or 0, options)
+        if self._handed is not None:
+            return None, 0
         i = self._index(timestep)
         if i is None:
             return None, 0
@@ -293,7 +287,9 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             return None
         if i >= self._count:  # `run.next` says so too: it never gets there
             if self._memory is not NONE:
-                raise ValueError(self._too_many(i))
+                if i + 1 >= len(self.host.sigmas):
+                    raise ValueError(self._too_many(i))
+                self._hand_over(f"step {i} was taken, but {self._count} were set")
             return None
         if self._reads_time and not self._stands_at(timestep, i):
             if self._memory is not NONE:
