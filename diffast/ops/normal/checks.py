@@ -7,17 +7,21 @@ import torch
 from diffast.ops.checks import (
     Beside,
     check,
+    check_dense,
     check_drawn,
     check_dtype,
     check_word,
     dtype_text,
     shape_text,
 )
+from diffast.ops.memory import checks_memory
 
 
+@checks_memory("normal.out")
 def check_normal_out(ids, seed, stage: int, scale: float, out, pointers=True) -> None:
-    """Refuses a bad call of `normal.out`. Its tensors are not compared by address (`pointers`)."""
+    """Refuses a bad call of `normal.out` (`pointers`: its tensors have real memory)."""
     check_dtype("normal", "out", out)
+    check_dense("normal", "ids", ids)
     check(
         ids.dtype == torch.int64 and ids.dim() == 1 and ids.is_contiguous(),
         f"normal: ids is {dtype_text(ids)} {shape_text(ids)} but a contiguous int64 [samples] is "
