@@ -7,6 +7,7 @@ saved tensor that was written over.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -101,6 +102,18 @@ class _Linear(torch.autograd.function._SingleLevelFunction):
         return None, None, None, *back
 
 
+def _one_level() -> AbstractContextManager:
+    """Returns the context in which torch.func (grad, vjp) lets a function serve one level.
+
+    The levels outside are served when the kernel calls the op again.
+    """
+    if not torch._C._are_functorch_transforms_active():
+        return nullcontext()
+    from torch._functorch.autograd_function import enable_single_level_autograd_function
+
+    return enable_single_level_autograd_function()
+
+
 def _host_columns(weights: list, inputs: int) -> Callable:
     def combine_columns(grads, columns):
         table = [w for k in columns for w in weights[k::inputs]]
@@ -155,7 +168,8 @@ def _linear(name: str) -> Callable:
             columns = _table_columns(weights)
         else:
             columns = _host_columns(weights, len(xs))
-        return list(_Linear.apply(run, columns, [x.dtype for x in xs], *xs))
+        with _one_level():
+            return list(_Linear.apply(run, columns, [x.dtype for x in xs], *xs))
 
     return call
 

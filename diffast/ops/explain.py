@@ -20,6 +20,7 @@ REFUSAL = "the arguments do not fit together"  # csrc/core/checks.h
 CHECKS = {name: check for m in modules("checks") for name, check in m.CHECKS.items()}
 
 _is_inference_mode = torch.is_inference_mode_enabled
+_is_compiling = torch.compiler.is_compiling
 _increment_version = torch._C._increment_version
 
 
@@ -143,6 +144,8 @@ def _writing(name: str, overload: torch._ops.OpOverload) -> Callable:
     first, last = written_of(name).start, written_of(name).stop
 
     def call(*args, **named):
+        if _is_compiling():  # the graph holds the op, whose fake and autograd kernel refuse
+            return overload(*args, **named)
         if forward_ad._current_level >= 0:
             autograd.refuse_duals(name, (*args, *named.values()))
         try:

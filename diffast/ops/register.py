@@ -2,7 +2,7 @@
 
 import torch
 
-from diffast.ops import autograd
+from diffast.ops import autograd, vmap
 from diffast.ops.brownian.checks import check_brownian_out
 from diffast.ops.combine.checks import check_combine, check_table
 from diffast.ops.combine.reference import promoted
@@ -73,3 +73,4 @@ def register() -> None:
         fake = fakes.get(name) or _fake_out(CHECKS[name])
         torch.library.register_fake(f"diffast::{name}", fake, lib=library)
     autograd.register()
+    vmap.register()
