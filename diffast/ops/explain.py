@@ -29,10 +29,10 @@ def _raise_reason(error: RuntimeError, name: str, args: tuple, named: dict) -> N
     text, op = str(error), name.partition(".")[0]
     reason = None
     try:
-        if REFUSAL in text:
-            CHECKS[name](*args, **named)
-        elif not text.startswith(op):
+        if not text.startswith(f"{op}: "):
             _check_kinds(name, args, named)
+            if REFUSAL in text:
+                CHECKS[name](*args, **named)
             if "API call failed at" in text:  # the line of torch's header follows
                 text = f"{op}: torch gives the kernel no memory of a tensor of the call"
                 reason = RuntimeError(text)
@@ -93,10 +93,10 @@ def _is_kind(value: Any, wanted: str) -> bool:
     if wanted == "Tensor":
         return isinstance(value, torch.Tensor)
     if wanted == "int":
-        whole = hasattr(value, "__index__") and not isinstance(value, torch.Tensor)
+        whole = isinstance(value, int) or (hasattr(value, "__index__") and value.ndim == 0)
         return whole and -(1 << 63) <= value.__index__() < 1 << 63
     if wanted == "float":
-        return hasattr(value, "__float__") and not isinstance(value, (str, torch.Tensor))
+        return isinstance(value, (int, float)) or (hasattr(value, "dtype") and value.ndim == 0)
     return not isinstance(value, str) if wanted == "bool" else True
 
 

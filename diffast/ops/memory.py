@@ -88,9 +88,7 @@ def check_memory(name: str, arguments: tuple, named: dict) -> None:
                     f"{op}: {text} overlaps {other_text} but is written while that is read",
                 )
         for _, other_text, t in written[:k]:
-            check(
-                not overlap(t, out), f"{op}: {text} overlaps {other_text} but both are written"
-            )
+            check(not overlap(t, out), f"{op}: {text} overlaps {other_text} but both are written")
 
 
 def _is_same(a: torch.Tensor, b: torch.Tensor) -> bool:

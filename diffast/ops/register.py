@@ -3,26 +3,26 @@
 import torch
 
 from diffast.ops import autograd, vmap
-from diffast.ops.brownian.checks import check_brownian_out
+from diffast.ops.brownian.checks import check_brownian
 from diffast.ops.combine.checks import check_combine, check_table
 from diffast.ops.combine.reference import promoted
 from diffast.ops.combine_error.checks import check_error
 from diffast.ops.explain import CHECKS
-from diffast.ops.normal.checks import check_normal_out
+from diffast.ops.normal.checks import check_normal
 from diffast.ops.schema import SCHEMAS, library
 
 _ops = torch.ops.diffast
 
 
 def _normal(ids, shape, seed, stage, scale, dtype):
-    out = torch.empty([ids.shape[0], *shape], dtype=dtype, device=ids.device)
+    out = check_normal(ids, shape, seed, stage, scale, dtype)
     _ops.normal.out(ids, seed, stage, scale, out)
     return out
 
 
 def _brownian(streams, nodes, weights, depth, last, shape, dtype):
     """Returns [increment, V(nodes[:, 1])], each [B, *shape]."""
-    increment = streams.new_empty([streams.shape[0], *shape], dtype=dtype)
+    increment = check_brownian(streams, nodes, weights, depth, last, shape, dtype)
     value = torch.empty_like(increment)
     _ops.brownian.out(streams, nodes, weights, depth, last, increment, value)
     return [increment, value]
@@ -37,15 +37,8 @@ def _fake_error(xs, weights, noise, streams, clamp, tolerance, *norm):
     return [*_new_rows(xs, rows), torch.empty_like(tolerance)]
 
 
-def _fake_normal(ids, shape, seed, stage, scale, dtype):
-    out = ids.new_empty([ids.shape[0], *shape], dtype=dtype)
-    check_normal_out(ids, seed, stage, scale, out, pointers=False)
-    return out
-
-
-def _fake_brownian(streams, nodes, weights, depth, last, shape, dtype):
-    increment = streams.new_empty([streams.shape[0], *shape], dtype=dtype)
-    check_brownian_out(streams, nodes, weights, depth, last, increment, pointers=False)
+def _fake_brownian(*call):
+    increment = check_brownian(*call)
     return [increment, torch.empty_like(increment)]
 
 
@@ -67,7 +60,7 @@ def register() -> None:
         "combine.table": lambda xs, *call: _new_rows(xs, check_table(xs, *call)),
         "combine_error": _fake_error,
         "brownian": _fake_brownian,
-        "normal": _fake_normal,
+        "normal": check_normal,
     }
     for name in SCHEMAS:
         fake = fakes.get(name) or _fake_out(CHECKS[name])

@@ -38,4 +38,15 @@ def check_brownian_out(
         beside._replace(does="walks").place(name, t)
 
 
-CHECKS = {"brownian.out": check_brownian_out}
+def check_brownian(streams, nodes, weights, depth, last, shape, dtype) -> torch.Tensor:
+    """Refuses a bad call of the returning form; returns a new tensor [B, *shape]."""
+    check(
+        all(size >= 0 for size in shape),
+        f"brownian: shape is {list(shape)} but no size may be below 0",
+    )
+    increment = streams.new_empty([*streams.shape[:1], *shape], dtype=dtype)
+    check_brownian_out(streams, nodes, weights, depth, last, increment, pointers=False)
+    return increment
+
+
+CHECKS = {"brownian": check_brownian, "brownian.out": check_brownian_out}

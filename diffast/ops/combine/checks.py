@@ -52,8 +52,7 @@ def check_table(xs, weights, noise, streams, clamp) -> int:
     check_limits("combine", clamp)
     check(
         weights.dim() == 3,
-        f"combine: weights has shape {shape_text(weights)} but [samples, rows, columns] is "
-        "needed",
+        f"combine: weights has shape {shape_text(weights)} but [samples, rows, columns] is needed",
     )
     rows = weights.shape[1]
     check(
@@ -68,13 +67,10 @@ def check_table(xs, weights, noise, streams, clamp) -> int:
         check_drawn("combine", xs[0])
         check(
             noise.dim() == 3 and 1 <= noise.shape[2] <= MAX_NOISES,
-            f"combine: noise has shape {shape_text(noise)} but [samples, rows, 1 or 2] "
-            "is needed",
+            f"combine: noise has shape {shape_text(noise)} but [samples, rows, 1 or 2] is needed",
         )
         beside.numbers("noise", noise, torch.float64, [samples, rows, noise.shape[2]])
-        check(
-            streams is not None, "combine: noise is given but no streams (seed, id, stage)"
-        )
+        check(streams is not None, "combine: noise is given but no streams (seed, id, stage)")
     if streams is not None:
         beside.numbers("streams", streams, torch.int64, [samples, 3])
     return rows

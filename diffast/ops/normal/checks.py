@@ -37,4 +37,15 @@ def check_normal_out(ids, seed, stage: int, scale: float, out, pointers=True) ->
     check_drawn("normal", out)
 
 
-CHECKS = {"normal.out": check_normal_out}
+def check_normal(ids, shape, seed, stage: int, scale: float, dtype) -> torch.Tensor:
+    """Refuses a bad call of the returning form; returns a new tensor [B, *shape]."""
+    check(
+        all(size >= 0 for size in shape),
+        f"normal: shape is {list(shape)} but no size may be below 0",
+    )
+    out = ids.new_empty([*ids.shape[:1], *shape], dtype=dtype)
+    check_normal_out(ids, seed, stage, scale, out, pointers=False)
+    return out
+
+
+CHECKS = {"normal": check_normal, "normal.out": check_normal_out}
