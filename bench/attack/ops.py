@@ -3,16 +3,16 @@
     python bench/attack/ops.py --calls 20000 --report bench/results/attack_ops.json
     python bench/attack/ops.py --seed 1234        # one call again, with what was made of it
 
-A call is made from a seed alone: shapes, dtypes, places in memory, and up to three changes that may
-make it bad. It is run by processes of its own, so that a crash ends a process, is counted, and names
+A call is made from a seed alone: shapes, dtypes, places in memory, and up to three changes that
+may make it bad. Processes of its own run it, so that a crash ends a process, is counted, and names
 its seed. Every call must be one of
 
     equal        the op wrote and returned what the reference did, and no other byte
-    refused      the op and the reference raised one sentence, the same one, and nothing was written
-    unordered    a `sweep` whose jobs read what others write, which its rules exclude: it did not crash
+    refused      the op and the reference raised the same sentence, and nothing was written
+    unordered    a `sweep` whose jobs read what others write, against its rules; no crash
 
-Anything else is a finding. With `--package` the package comes from another folder, such as one whose
-kernels were built with sanitizers (`make asan`).
+Anything else is a finding. With `--package` the package comes from another folder, such as one
+whose kernels were built with sanitizers (`make asan`).
 """
 
 import argparse
@@ -46,7 +46,7 @@ class Worker:
     def ask(self, seeds: list[int]) -> None:
         """Sends seeds to the process, which is started if none runs."""
         if self.process is None or self.process.poll() is not None:
-            self.errors = tempfile.TemporaryFile("w+")
+            self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
             pipe = subprocess.PIPE
             self.process = subprocess.Popen(
                 [sys.executable, str(HERE / "ops_worker.py")],

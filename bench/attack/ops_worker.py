@@ -252,7 +252,7 @@ class Call:
         if value and self.rng.random() < 0.5:
             value = value[:-1]
         else:
-            value = [*value, *(value[:1] or [1])]
+            value = [*value, *((value[:1] if self.holds_tensors(i) else None) or [1])]
             self.typed &= len(value) > 1 or not self.holds_tensors(i)
         self.put((i, None, False), value, "length")
 
@@ -268,7 +268,7 @@ class Call:
         self.put((i, None, False), values[int(self.rng.integers(len(values)))], "kind")
 
     def copy(self) -> tuple[list, dict]:
-        """Returns the arguments in memory of their own, which is shared as here, and that memory."""
+        """Returns the arguments in memory of their own, shared as here, and that memory."""
         memory: dict = {}
 
         def twin(value):

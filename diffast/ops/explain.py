@@ -19,12 +19,16 @@ from diffast.ops.schema import overload_of
 REFUSAL = "the arguments do not fit together"  # csrc/core/checks.h
 CHECKS = {name: check for m in modules("checks") for name, check in m.CHECKS.items()}
 
+# A kernel and torch's dispatcher raise RuntimeError. The fakes of tensors without memory see the
+# arguments as they are: an argument of a wrong kind is noticed by any of the others.
+_ANY = (RuntimeError, TypeError, ValueError, AttributeError, IndexError)
+
 _is_inference_mode = torch.is_inference_mode_enabled
 _is_compiling = torch.compiler.is_compiling
 _increment_version = torch._C._increment_version
 
 
-def _raise_reason(error: RuntimeError, name: str, args: tuple, named: dict) -> NoReturn:
+def _raise_reason(error: Exception, name: str, args: tuple, named: dict) -> NoReturn:
     """Raises an op's error; in the op's own words where torch or a kernel has only said no."""
     text, op = str(error), name.partition(".")[0]
     reason = None
@@ -36,8 +40,8 @@ def _raise_reason(error: RuntimeError, name: str, args: tuple, named: dict) -> N
             if "API call failed at" in text:  # the line of torch's header follows
                 text = f"{op}: torch gives the kernel no memory of a tensor of the call"
                 reason = RuntimeError(text)
-    except RuntimeError as said:
-        reason = said
+    except _ANY as said:
+        reason = said if isinstance(said, RuntimeError) else error
     if reason is None:
         raise error
     raise reason from None
@@ -97,7 +101,9 @@ def _is_kind(value: Any, wanted: str) -> bool:
         return whole and -(1 << 63) <= value.__index__() < 1 << 63
     if wanted == "float":
         return isinstance(value, (int, float)) or (hasattr(value, "dtype") and value.ndim == 0)
-    return not isinstance(value, str) if wanted == "bool" else True
+    if wanted == "bool":
+        return isinstance(value, (bool, int)) or (hasattr(value, "dtype") and value.ndim == 0)
+    return True
 
 
 def _described(value: Any) -> str:
@@ -127,7 +133,7 @@ def explained(name: str) -> Callable:
         def call(*args, **named):
             try:
                 return overload(*args, **named)
-            except RuntimeError as error:
+            except _ANY as error:
                 _raise_reason(error, name, args, named)
 
     call.__name__ = call.__qualname__ = name
@@ -166,7 +172,7 @@ def _writing(name: str, overload: torch._ops.OpOverload) -> Callable:
             if not isinstance(out, torch.Tensor) or out.is_inference():
                 autograd.refuse_inference(name, args, named)
             overload(*args, **named)
-        except RuntimeError as error:
+        except _ANY as error:
             _raise_reason(error, name, args, named)
 
     return call
