@@ -20,7 +20,7 @@ from diffast.plans.registers import (
     input_register,
     levels_of,
 )
-from diffast.plans.unroll import propagate
+from diffast.plans.unroll import noise_of
 
 if TYPE_CHECKING:
     from diffast.plans.plan import Plan
@@ -39,6 +39,9 @@ TOLERANCE_NOISE = 2e-12
 LEAST_NOISE = 1e-5
 
 CHECKS = ("full", "x0", "finite")
+
+# Columns of entries up to this age may stand in a plan of any length, weighed by nobody.
+LEAST_AGE = 64
 
 
 def check_shapes(plan: Plan) -> None:
@@ -79,6 +82,7 @@ def _check_names(plan: Plan) -> None:
             f"Plan {plan.name}: rows = {plan.rows}, but they must be x and others of {ROWS}, in "
             "this order"
         )
+    _check_ages(plan)
     keys = [column_key(name) for name in plan.columns]
     if keys != sorted(set(keys)):
         raise ValueError(f"Plan {plan.name}: columns = {plan.columns}, but they must be in order")
@@ -90,6 +94,18 @@ def _check_names(plan: Plan) -> None:
     for name in inputs:
         if name not in plan.rows:
             raise ValueError(f"Plan {plan.name}: the network is called on {name}, but no row is")
+
+
+def _check_ages(plan: Plan) -> None:
+    """Refuses columns of entries that are older than any run, for a run holds a place for each."""
+    most = max(LEAST_AGE, len(plan.times) + _given(plan))
+    for name in plan.columns:
+        age = name[1:]
+        if name[:1] == "h" and age.isdecimal() and (len(age) > 9 or int(age) > most):
+            raise ValueError(
+                f"Plan {plan.name}: a column is {name[:20]}, but with {len(plan.times)} stages "
+                f"entries are at most {most} stages old"
+            )
 
 
 def _check_calls(plan: Plan) -> None:
@@ -329,7 +345,7 @@ class _Held:
         before = np.searchsorted(made, np.arange(plan.stages)) + _given(plan)  # how many there are
         row = plan.matrix[made, 0]
         # Entries that weigh others come one after another, all others at once.
-        rounds = len(made) if row[:, [*ages.values()]].any() else 1
+        one_by_one = row[:, [*ages.values()]].any()
         x0, noise = np.zeros((2, 0)) if plan.initial is None else plan.initial.known()
         for held, weights, given in (
             (self.x0, row, x0),
@@ -337,11 +353,17 @@ class _Held:
             (self.noise, row, noise),
             (self.loud, np.abs(row), np.abs(noise)),
         ):
-            for _ in range(rounds):
-                entries = np.append(given, _dot(weights, held[made]))
-                for age, c in ages.items():
-                    known = np.flatnonzero(before >= age)
-                    held[known, c] = entries[before[known] - age]
+            entries = np.append(given, np.zeros(len(made)))
+            if one_by_one:
+                for n, i in enumerate(made.tolist(), len(given)):
+                    for age, c in ages.items():
+                        held[i, c] = entries[n - age] if age <= n else 0.0
+                    entries[n] = weights[n - len(given)] @ held[i]
+            else:
+                entries[len(given) :] = _dot(weights, held[made])
+            for age, c in ages.items():
+                known = np.flatnonzero(before >= age)
+                held[known, c] = entries[before[known] - age]
             if new is not None:
                 held[made, new] = entries[len(given) :]
 
@@ -391,12 +413,9 @@ def _keeps_noise(plan: Plan, holds: _Held, scales: dict[str, np.ndarray]) -> boo
 
 def _check_unrolled_noise(plan: Plan, holds: _Held, scales: dict[str, np.ndarray]) -> None:
     """Refuses a row whose noise, of all sources of the run before it, is not that of its level."""
-    unrolled = propagate(plan, estimates=False)
+    unrolled = noise_of(plan)
     for name, _, written, levels in _checked_rows(plan):
-        made = unrolled[name]
-        has = np.abs(holds.start[1] * made[:, 0])
-        if made.shape[1] > 1:
-            has = np.sqrt(has**2 + _dot(made[:, 1:], made[:, 1:]))
+        has = np.hypot(holds.start[1] * unrolled[name][:, 0], unrolled[name][:, 1])
         scale, want = scales[name], levels[:, 1]
         wrong = written & ~(np.abs(has - want) <= TOLERANCE_NOISE * scale)
         _refuse(plan, name, wrong, "noise of level", has, "sigma", want)
