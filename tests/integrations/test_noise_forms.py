@@ -6,7 +6,18 @@ import torch
 
 diffusers = pytest.importorskip("diffusers")
 
-from diffusers_cases import BETA, COSINE, DYNAMIC, KARRAS, SD, TO_SIGMA_MIN, V, X0, Case  # noqa: E402
+from diffusers_cases import (  # noqa: E402
+    BETA,
+    COSINE,
+    DYNAMIC,
+    EXPONENTIAL,
+    KARRAS,
+    SD,
+    TO_SIGMA_MIN,
+    X0,
+    Case,
+    V,
+)
 from diffusers_loop import difference, run, uncertainty  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # algorithm_type "dpmsolver"
@@ -17,11 +28,11 @@ SOLVER = {**TO_SIGMA_MIN, "algorithm_type": "dpmsolver"}
 
 # The plan's check refused all of these for rounding that their own steps multiply.
 REFUSED = [
-    Case("deis_cosine", "DEISMultistep", {**COSINE, "solver_order": 3}),
-    Case("deis_linear_karras", "DEISMultistep", {**LINEAR, **KARRAS, **X0, "solver_order": 3}),
-    Case("deis_beta", "DEISMultistep", {**SD, **BETA, **V}),
-    Case("dpm_cosine", "DPMSolverMultistep", {**COSINE, **SOLVER, "solver_order": 3}),
-    Case("unipc_cosine", "UniPCMultistep", {**COSINE, **NOISE, "solver_order": 3}),
+    Case("deis_2", "DEISMultistep", {**COSINE, **EXPONENTIAL}),
+    Case("deis_3", "DEISMultistep", {**COSINE, **EXPONENTIAL, **V, "solver_order": 3}),
+    Case("dpm_2", "DPMSolverMultistep", {**COSINE, **EXPONENTIAL, **SOLVER}),
+    Case("dpm_3", "DPMSolverMultistep", {**COSINE, **EXPONENTIAL, **SOLVER, **X0, "solver_order": 3}),
+    Case("unipc_3", "UniPCMultistep", {**COSINE, **NOISE, "solver_order": 3}),
 ]
 # The corrector was left out over steps that divide sigma/alpha by more than 30.
 CORRECTED = [
@@ -33,7 +44,7 @@ CORRECTED = [
 
 @pytest.mark.parametrize("case", [*REFUSED, *CORRECTED], ids=lambda case: case.id)
 def test_noise_forms_are_the_originals(case):
-    for steps in (4, 8):
+    for steps in (4, 8) if case in CORRECTED else (3, 4):
         want = run(case.original(), case, steps)[-1]
         got = run(case.drop_in(), case, steps)[-1]
         assert difference(got, want) <= max(1e-4, uncertainty(case, steps)[-1])
