@@ -62,25 +62,31 @@ def shown(value: Any) -> str:
     return said if len(said) <= _SHOWN else f"{said[: _SHOWN - 4]} ..."
 
 
-def load_json(path: str | os.PathLike, nan: bool = False) -> Any:
+def load_json(path: str | os.PathLike, nan: bool = False, room: int = 1) -> Any:
     """Returns what a JSON file holds; see `parse_json`.
+
+    Args:
+        path: of the file.
+        nan: as for `parse_json`.
+        room: how many times as long and as full it may be.
 
     Raises:
         OSError: there is no such file, or it may not be read.
         ValueError: what `parse_json` refuses; something that is no file, such as a pipe.
     """
     with _opened(path) as file:
-        data = file.read(MOST_TEXT + 1)
-    return parse_json(data, str(path), nan)
+        data = file.read(room * MOST_TEXT + 1)
+    return parse_json(data, str(path), nan, room)
 
 
-def parse_json(data: bytes | str, where: str, nan: bool = False) -> Any:
+def parse_json(data: bytes | str, where: str, nan: bool = False, room: int = 1) -> Any:
     """Returns what JSON text holds, which is less than the json module takes.
 
     Args:
         data: UTF-8.
         where: begins the errors.
         nan: whether NaN, which Python writes and JSON does not know, is taken.
+        room: how many times as long and as full it may be.
 
     Raises:
         ValueError: text that is no JSON, or longer than 48 MiB; more than 2 million values; lists
@@ -88,7 +94,7 @@ def parse_json(data: bytes | str, where: str, nan: bool = False) -> Any:
             float64.
     """
     try:
-        return _parsed(data, nan)
+        return _parsed(data, nan, room)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not JSON: {shortened(error)}") from None
 
@@ -101,10 +107,10 @@ def check_json(data: bytes, where: str) -> None:
         raise ValueError(f"{where}: {error}") from None
 
 
-def _parsed(data: bytes | str, nan: bool) -> Any:
+def _parsed(data: bytes | str, nan: bool, room: int) -> Any:
     if isinstance(data, str):
         data = data.encode()
-    _check_text(data)
+    _check_text(data, room)
     text = data.decode("utf-8")
     del data
     constant = _nan if nan else _no_constant
@@ -114,14 +120,14 @@ def _parsed(data: bytes | str, nan: bool) -> Any:
     return found
 
 
-def _check_text(data: bytes) -> None:
-    most = MOST_TEXT if data.isascii() else MOST_WIDE_TEXT
+def _check_text(data: bytes, room: int = 1) -> None:
+    most = room * (MOST_TEXT if data.isascii() else MOST_WIDE_TEXT)
     if len(data) > most:
         raise ValueError(f"it is longer than {most >> 20} MiB")
     # a pair of a dict takes the memory of three or more numbers
     values = data.count(b",") + data.count(b"[") + 3 * (data.count(b":") + data.count(b"{"))
-    if values > MOST_VALUES:
-        raise ValueError(f"it holds more than {MOST_VALUES:,} values")
+    if values > room * MOST_VALUES:
+        raise ValueError(f"it holds more than {room * MOST_VALUES:,} values")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -168,21 +174,26 @@ def leaf_types(value: Any) -> set[type]:
     return found
 
 
-def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def load_arrays(path: str | os.PathLike, ratio: int = RATIO) -> dict[str, np.ndarray]:
     """Returns the arrays of an npz file by name; what they say of their size is checked first.
+
+    Args:
+        path: of the file.
+        ratio: how many times as long as the file the arrays may be.
 
     Raises:
         OSError: there is no such file, or it may not be read.
         ValueError: a file that is no such archive, or cut, damaged or encrypted; an array whose
             header and length disagree; arrays of objects, of structures and of complex numbers;
-            more than 256 arrays; arrays that are 8 times as long as the file, and above 16 MiB.
+            more than 256 arrays; arrays of more than 16 MiB that are longer than the file in more
+            than that ratio.
     """
     with _opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         try:
             with zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
-                _check_members(members, size)
+                _check_members(members, max(LEAST_ROOM, ratio * size))
                 return {
                     each.filename.removesuffix(".npy"): _array(each.filename, archive.read(each))
                     for each in members
@@ -207,7 +218,7 @@ def load_array(path: str | os.PathLike) -> np.ndarray:
         raise ValueError(f"{path}: {shortened(error)}") from None
 
 
-def _check_members(members: Sequence[zipfile.ZipInfo], size: int) -> None:
+def _check_members(members: Sequence[zipfile.ZipInfo], room: int) -> None:
     if len(members) > MOST_ARRAYS:
         raise ValueError(f"it has {len(members)} arrays, but at most {MOST_ARRAYS} are read")
     names = [each.filename for each in members]
@@ -219,9 +230,9 @@ def _check_members(members: Sequence[zipfile.ZipInfo], size: int) -> None:
             raise ValueError(f"{shown(each.filename)} in it is no array")
         if each.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(f"{shown(each.filename)} is compressed in a way that numpy has not")
-    room, wanted = max(LEAST_ROOM, RATIO * size), sum(each.file_size for each in members)
+    wanted = sum(each.file_size for each in members)
     if wanted > room:
-        raise ValueError(f"its arrays take {wanted:,} bytes, but a file of {size:,} has {room:,}")
+        raise ValueError(f"its arrays take {wanted:,} bytes, but for its length they may {room:,}")
 
 
 def _array(name: str, data: bytes) -> np.ndarray:

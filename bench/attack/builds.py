@@ -92,7 +92,13 @@ OPTIONS = {
         {"order": 3, "start": "single"},
         {"order": 3, "final": "full", "form": "noise"},
     ],
-    "deis": [{"order": 2}, {"order": 4}, {"clock": "sigma"}, {"start": "single"}, {"final": "full"}],
+    "deis": [
+        {"order": 2},
+        {"order": 4},
+        {"clock": "sigma"},
+        {"start": "single"},
+        {"final": "full"},
+    ],
     "adams": [
         {"order": order, "clock": clock, "form": form}
         for order in (2, 3, 5)

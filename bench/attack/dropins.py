@@ -140,7 +140,9 @@ def tried(kind, options, steps):
         if not torch.isfinite(narrow).all():
             return "original is not finite", {}
         try:
-            ours = [run(dropped_in(kind, options), steps, d) for d in (torch.float64, torch.float32)]
+            ours = [
+                run(dropped_in(kind, options), steps, d) for d in (torch.float64, torch.float32)
+            ]
         except ValueError as error:
             # all time steps are one: "leading" with as many steps as were trained
             kind = "sigmas do not fall" if "sigmas that fall" in str(error) else "refused"

@@ -124,7 +124,15 @@ BYTES = (flipped, cut, spliced, written_over, inserted)
 ODD = [
     *(None, True, False, "", "x", "nan", "h0", [], {}, [[]], [None], ["x"], [True], {"a": 1}),
     *(-1, 0, 1, 3, 1.5, -0.0, 1e308, -1e308, 5e-324, 1e-320, 10**18, 10**400, [10**400]),
-    *(2**53 + 1, [[1.0], [1.0, 2.0]], {"0": [1.0]}, [1, 2.0, None, True], "\x00", "\ud800", "é" * 9),
+    *(
+        2**53 + 1,
+        [[1.0], [1.0, 2.0]],
+        {"0": [1.0]},
+        [1, 2.0, None, True],
+        "\x00",
+        "\ud800",
+        "é" * 9,
+    ),
 ]
 NUMBERS = [b"1e999", b"-1e999", b"NaN", b"Infinity", b"-Infinity", b"1" * 5000, b"1e-999", b"0x10"]
 NUMBERS += [b"01", b"1.", b".5", b"+1", b"1_000", b"true", b"null", b'"1"', b"[[[[1]]]]", b"{}"]
@@ -174,7 +182,9 @@ def removed(rng, body):
 
 def added(rng, body):
     holders = [p for p in places(body) if isinstance(at(body, p), dict)]
-    at(body, pick(rng, holders))[pick(rng, ["more", "initial", "levels", "é", "h"])] = pick(rng, ODD)
+    at(body, pick(rng, holders))[pick(rng, ["more", "initial", "levels", "é", "h"])] = pick(
+        rng, ODD
+    )
     return body
 
 
@@ -239,7 +249,9 @@ BODIES += (versioned, renamed, renamed, grown)
 
 def number_text(rng, data):
     """A number is written in another way."""
-    digits = [k for k in range(1, len(data)) if data[k : k + 1].isdigit() and data[k - 1] in b" [,:"]
+    digits = [
+        k for k in range(1, len(data)) if data[k : k + 1].isdigit() and data[k - 1] in b" [,:"
+    ]
     if not digits:
         return data
     start = int(pick(rng, digits))
@@ -320,7 +332,21 @@ def retyped(rng, data):
     parts = members(data)
     name = pick(rng, [n for n in parts if n != "head.npy"])
     array = np.load(io.BytesIO(parts[name]))
-    kinds = ["<f2", "<f4", ">f8", "<f16", "<c16", "?", "<i8", "<u8", "<U8", "S8", "M8[s]", "O", ">i4"]
+    kinds = [
+        "<f2",
+        "<f4",
+        ">f8",
+        "<f16",
+        "<c16",
+        "?",
+        "<i8",
+        "<u8",
+        "<U8",
+        "S8",
+        "M8[s]",
+        "O",
+        ">i4",
+    ]
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         ways = [
@@ -332,7 +358,9 @@ def retyped(rng, data):
             lambda: np.concatenate([array, array]),
             lambda: np.zeros((0, *array.shape[1:])),
             lambda: np.zeros(array.shape, [("a", "<f8"), ("b", "<i4")]),
-            lambda: np.where(rng.random(array.shape) < 0.3, pick(rng, [np.inf, np.nan, 1e300]), array),
+            lambda: np.where(
+                rng.random(array.shape) < 0.3, pick(rng, [np.inf, np.nan, 1e300]), array
+            ),
             lambda: np.array(pick(rng, ["text", 3.0, None, True]), dtype=None),
         ]
         parts[name] = npy(pick(rng, ways)())
@@ -391,7 +419,9 @@ def archived(rng, data):
     if way == 3:
         return zipped(parts, pick(rng, [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_DEFLATED]))
     if way == 4:
-        return zipped([*parts, *((f"m{n}.npy", b"") for n in range(int(pick(rng, [5, 300, 9000]))))])
+        return zipped(
+            [*parts, *((f"m{n}.npy", b"") for n in range(int(pick(rng, [5, 300, 9000]))))]
+        )
     if way == 5:
         made = bytearray(zipped(parts))
         for mark, shift in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
@@ -576,12 +606,26 @@ def attack(count, seed=0, keep=None):
             path.write_bytes(data)
             verdict, words, *_ = judged(path)
             if verdict != "loaded":
-                wrong.append({"file": f"{name}{ending}", "damage": "none", "verdict": verdict, "words": words})
+                wrong.append(
+                    {
+                        "file": f"{name}{ending}",
+                        "damage": "none",
+                        "verdict": verdict,
+                        "words": words,
+                    }
+                )
         for number in range(count):
             name, ending, data = good[number % len(good)]
             try:
                 way, made = damaged(rng, ending, data)
-            except (TypeError, KeyError, IndexError, ValueError, OverflowError, AttributeError) as error:
+            except (
+                TypeError,
+                KeyError,
+                IndexError,
+                ValueError,
+                OverflowError,
+                AttributeError,
+            ) as error:
                 counts["not made"] += 1
                 ways[f"not made: {type(error).__name__}"] += 1
                 continue
@@ -617,7 +661,9 @@ def main(arguments=None):
     parser.add_argument("--count", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--keep", help="folder for the files that were not treated as they should be")
+    parser.add_argument(
+        "--keep", help="folder for the files that were not treated as they should be"
+    )
     options = parser.parse_args(arguments)
     begun = time.monotonic()
     report = attack(options.count, options.seed, options.keep)

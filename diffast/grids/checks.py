@@ -52,9 +52,7 @@ def check_grid(schedule: Schedule, times: ArrayLike) -> np.ndarray:
     beyond = np.abs(times - inside) > 1e-9 * (high - low)
     if beyond.any():
         i = int(np.argmax(beyond))
-        raise ValueError(
-            f"grid[{i}] = {times[i]}, but the schedule runs from {start} to {end}"
-        )
+        raise ValueError(f"grid[{i}] = {times[i]}, but the schedule runs from {start} to {end}")
     step = np.diff(inside) * np.sign(end - start)
     alpha, sigma = schedule.alpha(inside), schedule.sigma(inside)
     rising = alpha[1:] * sigma[:-1] > alpha[:-1] * sigma[1:]

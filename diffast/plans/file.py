@@ -187,9 +187,7 @@ def _schedule(where: str, record: Any) -> Any:
                     raise ValueError(f"{name} = {shown(value)}, but it must hold numbers alone")
         return schedules.from_dict(record)
     except _MADE_WRONG as error:
-        raise ValueError(
-            f"{where}: not the numbers of a schedule: {shortened(error)}"
-        ) from None
+        raise ValueError(f"{where}: not the numbers of a schedule: {shortened(error)}") from None
 
 
 def _check_size(times: Any, columns: Any, who: str) -> None:

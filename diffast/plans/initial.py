@@ -10,7 +10,6 @@ estimates that the flow would have had on its way. `Entry` says what a remembere
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 

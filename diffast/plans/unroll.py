@@ -116,9 +116,7 @@ class _Places:
         self.entry = entry.tolist()
 
 
-def _propagated(
-    plan: Plan, sources: list[tuple[int, int]], width: int
-) -> Iterator[np.ndarray]:
+def _propagated(plan: Plan, sources: list[tuple[int, int]], width: int) -> Iterator[np.ndarray]:
     """Yields the rows of each stage over all sources, [R, width]; the next one overwrites them."""
     at = _Places(plan)
     made = np.empty((len(plan.rows), width))

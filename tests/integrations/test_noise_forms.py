@@ -31,7 +31,9 @@ REFUSED = [
     Case("deis_2", "DEISMultistep", {**COSINE, **EXPONENTIAL}),
     Case("deis_3", "DEISMultistep", {**COSINE, **EXPONENTIAL, **V, "solver_order": 3}),
     Case("dpm_2", "DPMSolverMultistep", {**COSINE, **EXPONENTIAL, **SOLVER}),
-    Case("dpm_3", "DPMSolverMultistep", {**COSINE, **EXPONENTIAL, **SOLVER, **X0, "solver_order": 3}),
+    Case(
+        "dpm_3", "DPMSolverMultistep", {**COSINE, **EXPONENTIAL, **SOLVER, **X0, "solver_order": 3}
+    ),
     Case("unipc_3", "UniPCMultistep", {**COSINE, **NOISE, "solver_order": 3}),
 ]
 # The corrector was left out over steps that divide sigma/alpha by more than 30.
@@ -58,7 +60,10 @@ def test_the_noise_form_of_unipc_is_not_thresholded(steps):
     plain = Case("unipc", "UniPCMultistep", {**SD, **NOISE})
     assert torch.equal(run(case.drop_in(), case, steps)[-1], run(plain.drop_in(), plain, steps)[-1])
     data = Case("unipc", "UniPCMultistep", {**SD, **DYNAMIC})
-    assert difference(run(data.drop_in(), data, steps)[-1], run(data.original(), data, steps)[-1]) < 1e-4
+    assert (
+        difference(run(data.drop_in(), data, steps)[-1], run(data.original(), data, steps)[-1])
+        < 1e-4
+    )
 
 
 def test_flow_predictions_have_no_noise_form():
