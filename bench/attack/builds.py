@@ -4,8 +4,9 @@
     python bench/attack/builds.py --dropins [--out FILE]
 
 A build is fine if it returns a plan, or if it raises an error that the solver's docstring promises
-for that schedule. All others are counted as `refused`, with the message. The report is JSON: counts,
-and the refused builds. The second form is `attack/dropins.py`: settings of diffusers' schedulers.
+for that schedule. All others are counted as `refused`, with the message. The report is JSON:
+counts, and the refused builds. The second form is `attack/dropins.py`: settings of diffusers'
+schedulers.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def dropped_in(kind, options):
 
 
 class _Wide:
-    """The module torch, whose float32 is float64: some originals convert their sample to float32."""
+    """The module torch whose float32 is float64: some originals convert their sample to that."""
 
     float32 = torch.float64
 
