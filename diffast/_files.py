@@ -195,7 +195,7 @@ def load_arrays(path: str | os.PathLike, ratio: int = RATIO) -> dict[str, np.nda
                 members = archive.infolist()
                 _check_members(members, max(LEAST_ROOM, ratio * size))
                 return {
-                    each.filename.removesuffix(".npy"): _array(each.filename, archive.read(each))
+                    each.filename.removesuffix(".npy"): _array(each.filename, _read(archive, each))
                     for each in members
                 }
         except _BROKEN as error:
@@ -233,6 +233,12 @@ def _check_members(members: Sequence[zipfile.ZipInfo], room: int) -> None:
     wanted = sum(each.file_size for each in members)
     if wanted > room:
         raise ValueError(f"its arrays take {wanted:,} bytes, but for its length they may {room:,}")
+
+
+def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """Returns the bytes of a member, no more of them than it says that it has."""
+    with archive.open(member) as file:
+        return file.read(member.file_size + 1)
 
 
 def _array(name: str, data: bytes) -> np.ndarray:
