@@ -94,12 +94,14 @@ def _digits(path: Path) -> tuple[Any, Any]:
     import numpy as np
     import torch
 
+    from diffast._files import load_arrays
+
     if not path.is_file():
         raise ValueError(f"--data {path} but there is no such file")
     try:
-        with np.load(path) as file:
-            images, labels = file["images"], file["labels"]
-    except (OSError, KeyError, ValueError, TypeError) as error:
+        file = load_arrays(path, ratio=64)
+        images, labels = file["images"], file["labels"]
+    except (OSError, KeyError, ValueError) as error:
         raise ValueError(
             f"--data {path} but an .npz with the arrays images and labels is needed ({error})"
         ) from None

@@ -131,17 +131,24 @@ def unipc(scheduler, begin, options) -> Recipe:
         order = min(config.solver_order, i - begin + 1)
         orders.append(min(order, count - i) if config.lower_order_final else order)
         corrector.append(i not in scheduler.disable_corrector)
-    plan = solvers.unipc(
+    form = "data" if scheduler.predict_x0 else "noise"
+    if form == "noise" and config.prediction_type == "flow_prediction":
+        raise ValueError(
+            "predict_x0 is False and prediction_type is 'flow_prediction', but UniPC reads noise "
+            "from 'epsilon', 'sample' and 'v_prediction' alone"
+        )
+    plan = compat.unipc(
         space,
         grid,
         order=config.solver_order,
         variant=config.solver_type,
-        form="data" if scheduler.predict_x0 else "noise",
+        form=form,
         corrector=corrector,
         orders=orders,
     )
     reads = Prediction(space, predicts(config))
-    return Recipe(plan, reads, hook=hook_of(scheduler), wide="sample", begin=begin)
+    hook = hook_of(scheduler) if form == "data" else None  # noise is not thresholded there
+    return Recipe(plan, reads, hook=hook, wide="sample", begin=begin)
 
 
 def sa_solver(scheduler, begin, options) -> Recipe:
