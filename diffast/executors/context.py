@@ -362,14 +362,6 @@ def check_apart(who: str, outputs: Iterable[torch.Tensor]) -> None:
         )
 
 
-def written(who: str, when: str = "") -> ValueError:
-    """Returns the error for a network that changed its input, which `_version` tells."""
-    return ValueError(
-        f"{who}: the network wrote into its input{when}, but the solver still needs it: give it a "
-        "copy"
-    )
-
-
 def unlike(name: str, tensor: Any, state: torch.Tensor) -> str | None:
     """Returns why no op can weigh the tensor together with the state; None if one can."""
     if not isinstance(tensor, torch.Tensor):

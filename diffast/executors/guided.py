@@ -19,6 +19,7 @@ from diffast.guidance.guide import Guide, Point
 from diffast.lowering.evaluations import BRANCHES, branch_names
 from diffast.lowering.program import Stage
 from diffast.model.denoiser import Denoiser
+from diffast.model.times import told_time
 from diffast.plans.registers import X
 
 
@@ -132,7 +133,8 @@ class Pulled(Pullback):
                 names = branch_names(own)
                 rows = leaf if len(names) == 1 else torch.cat([leaf] * len(names))
                 rows = rows.to(denoiser.dtype or x.dtype)
-                t = torch.full((len(rows),), time, dtype=x.dtype, device=x.device)
+                told = told_time(denoiser.schedule, time, x.dtype)
+                t = torch.full((len(rows),), told, dtype=x.dtype, device=x.device)
                 output = denoiser.call(rows, t, arguments, memory_format, network)
                 made |= zip(names, output.split(len(x)), strict=True)
         row = {n: w for n, w in guides.estimates[i].items() if n == X or (n in made and w != 0.0)}

@@ -35,7 +35,8 @@ from diffast.executors.results import FINE, Result
 from diffast.executors.stepwise import Stepper
 from diffast.lowering.program import COND, UNCOND, check_plain_calls, check_plain_rule, lower
 from diffast.lowering.recorder import Recording
-from diffast.model.denoiser import Denoiser, time_dtype
+from diffast.model.denoiser import Denoiser
+from diffast.model.times import time_dtype, told_time
 from diffast.ops.evaluate.encode import encode
 from diffast.plans import Plan
 from diffast.plans.places import Place, Where, chosen, last_reads, places
@@ -288,7 +289,9 @@ class _Run:
         h, keep = rule.at(stop)
         first = place.seed, ops.STEP_NOISE + self.plan.nfe + self.steps
         score = _Score(self.plan, self.denoiser, stop)
-        told = torch.full((self.batch,), stop.time, dtype=time_dtype(place.dtype))
+        kind = time_dtype(place.dtype)
+        time = told_time(self.plan.schedule, stop.time, kind)
+        told = torch.full((self.batch,), time, dtype=kind)
         told = told.to(self.device)
         uniform = torch.empty((self.batch, rule.n), dtype=torch.float32, device=self.device)
         ops.normal_out(

@@ -41,6 +41,7 @@ from diffast.executors.step_state import (
     rows_of,
 )
 from diffast.executors.step_terms import Needs, StepTerms
+from diffast.executors.step_times import StepTimes
 from diffast.executors.terms import gradients, terms_of, through
 from diffast.guidance.rule import MOMENTUM
 from diffast.lowering.program import Constraints, check_one_input, lower
@@ -58,7 +59,6 @@ from diffast.lowering.step_table import (
     make_table,
     numbered,
 )
-from diffast.model.denoiser import time_dtype
 from diffast.plans import Plan
 from diffast.plans.registers import H, V, X, Y
 
@@ -139,10 +139,7 @@ class Stepper:
         self.draws = any(AT_NOISE in columns for columns in used)
         carried = self.rules.carried.union(*(program.carried for program in self.programs))
         self.carried = tuple(name for name in (Y, V, MOMENTUM) if name in carried)
-        self._times: list[float] = []
-        for program in self.programs:  # a sample at its end repeats its last time, which is known
-            told = [stage.time for stage in program.stages]
-            self._times += [*told, told[-1]]
+        self.times = StepTimes(self.programs, self.plans, self._put)
         # Network calls of the plan before each row, and rows of their batches.
         self._before = self.terms.counts(self.programs)
         self._table = None
@@ -447,11 +444,7 @@ class Stepper:
 
     def time(self, state: State) -> torch.Tensor:
         """Returns the model times of the next evaluations, [B]; at the end those of the last."""
-        dtype = time_dtype(state.x.dtype)
-        if isinstance(state.row, int):
-            time = self._times[state.row]
-            return torch.full((len(state.x),), time, dtype=dtype, device=state.x.device)
-        return self.table().times[state.row].to(dtype)
+        return self.times.of(state.row, state.x, self.table)
 
     def done(self, state: State) -> torch.Tensor | bool:
         """Returns whether the samples are at their plan's end: one answer, or [B] on the device."""
@@ -488,7 +481,7 @@ class Stepper:
         """Returns every stage of every plan as one table on the device, made once."""
         if self._table is None:
             clamp = bool(self.limits) and not self.alone
-            told = self._times, self._before
+            told = self.times.exact, self._before
             shape = self.slots, self.carried, clamp, self._put
             calls = self.rules.for_table(self.calls)
             self._table = make_table(calls, self.first, *told, *shape)

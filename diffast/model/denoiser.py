@@ -14,6 +14,7 @@ from diffast.guidance.rule import BRANCHES, Rule, RuleAt, branch_names, rule_nam
 from diffast.model import network_errors
 from diffast.model.branches import branch_of, groups_of, rules_at, settled
 from diffast.model.guidance import arguments_of, scales_at
+from diffast.model.input_watch import InputWatch, InputWritten
 from diffast.model.inspection import guided_estimate
 from diffast.model.outputs import tensor_of
 from diffast.model.prediction import MISSING, check_predicts
@@ -87,6 +88,8 @@ class Denoiser:
 
     def __post_init__(self) -> None:
         """Checks the arguments before the first call."""
+        # Whether the network was called, and its input compared in full.
+        object.__setattr__(self, "_called", False)
         check_predicts("Denoiser", self.predicts)
         if not callable(self.network):
             raise ValueError(
@@ -430,6 +433,7 @@ class Denoiser:
         arguments: Mapping[str, Any],
         memory_format: torch.memory_format = torch.contiguous_format,
         network: Callable[..., Any] | None = None,
+        watch: InputWatch | None = None,
     ) -> torch.Tensor:
         """Returns the network's raw output, in that format, shaped as x [B, ...].
 
@@ -442,13 +446,18 @@ class Denoiser:
             arguments: from `arguments`.
             memory_format: how the output has to lie; it is copied if it does not.
             network: that of a branch with one of its own; None: the denoiser's.
+            watch: of x, or of the tensor that x is a part of; None: one is made.
 
         Raises:
+            InputWritten: a ValueError, if the network changed x.
             ValueError: if the network returns something else; as above.
         """
         if self.time_dtype is not None:
-            t = given_times(t, self.time_dtype, self.round_times)
+            t = given_times(t, self.time_dtype, self.round_times, self.schedule)
         network = self.network if network is None else network
+        watch = InputWatch(x) if watch is None else watch
+        whole = not self._called
+        before = watch.look(whole)
         try:
             output = network(x, t, **arguments)
         except network_errors.RAISED as error:
@@ -456,6 +465,10 @@ class Denoiser:
             if clearer is None:
                 raise
             raise ValueError(clearer) from error
+        if watch.look(whole) != before:
+            raise InputWritten
+        if whole:
+            object.__setattr__(self, "_called", True)
         if not isinstance(output, torch.Tensor):
             output = tensor_of(output, self.predicts)
         if output.shape != x.shape:
@@ -465,6 +478,8 @@ class Denoiser:
                 f"Denoiser: the network was given {x.dtype} but returned {output.dtype}, which is "
                 "no floating-point type"
             )
+        if memory_format is torch.contiguous_format and output.is_contiguous():
+            return output  # half of what `contiguous` takes
         return output.contiguous(memory_format=memory_format)
 
     def x0(self, x: torch.Tensor, t: float) -> torch.Tensor:

@@ -25,7 +25,7 @@ import torch
 
 from diffast.model.outputs import tensor_of
 from diffast.model.prediction import PREDICTIONS
-from diffast.model.times import time_dtype
+from diffast.model.times import time_dtype, told_time
 
 # Network calls of the samples.
 STEPS = 12
@@ -175,7 +175,8 @@ def _measured(denoiser, shape, seed, device):
         calls += 1
         a, b = denoiser.prediction.affine(np.array([t]))
         given = x if denoiser.dtype is None else x.to(denoiser.dtype)
-        times = torch.full(shape[:1], t, dtype=time_dtype(x.dtype), device=device)
+        kind = time_dtype(x.dtype)
+        times = torch.full(shape[:1], told_time(schedule, t, kind), dtype=kind, device=device)
         arguments = denoiser.arguments(shape[0], device, "cond")
         return float(a[0]) * x + float(b[0]) * denoiser.call(given, times, arguments).to(x.dtype)
 

@@ -33,13 +33,15 @@ from diffast.executors.adaptive.options import AdaptiveOptions
 from diffast.executors.adaptive.round_terms import RoundTerms
 from diffast.executors.adaptive.tables import RoundTables
 from diffast.executors.adaptive.time_variable import TimeInterval
-from diffast.executors.context import Place, blame, hooked, on_rows, put_initial, written
+from diffast.executors.context import Place, blame, hooked, on_rows, put_initial
 from diffast.executors.device import on_host
 from diffast.executors.results import Info, Progress
 from diffast.lowering.estimate import COND, UNCOND, X0, estimate_row
 from diffast.lowering.traced_steps import Table, Tracer
 from diffast.lowering.trial_steps import NOISE, TrialProgram
-from diffast.model.denoiser import Denoiser, time_dtype
+from diffast.model.denoiser import Denoiser
+from diffast.model.input_watch import InputWritten
+from diffast.model.times import ends_of, time_dtype
 from diffast.ops import schema
 from diffast.ops.evaluate.encode import encode
 from diffast.ops.schema import CONTROLS, COUNTS, FAILED_FINITE, FINISHED, RUNNING
@@ -78,6 +80,7 @@ class AdaptiveRun:
         self.on_host = on_host(self.device)
         self.terms = RoundTerms(denoiser) if denoiser.guides else None
         self.time_dtype = time_dtype(self.dtype)
+        self.time_ends = ends_of(denoiser.schedule, self.time_dtype)
         self.owner: torch.Tensor | None = None  # the sample of each row, once some have left
         self._prepare_guidance()
         self._prepare_rule()
@@ -254,6 +257,8 @@ class AdaptiveRun:
         x, size, both = self.batch.view["x"], self.batch.size, self.branches == "both"
         # A copy: the tables are written anew in the next round, and a network may keep its times.
         times, leaf = times.to(self.time_dtype, copy=True), None
+        if self.time_ends is not None:
+            times.clamp_(*self.time_ends)
         if self.network_input is not None:
             x = self.network_input[: (1 + both) * size]
         if self.terms is not None and self.terms.graph:
@@ -263,10 +268,10 @@ class AdaptiveRun:
                 output = self.denoiser.call(rows, times.clone(), self.arguments)
                 parts = (output[:size], output[size:])[: 1 + both]  # here, with their graph
         else:
-            before = x._version
-            output = self.denoiser.call(x, times, self.arguments)
-            if x._version != before:
-                raise written("sample_adaptive", f" in round {self.rounds}")
+            try:
+                output = self.denoiser.call(x, times, self.arguments)
+            except InputWritten:
+                raise InputWritten("sample_adaptive", f" in round {self.rounds}") from None
             parts = (output[:size], output[size:])[: 1 + both]
         names = (COND, UNCOND) if both else (COND if self.branches == "cond" else UNCOND,)
         return dict(zip(names, parts, strict=True)), leaf

@@ -18,7 +18,8 @@ from diffast.executors.adaptive.time_variable import TimeInterval
 from diffast.executors.context import Place, put_initial, refuse
 from diffast.executors.terms import normals_of
 from diffast.guidance.guide import Guide, Point
-from diffast.model.denoiser import Denoiser, time_dtype
+from diffast.model.denoiser import Denoiser
+from diffast.model.times import time_dtype, told_time
 from diffast.solvers.embedded import EmbeddedSolver, Node
 from diffast.solvers.embedded.runge_kutta import RungeKutta
 
@@ -139,7 +140,9 @@ def first_step(
 
     def answer(state: torch.Tensor, node: Node) -> tuple[torch.Tensor, torch.Tensor]:
         time = float(np.asarray(node.time).flat[0])
-        told = torch.full((1,), time, dtype=time_dtype(state.dtype), device=state.device)
+        kind = time_dtype(state.dtype)
+        inside = told_time(shared.schedule, time, kind)
+        told = torch.full((1,), inside, dtype=kind, device=state.device)
         given = state.to(shared.dtype or state.dtype)
         scale = float(shared.scales(np.array([time]))[0])
         both = scale not in (0.0, 1.0) or callable(shared.guidance)

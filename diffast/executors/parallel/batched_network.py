@@ -10,7 +10,9 @@ import torch
 from diffast.executors import context
 from diffast.executors.context import Place
 from diffast.lowering.program import COND, UNCOND
-from diffast.model.denoiser import Denoiser, time_dtype
+from diffast.model.denoiser import Denoiser
+from diffast.model.input_watch import InputWritten
+from diffast.model.times import time_dtype, told_times
 
 # Runs one chunk of a round's rows; returns its outputs, one [chunk, ...] for each branch.
 RunChunk = Callable[[slice], list[torch.Tensor]]
@@ -45,7 +47,9 @@ class BatchedNetwork:
         self.batch_size, self.run_chunks = batch_size, run_chunks
         self.arguments = denoiser.arguments(self.batch, place.device, self.kind)
         self.per_sample = any(map(context.has_rows, self.arguments.values()))
-        self.times = torch.tensor(times.tolist(), dtype=time_dtype(place.dtype)).numpy()
+        kind = time_dtype(place.dtype)
+        told = told_times(denoiser.schedule, times.tolist(), kind)
+        self.times = torch.tensor(told, dtype=kind, device="cpu").numpy()
         self.rows_called = 0
 
     def orders(self, stage: np.ndarray, sample: np.ndarray) -> dict[str, np.ndarray]:
@@ -83,14 +87,14 @@ class BatchedNetwork:
         network_input = x.to(self.denoiser.dtype or x.dtype)
         if sample is not None:
             arguments = context.on_rows(arguments, lambda value: self._rows(value, sample))
-        if self.kind == "both":
-            output = self.denoiser.call(torch.cat([network_input] * 2), times.repeat(2), arguments)
-            return [output[:count], output[count:]]
-        before = x._version
-        output = self.denoiser.call(network_input, times, arguments)
-        if x._version != before:
-            raise context.written("sample_parallel")
-        return [output]
+        both = self.kind == "both"
+        if both:
+            network_input, times = torch.cat([network_input] * 2), times.repeat(2)
+        try:
+            output = self.denoiser.call(network_input, times, arguments)
+        except InputWritten:
+            raise InputWritten("sample_parallel") from None
+        return [output[:count], output[count:]] if both else [output]
 
     def _rows(self, value: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         """Returns a condition's rows of the samples; of both branches one after the other."""
