@@ -73,7 +73,9 @@ def _estimate(denoiser: Any, x: torch.Tensor, t: float) -> torch.Tensor:
     def output_of(branch: str) -> torch.Tensor:
         network, _ = denoiser.branch(branch)
         arguments = denoiser.arguments(len(x), x.device, branch)
-        return denoiser.call(x_in, times, arguments, network=network).to(x.dtype)
+        output = denoiser.call(x_in, times, arguments, network=network)
+        # a copy: the network may write its next answer into the same memory
+        return output.to(x.dtype, copy=True)
 
     rule = denoiser.rule
     if rule is not None:

@@ -92,5 +92,16 @@ class SigmaModel:
         if self.returns in ("x0", "epsilon"):
             return output
         skip, out = (self.sigma_data / scale) ** 2, self.sigma_data * sigma / scale
-        output = tensor_of(output, "v" if self.returns == "v" else None).to(x.dtype)
+        output = tensor_of(output, "v" if self.returns == "v" else None)
+        if output.shape != x.shape:  # or it would be repeated in silence
+            raise ValueError(
+                f"Denoiser: the network was given x of shape {list(x.shape)} but returned "
+                f"{list(output.shape)}"
+            )
+        if not output.is_floating_point():
+            raise ValueError(
+                f"Denoiser: the network was given {x.dtype} but returned {output.dtype}, which is "
+                "no floating-point type"
+            )
+        output = output.to(x.dtype)
         return skip * x + (out if self.returns == "edm" else -out) * output

@@ -40,7 +40,7 @@ from diffast.lowering.estimate import COND, UNCOND, X0, estimate_row
 from diffast.lowering.traced_steps import Table, Tracer
 from diffast.lowering.trial_steps import NOISE, TrialProgram
 from diffast.model.denoiser import Denoiser
-from diffast.model.input_watch import InputWritten
+from diffast.model.input_watch import InputWatch, InputWritten
 from diffast.model.times import ends_of, time_dtype
 from diffast.ops import schema
 from diffast.ops.evaluate.encode import encode
@@ -90,6 +90,7 @@ class AdaptiveRun:
         held, passing, records = program.held, program.passing, self._begin()
         self.batch = Batch(place, held, passing, records, options.compact, self._take, self._moved)
         self._moved()
+        self.watch: InputWatch | None = None
         self.trace = [] if options.trace else None
         self.rounds = 0
 
@@ -268,8 +269,10 @@ class AdaptiveRun:
                 output = self.denoiser.call(rows, times.clone(), self.arguments)
                 parts = (output[:size], output[size:])[: 1 + both]  # here, with their graph
         else:
+            if self.watch is None or self.watch.shape != x.shape:  # always the same memory
+                self.watch = InputWatch(x)
             try:
-                output = self.denoiser.call(x, times, self.arguments)
+                output = self.denoiser.call(x, times, self.arguments, watch=self.watch)
             except InputWritten:
                 raise InputWritten("sample_adaptive", f" in round {self.rounds}") from None
             parts = (output[:size], output[size:])[: 1 + both]

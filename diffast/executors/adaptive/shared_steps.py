@@ -147,7 +147,7 @@ def first_step(
         scale = float(shared.scales(np.array([time]))[0])
         both = scale not in (0.0, 1.0) or callable(shared.guidance)
         output = network(given.expand(1 + both, *given.shape[1:]), told.expand(1 + both))
-        raw = output
+        raw = output.clone()  # the network may write its next answer into the same memory
         if both:
             output = output[1:].lerp(output[:1], scale)
         a, b = (float(weight[0]) for weight in shared.affine(np.array([time])))

@@ -45,6 +45,7 @@ class BatchedNetwork:
         """Fetches the conditions and the times."""
         self.denoiser, self.kind, self.batch = denoiser, _BRANCHES[branches], place.shape[0]
         self.batch_size, self.run_chunks = batch_size, run_chunks
+        self.dtype = place.dtype
         self.arguments = denoiser.arguments(self.batch, place.device, self.kind)
         self.per_sample = any(map(context.has_rows, self.arguments.values()))
         kind = time_dtype(place.dtype)
@@ -94,12 +95,29 @@ class BatchedNetwork:
             output = self.denoiser.call(network_input, times, arguments)
         except InputWritten:
             raise InputWritten("sample_parallel") from None
+        if output.dtype == torch.float64 != self.dtype and output.device == x.device:
+            output = output.to(self.dtype)  # a sweep rounds no output
         return [output[:count], output[count:]] if both else [output]
 
     def _rows(self, value: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         """Returns a condition's rows of the samples; of both branches one after the other."""
         branches = [v.index_select(0, sample) for v in value.split(self.batch)]
         return branches[0] if len(branches) == 1 else torch.cat(branches)
+
+
+def apart(
+    outputs: Sequence[torch.Tensor], others: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Returns outputs that a run may keep while others change.
+
+    Those are copies that share memory with another tensor of the run: of a network that returns its
+    input, or has one tensor for all of its answers.
+    """
+
+    def shared(a: torch.Tensor, b: torch.Tensor) -> bool:
+        return a.device == b.device and not a.is_meta and torch._C._is_alias_of(a, b)
+
+    return [o.clone() if any(shared(o, other) for other in others) else o for o in outputs]
 
 
 def chunks_of(rows: int, size: int) -> list[slice]:
