@@ -350,6 +350,12 @@ def blame(
         complaint = unlike(name, tensor, state)
         if complaint is not None:
             raise ValueError(f"{where}: {complaint}") from error
+    for name, tensor in {**given, "the state": state}.items() if torch.is_grad_enabled() else ():
+        if tensor.requires_grad:
+            raise ValueError(
+                f"{where}: {name} requires a gradient, but a step has none: step under "
+                "torch.no_grad(), or detach the tensor"
+            ) from error
 
 
 def check_apart(who: str, outputs: Iterable[torch.Tensor]) -> None:

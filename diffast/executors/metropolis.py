@@ -263,7 +263,8 @@ class _Run:
         if branches not in self.arguments:
             found = self.denoiser.arguments(self.batch, self.device, branches)
             self.arguments[branches] = found
-        output = self.denoiser.call(x, t, self.arguments[branches])
+        # copies: the network may write into its times, which the rest of a chain needs
+        output = self.denoiser.call(x, t.clone(), self.arguments[branches])
         self.nfe += 1
         if branches == "both":
             return dict(zip((COND, UNCOND), output.split(self.batch), strict=True))

@@ -36,6 +36,7 @@ from diffast.executors.step_state import (
     check_gradients,
     check_normals,
     check_outputs,
+    check_unchanged,
     each_of,
     outputs_of,
     rows_of,
@@ -59,6 +60,7 @@ from diffast.lowering.step_table import (
     make_table,
     numbered,
 )
+from diffast.model.input_watch import mark
 from diffast.plans import Plan
 from diffast.plans.registers import H, V, X, Y
 
@@ -189,7 +191,7 @@ class Stepper:
         if each or numbers.dim():
             row = self._put(torch.tensor(self.first, dtype=torch.int64)[numbers.cpu()])
             state = self.separate(state)._replace(row=row.expand(batch).contiguous())
-        return state, self._network_input(x), self.time(state)
+        return state, self._handed_out(x), self.time(state)
 
     def needs(self, state: State) -> Needs:
         """Returns what the next step is made of: a network call, gradients of guidance terms.
@@ -263,6 +265,7 @@ class Stepper:
                 given or missing.
         """
         outputs, needs = outputs_of(output), self.needs(state)
+        check_unchanged(state)
         check_outputs(state, outputs, needs, self.guided, self.extra)
         check_normals(state, z, self.given, self.draws)
         check_gradients(state, gradients, needs)
@@ -280,7 +283,7 @@ class Stepper:
             named = {**dict(zip(OUTPUTS, outputs, strict=True)), "z": z}
             context.blame(error, where, state.x, {k: t for k, t in named.items() if t is not None})
             raise
-        return state, self._network_input(state.x), self.time(state)
+        return state, self._handed_out(state.x), self.time(state)
 
     def _step_together(self, state: State, tensors: list) -> State:
         call = self.calls[state.row]
@@ -474,7 +477,9 @@ class Stepper:
         # one tensor where a step would leave one: or a graph of the step would be made twice
         return state if Y in self.carried else state._replace(y=state.x)
 
-    def _network_input(self, x: torch.Tensor) -> torch.Tensor:
+    def _handed_out(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the model inputs, whose state the caller's network may write into."""
+        mark(x)
         return x if self.dtype is None else x.to(self.dtype)
 
     def table(self) -> Table:

@@ -14,9 +14,9 @@ from diffast.guidance.rule import BRANCHES, Rule, RuleAt, branch_names, rule_nam
 from diffast.model import network_errors
 from diffast.model.branches import branch_of, groups_of, rules_at, settled
 from diffast.model.guidance import arguments_of, scales_at
-from diffast.model.input_watch import InputWatch, InputWritten
+from diffast.model.input_watch import InputWatch, InputWritten, versions_of
 from diffast.model.inspection import guided_estimate
-from diffast.model.outputs import tensor_of
+from diffast.model.outputs import check_plain, output_complaint, tensor_of
 from diffast.model.prediction import MISSING, check_predicts
 from diffast.model.prediction import Prediction as Prediction
 from diffast.model.probe import Probe, probe
@@ -88,8 +88,7 @@ class Denoiser:
 
     def __post_init__(self) -> None:
         """Checks the arguments before the first call."""
-        # Whether the network was called, and its input compared in full.
-        object.__setattr__(self, "_called", False)
+        object.__setattr__(self, "_called", False)  # and its input compared in full
         check_predicts("Denoiser", self.predicts)
         if not callable(self.network):
             raise ValueError(
@@ -455,9 +454,9 @@ class Denoiser:
         if self.time_dtype is not None:
             t = given_times(t, self.time_dtype, self.round_times, self.schedule)
         network = self.network if network is None else network
-        watch = InputWatch(x) if watch is None else watch
-        whole = not self._called
+        watch, whole = InputWatch(x) if watch is None else watch, not self._called
         before = watch.look(whole)
+        versions = versions_of(arguments) if arguments else None
         try:
             output = network(x, t, **arguments)
         except network_errors.RAISED as error:
@@ -467,26 +466,22 @@ class Denoiser:
             raise ValueError(clearer) from error
         if watch.look(whole) != before:
             raise InputWritten
+        if versions is not None and versions_of(arguments) != versions:
+            raise InputWritten(what="conditions")
         if whole:
             object.__setattr__(self, "_called", True)
         if not isinstance(output, torch.Tensor):
             output = tensor_of(output, self.predicts)
-        if output.shape != x.shape:
-            raise ValueError(_shape_complaint(x, output))
-        if not output.is_floating_point():
-            raise ValueError(
-                f"Denoiser: the network was given {x.dtype} but returned {output.dtype}, which is "
-                "no floating-point type"
-            )
+        if output.shape != x.shape or not output.is_floating_point():
+            raise ValueError(output_complaint(x, output))
+        if output.layout is not torch.strided or type(output) is not torch.Tensor:
+            check_plain(x, output)
         if memory_format is torch.contiguous_format and output.is_contiguous():
             return output  # half of what `contiguous` takes
         return output.contiguous(memory_format=memory_format)
 
     def x0(self, x: torch.Tensor, t: float) -> torch.Tensor:
-        """Returns the guided x0 estimate [B, ...] at one model time, in plain torch.
-
-        For inspection and tests. Executors use the same numbers in their fused steps.
-        """
+        """Returns the guided x0 estimate [B, ...] at one model time, in plain torch."""
         return guided_estimate(self, x, t)
 
 
@@ -502,14 +497,3 @@ def _terms(guides: Any) -> tuple[Guide, ...]:
     if len(given) > 9:
         raise ValueError(f"Denoiser: {len(given)} guides, but at most 9 can be weighed")
     return given
-
-
-def _shape_complaint(x: torch.Tensor, output: torch.Tensor) -> str:
-    given, made = list(x.shape), list(output.shape)
-    if len(given) > 1 and made == [given[0], 2 * given[1], *given[2:]]:
-        return (
-            f"Denoiser: the network was given x of shape {given} but returned twice the channels, "
-            f"{made}: if half of them are a learned variance, wrap the network in "
-            "df.LearnedVariance, or in a function that returns the prediction's channels alone"
-        )
-    return f"Denoiser: the network was given x of shape {given} but returned {made}"

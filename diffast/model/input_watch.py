@@ -9,7 +9,8 @@ wait, and is left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -25,17 +26,18 @@ _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class InputWritten(ValueError):
-    """A network changed its input.
+    """A network changed its input, or a condition.
 
     Args:
         who: the function that called the network.
         when: words on the call.
+        what: was written into.
     """
 
-    def __init__(self, who: str = "Denoiser", when: str = ""):
+    def __init__(self, who: str = "Denoiser", when: str = "", what: str = "input"):
         """Says what to do."""
         super().__init__(
-            f"{who}: the network wrote into its input{when}, but the solver still needs it: give "
+            f"{who}: the network wrote into its {what}{when}, but the solver still needs it: give "
             "it a copy"
         )
 
@@ -45,13 +47,16 @@ class InputWatch:
 
     Args:
         x: the network's input; the watch of a tensor that lives longer may be used again.
+        beside: other tensors that the network could have kept from earlier calls, and that the
+            solver needs. Only writes that torch counts are noticed in them.
     """
 
-    __slots__ = ("_numbers", "_places", "_versioned", "shape", "x")
+    __slots__ = ("_numbers", "_places", "_versioned", "beside", "shape", "x")
 
-    def __init__(self, x: torch.Tensor):
+    def __init__(self, x: torch.Tensor, beside: Sequence[torch.Tensor] = ()):
         """Finds the numbers that are looked at."""
         self.x, self.shape = x, x.shape
+        self.beside = [other for other in beside if not other.is_inference()]
         self._versioned = not x.is_inference()  # such tensors count no writes
         self._numbers = self._places = numbers_of(x)
         if self._numbers is not None and self._numbers.size > SMALL:
@@ -61,10 +66,10 @@ class InputWatch:
     def look(self, whole: bool = False) -> tuple[int, bytes]:
         """Returns what a write changes; `whole`: also a write to one number anywhere."""
         numbers = self._numbers if whole else self._places
-        return (
-            self.x._version if self._versioned else 0,
-            b"" if numbers is None else numbers.tobytes(),
-        )
+        version = self.x._version if self._versioned else 0
+        if self.beside:
+            version += sum(other._version for other in self.beside)
+        return version, b"" if numbers is None else numbers.tobytes()
 
 
 def watches_of(inputs: Sequence[torch.Tensor]) -> list[InputWatch]:
@@ -80,7 +85,37 @@ def watches_of(inputs: Sequence[torch.Tensor]) -> list[InputWatch]:
         if key not in made:
             made[key] = InputWatch(x)
         found.append(made[key])
+    if len(made) > 1:  # a network may have kept an input where the state lies now
+        for watch in made.values():
+            watch.beside = [other.x for other in made.values() if other is not watch]
     return found
+
+
+# What a write between two steps changes, of a tensor that a loop of the caller's holds.
+_MARK = "_diffast_mark"
+
+
+def mark(x: torch.Tensor) -> None:
+    """Notes on a tensor how it is now; the tensor itself is not kept alive."""
+    if not torch.compiler.is_compiling():
+        setattr(x, _MARK, InputWatch(x).look())
+
+
+def is_changed(x: torch.Tensor) -> bool:
+    """Returns whether a tensor was written to since `mark`; False for one without a mark."""
+    if torch.compiler.is_compiling():
+        return False
+    before = getattr(x, _MARK, None)
+    return before is not None and InputWatch(x).look() != before
+
+
+def versions_of(arguments: Mapping[str, Any]) -> list[int]:
+    """Returns how often each tensor among a network's conditions was written to."""
+    return [
+        value._version
+        for value in arguments.values()
+        if isinstance(value, torch.Tensor) and not value.is_inference()
+    ]
 
 
 def numbers_of(x: torch.Tensor):

@@ -73,7 +73,12 @@ def _estimate(denoiser: Any, x: torch.Tensor, t: float) -> torch.Tensor:
     def output_of(branch: str) -> torch.Tensor:
         network, _ = denoiser.branch(branch)
         arguments = denoiser.arguments(len(x), x.device, branch)
-        output = denoiser.call(x_in, times, arguments, network=network)
+        output = denoiser.call(x_in, times.clone(), arguments, network=network)
+        if output.device != x.device or output.dtype.itemsize == 1:
+            raise ValueError(
+                f"Denoiser: the network was given {x_in.dtype} on {x_in.device} but returned "
+                f"{output.dtype} on {output.device}"
+            )
         # a copy: the network may write its next answer into the same memory
         return output.to(x.dtype, copy=True)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from diffast.model.outputs import tensor_of
+from diffast.model.outputs import output_complaint, tensor_of
 
 # What a network of a noise level returns.
 RETURNS = ("x0", "epsilon", "v", "edm")
@@ -93,15 +93,7 @@ class SigmaModel:
             return output
         skip, out = (self.sigma_data / scale) ** 2, self.sigma_data * sigma / scale
         output = tensor_of(output, "v" if self.returns == "v" else None)
-        if output.shape != x.shape:  # or it would be repeated in silence
-            raise ValueError(
-                f"Denoiser: the network was given x of shape {list(x.shape)} but returned "
-                f"{list(output.shape)}"
-            )
-        if not output.is_floating_point():
-            raise ValueError(
-                f"Denoiser: the network was given {x.dtype} but returned {output.dtype}, which is "
-                "no floating-point type"
-            )
+        if output.shape != x.shape or not output.is_floating_point():
+            raise ValueError(output_complaint(x, output))  # a shape would be repeated in silence
         output = output.to(x.dtype)
         return skip * x + (out if self.returns == "edm" else -out) * output

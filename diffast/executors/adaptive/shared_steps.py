@@ -15,7 +15,7 @@ import torch
 
 from diffast.executors.adaptive.options import AdaptiveOptions
 from diffast.executors.adaptive.time_variable import TimeInterval
-from diffast.executors.context import Place, put_initial, refuse
+from diffast.executors.context import Place, put_initial, refuse, unlike
 from diffast.executors.terms import normals_of
 from diffast.guidance.guide import Guide, Point
 from diffast.model.denoiser import Denoiser
@@ -72,7 +72,11 @@ class SharedNetwork:
             batch, device = self.place.shape[0], self.place.device
             self.arguments[branch] = self.denoiser.arguments(batch, device, branch)
         times = t.repeat_interleave(self.place.shape[0])
-        return self.denoiser.call(x.flatten(0, 1), times, self.arguments[branch]).view(x.shape)
+        output = self.denoiser.call(x.flatten(0, 1), times, self.arguments[branch]).view(x.shape)
+        complaint = unlike("the network's output", output, x)
+        if complaint is not None:
+            raise ValueError(f"{WHO}: {complaint}")
+        return output
 
 
 def shared_denoiser(network: SharedNetwork) -> Denoiser:

@@ -11,7 +11,7 @@ from diffast.executors import context
 from diffast.executors.context import Place
 from diffast.lowering.program import COND, UNCOND
 from diffast.model.denoiser import Denoiser
-from diffast.model.input_watch import InputWritten
+from diffast.model.input_watch import InputWatch, InputWritten
 from diffast.model.times import time_dtype, told_times
 
 # Runs one chunk of a round's rows; returns its outputs, one [chunk, ...] for each branch.
@@ -46,6 +46,7 @@ class BatchedNetwork:
         self.denoiser, self.kind, self.batch = denoiser, _BRANCHES[branches], place.shape[0]
         self.batch_size, self.run_chunks = batch_size, run_chunks
         self.dtype = place.dtype
+        self.beside: Sequence[torch.Tensor] = ()  # of the run, that the network may have kept
         self.arguments = denoiser.arguments(self.batch, place.device, self.kind)
         self.per_sample = any(map(context.has_rows, self.arguments.values()))
         kind = time_dtype(place.dtype)
@@ -91,8 +92,9 @@ class BatchedNetwork:
         both = self.kind == "both"
         if both:
             network_input, times = torch.cat([network_input] * 2), times.repeat(2)
+        watch = InputWatch(network_input, self.beside)
         try:
-            output = self.denoiser.call(network_input, times, arguments)
+            output = self.denoiser.call(network_input, times, arguments, watch=watch)
         except InputWritten:
             raise InputWritten("sample_parallel") from None
         if output.dtype == torch.float64 != self.dtype and output.device == x.device:
@@ -105,19 +107,37 @@ class BatchedNetwork:
         return branches[0] if len(branches) == 1 else torch.cat(branches)
 
 
-def apart(
-    outputs: Sequence[torch.Tensor], others: Sequence[torch.Tensor]
-) -> list[torch.Tensor]:
-    """Returns outputs that a run may keep while others change.
+class KeptOutputs:
+    """Makes outputs that a run may keep while the network makes its next ones.
 
-    Those are copies that share memory with another tensor of the run: of a network that returns its
-    input, or has one tensor for all of its answers.
+    Those are copies where a network returns its input, or has one tensor for all of its answers.
+
+    Args:
+        compares: whether a round needs the outputs of the round before.
     """
 
-    def shared(a: torch.Tensor, b: torch.Tensor) -> bool:
-        return a.device == b.device and not a.is_meta and torch._C._is_alias_of(a, b)
+    def __init__(self, compares: bool):
+        """Has seen no output."""
+        self.compares, self.copies = compares, False
+        self.returned: list[torch.Tensor] = []  # by the last call
 
-    return [o.clone() if any(shared(o, other) for other in others) else o for o in outputs]
+    def __call__(
+        self, outputs: list[torch.Tensor], points: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Returns the outputs, or copies; `points` are what the run will write to."""
+        first = not self.returned
+        if self.compares:
+            self.copies |= any(map(_one_memory, outputs, self.returned))
+            # Of the first outputs a copy is kept: whether the next ones replace them is not known.
+            copies, self.returned = self.copies or first, outputs
+        else:
+            copies = False
+        shared = [copies or any(_one_memory(o, point) for point in points) for o in outputs]
+        return [o.clone() if copy else o for o, copy in zip(outputs, shared, strict=True)]
+
+
+def _one_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.device == b.device and not a.is_meta and torch._C._is_alias_of(a, b)
 
 
 def chunks_of(rows: int, size: int) -> list[slice]:
