@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from diffast import _arguments as arguments
 from diffast import ops
 from diffast.executors import context
 from diffast.executors.initial import origin_of, put_start
@@ -114,6 +115,8 @@ def sample_metropolis(
     context.check_plan(_WHO, plan)
     context.check_fits(_WHO, plan, denoiser)
     _check_guidance(plan, denoiser)
+    arguments.function(_WHO, "energy", energy, optional=False)
+    context.check_flags(_WHO, throw=throw)
     rule = _Rule(proposal, n, step, friction)
     stops = {place.before: place for place in chosen(_WHO, plan, places(_WHO, plan), where)}
     _check_places(plan, stops)
@@ -168,11 +171,8 @@ class _Rule:
 
     def __init__(self, proposal: str, n: int, step: Number | None, friction: Number):
         """Checks the options."""
-        if proposal not in PROPOSALS:
-            known = ", ".join(PROPOSALS)
-            raise ValueError(f"{_WHO}: proposal is {proposal!r} but must be one of {known}")
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-            raise ValueError(f"{_WHO}: n is {n!r} but a chain has a whole number of steps from 1")
+        arguments.choice(_WHO, "proposal", proposal, PROPOSALS)
+        n = arguments.whole(_WHO, "n", n)
         default, self.power = PROPOSALS[proposal]
         self.name, self.n = proposal, n
         self._step: Number = default if step is None else step
@@ -186,12 +186,8 @@ class _Rule:
         return h * sigma**self.power, float(kept)
 
     def _positive(self, what: str, value: Number, t: float) -> float:
-        number = float(value(t) if callable(value) else value)
-        if not 0.0 < number < np.inf:
-            raise ValueError(
-                f"{_WHO}: {what} = {number} at t = {t:g}, but it must be positive and finite"
-            )
-        return number
+        given = value(t) if callable(value) else value
+        return arguments.positive(_WHO, f"{what} at t = {t:g}", given, finite=True)
 
 
 class _Run:

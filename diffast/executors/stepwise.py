@@ -23,10 +23,11 @@ from typing import Any
 
 import torch
 
+from diffast import _arguments as arguments
 from diffast import ops
 from diffast.executors import context
 from diffast.executors.device import Readback, on_host, pinned
-from diffast.executors.results import FINE, Info, Samples
+from diffast.executors.results import FINE, Info, Samples, check_finite
 from diffast.executors.step_rules import StepRules
 from diffast.executors.step_start import chosen_plans, first_slots, opened, openings_of
 from diffast.executors.step_state import (
@@ -104,7 +105,7 @@ class Stepper:
         """Multiplies the plans out; see the class."""
         loop = "the loop around `step` is yours: call it there"
         context.refuse("Stepper", callback=(callback, loop), progress=(progress, loop))
-        if noise != "given":
+        if not (isinstance(noise, str) and noise == "given"):
             context.check_noise("Stepper", noise, SOURCES)
         if denoiser is not None:
             context.check_plan("Stepper", plans)
@@ -112,7 +113,10 @@ class Stepper:
         if not pairs:
             raise ValueError("Stepper: 0 plans, but at least 1 is needed")
         self.pairs, self.plans = pairs, tuple(plan for plan, _ in pairs)
-        self.device, self.dtype, self.given = torch.device(device), dtype, noise == "given"
+        arguments.floating("Stepper", "dtype", dtype)
+        context.check_flags("Stepper", on_x0=on_x0)
+        self.device, self.dtype = arguments.device("Stepper", device), dtype
+        self.given = isinstance(noise, str) and noise == "given"
         self.limits, self.on_x0 = context.limits_of("Stepper", clamp), on_x0
         # Where a term reads a clamped x0 estimate, a call of its own makes the estimate everywhere.
         reads = any(g.through == "x0" for _, read in pairs for g in terms_of(read))
@@ -169,8 +173,8 @@ class Stepper:
         Raises:
             ValueError: another dtype, an unknown plan, ids that do not count the samples.
         """
-        if x.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"Stepper: x is {x.dtype} but the state is float32 or float64")
+        if on_host(arguments.state("Stepper", "x", x).device):
+            check_finite("Stepper", x)
         if x.device.type != self.device.type:
             raise ValueError(f"Stepper: x is on {x.device} but the stepper is for {self.device}")
         batch = x.shape[0]
@@ -180,7 +184,7 @@ class Stepper:
             own = self.plans[number]
             part = x if len(chosen) == 1 else x[numbers.cpu() == number]
             context.warn_of_spread("Stepper", own.schedule, own.start, part, own.initial)
-        seed = ops.fold_seed(seed)
+        seed = context.seed_of("Stepper", seed)
         status = torch.full((batch,), FINE, dtype=torch.int64, device=self.device)
         x = x.contiguous()
         slots = first_slots(self.pairs, self.programs, chosen, x, self.slots)
@@ -191,7 +195,7 @@ class Stepper:
         if each or numbers.dim():
             row = self._put(torch.tensor(self.first, dtype=torch.int64)[numbers.cpu()])
             state = self.separate(state)._replace(row=row.expand(batch).contiguous())
-        return state, self._handed_out(x), self.time(state)
+        return state, self._network_input(x), self.time(state)
 
     def needs(self, state: State) -> Needs:
         """Returns what the next step is made of: a network call, gradients of guidance terms.
@@ -283,7 +287,7 @@ class Stepper:
             named = {**dict(zip(OUTPUTS, outputs, strict=True)), "z": z}
             context.blame(error, where, state.x, {k: t for k, t in named.items() if t is not None})
             raise
-        return state, self._handed_out(state.x), self.time(state)
+        return state, self._network_input(state.x), self.time(state)
 
     def _step_together(self, state: State, tensors: list) -> State:
         call = self.calls[state.row]
@@ -477,7 +481,7 @@ class Stepper:
         # one tensor where a step would leave one: or a graph of the step would be made twice
         return state if Y in self.carried else state._replace(y=state.x)
 
-    def _handed_out(self, x: torch.Tensor) -> torch.Tensor:
+    def _network_input(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the model inputs, whose state the caller's network may write into."""
         mark(x)
         return x if self.dtype is None else x.to(self.dtype)

@@ -16,6 +16,7 @@ from diffast.model.branches import branch_of, groups_of, rules_at, settled
 from diffast.model.guidance import arguments_of, scales_at
 from diffast.model.input_watch import InputWatch, InputWritten, versions_of
 from diffast.model.inspection import guided_estimate
+from diffast.model.options import check_options, terms_of
 from diffast.model.outputs import check_plain, output_complaint, tensor_of
 from diffast.model.prediction import MISSING, check_predicts
 from diffast.model.prediction import Prediction as Prediction
@@ -90,23 +91,10 @@ class Denoiser:
         """Checks the arguments before the first call."""
         object.__setattr__(self, "_called", False)  # and its input compared in full
         check_predicts("Denoiser", self.predicts)
-        if not callable(self.network):
-            raise ValueError(
-                f"Denoiser: network is a {type(self.network).__name__} but must be callable"
-            )
-        if self.unconditional is not None and set(self.unconditional) != set(self.conditions):
-            raise ValueError(
-                f"Denoiser: conditions are {sorted(self.conditions)} but unconditional ones are "
-                f"{sorted(self.unconditional)}"
-            )
+        check_options(self, FORMATS)
         object.__setattr__(self, "guidance", settled(self.guidance, self.schedule))
         check_time_dtype(self.time_dtype, self.round_times)
-        object.__setattr__(self, "guides", _terms(self.guides))
-        if self.memory_format not in FORMATS:
-            raise ValueError(
-                f"Denoiser: memory_format is {self.memory_format} but must be one of "
-                f"{', '.join(map(str, FORMATS))}"
-            )
+        object.__setattr__(self, "guides", terms_of(self.guides))
 
     @classmethod
     def from_velocity(
@@ -483,17 +471,3 @@ class Denoiser:
     def x0(self, x: torch.Tensor, t: float) -> torch.Tensor:
         """Returns the guided x0 estimate [B, ...] at one model time, in plain torch."""
         return guided_estimate(self, x, t)
-
-
-def _terms(guides: Any) -> tuple[Guide, ...]:
-    """Returns the guidance terms, or raises ValueError for what is none."""
-    given = (guides,) if isinstance(guides, Guide) else tuple(guides)
-    for term in given:
-        if not isinstance(term, Guide):
-            raise ValueError(
-                f"Denoiser: guides holds a {type(term).__name__}, but terms are made by "
-                "df.guidance; its ugd and tfg return two terms: guides=[*terms]"
-            )
-    if len(given) > 9:
-        raise ValueError(f"Denoiser: {len(given)} guides, but at most 9 can be weighed")
-    return given
