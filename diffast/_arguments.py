@@ -112,7 +112,7 @@ def number(
     if found is None:
         raise TypeError(f"{who}: {name} is {shown(value)} but must be a number")
     if not holds(found):
-        raise ValueError(f"{who}: {name} is {found:g} but must {words}")
+        raise ValueError(f"{who}: {name} is {shown(value)} but must {words}")
     return found
 
 
@@ -123,9 +123,9 @@ def positive(who: str, name: str, value: Any, finite: bool = False) -> float:
 
 
 def function(who: str, name: str, value: Any, optional: bool = True) -> None:
-    """Raises TypeError for what cannot be called; None is left alone where it is `optional`."""
+    """Raises ValueError for what cannot be called; None is left alone where it is `optional`."""
     if not (callable(value) or (value is None and optional)):
-        raise TypeError(f"{who}: {name} is {shown(value)} but must be a function")
+        raise ValueError(f"{who}: {name} is {shown(value)} but must be a function")
 
 
 def choice(who: str, name: str, value: Any, known: Iterable[str]) -> None:
@@ -199,7 +199,9 @@ def ids(who: str, given: Any, batch: int) -> torch.Tensor:
         ValueError: for what are no B integers of 64 bits.
     """
     try:
-        numbers = torch.as_tensor(given)
+        numbers = (
+            given if isinstance(given, torch.Tensor) else torch.as_tensor(given, device="cpu")
+        )
     except (OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{who}: ids must be integers of 64 bits, signed: {error}") from None
     whole_ones = not numbers.dtype.is_floating_point and not numbers.dtype.is_complex
@@ -225,3 +227,12 @@ def state(who: str, name: str, x: Any) -> torch.Tensor:
     if x.layout is not torch.strided:
         raise ValueError(f"{who}: {name} is of layout {x.layout} but the state is a dense tensor")
     return x
+
+
+def no_fake_mode(who: str) -> None:
+    """Raises ValueError inside of torch's FakeTensorMode, whose tensors hold no numbers."""
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
+        raise ValueError(
+            f"{who}: a run inside of torch's FakeTensorMode would make no numbers: trace or export "
+            "the network, not the run"
+        )

@@ -73,7 +73,10 @@ BAD: dict[str, tuple[Any, ...]] = {
     "tol": (-1.0, NAN, INF, "small", None, [0.1], THING, 1j, True),
     "ranks": (3, "all", THING, [0, 1], 0.5),
     "control": ("all", 3, None, THING, ["batch"], True),
-    "controller": ("fast", 3, {"speed": 1}, {"safety": NAN}, {"safety": "x"}, {"safety": -1.0}, THING, [1], {3: 1}, {"safety": None}),
+    "controller": (
+        "fast", 3, {"speed": 1}, {"safety": NAN}, {"safety": "x"}, {"safety": -1.0}, THING, [1],
+        {3: 1}, {"safety": None},
+    ),
     "least_ratio": (NAN, -1.0, "0", [0.1], THING, 1j, True),
     "until": (NAN, -1.0, 2.0, "0", [0.1], THING, 1j, True, INF),
     "h_init": NOT_POSITIVE,
@@ -97,7 +100,10 @@ BAD: dict[str, tuple[Any, ...]] = {
     "dtype": ("float16", 3, THING, torch.int32, torch.bool, torch.complex64),
     "z": (3, "z", THING, np.zeros(SHAPE), torch.zeros(1)),
     "schedule": (None, 3, "vp", THING),
-    "x0": (None, 3, np.zeros(SHAPE), torch.zeros(()), torch.zeros(SHAPE, dtype=torch.int64), THING, "x0"),
+    "x0": (
+        None, 3, np.zeros(SHAPE), torch.zeros(()), torch.zeros(SHAPE, dtype=torch.int64), THING,
+        "x0",
+    ),
     "time": (NAN, -1.0, 2.0, "x", None, THING, torch.zeros(2), 1j, [0.1]),
     "depth": (0, 99, 2.5, "x", True, THING, [3], NAN),
 }  # fmt: skip
@@ -112,7 +118,9 @@ FINE: dict[str, tuple[Any, ...]] = {
     ),
     "x": (initial().requires_grad_(), initial().transpose(-1, -2), initial().double()),
     "device": ("cpu", torch.device("cpu")),
-    "clamp": ([-1, 1], (np.float32(-1), np.float64(1)), torch.tensor([-1.0, 1.0]), (Fraction(-1), 1)),
+    "clamp": (
+        [-1, 1], (np.float32(-1), np.float64(1)), torch.tensor([-1.0, 1.0]), (Fraction(-1), 1),
+    ),
     "throw": (np.bool_(True), 1, 0),
     "tol": (0, np.float32(1e-3), Fraction(1, 100)),
     "window": (np.int64(2), torch.tensor(2)),
@@ -175,7 +183,8 @@ DOORS = (
     Door("sample_adaptive", lambda **k: df.sample_adaptive(ONE, **k),
          {"method": "dopri5", "x": initial(), "max_calls": 400, "control": "batch"},
          COMMON + " noise method controller until h_init h_min h_max max_calls rtol atol"),
-    Door("sample_parallel", lambda **k: df.sample_parallel(ONE, **k), {"plan": HEUN, "x": initial()},
+    Door("sample_parallel", lambda **k: df.sample_parallel(ONE, **k),
+         {"plan": HEUN, "x": initial()},
          COMMON + " callback progress noise executor calls plan method window memory_limit "
          "batch_size sweeps tol ranks static"),
     Door("sample_particles", lambda **k: df.sample_particles(ONE, **k),
@@ -196,7 +205,8 @@ DOORS = (
     Door("BrownianPath", lambda **k: df.BrownianPath(**k), {"schedule": VP, "shape": SHAPE},
          "shape seed ids device dtype depth schedule"),
     Door("Denoiser", lambda **k: df.Denoiser(_network, VP, "x0", **k), {},
-         "dtype guidance_ conditions_ unconditional_ guides_ time_dtype_ memory_format_ round_times_"),
+         "dtype guidance_ conditions_ unconditional_ guides_ time_dtype_ memory_format_ "
+         "round_times_"),
 )  # fmt: skip
 
 BAD |= {

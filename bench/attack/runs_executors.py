@@ -34,7 +34,7 @@ def initial() -> torch.Tensor:
 def denoiser(network: Callable[..., Any], guided: bool = False, **options: Any) -> df.Denoiser:
     """The denoiser of all runs."""
     if guided:
-        blank = torch.zeros(1, *SHAPE[1:])
+        blank = torch.zeros(1, *SHAPE[1:], device="cpu")
         options |= {"conditions": {"c": CONDITION}, "unconditional": {"c": blank}, "guidance": 2.5}
     return df.Denoiser(network, VP, "x0", **options)
 

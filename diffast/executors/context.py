@@ -89,6 +89,7 @@ def place_of(
     Raises:
         ValueError: what disagrees.
     """
+    arguments.no_fake_mode(who)
     shape, device, dtype = _state_like(who, denoiser, shape, x, device, looks)
     dims = FORMATS[denoiser.memory_format]
     if dims not in (0, len(shape)):

@@ -45,7 +45,7 @@ class Guides:
         levels[1, timed] = denoiser.schedule.alpha(told[timed])
         levels[2, timed] = denoiser.schedule.sigma(told[timed])
         with torch.inference_mode(False):
-            self.levels = torch.tensor(levels, dtype=place.dtype).to(place.device)
+            self.levels = torch.tensor(levels, dtype=place.dtype, device=place.device)
         # The weights of x and the outputs in the estimates that are pulled back.
         self.estimates = {
             i: self._estimate(stage) for i, stage in enumerate(stages) if self.through_network(i)

@@ -202,8 +202,8 @@ class _Run:
         kinds = {stage.branches for stage in self.stepper.programs[0].stages}
         self.arguments = {k: denoiser.arguments(self.batch, place.device, k) for k in kinds}
         width = 3 if rule.name == "ghmc" else 2
-        self.old, self.new = torch.empty((2, width, *place.shape), dtype=place.dtype).to(
-            place.device
+        self.old, self.new = torch.empty(
+            (2, width, *place.shape), dtype=place.dtype, device=place.device
         )
         self.decide = encode([_decision()]).to(place.device)
         self.steps = 0  # of all chains
@@ -288,8 +288,7 @@ class _Run:
         score = _Score(self.plan, self.denoiser, stop)
         kind = time_dtype(place.dtype)
         time = told_time(self.plan.schedule, stop.time, kind)
-        told = torch.full((self.batch,), time, dtype=kind)
-        told = told.to(self.device)
+        told = torch.full((self.batch,), time, dtype=kind, device=self.device)
         uniform = torch.empty((self.batch, rule.n), dtype=torch.float32, device=self.device)
         ops.normal_out(
             place.ids, first[0], ops.COUPLING_NOISE + self.plan.nfe + self.steps, 1.0, uniform
@@ -358,9 +357,9 @@ class _Run:
     def result(self, throw: bool, x: torch.Tensor | None, times: list[float]) -> MetropolisSamples:
         """Returns the samples."""
         made = self.acceptance
-        acceptance = torch.stack(made) if made else torch.empty((0, self.batch))
+        acceptance = torch.stack(made) if made else torch.empty((0, self.batch), device=self.device)
         nfe = torch.full((self.batch,), self.nfe, dtype=torch.int64, device=self.device)
-        told = torch.tensor(times, dtype=torch.float64)
+        told = torch.tensor(times, dtype=torch.float64, device="cpu")
         found = MetropolisSamples(
             self.state.x, nfe, self.state.status, True, told, acceptance.to(torch.float64)
         )
@@ -403,9 +402,11 @@ class _Score:
 def _lengths(proposal: str, h: float) -> torch.Tensor:
     """Returns the rows of `gram`, [1, 2, columns]: what the forward and the backward move need."""
     if proposal == "ghmc":  # (v of the leapfrog's start, its end)
-        return torch.tensor([[[1.0, 0.0], [0.0, 1.0]]], dtype=torch.float64)
+        rows = [[[1.0, 0.0], [0.0, 1.0]]]
+        return torch.tensor(rows, dtype=torch.float64, device="cpu")
     forward, backward = [-1.0, 1.0, -h, 0.0], [1.0, -1.0, 0.0, -h]
-    return torch.tensor([[forward, backward]], dtype=torch.float64)
+    rows = [[forward, backward]]
+    return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
 def _decision() -> tuple:

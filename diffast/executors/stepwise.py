@@ -173,6 +173,7 @@ class Stepper:
         Raises:
             ValueError: another dtype, an unknown plan, ids that do not count the samples.
         """
+        arguments.no_fake_mode("Stepper")
         if on_host(arguments.state("Stepper", "x", x).device):
             check_finite("Stepper", x)
         if x.device.type != self.device.type:
@@ -193,7 +194,8 @@ class Stepper:
             x = opened(x, self._put(openings), seed, ids, z, self.given)
         state = State(self.first[min(chosen)], x, None, None, slots, seed, ids, status)
         if each or numbers.dim():
-            row = self._put(torch.tensor(self.first, dtype=torch.int64)[numbers.cpu()])
+            first = torch.tensor(self.first, dtype=torch.int64, device="cpu")
+            row = self._put(first[numbers.cpu()])
             state = self.separate(state)._replace(row=row.expand(batch).contiguous())
         return state, self._network_input(x), self.time(state)
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffast import _arguments as arguments
 from diffast import ops
 from diffast.guidance.guide import Guide, Point
 from diffast.guidance.reducing import guided
@@ -20,6 +21,7 @@ def guided_estimate(denoiser: Any, x: torch.Tensor, t: float) -> torch.Tensor:
     Rules are taken as at a call of their own: nothing is remembered, and no call is left out.
     Gradients of guidance terms are added.
     """
+    arguments.no_fake_mode("Denoiser")
     estimate = _estimate(denoiser, x, t)
     weights = denoiser.gradient_weights(np.array([t]))[:, 0]
     made = estimate

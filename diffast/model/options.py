@@ -27,8 +27,8 @@ def check_options(denoiser: Any, formats: Mapping[Any, int]) -> None:
         )
     if isinstance(denoiser.guidance, bool):
         raise ValueError(
-            f"{_WHO}: guidance is {denoiser.guidance} but must be a number, a function of the model "
-            "time or a rule of df.guidance"
+            f"{_WHO}: guidance is {denoiser.guidance} but must be a number, a function of the "
+            "model time or a rule of df.guidance"
         )
     arguments.floating(_WHO, "dtype", denoiser.dtype)
     arguments.flag(_WHO, "round_times", denoiser.round_times)

@@ -168,7 +168,7 @@ def _measured(denoiser, shape, seed, device):
     schedule, draw, calls = denoiser.schedule, torch.Generator().manual_seed(seed), 0
 
     def normals():
-        return torch.randn(shape, generator=draw).to(device)
+        return torch.randn(shape, generator=draw, device="cpu").to(device)
 
     def estimate(x, t):
         nonlocal calls

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from diffast import _arguments as arguments
@@ -45,7 +46,7 @@ def add_noise(
     if not hasattr(schedule, "alpha"):
         raise TypeError(f"{who}: schedule is {arguments.shown(schedule)} but one is needed")
     try:
-        times = torch.as_tensor(time, dtype=torch.float64)
+        times = torch.as_tensor(time, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         said = arguments.shown(time)
         raise TypeError(f"{who}: time is {said} but must be a number, or one a sample") from None
@@ -62,14 +63,14 @@ def add_noise(
             f"of {schedule}"
         )
     alpha, sigma = (
-        torch.as_tensor(level(values), dtype=torch.float64).to(x0.device).reshape(batch, 1, 1)
+        torch.from_numpy(np.asarray(level(values), dtype=np.float64)).to(x0.device).reshape(batch, 1, 1)
         for level in (schedule.alpha, schedule.sigma)
     )
     x0 = x0.contiguous()
     if noise is not None:
         table = torch.cat([alpha, sigma], 2)
         return ops.combine_table([x0, noise.contiguous()], table, None, None, [])[0]
-    known = torch.arange(batch) if ids is None else arguments.ids(who, ids, batch)
+    known = torch.arange(batch, device="cpu") if ids is None else arguments.ids(who, ids, batch)
     known = known.to(x0.device)
     try:
         seed = ops.fold_seed(seed)

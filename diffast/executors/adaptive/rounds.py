@@ -149,7 +149,7 @@ class AdaptiveRun:
         self.inputs = None
         if isinstance(self.source, HostNodes):
             shape = self.shape[0], self.source.columns
-            self.inputs = torch.zeros(shape, dtype=torch.float64)
+            self.inputs = torch.zeros(shape, dtype=torch.float64, device="cpu")
 
     def _begin(self) -> dict[str, torch.Tensor]:
         """Returns what `accept` keeps of each sample: all of them begin alike."""

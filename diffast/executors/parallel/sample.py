@@ -223,7 +223,8 @@ def _network(
 def _method(name: str) -> Method:
     if not isinstance(name, str) or name not in METHODS:
         raise ValueError(
-            f"sample_parallel: method is {arguments.shown(name)} but the known methods are {', '.join(METHODS)}"
+            f"{_WHO}: method is {arguments.shown(name)} but the known methods are "
+            f"{', '.join(METHODS)}"
         )
     return METHODS[name]
 

@@ -58,7 +58,7 @@ def run(**options):
         ({"window": 0}, "window is 0 but plan ddim.* has 12 stages"),
         ({"window": 13}, "window is 13 but plan ddim.* has 12 stages"),
         ({"tol": float("nan")}, "tol is nan"),
-        ({"tol": -1.0}, "tol is -1"),
+        ({"tol": -1.0}, "tol is -1.0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"method": "piadm"}, "plan ddim.* has no blocks"),
         ({"sweeps": 3}, "method 'secant' has no blocks to sweep"),

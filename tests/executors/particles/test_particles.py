@@ -334,9 +334,9 @@ def test_systematic_resampling():
         ({"particles": 0}, "particles is 0 but must be a whole number from 1"),
         ({"particles": 2, "x": start(4, 3)}, "K = 2 particles is needed"),
         ({"potential": "product"}, "potential is 'product' but must be one of difference, max"),
-        ({"threshold": 2.0}, r"threshold is 2 but must lie in \[0, 1\]"),
+        ({"threshold": 2.0}, r"threshold is 2.0 but must lie in \[0, 1\]"),
         ({"scale": math.inf}, "scale is inf but must be finite"),
-        ({"until": -1.0}, "until is -1 but must be 0 or more"),
+        ({"until": -1.0}, "until is -1.0 but must be 0 or more"),
         ({"plan": df.solvers.on_state(PLAN)}, "weighs gradients itself, but particles' plans may"),
     ],
 )
