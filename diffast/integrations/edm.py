@@ -15,7 +15,7 @@ import torch
 
 from diffast import grids, schedules
 from diffast.executors.sequential import sample
-from diffast.integrations.sigma_model import drawn_each_step, sigma_plan
+from diffast.integrations.sigma_model import DrawnEachStep, sigma_plan
 from diffast.integrations.sigma_plans import (
     in_sigma_space,
     levels_before_calls,
@@ -83,7 +83,7 @@ def edm_sampler(
     else:
         plan = sigma_plan("heun", levels)
     start = latents.to(torch.float64)
-    draw = drawn_each_step(lambda: randn_like(start).to(torch.float64), plan, levels)
+    draw = DrawnEachStep(lambda: randn_like(start).to(torch.float64), plan, levels)
 
     def network(x, t):
         with torch.inference_mode(False), torch.no_grad():
