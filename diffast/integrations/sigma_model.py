@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -98,9 +98,8 @@ def run(
     seed: int = 0,
     path: bool = False,
     *,
-    slope_first: bool = False,
-    begin: Callable[[int], Any] | None = None,
-    clean: bool = False,
+    begin: Callable[[int, Steps], Any] | None = None,
+    manner: Manner | None = None,
 ) -> torch.Tensor:
     """Returns the plan's samples [B, ...], of the dtype that torch's promotion gives them.
 
@@ -122,10 +121,9 @@ def run(
         draw: the normals of a stage, as `df.sample` wants them as `noise`; None: the package's.
         seed: of the package's noise.
         path: whether that is one Brownian path a sample.
-        slope_first: whether the step's slope is made before the callback: 'denoised' is then
-            read no more, and a callback that moves x moves the step's end by as much.
-        begin: called with the number of each step before its first model call.
-        clean: whether the sample is the last estimate, whose dtype it then has.
+        begin: called with the number of each step, and the model's `Steps`, before its first model
+            call.
+        manner: what is particular to the sampler.
 
     Raises:
         ValueError: the model wrote into its input; sigmas were written to during the run; a
@@ -135,7 +133,7 @@ def run(
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     with tqdm(total=plan.steps, disable=disable) as bar, torch.no_grad():
         network = Steps(model, plan, levels, sigmas, x.dtype, extra_args, callback, bar)
-        network.begin, network.slope_first = begin, slope_first
+        network.begin, network.manner = begin, manner or Manner()
         denoiser = Denoiser(network, plan.schedule, predicts="x0")
         noise: Any = ("path" if path else "counter") if draw is None else network.drawn(draw, wide)
         start = x.detach().to(wide)
@@ -144,7 +142,27 @@ def run(
         else:
             out = _told(denoiser, plan, start, seed, noise, network)
         bar.update()
-    return out.to(network.answered if clean else network.dtype)
+    return out.to(network.ends_as(levels[-1] == 0.0))
+
+
+class Manner(NamedTuple):
+    """What a sampler does with its tensors beside the arithmetic, as k-diffusion's does.
+
+    Attributes:
+        slope_first: whether the step's slope is made before the callback: 'denoised' is then read
+            no more, and a callback that moves x moves the step's end by as much.
+        slopes: whether each step divides by a sigma that is no number but a tensor [1, ...], whose
+            dtype x then takes on.
+        last_slope: whether the step into sigma = 0 does so.
+        clean: whether the step into sigma = 0 returns the last estimate, in its dtype.
+        follows: whether sigma and 'denoised' are made anew in x's dtype at each call.
+    """
+
+    slope_first: bool = False
+    slopes: bool = False
+    last_slope: bool = False
+    clean: bool = False
+    follows: bool = False
 
 
 def _told(denoiser, plan, x, seed, noise, network) -> torch.Tensor:
@@ -174,9 +192,10 @@ class Steps:
         self.first = self.dtype = self.shown = self.answered = dtype
         self.sigmas, self.version, self.calls = sigmas, version_of(sigmas), 0
         self.starts = step_starts(plan, levels)
-        self.begin: Callable[[int], Any] | None = None
-        self.slope_first, self.step = False, -1
+        self.begin: Callable[[int, Steps], Any] | None = None
+        self.manner, self.step = Manner(), -1
         self.raw: Any = None
+        self.same = False  # whether the model returned its input
         self.levels: Any = None
         if callback is not None:
             self.levels = torch.tensor(plan.call_times, dtype=sigmas.dtype, device=sigmas.device)
@@ -192,30 +211,43 @@ class Steps:
         if self.step > 0:
             self.bar.update()
         if self.begin is not None and self.step >= 0:
-            self.begin(self.step)
+            self.begin(self.step, self)
         self.calls += 1
         with torch.inference_mode(False), torch.no_grad():
             seen = x if x.dtype == self.dtype else x.to(self.dtype)
             before = seen._version
-            made = self.model(seen, sigma.to(self.first, copy=True), **self.extra_args)
+            level = sigma.to(self.dtype if self.manner.follows else self.first, copy=True)
+            made = self.model(seen, level, **self.extra_args)
             if seen is not x and seen._version != before:
                 raise context.written("sample", f" at call {self.calls}")
         self.raw = made if isinstance(made, torch.Tensor) else tensor_of(made, "x0")
+        self.same = self.raw.data_ptr() == seen.data_ptr()
         self.shown, self.answered = self.dtype, self.raw.dtype
-        self._widen(self.answered)
+        self.widen(self.answered)
+        if self.manner.slopes:
+            self.widen(self.sigmas.dtype)
         return self.raw
+
+    def ends_as(self, at_zero: bool) -> torch.dtype:
+        """Returns the dtype of the samples."""
+        if at_zero and self.manner.clean:
+            return self.answered
+        if at_zero and self.manner.last_slope:
+            self.widen(self.sigmas.dtype)
+        return self.dtype
 
     def drawn(self, draw, wide):
         """Returns `noise` for `df.sample` from the caller's, whose dtype x takes on."""
 
         def noise(stage):
             z = draw(stage)
-            self._widen(z.dtype)
+            self.widen(z.dtype)
             return z.to(wide)
 
         return noise
 
-    def _widen(self, dtype):
+    def widen(self, dtype: torch.dtype) -> None:
+        """Gives x the dtype that it has after a sum with a tensor of this dtype."""
         if dtype != self.dtype and dtype.is_floating_point:
             self.dtype = torch.promote_types(self.dtype, dtype)
 
@@ -226,9 +258,12 @@ class Steps:
             return x0
         state = self.run.states[info.stage]
         raw = self.raw[: len(state)]
+        slope_first = self.manner.slope_first
         with torch.inference_mode(False), torch.no_grad():
             x = state.to(self.shown, copy=True)
-            if raw.data_ptr() == state.data_ptr():  # the model returned its input
+            if self.manner.follows:
+                raw = raw.to(self.dtype, copy=True)
+            elif self.same:
                 raw = x
             before, call = x._version, self.calls - 1
             levels = {"sigma": self.sigmas[step], "sigma_hat": self.levels[call]}
@@ -240,10 +275,10 @@ class Steps:
                         f"the callback wrote into x at call {self.calls}, but the plan's step "
                         "goes on from another tensor there, which the write does not reach"
                     )
-                return x0 if self.slope_first else x0.copy_(raw)
+                return x0 if slope_first else x0.copy_(raw)
             # Compared by values: a write through numpy or .data raises no version.
             moved = torch.where(x == state.to(x.dtype), state, x.to(state.dtype))
-            x0.copy_(x0 + (moved - state) if self.slope_first else raw)
+            x0.copy_(x0 + (moved - state) if slope_first else raw)
             state.copy_(moved)
         return x0
 
@@ -277,26 +312,38 @@ class DrawnEachStep:
     generator stands where theirs stands.
 
     Args:
-        normal: returns the next N(0, 1) [B, ...].
+        normal: returns the next N(0, 1) [B, ...] of a dtype.
+        dtype: of x at the start.
         plan: for the levels.
         levels: what it was made for.
     """
 
-    def __init__(self, normal: Callable[[], torch.Tensor], plan: Plan, levels: tuple[float, ...]):
+    def __init__(
+        self,
+        normal: Callable[[torch.dtype], torch.Tensor],
+        dtype: torch.dtype,
+        plan: Plan,
+        levels: tuple[float, ...],
+    ):
         """Draws nothing yet."""
         self.normal, self.starts, self.taken = normal, step_starts(plan, levels), 0
+        self.dtype, self.steps = dtype, None
 
     def __call__(self, stage: int) -> torch.Tensor:
         """Returns the normals of a stage, which belong to the step after it."""
         self._take(self.starts[stage + 1])
         self.taken += 1
-        return self.normal()
+        return self._drawn()
 
-    def begin(self, step: int) -> None:
-        """Draws what a step has not used."""
+    def begin(self, step: int, steps: Steps | None = None) -> None:
+        """Draws what a step has not used; `steps` knows the dtype of x from now on."""
+        self.steps = steps
         self._take(step + 1)
+
+    def _drawn(self):
+        return self.normal(self.dtype if self.steps is None else self.steps.dtype)
 
     def _take(self, count):
         while self.taken < count:
-            self.normal()
+            self._drawn()
             self.taken += 1

@@ -10,12 +10,14 @@ import torch
 from tqdm.auto import tqdm
 
 from diffast import schedules
+from diffast.executors import context
 from diffast.executors.adaptive.rounds import STATUSES
 from diffast.executors.adaptive.sample import prepare
-from diffast.integrations.k_diffusion.calls import check_state, reason
+from diffast.integrations.k_diffusion.calls import check_state
 from diffast.integrations.k_diffusion.handing import handed_over
 from diffast.integrations.k_diffusion.noise_levels import ends_of, level_of
 from diffast.model.denoiser import Denoiser
+from diffast.model.outputs import tensor_of
 from diffast.ops.schema import CONTROLS, COUNTS, FAILED_FINITE, FINISHED
 from diffast.solvers import embedded
 from diffast.solvers.embedded.controllers import factor
@@ -108,10 +110,9 @@ def sample_dpm_adaptive(
     space = schedules.edm(low, high)
     end, step = float(space.lam(space.sigma_min)), abs(float(h_init))
     noise: Any = {"eta": eta, "s_noise": s_noise, "lam_end": end}
-    try:
-        solver = embedded.DPM(order, float(rtol), float(atol), step=step, **noise)
-    except (TypeError, ValueError) as error:
-        return handed_over(name, reason(name, error), "options", given)
+    if not 0.0 <= float(eta) <= 1.0:
+        return handed_over(name, f"eta is {eta}, but it lies in [0, 1] here", "eta", given)
+    solver = embedded.DPM(order, float(rtol), float(atol), step=step, **noise)
     order_of_error = 1.5 if eta else order
     solver.controller = embedded.pid(order_of_error, pcoeff, icoeff, dcoeff, accept_safety)
     extra_args = {} if extra_args is None else extra_args
@@ -120,13 +121,12 @@ def sample_dpm_adaptive(
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     with tqdm(disable=disable) as bar, torch.no_grad():
         network = _Model(model, x.dtype, extra_args, callback is not None, bar)
-        low = None if x.dtype == dtype else x.dtype
-        denoiser, state = Denoiser(network, space, predicts="x0", dtype=low), x.detach().to(dtype)
+        denoiser, state = Denoiser(network, space, predicts="x0"), x.detach().to(dtype)
         how: Any = {"denoise": False, "max_calls": MOST_CALLS, "compact": False}
         run = prepare(denoiser, solver, x=state, seed=seed, **how)
         _walk(run, state, network, callback, order)
     _check(run)
-    out = run.out.to(x.dtype)
+    out = run.out.to(network.dtype)
     return (out, _info(run.final["counts"].cpu().numpy(), order)) if return_info else out
 
 
@@ -233,10 +233,18 @@ class _Model:
         self.keeps, self.bar, self.denoised = keeps, bar, None
 
     def __call__(self, x, sigma):
-        denoised = self.model(x, sigma.to(self.dtype), **self.extra_args)
+        seen = x if x.dtype == self.dtype else x.to(self.dtype)
+        before = seen._version
+        made = self.model(seen, sigma.to(self.dtype, copy=True), **self.extra_args)
+        if seen is not x and seen._version != before:
+            raise context.written("sample_dpm_adaptive")
+        denoised = made if isinstance(made, torch.Tensor) else tensor_of(made, "x0")
+        self.shown = self.dtype
+        if denoised.dtype != self.dtype and denoised.is_floating_point():
+            self.dtype = torch.promote_types(self.dtype, denoised.dtype)
         self.bar.update()
         if self.keeps:
-            self._keep(denoised)
+            self._keep(denoised.to(self.dtype))
         return denoised
 
     def _keep(self, denoised):

@@ -9,12 +9,17 @@ import numpy as np
 import torch
 
 from diffast.integrations.k_diffusion.handing import handed_over
-from diffast.integrations.sigma_model import levels_of, run, sigma_plan
+from diffast.integrations.sigma_model import Manner, Steps, levels_of, run, sigma_plan
 from diffast.plans import Plan
 
-# k-diffusion makes the step's slope before the callback in these, so that a callback that writes
-# into `denoised` changes nothing there.
-SLOPE_FIRST = ("euler", "heun", "dpm_2", "dpm_2_ancestral", "lms", "dpm_fast")
+# What k-diffusion's samplers do beside the arithmetic. Those that are not listed do nothing of it.
+MANNERS = {
+    **dict.fromkeys(("euler", "heun", "dpm_2", "lms"), Manner(slope_first=True, slopes=True)),
+    **dict.fromkeys(("euler_ancestral", "dpm_2_ancestral"), Manner(slopes=True)),
+    **dict.fromkeys(("dpmpp_2s_ancestral", "dpmpp_sde"), Manner(last_slope=True)),
+    **dict.fromkeys(("dpmpp_2m_sde", "dpmpp_3m_sde"), Manner(clean=True)),
+    "dpm_fast": Manner(slope_first=True, follows=True),
+}
 
 
 class Call:
@@ -55,11 +60,9 @@ class Call:
 
     def run(self, plan: Plan, draw: Any = None, begin: Any = None, **more: Any) -> torch.Tensor:
         """Returns the samples of a plan."""
-        first = self.solver in SLOPE_FIRST
-        return run(
-            x=self.x, plan=plan, levels=self.levels, sigmas=self.sigmas, draw=draw, begin=begin,
-            slope_first=first, **self.model_arguments, **more,
-        )  # fmt: skip
+        manner = MANNERS.get(self.solver)
+        how = {"draw": draw, "begin": begin, "manner": manner, **self.model_arguments, **more}
+        return run(x=self.x, plan=plan, levels=self.levels, sigmas=self.sigmas, **how)
 
 
 def reason(name: str, error: Exception) -> str:
@@ -102,20 +105,22 @@ class Unused:
         """Asks nothing yet; `middle`: where a step in log sigma asks for noise before its end."""
         self.drawn, self.sigmas, self.levels, self.middle = drawn, sigmas, levels, middle
 
-    def begin(self, step: int) -> None:
-        """Asks for the noise of the step before."""
-        if step:
-            self._ask(step)
+    def begin(self, step: int, steps: Steps) -> None:
+        """Asks for the noise of the step before, whose dtype x takes on."""
+        for z in self._asked(step) if step else ():
+            steps.widen(z.dtype)
 
     def finished(self, made: torch.Tensor) -> torch.Tensor:
         """Returns the samples, after the noise of the last step was asked for."""
-        self._ask(len(self.levels) - 1)
+        for z in self._asked(len(self.levels) - 1):
+            made = made.to(torch.promote_types(made.dtype, z.dtype))
         return made
 
-    def _ask(self, end):
+    def _asked(self, end):
         if self.levels[end] == 0.0:
-            return
+            return []
         start, stop = self.sigmas[end - 1], self.sigmas[end]
+        asked = [(start, stop)]
         if self.middle is not None:
-            self.drawn(start, start ** (1.0 - self.middle) * stop**self.middle)
-        self.drawn(start, stop)
+            asked.insert(0, (start, start ** (1.0 - self.middle) * stop**self.middle))
+        return [self.drawn(*levels) for levels in asked]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from diffast import grids, schedules
-from diffast.integrations.k_diffusion.calls import Call, Unused, check_state, reason
+from diffast.integrations.k_diffusion.calls import MANNERS, Call, Unused, check_state, reason
 from diffast.integrations.k_diffusion.handing import handed_over
 from diffast.integrations.k_diffusion.noise_levels import ends_of, level_of
 from diffast.integrations.k_diffusion.noise_levels import (
@@ -45,23 +45,32 @@ def _noised(solver, options, given):
     drawn = options.pop("noise_sampler")
     if len(call.levels) < 2:
         return call.x
+    if solver.endswith("ancestral") and _falls_to_zero(call.sigmas, options["eta"]):
+        why = f"sigma_down rounds to 0 in {call.sigmas.dtype}, where k-diffusion takes Euler's step"
+        return call.over(why, "rounding")
     plan, made = call.plan(solver, **options)
     if plan is None:
         return made
     return _with_noise(call, plan, drawn or (lambda sigma, sigma_next: torch.randn_like(call.x)))
 
 
+def _falls_to_zero(sigmas, eta):
+    """Returns whether an ancestral step has no noise level left below it, in the sigmas' dtype."""
+    if not eta or not isinstance(eta, (int, float)):
+        return False
+    sigmas = sigmas.detach().cpu()
+    start, end = sigmas[:-1], sigmas[1:]
+    up = torch.minimum(end, eta * (end**2 * (start**2 - end**2) / start**2) ** 0.5)
+    return bool((((end**2 - up**2) ** 0.5 == 0.0) & (end > 0.0)).any())
+
+
 def _with_noise(call, plan, drawn):
     """Returns the samples of a plan, with a noise sampler that is asked as k-diffusion asks it."""
-    clean = call.solver in ("dpmpp_2m_sde", "dpmpp_3m_sde") and call.ends_at_zero
-    middle = call.options.get("r") if call.solver == "dpmpp_sde" else None
     if plan.stochastic:
-        return call.run(plan, drawn_by(drawn, plan, call.sigmas), clean=clean)
-    if clean or call.solver in ("dpmpp_2m_sde", "dpmpp_3m_sde"):
-        if call.options["eta"]:
-            unused = Unused(drawn, call.sigmas, call.levels)
-            return unused.finished(call.run(plan, begin=unused.begin, clean=clean))
-        return call.run(plan, clean=clean)
+        return call.run(plan, drawn_by(drawn, plan, call.sigmas))
+    if call.solver in ("dpmpp_2m_sde", "dpmpp_3m_sde") and not call.options["eta"]:
+        return call.run(plan)  # the one case in which it is not asked
+    middle = call.options.get("r") if call.solver == "dpmpp_sde" else None
     unused = Unused(drawn, call.sigmas, call.levels, middle)
     return unused.finished(call.run(plan, begin=unused.begin))
 
@@ -79,8 +88,7 @@ def _on_path(solver, options, given):
         return made
     drawn = int(torch.randint(2**63 - 1, ()))  # as in k-diffusion, whose tree has this seed
     seed = (given["extra_args"] or {}).get("seed")
-    clean = solver != "dpmpp_sde" and call.ends_at_zero
-    return call.run(plan, seed=drawn if seed is None else seed, path=True, clean=clean)
+    return call.run(plan, seed=drawn if seed is None else seed, path=True)
 
 
 def _churned(base, options, given):
@@ -96,7 +104,9 @@ def _churned(base, options, given):
     plan, made = call.plan("churn" if churn else base, **churn)
     if plan is None:
         return made
-    noise = DrawnEachStep(lambda: torch.randn_like(call.x), plan, call.levels)
+    noise = DrawnEachStep(
+        lambda dtype: torch.randn_like(call.x, dtype=dtype), call.x.dtype, plan, call.levels
+    )
     return call.run(plan, noise if churn else None, noise.begin)
 
 
@@ -206,7 +216,7 @@ def sample_dpm_fast(
     seen = None if callback is None else with_times
     drawn = noise_sampler or (lambda sigma, sigma_next: torch.randn_like(x))
     unused = Unused(drawn, sigmas, levels)
-    how: Any = {"begin": unused.begin, "slope_first": True}
+    how: Any = {"begin": unused.begin, "manner": MANNERS["dpm_fast"]}
     made = run(model, x, plan, levels, sigmas, extra_args, seen, disable, **how)
     return unused.finished(made)
 
