@@ -1,9 +1,25 @@
-"""The warning of a drop-in that lets the original's own code do a piece of work."""
+"""The warning of an integration that lets the original's own code take over."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
 
 
 class HandedOverWarning(UserWarning):
-    """A drop-in cannot do what it was asked for, so the original's own code does it.
+    """The original's own code runs instead of a fused step: the same result, not faster."""
 
-    The result is the original's. What is lost is the speed of the drop-in. The message says what
-    the drop-in cannot do.
+
+def say_once(owner: Any, message: str, stacklevel: int = 3) -> None:
+    """Warns with a `HandedOverWarning`, once for each owner and message.
+
+    Args:
+        owner: the object whose work is handed over; it remembers what was said.
+        message: the sentence.
+        stacklevel: as of `warnings.warn`.
     """
+    said = vars(owner).setdefault("_said", set())
+    if message in said:
+        return
+    said.add(message)
+    warnings.warn(message, HandedOverWarning, stacklevel=stacklevel + 1)
