@@ -104,7 +104,8 @@ def run(
     """Returns the plan's samples [B, ...], of the dtype that torch's promotion gives them.
 
     The dtype is x's, promoted with the model's answers and with the noise. The model sees x in
-    that dtype. Between the steps the state is float64 where x is float64, else float32.
+    that dtype. Between the steps the state is float64 where x is float64, or becomes so by the
+    dtype of the sigmas, else float32.
     The model runs under `no_grad`, not in inference mode: it may enable gradients itself.
 
     Args:
@@ -130,10 +131,12 @@ def run(
             callback wrote into an x that is not the state of the plan's step.
         FloatingPointError: a value that is not finite.
     """
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    manner = manner or Manner()
+    kinds = (x.dtype, sigmas.dtype) if manner.slopes else (x.dtype,)
+    wide = torch.float64 if torch.float64 in kinds else torch.float32
     with tqdm(total=plan.steps, disable=disable) as bar, torch.no_grad():
         network = Steps(model, plan, levels, sigmas, x.dtype, extra_args, callback, bar)
-        network.begin, network.manner = begin, manner or Manner()
+        network.begin, network.manner = begin, manner
         denoiser = Denoiser(network, plan.schedule, predicts="x0")
         noise: Any = ("path" if path else "counter") if draw is None else network.drawn(draw, wide)
         start = x.detach().to(wide)
