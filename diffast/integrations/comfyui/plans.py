@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from diffast.integrations.comfyui.samplers import NOISES, is_flow, torch_noise
+from diffast.integrations.comfyui.levels import is_flow
+from diffast.integrations.comfyui.samplers import NOISES, torch_noise
 from diffast.integrations.sigma_model import drawn_by
 from diffast.integrations.sigma_plans import (
     in_sigma_space,

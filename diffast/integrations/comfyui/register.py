@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from diffast import grids, schedules
-from diffast.integrations.comfyui.samplers import FLOW_START, SAMPLERS, is_flow, sampler
+from diffast.integrations.comfyui.levels import FLOW_START, is_flow
+from diffast.integrations.comfyui.samplers import SAMPLERS, sampler
 
 PREFIX = "diffast_"
 
