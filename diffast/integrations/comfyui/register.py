@@ -6,6 +6,7 @@ place of sigma/alpha, which differs on a flow model.
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 import numpy as np
@@ -59,6 +60,9 @@ def register() -> None:
         _append(comfy.samplers.SAMPLER_NAMES, PREFIX + name)
         if entry.discard_penultimate:
             ksampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS.add(PREFIX + name)
+    if not hasattr(comfy.samplers, "SchedulerHandler"):  # ComfyUI of 2024: its list is fixed
+        logging.warning("diffast: this ComfyUI takes no schedulers, so there are samplers alone")
+        return
     for name, handler in SCHEDULES.items():
         handler = comfy.samplers.SchedulerHandler(handler, use_ms=True)
         comfy.samplers.SCHEDULER_HANDLERS[PREFIX + name] = handler
