@@ -8,7 +8,7 @@ import torch
 
 SHAPE = (3, 4, 8, 8)
 PARTS = ("branches", "guidance", "levels", "nodes", "originals", "plans", "register")
-PARTS += ("running", "samplers", "table")
+PARTS += ("running", "samplers", "special", "table")
 
 
 class Const:

@@ -14,7 +14,8 @@ import torch
 
 from diffast import grids, schedules
 from diffast.integrations.comfyui.levels import FLOW_START, is_flow
-from diffast.integrations.comfyui.samplers import SAMPLERS, sampler
+from diffast.integrations.comfyui.samplers import NAMES, sampler
+from diffast.integrations.comfyui.table import SAMPLERS
 
 PREFIX = "diffast_"
 
@@ -53,12 +54,12 @@ def register() -> None:
     from comfy.k_diffusion import sampling  # pyright: ignore[reportMissingImports]: ComfyUI's own
 
     ksampler = comfy.samplers.KSampler
-    for name, entry in SAMPLERS.items():
+    for name in NAMES:
         # KSampler looks for the function `sample_` + name in that module.
         setattr(sampling, f"sample_{PREFIX}{name}", sampler(name))
         _append(ksampler.SAMPLERS, PREFIX + name)
         _append(comfy.samplers.SAMPLER_NAMES, PREFIX + name)
-        if entry.discard_penultimate:
+        if name in SAMPLERS and SAMPLERS[name].discard_penultimate:
             ksampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS.add(PREFIX + name)
     if not hasattr(comfy.samplers, "SchedulerHandler"):  # ComfyUI of 2024: its list is fixed
         logging.warning("diffast: this ComfyUI takes no schedulers, so there are samplers alone")

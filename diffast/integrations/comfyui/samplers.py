@@ -24,12 +24,14 @@ from diffast.integrations.comfyui.levels import (
 )
 from diffast.integrations.comfyui.originals import hand_over
 from diffast.integrations.comfyui.running import run
+from diffast.integrations.comfyui.special import SPECIAL
 from diffast.integrations.comfyui.table import SAMPLERS, Entry
 from diffast.integrations.sigma_model import drawn_by
 from diffast.plans import Plan
 from diffast.solvers.core.stability import unchecked
 
 NOISES = ("counter", "torch")
+NAMES = (*SAMPLERS, *SPECIAL)
 # Steps that end between these shares of the schedule have noise, in sa_solver.
 NOISY = (0.2, 0.8)
 _UNI_PC_SCALE = 1.0 - 0.001  # by which ComfyUI divides a flow's sample, whose last sigma it changes
@@ -39,7 +41,7 @@ def sampler(name: str, noise: str = "counter", **options: Any) -> Callable[..., 
     """Returns a sampler function for KSAMPLER: fn(model, x, sigmas, extra_args, callback, disable).
 
     Args:
-        name: of `SAMPLERS`.
+        name: of `NAMES`.
         noise: "counter": the package's noise, keyed by extra_args["seed"] and the sample's place
             in the batch, the same on every device and in a batch of any size. "torch": what
             ComfyUI's default_noise_sampler draws.
@@ -48,9 +50,18 @@ def sampler(name: str, noise: str = "counter", **options: Any) -> Callable[..., 
     Raises:
         ValueError: for an unknown name or noise.
     """
-    if name not in SAMPLERS:
-        raise ValueError(f"sampler: name = {name!r}, but these are known: {', '.join(SAMPLERS)}")
+    if name not in NAMES:
+        raise ValueError(f"sampler: name = {name!r}, but these are known: {', '.join(NAMES)}")
+    check_noise(noise)
+    if name in SPECIAL:
+        return SPECIAL[name](noise, options)
     return _function(name, SAMPLERS[name], noise, options)
+
+
+def check_noise(noise: str) -> None:
+    """Raises ValueError for an unknown noise."""
+    if noise not in NOISES:
+        raise ValueError(f"sampler: noise = {noise!r}, but it must be one of {', '.join(NOISES)}")
 
 
 def churn_sampler(base: str, noise: str = "counter", **options: Any) -> Callable[..., torch.Tensor]:
@@ -66,7 +77,7 @@ def churn_sampler(base: str, noise: str = "counter", **options: Any) -> Callable
     """
     names = ("s_churn", "s_tmin", "s_tmax", "s_noise")
     takes = {name: name for name in names}
-    # In steps of sigma, which is Karras' algorithm on x0 + sigma eps and on no flow.
+    check_noise(noise)
     entry = Entry("churn", {"base": base}, takes=takes, original="")
     return _function(f"churn_{base}", entry, noise, options)
 
@@ -74,8 +85,6 @@ def churn_sampler(base: str, noise: str = "counter", **options: Any) -> Callable
 def _function(name, entry, noise, options):
     title = f"sample_diffast_{name}"
     original = name if entry.original is None else entry.original
-    if noise not in NOISES:
-        raise ValueError(f"sampler: noise = {noise!r}, but it must be one of {', '.join(NOISES)}")
 
     def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, **more):
         check_sigmas(title, sigmas)
