@@ -41,7 +41,8 @@ def run(
         seed: of the package's noise.
 
     Raises:
-        ValueError: a callback that writes into x.
+        ValueError: a callback that writes into x; x is not finite.
+        FloatingPointError: the model's estimates are not finite.
     """
     sigmas, extra_args, callback, disable = arguments
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -55,9 +56,16 @@ def run(
     with tqdm(total=plan.steps, disable=disable) as bar:
         network = _Reporting(name, entry, model, plan, levels, sigmas, x, extra_args, callback, bar)
         denoiser = Denoiser(network, plan.schedule, predicts="x0", dtype=low, **own)
+        state = x.detach().to(dtype)
         with torch.no_grad():
-            out = sample(denoiser, plan, x=x.detach().to(dtype), seed=seed, noise=noise)
+            # Unchecked: states that are no noise of the first level are ComfyUI users' business.
+            out = sample(denoiser, plan, x=state, seed=seed, noise=noise, check=False)
         bar.update()
+
+    def what(row, call):
+        return f"the model's estimate is not finite at sigma = {plan.call_times[call]:g} (or x is not)"
+
+    out = out.or_raise(name, torch.arange(len(x)), True, what, initial=state)
     return out.x.to(x.dtype)
 
 
