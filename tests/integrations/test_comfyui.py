@@ -299,8 +299,9 @@ def test_unknown_names_are_refused(comfy):
         make("euler", "white")
 
 
-def test_outside_comfyui_the_import_says_what_is_missing():
+def test_outside_comfyui_the_import_says_what_is_missing(monkeypatch):
     package = "diffast.integrations.comfyui"
+    monkeypatch.setitem(sys.modules, "comfy", None)  # even where ComfyUI is installed
     for name in (package, *(f"{package}.{part}" for part in PARTS)):
         sys.modules.pop(name, None)
     with pytest.raises(ImportError, match="comfy"):

@@ -62,6 +62,13 @@ def test_a_callback_that_writes_into_x_gets_a_sentence(comfy, name):
         run(name, lambda info: info["x"].zero_())
 
 
+def test_sigmas_written_during_a_run_get_a_sentence(comfy):
+    make = sys.modules["diffast.integrations.comfyui.samplers"].sampler
+    x, sigmas = comfy_runs.start(LEVELS, dtype=torch.float32), torch.tensor(LEVELS)
+    with pytest.raises(ValueError, match="sample_diffast_heun: the callback wrote into sigmas at"):
+        make("heun")(comfy_runs.Model(Eps()), x, sigmas, {}, lambda info: sigmas[2:].mul_(0.9))
+
+
 @pytest.mark.parametrize("name", ["sa_solver_pece", "dpmpp_2s_ancestral_cfg_pp", "dpm_adaptive"])
 def test_a_callback_that_raises_ends_the_run(comfy, name):
     class Interrupted(Exception):

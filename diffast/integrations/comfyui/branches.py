@@ -46,18 +46,21 @@ class TwoBranches:
     """
 
     def __init__(self, name: str, model: Callable[..., torch.Tensor], batch: int, extra_args: dict):
-        """Puts a listener into a copy of the model options."""
+        """Keeps the arguments, which are read at each call."""
+        self.name, self.model, self.batch, self.extra_args = name, model, batch, extra_args
+        self.unconditional: torch.Tensor | None = None
+
+    def _listening(self) -> dict[str, Any]:
+        """Returns the extra arguments, with a listener in a copy of the model options."""
         from comfy.model_patcher import (  # pyright: ignore[reportMissingImports]: ComfyUI's own
             set_model_options_post_cfg_function,
         )
 
-        self.name, self.model, self.batch = name, model, batch
-        self.unconditional: torch.Tensor | None = None
-        options = dict(extra_args.get("model_options") or {})
+        options = dict(self.extra_args.get("model_options") or {})
         options = set_model_options_post_cfg_function(
             options, self._listen, disable_cfg1_optimization=True
         )
-        self.extra_args = {**extra_args, "model_options": options}
+        return {**self.extra_args, "model_options": options}
 
     def _listen(self, args: dict[str, Any]) -> torch.Tensor:
         self.unconditional = args["uncond_denoised"]
@@ -67,7 +70,7 @@ class TwoBranches:
         """Returns the estimates [2B, ...], or [B, ...] of the branch that the call is for."""
         self.unconditional = None
         rows = slice(self.batch)
-        denoised = self.model(x[rows], sigma[rows], **self.extra_args)
+        denoised = self.model(x[rows], sigma[rows], **self._listening())
         if self.unconditional is None:
             raise ValueError(
                 f"{self.name}: this sampler needs an unconditional estimate, but the guider makes "

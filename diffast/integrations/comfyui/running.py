@@ -23,7 +23,7 @@ def run(
     x: torch.Tensor,
     plan: Plan,
     levels: tuple[float, ...],
-    arguments: tuple[torch.Tensor, dict, Callable[[dict], Any] | None, bool | None],
+    arguments: tuple[Any, ...],
     draw: Callable[[int], torch.Tensor] | None,
     seed: int,
 ) -> torch.Tensor:
@@ -36,7 +36,8 @@ def run(
         x: the initial state [B, ...].
         plan: for the levels.
         levels: of the sigmas.
-        arguments: (sigmas, extra_args, callback, disable).
+        arguments: (sigmas as given, sigmas that the plan steps through, extra_args, callback,
+            disable).
         draw: the normals of a stage, as `df.sample` wants them as `noise`; None: the package's.
         seed: of the package's noise.
 
@@ -44,7 +45,7 @@ def run(
         ValueError: a callback that writes into x; x is not finite.
         FloatingPointError: the model's estimates are not finite.
     """
-    sigmas, extra_args, callback, disable = arguments
+    given, sigmas, extra_args, callback, disable = arguments
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     low = None if x.dtype == dtype else x.dtype
     own: dict[str, Any] = {}
@@ -55,6 +56,7 @@ def run(
     noise = "counter" if draw is None else lambda stage: draw(stage).to(dtype)
     with tqdm(total=plan.steps, disable=disable) as bar:
         network = _Reporting(name, entry, model, plan, levels, sigmas, x, extra_args, callback, bar)
+        network.given = given
         denoiser = Denoiser(network, plan.schedule, predicts="x0", dtype=low, **own)
         state = x.detach().to(dtype)
         with torch.no_grad():
@@ -75,6 +77,7 @@ class _Reporting:
     def __init__(self, name, entry, model, plan, levels, sigmas, x, extra_args, callback, bar):
         self.name, self.model, self.extra_args = name, model, extra_args
         self.sigmas, self.callback, self.bar = sigmas, callback, bar
+        self.given = sigmas
         self.dtype, self.rows, self.calls = x.dtype, slice(len(x)), 0
         self.starts = _first_calls(plan, levels) if entry.twice else step_starts(plan, levels)
         last = len(levels) - 2
@@ -105,13 +108,24 @@ class _Reporting:
         if step in self.early:
             estimate = estimate.clone()
         at = {"sigma": self.sigmas[step], "sigma_hat": self.levels[self.calls]}
-        before = shown._version
+        before = shown._version, _writes(self.given)
         self.callback({"x": shown, "i": step, **at, "denoised": estimate})
-        if shown._version != before:
+        after = shown._version, _writes(self.given)
+        if after[1] != before[1]:
+            raise ValueError(
+                f"{self.name}: the callback wrote into sigmas at step {step}, but the steps are "
+                "made of the sigmas as they were at the start: take ComfyUI's own sampler for it"
+            )
+        if after[0] != before[0]:
             raise ValueError(
                 f"{self.name}: the callback wrote into x at step {step}, but the step is made of "
                 "the state as it was: take ComfyUI's own sampler for a callback that changes it"
             )
+
+
+def _writes(tensor):
+    """Returns how often a tensor was written; inference tensors do not count that."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _first_calls(plan, levels):

@@ -108,7 +108,7 @@ def _function(name, entry, noise, options):
             draw = _spared(drawn_by(draw, plan, kept), entry.spare)
         if seed is None:
             seed = int(torch.randint(2**63 - 1, ()))
-        arguments = (kept, extra_args, callback, disable)
+        arguments = (sigmas, kept, extra_args, callback, disable)
         out = run(title, entry, model, x, plan, levels, arguments, draw, seed)
         if flow and name in ("uni_pc", "uni_pc_bh2") and float(sigmas[-1]) == 0.0:
             out = out / _UNI_PC_SCALE
