@@ -65,7 +65,9 @@ class CompiledRun:
                 "of torch.compile"
             )
         dtype = output.dtype
-        if not self.recipe.wide and sample.dtype != dtype:
+        if self.recipe.wide == "sample":
+            dtype = sample.dtype
+        elif not self.recipe.wide and sample.dtype != dtype:
             dtype = torch.promote_types(dtype, sample.dtype)
         state: Any = self._state(sample, row, generator)
         if noise is not None and self.counter:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from diffast import schedules
+from diffast.integrations.diffusers.live import setting
 from diffast.integrations.diffusers.shared import predicts
 from diffast.model.prediction import Prediction
 from diffast.plans import Plan
@@ -60,9 +61,9 @@ def convention_of(scheduler: Any) -> Convention:
             f"{name} is for networks that were distilled to few steps, but a plan is for a network "
             "that predicts x0, noise or a velocity at every level"
         )
-    kind = config.get("prediction_type")
+    kind = setting(config, "prediction_type")
     if short.startswith("FlowMatch") or kind == "flow_prediction":
-        if config.get("invert_sigmas") or config.get("stochastic_sampling"):
+        if setting(config, "invert_sigmas") or setting(config, "stochastic_sampling"):
             raise ValueError(
                 f"{name} has invert_sigmas or stochastic_sampling, but a plan has sigmas that fall "
                 "and noise of its own"

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from diffast import schedules, solvers
+from diffast.integrations.diffusers.live import setting
 from diffast.integrations.diffusers.reading import edm_reading
 from diffast.integrations.diffusers.run import Recipe
 from diffast.integrations.diffusers.shared import falling, hook_of, levels, predicts, sigma_space
@@ -18,7 +19,7 @@ from diffast.solvers import compat
 def _space(config, sigmas):
     """Returns (schedule, grid) that a list of sigmas stands for in the DPM-Solver family."""
     grid = falling(sigmas)
-    if config.get("use_flow_sigmas"):
+    if setting(config, "use_flow_sigmas"):
         return schedules.flow(), grid
     return schedules.trig(), np.arctan(grid)
 
@@ -78,7 +79,7 @@ def dpm_multistep(scheduler, begin, options) -> Recipe:
         hook=hook_of(scheduler),
         draws=(sde,) * plan.nfe,
         noise_dtype=None if edm else torch.float32,
-        wide=not edm,
+        wide=not edm and config.prediction_type == "sample",
         begin=begin,
     )
 
@@ -135,7 +136,7 @@ def unipc(scheduler, begin, options) -> Recipe:
         orders=orders,
     )
     reads = Prediction(space, predicts(config))
-    return Recipe(plan, reads, hook=hook_of(scheduler), begin=begin)
+    return Recipe(plan, reads, hook=hook_of(scheduler), wide="sample", begin=begin)
 
 
 def sa_solver(scheduler, begin, options) -> Recipe:
@@ -163,4 +164,5 @@ def sa_solver(scheduler, begin, options) -> Recipe:
     )
     reads = Prediction(space, predicts(config))
     draws = (True,) * plan.nfe
-    return Recipe(plan, reads, hook=hook_of(scheduler), draws=draws, begin=begin)
+    hook = hook_of(scheduler)
+    return Recipe(plan, reads, hook=hook, draws=draws, wide="sample", begin=begin)

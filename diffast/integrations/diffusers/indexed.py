@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from diffast import schedules, solvers
+from diffast.integrations.diffusers.live import setting
 from diffast.integrations.diffusers.reading import Reading
 from diffast.integrations.diffusers.run import Recipe
 from diffast.integrations.diffusers.shared import clamp_of, hook_of, predicts
@@ -21,7 +22,7 @@ def check_indices(scheduler, indices) -> None:
     if max(indices) >= count:
         raise ValueError(
             f"timestep {max(indices)}, but the model was trained on 0 to {count - 1} (steps_offset "
-            f"is {scheduler.config.get('steps_offset', 0)})"
+            f"is {setting(scheduler.config, 'steps_offset', 0)})"
         )
 
 

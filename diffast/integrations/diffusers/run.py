@@ -45,8 +45,8 @@ class Recipe:
         hook: x0 -> x0, something else that is done to the estimate; None: nothing.
         draws: [S] whether the original draws noise at the stage, used or not.
         noise_dtype: of those draws; None: the network output's.
-        wide: whether the result is always rounded to the network output's dtype; otherwise it is
-            promoted with the sample's.
+        wide: dtype of a traced step's result: True: the network output's; False: promoted with the
+            sample's; "sample": the sample's. Other steps ask the original.
         begin: index into `timesteps` of the first stage.
         estimates: [S] weights (sample, output, noise) of the x0 estimate that is shown, where it
             is not the one that the plan is given.
@@ -61,7 +61,7 @@ class Recipe:
     hook: Callable[[torch.Tensor], torch.Tensor] | None = None
     draws: tuple[bool, ...] = ()
     noise_dtype: torch.dtype | None = None
-    wide: bool = False
+    wide: bool | str = False
     begin: int = 0
     estimates: tuple | None = None
     boundary: tuple | None = None
@@ -119,9 +119,16 @@ class Prepared:
 class Run:
     """One run: the tensors that it remembers. Nothing is shared with another one."""
 
-    def __init__(self, prepared: Prepared):
-        """Starts with nothing to remember."""
+    def __init__(self, prepared: Prepared, dtypes: dict | None = None):
+        """Starts with nothing to remember.
+
+        Args:
+            prepared: the calls.
+            dtypes: what the original returns for dtypes of (sample, output).
+        """
         recipe = prepared.recipe
+        self.dtypes = {} if dtypes is None else dtypes
+        self.ended = False  # whether the last step was taken
         self.prepared, self.graph = prepared, False  # whether what is remembered has a gradient
         self.recipe, self.options, self.begin = recipe, prepared.options, recipe.begin
         self.calls, self.limits, self.hook = prepared.calls, prepared.limits, recipe.hook
@@ -132,6 +139,7 @@ class Run:
         self.away: torch.Tensor | None = None
         self.ids: torch.Tensor | None = None
         self.turned = False  # whether what is remembered lies [B, H, W, C]
+        self._dtype = torch.float32
         self.next = -1  # index of the step that goes on from the last one; -1: none was taken
 
     def starts_at(self, i: int) -> bool:
@@ -149,7 +157,7 @@ class Run:
             noise: fresh normals [B, ...]; None: none, or the package's own.
             dtype: of the result.
         """
-        call = self.calls[i]
+        call, self._dtype = self.calls[i], dtype
         if self.turned or (self.prepared.turns and not output.is_contiguous()):
             turns = _is_channels_last(output) and output.shape == sample.shape
             needed = _grad_enabled() and (output.requires_grad or sample.requires_grad)
@@ -162,6 +170,20 @@ class Run:
         if _grad_enabled() and (output.requires_grad or x.requires_grad or self.graph):
             return self._with_gradient(i, x, output, noise, dtype)
         return self._fused(i, call, x, output, noise, dtype)
+
+    @property
+    def seen_dtype(self) -> torch.dtype:
+        """Returns the dtype in which the original remembers: that of its latents."""
+        return self._dtype
+
+    def kept(self, slot: int) -> torch.Tensor:
+        """Returns a remembered entry [B, ...] in the order of the shape."""
+        entry: Any = self.slots[slot]
+        return (entry.permute(_FIRST) if self.turned else entry).clone()
+
+    def anchor(self) -> torch.Tensor | None:
+        """Returns the step's state [B, ...], where it is another tensor than the sample."""
+        return None if self.y is None else self.y.to(self._dtype, copy=True)
 
     def _turn(self, turned: bool) -> None:
         """Puts what is remembered into that order of axes."""
@@ -318,7 +340,7 @@ _SEED = 0
 
 def _picker(columns: tuple[int, ...]):
     if len(columns) == 1:
-        return lambda tensors: (tensors[columns[0]],)
+        return itemgetter(slice(columns[0], columns[0] + 1))
     return itemgetter(*columns)
 
 

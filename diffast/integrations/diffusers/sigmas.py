@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from diffast import schedules, solvers
+from diffast.integrations.diffusers.live import setting
 from diffast.integrations.diffusers.reading import Reading, edm_reading, sigma_reading
 from diffast.integrations.diffusers.run import Recipe
 from diffast.integrations.diffusers.shared import clamp_of, falling, levels, predicts, sigma_space
@@ -86,7 +87,7 @@ def lms(scheduler, begin, options) -> Recipe:
 def flow_euler(scheduler, begin, options) -> Recipe:
     """FlowMatchEulerDiscreteScheduler: it takes s_churn and does not use it."""
     sigmas, flow = levels(scheduler), schedules.flow()
-    if scheduler.config.get("invert_sigmas"):
+    if setting(scheduler.config, "invert_sigmas"):
         # times run from 0 (noise) to 1 (data) there, so the velocity has the other sign
         grid = 1.0 - sigmas
         reads = Reading(np.ones(len(grid) - 1), grid[:-1])
@@ -94,7 +95,7 @@ def flow_euler(scheduler, begin, options) -> Recipe:
         grid = sigmas
         reads = Prediction(flow, "flow")
     grid = falling(grid)
-    if scheduler.config.get("stochastic_sampling"):
+    if setting(scheduler.config, "stochastic_sampling"):
         plan = solvers.lcm(flow, grid)
         draws = (True,) * plan.nfe
         return Recipe(plan, reads, draws=draws, noise_dtype=torch.float32, wide=True)

@@ -1,0 +1,145 @@
+"""What fused steps remember, in the form in which the original remembers it.
+
+Other people's code reads and writes this memory between two steps. It is made once, when that
+happens, from the registers of the run; from then on the original's own code goes on with it. Every
+function writes into the dictionary of the scheduler's attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from diffast.integrations.diffusers.live import setting
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How an original remembers.
+
+    Attributes:
+        names: its attributes that hold tensors or counts of earlier steps.
+        restore: (scheduler, run, index of the next step) -> None, writes them; None: a run's
+            registers do not tell them.
+    """
+
+    names: tuple[str, ...]
+    restore: Callable[[Any, Any, int], None] | None = None
+
+
+def entries(run: Any, i: int, most: int, dtype: torch.dtype) -> list[torch.Tensor | None]:
+    """Returns what the last stages before stage i have remembered, oldest first, [B, ...] each.
+
+    Args:
+        run: a `Run`.
+        i: a stage.
+        most: how many are wanted.
+        dtype: of the tensors.
+
+    None stands where no later step of the plan needs the entry, so that it was not kept.
+    """
+    found: list[torch.Tensor | None] = []
+    taken: set[int] = set()
+    for stage in range(i - 1, max(i - 1 - most, -1), -1):
+        slot = run.calls[stage].slot
+        kept = slot >= 0 and slot not in taken  # another entry was written over this one
+        taken.add(slot)
+        found.append(run.kept(slot).to(dtype) if kept else None)
+    return found[::-1]
+
+
+def _multistep(scheduler: Any, run: Any, step: int) -> None:
+    own, taken = vars(scheduler), step - run.begin
+    order = setting(scheduler.config, "solver_order")
+    found = entries(run, taken, order, run.seen_dtype)
+    own["model_outputs"] = [None] * (order - len(found)) + found
+    own["lower_order_nums"] = min(taken, order)
+
+
+def _singlestep(scheduler: Any, run: Any, step: int) -> None:
+    own, taken = vars(scheduler), step - run.begin
+    order = setting(scheduler.config, "solver_order")
+    found = entries(run, taken, order, run.seen_dtype)
+    own["model_outputs"] = [None] * (order - len(found)) + found
+    own["sample"] = run.anchor()
+
+
+def _unipc(scheduler: Any, run: Any, step: int) -> None:
+    own, taken, last = vars(scheduler), step - run.begin, step - 1
+    order = setting(scheduler.config, "solver_order")
+    _multistep(scheduler, run, step)
+    times = [*scheduler.timesteps[max(run.begin, step - order) : step]]
+    own["timestep_list"] = [None] * (order - len(times)) + times
+    own["last_sample"] = run.anchor()
+    most = order
+    if setting(scheduler.config, "lower_order_final"):
+        most = min(order, len(scheduler.timesteps) - last)
+    own["this_order"] = min(most, min(taken - 1, order) + 1)
+
+
+def _lms(scheduler: Any, run: Any, step: int) -> None:
+    found = entries(run, step - run.begin, run.options[0], run.seen_dtype)
+    vars(scheduler)["derivatives"] = [each for each in found if each is not None]
+
+
+def _heun(scheduler: Any, run: Any, step: int) -> None:
+    own, stage = vars(scheduler), step - run.begin
+    own["prev_derivative"] = own["dt"] = own["sample"] = None
+    if not run.starts_at(stage):
+        sigmas, i = scheduler.sigmas, step - 1
+        own["prev_derivative"] = entries(run, stage, 1, run.seen_dtype)[0]
+        own["dt"] = sigmas[i + 1] - sigmas[i]
+        own["sample"] = run.anchor()
+
+
+def _midpoint(scheduler: Any, run: Any, step: int) -> None:
+    stage = step - run.begin
+    vars(scheduler)["sample"] = None if run.starts_at(stage) else run.anchor()
+
+
+def _pndm(scheduler: Any, run: Any, step: int) -> None:
+    own, taken = vars(scheduler), step - run.begin
+    outputs = entries(run, taken, 12, run.seen_dtype)
+    skips = setting(scheduler.config, "skip_prk_steps")
+    warm = 0 if skips else len(scheduler.prk_timesteps)
+    own["counter"], own["cur_model_output"], own["cur_sample"] = taken, 0, None
+    if taken <= warm:  # one entry a Runge-Kutta step of four calls
+        inside = taken % 4
+        heads = range(4 * ((taken - 1) // 4), -1, -4) if taken else ()
+        own["ets"] = [outputs[k - taken] for k in heads if taken - k <= len(outputs)][::-1]
+        for k, weight in zip(range(inside), (1 / 6, 1 / 3, 1 / 3), strict=False):
+            own["cur_model_output"] = own["cur_model_output"] + weight * outputs[k - inside]
+        own["cur_sample"] = run.anchor() if taken else None
+    else:
+        first = list(range(0, warm, 4))
+        later = [k for k in range(warm, taken) if not (warm == 0 and k == 1)]
+        kept = [k for k in (*first, *later)][-4:]
+        own["ets"] = [outputs[k - taken] for k in kept if taken - k <= len(outputs)]
+        if taken == 1:
+            own["cur_sample"] = run.anchor()
+
+
+NONE = Memory(())
+MULTISTEP = Memory(("model_outputs", "lower_order_nums"), _multistep)
+SINGLESTEP = Memory(("model_outputs", "sample"), _singlestep)
+UNIPC = Memory(
+    ("model_outputs", "timestep_list", "lower_order_nums", "last_sample", "this_order"), _unipc
+)
+SA_SOLVER = Memory(
+    (
+        "model_outputs",
+        "timestep_list",
+        "lower_order_nums",
+        "last_sample",
+        "last_noise",
+        "this_predictor_order",
+        "this_corrector_order",
+    )
+)
+LMS = Memory(("derivatives",), _lms)
+HEUN = Memory(("prev_derivative", "dt", "sample"), _heun)
+MIDPOINT = Memory(("sample",), _midpoint)
+PNDM = Memory(("ets", "counter", "cur_model_output", "cur_sample"), _pndm)
