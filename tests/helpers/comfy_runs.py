@@ -48,7 +48,10 @@ class Model:
 
 
 def formula(name, model, x, sigmas, normal, flow, **options):
-    """Returns the formula's sample for a `Model`."""
+    """Returns the formula's sample for a `Model`.
+
+    `dtype` is that of the network's numbers, `first` a factor of the first guided estimate.
+    """
     model_sampling = model.inner_model.inner_model.model_sampling
     levels = [float(s) for s in sigmas]
     own = {
@@ -58,8 +61,12 @@ def formula(name, model, x, sigmas, normal, flow, **options):
         **options,
     }
 
-    def both(x, s):
-        return model.both(x, torch.full((len(x),), s, dtype=torch.float64))
+    dtype, factors = own.pop("dtype", torch.float64), [own.pop("first", 1.0)]
+
+    def both(x, s):  # the network's numbers are those of its own dtype
+        made = model.both(x.to(dtype), torch.full((len(x),), s, dtype=dtype))
+        d, u = (each.double() for each in made)
+        return d * (factors.pop() if factors else 1.0), u
 
     return comfy_formulas.run(name, both, x.double(), levels, normal, flow, **own)
 

@@ -52,7 +52,6 @@ def test_a_flows_first_sigma_may_be_above_1_by_rounding(comfy, above):
         ([0.1, 0.3, 0.6, 1.0], "rising"),
         ([1.0, 0.5, 0.5, 0.0], "equal"),
         ([1.0, 0.5, 0.0, 0.0], "equal"),
-        ([1.0, 0.5, -0.1], "below 0"),
     ],
 )
 def test_sigmas_that_no_plan_has_run_as_comfyuis_own_sampler(with_original, levels, why):
@@ -87,6 +86,12 @@ def test_sigmas_without_a_value_are_refused_in_a_sentence(comfy, bad):
     x = comfy_runs.start([1.0])
     with pytest.raises(ValueError, match=r"sample_diffast_heun: sigmas\[1\] = (nan|inf), but"):
         ours(comfy, "heun", comfy_runs.Model(Eps()), x, torch.tensor([1.0, bad, 0.0]))
+    with pytest.raises(ValueError, match=r"sigmas\[2\] = -0.1, but noise levels are not below 0"):
+        ours(comfy, "heun", comfy_runs.Model(Eps()), x, torch.tensor([1.0, 0.5, -0.1]))
+    with pytest.raises(ValueError, match="from 0 to 1, but both have to be above 0 and finite"):
+        ours(comfy, "dpm_fast", comfy_runs.Model(Eps()), x, torch.tensor([0.0, 1.0]))
+    with pytest.raises(ValueError, match=r"dpmpp_2m_sde: sigmas\[0\] = nan"):
+        ours(comfy, "dpmpp_2m_sde", comfy_runs.Model(Const()), x, torch.full((2,), torch.nan))
     with pytest.raises(ValueError, match="sigmas is \\[1, 2\\], but a tensor"):
         ours(comfy, "heun", comfy_runs.Model(Eps()), x, torch.tensor([[1.0, 0.0]]))
     with pytest.raises(ValueError, match="on the device 'meta'"):

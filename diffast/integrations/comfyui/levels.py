@@ -43,19 +43,21 @@ def levels_of(name: str, sigmas: torch.Tensor, flow: bool) -> tuple[float, ...]:
         flow: whether the plan is on (1 - sigma) x0 + sigma eps, where sigma is at most 1.
 
     Raises:
-        ValueError: a sigma that is not finite.
-        CannotPlan: sigmas that rise, repeat or are below 0, or above 1 on a flow.
+        ValueError: a sigma that is not finite, or below 0.
+        CannotPlan: sigmas that rise or repeat, or are above 1 on a flow.
     """
     levels = sigmas.detach().double().cpu().tolist()
     for i, level in enumerate(levels):
         if not math.isfinite(level):
             raise ValueError(f"{name}: sigmas[{i}] = {level}, but noise levels are finite")
+        if level < 0.0:
+            raise ValueError(f"{name}: sigmas[{i}] = {level:g}, but noise levels are not below 0")
     if flow and 1.0 < levels[0] <= 1.0 + ROUNDING:
         levels[0] = 1.0
     for i, (level, following) in enumerate(zip(levels, levels[1:], strict=False)):
-        if level > following >= 0.0:
+        if level > following:
             continue
-        what = "below 0" if following < 0.0 else "equal" if following == level else "rising"
+        what = "equal" if following == level else "rising"
         raise CannotPlan(f"sigmas[{i}] = {level:g} and sigmas[{i + 1}] = {following:g} are {what}")
     if flow and levels[0] > 1.0:
         raise CannotPlan(f"sigmas[0] = {levels[0]:g} is above 1, a flow model's noisiest level")
@@ -64,7 +66,7 @@ def levels_of(name: str, sigmas: torch.Tensor, flow: bool) -> tuple[float, ...]:
 
 def below_one(sigmas: torch.Tensor, model_sampling: Any) -> torch.Tensor:
     """Returns the sigmas, the first one moved as in ComfyUI where its log-SNR is infinite."""
-    if float(sigmas[0]) < 1.0:
+    if not float(sigmas[0]) >= 1.0:  # NaN stays, and is refused
         return sigmas
     moved = float(model_sampling.percent_to_sigma(FLOW_START))
     return torch.cat([sigmas.new_tensor([moved]), sigmas[1:]])

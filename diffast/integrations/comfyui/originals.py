@@ -63,6 +63,8 @@ def hand_over(
         if "keyword" not in str(error):
             raise
         raise ValueError(f"{name}: {why}; ComfyUI's {original} refuses it as well: {error}") from None
+    except torch.linalg.LinAlgError as error:
+        raise FloatingPointError(f"{name}: {why}; ComfyUI's own {original}: {error}") from None
     if not bool(out.isfinite().all()):
         raise FloatingPointError(f"{name}: {why}; ComfyUI's own {original} gave inf or nan with it")
     return out

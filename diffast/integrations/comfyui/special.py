@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ def dpm_adaptive(noise: str, given: dict[str, Any]) -> Callable[..., torch.Tenso
     def sample(model, x, low, high, steps, rest, options):
         if len(x) != 1:
             raise CannotPlan(f"a batch of {len(x)} has one step size for all of its samples")
+        for option in options.keys() - _OPTIONS:
+            raise CannotPlan(f"the option {option} has no plan")
         if options.get("eta") and (noise == "torch" or options.get("noise_sampler")):
             raise CannotPlan("eta above 0 has the package's own noise alone")
         return k_diffusion.sample_dpm_adaptive(model, x, low, high, *rest, **options)
@@ -43,6 +46,8 @@ def dpm_adaptive(noise: str, given: dict[str, Any]) -> Callable[..., torch.Tenso
     return _between("dpm_adaptive", sample, given)
 
 
+_OPTIONS = {"order", "rtol", "atol", "h_init", "pcoeff", "icoeff", "dcoeff", "accept_safety"}
+_OPTIONS |= {"eta", "s_noise", "noise_sampler"}
 SPECIAL = {"dpm_fast": dpm_fast, "dpm_adaptive": dpm_adaptive}
 
 
@@ -57,10 +62,14 @@ def _between(name, run, given):
         options = {**given, **more}
         levels = sigmas.detach().double().cpu().tolist()
         low = levels[-1] if levels[-1] != 0.0 else levels[-2]
+        way = f"the noise levels go from {levels[0]:g} to {low:g}"
+        if not (0.0 < low < inf and 0.0 < levels[0] < inf):
+            raise ValueError(f"{title}: {way}, but both have to be above 0 and finite")
+        if levels[0] <= low and options.get("eta"):
+            raise ValueError(f"{title}: {way}, but there is fresh noise on the way down alone")
         try:
-            if not 0.0 < low < levels[0] < float("inf"):
-                what = f"from {levels[0]:g} to {low:g}"
-                raise CannotPlan(f"the noise levels go {what}, and not down to a level above 0")
+            if levels[0] <= low:
+                raise CannotPlan(f"{way}, and not down")
             rest = ({} if extra_args is None else extra_args, callback, disable)
             return run(model, x, low, levels[0], len(levels) - 1, rest, options)
         except CannotPlan as refused:
