@@ -9,42 +9,15 @@ and the unconditional estimate; normal() the next N(0, 1). Sources: Karras et al
 its samplers of 2026 have it.
 """
 
-from math import exp, expm1, inf, log, sqrt
+from math import exp, expm1, log, sqrt
 
 import numpy as np
 import torch
+from comfy_formulas_logsnr import BY_LOGSNR
+from comfy_levels import Space, flow_split, lagrange, split
 
 PLUS = ("euler_cfg_pp", "euler_ancestral_cfg_pp", "dpmpp_2s_ancestral_cfg_pp", "dpmpp_2m_cfg_pp")
 PLUS += ("res_multistep_cfg_pp", "res_multistep_ancestral_cfg_pp", "gradient_estimation_cfg_pp")
-
-
-class Space:
-    """Levels of x0 + sigma eps, or of a flow's (1 - sigma) x0 + sigma eps."""
-
-    def __init__(self, flow):
-        self.flow = flow
-
-    def alpha(self, s):
-        return 1.0 - s if self.flow else 1.0
-
-    def lam(self, s):
-        return log(self.alpha(s) / s) if 0.0 < s and self.alpha(s) > 0.0 else inf
-
-    def sigma(self, lam):
-        return 1.0 / (1.0 + exp(lam)) if self.flow else exp(-lam)
-
-
-def split(s, t, eta):
-    """Returns (down, up) of an ancestral step."""
-    up = min(t, eta * sqrt(t**2 * (s**2 - t**2) / s**2))
-    return sqrt(max(t**2 - up**2, 0.0)), up
-
-
-def flow_split(s, t, eta):
-    """Returns (down, factor of the state, up) of a flow's ancestral step."""
-    down = t * (1.0 + (t / s - 1.0) * eta)
-    grow = (1.0 - t) / (1.0 - down)
-    return down, grow, sqrt(max(t**2 - (down * grow) ** 2, 0.0))
 
 
 def euler(x, d, s, t):
@@ -64,7 +37,9 @@ def run(name, model, x, sigmas, normal, flow, **options):
     if name in ONE_STEP:
         for i, (s, t) in enumerate(zip(levels, levels[1:], strict=False)):
             ahead = levels[i + 2] if i + 2 < len(levels) else None
-            x = ONE_STEP[name](model, x, s, t, normal, flow, options, (levels[0], levels[-1], ahead))
+            x = ONE_STEP[name](
+                model, x, s, t, normal, flow, options, (levels[0], levels[-1], ahead)
+            )
         return x
     return MULTISTEP[name](model, x, levels, normal, flow, options)
 
@@ -123,7 +98,9 @@ def _euler_ancestral(model, x, s, t, normal, flow, options, ends):
     d, eta = model(x, s)[0], options.get("eta", 1.0)
     if t == 0.0:
         return d
-    down, grow, up = flow_split(s, t, eta) if flow else (split(s, t, eta)[0], 1.0, split(s, t, eta)[1])
+    down, grow, up = (
+        flow_split(s, t, eta) if flow else (split(s, t, eta)[0], 1.0, split(s, t, eta)[1])
+    )
     return grow * euler(x, d, s, down) + up * normal()
 
 
@@ -131,7 +108,9 @@ def _dpm_2_ancestral(model, x, s, t, normal, flow, options, ends):
     d, eta = model(x, s)[0], options.get("eta", 1.0)
     if t == 0.0:
         return d
-    down, grow, up = flow_split(s, t, eta) if flow else (split(s, t, eta)[0], 1.0, split(s, t, eta)[1])
+    down, grow, up = (
+        flow_split(s, t, eta) if flow else (split(s, t, eta)[0], 1.0, split(s, t, eta)[1])
+    )
     m = sqrt(s * down)
     middle = euler(x, d, s, m)
     return grow * (x + (middle - model(middle, m)[0]) / m * (down - s)) + up * normal()
@@ -227,21 +206,8 @@ def _slopes(rule, clean=True):
     return method
 
 
-def _lagrange(nodes, low, high, weight=None, points=20):
-    """Returns the integrals from low to high of the polynomials that are 1 at one node."""
-    at, w = np.polynomial.legendre.leggauss(points)
-    at, w = 0.5 * (high - low) * at + 0.5 * (low + high), 0.5 * (high - low) * w
-    if weight is not None:
-        w = w * weight(at)
-    rows = []
-    for j, node in enumerate(nodes):
-        others = [o for k, o in enumerate(nodes) if k != j]
-        rows.append(float((w * np.prod([(at - o) / (node - o) for o in others], axis=0)).sum()))
-    return rows
-
-
 def _lms(levels, i):
-    return _lagrange(levels[i - min(i, 3) : i + 1][::-1], levels[i], levels[i + 1])
+    return lagrange(levels[i - min(i, 3) : i + 1][::-1], levels[i], levels[i + 1])
 
 
 def _ipndm(levels, i):
@@ -253,7 +219,7 @@ def _ipndm_v(levels, i):
     """The published weights of orders 3 and 4, which are not those of Adams' method."""
     have = min(i, 3)
     if have < 2:
-        return _lagrange(levels[i - have : i + 1][::-1], levels[i], levels[i + 1])
+        return lagrange(levels[i - have : i + 1][::-1], levels[i], levels[i + 1])
     h, a, b = (levels[i + 1 - k] - levels[i - k] for k in range(3))
     one = (1 - h / (3 * (h + a)) * (h * (h + a)) / (a * (a + b))) / 2
     two = q = tail = 0.0
@@ -398,7 +364,9 @@ MULTISTEP = {
     "dpmpp_2m": _dpmpp_2m,
     "dpmpp_2m_cfg_pp": lambda *given: _dpmpp_2m(*given, plus=True),
     "res_multistep": lambda *given: _res_multistep(*given, eta=0.0),
-    "res_multistep_ancestral": lambda *given: _res_multistep(*given[:-1], {"eta": 1.0, **given[-1]}),
+    "res_multistep_ancestral": lambda *given: _res_multistep(
+        *given[:-1], {"eta": 1.0, **given[-1]}
+    ),
     "res_multistep_cfg_pp": lambda *given: _res_multistep(*given, eta=0.0, plus=True),
     "res_multistep_ancestral_cfg_pp": lambda *given: _res_multistep(
         *given[:-1], {"eta": 1.0, **given[-1]}, plus=True
@@ -407,219 +375,6 @@ MULTISTEP = {
     "gradient_estimation_cfg_pp": lambda *given: _gradient_estimation(*given, plus=True),
     "uni_pc": _uni_pc("bh1"),
     "uni_pc_bh2": _uni_pc("bh2"),
-}
-
-
-def _drift(space, s, t, x, eta, target):
-    """Returns the mean of a step whose x0 estimate is `target`, and the deviation of its noise."""
-    h = space.lam(t) - space.lam(s)
-    keep = t / s * exp(-eta * h)
-    x = keep * x - space.alpha(t) * expm1(-(1.0 + eta) * h) * target
-    return x, t * sqrt(-expm1(-2.0 * eta * h))
-
-
-def _dpmpp_sde(model, x, levels, normal, space, options):
-    eta, r = options.get("eta", 1.0), options.get("r", 0.5)
-    for s, t in zip(levels, levels[1:], strict=False):
-        d = model(x, s)[0]
-        if t == 0.0:
-            x = d
-            continue
-        m = space.sigma(space.lam(s) + r * (space.lam(t) - space.lam(s)))
-
-        def step(to, target, s=s, x=x):
-            a, b = space.alpha(s), space.alpha(to)
-            down, up = split(s / a, to / b, eta)
-            keep = down * a / s
-            return b * (keep * x / a + (1.0 - keep) * target) + b * up * normal()
-
-        late = model(step(m, d), m)[0]
-        x = step(t, (1.0 - 0.5 / r) * d + 0.5 / r * late)
-    return x
-
-
-def _multistep_sde(order, kind):
-    def method(model, x, levels, normal, space, options):
-        eta, seen, gaps = options.get("eta", 1.0), [], []
-        for s, t in zip(levels, levels[1:], strict=False):
-            d = model(x, s)[0]
-            if t == 0.0:
-                return d
-            h = space.lam(t) - space.lam(s)
-            total, b = (1.0 + eta) * h, space.alpha(t)
-            x, up = _drift(space, s, t, x, eta, d)
-            phi2 = expm1(-total) / total + 1.0
-            if order == 3 and len(gaps) > 1:
-                r0, r1 = gaps[-1] / h, gaps[-2] / h
-                first, before = (d - seen[-1]) / r0, (seen[-1] - seen[-2]) / r1
-                curve = (first - before) / (r0 + r1)
-                x = x + b * phi2 * (first + curve * r0) - b * (phi2 / total - 0.5) * curve
-            elif gaps:
-                line = -0.5 * expm1(-total) if kind == "midpoint" else phi2
-                x = x + b * line * h / gaps[-1] * (d - seen[-1])
-            x = x + up * normal() if eta else x
-            seen, gaps = [*seen, d], [*gaps, h]
-        return x
-
-    return method
-
-
-def _seeds(places, rows):
-    """Inner stages at `places` of a step; rows(H) are the last weights of each later stage."""
-
-    def method(model, x, levels, normal, space, options):
-        eta = options.get("eta", 1.0)
-        for s, t in zip(levels, levels[1:], strict=False):
-            d = [model(x, s)[0]]
-            if t == 0.0:
-                return d[0]
-            h = space.lam(t) - space.lam(s)
-            stops = [space.sigma(space.lam(s) + r * h) for r in places] + [t]
-            shares, weights = [*places, 1.0], [None, *rows((1.0 + eta) * h)]
-            noise, at = 0.0, 0.0
-            for stop, share, row in zip(stops, shares, weights, strict=True):
-                keep = stop / s * exp(-share * h * eta)
-                if row is None:
-                    row = [-expm1(-share * (1.0 + eta) * h)]
-                mean = keep * x + space.alpha(stop) * sum(w * e for w, e in zip(row, d, strict=False))
-                if eta:
-                    gap = share - at
-                    noise = noise * exp(-gap * h * eta) + sqrt(-expm1(-2.0 * gap * h * eta)) * normal()
-                    mean = mean + stop * noise
-                at = share
-                if stop is not t:
-                    d.append(model(mean, stop)[0])
-            x = mean
-        return x
-
-    return method
-
-
-def _h_phi2(h):
-    return (expm1(-h) + h) / h
-
-
-def _rows_2(total):
-    late = -expm1(-total)
-    return [[0.0, late]]
-
-
-def _rows_3(total):
-    inner = 2.0 * _h_phi2(2.0 / 3.0 * total)
-    last = 1.5 * _h_phi2(total)
-    return [
-        [-expm1(-2.0 / 3.0 * total) - inner, inner],
-        [-expm1(-total) - last, 0.0, last],
-    ]
-
-
-def _exp_heun(sde):
-    def method(model, x, levels, normal, space, options):
-        eta = options.get("eta", 1.0) if sde else 0.0
-        for s, t in zip(levels, levels[1:], strict=False):
-            d = model(x, s)[0]
-            if t == 0.0:
-                return d
-            total = (1.0 + eta) * (space.lam(t) - space.lam(s))
-            ahead, up = _drift(space, s, t, x, eta, d)
-            noise = up * normal() if eta else 0.0
-            if eta:
-                normal()
-            late = model(ahead + noise, t)[0]
-            w = _h_phi2(total) / -expm1(-total)
-            x = _drift(space, s, t, x, eta, (1.0 - w) * d + w * late)[0] + noise
-        return x
-
-    return method
-
-
-def _er_sde(model, x, levels, normal, space, options):
-    def gain(rho):
-        return rho * (np.exp(rho**0.3) + 10.0)
-
-    rho = [s / space.alpha(s) for s in levels]
-    seen, slopes = [], []
-    for i, (s, t) in enumerate(zip(levels, levels[1:], strict=False)):
-        d = model(x, s)[0]
-        if t == 0.0:
-            return d
-        b, r = space.alpha(t), float(gain(rho[i + 1]) / gain(rho[i]))
-        x = b / space.alpha(s) * r * x + b * (1.0 - r) * d
-        if i:
-            step = rho[i + 1] - rho[i]
-            at = rho[i + 1] - np.arange(200) * step / 200
-            slope = (d - seen[-1]) / (rho[i] - rho[i - 1])
-            whole = float((1.0 / gain(at)).sum() * -step / 200 * gain(rho[i + 1]))
-            x = x + b * (step + whole) * slope
-            if i > 1:
-                bend = 2.0 * (slope - slopes[-1]) / (rho[i] - rho[i - 2])
-                part = ((at - rho[i]) / gain(at)).sum() * -step / 200 * gain(rho[i + 1])
-                x = x + b * (step**2 / 2 + float(part)) * bend
-            slopes.append(slope)
-        x = x + b * sqrt(max(rho[i + 1] ** 2 - (r * rho[i]) ** 2, 0.0)) * normal()
-        seen.append(d)
-    return x
-
-
-def _sa_solver(pece):
-    def method(model, x, levels, normal, space, options):
-        high, low = options["interval"]
-        lam = [space.lam(s) for s in levels]
-        count, clean = len(levels), levels[-1] == 0.0
-        seen, fresh, tau = [], 0.0, 0.0
-        corrected = x
-
-        def integral(n, nodes):
-            total = 1.0 + tau**2
-            at, end = [lam[k] for k in nodes], lam[n + 1]
-            kernel = lambda u: total * np.exp(-total * (end - u))
-            rows = _lagrange(at, lam[n], end, kernel, 60)
-            return [space.alpha(levels[n + 1]) * w for w in rows]
-
-        for i in range(count - 1):
-            s, t = levels[i], levels[i + 1]
-            d = model(x, s)[0]
-            seen = [d, *seen][:4]
-            predictor = min(3, len(seen))
-            corrector = 0 if i == 0 or (t == 0.0 and not pece) else min(4, len(seen))
-            if clean:
-                predictor, corrector = min(predictor, count - 2 - i), min(corrector, count - 1 - i)
-            if corrector:
-                rows = integral(i - 1, [i - k for k in range(corrector)])
-                h = lam[i] - lam[i - 1]
-                kept = s / levels[i - 1] * exp(-(tau**2) * h) * corrected
-                corrected = kept + sum(w * e for w, e in zip(rows, seen, strict=False)) + fresh
-                if pece:
-                    d = model(corrected, s)[0]
-                    seen[0] = d
-            else:
-                corrected = x
-            if t == 0.0:
-                return d
-            tau = 1.0 if high >= t >= low else 0.0
-            rows = integral(i, [i - k for k in range(predictor)])
-            h = lam[i + 1] - lam[i]
-            x = t / s * exp(-(tau**2) * h) * corrected
-            x = x + sum(w * e for w, e in zip(rows, seen, strict=False))
-            fresh = t * sqrt(-expm1(-2.0 * tau**2 * h)) * normal() if tau else 0.0
-            x = x + fresh
-        return x
-
-    return method
-
-
-BY_LOGSNR = {
-    "dpmpp_sde": _dpmpp_sde,
-    "dpmpp_2m_sde": _multistep_sde(2, "midpoint"),
-    "dpmpp_2m_sde_heun": _multistep_sde(2, "heun"),
-    "dpmpp_3m_sde": _multistep_sde(3, "heun"),
-    "seeds_2": _seeds([0.5], _rows_2),
-    "seeds_3": _seeds([1.0 / 3.0, 2.0 / 3.0], _rows_3),
-    "exp_heun_2_x0": _exp_heun(False),
-    "exp_heun_2_x0_sde": _exp_heun(True),
-    "er_sde": _er_sde,
-    "sa_solver": _sa_solver(False),
-    "sa_solver_pece": _sa_solver(True),
 }
 
 

@@ -82,7 +82,9 @@ def test_names_of_the_log_snr_are_other_maps_on_flow_models_alone(comfy):
     sigmas = torch.tensor(levels, dtype=torch.float64)
     for name in ("dpmpp_2m", "res_multistep"):
         model, x = comfy_runs.Model(Const()), comfy_runs.start(levels)
-        apart = ours(comfy, name, model, x, sigmas) - ours(comfy, f"{name}_logsnr", model, x, sigmas)
+        apart = ours(comfy, name, model, x, sigmas) - ours(
+            comfy, f"{name}_logsnr", model, x, sigmas
+        )
         assert float(apart.abs().max()) > 1e-3
         model, sigma = comfy_runs.Model(Eps()), 14.6 * sigmas
         a, b = (ours(comfy, each, model, x, sigma) for each in (name, f"{name}_logsnr"))

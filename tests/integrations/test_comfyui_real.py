@@ -150,7 +150,8 @@ def test_dpm_adaptive_and_dpm_fast(comfy, order):
         ours = comfy.samplers.KSAMPLER(sampler(name), options, {})
         own = comfy.samplers.ksampler(name, options)
         made, wanted = (
-            comfy_real.generate(comfy, patcher, each, sigmas.clone(), rows=1) for each in (ours, own)
+            comfy_real.generate(comfy, patcher, each, sigmas.clone(), rows=1)
+            for each in (ours, own)
         )
         assert comfy_runs.relative(made, wanted) < (0.02 if name == "dpm_adaptive" else 1e-4)
 
@@ -181,9 +182,16 @@ def test_previews_and_cancelling(comfy):
     patcher = comfy_real.model_of(comfy, "FLOW")
     model_sampling = patcher.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(model_sampling, "simple", 5)
-    for name in ("diffast_dpmpp_2m", "diffast_euler_ancestral", "diffast_dpmpp_2s_ancestral_cfg_pp"):
+    for name in (
+        "diffast_dpmpp_2m",
+        "diffast_euler_ancestral",
+        "diffast_dpmpp_2s_ancestral_cfg_pp",
+    ):
         seen, own = [], comfy.samplers.sampler_object(name)
-        callback = lambda i, denoised, x, total: seen.append((i, tuple(x.shape), total))
+
+        def callback(i, denoised, x, total, seen=seen):
+            seen.append((i, tuple(x.shape), total))
+
         comfy_real.generate(comfy, patcher, own, sigmas, callback=callback)
         assert seen == [(i, (2, 4, 8, 8), 5) for i in range(5)]
 

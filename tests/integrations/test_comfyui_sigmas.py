@@ -1,4 +1,4 @@
-"""Sigmas and options as other people's nodes give them: a plan, ComfyUI's own sampler, a sentence."""
+"""Sigmas and options of any kind: a plan runs, or ComfyUI's own sampler, or a sentence says why."""
 
 import sys
 import types

@@ -62,7 +62,9 @@ def hand_over(
     except TypeError as error:
         if "keyword" not in str(error):
             raise
-        raise ValueError(f"{name}: {why}; ComfyUI's {original} refuses it as well: {error}") from None
+        raise ValueError(
+            f"{name}: {why}; ComfyUI's {original} refuses it as well: {error}"
+        ) from None
     except torch.linalg.LinAlgError as error:
         raise FloatingPointError(f"{name}: {why}; ComfyUI's own {original}: {error}") from None
     if not bool(out.isfinite().all()):

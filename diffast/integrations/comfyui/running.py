@@ -65,7 +65,9 @@ def run(
         bar.update()
 
     def what(row, call):
-        return f"the model's estimate is not finite at sigma = {plan.call_times[call]:g} (or x is not)"
+        return (
+            f"the model's estimate is not finite at sigma = {plan.call_times[call]:g} (or x is not)"
+        )
 
     out = out.or_raise(name, torch.arange(len(x)), True, what, initial=state)
     return out.x.to(x.dtype)

@@ -80,9 +80,7 @@ SAMPLERS: dict[str, Entry] = {
     "dpm_2": Entry("dpm_2", **_SIGMA, early="all", discard_penultimate=True),
     "lms": Entry("lms", **_SIGMA, early="but last", takes={"order": "order"}),
     "dpmpp_2m": Entry("dpmpp_2m", **_SIGMA),
-    "res_multistep": Entry(
-        multistep.res_multistep, **_SIGMA, takes=_RES, noise_scale="all"
-    ),
+    "res_multistep": Entry(multistep.res_multistep, **_SIGMA, takes=_RES, noise_scale="all"),
     "res_2s": Entry("res_2s", {"c2": 0.5}, **_SIGMA, takes={"c2": "c2"}),
     "ipndm": Entry("ipndm", **_SIGMA, takes={"max_order": "order"}),
     "ipndm_v": Entry("ipndm_v", {"form": "compat"}, **_SIGMA, takes={"max_order": "order"}),
@@ -101,9 +99,7 @@ SAMPLERS: dict[str, Entry] = {
     "dpm_2_ancestral": Entry(
         "dpm_2_ancestral", flow=single.flow_dpm_2_ancestral, **_FLOW, discard_penultimate=True
     ),
-    "dpmpp_2s_ancestral": Entry(
-        "dpmpp_2s_ancestral", flow=single.flow_dpmpp_2s_ancestral, **_FLOW
-    ),
+    "dpmpp_2s_ancestral": Entry("dpmpp_2s_ancestral", flow=single.flow_dpmpp_2s_ancestral, **_FLOW),
     "dpmpp_sde": Entry("dpmpp_sde", nudged=True, takes=_INNER, noise_scale="all"),
     "dpmpp_2m_sde": Entry("dpmpp_2m_sde", **_TWO_M),
     "dpmpp_2m_sde_heun": Entry("dpmpp_2m_sde", _HEUN, **_TWO_M),
@@ -111,7 +107,12 @@ SAMPLERS: dict[str, Entry] = {
     "seeds_2": Entry("seeds_2", nudged=True, takes={**_INNER, **_PHI}, noise_scale="all"),
     "seeds_3": Entry("seeds_3", nudged=True, takes=_INNERS, noise_scale="all"),
     "exp_heun_2_x0_sde": Entry(
-        single.exp_heun_2_x0, {"eta": 1.0}, nudged=True, takes={**_SDE, **_PHI}, noise_scale="all", spare=1
+        single.exp_heun_2_x0,
+        {"eta": 1.0},
+        nudged=True,
+        takes={**_SDE, **_PHI},
+        noise_scale="all",
+        spare=1,
     ),
     "res_multistep_ancestral": Entry(
         multistep.res_multistep, {"eta": 1.0}, **_SIGMA, takes=_SDE, noise_scale="all"
@@ -123,7 +124,9 @@ SAMPLERS: dict[str, Entry] = {
         noise_scale="all",
     ),
     "sa_solver": Entry(multistep.sa_solver, nudged=True, noise_scale="all"),
-    "sa_solver_pece": Entry(multistep.sa_solver, {"pece": True}, nudged=True, noise_scale="all", twice=True),
+    "sa_solver_pece": Entry(
+        multistep.sa_solver, {"pece": True}, nudged=True, noise_scale="all", twice=True
+    ),
     "ddpm": Entry("ddpm", **_SIGMA),
     "lcm": Entry("lcm"),
     "euler_cfg_pp": Entry(single.euler_cfg_pp, **_PP),

@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike
 from diffast.grids import check_grid
 from diffast.plans import Plan, Stages
 from diffast.schedules import Schedule
+from diffast.solvers.aliases import euler_ancestral
 from diffast.solvers.core.noise_split import ancestral, check_bounded_eta, check_s_noise
 from diffast.solvers.core.phi import phi
 from diffast.solvers.guided.cfg_plus_plus import cfg_plus_plus
-from diffast.solvers.aliases import euler_ancestral
 
 # Where the middle of a flow's step from sigma = 1 stands: its log-SNR there is infinite.
 MIDDLE_FROM_NOISE = 0.9999

@@ -130,7 +130,10 @@ def deis(schedule: Schedule, grid: ArrayLike, order: int = 3) -> Plan:
             rows[i, 0] = grid[i + 1] - grid[i]
             continue
         tau = np.linspace(start, end, POINTS_OF_DEIS)
-        weight, nodes = speed(tau) * (end - start) / POINTS_OF_DEIS, time[i - have + 1 : i + 1][::-1]
+        weight, nodes = (
+            speed(tau) * (end - start) / POINTS_OF_DEIS,
+            time[i - have + 1 : i + 1][::-1],
+        )
         for j in range(have):
             others = np.delete(nodes, j)
             line = np.prod((tau[:, None] - others) / (nodes[j] - others), axis=1)
