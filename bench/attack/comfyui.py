@@ -1,20 +1,21 @@
-"""ComfyUI's samplers by random cases, each against its formula and, where installed, ComfyUI itself.
+"""ComfyUI's samplers by random cases, each against its formula and, where installed, ComfyUI.
 
     python bench/attack/comfyui.py --cases 10000 --seed 0 --out bench/results/attack_comfyui.json
 
 A case is a sampler, a kind of model, sigmas (of schedules, cut, random, rising, repeated, with NaN,
-above the model's, none), a dtype, a batch, options, a callback (that reads, writes, raises), a mask,
-and writes between two runs. Its outcome is one of
+above the model's, none), a dtype, a batch, options, a callback (that reads, writes, raises), and
+another model_sampling in the run before. Masks are in the model that a sampler is given, so they
+are in tests/integrations/test_comfyui_real.py alone. The outcome is one of
 
-    equal        the formula's numbers (float64, `tests/helpers/comfy_formulas.py`)
-    handed over  ComfyUI's own function ran, once and with a warning, and its result came back
-    sentence     a ValueError or FloatingPointError that begins with the sampler's name
-    silent       another picture and no word
-    traceback    any other error
+    equal           the formula's numbers (float64, `tests/helpers/comfy_formulas.py`)
+    handed over     ComfyUI's own function ran, with a warning, and its result came back
+    sentence        a ValueError or FloatingPointError that begins with the sampler's name
     ComfyUI raised  an error of ComfyUI's own function, after a warning
+    silent          another picture and no word
+    traceback       any other error
 
-"silent" and "traceback" are failures. In a run with ComfyUI installed (a package with its `comfy`), each case
-whose numbers that ComfyUI shares is also compared with ComfyUI's own function.
+"silent" and "traceback" are failures. With ComfyUI installed (a package with its `comfy`), each
+case whose numbers that ComfyUI shares is also compared with ComfyUI's own function.
 """
 
 import argparse
@@ -58,6 +59,7 @@ class Case:
     """One random case; `what` describes it."""
 
     def __init__(self, index, seed, names, real):
+        """Draws the case of a number; the same in every run."""
         pick = random.Random(f"{seed}:{index}")
         self.name, self.real = pick.choice(names), real
         self.kind = pick.choice(KINDS if real else ("EPS", "FLOW"))
@@ -140,6 +142,7 @@ class Bench:
     seed = 0  # of the case that runs
 
     def __init__(self, real):
+        """Loads ComfyUI, or its stand-in, with the package in it."""
         self.real = real
         if real:
             self.comfy = comfy_real.load()
@@ -157,7 +160,7 @@ class Bench:
         self.handed, self.result, self.raised = 0, None, None
 
     def _watched(self, name):
-        """ComfyUI's own function, or without ComfyUI Euler's steps in its place; counts its runs."""
+        """ComfyUI's own function, Euler's steps where there is none; counts its runs."""
         function = self.own(name) if self.real else _euler
         if function is None:
             return None
@@ -314,7 +317,7 @@ class Bench:
 
 
 def _without_a_tree():
-    """Gives ComfyUI's SDE samplers its default noise: torchsde's tree takes up to seconds a step."""
+    """Gives ComfyUI's SDE samplers its default noise: torchsde's tree takes seconds a step."""
     from comfy.k_diffusion import sampling
 
     def plain(x, *_, seed=None, **__):

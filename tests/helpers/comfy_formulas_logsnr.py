@@ -172,7 +172,10 @@ def _sa_solver(pece):
         def integral(n, nodes):
             total = 1.0 + tau**2
             at, end = [lam[k] for k in nodes], lam[n + 1]
-            kernel = lambda u: total * np.exp(-total * (end - u))
+
+            def kernel(u):
+                return total * np.exp(-total * (end - u))
+
             rows = lagrange(at, lam[n], end, kernel, 60)
             return [space.alpha(levels[n + 1]) * w for w in rows]
 

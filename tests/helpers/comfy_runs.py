@@ -1,4 +1,4 @@
-"""A model as ComfyUI's samplers call it, with both branches, and runs of a name beside its formula."""
+"""A model as ComfyUI's samplers call it, with both branches, and the formula's sample for it."""
 
 import types
 

@@ -41,7 +41,8 @@ def dpm_adaptive(noise: str, given: dict[str, Any]) -> Callable[..., torch.Tenso
             raise CannotPlan(f"the option {option} has no plan")
         if options.get("eta") and (noise == "torch" or options.get("noise_sampler")):
             raise CannotPlan("eta above 0 has the package's own noise alone")
-        return k_diffusion.sample_dpm_adaptive(model, x, low, high, *rest, **options)
+        made = k_diffusion.sample_dpm_adaptive(model, x, low, high, *rest, **options)
+        return made if isinstance(made, torch.Tensor) else made[0]
 
     return _between("dpm_adaptive", sample, given)
 

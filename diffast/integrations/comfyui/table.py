@@ -60,17 +60,17 @@ class Entry(NamedTuple):
         return "eta" in self.takes
 
 
-_SDE = {"eta": "eta", "s_noise": "s_noise"}
-_ALL = {"takes": _SDE, "noise_scale": "all"}
-_FLOW = {"takes": _SDE, "noise_scale": "flow"}
-_SIGMA = {"by_sigma": True}
-_HEUN = {"kind": "heun"}
-_TWO_M = {**_ALL, "nudged": True}
-_INNER = {**_SDE, "r": "r"}
-_INNERS = {**_SDE, "r_1": "r_1", "r_2": "r_2"}
-_PHI = {"solver_type": "kind"}
-_PP = {"branches": True}
-_RES = {"s_noise": "s_noise"}
+_SDE: dict[str, Any] = {"eta": "eta", "s_noise": "s_noise"}
+_ALL: dict[str, Any] = {"takes": _SDE, "noise_scale": "all"}
+_FLOW: dict[str, Any] = {"takes": _SDE, "noise_scale": "flow"}
+_SIGMA: dict[str, Any] = {"by_sigma": True}
+_HEUN: dict[str, Any] = {"kind": "heun"}
+_TWO_M: dict[str, Any] = {**_ALL, "nudged": True}
+_INNER: dict[str, Any] = {**_SDE, "r": "r"}
+_INNERS: dict[str, Any] = {**_SDE, "r_1": "r_1", "r_2": "r_2"}
+_PHI: dict[str, Any] = {"solver_type": "kind"}
+_PP: dict[str, Any] = {"branches": True}
+_RES: dict[str, Any] = {"s_noise": "s_noise"}
 
 SAMPLERS: dict[str, Entry] = {
     "euler": Entry("euler", **_SIGMA, early="all"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -193,7 +194,7 @@ def er_sde(schedule: Schedule, grid: ArrayLike, order: int = 3, s_noise: float =
     return one_call_plan(f"er_sde({order}, sums)", schedule, grid, x, check=check)
 
 
-def uni_pc(schedule: Schedule, grid: ArrayLike, variant: str = "bh1") -> Plan:
+def uni_pc(schedule: Schedule, grid: ArrayLike, variant: Literal["bh1", "bh2"] = "bh1") -> Plan:
     """Returns UniPC-3 as ComfyUI runs it, on x0 + sigma eps: the last level 0 is 0.001 instead.
 
     Orders 1, 2, 3, 3, ... 3, 2, 1; order 2 at most for 3 levels before the last one.
