@@ -37,6 +37,7 @@ class Live:
     _internal_dict: Any
     _named: Any
     _start: Any
+    _spare: int
     _input_factors: Any
 
     def _before_set_timesteps(self) -> None:
@@ -66,9 +67,9 @@ class Live:
         """Reads the live numbers."""
         self.host = read(self)
         times = self.host.times
-        self._count = len(times)
+        self._count = len(times) - self._spare
         # of two equal times the second one begins a step
-        self._positions = {float(t): i for i, t in enumerate(times)}
+        self._positions = {float(t): i for i, t in enumerate(times[: self._count])}
 
     def _prepare(self, raises: bool = False) -> None:
         """Makes the plan from the live values, or hands over to the original.

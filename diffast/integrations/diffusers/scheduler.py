@@ -72,6 +72,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
     # Whether the original looks each timestep up and keeps no step index; whether its step reads
     # the timestep beside the index.
     _searches = _reads_time = False
+    _spare = 0  # entries of `timesteps` at its end where no step begins
+    _read_too: tuple[str, ...] = ()  # tensors that its step reads beside the usual ones
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets the attribute; a write to a setting makes the prepared run stale."""
@@ -151,7 +153,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             tuple(self.host.times),
             self.host.sigmas.tobytes(),
             self.timesteps.device,
-            self.num_inference_steps,
+            getattr(self, "num_inference_steps", None),
             begin,
             options,
             traced,
@@ -166,7 +168,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             recipe, stepper = self._checked_recipe(begin, options), None
             if odd and not self._trial:
                 self._try_out(begin, options)
-            if traced and not self._trial:
+            if traced and not self._trial and not recipe.given:
                 stepper = stepper_of(recipe, self._counter, self.timesteps.device)
             kept[key] = (Prepared(recipe, options, self._counter), stepper, {})
         prepared, stepper, dtypes = kept[key]
@@ -184,10 +186,10 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             recipe = self._recipe(begin, options)
         own["_writes"] = written  # methods of the original that were asked may have written
         plan = recipe.plan
-        if recipe.begin + plan.nfe != self._count:
+        calls = recipe.begin + plan.nfe - recipe.given
+        if calls != self._count:
             raise ValueError(
-                f"{type(self).__name__}: {self._count} timesteps, but the plan has "
-                f"{recipe.begin + plan.nfe} calls"
+                f"{type(self).__name__}: {self._count} timesteps, but the plan has {calls} calls"
             )
         return recipe
 
@@ -249,6 +251,21 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                 return None, 0
         return run, i
 
+    @staticmethod
+    def _called(step, output, times, k, sample, x0, options):
+        """Returns what a step says that is called as pipelines call it; for trials.
+
+        Args:
+            step: bound method of an original or a drop-in.
+            output: of the network.
+            times: timesteps of the run.
+            k: the step's number.
+            sample: the latents.
+            x0: what the step before has returned beside its sample, or None.
+            options: further arguments.
+        """
+        return step(output, times[k], sample, **options)
+
     # --- where in the run -------------------------------------------------------------------
 
     def _init_step_index(self, timestep) -> None:
@@ -281,7 +298,15 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
     # --- the step ---------------------------------------------------------------------------
 
     def _advance(
-        self, output, timestep, sample, return_dict, generator=None, options=(), noise=None
+        self,
+        output,
+        timestep,
+        sample,
+        return_dict,
+        generator=None,
+        options=(),
+        noise=None,
+        given=None,
     ):
         """Returns what `step` returns: a fused step from the sample by the network's output."""
         if _is_compiling():
@@ -310,13 +335,15 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                     output, timestep, sample, return_dict, generator, options, noise
                 )
         stage = i - run.begin
-        given = output.dtype
+        seen = output.dtype
         if run.draws:
             output, noise = self._noise(run, stage, output, sample, generator, noise)
-        if given is sample.dtype is _float32:
-            dtype = shown = given
+        if seen is sample.dtype is _float32:
+            dtype = shown = seen
         else:
-            dtype, shown = run.dtypes.get((sample.dtype, given)) or self._dtypes(sample, given)
+            dtype, shown = run.dtypes.get((sample.dtype, seen)) or self._dtypes(sample, seen)
+        if given is not None:
+            run.give(given)
         result = run.step(stage, sample, output, noise, dtype)
         own["_step_index"] = i + 1
         if i + 1 < self._count:
@@ -373,10 +400,11 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             noise = torch.empty(sample.shape, dtype=torch.float32, device=sample.device)
             ops.normal_out(run.ids, 0, ops.STEP_NOISE + stage, 1.0, noise)
         elif noise is None:
-            kind = recipe.noise_dtype or output.dtype
-            noise = randn_tensor(
-                sample.shape, generator=generator, device=output.device, dtype=kind
-            )
+            kind = recipe.dtype_of_noise(sample.dtype, output.dtype)
+            for _ in range(recipe.draws[stage]):
+                noise = randn_tensor(
+                    sample.shape, generator=generator, device=output.device, dtype=kind
+                )
         noise = noise.to(output.device).contiguous()
         return output, noise if deviation is None else deviation * noise
 
