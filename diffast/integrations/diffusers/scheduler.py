@@ -121,7 +121,10 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                 f"{cls.__name__}: option {unknown[0]!r} is not known, but these are: "
                 f"{', '.join(sorted(known - {'self'}))}"
             )
-        return super().from_config(config, return_unused_kwargs, **kwargs)
+        made = super().from_config(config, return_unused_kwargs, **kwargs)
+        # the class name that diffusers writes to the config now is no write of others
+        registry.watch(made[0] if isinstance(made, tuple) else made)
+        return made
 
     # --- the plan ---------------------------------------------------------------------------
 
