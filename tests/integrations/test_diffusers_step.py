@@ -13,6 +13,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # algorithm_ty
 
 import diffusers  # noqa: E402
 from diffusers_cases import CASES, ONE_OF_EACH, SD, ZERO_SNR, Case, replaced  # noqa: E402
+from diffusers_indexed_cases import INDEXED, ONE_INDEXED  # noqa: E402
 from diffusers_loop import (  # noqa: E402
     difference,
     model_input,
@@ -28,7 +29,10 @@ from diffusers_loop import (  # noqa: E402
 from diffast.integrations.diffusers import DiffastScheduler  # noqa: E402
 
 TOLERANCE = 1e-4
+CASES, ONE_OF_EACH = [*CASES, *INDEXED], [*ONE_OF_EACH, *ONE_INDEXED]
 WITH_X0 = ("DDIM", "DDPM", "EulerDiscrete", "EulerAncestralDiscrete", "EDMEuler", "LCM")
+WITH_X0 += tuple(case.kind for case in ONE_INDEXED)
+DRAWING = ("DDPM", "EulerAncestralDiscrete", "SASolver", "LCM", "DDPMParallel", "UnCLIP")
 NO_SPARE_STEPS = {"PNDM-default": 4, "PNDM-trailing_prk": 4}  # fewer fail in diffusers
 diffusers.utils.logging.set_verbosity_error()
 
@@ -42,9 +46,9 @@ each_kind = each(ONE_OF_EACH)
 stochastic = [
     case
     for case in CASES
-    if case.kind in ("DDPM", "EulerAncestralDiscrete", "SASolver", "LCM")
+    if case.kind in DRAWING
     or "sde" in case.id
-    or "eta" in case.stepping
+    or (case.stepping.get("eta", case.kind == "TCD") and case.kind != "CogVideoXDDIM")
     or "s_churn" in case.stepping
     or case.config.get("stochastic_sampling")
 ]
@@ -123,7 +127,7 @@ def test_x0_estimates(case):
             out = network(model_input(scheduler, x, t), t, case.learned)
             result = scheduler.step(out, t, x, **options)
             x = result.prev_sample
-            kept.append(result.get("pred_original_sample", result.get("denoised")))
+            kept.append(tuple(result.values())[1])
         estimates.append(kept)
     want, got = estimates
     assert_same(got, want)
@@ -180,6 +184,9 @@ CUSTOM = [
     (Case("Multistep", "DPMSolverMultistep", SD), {"timesteps": [999, 700, 400, 100]}),
     (Case("Singlestep", "DPMSolverSinglestep", SD), {"timesteps": [999, 700, 400, 100]}),
     (Case("LCM", "LCM"), {"timesteps": [999, 699, 399, 99]}),
+    (Case("TCD", "TCD"), {"timesteps": [999, 699, 399, 99]}),
+    (Case("TCD", "TCD"), {"timesteps": [999, 699, 399, 99], "strength": 0.5}),
+    (Case("DDPMParallel", "DDPMParallel"), {"timesteps": [900, 700, 400, 100, 0]}),
     (
         Case("UniPC", "UniPCMultistep", {"use_flow_sigmas": True, "flow_shift": 2.0}),
         {"sigmas": np.array([1.0, 0.8, 0.5, 0.2])},  # a list fails in diffusers
@@ -353,9 +360,9 @@ def test_overrides():
     assert_same(run(ours, case, 6), run(case.original(), case, 6))
 
 
-@pytest.mark.parametrize("kind", ["DDIM", "DDPM"])
+@pytest.mark.parametrize("kind", ["DDIM", "DDPM", "DDIMInverse", "CogVideoXDDIM", "UnCLIP"])
 def test_steps_in_any_order(kind):
-    # these two look at nothing but the time step, which may be a plain number
+    # these look at nothing but the time step, which may be a plain number
     case = Case(kind, kind, SD)
     original, ours = both(case)
     for scheduler in (original, ours):

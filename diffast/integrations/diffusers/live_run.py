@@ -43,6 +43,7 @@ class Live:
     _internal_dict: Any
     _named: Any
     _start: Any
+    _spare: int
     _input_factors: Any
 
     def _before_set_timesteps(self) -> None:
@@ -73,9 +74,9 @@ class Live:
         """Reads the live numbers."""
         self.host = read(self)
         times = self.host.times
-        self._count = len(times)
+        self._count = len(times) - self._spare
         places: dict[float, list[int]] = {}
-        for i, t in enumerate(times):
+        for i, t in enumerate(times[: self._count]):
             places.setdefault(float(t), []).append(i)
         # of equal times the second one begins a run
         self._positions = {t: found[:2][-1] for t, found in places.items()}
