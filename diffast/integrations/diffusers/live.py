@@ -117,16 +117,22 @@ class Watch:
 
     __slots__ = ("all", "lists", "tensors", "versions", "views")
 
-    def __init__(self, attributes: dict[str, Any], skipped: Any):
-        """Looks at the attributes, without those of the skipped names."""
+    def __init__(self, attributes: dict[str, Any], skipped: Any, read: frozenset[str]):
+        """Looks at the attributes, without those of the skipped names.
+
+        Args:
+            attributes: of the scheduler.
+            skipped: names of those that are no settings.
+            read: names of tensors that steps of this scheduler read, though most do not.
+        """
         kept = {name: value for name, value in attributes.items() if name not in skipped}
         tensors = {n: v for n, v in kept.items() if isinstance(v, torch.Tensor)}
         counted = {n: v for n, v in tensors.items() if not v.is_inference()}
         self.all = [(name, tensor, tensor._version) for name, tensor in counted.items()]
         # those that a step reads
-        unread = _UNREAD if "sigmas" in kept else _UNREAD - {"alphas_cumprod"}
-        read = [tensor for name, tensor in counted.items() if name not in unread]
-        self.tensors, self.versions = read, [tensor._version for tensor in read]
+        unread = (_UNREAD if "sigmas" in kept else _UNREAD - {"alphas_cumprod"}) - read
+        self.tensors = [tensor for name, tensor in counted.items() if name not in unread]
+        self.versions = [tensor._version for tensor in self.tensors]
         self.views = [(n, v, view_of(v)) for n, v in tensors.items()]
         self.views = [(n, v, view.tobytes()) for n, v, view in self.views if view is not None]
         self.lists = [

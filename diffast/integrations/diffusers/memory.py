@@ -100,6 +100,23 @@ def _midpoint(scheduler: Any, run: Any, step: int) -> None:
     vars(scheduler)["sample"] = None if run.starts_at(stage) else run.anchor()
 
 
+def _stochastic_midpoint(scheduler: Any, run: Any, step: int) -> None:
+    own, stage = vars(scheduler), step - run.begin
+    own["sample"] = own["mid_point_sigma"] = None
+    if not run.starts_at(stage):
+        own["sample"] = run.anchor()
+        own["mid_point_sigma"] = run.recipe.intervals[stage - 1][1]
+
+
+def _ipndm(scheduler: Any, run: Any, step: int) -> None:
+    found = entries(run, step - run.begin, 4, run.seen_dtype)
+    vars(scheduler)["ets"] = [each for each in found if each is not None]
+
+
+def _nothing(scheduler: Any, run: Any, step: int) -> None:
+    """Leaves what the original makes anew where it is missing."""
+
+
 def _pndm(scheduler: Any, run: Any, step: int) -> None:
     own, taken = vars(scheduler), step - run.begin
     outputs = entries(run, taken, 12, run.seen_dtype)
@@ -143,3 +160,8 @@ LMS = Memory(("derivatives",), _lms)
 HEUN = Memory(("prev_derivative", "dt", "sample"), _heun)
 MIDPOINT = Memory(("sample",), _midpoint)
 PNDM = Memory(("ets", "counter", "cur_model_output", "cur_sample"), _pndm)
+STOCHASTIC_MIDPOINT = Memory(("sample", "mid_point_sigma", "noise_sampler"), _stochastic_midpoint)
+ANCESTRAL_MIDPOINT = Memory(("sample", "dt"), _midpoint)
+MULTISTEP_ON_A_PATH = Memory(("model_outputs", "lower_order_nums", "noise_sampler"), _multistep)
+IPNDM = Memory(("ets",), _ipndm)
+SIZE = Memory(("_init_size",), _nothing)

@@ -173,6 +173,7 @@ def copy_for_trial(scheduler: Any) -> Any:
             own[name] = value
     own.update(_trial=True, _strict=True, _counter=False, _live=False, _handed=None)
     own.update(_kept=None, _run=None, _compiled=None, _step_index=None, _writes=set())
+    own.update(type(scheduler)._in_trials)
     own["_internal_dict"] = copy.copy(scheduler._internal_dict)
     watch(made)
     return made
@@ -188,7 +189,9 @@ def watch(scheduler: Any) -> None:
     own["_base"], own["_size"] = (
         (times.data_ptr(), times.element_size()) if isinstance(times, torch.Tensor) else (0, 1)
     )
-    own["_watched"] = Watch(own, {*OURS, *scheduler._memory.names})
+    own["_watched"] = Watch(
+        own, {*OURS, *scheduler._memory.names}, scheduler._step_reads
+    )
 
 
 def _set_own(scheduler: Any, noise: str, strict: bool) -> None:

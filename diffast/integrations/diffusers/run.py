@@ -53,6 +53,8 @@ class Recipe:
         boundary: [S] weights (sample, x0 estimate) of what is shown in the estimate's place, after
             a clamp or hook.
         deviations: what a network's predicted variance needs, see `learned_deviation`.
+        intervals: [S] pairs of noise levels, tensors of one number each, between which a Brownian
+            path gives the stage's noise; empty: fresh noise.
     """
 
     plan: Plan
@@ -66,6 +68,7 @@ class Recipe:
     estimates: tuple | None = None
     boundary: tuple | None = None
     deviations: tuple | None = None
+    intervals: tuple = ()
 
 
 class Prepared:
@@ -81,7 +84,7 @@ class Prepared:
         """
         self.recipe, self.options = recipe, options
         self.limits = [] if recipe.clamp is None else [-recipe.clamp, recipe.clamp]
-        self.given = not counter or recipe.deviations is not None
+        self.given = not counter or recipe.deviations is not None or bool(recipe.intervals)
         self.terms = recipe.reads if isinstance(recipe.reads, GuidedOutputs) else None
         reads_x0 = self.terms is not None and self.terms.reads_x0
         how = Constraints(
@@ -138,6 +141,7 @@ class Run:
         self.y: torch.Tensor | None = None
         self.away: torch.Tensor | None = None
         self.ids: torch.Tensor | None = None
+        self.path: Any = None  # BrownianPath, where the noise is the package's own along a path
         self.turned = False  # whether what is remembered lies [B, H, W, C]
         self._dtype = torch.float32
         self.next = -1  # index of the step that goes on from the last one; -1: none was taken

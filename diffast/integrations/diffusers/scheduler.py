@@ -166,7 +166,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             recipe, stepper = self._checked_recipe(begin, options), None
             if odd and not self._trial:
                 self._try_out(begin, options)
-            if traced and not self._trial:
+            if traced and not self._trial and not recipe.intervals:
                 stepper = stepper_of(recipe, self._counter, self.timesteps.device)
             kept[key] = (Prepared(recipe, options, self._counter), stepper, {})
         prepared, stepper, dtypes = kept[key]
@@ -367,6 +367,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             run.ids = ids_of(generator, len(sample), sample.device)
         if not recipe.draws[stage]:
             return output, None
+        if recipe.intervals:
+            return output, self._along_a_path(run, stage, sample, output, generator)
         if self._counter:
             if deviation is None:
                 return output, None
@@ -379,6 +381,9 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             )
         noise = noise.to(output.device).contiguous()
         return output, noise if deviation is None else deviation * noise
+
+    # (self, run, stage, sample, output, generator) -> normals [B, ...] of a recipe's `intervals`
+    _along_a_path: Any
 
     def _traced_output(self, return_dict, sample, x0):
         return self._output(return_dict, sample)
