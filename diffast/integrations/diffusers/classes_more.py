@@ -89,6 +89,7 @@ if is_torchsde_available():
         order = 2
         _recipe, _memory = more_sigmas.dpm_sde, memory.STOCHASTIC_MIDPOINT
         _options, _option_names = (1.0,), ("s_noise",)
+        _sampler = BrownianTreeNoiseSampler
 
         @torch.compiler.disable
         def step(self, model_output, timestep, sample, return_dict=True, s_noise=1.0):
@@ -110,11 +111,9 @@ if is_torchsde_available():
                 for i, factor in enumerate(factors[: self._count])
             ]
 
-        def _tree(self, sample, output, generator):
+        def _span(self):
             known = self.sigmas[self.sigmas > 0]
-            return BrownianTreeNoiseSampler(
-                sample, known.min().item(), self.sigmas.max().item(), self.noise_sampler_seed
-            )
+            return known.min().item(), self.sigmas.max().item()
 
         def _seed(self, generator):
             return self.noise_sampler_seed
@@ -126,6 +125,7 @@ if is_torchsde_available():
         """Drop-in for CosineDPMSolverMultistepScheduler."""
 
         _recipe, _memory = more_sigmas.cosine_dpm, memory.MULTISTEP_ON_A_PATH
+        _sampler = BrownianTreeNoiseSampler
 
         @torch.compiler.disable
         def step(self, model_output, timestep, sample, generator=None, return_dict=True):
@@ -137,12 +137,11 @@ if is_torchsde_available():
             """Returns the network's input [B, ...]: the sample times this step's factor."""
             return self._scaled(sample, timestep)
 
-        def _tree(self, sample, output, generator):
-            like = sample.new_empty((), dtype=torch.promote_types(sample.dtype, output.dtype))
-            low, high = setting(self.config, "sigma_min"), setting(self.config, "sigma_max")
-            return BrownianTreeNoiseSampler(
-                like.expand(sample.shape), low, high, self._seed(generator)
-            )
+        def _span(self):
+            return setting(self.config, "sigma_min"), setting(self.config, "sigma_max")
+
+        def _tree_dtype(self, sample, output):
+            return torch.promote_types(sample.dtype, output.dtype)
 
         def _seed(self, generator):
             if isinstance(generator, list):

@@ -105,7 +105,21 @@ def _stochastic_midpoint(scheduler: Any, run: Any, step: int) -> None:
     own["sample"] = own["mid_point_sigma"] = None
     if not run.starts_at(stage):
         own["sample"] = run.anchor()
-        own["mid_point_sigma"] = run.recipe.intervals[stage - 1][1]
+        own["mid_point_sigma"] = torch.tensor(run.recipe.intervals[stage - 1][1])
+
+
+    _path(scheduler, run, step)
+
+
+def _multistep_on_a_path(scheduler: Any, run: Any, step: int) -> None:
+    _multistep(scheduler, run, step)
+    _path(scheduler, run, step)
+
+
+def _path(scheduler: Any, run: Any, step: int) -> None:
+    """Makes the tree of noise anew in a copy, which has none."""
+    if vars(scheduler).get("_tree_made") is not None:
+        scheduler._tree()
 
 
 def _ipndm(scheduler: Any, run: Any, step: int) -> None:
@@ -160,8 +174,12 @@ LMS = Memory(("derivatives",), _lms)
 HEUN = Memory(("prev_derivative", "dt", "sample"), _heun)
 MIDPOINT = Memory(("sample",), _midpoint)
 PNDM = Memory(("ets", "counter", "cur_model_output", "cur_sample"), _pndm)
-STOCHASTIC_MIDPOINT = Memory(("sample", "mid_point_sigma", "noise_sampler"), _stochastic_midpoint)
+STOCHASTIC_MIDPOINT = Memory(
+    ("sample", "mid_point_sigma", "noise_sampler", "_tree_made"), _stochastic_midpoint
+)
 ANCESTRAL_MIDPOINT = Memory(("sample", "dt"), _midpoint)
-MULTISTEP_ON_A_PATH = Memory(("model_outputs", "lower_order_nums", "noise_sampler"), _multistep)
+MULTISTEP_ON_A_PATH = Memory(
+    ("model_outputs", "lower_order_nums", "noise_sampler", "_tree_made"), _multistep_on_a_path
+)
 IPNDM = Memory(("ets",), _ipndm)
 SIZE = Memory(("_init_size",), _nothing)

@@ -27,6 +27,11 @@ def kdpm2_ancestral(scheduler, begin, options) -> Recipe:
         _numbers(tensor)[0 : 2 * len(grid) - 2 : 2]
         for tensor in (scheduler.sigmas_interpol, scheduler.sigmas_down, scheduler.sigmas_up)
     )
+    if not np.isfinite(middles).all():
+        raise ValueError(
+            "sigmas_interpol is not finite for these betas and so few steps, nor are the timesteps "
+            "that diffusers makes of it"
+        )
     plan = compat.midpoint_ancestral(sigma_space(grid), grid, middles, downs, ups)
     reads = sigma_reading(predicts(scheduler.config))(plan.times)
     draws = tuple(bool(i % 2) for i in range(plan.nfe))
@@ -44,11 +49,11 @@ def dpm_sde(scheduler, begin, options) -> Recipe:
     narrow = torch.tensor(np.append(sigmas[0], sigmas[1::2]), dtype=torch.float32)
     t = narrow.log().neg()
     middle = t[:-1] + (t[1:] - t[:-1]) * 0.5
-    start, between, end = t.neg().exp(), middle.neg().exp(), t.neg().exp()
+    ends, between = t.neg().exp().tolist(), middle.neg().exp().tolist()
     intervals = [
         pair
         for n in range(len(grid) - 1)
-        for pair in ((start[n], between[n]), (start[n], end[n + 1]))
+        for pair in ((ends[n], between[n]), (ends[n], ends[n + 1]))
     ][: plan.nfe]
     draws = tuple(bool(w) for w in plan.weights("x", "z1"))
     return Recipe(plan, reads, draws=draws, intervals=tuple(intervals))
@@ -64,8 +69,11 @@ def cosine_dpm(scheduler, begin, options) -> Recipe:
     orders = rising_orders(config, count, begin, final_first)
     space = sigma_space(grid)
     plan = solvers.dpmpp_2m_sde(space, grid, orders=orders, kind=config.solver_type)
-    draws = tuple(bool(w) for w in plan.weights("x", "z1"))
-    sigmas = scheduler.sigmas[begin : count + 1]
+    sigmas = scheduler.host.sigmas[begin : count + 1].tolist()
+    # no noise falls in a last step that repeats sigma_min, between roundings of one number
+    falls = (np.diff(sigmas) < -1e-6 * np.array(sigmas[:-1])) & (np.array(sigmas[1:]) > 0.0)
+    plan = compat.with_noise_weights(plan, plan.weights("x", "z1") * falls)
+    draws = tuple(falls.tolist())
     intervals = tuple(zip(sigmas[:-1], sigmas[1:], strict=True))
     reads = edm_reading(config)(plan.times)
     return Recipe(plan, reads, draws=draws, intervals=intervals, begin=begin)

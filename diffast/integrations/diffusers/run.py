@@ -53,8 +53,8 @@ class Recipe:
         boundary: [S] weights (sample, x0 estimate) of what is shown in the estimate's place, after
             a clamp or hook.
         deviations: what a network's predicted variance needs, see `learned_deviation`.
-        intervals: [S] pairs of noise levels, tensors of one number each, between which a Brownian
-            path gives the stage's noise; empty: fresh noise.
+        intervals: [S] pairs of noise levels between which a Brownian path gives the stage's noise;
+            empty: fresh noise.
     """
 
     plan: Plan
