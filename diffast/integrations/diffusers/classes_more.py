@@ -156,12 +156,7 @@ if hasattr(originals, "FlowMatchLCMScheduler"):
         """Drop-in for FlowMatchLCMScheduler; latents that change their size are the original's."""
 
         _recipe, _memory, _on_device = more_sigmas.flow_lcm, memory.SIZE, ("sigmas",)
-
-        def step(self, model_output, timestep, sample, generator=None, return_dict=True):
-            """Returns the previous sample; see diffusers."""
-            if model_output.dtype is torch.float64 and self._live:
-                self._hand_over("the network's output is float64, whose noise is float64 too")
-            return self._advance(model_output, timestep, sample, return_dict, generator)
+        step = drawing_step
 
 
 if hasattr(originals, "LTXEulerAncestralRFScheduler"):
@@ -174,9 +169,3 @@ if hasattr(originals, "LTXEulerAncestralRFScheduler"):
 
         _recipe, _on_device = more_sigmas.ltx_ancestral, ("sigmas",)
         step = drawing_step
-
-        def _index(self, timestep):
-            """Returns the index of the step; None: after the last, where the original waits."""
-            if self._step_index is not None and self._step_index >= self._count:
-                return None
-            return super()._index(timestep)

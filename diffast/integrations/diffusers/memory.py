@@ -24,10 +24,12 @@ class Memory:
         names: its attributes that hold tensors or counts of earlier steps.
         restore: (scheduler, run, index of the next step) -> None, writes them; None: a run's
             registers do not tell them.
+        keeps: whether entries that no later step reads are kept for it.
     """
 
     names: tuple[str, ...]
     restore: Callable[[Any, Any, int], None] | None = None
+    keeps: bool = False
 
 
 def entries(run: Any, i: int, most: int, dtype: torch.dtype) -> list[torch.Tensor | None]:
@@ -53,7 +55,7 @@ def entries(run: Any, i: int, most: int, dtype: torch.dtype) -> list[torch.Tenso
 
 def _multistep(scheduler: Any, run: Any, step: int) -> None:
     own, taken = vars(scheduler), step - run.begin
-    order = setting(scheduler.config, "solver_order")
+    order = len(own["model_outputs"])  # as it was when the run began
     found = entries(run, taken, order, run.seen_dtype)
     own["model_outputs"] = [None] * (order - len(found)) + found
     own["lower_order_nums"] = min(taken, order)
@@ -61,7 +63,7 @@ def _multistep(scheduler: Any, run: Any, step: int) -> None:
 
 def _singlestep(scheduler: Any, run: Any, step: int) -> None:
     own, taken = vars(scheduler), step - run.begin
-    order = setting(scheduler.config, "solver_order")
+    order = len(own["model_outputs"])
     found = entries(run, taken, order, run.seen_dtype)
     own["model_outputs"] = [None] * (order - len(found)) + found
     own["sample"] = run.anchor()
@@ -69,7 +71,7 @@ def _singlestep(scheduler: Any, run: Any, step: int) -> None:
 
 def _unipc(scheduler: Any, run: Any, step: int) -> None:
     own, taken, last = vars(scheduler), step - run.begin, step - 1
-    order = setting(scheduler.config, "solver_order")
+    order = len(own["model_outputs"])
     _multistep(scheduler, run, step)
     times = [*scheduler.timesteps[max(run.begin, step - order) : step]]
     own["timestep_list"] = [None] * (order - len(times)) + times
@@ -154,10 +156,12 @@ def _pndm(scheduler: Any, run: Any, step: int) -> None:
 
 
 NONE = Memory(())
-MULTISTEP = Memory(("model_outputs", "lower_order_nums"), _multistep)
-SINGLESTEP = Memory(("model_outputs", "sample"), _singlestep)
+MULTISTEP = Memory(("model_outputs", "lower_order_nums"), _multistep, keeps=True)
+SINGLESTEP = Memory(("model_outputs", "sample"), _singlestep, keeps=True)
 UNIPC = Memory(
-    ("model_outputs", "timestep_list", "lower_order_nums", "last_sample", "this_order"), _unipc
+    ("model_outputs", "timestep_list", "lower_order_nums", "last_sample", "this_order"),
+    _unipc,
+    keeps=True,
 )
 SA_SOLVER = Memory(
     (
@@ -170,7 +174,7 @@ SA_SOLVER = Memory(
         "this_corrector_order",
     )
 )
-LMS = Memory(("derivatives",), _lms)
+LMS = Memory(("derivatives",), _lms, keeps=True)
 HEUN = Memory(("prev_derivative", "dt", "sample"), _heun)
 MIDPOINT = Memory(("sample",), _midpoint)
 PNDM = Memory(("ets", "counter", "cur_model_output", "cur_sample"), _pndm)
@@ -179,7 +183,9 @@ STOCHASTIC_MIDPOINT = Memory(
 )
 ANCESTRAL_MIDPOINT = Memory(("sample", "dt"), _midpoint)
 MULTISTEP_ON_A_PATH = Memory(
-    ("model_outputs", "lower_order_nums", "noise_sampler", "_tree_made"), _multistep_on_a_path
+    ("model_outputs", "lower_order_nums", "noise_sampler", "_tree_made"),
+    _multistep_on_a_path,
+    keeps=True,
 )
-IPNDM = Memory(("ets",), _ipndm)
+IPNDM = Memory(("ets",), _ipndm, keeps=True)
 SIZE = Memory(("_init_size",), _nothing)

@@ -74,21 +74,26 @@ class Recipe:
 class Prepared:
     """A recipe multiplied out, for any number of runs: nothing here changes."""
 
-    def __init__(self, recipe: Recipe, options: tuple, counter: bool):
+    def __init__(self, recipe: Recipe, options: tuple, counter: bool, keeps: bool = False):
         """Multiplies the plan out.
 
         Args:
             recipe: what to run.
             options: the arguments of `step` that the plan was made for.
             counter: whether the noise is the package's own.
+            keeps: whether the newest entries stay remembered where no later step reads them.
         """
+        self.entries = recipe.plan.history if keeps else 0
         self.recipe, self.options = recipe, options
         self.limits = [] if recipe.clamp is None else [-recipe.clamp, recipe.clamp]
         self.given = not counter or recipe.deviations is not None or bool(recipe.intervals)
         self.terms = recipe.reads if isinstance(recipe.reads, GuidedOutputs) else None
         reads_x0 = self.terms is not None and self.terms.reads_x0
         how = Constraints(
-            bool(self.limits), recipe.hook is not None or reads_x0, given_noise=self.given
+            bool(self.limits),
+            recipe.hook is not None or reads_x0,
+            given_noise=self.given,
+            entries=self.entries,
         )
         check_one_input("step", recipe.plan)
         program = lower(recipe.plan, recipe.reads, how)
@@ -114,7 +119,7 @@ class Prepared:
         if not self.limits:
             return self.calls
         if self._soft is None:
-            how = Constraints(hook=True, given_noise=self.given)
+            how = Constraints(hook=True, given_noise=self.given, entries=self.entries)
             self._soft = numbered(lower(self.recipe.plan, self.recipe.reads, how))
         return self._soft
 
