@@ -319,6 +319,8 @@ class PlanScheduler(_WithEstimate):
         if self._is_written():
             self._look()
         i, run = self._index(timestep), self._run
+        if i is None:
+            raise ValueError(self._too_many(self._step_index))
         if run is None or run.next != i:
             self._check_begin(i)
             if run is None or run.next != -1 or i == 0:

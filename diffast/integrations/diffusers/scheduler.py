@@ -289,6 +289,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         if self._step_index is None:
             self._init_step_index(timestep)
         i = self._step_index
+        if i is None:
+            return None
         if i >= self._count:  # `run.next` says so too: it never gets there
             if self._memory is not NONE:
                 raise ValueError(self._too_many(i))
@@ -419,10 +421,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                 self.is_scale_input_called = True
             return self._compiled.scaled(sample, self._first_row(timestep))
         own = self.__dict__
-        if not own["_live"] or self._is_written():
-            return self._original.scale_model_input(self, sample, timestep)
         i, run = own["_step_index"], own["_run"]
-        if i is None or run is None or run.next != i:
+        if i is None or run is None or run.next != i or self._is_written():
             run, i = self._ready(timestep, self._options if run is None else run.options)
             if run is None:
                 return self._original.scale_model_input(self, sample, timestep)
