@@ -199,9 +199,7 @@ def ids(who: str, given: Any, batch: int) -> torch.Tensor:
         ValueError: for what are no B integers of 64 bits.
     """
     try:
-        numbers = (
-            given if isinstance(given, torch.Tensor) else torch.as_tensor(given, device="cpu")
-        )
+        numbers = given if isinstance(given, torch.Tensor) else torch.as_tensor(given, device="cpu")
     except (OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{who}: ids must be integers of 64 bits, signed: {error}") from None
     whole_ones = not numbers.dtype.is_floating_point and not numbers.dtype.is_complex

@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from diffusers import SchedulerMixin as SchedulerMixin  # pipelines look for it here
 from diffusers import schedulers as originals
-from diffusers.schedulers import scheduling_ddim_cogvideox, scheduling_ddim_inverse
-from diffusers.schedulers import scheduling_dpm_cogvideox
+from diffusers.schedulers import (
+    scheduling_ddim_cogvideox,
+    scheduling_ddim_inverse,
+    scheduling_dpm_cogvideox,
+)
 
 from diffast.integrations.diffusers import classes, indexed, more_indexed, ratios
 from diffast.integrations.diffusers.classes import _WithEstimate
@@ -217,9 +220,7 @@ class DiffastUnCLIPScheduler(_OwnArguments, _WithEstimate, originals.UnCLIPSched
             return self._advance(model_output, timestep, sample, return_dict, generator, (False,))
         result, options = None, self._ends(timestep, prev_timestep)
         if options is not None:
-            result = self._advance(
-                model_output, timestep, sample, return_dict, generator, options
-            )
+            result = self._advance(model_output, timestep, sample, return_dict, generator, options)
         elif self._live:
             self._by_original()
         if result is None:

@@ -29,7 +29,7 @@ def _space(config, sigmas):
     return schedules.trig(), np.arctan(grid)
 
 
-def _rising_orders(config, count, begin, final_first) -> list[int]:
+def rising_orders(config, count, begin, final_first) -> list[int]:
     """Returns the order of each step from `begin` on, as DPMSolverMultistep lowers it."""
     short = config.lower_order_final and count < 15
     orders = []
@@ -66,7 +66,7 @@ def dpm_multistep(scheduler, begin, options) -> Recipe:
     else:
         space, grid = _space(config, sigmas)
     final_first = config.euler_at_final or config.final_sigmas_type == "zero"
-    orders = _rising_orders(config, len(scheduler.timesteps), begin, final_first)
+    orders = rising_orders(config, len(scheduler.timesteps), begin, final_first)
     kind, third = config.algorithm_type, config.solver_order == 3
     build = _MULTISTEP.get((kind, third))
     if build is None:
@@ -114,7 +114,7 @@ def deis(scheduler, begin, options) -> Recipe:
     """DEISMultistepScheduler."""
     config = scheduler.config
     space, grid = _space(config, levels(scheduler)[begin:])
-    orders = _rising_orders(config, len(scheduler.timesteps), begin, False)
+    orders = rising_orders(config, len(scheduler.timesteps), begin, False)
     plan = solvers.deis(space, grid, order=config.solver_order, orders=orders)
     reads = Prediction(space, predicts(config))
     return Recipe(plan, reads, hook=hook_of(scheduler), begin=begin)

@@ -37,6 +37,7 @@ class Live:
     _original: Any  # diffusers' class
     _memory: Memory = NONE
     _on_device: tuple[str, ...] = ()  # tensors that set_timesteps puts on its device
+    _in_trials: dict[str, Any] = {}  # attributes that have other values in a trial's few numbers
     _counter = _strict = _made = _trial = False
     _options: tuple = ()
     _run: Any = None  # Run

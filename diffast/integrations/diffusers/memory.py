@@ -114,6 +114,36 @@ def _midpoint(scheduler: Any, run: Any, step: int) -> None:
     vars(scheduler)["sample"] = run.anchor() if _is_inside(run, stage) else None
 
 
+def _stochastic_midpoint(scheduler: Any, run: Any, step: int) -> None:
+    own, stage = vars(scheduler), step - run.begin
+    own["sample"] = own["mid_point_sigma"] = None
+    if not run.starts_at(stage):
+        own["sample"] = run.anchor()
+        own["mid_point_sigma"] = torch.tensor(run.recipe.intervals[stage - 1][1])
+
+    _path(scheduler, run, step)
+
+
+def _multistep_on_a_path(scheduler: Any, run: Any, step: int) -> None:
+    _multistep(scheduler, run, step)
+    _path(scheduler, run, step)
+
+
+def _path(scheduler: Any, run: Any, step: int) -> None:
+    """Makes the tree of noise anew in a copy, which has none."""
+    if vars(scheduler).get("_tree_made") is not None:
+        scheduler._tree()
+
+
+def _ipndm(scheduler: Any, run: Any, step: int) -> None:
+    found = entries(run, step - run.begin, 4, run.seen_dtype)
+    vars(scheduler)["ets"] = [each for each in found if each is not None]
+
+
+def _nothing(scheduler: Any, run: Any, step: int) -> None:
+    """Leaves what the original makes anew where it is missing."""
+
+
 def _pndm(scheduler: Any, run: Any, step: int) -> None:
     own, taken = vars(scheduler), step - run.begin
     outputs = entries(run, taken, 12, run.seen_dtype)
@@ -201,3 +231,14 @@ LMS = Memory(("derivatives",), _lms, keeps=True)
 HEUN = Memory(("prev_derivative", "dt", "sample"), _heun)
 MIDPOINT = Memory(("sample",), _midpoint)
 PNDM = Memory(("ets", "counter", "cur_model_output", "cur_sample"), _pndm)
+STOCHASTIC_MIDPOINT = Memory(
+    ("sample", "mid_point_sigma", "noise_sampler", "_tree_made"), _stochastic_midpoint
+)
+ANCESTRAL_MIDPOINT = Memory(("sample", "dt"), _midpoint)
+MULTISTEP_ON_A_PATH = Memory(
+    ("model_outputs", "lower_order_nums", "noise_sampler", "_tree_made"),
+    _multistep_on_a_path,
+    keeps=True,
+)
+IPNDM = Memory(("ets",), _ipndm, keeps=True)
+SIZE = Memory(("_init_size",), _nothing)

@@ -179,6 +179,7 @@ def copy_for_trial(scheduler: Any) -> Any:
             own[name] = value
     own.update(_trial=True, _strict=True, _counter=False, _live=False, _handed=None)
     own.update(_kept=None, _run=None, _compiled=None, _step_index=None, _writes=set())
+    own.update(type(scheduler)._in_trials)
     own["_internal_dict"] = copy.copy(scheduler._internal_dict)
     watch(made)
     return made

@@ -171,7 +171,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             recipe, stepper = self._checked_recipe(begin, options), None
             if odd and not self._trial:
                 self._try_out(begin, options)
-            if traced and not self._trial and not recipe.given:
+            alone = recipe.given or recipe.intervals  # what no table holds
+            if traced and not self._trial and not alone:
                 stepper = stepper_of(recipe, self._counter, self.timesteps.device)
             prepared = Prepared(recipe, options, self._counter, self._memory.keeps)
             kept[key] = (prepared, stepper, {})
@@ -416,6 +417,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             run.ids = ids_of(generator, len(sample), sample.device)
         if not recipe.draws[stage]:
             return output, None
+        if recipe.intervals:
+            return output, self._along_a_path(run, stage, sample, output, generator)
         if self._counter:
             if deviation is None:
                 return output, None
@@ -428,6 +431,9 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                 )
         noise = noise.to(output.device).contiguous()
         return output, noise if deviation is None else deviation * noise
+
+    # (self, run, stage, sample, output, generator) -> normals [B, ...] of a recipe's `intervals`
+    _along_a_path: Any
 
     def _traced_output(self, return_dict, sample, x0):
         return self._output(return_dict, sample)
