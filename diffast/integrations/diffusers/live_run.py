@@ -87,7 +87,9 @@ class Live:
             self._factors = self._input_factors()
             self._start(0, self._options)
         except (ValueError, TypeError, ArithmeticError, IndexError) as error:
-            if raises and not self._trial and not self._original_does(0, self._options):
+            # other code may not have ended writing
+            whole = not (self._trial or self._odd or self._odd_run)
+            if raises and whole and not self._original_does(0, self._options):
                 raise
             self._hand_over(str(error))
         else:

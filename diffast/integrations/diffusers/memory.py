@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from diffast.integrations.diffusers.live import setting
+from diffast.integrations.diffusers.live import setting_before
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def entries(run: Any, i: int, most: int, dtype: torch.dtype) -> list[torch.Tenso
 
 def _multistep(scheduler: Any, run: Any, step: int) -> None:
     own, taken = vars(scheduler), step - run.begin
-    order = setting(scheduler.config, "solver_order")
+    order = setting_before(scheduler.config, "solver_order")
     found = entries(run, taken, order, run.seen_dtype)
     own["model_outputs"] = [None] * (order - len(found)) + found
     own["lower_order_nums"] = min(taken, order)
@@ -61,7 +61,7 @@ def _multistep(scheduler: Any, run: Any, step: int) -> None:
 
 def _singlestep(scheduler: Any, run: Any, step: int) -> None:
     own, taken = vars(scheduler), step - run.begin
-    order = setting(scheduler.config, "solver_order")
+    order = setting_before(scheduler.config, "solver_order")
     found = entries(run, taken, order, run.seen_dtype)
     own["model_outputs"] = [None] * (order - len(found)) + found
     own["sample"] = run.anchor()
@@ -69,13 +69,13 @@ def _singlestep(scheduler: Any, run: Any, step: int) -> None:
 
 def _unipc(scheduler: Any, run: Any, step: int) -> None:
     own, taken, last = vars(scheduler), step - run.begin, step - 1
-    order = setting(scheduler.config, "solver_order")
+    order = setting_before(scheduler.config, "solver_order")
     _multistep(scheduler, run, step)
     times = [*scheduler.timesteps[max(run.begin, step - order) : step]]
     own["timestep_list"] = [None] * (order - len(times)) + times
     own["last_sample"] = run.anchor()
     most = order
-    if setting(scheduler.config, "lower_order_final"):
+    if setting_before(scheduler.config, "lower_order_final"):
         most = min(order, len(scheduler.timesteps) - last)
     own["this_order"] = min(most, min(taken - 1, order) + 1)
 
@@ -103,7 +103,7 @@ def _midpoint(scheduler: Any, run: Any, step: int) -> None:
 def _pndm(scheduler: Any, run: Any, step: int) -> None:
     own, taken = vars(scheduler), step - run.begin
     outputs = entries(run, taken, 12, run.seen_dtype)
-    skips = setting(scheduler.config, "skip_prk_steps")
+    skips = setting_before(scheduler.config, "skip_prk_steps")
     warm = 0 if skips else len(scheduler.prk_timesteps)
     own["counter"], own["cur_model_output"], own["cur_sample"] = taken, 0, None
     if taken <= warm:  # one entry a Runge-Kutta step of four calls

@@ -10,12 +10,14 @@ from typing import Any
 import diffusers
 import torch
 
-from diffast.integrations.diffusers.live import OURS
+from diffast.integrations.diffusers.live import OURS, setting
 
 _HOME = str(Path(diffusers.__file__).parent)
 # Fused steps and the original's differ by float32 roundings; a stiff step enlarges them.
 _NEAR = 2e-3
 _CHANNELS = 3
+# of `OURS`, what is the original's
+_THEIRS = ("_begin_index", "_internal_dict", "_step_index", "is_scale_input_called")
 
 
 def twin_of(scheduler: Any) -> Any:
@@ -23,7 +25,7 @@ def twin_of(scheduler: Any) -> Any:
     original = type(scheduler)._original
     twin = object.__new__(original)
     for name, value in vars(scheduler).items():
-        if name in OURS and name not in ("_step_index", "_begin_index", "is_scale_input_called"):
+        if name in OURS and name not in _THEIRS:
             continue
         if isinstance(value, torch.Tensor):
             vars(twin)[name] = value.detach().cpu().clone()
@@ -85,7 +87,7 @@ class Trial:
     def outputs(self, scheduler: Any, dtype: torch.dtype = torch.float32):
         """Yields a network's outputs, with a variance beside them where the config says so."""
         drawn = torch.Generator().manual_seed(2)
-        kind = scheduler.config.get("variance_type")
+        kind = getattr(scheduler, "variance_type", setting(scheduler.config, "variance_type"))
         wide = kind in ("learned", "learned_range")
         while True:
             output = torch.randn(2, _CHANNELS * (1 + wide), 2, 2, generator=drawn)
@@ -121,8 +123,8 @@ class Trial:
                 try:
                     seen = _scaled(self.twin, x, t)
                     wanted = self.takes(output, t, x)
-                except Exception:
-                    return None  # there is nothing to be equal to
+                except Exception as error:
+                    return f"step {self.begin + k}, in which the original fails ({error})"
                 if not torch.isfinite(wanted[0]).all():
                     return None
                 pairs = [("network's input", _scaled(ours, x, t), seen)]
