@@ -42,6 +42,7 @@ class Writes:
         stepping: further arguments of step.
         loop: (scheduler) -> the timesteps of the loop; None: all.
         dtypes: of the latents and of the network's output; None: float32 and that of its input.
+        touched: by index, latents -> latents before that step.
         keep: whether latents keep their first dtype, as some pipelines have it.
         shape: of the latents.
         seed: of the generator of step.
@@ -57,6 +58,7 @@ class Writes:
     loop: Callable[[Any], Any] | None = None
     dtypes: tuple | None = None
     keep: bool = False
+    touched: dict[int, Callable] = field(default_factory=dict)
     shape: tuple = SHAPE
 
 
@@ -77,6 +79,7 @@ def walk(scheduler: Any, case: Case, writes: Writes, seen: list) -> None:
         changed = writes.between.get(i, nothing)(scheduler)
         if isinstance(changed, slice):  # the batch or its frames shrink
             x = x[changed]
+        x = writes.touched.get(i, lambda x: x)(x)
         read = model_input(scheduler, x, t)
         output = network(read, t, learns(scheduler)).to(output_type or read.dtype)
         result = scheduler.step(output, t, x, **options)

@@ -250,6 +250,8 @@ DiffastSASolverScheduler = _drop_in(
     dpm_family.sa_solver,
     _step_without_variance,
     _memory=memory.SA_SOLVER,
+    _chained=True,
+    _reads_time=True,
 )
 
 

@@ -119,11 +119,11 @@ _UNREAD = frozenset({"alphas", "alphas_cumprod", "alpha_t", "betas", "lambda_t",
 class Watch:
     """The tensors and lists of a scheduler, as they were when a run was prepared.
 
-    A tensor that autograd counts is compared by its version. Memory that is written past this
-    counter (`.data`, a numpy view) is compared by value where the tensor is on the CPU and short.
+    A tensor on the CPU is compared by its memory, which is short, as `.data` and numpy views are
+    written to past torch's counter. Others are compared by the version that torch counts.
     """
 
-    __slots__ = ("all", "lists", "tensors", "versions", "views")
+    __slots__ = ("all", "bytes", "lists", "memory", "tensors", "versions", "views")
 
     def __init__(self, attributes: dict[str, Any], skipped: Any):
         """Looks at the attributes, without those of the skipped names."""
@@ -131,12 +131,16 @@ class Watch:
         tensors = {n: v for n, v in kept.items() if isinstance(v, torch.Tensor)}
         counted = {n: v for n, v in tensors.items() if not v.is_inference()}
         self.all = [(name, tensor, tensor._version) for name, tensor in counted.items()]
+        self.views = [(n, v, view_of(v)) for n, v in tensors.items()]
+        self.views = [(n, v, view) for n, v, view in self.views if view is not None]
         # those that a step reads
         unread = _UNREAD if "sigmas" in kept else _UNREAD - {"alphas_cumprod"}
-        read = [tensor for name, tensor in counted.items() if name not in unread]
-        self.tensors, self.versions = read, [tensor._version for tensor in read]
-        self.views = [(n, v, view_of(v)) for n, v in tensors.items()]
-        self.views = [(n, v, view.tobytes()) for n, v, view in self.views if view is not None]
+        self.memory = [view for name, _, view in self.views if name not in unread]
+        self.bytes = [view.tobytes() for view in self.memory]
+        here = {name for name, _, _ in self.views}
+        self.tensors = [t for name, t in counted.items() if name not in unread | here]
+        self.versions = [tensor._version for tensor in self.tensors]
+        self.views = [(n, v, view.tobytes()) for n, v, view in self.views]
         self.lists = [
             (n, v, v.tobytes() if isinstance(v, np.ndarray) else list(v))
             for n, v in kept.items()

@@ -119,7 +119,8 @@ class Live:
         config = own["_internal_dict"]
         return (
             own["_writes"]
-            or [t._version for t in watched.tensors] != watched.versions
+            or [view.tobytes() for view in watched.memory] != watched.bytes
+            or watched.tensors and [t._version for t in watched.tensors] != watched.versions
             or config is not seen[0]
             or config.__dict__["_writes"] != seen[1]
         )

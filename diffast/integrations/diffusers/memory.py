@@ -13,7 +13,12 @@ from typing import Any
 
 import torch
 
-from diffast.integrations.diffusers.live import setting_before
+from diffast.integrations.diffusers.live import setting, setting_before
+from diffast.integrations.diffusers.original import twin_of
+
+
+def _no_depth(scheduler: Any, options: tuple) -> int:
+    return 0
 
 
 @dataclass(frozen=True)
@@ -24,22 +29,24 @@ class Memory:
         names: its attributes that hold tensors or counts of earlier steps.
         restore: (scheduler, run, index of the next step) -> None, writes them; None: a run's
             registers do not tell them.
+        depth: (scheduler, options of step) -> of how many calls it remembers what they gave.
     """
 
     names: tuple[str, ...]
     restore: Callable[[Any, Any, int], None] | None = None
+    depth: Callable[[Any, tuple], int] = _no_depth
 
 
-def entries(run: Any, i: int, most: int, dtype: torch.dtype) -> list[torch.Tensor | None]:
+def entries(run: Any, i: int, most: int, scheduler: Any) -> list[torch.Tensor | None]:
     """Returns what the last stages before stage i have remembered, oldest first, [B, ...] each.
 
     Args:
         run: a `Run`.
         i: a stage.
         most: how many are wanted.
-        dtype: of the tensors.
+        scheduler: whose original makes an entry anew that no later step of the plan needs.
 
-    None stands where no later step of the plan needs the entry, so that it was not kept.
+    None stands where an entry was not kept.
     """
     found: list[torch.Tensor | None] = []
     taken: set[int] = set()
@@ -47,14 +54,43 @@ def entries(run: Any, i: int, most: int, dtype: torch.dtype) -> list[torch.Tenso
         slot = run.calls[stage].slot
         kept = slot >= 0 and slot not in taken  # another entry was written over this one
         taken.add(slot)
-        found.append(run.kept(slot).to(dtype) if kept else None)
+        entry = run.kept(slot).to(run.seen_dtype) if kept else None
+        if entry is None and stage in run.unkept:
+            entry = _converted(scheduler, run.begin + stage, *run.unkept[stage])
+        found.append(entry)
     return found[::-1]
+
+
+def _converted(scheduler: Any, step: int, sample, output) -> torch.Tensor | None:
+    """Returns what the original has made of a network's output."""
+    twin = twin_before(scheduler, step)
+    convert = getattr(twin, "convert_model_output", None)
+    if convert is None:
+        return output.to(sample.dtype)
+    with torch.no_grad():
+        return convert(output, sample=sample)
+
+
+def twin_before(scheduler: Any, step: int) -> Any:
+    """Returns the original at that step, with the settings that the run was prepared for."""
+    twin = twin_of(scheduler)
+    for name, value in vars(scheduler.config).get("_before", {}).items():
+        setattr(twin.config, name, value)
+    sigmas = scheduler.host.sigmas
+    if len(sigmas):
+        vars(twin)["sigmas"] = torch.from_numpy(sigmas.astype("float32"))
+    vars(twin)["_step_index"] = step
+    return twin
+
+
+def _order(scheduler: Any, options: tuple) -> int:
+    return setting(scheduler.config, "solver_order")
 
 
 def _multistep(scheduler: Any, run: Any, step: int) -> None:
     own, taken = vars(scheduler), step - run.begin
     order = setting_before(scheduler.config, "solver_order")
-    found = entries(run, taken, order, run.seen_dtype)
+    found = entries(run, taken, order, scheduler)
     own["model_outputs"] = [None] * (order - len(found)) + found
     own["lower_order_nums"] = min(taken, order)
 
@@ -62,9 +98,12 @@ def _multistep(scheduler: Any, run: Any, step: int) -> None:
 def _singlestep(scheduler: Any, run: Any, step: int) -> None:
     own, taken = vars(scheduler), step - run.begin
     order = setting_before(scheduler.config, "solver_order")
-    found = entries(run, taken, order, run.seen_dtype)
+    found = entries(run, taken, order, scheduler)
     own["model_outputs"] = [None] * (order - len(found)) + found
     own["sample"] = run.anchor()
+    for stage in sorted(run.unkept, reverse=True):  # the original holds it on until the next block begins
+        if own["sample"] is None and run.starts_at(stage):
+            own["sample"] = run.unkept[stage][0]
 
 
 def _unipc(scheduler: Any, run: Any, step: int) -> None:
@@ -80,8 +119,63 @@ def _unipc(scheduler: Any, run: Any, step: int) -> None:
     own["this_order"] = min(most, min(taken - 1, order) + 1)
 
 
+def _sa_orders(scheduler: Any) -> tuple[int, int]:
+    config = scheduler.config
+    return setting(config, "predictor_order"), setting(config, "corrector_order")
+
+
+def _sa_depth(scheduler: Any, options: tuple) -> int:
+    predictor, corrector = _sa_orders(scheduler)
+    return max(predictor + 1, corrector) + 1
+
+
+def _sa_solver(scheduler: Any, run: Any, step: int) -> None:
+    own, taken = vars(scheduler), step - run.begin
+    twin = twin_before(scheduler, step - 1)
+    predictor, corrector = _sa_orders(twin)
+    most, count = max(predictor, corrector - 1), len(scheduler.host.times)
+
+    def orders(i: int) -> tuple[int, int]:
+        """Returns those of (predictor, corrector) after step i."""
+        first, second = predictor, corrector
+        if setting(twin.config, "lower_order_final"):
+            first, second = min(first, count - i), min(second, count - i + 1)
+        known = min(i - run.begin, most)
+        return min(first, known + 1), min(second, known + 2)
+
+    found = entries(run, taken, most + 2, scheduler)
+    kept = found[-most:]
+    own["model_outputs"] = [None] * (most - len(kept)) + kept
+    times = [*scheduler.timesteps[max(run.begin, step - most) : step]]
+    own["timestep_list"] = [None] * (most - len(times)) + times
+    own["lower_order_nums"] = min(taken, most)
+    own["this_predictor_order"], own["this_corrector_order"] = orders(step - 1)
+    sample, own["last_noise"] = run.chain[:2]
+    if taken > 1:  # the corrector has changed the latents that the step was given
+        nothing = torch.zeros_like(sample)
+        first, second = orders(step - 2)
+        tau = scheduler.tau_func(scheduler.timesteps[step - 2])
+        earlier = found[:-1]
+        vars(twin)["model_outputs"] = earlier
+        with torch.no_grad():
+            right = twin.stochastic_adams_moulton_update(
+                this_model_output=found[-1],
+                last_sample=nothing,
+                last_noise=nothing,
+                this_sample=nothing,
+                order=second,
+                tau=tau,
+            )
+            vars(twin)["_step_index"] = step - 2
+            guess = twin.stochastic_adams_bashforth_update(
+                model_output=earlier[-1], sample=nothing, noise=nothing, order=first, tau=tau
+            )
+        sample = sample + right - guess
+    own["last_sample"] = sample
+
+
 def _lms(scheduler: Any, run: Any, step: int) -> None:
-    found = entries(run, step - run.begin, run.options[0], run.seen_dtype)
+    found = entries(run, step - run.begin, run.options[0], scheduler)
     vars(scheduler)["derivatives"] = [each for each in found if each is not None]
 
 
@@ -89,8 +183,8 @@ def _heun(scheduler: Any, run: Any, step: int) -> None:
     own, stage = vars(scheduler), step - run.begin
     own["prev_derivative"] = own["dt"] = own["sample"] = None
     if not run.starts_at(stage):
-        sigmas, i = scheduler.sigmas, step - 1
-        own["prev_derivative"] = entries(run, stage, 1, run.seen_dtype)[0]
+        sigmas, i = twin_before(scheduler, step).sigmas, step - 1
+        own["prev_derivative"] = entries(run, stage, 1, scheduler)[0]
         own["dt"] = sigmas[i + 1] - sigmas[i]
         own["sample"] = run.anchor()
 
@@ -102,7 +196,7 @@ def _midpoint(scheduler: Any, run: Any, step: int) -> None:
 
 def _pndm(scheduler: Any, run: Any, step: int) -> None:
     own, taken = vars(scheduler), step - run.begin
-    outputs = entries(run, taken, 12, run.seen_dtype)
+    outputs = entries(run, taken, 12, scheduler)
     skips = setting_before(scheduler.config, "skip_prk_steps")
     warm = 0 if skips else len(scheduler.prk_timesteps)
     own["counter"], own["cur_model_output"], own["cur_sample"] = taken, 0, None
@@ -123,10 +217,12 @@ def _pndm(scheduler: Any, run: Any, step: int) -> None:
 
 
 NONE = Memory(())
-MULTISTEP = Memory(("model_outputs", "lower_order_nums"), _multistep)
-SINGLESTEP = Memory(("model_outputs", "sample"), _singlestep)
+MULTISTEP = Memory(("model_outputs", "lower_order_nums"), _multistep, _order)
+SINGLESTEP = Memory(("model_outputs", "sample"), _singlestep, _order)
 UNIPC = Memory(
-    ("model_outputs", "timestep_list", "lower_order_nums", "last_sample", "this_order"), _unipc
+    ("model_outputs", "timestep_list", "lower_order_nums", "last_sample", "this_order"),
+    _unipc,
+    _order,
 )
 SA_SOLVER = Memory(
     (
@@ -137,7 +233,9 @@ SA_SOLVER = Memory(
         "last_noise",
         "this_predictor_order",
         "this_corrector_order",
-    )
+    ),
+    _sa_solver,
+    _sa_depth,
 )
 LMS = Memory(("derivatives",), _lms)
 HEUN = Memory(("prev_derivative", "dt", "sample"), _heun)

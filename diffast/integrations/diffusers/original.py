@@ -87,7 +87,8 @@ class Trial:
     def outputs(self, scheduler: Any, dtype: torch.dtype = torch.float32):
         """Yields a network's outputs, with a variance beside them where the config says so."""
         drawn = torch.Generator().manual_seed(2)
-        kind = getattr(scheduler, "variance_type", setting(scheduler.config, "variance_type"))
+        kind = setting(scheduler.config, "variance_type")
+        kind = vars(scheduler).get("variance_type", kind)
         wide = kind in ("learned", "learned_range")
         while True:
             output = torch.randn(2, _CHANNELS * (1 + wide), 2, 2, generator=drawn)

@@ -71,13 +71,14 @@ class Recipe:
 class Prepared:
     """A recipe multiplied out, for any number of runs: nothing here changes."""
 
-    def __init__(self, recipe: Recipe, options: tuple, counter: bool):
+    def __init__(self, recipe: Recipe, options: tuple, counter: bool, depth: int = 0):
         """Multiplies the plan out.
 
         Args:
             recipe: what to run.
             options: the arguments of `step` that the plan was made for.
             counter: whether the noise is the package's own.
+            depth: of how many earlier calls the original remembers what they gave.
         """
         self.recipe, self.options = recipe, options
         self.limits = [] if recipe.clamp is None else [-recipe.clamp, recipe.clamp]
@@ -95,7 +96,9 @@ class Prepared:
                 "a drop-in scheduler's step has neither"
             )
         self.calls, self.slots = numbered(program), program.slots
-        self._soft = None
+        self._soft, self.depth = None, depth
+        # [S] whether a stage's entry is not held as long as the original holds it
+        self.lost = [_is_lost(self.calls, i, depth) for i in range(len(self.calls))]
         # picks each call's tensors, the fastest way in Python
         self.picks = [_picker(call.columns) for call in self.calls]
         # whether a step needs tensors of earlier steps
@@ -114,6 +117,12 @@ class Prepared:
             how = Constraints(hook=True, given_noise=self.given)
             self._soft = numbered(lower(self.recipe.plan, self.recipe.reads, how))
         return self._soft
+
+
+def _is_lost(calls, i: int, depth: int) -> bool:
+    """Returns whether the entry of stage i is gone before `depth` later stages begin."""
+    slot, later = calls[i].slot, [c.slot for c in calls[i + 1 : i + depth]]
+    return depth > 0 and (slot < 0 or slot in later or Y in calls[i].keeps)
 
 
 class Run:
@@ -138,6 +147,10 @@ class Run:
         self.y: torch.Tensor | None = None
         self.away: torch.Tensor | None = None
         self.ids: torch.Tensor | None = None
+        self.lost, self.unkept = prepared.lost, {}
+        # what the last step was given and has made, where the original goes on from its own latents
+        self.chain: tuple | None = None
+        self.shape: torch.Size | None = None  # of the last step's sample
         self.turned = False  # whether what is remembered lies [B, H, W, C]
         self._dtype = torch.float32
         self.next = -1  # index of the step that goes on from the last one; -1: none was taken
@@ -170,6 +183,17 @@ class Run:
         if _grad_enabled() and (output.requires_grad or x.requires_grad or self.graph):
             return self._with_gradient(i, x, output, noise, dtype)
         return self._fused(i, call, x, output, noise, dtype)
+
+    def note(self, stage: int, sample, output) -> None:
+        """Keeps the inputs of a stage whose entry is not held, for an original that holds it."""
+        self.unkept[stage] = (sample, output)
+        for old in [k for k in self.unkept if k <= stage - self.prepared.depth]:
+            del self.unkept[old]
+
+    def goes_on_from(self, sample) -> bool:
+        """Returns whether the sample is what the last step has made, as it was made."""
+        made, version = self.chain[-2:]  # pyright: ignore[reportOptionalSubscript]
+        return sample is made and version_of(sample) == version
 
     @property
     def seen_dtype(self) -> torch.dtype:
@@ -318,6 +342,11 @@ class Run:
         x0 = torch.empty(sample.shape, dtype=dtype, device=sample.device)
         ops.combine_out([tensors[k] for k in call.x0_columns], call.x0_weights, [x0])
         return x0
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """Returns how often the tensor was written to; 0 where torch does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 # Axes of [B, C, H, W] as channels_last has them in memory, and back.

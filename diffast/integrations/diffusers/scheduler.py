@@ -27,7 +27,7 @@ from diffast.integrations.diffusers.live_run import Live
 from diffast.integrations.diffusers.memory import NONE
 from diffast.integrations.diffusers.original import Trial
 from diffast.integrations.diffusers.places import Places
-from diffast.integrations.diffusers.run import Prepared, Recipe, Run, ids_of
+from diffast.integrations.diffusers.run import Prepared, Recipe, Run, ids_of, version_of
 from diffast.solvers.core.stability import unchecked
 
 _is_compiling = torch.compiler.is_compiling
@@ -72,6 +72,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
     # Whether the original looks each timestep up and keeps no step index; whether its step reads
     # the timestep beside the index.
     _searches = _reads_time = False
+    # Whether the original's corrector goes on from latents of its own, not from those it is given.
+    _chained = False
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets the attribute; a write to a setting makes the prepared run stale."""
@@ -168,7 +170,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                 self._try_out(begin, options)
             if traced and not self._trial:
                 stepper = stepper_of(recipe, self._counter, self.timesteps.device)
-            kept[key] = (Prepared(recipe, options, self._counter), stepper, {})
+            depth = self._memory.depth(self, options)
+            kept[key] = (Prepared(recipe, options, self._counter, depth), stepper, {})
         prepared, stepper, dtypes = kept[key]
         self._run = Run(prepared, dtypes)
         if stepper is not None:
@@ -203,7 +206,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         step: Any = self._original.step  # pyright: ignore[reportAttributeAccessIssue]
         return step(self, output, timestep, sample, return_dict=return_dict, **more)
 
-    def _ready(self, timestep, options: tuple) -> tuple[Run | None, int]:
+    def _ready(self, timestep, options: tuple, sample=None) -> tuple[Run | None, int]:
         """Returns (run, index) of a step that does not simply go on; run None: the original's."""
         if self._handed is not None:
             return None, 0
@@ -230,6 +233,9 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             self._step_index = i
             self._hand_over(f"step {i} was taken out of turn")
             return None, 0
+        if run is not None and run.next == i and self._is_elsewhere(run, sample):
+            self._hand_over("the latents were changed between two steps")
+            return None, 0
         if run is None or run.options != options or run.begin > i or run.next != i:
             try:
                 if run is not None and run.remembers and run.next == i:
@@ -249,11 +255,19 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                 return None, 0
         return run, i
 
+    def _is_elsewhere(self, run: Run, sample) -> bool:
+        """Returns whether the latents are not those that the run's memory goes with."""
+        if sample is None or not run.remembers:
+            return False
+        if run.chain is not None and not run.goes_on_from(sample):
+            return True
+        return run.shape is not None and run.shape != sample.shape
+
     # --- where in the run -------------------------------------------------------------------
 
     def _init_step_index(self, timestep) -> None:
         begin = getattr(self, "_begin_index", None)
-        if begin is None and self._positions is not None:
+        if begin is None and self._positions is not None and not self._is_written():
             begin = self._place(timestep)
         if begin is None:
             super()._init_step_index(timestep)  # pyright: ignore[reportAttributeAccessIssue]
@@ -303,8 +317,10 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             or self._is_written()
             or self._reads_time
             and not self._stands_at(timestep, i)
+            or run.shape != sample.shape
+            or run.chain is not None
         ):
-            run, i = self._ready(timestep, options)
+            run, i = self._ready(timestep, options, sample)
             if run is None:
                 return self._by_original(
                     output, timestep, sample, return_dict, generator, options, noise
@@ -319,6 +335,11 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             dtype, shown = run.dtypes.get((sample.dtype, given)) or self._dtypes(sample, given)
         result = run.step(stage, sample, output, noise, dtype)
         own["_step_index"] = i + 1
+        if run.lost[stage]:
+            run.note(stage, sample, output)
+        if self._chained:
+            run.chain = (sample, noise, result, version_of(result))
+        run.shape = sample.shape
         if i + 1 < self._count:
             run.next = i + 1
         else:
