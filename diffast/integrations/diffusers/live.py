@@ -17,7 +17,7 @@ from diffusers.configuration_utils import FrozenDict
 # Attributes of a drop-in that are not settings: writing to them makes no plan stale.
 OURS = frozenset(
     {
-        *("_begin_index", "_compiled", "_config_seen", "_count", "_counter", "_factors"),
+        *("_begin_index", "_compiled", "_config_seen", "_count", "_counter", "_doubt", "_factors"),
         *("_foreign", "_handed", "_internal_dict", "_kept", "_live", "_made", "_odd", "_odd_run"),
         *("_per_run", "_positions", "_run", "_said", "_step_index", "_strict", "_trial"),
         *("_base", "_size", "_watched", "_writes", "host", "is_scale_input_called"),
@@ -112,8 +112,10 @@ def same(one: Any, other: Any) -> bool:
         return False
 
 
-# Tensors that no step of a scheduler with `sigmas` reads: they matter to `set_timesteps` alone.
-_UNREAD = frozenset({"alphas", "alphas_cumprod", "alpha_t", "betas", "lambda_t", "sigma_t"})
+# Tensors that no step reads, as they matter to `set_timesteps` alone; further ones that no step of
+# a scheduler with `sigmas` reads. The sigmas themselves are compared by value.
+_OF_TRAINING = frozenset({"alphas", "alpha_t", "betas", "lambda_t", "sigma_t"})
+_UNREAD = _OF_TRAINING | {"alphas_cumprod"}
 
 
 class Watch:
@@ -134,7 +136,7 @@ class Watch:
         self.views = [(n, v, view_of(v)) for n, v in tensors.items()]
         self.views = [(n, v, view) for n, v, view in self.views if view is not None]
         # those that a step reads
-        unread = _UNREAD if "sigmas" in kept else _UNREAD - {"alphas_cumprod"}
+        unread = _UNREAD if "sigmas" in kept else _OF_TRAINING
         self.memory = [view for name, _, view in self.views if name not in unread]
         self.bytes = [view.tobytes() for view in self.memory]
         here = {name for name, _, _ in self.views}

@@ -9,6 +9,7 @@ from typing import Any
 
 import diffusers
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffast.integrations.diffusers.live import OURS, setting
 
@@ -16,8 +17,8 @@ _HOME = str(Path(diffusers.__file__).parent)
 # Fused steps and the original's differ by float32 roundings; a stiff step enlarges them.
 _NEAR = 2e-3
 _CHANNELS = 3
-# of `OURS`, what is the original's
-_THEIRS = ("_begin_index", "_internal_dict", "_step_index", "is_scale_input_called")
+# Attributes of a drop-in that the original has too.
+_SHARED = ("_internal_dict", "_step_index", "_begin_index", "is_scale_input_called")
 
 
 def twin_of(scheduler: Any) -> Any:
@@ -25,7 +26,7 @@ def twin_of(scheduler: Any) -> Any:
     original = type(scheduler)._original
     twin = object.__new__(original)
     for name, value in vars(scheduler).items():
-        if name in OURS and name not in _THEIRS:
+        if name in OURS and name not in _SHARED:
             continue
         if isinstance(value, torch.Tensor):
             vars(twin)[name] = value.detach().cpu().clone()
@@ -61,6 +62,21 @@ def _with_seed(step: Any, options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
+class _Draws(TorchDispatchMode):
+    """Takes down the dtype of normals that are drawn."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtype: torch.dtype | None = None
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        """Runs the operator."""
+        result = function(*args, **(kwargs or {}))
+        if self.dtype is None and "randn" in str(function):
+            self.dtype = result.dtype
+        return result
+
+
 class Trial:
     """A run of the original on a few numbers, from one index of `timesteps` on."""
 
@@ -75,6 +91,7 @@ class Trial:
         self.twin = twin_of(scheduler)
         self.begin, self.options = begin, _with_seed(self.twin.step, options)
         vars(self.twin)["_step_index"] = None
+        vars(self.twin)["is_scale_input_called"] = True  # it warns where that was left out
         if hasattr(self.twin, "_begin_index"):
             vars(self.twin)["_begin_index"] = begin
         self.times = self.twin.timesteps[begin:]
@@ -141,15 +158,19 @@ class Trial:
         return None
 
     def dtypes(self, sample: torch.dtype, output: torch.dtype) -> tuple:
-        """Returns the dtypes of (next sample, x0 estimate) that the original returns."""
-        found, x = (torch.promote_types(sample, output), sample), self.sample(sample)
+        """Returns the dtypes of the original's (next sample, x0 estimate, noise)."""
+        drawn = _Draws()
+        both = torch.promote_types(sample, output)
+        found, x = (both, sample, output), self.sample(sample)
         try:
             with torch.no_grad():
                 for k, (made, t) in enumerate(
                     zip(self.outputs(self.twin, output), self.times, strict=False)
                 ):
-                    following, x0 = self.takes(made, t, x)
-                    found = (following.dtype, found[1] if x0 is None else x0.dtype)
+                    with drawn:
+                        following, x0 = self.takes(made, t, x)
+                    shown = following if x0 is None else x0
+                    found = (following.dtype, shown.dtype, drawn.dtype or output)
                     x = following.to(sample)
                     if k == 2:
                         break

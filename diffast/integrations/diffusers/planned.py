@@ -330,10 +330,10 @@ class PlanScheduler(_WithEstimate):
         self._step_index = self._position(timestep) if begin is None else begin
 
     def _dtypes(self, sample, output: torch.dtype) -> tuple:
-        """Returns the dtypes of (next sample, x0 estimate)."""
+        """Returns the dtypes of (next sample, x0 estimate, noise)."""
         wide = self._recipe_of_plan.wide
         dtype = output if wide else torch.promote_types(output, sample.dtype)
-        return dtype, dtype
+        return dtype, dtype, output
 
     def _check_begin(self, i: int) -> None:
         if i and self._remembers:

@@ -152,6 +152,8 @@ def _written(scheduler: Any, kind: Any) -> set[str]:
     before, logger.disabled = logger.disabled, True
     try:
         fresh = vars(kind._original(**options))
+    except Exception:  # options that the constructor refuses were written later
+        fresh = {}
     finally:
         logger.disabled = before
     own = vars(scheduler)

@@ -153,7 +153,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             tuple(self.host.times),
             self.host.sigmas.tobytes(),
             self.timesteps.device,
-            self.num_inference_steps,
+            getattr(self, "num_inference_steps", None),
             begin,
             options,
             traced,
@@ -196,7 +196,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
 
     def _by_original(self, output, timestep, sample, return_dict, generator, options, noise):
         """Returns what the original's own step returns."""
-        if self._live:  # this step alone
+        past = self.__dict__["_step_index"] is not None and self._step_index >= self._count
+        if self._live and not past:  # this step alone
             self._say(f"timestep {timestep} is not the one that was set")
         more = self._named(options)
         if generator is not None:
@@ -204,11 +205,29 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         if noise is not None:
             more["variance_noise"] = noise
         step: Any = self._original.step  # pyright: ignore[reportAttributeAccessIssue]
-        return step(self, output, timestep, sample, return_dict=return_dict, **more)
+        try:
+            return step(self, output, timestep, sample, return_dict=return_dict, **more)
+        except IndexError as error:
+            i = self.__dict__["_step_index"]
+            if i is None or i < self._count:
+                raise
+            raise ValueError(self._too_many(i)) from error
+
+    def _too_many(self, i: int) -> str:
+        return (
+            f"{type(self).__name__}: step {i}, but {self._count} were set: call set_timesteps "
+            "before another run"
+        )
 
     def _ready(self, timestep, options: tuple, sample=None) -> tuple[Run | None, int]:
         """Returns (run, index) of a step that does not simply go on; run None: the original's."""
         if self._handed is not None:
+            return None, 0
+        if self._doubt is not None:
+            i = self._index(timestep)
+            if not self._original_does(i or 0, options):
+                raise self._doubt
+            self._hand_over(str(self._doubt))
             return None, 0
         if not self._live:  # no set_timesteps: the original's default timesteps, or a copy's
             self._odd_run = True
@@ -269,6 +288,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         begin = getattr(self, "_begin_index", None)
         if begin is None and self._positions is not None and not self._is_written():
             begin = self._place(timestep)
+            if begin is not None:  # of equal times the second one begins a run
+                begin = self._positions[float(self.host.times[begin])]
         if begin is None:
             super()._init_step_index(timestep)  # pyright: ignore[reportAttributeAccessIssue]
         else:
@@ -282,10 +303,9 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             self._init_step_index(timestep)
         i = self._step_index
         if i >= self._count:  # `run.next` says so too: it never gets there
-            raise ValueError(
-                f"{type(self).__name__}: step {i}, but {self._count} were set: "
-                "call set_timesteps before another run"
-            )
+            if self._memory is not NONE:
+                raise ValueError(self._too_many(i))
+            return None
         if self._reads_time and not self._stands_at(timestep, i):
             if self._memory is not NONE:
                 self._hand_over(f"timestep {timestep} was given in the place of number {i}")
@@ -315,8 +335,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             or run.next != i
             or run.options != options
             or self._is_written()
-            or self._reads_time
-            and not self._stands_at(timestep, i)
+            or (self._reads_time and not self._stands_at(timestep, i))
             or run.shape != sample.shape
             or run.chain is not None
         ):
@@ -326,13 +345,14 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                     output, timestep, sample, return_dict, generator, options, noise
                 )
         stage = i - run.begin
-        given = output.dtype
-        if run.draws:
-            output, noise = self._noise(run, stage, output, sample, generator, noise)
-        if given is sample.dtype is _float32:
-            dtype = shown = given
+        dtype = output.dtype
+        if dtype is sample.dtype is _float32:
+            shown = drawn = dtype
         else:
-            dtype, shown = run.dtypes.get((sample.dtype, given)) or self._dtypes(sample, given)
+            known = run.dtypes.get((sample.dtype, dtype))
+            dtype, shown, drawn = known or self._dtypes(sample, dtype)
+        if run.draws:
+            output, noise = self._noise(run, stage, output, sample, generator, noise, drawn)
         result = run.step(stage, sample, output, noise, dtype)
         own["_step_index"] = i + 1
         if run.lost[stage]:
@@ -347,7 +367,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         return self._output(return_dict, result, run, stage, sample, output, noise, shown)
 
     def _dtypes(self, sample, output: torch.dtype) -> tuple:
-        """Returns the dtypes of (next sample, x0 estimate): the original is asked, once."""
+        """Returns the dtypes of (next sample, x0 estimate, noise): the original is asked, once."""
         run = self._run
         found = Trial(self, run.begin, self._named(run.options)).dtypes(sample.dtype, output)
         run.dtypes[sample.dtype, output] = found
@@ -375,7 +395,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         begin = getattr(self, "_begin_index", None) or 0
         return begin - self._compiled.recipe.begin
 
-    def _noise(self, run, stage, output, sample, generator, noise):
+    def _noise(self, run, stage, output, sample, generator, noise, dtype):
         """Returns the network's output of x0 alone, and the normals of this stage or None."""
         if self._counter and noise is not None:
             raise ValueError(
@@ -394,9 +414,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             noise = torch.empty(sample.shape, dtype=torch.float32, device=sample.device)
             ops.normal_out(run.ids, 0, ops.STEP_NOISE + stage, 1.0, noise)
         elif noise is None:
-            kind = recipe.noise_dtype or output.dtype
             noise = randn_tensor(
-                sample.shape, generator=generator, device=output.device, dtype=kind
+                sample.shape, generator=generator, device=output.device, dtype=dtype
             )
         noise = noise.to(output.device).contiguous()
         return output, noise if deviation is None else deviation * noise
@@ -417,9 +436,10 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         own = self.__dict__
         if not own["_live"] or self._is_written():
             return self._original.scale_model_input(self, sample, timestep)
-        i = own["_step_index"]
-        if i is None:
-            self._init_step_index(timestep)
-            i = own["_step_index"]
+        i, run = own["_step_index"], own["_run"]
+        if i is None or run is None or run.next != i:
+            run, i = self._ready(timestep, self._options if run is None else run.options)
+            if run is None:
+                return self._original.scale_model_input(self, sample, timestep)
         own["is_scale_input_called"] = True
         return sample * self._factors[i]
