@@ -47,7 +47,7 @@ class _Preconditioned(_Scaled):
     """A drop-in whose network sees x / sqrt(sigma^2 + sigma_data^2)."""
 
     def _input_factors(self):
-        return scale(self.host.sigmas, self.config["sigma_data"])
+        return scale(self.host.sigmas, self.config.sigma_data)
 
 
 def _step(self, model_output, timestep, sample, return_dict=True):
@@ -265,6 +265,8 @@ DiffastSASolverScheduler = _drop_in(
     _step_without_variance,
     _Corrected,
     _memory=memory.SA_SOLVER,
+    _chained=True,
+    _reads_time=True,
 )
 
 
