@@ -17,11 +17,11 @@ from diffusers.configuration_utils import FrozenDict
 # Attributes of a drop-in that are not settings: writing to them makes no plan stale.
 OURS = frozenset(
     {
-        *("_begin_index", "_compiled", "_config_seen", "_count", "_counter", "_doubt", "_factors"),
-        *("_foreign", "_handed", "_internal_dict", "_kept", "_live", "_made", "_odd", "_odd_run"),
-        "_order",
-        *("_per_run", "_positions", "_run", "_said", "_step_index", "_strict", "_trial"),
-        *("_base", "_size", "_watched", "_writes", "host", "is_scale_input_called"),
+        *("_base", "_begin_index", "_compiled", "_config_seen", "_count", "_counter", "_doubt"),
+        *("_factors", "_foreign", "_handed", "_internal_dict", "_kept", "_live", "_made"),
+        *("_numbers", "_odd", "_odd_run", "_order", "_per_run", "_positions", "_run", "_said"),
+        *("_size", "_step_index", "_strict", "_trial", "_watched", "_writes", "host"),
+        "is_scale_input_called",
     }
 )
 
