@@ -171,7 +171,8 @@ def _linear(name: str) -> Callable:
         else:
             columns = _host_columns(weights, len(xs))
         with _one_level():
-            return list(_Linear.apply(run, columns, [x.dtype for x in xs], *xs))
+            function: Any = _Linear  # torch declares `apply` for another class only
+            return list(function.apply(run, columns, [x.dtype for x in xs], *xs))
 
     return call
 
