@@ -15,7 +15,7 @@ import ops_worker as worker  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore")  # casts of the attack itself
 
 
-@pytest.mark.parametrize("first", range(0, 300, 50))
+@pytest.mark.parametrize("first", range(0, 200, 50))
 def test_random_calls_are_equal_or_refused(first):
     for seed in range(first, first + 50):
         outcome = worker.outcome(seed)
@@ -50,22 +50,23 @@ def beside(arguments):
     [
         (lambda arguments: arguments[4].view(-1)[:1].add_(1), "differing"),
         (beside, "differing"),
-        (lambda arguments: torch.empty(-1), "disagree"),
+        (lambda arguments: torch.empty(-1), "refused after writing"),
     ],
     ids=("a wrong number", "a byte beside", "an error"),
 )
 def test_a_wrong_op_is_found(spoil, kind, monkeypatch):
     monkeypatch.setitem(worker.FUNCTIONS, "normal.out", broken("normal.out", spoil))
     found = set()
-    for seed in range(2000):
+    for seed in range(400):
         call = worker.Call(np.random.default_rng(seed))
         if call.name == "normal.out" and call.arguments[4].numel():
             found.add(worker.outcome(seed)["kind"])
-            if kind in found or len(found) > 3:
+            if kind in found:
                 break
-    assert kind in found or (kind == "disagree" and "unclear" in found)
+    assert kind in found
 
 
+@pytest.mark.slow
 def test_a_crash_is_an_outcome_and_the_others_go_on():
     process = attack_ops.Worker(ROOT)
     kinds = [outcome["kind"] for outcome in process.outcomes([7, "no seed", 8])]
