@@ -101,8 +101,10 @@ def modes() -> dict[str, dict[str, tuple[str, str]]]:
                     found[name][executor] = "WRONG", "fake samples"
                     continue
                 same = made.dtype == wanted.dtype and made.device == wanted.device
-                same = same and made.shape == wanted.shape and torch.allclose(
-                    made.detach(), wanted, rtol=1e-4, atol=1e-4
+                same = (
+                    same
+                    and made.shape == wanted.shape
+                    and torch.allclose(made.detach(), wanted, rtol=1e-4, atol=1e-4)
                 )
                 found[name][executor] = ("right", "") if same else ("WRONG", f"{made.dtype}")
     return found
