@@ -130,8 +130,7 @@ def table(found: dict[str, dict[str, tuple[str, str]]]) -> str:
         words = (
             first[0]
             if not others
-            else f"{first[0]}; "
-            + "; ".join(f"{kind}: {_named(names)}" for kind, names in others)
+            else f"{first[0]}; " + "; ".join(f"{kind}: {_named(names)}" for kind, names in others)
         )
         lines.append(f"| {name} | {words} |")
     return "\n".join(lines)
