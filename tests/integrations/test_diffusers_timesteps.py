@@ -7,7 +7,8 @@ pytest.importorskip("diffusers")
 
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
-from diffast.integrations.diffusers import DiffastScheduler, scheduler
+from diffast.integrations.diffusers import DiffastScheduler, places
+from diffast.integrations.handed_over import HandedOverWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -39,7 +40,7 @@ def run(original, loop_over, reads):
 
 @pytest.mark.parametrize("original", [DDIMScheduler, EulerDiscreteScheduler])
 def test_a_loop_over_a_tensor_of_the_callers_reads_it_once(original, reads, monkeypatch):
-    monkeypatch.setattr(scheduler, "on_host", lambda device: False)
+    monkeypatch.setattr(places, "on_host", lambda device: False)
     wanted = run(original, lambda times: times, reads)
     assert reads == []
     for foreign in (torch.clone, lambda t: t.double(), lambda t: torch.cat([t, t])[:8]):
@@ -49,7 +50,7 @@ def test_a_loop_over_a_tensor_of_the_callers_reads_it_once(original, reads, monk
 
 @pytest.mark.parametrize("free", [True, False])
 def test_a_number_that_was_written_over_is_read_again(free, monkeypatch):
-    monkeypatch.setattr(scheduler, "on_host", lambda device: free)
+    monkeypatch.setattr(places, "on_host", lambda device: free)
     drop_in = DiffastScheduler.from_scheduler(DDIMScheduler())
     drop_in.set_timesteps(8)
     buffer = torch.zeros(2, dtype=torch.int64)
@@ -69,8 +70,16 @@ def test_memory_that_numpy_wrote_to_is_read_again():
     assert [drop_in._position(t) for t in times] == list(range(7, -1, -1))
 
 
-def test_an_unknown_time_of_the_callers_is_refused():
-    scheduler = DiffastScheduler.from_scheduler(DDIMScheduler())
-    scheduler.set_timesteps(8)
-    with pytest.raises(ValueError, match="timestep 3 but the timesteps set are"):
-        scheduler.step(torch.zeros(1, 3), torch.tensor([1, 3])[1], torch.zeros(1, 3))
+def test_an_unknown_time_of_the_callers_is_the_original_s():
+    original, ours = DDIMScheduler(), DiffastScheduler.from_scheduler(DDIMScheduler())
+    x, output = torch.randn(1, 3, 4, 4), torch.randn(1, 3, 4, 4)
+    for scheduler in (original, ours):
+        scheduler.set_timesteps(8)
+    t = torch.tensor([1, 3])[1]
+    with pytest.warns(HandedOverWarning, match="timestep 3 is not the one that was set"):
+        found = ours.step(output, t, x).prev_sample
+    assert torch.equal(found, original.step(output, t, x).prev_sample)
+    # the run goes on, fused
+    t = ours.timesteps[2]
+    wanted = original.step(output, t, x).prev_sample
+    assert torch.allclose(ours.step(output, t, x).prev_sample, wanted, atol=1e-6)

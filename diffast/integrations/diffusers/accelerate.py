@@ -12,6 +12,7 @@ from diffast import planning
 from diffast.guidance.guide import Guide
 from diffast.integrations.diffusers.convention import convention_of
 from diffast.integrations.diffusers.guidance_hook import scales_of
+from diffast.integrations.diffusers.live import setting
 from diffast.integrations.diffusers.planned import PlanScheduler
 from diffast.integrations.diffusers.scheduler import DiffastScheduler
 from diffast.model.fingerprint import fingerprint
@@ -161,7 +162,10 @@ def _planned(
 
 def _notes(scheduler) -> tuple[str, ...]:
     config, notes = scheduler.config, []
-    if config.get("algorithm_type") == "sde-dpmsolver++" and config.get("solver_order") == 3:
+    if (
+        setting(config, "algorithm_type") == "sde-dpmsolver++"
+        and setting(config, "solver_order") == 3
+    ):
         notes.append(
             "third-order SDE steps have the published sign in one term, diffusers the opposite: "
             "the pictures differ"

@@ -6,12 +6,14 @@ import torch
 from diffusers import SchedulerMixin as SchedulerMixin  # pipelines look for it here
 from diffusers import schedulers as originals
 
-from diffast.integrations.diffusers import dpm_family, indexed, sigmas
+from diffast.integrations.diffusers import dpm_family, indexed, memory, sigmas
 from diffast.integrations.diffusers.outputs import Pair
-from diffast.integrations.diffusers.scheduler import DiffastScheduler, drop_in, scale
-from diffast.integrations.diffusers.shared import without_variance
+from diffast.integrations.diffusers.registry import drop_in
+from diffast.integrations.diffusers.scheduler import DiffastScheduler
+from diffast.integrations.diffusers.shared import scale, without_variance
 
 NO_CHURN = (0.0, 0.0, float("inf"), 1.0)
+_CHURN = {"_options": NO_CHURN, "_option_names": ("s_churn", "s_tmin", "s_tmax", "s_noise")}
 
 
 class _WithEstimate(DiffastScheduler):
@@ -19,7 +21,7 @@ class _WithEstimate(DiffastScheduler):
 
     def _output(self, return_dict, sample, *seen):
         if return_dict:
-            return self._Output(sample, seen[0].x0(*seen[1:], sample.dtype))
+            return self._Output(sample, seen[0].x0(*seen[1:]))
         return Pair(sample, seen)
 
     def _traced_output(self, return_dict, sample, x0):
@@ -45,7 +47,7 @@ class _Preconditioned(_Scaled):
     """A drop-in whose network sees x / sqrt(sigma^2 + sigma_data^2)."""
 
     def _input_factors(self):
-        return scale(self.host.sigmas, self.config["sigma_data"])
+        return scale(self.host.sigmas, self.config.sigma_data)
 
 
 def _step(self, model_output, timestep, sample, return_dict=True):
@@ -103,6 +105,7 @@ class DiffastDDIMScheduler(_WithEstimate, originals.DDIMScheduler):
 
     _searches = True
     _options = (0.0, False)
+    _option_names = ("eta", "use_clipped_model_output")
     _recipe = indexed.ddim
 
     def step(
@@ -128,12 +131,16 @@ class DiffastDDIMScheduler(_WithEstimate, originals.DDIMScheduler):
 DiffastDDPMScheduler = _drop_in(
     originals.DDPMScheduler, indexed.ddpm, _drawing_step, _WithEstimate, _searches=True
 )
-DiffastLCMScheduler = _drop_in(originals.LCMScheduler, indexed.lcm, _drawing_step, _WithEstimate)
-DiffastPNDMScheduler = _drop_in(originals.PNDMScheduler, indexed.pndm, _step)
+DiffastLCMScheduler = _drop_in(
+    originals.LCMScheduler, indexed.lcm, _drawing_step, _WithEstimate, _reads_time=True
+)
+DiffastPNDMScheduler = _drop_in(
+    originals.PNDMScheduler, indexed.pndm, _step, _memory=memory.PNDM, _reads_time=True
+)
 
 _in_sigmas = (_SigmaSpace, _WithEstimate)
 DiffastEulerDiscreteScheduler = _drop_in(
-    originals.EulerDiscreteScheduler, sigmas.euler, _churning_step, *_in_sigmas, _options=NO_CHURN
+    originals.EulerDiscreteScheduler, sigmas.euler, _churning_step, *_in_sigmas, **_CHURN
 )
 
 
@@ -141,7 +148,7 @@ DiffastEulerDiscreteScheduler = _drop_in(
 class DiffastEDMEulerScheduler(_Preconditioned, _WithEstimate, originals.EDMEulerScheduler):
     """Drop-in for EDMEulerScheduler."""
 
-    _options = NO_CHURN
+    _options, _option_names = _CHURN.values()
     _recipe = sigmas.edm_euler
 
     def step(
@@ -168,7 +175,12 @@ DiffastEulerAncestralDiscreteScheduler = _drop_in(
     originals.EulerAncestralDiscreteScheduler, sigmas.euler_ancestral, _drawing_step, *_in_sigmas
 )
 DiffastHeunDiscreteScheduler = _drop_in(
-    originals.HeunDiscreteScheduler, sigmas.heun, _step, *_in_sigmas, order=2
+    originals.HeunDiscreteScheduler,
+    sigmas.heun,
+    _step,
+    *_in_sigmas,
+    order=2,
+    _memory=memory.HEUN,
 )
 
 
@@ -177,7 +189,7 @@ class DiffastKDPM2DiscreteScheduler(_SigmaSpace, _WithEstimate, originals.KDPM2D
     """Drop-in for KDPM2DiscreteScheduler."""
 
     order = 2
-    _recipe = sigmas.dpm_2
+    _recipe, _memory = sigmas.dpm_2, memory.MIDPOINT
     step = _step
 
     def _input_factors(self):
@@ -192,8 +204,8 @@ class DiffastKDPM2DiscreteScheduler(_SigmaSpace, _WithEstimate, originals.KDPM2D
 class DiffastLMSDiscreteScheduler(_SigmaSpace, _WithEstimate, originals.LMSDiscreteScheduler):
     """Drop-in for LMSDiscreteScheduler."""
 
-    _options = (4,)
-    _recipe = sigmas.lms
+    _options, _option_names = (4,), ("order",)
+    _recipe, _memory = sigmas.lms, memory.LMS
 
     def step(self, model_output, timestep, sample, order=4, return_dict=True):
         """Returns the previous sample and the x0 estimate; see diffusers."""
@@ -204,7 +216,7 @@ class DiffastLMSDiscreteScheduler(_SigmaSpace, _WithEstimate, originals.LMSDiscr
 class DiffastDPMSolverMultistepScheduler(DiffastScheduler, originals.DPMSolverMultistepScheduler):
     """Drop-in for DPMSolverMultistepScheduler; its third-order SDE has the published sign."""
 
-    _recipe = dpm_family.dpm_multistep
+    _recipe, _memory = dpm_family.dpm_multistep, memory.MULTISTEP
 
     def step(
         self, model_output, timestep, sample, generator=None, variance_noise=None, return_dict=True
@@ -219,16 +231,41 @@ DiffastEDMDPMSolverMultistepScheduler = _drop_in(
     dpm_family.dpm_multistep,
     _drawing_step,
     _Preconditioned,
+    _memory=memory.MULTISTEP,
 )
 DiffastDPMSolverSinglestepScheduler = _drop_in(
-    originals.DPMSolverSinglestepScheduler, dpm_family.dpm_singlestep, _step_without_variance
+    originals.DPMSolverSinglestepScheduler,
+    dpm_family.dpm_singlestep,
+    _step_without_variance,
+    _memory=memory.SINGLESTEP,
 )
 DiffastUniPCMultistepScheduler = _drop_in(
-    originals.UniPCMultistepScheduler, dpm_family.unipc, _step
+    originals.UniPCMultistepScheduler, dpm_family.unipc, _step, _memory=memory.UNIPC
 )
-DiffastDEISMultistepScheduler = _drop_in(originals.DEISMultistepScheduler, dpm_family.deis, _step)
+DiffastDEISMultistepScheduler = _drop_in(
+    originals.DEISMultistepScheduler, dpm_family.deis, _step, _memory=memory.MULTISTEP
+)
+
+
+class _Corrected(DiffastScheduler):
+    """A drop-in whose original remembers a state that the plan has multiplied out."""
+
+    def _output(self, return_dict, sample, *seen):
+        run, noise = seen[0], seen[4]
+        run.last = sample, sample._version, noise
+        return super()._output(return_dict, sample)
+
+    def _traced_output(self, return_dict, sample, x0):
+        return super()._output(return_dict, sample)
+
+
 DiffastSASolverScheduler = _drop_in(
-    originals.SASolverScheduler, dpm_family.sa_solver, _step_without_variance
+    originals.SASolverScheduler,
+    dpm_family.sa_solver,
+    _step_without_variance,
+    _Corrected,
+    _memory=memory.SA_SOLVER,
+    _reads_time=True,
 )
 
 
@@ -238,8 +275,8 @@ class DiffastFlowMatchEulerDiscreteScheduler(
 ):
     """Drop-in for FlowMatchEulerDiscreteScheduler."""
 
-    _options = NO_CHURN
-    _recipe = sigmas.flow_euler
+    _options, _option_names = _CHURN.values()
+    _recipe, _on_device = sigmas.flow_euler, ("sigmas",)
 
     def step(
         self,
@@ -267,5 +304,7 @@ DiffastFlowMatchHeunDiscreteScheduler = _drop_in(
     sigmas.flow_heun,
     _churning_step,
     order=2,
-    _options=NO_CHURN,
+    _memory=memory.HEUN,
+    _on_device=("sigmas",),
+    **_CHURN,
 )

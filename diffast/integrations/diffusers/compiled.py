@@ -65,7 +65,9 @@ class CompiledRun:
                 "of torch.compile"
             )
         dtype = output.dtype
-        if not self.recipe.wide and sample.dtype != dtype:
+        if self.recipe.wide == "sample":
+            dtype = sample.dtype
+        elif not self.recipe.wide and sample.dtype != dtype:
             dtype = torch.promote_types(dtype, sample.dtype)
         state: Any = self._state(sample, row, generator)
         if noise is not None and self.counter:
@@ -73,7 +75,7 @@ class CompiledRun:
         if not self.draws:
             noise = None
         elif noise is None and not self.counter:
-            kind = self.recipe.noise_dtype or output.dtype
+            kind = self.recipe.dtype_of_noise(sample.dtype, output.dtype)
             noise = randn_tensor(
                 sample.shape, generator=generator, device=output.device, dtype=kind
             )

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from diffast import schedules, solvers
+from diffast.integrations.diffusers.live import setting
 from diffast.integrations.diffusers.reading import edm_reading
 from diffast.integrations.diffusers.run import Recipe
 from diffast.integrations.diffusers.shared import falling, hook_of, levels, predicts, sigma_space
@@ -17,13 +18,18 @@ from diffast.solvers import compat
 
 def _space(config, sigmas):
     """Returns (schedule, grid) that a list of sigmas stands for in the DPM-Solver family."""
-    grid = falling(sigmas)
-    if config.get("use_flow_sigmas"):
+    grid, flow = falling(sigmas), bool(setting(config, "use_flow_sigmas"))
+    if config.prediction_type == "flow_prediction" and not flow:
+        raise ValueError(
+            "prediction_type is 'flow_prediction' and use_flow_sigmas is False, but a flow's network "
+            "needs a flow's sigmas"
+        )
+    if flow:
         return schedules.flow(), grid
     return schedules.trig(), np.arctan(grid)
 
 
-def _rising_orders(config, count, begin, final_first) -> list[int]:
+def rising_orders(config, count, begin, final_first) -> list[int]:
     """Returns the order of each step from `begin` on, as DPMSolverMultistep lowers it."""
     short = config.lower_order_final and count < 15
     orders = []
@@ -60,7 +66,7 @@ def dpm_multistep(scheduler, begin, options) -> Recipe:
     else:
         space, grid = _space(config, sigmas)
     final_first = config.euler_at_final or config.final_sigmas_type == "zero"
-    orders = _rising_orders(config, len(scheduler.timesteps), begin, final_first)
+    orders = rising_orders(config, len(scheduler.timesteps), begin, final_first)
     kind, third = config.algorithm_type, config.solver_order == 3
     build = _MULTISTEP.get((kind, third))
     if build is None:
@@ -78,7 +84,7 @@ def dpm_multistep(scheduler, begin, options) -> Recipe:
         hook=hook_of(scheduler),
         draws=(sde,) * plan.nfe,
         noise_dtype=None if edm else torch.float32,
-        wide=not edm,
+        wide=not edm and config.prediction_type == "sample",
         begin=begin,
     )
 
@@ -108,7 +114,7 @@ def deis(scheduler, begin, options) -> Recipe:
     """DEISMultistepScheduler."""
     config = scheduler.config
     space, grid = _space(config, levels(scheduler)[begin:])
-    orders = _rising_orders(config, len(scheduler.timesteps), begin, False)
+    orders = rising_orders(config, len(scheduler.timesteps), begin, False)
     plan = solvers.deis(space, grid, order=config.solver_order, orders=orders)
     reads = Prediction(space, predicts(config))
     return Recipe(plan, reads, hook=hook_of(scheduler), begin=begin)
@@ -142,7 +148,7 @@ def unipc(scheduler, begin, options) -> Recipe:
     )
     reads = Prediction(space, predicts(config))
     hook = hook_of(scheduler) if form == "data" else None  # noise is not thresholded there
-    return Recipe(plan, reads, hook=hook, begin=begin)
+    return Recipe(plan, reads, hook=hook, wide="sample", begin=begin)
 
 
 def sa_solver(scheduler, begin, options) -> Recipe:
@@ -170,4 +176,5 @@ def sa_solver(scheduler, begin, options) -> Recipe:
     )
     reads = Prediction(space, predicts(config))
     draws = (True,) * plan.nfe
-    return Recipe(plan, reads, hook=hook_of(scheduler), draws=draws, begin=begin)
+    hook = hook_of(scheduler)
+    return Recipe(plan, reads, hook=hook, draws=draws, wide="sample", begin=begin)

@@ -19,8 +19,12 @@ class Pair(tuple):
         return tuple.__new__(cls, (sample, seen))
 
     def _estimate(self):
-        sample, (run, *step) = tuple.__iter__(self)
-        return run.x0(*step, sample.dtype)
+        _, (run, *step) = tuple.__iter__(self)
+        return run.x0(*step)
+
+    def __reduce__(self):
+        """Returns how to copy it: as a plain pair."""
+        return tuple, ([*self],)
 
     def __len__(self):
         """Returns 2."""

@@ -19,8 +19,9 @@ from diffast.integrations.diffusers.classes import _WithEstimate
 from diffast.integrations.diffusers.convention import Convention, check_same, convention_of
 from diffast.integrations.diffusers.guidance_hook import GuidanceHook
 from diffast.integrations.diffusers.guides import GuidedOutputs
+from diffast.integrations.diffusers.live import setting
+from diffast.integrations.diffusers.registry import NOISES, watch
 from diffast.integrations.diffusers.run import Recipe
-from diffast.integrations.diffusers.scheduler import NOISES
 from diffast.integrations.diffusers.shared import clamp_of
 from diffast.lowering.evaluations import branch_columns, gradients_of
 from diffast.plans import Plan
@@ -82,8 +83,7 @@ class PlanScheduler(_WithEstimate):
         # an underscore in front: other schedulers that are made from the config leave it out
         self.register_to_config(**{**(config or {}), "noise": noise, _OWN: own})
         self._counter = noise == "counter"
-        self._run = self._compiled = self._positions = self._kept = self.host = None
-        self._factors = self._step_index = self._begin_index = None
+        self._begin_index = None
         self._hook: GuidanceHook | None = None
         self.num_inference_steps = None
         self._made, self.guides = True, tuple(guides)
@@ -196,6 +196,7 @@ class PlanScheduler(_WithEstimate):
                 f"num_inference_steps is {num_inference_steps}, but the plan {self.plan.name} "
                 f"makes {calls} network calls: call the pipeline with num_inference_steps={calls}"
             )
+        self._before_set_timesteps()
         self.num_inference_steps = calls
         self._lay_out(device)
         if self._hook is not None:
@@ -219,7 +220,7 @@ class PlanScheduler(_WithEstimate):
         clamp = hook = None
         if not self.convention.is_flow:
             clamp = clamp_of(config)
-            if config.get("thresholding"):
+            if setting(config, "thresholding"):
                 hook = functools.partial(_threshold, self)
         reads = self.convention.prediction
         return Recipe(
@@ -278,13 +279,63 @@ class PlanScheduler(_WithEstimate):
         self._check_begin(begin_index)
         self._begin_index = begin_index
 
-    def _run_from(self, i: int, options: tuple):
-        run = self._run
+    def _prepare(self, waits: bool = False) -> None:
+        """Makes a run ready."""
+        watch(self)
+        self._run = self._compiled = None
+        self._start(0, self._options)
+        self._live = True
+
+    def _look(self) -> None:
+        """Sees to what was written: levels are the plan's, clipping is the scheduler's.
+
+        Raises:
+            ValueError: levels that were written, and any write between two steps.
+        """
+        written = self._changes()
+        levels = written & {"timesteps", "sigmas", "num_inference_steps"}
+        if levels:
+            raise ValueError(
+                f"the scheduler's {', '.join(sorted(levels))} was written, but the plan "
+                f"{self.plan.name} has levels of its own: use accelerate(pipe) without a plan"
+            )
+        if self._run is not None and self._run.next != -1:
+            raise ValueError(
+                f"the scheduler's {', '.join(sorted(written))} was written between two steps of "
+                f"the plan {self.plan.name}: write before the first step"
+            )
+        self._kept, at = None, self._step_index
+        self._recipe_of_plan = self._make_recipe()
+        self._prepare()
+        self._step_index = at
+
+    def _before_set_timesteps(self) -> None:
+        """Sees to what was written since the last run."""
+        if self._changes() - {"timesteps", "sigmas", "num_inference_steps"}:
+            self._kept = None
+            self._recipe_of_plan = self._make_recipe()
+
+    def _ready(self, timestep, options: tuple):
+        if self._is_written():
+            self._look()
+        i, run = self._index(timestep), self._run
+        if i is None:
+            raise ValueError(self._too_many(self._step_index))
         if run is None or run.next != i:
             self._check_begin(i)
             if run is None or run.next != -1 or i == 0:
                 run = self._start(0, options)
-        return run
+        return run, i
+
+    def _init_step_index(self, timestep) -> None:
+        begin = self._begin_index
+        self._step_index = self._position(timestep) if begin is None else begin
+
+    def _dtypes(self, sample, output: torch.dtype) -> tuple:
+        """Returns the dtypes of (next sample, x0 estimate, noise)."""
+        wide = self._recipe_of_plan.wide
+        dtype = output if wide else torch.promote_types(output, sample.dtype)
+        return dtype, dtype, output
 
     def _check_begin(self, i: int) -> None:
         if i and self._remembers:

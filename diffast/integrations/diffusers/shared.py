@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from diffast import schedules
+from diffast.integrations.diffusers.live import setting
 
 
 @dataclass(frozen=True)
@@ -29,20 +31,17 @@ class Host:
     clean: float
 
 
-def read(scheduler, known: Host | None) -> Host:
-    """Returns the numbers; those that never change are taken from what is known already."""
+def read(scheduler) -> Host:
+    """Returns the numbers as they are now."""
 
     def array(name):
         tensor = getattr(scheduler, name, None)
-        if tensor is None:
-            return np.empty(0)
+        if not isinstance(tensor, torch.Tensor):
+            return np.empty(0) if tensor is None else np.array(tensor, dtype=np.float64)
         return tensor.detach().cpu().to(torch.float64).numpy()
 
-    if known is None:
-        clean = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
-        fixed = array("alphas_cumprod"), array("betas"), clean
-    else:
-        fixed = known.products, known.betas, known.clean
+    clean = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
+    fixed = array("alphas_cumprod"), array("betas"), clean
     return Host(scheduler.timesteps.tolist(), array("sigmas"), *fixed)
 
 
@@ -88,14 +87,14 @@ def falling(grid: np.ndarray) -> np.ndarray:
 
 def clamp_of(config) -> float | None:
     """Returns the limit of the x0 estimate, if the config clips it and nothing else is done."""
-    if config.get("clip_sample") and not config.get("thresholding"):
+    if setting(config, "clip_sample") and not setting(config, "thresholding"):
         return float(config.clip_sample_range)
     return None
 
 
 def hook_of(scheduler):
     """Returns dynamic thresholding as a function of the x0 estimate, if the config wants it."""
-    return scheduler._threshold_sample if scheduler.config.get("thresholding") else None
+    return scheduler._threshold_sample if setting(scheduler.config, "thresholding") else None
 
 
 def levels(scheduler) -> np.ndarray:
@@ -108,8 +107,13 @@ def sigma_space(sigmas):
     return schedules.edm(sigma_min=1e-6 * float(sigmas[0]), sigma_max=float(sigmas[0]))
 
 
+def scale(sigmas, data: float = 1.0) -> list[float]:
+    """Returns 1 / sqrt(sigma^2 + data^2) for each noise level."""
+    return [1.0 / math.sqrt(s * s + data * data) for s in sigmas.tolist()]
+
+
 def without_variance(config, output):
     """Returns the first three channels of a network that predicts its variance too."""
-    if config.get("variance_type") in ("learned", "learned_range"):
+    if setting(config, "variance_type") in ("learned", "learned_range"):
         return output[:, :3]
     return output

@@ -1,0 +1,209 @@
+"""What a drop-in watches: writes of other people's code to the live scheduler.
+
+diffusers' schedulers read their configuration and their tensors anew at every step, and pipelines
+and users write to them: attributes are replaced, tensors are changed in place, options are set on
+the configuration, the memory of a multistep method is swapped. A drop-in prepares a run ahead, so
+it has to notice each of these. No check here reads from a device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import FrozenDict
+
+# Attributes of a drop-in that are not settings: writing to them makes no plan stale.
+OURS = frozenset(
+    {
+        *("_begin_index", "_compiled", "_config_seen", "_count", "_counter", "_doubt", "_factors"),
+        *("_foreign", "_handed", "_internal_dict", "_kept", "_live", "_made", "_odd", "_odd_run"),
+        "_order",
+        *("_per_run", "_positions", "_run", "_said", "_step_index", "_strict", "_trial"),
+        *("_base", "_size", "_watched", "_writes", "host", "is_scale_input_called"),
+    }
+)
+
+
+class LiveConfig(FrozenDict):
+    """A scheduler's configuration that counts the writes to it.
+
+    diffusers' FrozenDict does not keep people from writing, and its methods read attributes, which
+    `config.option = value` sets, while the item of that name stays as it was.
+    """
+
+    @classmethod
+    def of(cls, config: FrozenDict) -> LiveConfig:
+        """Returns a configuration of the same items and attributes."""
+        if type(config) is cls:
+            return config
+        made = cls(config)
+        vars(made).update(vars(config))
+        return made
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets it and counts the write."""
+        super().__setattr__(name, value)
+        own = vars(self)
+        own["_writes"] = own.get("_writes", 0) + 1
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        """Sets the item and counts the write."""
+        super().__setitem__(name, value)
+        own = vars(self)
+        own["_writes"] = own.get("_writes", 0) + 1
+
+    def __reduce__(self):
+        """Returns how to copy it, attributes included."""
+        return _remade, (dict(self), dict(vars(self)))
+
+
+def _remade(items: dict, attributes: dict) -> LiveConfig:
+    made = LiveConfig(items)
+    vars(made).clear()
+    vars(made).update(attributes)
+    return made
+
+
+def is_rewritten(config: FrozenDict) -> bool:
+    """Returns whether an attribute of the configuration differs from its item."""
+    own = vars(config)
+    return any(name in own and not same(own[name], value) for name, value in config.items())
+
+
+def settings_of(config: FrozenDict) -> dict[str, Any]:
+    """Returns the options as diffusers reads them: the attribute, where it was written."""
+    own = vars(config)
+    return {name: own.get(name, value) for name, value in config.items()}
+
+
+def setting(config: Any, name: str, default: Any = None) -> Any:
+    """Returns one option as diffusers reads it, by attribute."""
+    return getattr(config, name, default)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Returns whether two attributes of schedulers hold the same values."""
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, torch.Tensor):
+        if one.shape != other.shape or one.dtype != other.dtype:
+            return False
+        return torch.equal(one.detach().cpu(), other.detach().cpu())
+    if isinstance(one, np.ndarray):
+        return one.shape == other.shape and bool((one == other).all())
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    try:
+        return bool(one == other) or (one != one and other != other)
+    except Exception:
+        return False
+
+
+# Tensors that no step reads, as they matter to `set_timesteps` alone; further ones that no step of
+# a scheduler with `sigmas` reads. The sigmas themselves are compared by value.
+_OF_TRAINING = frozenset({"alphas", "alpha_t", "betas", "lambda_t", "sigma_t"})
+_UNREAD = _OF_TRAINING | {"alphas_cumprod", "sigmas", "timesteps"}
+
+
+class Watch:
+    """The tensors and lists of a scheduler, as they were when a run was prepared.
+
+    A tensor that autograd counts is compared by its version. Memory that is written past this
+    counter (`.data`, a numpy view) is compared by value where the tensor is on the CPU and short.
+    """
+
+    __slots__ = ("all", "level", "levels", "lists", "tensors", "versions", "views")
+
+    def __init__(self, attributes: dict[str, Any], skipped: Any, needed: Any = ()):
+        """Looks at the attributes.
+
+        Args:
+            attributes: of the scheduler.
+            skipped: names of those that are not looked at.
+            needed: names of those that its step reads, though most schedulers' steps do not.
+        """
+        kept = {name: value for name, value in attributes.items() if name not in skipped}
+        tensors = {n: v for n, v in kept.items() if isinstance(v, torch.Tensor)}
+        counted = {n: v for n, v in tensors.items() if not v.is_inference()}
+        self.all = [(name, tensor, tensor._version) for name, tensor in counted.items()]
+        # those that a step reads
+        unread = _UNREAD if "sigmas" in kept else _OF_TRAINING
+        unread = unread - set(needed)
+        read = [tensor for name, tensor in counted.items() if name not in unread]
+        # noise levels, also where a write gives them no new version
+        level = kept.get("sigmas")
+        self.level = view_of(level) if isinstance(level, torch.Tensor) else None
+        self.level = np.empty(0) if self.level is None else self.level
+        self.levels = self.level.tobytes()
+        if level is not None and not len(self.levels) and not level.is_inference():
+            read.append(level)
+        self.tensors, self.versions = read, [tensor._version for tensor in read]
+        self.views = [(n, v, view_of(v)) for n, v in tensors.items()]
+        self.views = [(n, v, view.tobytes()) for n, v, view in self.views if view is not None]
+        self.lists = [
+            (n, v, v.tobytes() if isinstance(v, np.ndarray) else list(v))
+            for n, v in kept.items()
+            if isinstance(v, (list, np.ndarray))
+        ]
+
+    def changed(self) -> set[str]:
+        """Returns the names of those whose values have changed; for the start of a run."""
+        found = {name for name, tensor, version in self.all if tensor._version != version}
+        found |= {name for name, tensor, was in self.views if view_of(tensor).tobytes() != was}
+        for name, value, was in self.lists:
+            now = value.tobytes() if isinstance(value, np.ndarray) else list(value)
+            if not same(now, was):
+                found.add(name)
+        return found
+
+
+def view_of(tensor: torch.Tensor) -> np.ndarray | None:
+    """Returns the CPU tensor's memory as an array; None: it is elsewhere."""
+    if tensor.device.type != "cpu" or tensor.dtype == torch.bfloat16:
+        return None
+    return tensor.detach().numpy()
+
+
+class State:
+    """An attribute in which the original keeps what it remembers between two steps.
+
+    While fused steps run, what they remember lies in registers of their own. Reading or writing the
+    attribute moves it to the original's form and hands the rest of the run to the original's code.
+    """
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str):
+        """Names the attribute."""
+        self.name = name
+
+    def __get__(self, scheduler: Any, owner: type | None = None) -> Any:
+        """Returns the attribute's value."""
+        if scheduler is None:
+            return self
+        own = vars(scheduler)
+        if own.get("_live"):
+            scheduler._hand_over(f"its {self.name} was read between two steps")
+        try:
+            return own[self.name]
+        except KeyError:
+            raise AttributeError(
+                f"{type(scheduler).__name__!r} object has no attribute {self.name!r}"
+            ) from None
+
+    def __set__(self, scheduler: Any, value: Any) -> None:
+        """Sets the attribute's value."""
+        own = vars(scheduler)
+        if own.get("_live"):
+            scheduler._hand_over(f"its {self.name} was written between two steps")
+        own[self.name] = value
+
+    def __delete__(self, scheduler: Any) -> None:
+        """Deletes the attribute."""
+        del vars(scheduler)[self.name]
