@@ -42,17 +42,32 @@ class Memo:
         self.tensors: dict[str, torch.Tensor] = {}
         if self.path is None:
             return
+        _check_place(self.path)
         if self.path.exists():
             self._read(self.path)
-        elif not self.path.parent.is_dir():
-            raise ValueError(f"tune: resume is {self.path}, but there is no folder for it")
 
-    def __call__(self, name: str, work: Callable[[], Any]) -> Any:
-        """Returns the result of that name, from the file or worked out now; it is JSON."""
+    def __call__(
+        self, name: str, work: Callable[[], dict[str, Any]], *fields: str
+    ) -> dict[str, Any]:
+        """Returns the result of that name, from the file or worked out now; it is JSON.
+
+        Args:
+            name: of the result.
+            work: returns it, a dict that JSON holds.
+            fields: that a result of the file has to have.
+
+        Raises:
+            ValueError: the file's result is no dict with these fields.
+            OSError: the file cannot be written; the old one is kept.
+        """
         if name not in self.results:
             self.results[name] = json.loads(json.dumps(work()))
             self._write()
-        return self.results[name]
+        found = self.results[name]
+        missing = [f for f in fields if not isinstance(found, dict) or f not in found]
+        if missing:
+            raise ValueError(f"tune: {self.path}: result {name!r} has no {missing[0]!r}")
+        return found
 
     def tensor(self, name: str, work: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Returns the tensor of that name, from the file or worked out now; on the CPU."""
@@ -80,7 +95,9 @@ class Memo:
             body = json.loads(path.read_text())
             known = body["format"] == FORMAT and body["version"] == VERSION
             arguments, results = dict(body["arguments"]), dict(body["results"])
-        except (KeyError, TypeError, ValueError) as error:
+        except KeyError as error:
+            raise ValueError(f"tune: {path} is no file of a tuning run: no {error}") from None
+        except (OSError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"tune: {path} is no file of a tuning run ({error})") from None
         if not known:
             raise ValueError(f"tune: {path} is no file of a tuning run of this version")
@@ -98,8 +115,24 @@ class Memo:
                     if (file.metadata() or {}).get(_OF) != self._digest():
                         return  # of a run whose other file was removed
                     self.tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            except SafetensorError as error:
+            except (OSError, SafetensorError) as error:
                 raise ValueError(f"tune: {beside} is no safetensors file ({error})") from None
+
+
+def _check_place(path: Path) -> None:
+    """Raises ValueError where the file cannot be written anew after each result."""
+    folder = path.absolute().parent
+    try:
+        if path.is_dir():
+            raise ValueError(f"tune: resume is {path}, a folder, but a file is needed")
+        if not folder.is_dir():
+            raise ValueError(f"tune: resume is {path}, but there is no folder for it")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise ValueError(f"tune: resume is {path}, but its folder is not writable")
+        if path.exists() and not path.is_file():
+            raise ValueError(f"tune: resume is {path}, which is no file that can be replaced")
+    except OSError as error:  # a name that no file can have
+        raise ValueError(f"tune: resume is {path}: {error.strerror}") from None
 
 
 def _replace(path: Path, data: bytes) -> None:
@@ -116,6 +149,7 @@ def _replace(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(other, path)
     except OSError as error:
+        other.unlink(missing_ok=True)
         if error.errno is not None and error.filename is None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
