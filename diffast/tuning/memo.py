@@ -14,8 +14,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from diffast._files import load_json, shown
+
 FORMAT = "diffast tuning"
 VERSION = 1
+# How many times as large as a plan's file it may be: it holds all iterations.
+_ROOM = 16
 # Where a file of tensors says to which arguments it belongs.
 _OF = "arguments"
 
@@ -46,28 +50,13 @@ class Memo:
         if self.path.exists():
             self._read(self.path)
 
-    def __call__(
-        self, name: str, work: Callable[[], dict[str, Any]], *fields: str
-    ) -> dict[str, Any]:
-        """Returns the result of that name, from the file or worked out now; it is JSON.
-
-        Args:
-            name: of the result.
-            work: returns it, a dict that JSON holds.
-            fields: that a result of the file has to have.
-
-        Raises:
-            ValueError: the file's result is no dict with these fields.
-            OSError: the file cannot be written; the old one is kept.
-        """
+    def __call__(self, name: str, work: Callable[[], Any]) -> Any:
+        """Returns the result of that name, from the file or worked out now; it is JSON."""
         if name not in self.results:
             self.results[name] = json.loads(json.dumps(work()))
             self._write()
         found = self.results[name]
-        missing = [f for f in fields if not isinstance(found, dict) or f not in found]
-        if missing:
-            raise ValueError(f"tune: {self.path}: result {name!r} has no {missing[0]!r}")
-        return found
+        return _Result(found, f"tune: {self.path}: {name}") if isinstance(found, dict) else found
 
     def tensor(self, name: str, work: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Returns the tensor of that name, from the file or worked out now; on the CPU."""
@@ -88,16 +77,16 @@ class Memo:
         if self.path is None:
             return
         head = {"format": FORMAT, "version": VERSION, "arguments": self.arguments}
-        _replace(self.path, json.dumps(head | {"results": self.results}).encode())
+        body = head | {"results": self.results, "digest": _digest_of(self.results)}
+        _replace(self.path, json.dumps(body).encode())
 
     def _read(self, path: Path) -> None:
         try:
-            body = json.loads(path.read_text())
+            body = load_json(path, nan=True, room=_ROOM)
             known = body["format"] == FORMAT and body["version"] == VERSION
             arguments, results = dict(body["arguments"]), dict(body["results"])
-        except KeyError as error:
-            raise ValueError(f"tune: {path} is no file of a tuning run: no {error}") from None
-        except (OSError, RecursionError, TypeError, ValueError) as error:
+            _check_results(results)
+        except (KeyError, OSError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"tune: {path} is no file of a tuning run ({error})") from None
         if not known:
             raise ValueError(f"tune: {path} is no file of a tuning run of this version")
@@ -105,8 +94,12 @@ class Memo:
             before, now = arguments.get(name), self.arguments.get(name)
             if before != now:
                 raise ValueError(
-                    f"tune: {path} is of a run with {name} = {before!r}, but {name} is {now!r} now"
+                    f"tune: {path} is of a run with {name} = {shown(before)}, but {name} is "
+                    f"{shown(now)} now"
                 )
+        # files of older versions have none
+        if body.get("digest", _digest_of(results)) != _digest_of(results):
+            raise ValueError(f"tune: {path} was changed after it was written: remove it")
         self.results = results
         beside = self._beside()
         if beside.exists():
@@ -133,6 +126,29 @@ def _check_place(path: Path) -> None:
             raise ValueError(f"tune: resume is {path}, which is no file that can be replaced")
     except OSError as error:  # a name that no file can have
         raise ValueError(f"tune: resume is {path}: {error.strerror}") from None
+
+
+class _Result(dict):
+    """A result of a file; what it lacks is said with the file's name."""
+
+    def __init__(self, found: dict[str, Any], where: str):
+        super().__init__(found)
+        self.where = where
+
+    def __missing__(self, name: str) -> Any:
+        raise ValueError(f"{self.where} has no {name!r}: the file was changed, remove it")
+
+
+def _digest_of(results: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(results, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_results(results: dict[str, Any]) -> None:
+    """Refuses a result without a whole number of network calls, which every one has."""
+    for name, found in results.items():
+        calls = found.get("calls") if isinstance(found, dict) else found
+        if type(calls) not in (int, float) or not 0 <= calls < 2**63:
+            raise ValueError(f"{shown(name)} has calls = {shown(calls)}, but they are counted")
 
 
 def _replace(path: Path, data: bytes) -> None:

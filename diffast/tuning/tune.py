@@ -266,7 +266,7 @@ class _Tuning:
             error = judge.error(self._samples(plan, ids), slice(len(ids)))
             return {"error": error if error < math.inf else None, "calls": plan.nfe * len(ids)}
 
-        error = self.memo(key, work, "error", "calls")["error"]
+        error = self.memo(key, work)["error"]
         return math.inf if error is None else error
 
     def held_error(self, key: str, plan: Plan) -> float:
@@ -387,7 +387,7 @@ class _Tuning:
     def _counted(self) -> int:
         """Returns the network evaluations of the whole run, by sample, before a kill included."""
         done = self.memo.results.values()
-        return sum(result.get("calls", 0) for result in done if isinstance(result, dict))
+        return sum(result["calls"] for result in done if isinstance(result, dict))
 
     def _named(self, plan, name, best, table, facts) -> Plan:
         """Returns the plan with its name and what it was made for."""

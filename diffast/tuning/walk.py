@@ -49,11 +49,6 @@ def cost(settings: Settings, size: int) -> int:
     return settings.batch * settings.calls * (size // 2 + 1 + 2 * 2)
 
 
-# What the results of an iteration and of a round of gradient descent hold.
-_ITERATION = ("vector", "damping", "calls", "before", "after", "note")
-_POLISH = ("vector", "mean", "square", "skipped", "calls")
-
-
 class Walk:
     """Learning from one start; every iteration is in the memo."""
 
@@ -87,7 +82,7 @@ class Walk:
         """Goes on until so many iterations are done."""
         while self.done < iterations and self.left > 0:
             key = f"learn {self.name}: {self.done}"
-            found = self.tuning.memo(key, self._iterate, *_ITERATION)
+            found = self.tuning.memo(key, self._iterate)
             self.vector, self.damping = np.array(found["vector"]), found["damping"]
             self.left -= found["calls"]
             self.trained = found["after"]
@@ -129,7 +124,7 @@ class Walk:
                 return lists | {"skipped": found.skipped, "calls": found.calls}
 
             key = f"polish {self.name}: {first}"
-            found = tuning.memo(key, work, *_POLISH)
+            found = tuning.memo(key, work)
             vector, mean, square = (np.array(found[n]) for n in ("vector", "mean", "square"))
             at = Descent(vector, mean, square)
             if found["skipped"]:
