@@ -298,7 +298,7 @@ def _digit_denoiser(arguments: argparse.Namespace):
         schedules.edm(),
         predicts="x0",
         conditions={"labels": labels},
-        unconditional={"labels": torch.tensor([NULL_LABEL])} if guided else None,
+        unconditional={"labels": torch.tensor([NULL_LABEL], device="cpu")} if guided else None,
         guidance=scale if rule is None else parse(rule, scale, "--guidance-rule"),
     )
     return denoiser, labels, device
@@ -383,7 +383,8 @@ def _labels(arguments: argparse.Namespace):
     import torch
 
     digits = _check_digits(arguments)
-    return torch.tensor([digits[i % len(digits)] for i in range(arguments.count)])
+    asked = [digits[i % len(digits)] for i in range(arguments.count)]
+    return torch.tensor(asked, device="cpu")
 
 
 def _tune(arguments: argparse.Namespace) -> int:

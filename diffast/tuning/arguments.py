@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffast._arguments import no_fake_mode
 from diffast.lowering.program import rule_name
 from diffast.model.denoiser import Denoiser
 from diffast.model.fingerprint import fingerprint
@@ -136,6 +137,7 @@ def check_arguments(
     Raises:
         ValueError: what disagrees.
     """
+    no_fake_mode("tune")
     _check_resume(others.pop("resume"))
     for name in ("stochastic", "checkpoint", "measured_grids", "progress"):
         others[name] = _switch(name, others[name])
