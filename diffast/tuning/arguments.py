@@ -242,14 +242,14 @@ def _check_resume(resume: Any) -> None:
 
 
 def _device(denoiser: Denoiser, device: Any) -> torch.device:
-    if device is None:
-        return denoiser.device()
     try:
-        place = torch.device(device)
+        place = denoiser.device() if device is None else torch.device(device)
     except (RuntimeError, TypeError):
         raise ValueError(f"tune: device is {device!r}, but a torch device is needed") from None
     if place.type == "meta":
-        raise ValueError("tune: device is meta, where tensors have no values to learn from")
+        raise ValueError(
+            "tune: the device is meta, where tensors have no values: give device='cpu'"
+        )
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"tune: device is {device!r}, but this torch sees no CUDA device")
     return place
