@@ -277,8 +277,9 @@ def difference(theirs: types.ModuleType, got: dict, wanted: dict, case: dict) ->
     if case["name"] == "dpm_fast":
         tolerance = max(tolerance, TOLERANCE[torch.float32])  # of the original's times
     if case["name"] in ANCESTRAL:  # sigma_down is the root of a difference of squares
-        levels = case["sigmas"].double()
-        ratio = float((levels[:-1] / levels[1:].clamp_min(1e-12)).nan_to_num().max())
+        levels = [float(level) for level in case["sigmas"].double()]
+        steps = zip(levels, levels[1:], strict=False)
+        ratio = max((a / b for a, b in steps if b > 0.0), default=1.0)
         tolerance = max(tolerance, torch.finfo(mine.dtype).eps * min(ratio, 1e5) ** 2)
     if case["model"] == "random":
         tolerance = max(tolerance, 1e-3)  # these have no exact run to judge by
