@@ -46,7 +46,9 @@ INDEXED = [
         },
     ),
     Case("CogVideoXDDIM-eta", "CogVideoXDDIM", {}, stepping={"eta": 0.5}),  # it is not used
-    *options("TCD", {"default": {}, "v": V, "x0": X0, "zero_snr": {**V, "rescale_betas_zero_snr": True}}),
+    *options(
+        "TCD", {"default": {}, "v": V, "x0": X0, "zero_snr": {**V, "rescale_betas_zero_snr": True}}
+    ),
     Case("TCD-deterministic", "TCD", {}, stepping={"eta": 0.0}),
     Case("TCD-stochastic", "TCD", COSINE, stepping={"eta": 1.0}),
     Case("TCD-strength", "TCD", {}, {"strength": 0.8}, {"eta": 0.5}),

@@ -105,9 +105,7 @@ def tcd(
     return _plan("tcd", schedule, starts, ends, x)
 
 
-def consistency(
-    schedule: Schedule, starts: ArrayLike, clean: ArrayLike, noise: ArrayLike
-) -> Plan:
+def consistency(schedule: Schedule, starts: ArrayLike, clean: ArrayLike, noise: ArrayLike) -> Plan:
     """Returns steps clean x0 + noise z: Song et al. 2023, algorithm 1, with given weights.
 
     Args:
