@@ -123,7 +123,10 @@ def pndm(scheduler, begin, options) -> Recipe:
     stride = config.num_train_timesteps // scheduler.num_inference_steps
     # by training index, since the first steps call the network in the middle of a step
     space = schedules.from_betas(scheduler.host.betas)
-    clean = -1 if config.set_alpha_to_one else 0
+    first, last = float(scheduler.host.products[0]), scheduler.host.clean
+    if last not in (1.0, first):
+        raise ValueError(f"final_alpha_cumprod is {last:g}, but 1 or alphas_cumprod[0]")
+    clean = -1 if last == 1.0 else 0
     warm = [] if config.skip_prk_steps else scheduler.prk_timesteps.tolist()
     warm = [int(warm[i // 4 * 4]) for i in range(len(warm))]
     transfers, means, based = compat.pndm_stages(times, stride, clean, warm)

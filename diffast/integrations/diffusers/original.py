@@ -32,6 +32,7 @@ def twin_of(scheduler: Any) -> Any:
             vars(twin)[name] = value.detach().cpu().clone()
         else:
             vars(twin)[name] = copy.copy(value)
+    vars(twin).update(type(scheduler)._in_trials)
     return twin
 
 

@@ -179,6 +179,7 @@ def copy_for_trial(scheduler: Any) -> Any:
             own[name] = value
     own.update(_trial=True, _strict=True, _counter=False, _live=False, _handed=None)
     own.update(_kept=None, _run=None, _compiled=None, _step_index=None, _writes=set())
+    own.update(type(scheduler)._in_trials)
     own["_internal_dict"] = copy.copy(scheduler._internal_dict)
     watch(made)
     return made
@@ -190,6 +191,7 @@ def watch(scheduler: Any) -> None:
     own["_writes"] = set()
     config = own["_internal_dict"]
     own["_config_seen"] = config, vars(config)["_writes"]
+    vars(config).pop("_before", None)
     times = own.get("timesteps")
     own["_base"], own["_size"] = (
         (times.data_ptr(), times.element_size()) if isinstance(times, torch.Tensor) else (0, 1)

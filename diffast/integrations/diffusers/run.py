@@ -57,6 +57,8 @@ class Recipe:
         deviations: what a network's predicted variance needs, see `learned_deviation`.
         given: whether the caller gives each step the plan's y, see `diffast.solvers.compat.given`.
             The plan then has a stage more at either end, and `begin` is one less.
+        intervals: [S] pairs of noise levels between which a Brownian path gives the stage's noise;
+            empty: fresh noise.
     """
 
     plan: Plan
@@ -81,6 +83,8 @@ class Recipe:
             return sample if kind == "sample" else torch.promote_types(sample, output)
         return kind
 
+    intervals: tuple = ()
+
 
 class Prepared:
     """A recipe multiplied out, for any number of runs: nothing here changes."""
@@ -97,7 +101,7 @@ class Prepared:
         self.entries = recipe.plan.history if keeps else 0
         self.recipe, self.options = recipe, options
         self.limits = [] if recipe.clamp is None else [-recipe.clamp, recipe.clamp]
-        self.given = not counter or recipe.deviations is not None
+        self.given = not counter or recipe.deviations is not None or bool(recipe.intervals)
         self.terms = recipe.reads if isinstance(recipe.reads, GuidedOutputs) else None
         reads_x0 = self.terms is not None and self.terms.reads_x0
         how = Constraints(
@@ -158,8 +162,10 @@ class Run:
         self.y: torch.Tensor | None = None
         self.away: torch.Tensor | None = None
         self.ids: torch.Tensor | None = None
+        self.path: Any = None  # BrownianPath, where the noise is the package's own along a path
         self.turned = False  # whether what is remembered lies [B, H, W, C]
         self._dtype = torch.float32
+        self.last: Any = None  # (last result, its version, noise), where the original needs it
         self.next = -1  # index of the step that goes on from the last one; -1: none was taken
 
     def starts_at(self, i: int) -> bool:

@@ -171,7 +171,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             recipe, stepper = self._checked_recipe(begin, options), None
             if odd and not self._trial:
                 self._try_out(begin, options)
-            if traced and not self._trial and not recipe.given:
+            alone = recipe.given or recipe.intervals  # what no table holds
+            if traced and not self._trial and not alone:
                 stepper = stepper_of(recipe, self._counter, self.timesteps.device)
             prepared = Prepared(recipe, options, self._counter, self._memory.keeps)
             kept[key] = (prepared, stepper, {})
@@ -226,25 +227,19 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         """Returns (run, index) of a step that does not simply go on; run None: the original's."""
         if self._handed is not None:
             return None, 0
-        if self._doubt is not None:
-            i = self._index(timestep)
-            if not self._original_does(i or 0, options):
-                raise self._doubt
-            self._hand_over(str(self._doubt))
-            return None, 0
-        if not self._live:  # no set_timesteps: the original's default timesteps, or a copy's
+        if not self._live and self._doubt is None:  # no set_timesteps, or a copy
             self._odd_run = True
             self._read()
             if self._step_index is not None:
                 self._hand_over("it was copied between two steps")
             else:
                 self._prepare()
-            if self._handed is not None:
-                return None, 0
-        if self._is_written() or self._changes():  # also what gave no tensor a new version
+        elif self._is_written() or self._changes():  # also what gave no tensor a new version
             self._look()
-            if self._handed is not None:
-                return None, 0
+        if self._handed is None and self._doubt is not None:
+            self._resolve(self._index(timestep) or 0, options)
+        if self._handed is not None:
+            return None, 0
         i = self._index(timestep)
         if i is None:
             return None, 0
@@ -309,9 +304,13 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         if self._step_index is None:
             self._init_step_index(timestep)
         i = self._step_index
+        if i is None:
+            return None
         if i >= self._count:  # `run.next` says so too: it never gets there
             if self._memory is not NONE:
-                raise ValueError(self._too_many(i))
+                if i + 1 >= len(self.host.sigmas):
+                    raise ValueError(self._too_many(i))
+                self._hand_over(f"step {i} was taken, but {self._count} were set")
             return None
         if self._reads_time and not self._stands_at(timestep, i):
             if self._memory is not NONE:
@@ -418,6 +417,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             run.ids = ids_of(generator, len(sample), sample.device)
         if not recipe.draws[stage]:
             return output, None
+        if recipe.intervals:
+            return output, self._along_a_path(run, stage, sample, output, generator)
         if self._counter:
             if deviation is None:
                 return output, None
@@ -430,6 +431,9 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                 )
         noise = noise.to(output.device).contiguous()
         return output, noise if deviation is None else deviation * noise
+
+    # (self, run, stage, sample, output, generator) -> normals [B, ...] of a recipe's `intervals`
+    _along_a_path: Any
 
     def _traced_output(self, return_dict, sample, x0):
         return self._output(return_dict, sample)
@@ -445,10 +449,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                 self.is_scale_input_called = True
             return self._compiled.scaled(sample, self._first_row(timestep))
         own = self.__dict__
-        if not own["_live"] or self._is_written():
-            return self._original.scale_model_input(self, sample, timestep)
         i, run = own["_step_index"], own["_run"]
-        if i is None or run is None or run.next != i:
+        if i is None or run is None or run.next != i or self._is_written():
             run, i = self._ready(timestep, self._options if run is None else run.options)
             if run is None:
                 return self._original.scale_model_input(self, sample, timestep)
