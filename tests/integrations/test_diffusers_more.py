@@ -25,8 +25,8 @@ from diffusers_loop import (  # noqa: E402
 )
 from diffusers_more_cases import ONE_OF_EACH_MORE  # noqa: E402
 
-from diffast.integrations.handed_over import HandedOverWarning  # noqa: E402
 from diffast.integrations.diffusers import DiffastScheduler  # noqa: E402
+from diffast.integrations.handed_over import HandedOverWarning  # noqa: E402
 
 each_kind = pytest.mark.parametrize("case", ONE_OF_EACH_MORE, ids=lambda case: case.kind)
 

@@ -11,8 +11,8 @@ pytest.importorskip("diffusers")
 from diffusers import schedulers as originals  # noqa: E402
 from diffusers_loop import difference, network  # noqa: E402
 
-from diffast.integrations.handed_over import HandedOverWarning  # noqa: E402
 from diffast.integrations.diffusers import DiffastScheduler  # noqa: E402
+from diffast.integrations.handed_over import HandedOverWarning  # noqa: E402
 
 SHAPE = (2, 3, 8, 8)
 

@@ -109,7 +109,6 @@ def _stochastic_midpoint(scheduler: Any, run: Any, step: int) -> None:
         own["sample"] = run.anchor()
         own["mid_point_sigma"] = torch.tensor(run.recipe.intervals[stage - 1][1])
 
-
     _path(scheduler, run, step)
 
 

@@ -115,9 +115,7 @@ def flow_lcm(scheduler, begin, options) -> Recipe:
     flow = schedules.flow()
     plan = solvers.lcm(flow, falling(levels(scheduler)))
     draws = (True,) * plan.nfe
-    return Recipe(
-        plan, Prediction(flow, "flow"), draws=draws, noise_dtype=torch.float32, wide=True
-    )
+    return Recipe(plan, Prediction(flow, "flow"), draws=draws, noise_dtype=torch.float32, wide=True)
 
 
 def ltx_ancestral(scheduler, begin, options) -> Recipe:

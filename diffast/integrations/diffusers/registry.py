@@ -191,9 +191,7 @@ def watch(scheduler: Any) -> None:
     own["_base"], own["_size"] = (
         (times.data_ptr(), times.element_size()) if isinstance(times, torch.Tensor) else (0, 1)
     )
-    own["_watched"] = Watch(
-        own, {*OURS, *scheduler._memory.names}, scheduler._step_reads
-    )
+    own["_watched"] = Watch(own, {*OURS, *scheduler._memory.names}, scheduler._step_reads)
 
 
 def _set_own(scheduler: Any, noise: str, strict: bool) -> None:

@@ -82,9 +82,7 @@ def _weights(k: float, steps: np.ndarray, kind: str) -> np.ndarray:
     return weights[:order]
 
 
-def improved_pndm(
-    schedule: Schedule, alphas: ArrayLike, sigmas: ArrayLike, begin: int = 0
-) -> Plan:
+def improved_pndm(schedule: Schedule, alphas: ArrayLike, sigmas: ArrayLike, begin: int = 0) -> Plan:
     """Returns diffusers' IPNDMScheduler as a table over the network's outputs themselves.
 
     Adams-Bashforth of order 1 to 4 with the weights of even steps (Zhang & Chen 2022, "DEIS",
