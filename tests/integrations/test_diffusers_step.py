@@ -18,6 +18,7 @@ import diffusers  # noqa: E402
 from diffusers_cases import CASES as USUAL  # noqa: E402
 from diffusers_cases import ONE_OF_EACH as USUAL_KINDS  # noqa: E402
 from diffusers_cases import SD, ZERO_SNR, Case, replaced  # noqa: E402
+from diffusers_indexed_cases import INDEXED, ONE_INDEXED  # noqa: E402
 from diffusers_loop import (  # noqa: E402
     difference,
     model_input,
@@ -37,10 +38,12 @@ TOLERANCE = 1e-4
 WITH_X0 = (
     *("DDIM", "DDPM", "EulerDiscrete", "EulerAncestralDiscrete", "EDMEuler", "LCM"),
     *("KDPM2AncestralDiscrete", "DPMSolverSDE"),
+    *(case.kind for case in ONE_INDEXED),
 )
 STOCHASTIC = (
-    *("DDPM", "EulerAncestralDiscrete", "SASolver", "LCM", "KDPM2AncestralDiscrete"),
-    *("CosineDPMSolverMultistep", "FlowMatchLCM", "CMStochasticIterative", "LTXEulerAncestralRF"),
+    *("DDPM", "EulerAncestralDiscrete", "SASolver", "LCM", "DDPMParallel", "UnCLIP"),
+    *("KDPM2AncestralDiscrete", "CosineDPMSolverMultistep", "FlowMatchLCM"),
+    *("CMStochasticIterative", "LTXEulerAncestralRF"),
 )
 WITHOUT_ADD_NOISE = ("IPNDM", "LTXEulerAncestralRF")
 ON_A_PATH = ("DPMSolverSDE", "CosineDPMSolverMultistep")
@@ -49,7 +52,8 @@ NO_SPARE_STEPS = {"PNDM-default": 4, "PNDM-trailing_prk": 4}  # fewer fail in di
 diffusers.utils.logging.set_verbosity_error()
 
 
-CASES, ONE_OF_EACH = [*USUAL, *MORE], [*USUAL_KINDS, *ONE_OF_EACH_MORE]
+CASES = [*USUAL, *INDEXED, *MORE]
+ONE_OF_EACH = [*USUAL_KINDS, *ONE_INDEXED, *ONE_OF_EACH_MORE]
 RARE = {case.kind for case in MORE}  # their fast tests stand in test_diffusers_more.py
 
 
@@ -68,7 +72,7 @@ stochastic = [
     if case.kind in STOCHASTIC
     and case.id not in DETERMINISTIC
     or "sde" in case.id
-    or "eta" in case.stepping
+    or (case.stepping.get("eta", case.kind == "TCD") and case.kind != "CogVideoXDDIM")
     or "s_churn" in case.stepping
     or case.config.get("stochastic_sampling")
 ]
@@ -147,7 +151,7 @@ def test_x0_estimates(case):
             out = network(model_input(scheduler, x, t), t, case.learned)
             result = scheduler.step(out, t, x, **options)
             x = result.prev_sample
-            kept.append(result.get("pred_original_sample", result.get("denoised")))
+            kept.append(tuple(result.values())[1])
         estimates.append(kept)
     want, got = estimates
     assert_same(got, want)
@@ -206,6 +210,9 @@ CUSTOM = [
     (Case("Multistep", "DPMSolverMultistep", SD), {"timesteps": [999, 700, 400, 100]}),
     (Case("Singlestep", "DPMSolverSinglestep", SD), {"timesteps": [999, 700, 400, 100]}),
     (Case("LCM", "LCM"), {"timesteps": [999, 699, 399, 99]}),
+    (Case("TCD", "TCD"), {"timesteps": [999, 699, 399, 99]}),
+    (Case("TCD", "TCD"), {"timesteps": [999, 699, 399, 99], "strength": 0.5}),
+    (Case("DDPMParallel", "DDPMParallel"), {"timesteps": [900, 700, 400, 100, 0]}),
     (
         Case("UniPC", "UniPCMultistep", {"use_flow_sigmas": True, "flow_shift": 2.0}),
         {"sigmas": np.array([1.0, 0.8, 0.5, 0.2])},  # a list fails in diffusers
@@ -379,9 +386,9 @@ def test_overrides():
     assert_same(run(ours, case, 6), run(case.original(), case, 6))
 
 
-@pytest.mark.parametrize("kind", ["DDIM", "DDPM"])
+@pytest.mark.parametrize("kind", ["DDIM", "DDPM", "DDIMInverse", "CogVideoXDDIM", "UnCLIP"])
 def test_steps_in_any_order(kind):
-    # these two look at nothing but the time step, which may be a plain number
+    # these look at nothing but the time step, which may be a plain number
     case = Case(kind, kind, SD)
     original, ours = both(case)
     for scheduler in (original, ours):

@@ -63,7 +63,7 @@ class DiffastIPNDMScheduler(DiffastScheduler, originals.IPNDMScheduler):
     """Drop-in for IPNDMScheduler."""
 
     _recipe, _memory = more_sigmas.ipndm, memory.IPNDM
-    _step_reads = frozenset({"alphas", "betas"})
+    _read_too = ("alphas", "betas")
     step = plain_step
 
 

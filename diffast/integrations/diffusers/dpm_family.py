@@ -19,10 +19,10 @@ from diffast.solvers import compat
 def _space(config, sigmas):
     """Returns (schedule, grid) that a list of sigmas stands for in the DPM-Solver family."""
     grid, flow = falling(sigmas), bool(setting(config, "use_flow_sigmas"))
-    if flow != (config.prediction_type == "flow_prediction"):
+    if config.prediction_type == "flow_prediction" and not flow:
         raise ValueError(
-            f"prediction_type is {config.prediction_type!r} and use_flow_sigmas is {flow}, but a "
-            "flow's network needs a flow's sigmas"
+            "prediction_type is 'flow_prediction' and use_flow_sigmas is False, but a flow's network "
+            "needs a flow's sigmas"
         )
     if flow:
         return schedules.flow(), grid
@@ -131,17 +131,24 @@ def unipc(scheduler, begin, options) -> Recipe:
         order = min(config.solver_order, i - begin + 1)
         orders.append(min(order, count - i) if config.lower_order_final else order)
         corrector.append(i not in scheduler.disable_corrector)
-    plan = solvers.unipc(
+    form = "data" if scheduler.predict_x0 else "noise"
+    if form == "noise" and config.prediction_type == "flow_prediction":
+        raise ValueError(
+            "predict_x0 is False and prediction_type is 'flow_prediction', but UniPC reads noise "
+            "from 'epsilon', 'sample' and 'v_prediction' alone"
+        )
+    plan = compat.unipc(
         space,
         grid,
         order=config.solver_order,
         variant=config.solver_type,
-        form="data" if scheduler.predict_x0 else "noise",
+        form=form,
         corrector=corrector,
         orders=orders,
     )
     reads = Prediction(space, predicts(config))
-    return Recipe(plan, reads, hook=hook_of(scheduler), wide="sample", begin=begin)
+    hook = hook_of(scheduler) if form == "data" else None  # noise is not thresholded there
+    return Recipe(plan, reads, hook=hook, wide="sample", begin=begin)
 
 
 def sa_solver(scheduler, begin, options) -> Recipe:

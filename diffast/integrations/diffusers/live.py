@@ -19,6 +19,7 @@ OURS = frozenset(
     {
         *("_begin_index", "_compiled", "_config_seen", "_count", "_counter", "_doubt", "_factors"),
         *("_foreign", "_handed", "_internal_dict", "_kept", "_live", "_made", "_odd", "_odd_run"),
+        "_order",
         *("_per_run", "_positions", "_run", "_said", "_step_index", "_strict", "_trial"),
         *("_base", "_size", "_watched", "_writes", "host", "is_scale_input_called"),
     }
@@ -119,29 +120,30 @@ class Watch:
 
     __slots__ = ("all", "level", "levels", "lists", "tensors", "versions", "views")
 
-    def __init__(self, attributes: dict[str, Any], skipped: Any, read: frozenset[str]):
-        """Looks at the attributes, without those of the skipped names.
+    def __init__(self, attributes: dict[str, Any], skipped: Any, needed: Any = ()):
+        """Looks at the attributes.
 
         Args:
             attributes: of the scheduler.
-            skipped: names of those that are no settings.
-            read: names of tensors that steps of this scheduler read, though most do not.
+            skipped: names of those that are not looked at.
+            needed: names of those that its step reads, though most schedulers' steps do not.
         """
         kept = {name: value for name, value in attributes.items() if name not in skipped}
         tensors = {n: v for n, v in kept.items() if isinstance(v, torch.Tensor)}
         counted = {n: v for n, v in tensors.items() if not v.is_inference()}
         self.all = [(name, tensor, tensor._version) for name, tensor in counted.items()]
         # those that a step reads
-        unread = (_UNREAD if "sigmas" in kept else _OF_TRAINING) - read
-        watched = [tensor for name, tensor in counted.items() if name not in unread]
+        unread = _UNREAD if "sigmas" in kept else _OF_TRAINING
+        unread = unread - set(needed)
+        read = [tensor for name, tensor in counted.items() if name not in unread]
         # noise levels, also where a write gives them no new version
         level = kept.get("sigmas")
         self.level = view_of(level) if isinstance(level, torch.Tensor) else None
         self.level = np.empty(0) if self.level is None else self.level
         self.levels = self.level.tobytes()
         if level is not None and not len(self.levels) and not level.is_inference():
-            watched.append(level)
-        self.tensors, self.versions = watched, [tensor._version for tensor in watched]
+            read.append(level)
+        self.tensors, self.versions = read, [tensor._version for tensor in read]
         self.views = [(n, v, view_of(v)) for n, v in tensors.items()]
         self.views = [(n, v, view.tobytes()) for n, v, view in self.views if view is not None]
         self.lists = [

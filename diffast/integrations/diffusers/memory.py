@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
+from diffast import ops
 from diffast.integrations.diffusers.live import setting
+from diffast.integrations.diffusers.original import twin_of
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,16 @@ def entries(run: Any, i: int, most: int, dtype: torch.dtype) -> list[torch.Tenso
     return found[::-1]
 
 
+def _is_inside(run: Any, stage: int) -> bool:
+    """Returns whether that stage is a later call of a step."""
+    return stage < len(run.calls) and not run.starts_at(stage)
+
+
+def _sigmas(scheduler: Any) -> torch.Tensor:
+    """Returns the noise levels that the run was prepared with: those of now may be others."""
+    return torch.from_numpy(scheduler.host.sigmas).to(scheduler.sigmas)
+
+
 def _multistep(scheduler: Any, run: Any, step: int) -> None:
     own, taken = vars(scheduler), step - run.begin
     order = len(own["model_outputs"])  # as it was when the run began
@@ -90,8 +102,8 @@ def _lms(scheduler: Any, run: Any, step: int) -> None:
 def _heun(scheduler: Any, run: Any, step: int) -> None:
     own, stage = vars(scheduler), step - run.begin
     own["prev_derivative"] = own["dt"] = own["sample"] = None
-    if not run.starts_at(stage):
-        sigmas, i = scheduler.sigmas, step - 1
+    if _is_inside(run, stage):
+        sigmas, i = _sigmas(scheduler), step - 1
         own["prev_derivative"] = entries(run, stage, 1, run.seen_dtype)[0]
         own["dt"] = sigmas[i + 1] - sigmas[i]
         own["sample"] = run.anchor()
@@ -99,7 +111,7 @@ def _heun(scheduler: Any, run: Any, step: int) -> None:
 
 def _midpoint(scheduler: Any, run: Any, step: int) -> None:
     stage = step - run.begin
-    vars(scheduler)["sample"] = None if run.starts_at(stage) else run.anchor()
+    vars(scheduler)["sample"] = run.anchor() if _is_inside(run, stage) else None
 
 
 def _stochastic_midpoint(scheduler: Any, run: Any, step: int) -> None:
@@ -154,6 +166,46 @@ def _pndm(scheduler: Any, run: Any, step: int) -> None:
             own["cur_sample"] = run.anchor()
 
 
+def _sa_solver(scheduler: Any, run: Any, step: int) -> None:
+    """The corrected state is not held: the predictor's equation gives it from the next state."""
+    own, taken, config = vars(scheduler), step - run.begin, scheduler.config
+    order, last = len(own["model_outputs"]), step - 1
+    found = entries(run, taken, order, run.seen_dtype)
+    times = [*scheduler.timesteps[max(run.begin, step - order) : step]]
+    own["model_outputs"] = [None] * (order - len(found)) + found
+    own["timestep_list"] = [None] * (order - len(times)) + times
+    most = max(config.predictor_order, config.corrector_order - 1)
+    known, ahead = min(taken - 1, most), len(scheduler.timesteps) - last
+    own["lower_order_nums"] = min(taken, most)
+    first, second = config.predictor_order, config.corrector_order
+    if config.lower_order_final:
+        first, second = min(first, ahead), min(second, ahead + 1)
+    own["this_predictor_order"] = min(first, known + 1)
+    own["this_corrector_order"] = min(second, known + 2)
+    state, version, noise = run.last
+    if noise is None:  # the package's own
+        noise = torch.empty(state.shape, dtype=torch.float32, device=state.device)
+        ops.normal_out(run.ids, 0, ops.STEP_NOISE + taken - 1, 1.0, noise)
+    if state._version != version:
+        raise TypeError("the last state was written over")
+    own["last_noise"] = noise.to(run.seen_dtype)
+    wide = torch.promote_types(state.dtype, torch.float32)
+    twin = twin_of(scheduler)
+    vars(twin).update(_step_index=last, model_outputs=[_like(each, wide) for each in found])
+    vars(twin)["sigmas"] = _sigmas(scheduler)
+    how = {"order": own["this_predictor_order"], "tau": scheduler.tau_func(times[-1])}
+    zero, noise = torch.zeros_like(state, dtype=wide), noise.to(wide)
+    update = twin.stochastic_adams_bashforth_update
+    rest = update(model_output=twin.model_outputs[-1], sample=zero, noise=noise, **how)
+    twin.model_outputs = [torch.zeros_like(zero)] * len(found)
+    weight = update(model_output=zero, sample=torch.ones_like(zero), noise=zero, **how)
+    own["last_sample"] = ((state.to(wide) - rest) / weight).to(run.seen_dtype)
+
+
+def _like(entry: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    return None if entry is None else entry.to(dtype)
+
+
 NONE = Memory(())
 MULTISTEP = Memory(("model_outputs", "lower_order_nums"), _multistep, keeps=True)
 SINGLESTEP = Memory(("model_outputs", "sample"), _singlestep, keeps=True)
@@ -171,7 +223,9 @@ SA_SOLVER = Memory(
         "last_noise",
         "this_predictor_order",
         "this_corrector_order",
-    )
+    ),
+    _sa_solver,
+    keeps=True,
 )
 LMS = Memory(("derivatives",), _lms, keeps=True)
 HEUN = Memory(("prev_derivative", "dt", "sample"), _heun)

@@ -279,7 +279,7 @@ class PlanScheduler(_WithEstimate):
         self._check_begin(begin_index)
         self._begin_index = begin_index
 
-    def _prepare(self, raises: bool = False) -> None:
+    def _prepare(self, waits: bool = False) -> None:
         """Makes a run ready."""
         watch(self)
         self._run = self._compiled = None

@@ -72,6 +72,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
     # Whether the original looks each timestep up and keeps no step index; whether its step reads
     # the timestep beside the index.
     _searches = _reads_time = False
+    _spare = 0  # entries of `timesteps` at its end where no step begins
+    _read_too: tuple[str, ...] = ()  # tensors that its step reads beside the usual ones
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets the attribute; a write to a setting makes the prepared run stale."""
@@ -119,7 +121,10 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                 f"{cls.__name__}: option {unknown[0]!r} is not known, but these are: "
                 f"{', '.join(sorted(known - {'self'}))}"
             )
-        return super().from_config(config, return_unused_kwargs, **kwargs)
+        made = super().from_config(config, return_unused_kwargs, **kwargs)
+        # the class name that diffusers writes to the config now is no write of others
+        registry.watch(made[0] if isinstance(made, tuple) else made)
+        return made
 
     # --- the plan ---------------------------------------------------------------------------
 
@@ -166,7 +171,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             recipe, stepper = self._checked_recipe(begin, options), None
             if odd and not self._trial:
                 self._try_out(begin, options)
-            if traced and not self._trial and not recipe.intervals:
+            alone = recipe.given or recipe.intervals  # what no table holds
+            if traced and not self._trial and not alone:
                 stepper = stepper_of(recipe, self._counter, self.timesteps.device)
             prepared = Prepared(recipe, options, self._counter, self._memory.keeps)
             kept[key] = (prepared, stepper, {})
@@ -185,10 +191,10 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             recipe = self._recipe(begin, options)
         own["_writes"] = written  # methods of the original that were asked may have written
         plan = recipe.plan
-        if recipe.begin + plan.nfe != self._count:
+        calls = recipe.begin + plan.nfe - recipe.given
+        if calls != self._count:
             raise ValueError(
-                f"{type(self).__name__}: {self._count} timesteps, but the plan has "
-                f"{recipe.begin + plan.nfe} calls"
+                f"{type(self).__name__}: {self._count} timesteps, but the plan has {calls} calls"
             )
         return recipe
 
@@ -221,25 +227,19 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         """Returns (run, index) of a step that does not simply go on; run None: the original's."""
         if self._handed is not None:
             return None, 0
-        if self._doubt is not None:
-            i = self._index(timestep)
-            if not self._original_does(i or 0, options):
-                raise self._doubt
-            self._hand_over(str(self._doubt))
-            return None, 0
-        if not self._live:  # no set_timesteps: the original's default timesteps, or a copy's
+        if not self._live and self._doubt is None:  # no set_timesteps, or a copy
             self._odd_run = True
             self._read()
             if self._step_index is not None:
                 self._hand_over("it was copied between two steps")
             else:
                 self._prepare()
-            if self._handed is not None:
-                return None, 0
-        if self._is_written() or self._changes():  # also what gave no tensor a new version
+        elif self._is_written() or self._changes():  # also what gave no tensor a new version
             self._look()
-            if self._handed is not None:
-                return None, 0
+        if self._handed is None and self._doubt is not None:
+            self._resolve(self._index(timestep) or 0, options)
+        if self._handed is not None:
+            return None, 0
         i = self._index(timestep)
         if i is None:
             return None, 0
@@ -269,6 +269,21 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                 return None, 0
         return run, i
 
+    @staticmethod
+    def _called(step, output, times, k, sample, x0, options):
+        """Returns what a step says that is called as pipelines call it; for trials.
+
+        Args:
+            step: bound method of an original or a drop-in.
+            output: of the network.
+            times: timesteps of the run.
+            k: the step's number.
+            sample: the latents.
+            x0: what the step before has returned beside its sample, or None.
+            options: further arguments.
+        """
+        return step(output, times[k], sample, **options)
+
     # --- where in the run -------------------------------------------------------------------
 
     def _init_step_index(self, timestep) -> None:
@@ -293,7 +308,9 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             return None
         if i >= self._count:  # `run.next` says so too: it never gets there
             if self._memory is not NONE:
-                raise ValueError(self._too_many(i))
+                if i + 1 >= len(self.host.sigmas):
+                    raise ValueError(self._too_many(i))
+                self._hand_over(f"step {i} was taken, but {self._count} were set")
             return None
         if self._reads_time and not self._stands_at(timestep, i):
             if self._memory is not NONE:
@@ -304,7 +321,15 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
     # --- the step ---------------------------------------------------------------------------
 
     def _advance(
-        self, output, timestep, sample, return_dict, generator=None, options=(), noise=None
+        self,
+        output,
+        timestep,
+        sample,
+        return_dict,
+        generator=None,
+        options=(),
+        noise=None,
+        given=None,
     ):
         """Returns what `step` returns: a fused step from the sample by the network's output."""
         if _is_compiling():
@@ -340,6 +365,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             dtype, shown, drawn = known or self._dtypes(sample, dtype)
         if run.draws:
             output, noise = self._noise(run, stage, output, sample, generator, noise, drawn)
+        if given is not None:
+            run.give(given)
         result = run.step(stage, sample, output, noise, dtype)
         own["_step_index"] = i + 1
         if i + 1 < self._count:
@@ -398,9 +425,10 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             noise = torch.empty(sample.shape, dtype=torch.float32, device=sample.device)
             ops.normal_out(run.ids, 0, ops.STEP_NOISE + stage, 1.0, noise)
         elif noise is None:
-            noise = randn_tensor(
-                sample.shape, generator=generator, device=output.device, dtype=dtype
-            )
+            for _ in range(recipe.draws[stage]):
+                noise = randn_tensor(
+                    sample.shape, generator=generator, device=output.device, dtype=dtype
+                )
         noise = noise.to(output.device).contiguous()
         return output, noise if deviation is None else deviation * noise
 
