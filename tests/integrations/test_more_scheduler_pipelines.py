@@ -80,7 +80,7 @@ def test_dance_diffusion():
     network = tiny.seeded(
         diffusers.UNet1DModel,
         block_out_channels=(32, 32, 64),
-        extra_in_channels=16,
+        extra_in_channels=64,
         sample_size=512,
         sample_rate=16_000,
         in_channels=2,
