@@ -145,7 +145,7 @@ def test_what_is_handed_over(case, named):
         got = run(ours, case, 4)
     assert_same(got, run(case.original(), case, 4))
     with pytest.raises(ValueError, match="strict"):
-        type(ours)(**case.config, strict=True).set_timesteps(4)
+        run(type(ours)(**case.config, strict=True), case, 4)
 
 
 def test_latents_that_grow():

@@ -124,7 +124,11 @@ def test_stable_audio():
         sampling_rate=4,
     )
     projection = tiny.seeded(
-        StableAudioProjectionModel, text_encoder_dim=4, conditioning_dim=4, min_value=0, max_value=32
+        StableAudioProjectionModel,
+        text_encoder_dim=4,
+        conditioning_dim=4,
+        min_value=0,
+        max_value=32,
     )
     pipe = diffusers.StableAudioPipeline(
         vae=vae,
