@@ -206,14 +206,20 @@ def _pndm(scheduler: Any, run: Any, step: int) -> None:
         own["ets"] = [outputs[k - taken] for k in heads if taken - k <= len(outputs)][::-1]
         for k, weight in zip(range(inside), (1 / 6, 1 / 3, 1 / 3), strict=False):
             own["cur_model_output"] = own["cur_model_output"] + weight * outputs[k - inside]
-        own["cur_sample"] = run.anchor() if taken else None
+        own["cur_sample"] = _first_sample(run) if taken else None
     else:
         first = list(range(0, warm, 4))
         later = [k for k in range(warm, taken) if not (warm == 0 and k == 1)]
         kept = [k for k in (*first, *later)][-4:]
         own["ets"] = [outputs[k - taken] for k in kept if taken - k <= len(outputs)]
         if taken == 1:
-            own["cur_sample"] = run.anchor()
+            own["cur_sample"] = _first_sample(run)
+
+
+def _first_sample(run: Any) -> torch.Tensor | None:
+    """Returns the latents that the unfinished step goes on from."""
+    anchor = run.anchor()
+    return run.unkept[max(run.unkept)][0] if anchor is None and run.unkept else anchor
 
 
 NONE = Memory(())
@@ -240,4 +246,4 @@ SA_SOLVER = Memory(
 LMS = Memory(("derivatives",), _lms)
 HEUN = Memory(("prev_derivative", "dt", "sample"), _heun)
 MIDPOINT = Memory(("sample",), _midpoint)
-PNDM = Memory(("ets", "counter", "cur_model_output", "cur_sample"), _pndm)
+PNDM = Memory(("ets", "counter", "cur_model_output", "cur_sample"), _pndm, lambda *_: 5)

@@ -121,7 +121,9 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                 f"{cls.__name__}: option {unknown[0]!r} is not known, but these are: "
                 f"{', '.join(sorted(known - {'self'}))}"
             )
-        return super().from_config(config, return_unused_kwargs, **kwargs)
+        made = super().from_config(config, return_unused_kwargs, **kwargs)
+        registry.watch(made[0] if return_unused_kwargs else made)  # diffusers has written the rest
+        return made
 
     # --- the plan ---------------------------------------------------------------------------
 
@@ -211,13 +213,10 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             i = self.__dict__["_step_index"]
             if i is None or i < self._count:
                 raise
-            raise ValueError(self._too_many(i)) from error
+            raise ValueError(f"{type(self).__name__}: {self._too_many(i)}") from error
 
     def _too_many(self, i: int) -> str:
-        return (
-            f"{type(self).__name__}: step {i}, but {self._count} were set: call set_timesteps "
-            "before another run"
-        )
+        return f"step {i}, but {self._count} were set: call set_timesteps before another run"
 
     def _ready(self, timestep, options: tuple, sample=None) -> tuple[Run | None, int]:
         """Returns (run, index) of a step that does not simply go on; run None: the original's."""
@@ -230,12 +229,10 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             self._hand_over(str(self._doubt))
             return None, 0
         if not self._live:  # no set_timesteps: the original's default timesteps, or a copy's
-            self._odd_run = True
-            self._read()
             if self._step_index is not None:
                 self._hand_over("it was copied between two steps")
             else:
-                self._prepare()
+                self._make_ready()
             if self._handed is not None:
                 return None, 0
         if self._is_written() or self._changes():  # also what gave no tensor a new version
@@ -282,6 +279,12 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             return True
         return run.shape is not None and run.shape != sample.shape
 
+    def _make_ready(self) -> None:
+        """Prepares a run without set_timesteps: the original's default timesteps, or a copy's."""
+        self._odd_run = True
+        self._read()
+        self._prepare()
+
     # --- where in the run -------------------------------------------------------------------
 
     def _init_step_index(self, timestep) -> None:
@@ -290,7 +293,9 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             begin = self._place(timestep)
             if begin is not None:  # of equal times the second one begins a run
                 begin = self._positions[float(self.host.times[begin])]
-        if begin is None:
+        if begin is None and not hasattr(self._original, "_init_step_index"):
+            self._hand_over(f"timestep {timestep} is not one of those that were set")
+        elif begin is None:
             super()._init_step_index(timestep)  # pyright: ignore[reportAttributeAccessIssue]
         else:
             self._step_index = begin
@@ -302,9 +307,11 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         if self._step_index is None:
             self._init_step_index(timestep)
         i = self._step_index
+        if i is None:
+            return None
         if i >= self._count:  # `run.next` says so too: it never gets there
             if self._memory is not NONE:
-                raise ValueError(self._too_many(i))
+                self._hand_over(self._too_many(i))
             return None
         if self._reads_time and not self._stands_at(timestep, i):
             if self._memory is not NONE:
@@ -357,7 +364,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         own["_step_index"] = i + 1
         if run.lost[stage]:
             run.note(stage, sample, output)
-        if self._chained:
+        if self._chained and not self._trial:
             run.chain = (sample, noise, result, version_of(result))
         run.shape = sample.shape
         if i + 1 < self._count:
@@ -434,6 +441,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                 self.is_scale_input_called = True
             return self._compiled.scaled(sample, self._first_row(timestep))
         own = self.__dict__
+        if not own["_live"] and own["_handed"] is None and own["_step_index"] is None:
+            self._make_ready()
         if not own["_live"] or self._is_written():
             return self._original.scale_model_input(self, sample, timestep)
         i, run = own["_step_index"], own["_run"]
