@@ -117,6 +117,10 @@ def plan_name(calls: int, guidance: float) -> str:
     return f"{calls}" if guidance == 1.0 else f"{calls}-guided{guidance:g}"
 
 
+# The widest layer that a config may ask for.
+_WIDEST = 1024
+
+
 def _load(network: type[_Network], config: type, path: Path | str) -> _Network:
     """The network of a safetensors file whose metadata holds ``kind`` and ``config``."""
     name = network.__name__
@@ -134,12 +138,28 @@ def _load(network: type[_Network], config: type, path: Path | str) -> _Network:
     try:
         numbers = json.loads(metadata["config"])
         numbers = {k: tuple(v) if isinstance(v, list) else v for k, v in numbers.items()}
+        _check_widths(numbers)
         # Loading leaves the caller's random numbers alone. The meta device would too, but its
         # first use imports torch's Python decompositions: seconds.
         with torch.random.fork_rng(devices=[]):
             model = network(config(**numbers))
         model.load_state_dict(state)
-    except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
+    except (
+        AttributeError,
+        LookupError,
+        TypeError,
+        RuntimeError,
+        ValueError,
+        ArithmeticError,
+    ) as error:
         reason = " ".join(str(error).split())  # load_state_dict spreads over lines
         raise ValueError(f"{name}: {path} does not fit ({reason})") from error
     return model.eval().requires_grad_(False)
+
+
+def _check_widths(numbers: dict) -> None:
+    """Refuses numbers of a config that would make a network of gigabytes before it is compared."""
+    for name, value in numbers.items():
+        for one in value if isinstance(value, tuple) else (value,):
+            if type(one) not in (int, float) or not abs(one) <= _WIDEST:
+                raise ValueError(f"config: {name} = {value!r:.60}, but at most {_WIDEST} is known")

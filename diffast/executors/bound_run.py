@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 
 from diffast import ops
 from diffast.executors import context
-from diffast.executors.device import on_host, sent
+from diffast.executors.device import on_host
 from diffast.executors.guided import Guides
 from diffast.executors.initial import entries_of, origin_of, put_start
 from diffast.executors.reduced import limits_of, reductions_of
 from diffast.executors.results import FINE, Info, Progress, what_failed
+from diffast.executors.told_times import times_of
 from diffast.lowering.evaluations import branch_names, output_names
 from diffast.lowering.program import (
     NOISE,
@@ -33,6 +33,7 @@ from diffast.lowering.program import (
 )
 from diffast.lowering.slots import slot_name
 from diffast.model.denoiser import Denoiser, time_dtype
+from diffast.model.input_watch import InputWritten, watches_of
 from diffast.noise.brownian import path_noise
 from diffast.plans import Plan
 from diffast.plans.registers import X, Y
@@ -49,24 +50,6 @@ class BoundCall(NamedTuple):
     draws: bool
     table: Any = None  # (weights, noise, streams) on the device: of a replayed run, and of rules
     reduced: bool = False
-
-
-# Model times on devices by plan: a run that a user captures as a graph must not copy them.
-_times: WeakKeyDictionary = WeakKeyDictionary()
-
-
-@torch.inference_mode(False)
-def _on_device(
-    plan: Plan, told: list[float], dtype: torch.dtype, device: torch.device
-) -> torch.Tensor:
-    """Returns the model times of all calls of a plan, in order."""
-    times = torch.tensor(told, dtype=dtype)
-    if on_host(device):
-        return times
-    kept = _times.setdefault(plan, {})
-    if (dtype, device) not in kept:
-        (kept[dtype, device],) = sent(device, times.numpy())
-    return kept[dtype, device]
 
 
 def constraints_of(
@@ -130,6 +113,7 @@ class BoundRun:
         alone = any(len(stage.calls) > 1 for stage in self.stages)
         if preview or alone or (self.limits and inputs > 1):
             self.x0s = [self._empty() for _ in range(inputs)]
+        self.estimates = {estimate_name(e): x0 for e, x0 in enumerate(self.x0s)}
         self.x0 = None if self.x0s[0] is None else self._seen(self.x0s[0])
         self.status = torch.full((self.batch,), FINE, dtype=torch.int64, device=self.device)
         # Looked at after every stage on the CPU, where that is free; on a device it would wait for
@@ -141,6 +125,7 @@ class BoundRun:
         self.lost = False  # whether every sample has failed
         self._prepare_network()
         self._bind()
+        self.watches = watches_of(self.inputs)
 
     def _layout(self) -> tuple[torch.memory_format, tuple[int, ...] | None]:
         """Returns the format of the network's input and output, and a state's axes in memory.
@@ -199,15 +184,12 @@ class BoundRun:
         if self.guides is not None and self.guides.calls():
             kinds |= {(branches, 1) for _, branches in self._groups(self._own_branches())}
         self.arguments = {kind: self._arguments(*kind) for kind in sorted(kinds)}
-        told = [time for stage in self.stages for time in stage.times]
-        times = iter(_on_device(self.plan, told, time_dtype(self.dtype), self.device))
-        self.times = []
-        for stage in self.stages:
-            rows = self._rows(stage) // max(len(stage.times), 1)
-            parts = [next(times).expand(rows) for _ in stage.times]
-            self.times.append(parts[0] if len(parts) == 1 else torch.cat(parts) if parts else None)
-            if not parts and self.on_x0 is not None and stage.gradient_time is not None:
-                self.times[-1] = self._told(stage.gradient_time)
+        rows = [self._rows(stage) for stage in self.stages]
+        self.times = times_of(self.plan, self.stages, rows, time_dtype(self.dtype), self.device)
+        if self.on_x0 is not None:
+            for i, stage in enumerate(self.stages):
+                if not stage.times and stage.gradient_time is not None:
+                    self.times[i] = self._told(stage.gradient_time)
 
     @torch.inference_mode(False)
     def _told(self, time: float) -> torch.Tensor:
@@ -277,8 +259,7 @@ class BoundRun:
         return spare[name]
 
     def _bound(self, call: Call, at: dict, to: dict, i: int) -> BoundCall:
-        to = {estimate_name(e): x0 for e, x0 in enumerate(self.x0s)} | to
-        outs = [to[name] for name in call.targets]
+        outs = [to[name] if name in to else self.estimates[name] for name in call.targets]
         bound = BoundCall(
             [at.get(name, name) for name in call.columns],
             call.weights,
@@ -362,28 +343,26 @@ class BoundRun:
         branches, times = self.stages[i].branches, self.stages[i].times
         if pulled is not None:
             return self._outputs(pulled.outputs, branches, 1)
-        x = self.inputs[i]
-        before = x._version
-        calls = self.kinds[i]
+        x, calls = self.inputs[i], self.kinds[i]
         if len(calls) == 1:
-            filled = self._outputs(self._call(x, self.times[i], calls[0]), branches, len(times))
-        else:  # a call for each network and input
-            filled, start, outputs = {}, 0, []
-            for number, call in enumerate(calls):
-                rows = slice(start, start + len(branch_names(call[0])) * self.batch)
-                outputs.append(output := self._call(x[rows], self.times[i][rows], call))
-                filled |= self._outputs(output, call[0], 1, number * len(times) // len(calls))
-                start = rows.stop
-            context.check_apart(f"sample: stage {i}", outputs)
-        if x._version != before:
-            raise context.written("sample", f" at stage {i}")
+            return self._outputs(self._call(i, x, self.times[i], calls[0]), branches, len(times))
+        filled, start, outputs = {}, 0, []
+        for number, call in enumerate(calls):  # one for each network and input
+            rows = slice(start, start + len(branch_names(call[0])) * self.batch)
+            outputs.append(output := self._call(i, x[rows], self.times[i][rows], call))
+            filled |= self._outputs(output, call[0], 1, number * len(times) // len(calls))
+            start = rows.stop
+        context.check_apart(f"sample: stage {i}", outputs)
         return filled
 
-    def _call(self, x: torch.Tensor, times: torch.Tensor, call: tuple) -> torch.Tensor:
-        """Returns the raw output of one network call."""
+    def _call(self, i: int, x: torch.Tensor, times: torch.Tensor, call: tuple) -> torch.Tensor:
+        """Returns the raw output of one network call at stage i."""
         branches, inputs, network = call
-        arguments = self.arguments[branches, inputs]
-        return self.denoiser.call(x, times, arguments, self.format, network)
+        arguments, watch = self.arguments[branches, inputs], self.watches[i]
+        try:
+            return self.denoiser.call(x, times, arguments, self.format, network, watch)
+        except InputWritten:
+            raise InputWritten("sample", f" at stage {i}") from None
 
     def _pulled(self, i: int) -> Any:
         """Returns the network call of stage i through which vectors are pulled back to x."""

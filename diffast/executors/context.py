@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
+from diffast import _arguments as arguments
 from diffast import ops, planning
 from diffast.executors.device import on_host, pinned
 from diffast.executors.made_for import check_made_for
@@ -38,7 +39,7 @@ FIXED_GRID = {
 EXECUTORS = ("sequential", "graph")
 
 # What ops weigh together with a state.
-FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+FLOATS = arguments.FLOATS
 
 OnX0 = Callable[[torch.Tensor, Info], torch.Tensor]
 Clamp = tuple[float, float]
@@ -88,6 +89,7 @@ def place_of(
     Raises:
         ValueError: what disagrees.
     """
+    arguments.no_fake_mode(who)
     shape, device, dtype = _state_like(who, denoiser, shape, x, device, looks)
     dims = FORMATS[denoiser.memory_format]
     if dims not in (0, len(shape)):
@@ -95,7 +97,7 @@ def place_of(
             f"{who}: memory_format is {denoiser.memory_format}, for {dims} dimensions, but the "
             f"state is {list(shape)}"
         )
-    seed, ids = ops.fold_seed(seed), ids_of(who, ids, shape[0], device)
+    seed, ids = seed_of(who, seed), ids_of(who, ids, shape[0], device)
     return Place(shape, dtype, device, ids, seed, limits_of(who, clamp))
 
 
@@ -242,22 +244,15 @@ def _state_like(
     if x is None:
         if shape is None:
             raise ValueError(f"{who}: neither shape nor x is given, but one is needed")
-        shape = tuple(int(n) for n in shape)
-        if len(shape) < 1 or min(shape) < 0:
-            raise ValueError(f"{who}: shape is {list(shape)} but [B, ...] is needed")
-        place = denoiser.device() if device is None else torch.device(device)
+        shape = arguments.sizes(who, shape)
+        place = denoiser.device() if device is None else arguments.device(who, device)
         return shape, place, torch.float32
-    if not isinstance(x, torch.Tensor):
-        raise ValueError(f"{who}: x is a {type(x).__name__} but the initial state is a tensor")
-    if x.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"{who}: x is {x.dtype} but the state is float32 or float64")
-    if x.dim() < 1:
-        raise ValueError(f"{who}: x has no batch dimension, but [B, ...] is needed")
-    if shape is not None and tuple(shape) != tuple(x.shape):
+    arguments.state(who, "x", x)
+    if shape is not None and arguments.sizes(who, shape) != tuple(x.shape):
         raise ValueError(f"{who}: shape is {list(shape)} but x has {list(x.shape)}")
     if looks and on_host(x.device):  # on a device at the end, see Result.or_raise
         check_finite(who, x)
-    place = x.device if device is None else torch.device(device)
+    place = x.device if device is None else arguments.device(who, device)
     return tuple(x.shape), place, x.dtype
 
 
@@ -265,23 +260,29 @@ def ids_of(who: str, ids: Any, batch: int, device: torch.device) -> torch.Tensor
     """Returns the ids as int64 [B] on the device, or raises ValueError."""
     if ids is None:
         return torch.arange(batch, dtype=torch.int64, device=device)
+    given = arguments.ids(who, ids, batch)
+    return pinned(given, device).to(device, non_blocking=True).contiguous()
+
+
+def seed_of(who: str, seed: Any) -> int:
+    """Returns the seed as ops take it, or raises TypeError or ValueError."""
     try:
-        given = torch.as_tensor(ids)
-    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{who}: ids must be integers of 64 bits, signed: {error}") from None
-    whole = not given.dtype.is_floating_point and not given.dtype.is_complex
-    if given.numel() and not (whole and given.dtype != torch.bool):
-        raise ValueError(f"{who}: ids are {given.dtype} but integers are needed")
-    if tuple(given.shape) != (batch,):
-        raise ValueError(f"{who}: ids are {list(given.shape)} but there are {batch} samples")
-    return pinned(given.to(torch.int64), device).to(device, non_blocking=True).contiguous()
+        return ops.fold_seed(seed)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{who}: {error}") from None
 
 
 def limits_of(who: str, clamp: Clamp | None) -> list[float]:
     """Returns the clamp as the ops take it, or raises ValueError."""
     if clamp is None:
         return []
-    low, high = (float(limit) for limit in clamp)
+    pair = () if isinstance(clamp, (str, bytes, Mapping, set)) else clamp
+    try:
+        low, high = pair
+    except (TypeError, ValueError):
+        said = arguments.shown(clamp)
+        raise ValueError(f"{who}: clamp is {said} but must be two numbers, (low, high)") from None
+    low, high = (arguments.number(who, "clamp", end, "", lambda n: True) for end in (low, high))
     if not (np.isfinite([low, high]).all() and low < high):
         raise ValueError(f"{who}: clamp is ({low:g}, {high:g}) but must be finite and in order")
     return [low, high]
@@ -299,9 +300,10 @@ def check_noise(who: str, noise: Any, refused: dict[str, str]) -> Any:
             f"({', '.join(NOISES)} or a callable): the initial state is x="
         )
     kind = "callable" if callable(noise) else noise
-    if kind != "callable" and kind not in NOISES:
+    if not callable(noise) and not (isinstance(noise, str) and noise in NOISES):
         raise ValueError(
-            f"{who}: noise is {noise!r} but must be one of {', '.join(NOISES)} or a callable"
+            f"{who}: noise is {arguments.shown(noise)} but must be one of {', '.join(NOISES)} or a "
+            "callable"
         )
     if kind in refused:
         named = "a callable" if callable(noise) else repr(noise)
@@ -311,9 +313,25 @@ def check_noise(who: str, noise: Any, refused: dict[str, str]) -> Any:
 
 def check_executor(who: str, executor: str) -> None:
     """Raises ValueError for a name that is not among EXECUTORS."""
-    if executor not in EXECUTORS:
-        known = ", ".join(EXECUTORS)
-        raise ValueError(f"{who}: executor is {executor!r} but must be one of {known}")
+    arguments.choice(who, "executor", executor, EXECUTORS)
+
+
+def check_flags(who: str, *, on_x0: Any = None, callback: Any = None, **flags: Any) -> None:
+    """Raises TypeError for hooks that cannot be called, and flags that are neither true nor false.
+
+    Args:
+        who: the public function.
+        on_x0: the hook, or None.
+        callback: the callback, or None.
+        flags: by name.
+    """
+    if on_x0 is not None:
+        arguments.function(who, "on_x0", on_x0)
+    if callback is not None:
+        arguments.function(who, "callback", callback)
+    for name, value in flags.items():
+        if value is not True and value is not False:
+            arguments.flag(who, name, value)
 
 
 def refuse(who: str, **given: tuple[Any, str]) -> None:
@@ -350,6 +368,12 @@ def blame(
         complaint = unlike(name, tensor, state)
         if complaint is not None:
             raise ValueError(f"{where}: {complaint}") from error
+    for name, tensor in {**given, "the state": state}.items() if torch.is_grad_enabled() else ():
+        if tensor.requires_grad:
+            raise ValueError(
+                f"{where}: {name} requires a gradient, but a step has none: step under "
+                "torch.no_grad(), or detach the tensor"
+            ) from error
 
 
 def check_apart(who: str, outputs: Iterable[torch.Tensor]) -> None:
@@ -360,14 +384,6 @@ def check_apart(who: str, outputs: Iterable[torch.Tensor]) -> None:
             f"{who}: the networks of two branches returned the same tensor, so that the second "
             "output has replaced the first: give copies"
         )
-
-
-def written(who: str, when: str = "") -> ValueError:
-    """Returns the error for a network that changed its input, which `_version` tells."""
-    return ValueError(
-        f"{who}: the network wrote into its input{when}, but the solver still needs it: give it a "
-        "copy"
-    )
 
 
 def unlike(name: str, tensor: Any, state: torch.Tensor) -> str | None:

@@ -37,7 +37,7 @@ def new_event(device: torch.device) -> Any:
 @torch.inference_mode(False)
 def host_buffer(count: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Returns a tensor [count] on the host that copies from and to the device do not wait for."""
-    return torch.empty(count, dtype=dtype, pin_memory=device.type == "cuda")
+    return torch.empty(count, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
 
 
 def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -143,7 +143,7 @@ class Readback:
     def __init__(self, device: torch.device):
         """Begins without a buffer."""
         self.device, self.direct = device, on_host(device)
-        self.host = torch.empty(0)
+        self.host = torch.empty(0, device="cpu")
 
     def take(self, tensor: torch.Tensor) -> np.ndarray:
         """Returns the tensor's numbers, flat; they hold until the next `take`."""

@@ -19,6 +19,7 @@ from diffast.guidance.guide import Guide, Point
 from diffast.lowering.evaluations import BRANCHES, branch_names
 from diffast.lowering.program import Stage
 from diffast.model.denoiser import Denoiser
+from diffast.model.times import told_time
 from diffast.plans.registers import X
 
 
@@ -44,7 +45,7 @@ class Guides:
         levels[1, timed] = denoiser.schedule.alpha(told[timed])
         levels[2, timed] = denoiser.schedule.sigma(told[timed])
         with torch.inference_mode(False):
-            self.levels = torch.tensor(levels, dtype=place.dtype).to(place.device)
+            self.levels = torch.tensor(levels, dtype=place.dtype, device=place.device)
         # The weights of x and the outputs in the estimates that are pulled back.
         self.estimates = {
             i: self._estimate(stage) for i, stage in enumerate(stages) if self.through_network(i)
@@ -132,7 +133,8 @@ class Pulled(Pullback):
                 names = branch_names(own)
                 rows = leaf if len(names) == 1 else torch.cat([leaf] * len(names))
                 rows = rows.to(denoiser.dtype or x.dtype)
-                t = torch.full((len(rows),), time, dtype=x.dtype, device=x.device)
+                told = told_time(denoiser.schedule, time, x.dtype)
+                t = torch.full((len(rows),), told, dtype=x.dtype, device=x.device)
                 output = denoiser.call(rows, t, arguments, memory_format, network)
                 made |= zip(names, output.split(len(x)), strict=True)
         row = {n: w for n, w in guides.estimates[i].items() if n == X or (n in made and w != 0.0)}

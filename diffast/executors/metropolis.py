@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from diffast import _arguments as arguments
 from diffast import ops
 from diffast.executors import context
 from diffast.executors.initial import origin_of, put_start
@@ -35,7 +36,8 @@ from diffast.executors.results import FINE, Result
 from diffast.executors.stepwise import Stepper
 from diffast.lowering.program import COND, UNCOND, check_plain_calls, check_plain_rule, lower
 from diffast.lowering.recorder import Recording
-from diffast.model.denoiser import Denoiser, time_dtype
+from diffast.model.denoiser import Denoiser
+from diffast.model.times import time_dtype, told_time
 from diffast.ops.evaluate.encode import encode
 from diffast.plans import Plan
 from diffast.plans.places import Place, Where, chosen, last_reads, places
@@ -113,6 +115,8 @@ def sample_metropolis(
     context.check_plan(_WHO, plan)
     context.check_fits(_WHO, plan, denoiser)
     _check_guidance(plan, denoiser)
+    arguments.function(_WHO, "energy", energy, optional=False)
+    context.check_flags(_WHO, throw=throw)
     rule = _Rule(proposal, n, step, friction)
     stops = {place.before: place for place in chosen(_WHO, plan, places(_WHO, plan), where)}
     _check_places(plan, stops)
@@ -167,11 +171,8 @@ class _Rule:
 
     def __init__(self, proposal: str, n: int, step: Number | None, friction: Number):
         """Checks the options."""
-        if proposal not in PROPOSALS:
-            known = ", ".join(PROPOSALS)
-            raise ValueError(f"{_WHO}: proposal is {proposal!r} but must be one of {known}")
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-            raise ValueError(f"{_WHO}: n is {n!r} but a chain has a whole number of steps from 1")
+        arguments.choice(_WHO, "proposal", proposal, PROPOSALS)
+        n = arguments.whole(_WHO, "n", n)
         default, self.power = PROPOSALS[proposal]
         self.name, self.n = proposal, n
         self._step: Number = default if step is None else step
@@ -185,12 +186,8 @@ class _Rule:
         return h * sigma**self.power, float(kept)
 
     def _positive(self, what: str, value: Number, t: float) -> float:
-        number = float(value(t) if callable(value) else value)
-        if not 0.0 < number < np.inf:
-            raise ValueError(
-                f"{_WHO}: {what} = {number} at t = {t:g}, but it must be positive and finite"
-            )
-        return number
+        given = value(t) if callable(value) else value
+        return arguments.positive(_WHO, f"{what} at t = {t:g}", given, finite=True)
 
 
 class _Run:
@@ -205,8 +202,8 @@ class _Run:
         kinds = {stage.branches for stage in self.stepper.programs[0].stages}
         self.arguments = {k: denoiser.arguments(self.batch, place.device, k) for k in kinds}
         width = 3 if rule.name == "ghmc" else 2
-        self.old, self.new = torch.empty((2, width, *place.shape), dtype=place.dtype).to(
-            place.device
+        self.old, self.new = torch.empty(
+            (2, width, *place.shape), dtype=place.dtype, device=place.device
         )
         self.decide = encode([_decision()]).to(place.device)
         self.steps = 0  # of all chains
@@ -262,7 +259,8 @@ class _Run:
         if branches not in self.arguments:
             found = self.denoiser.arguments(self.batch, self.device, branches)
             self.arguments[branches] = found
-        output = self.denoiser.call(x, t, self.arguments[branches])
+        # copies: the network may write into its times, which the rest of a chain needs
+        output = self.denoiser.call(x, t.clone(), self.arguments[branches])
         self.nfe += 1
         if branches == "both":
             return dict(zip((COND, UNCOND), output.split(self.batch), strict=True))
@@ -288,8 +286,9 @@ class _Run:
         h, keep = rule.at(stop)
         first = place.seed, ops.STEP_NOISE + self.plan.nfe + self.steps
         score = _Score(self.plan, self.denoiser, stop)
-        told = torch.full((self.batch,), stop.time, dtype=time_dtype(place.dtype))
-        told = told.to(self.device)
+        kind = time_dtype(place.dtype)
+        time = told_time(self.plan.schedule, stop.time, kind)
+        told = torch.full((self.batch,), time, dtype=kind, device=self.device)
         uniform = torch.empty((self.batch, rule.n), dtype=torch.float32, device=self.device)
         ops.normal_out(
             place.ids, first[0], ops.COUPLING_NOISE + self.plan.nfe + self.steps, 1.0, uniform
@@ -358,9 +357,9 @@ class _Run:
     def result(self, throw: bool, x: torch.Tensor | None, times: list[float]) -> MetropolisSamples:
         """Returns the samples."""
         made = self.acceptance
-        acceptance = torch.stack(made) if made else torch.empty((0, self.batch))
+        acceptance = torch.stack(made) if made else torch.empty((0, self.batch), device=self.device)
         nfe = torch.full((self.batch,), self.nfe, dtype=torch.int64, device=self.device)
-        told = torch.tensor(times, dtype=torch.float64)
+        told = torch.tensor(times, dtype=torch.float64, device="cpu")
         found = MetropolisSamples(
             self.state.x, nfe, self.state.status, True, told, acceptance.to(torch.float64)
         )
@@ -403,9 +402,11 @@ class _Score:
 def _lengths(proposal: str, h: float) -> torch.Tensor:
     """Returns the rows of `gram`, [1, 2, columns]: what the forward and the backward move need."""
     if proposal == "ghmc":  # (v of the leapfrog's start, its end)
-        return torch.tensor([[[1.0, 0.0], [0.0, 1.0]]], dtype=torch.float64)
+        rows = [[[1.0, 0.0], [0.0, 1.0]]]
+        return torch.tensor(rows, dtype=torch.float64, device="cpu")
     forward, backward = [-1.0, 1.0, -h, 0.0], [1.0, -1.0, 0.0, -h]
-    return torch.tensor([[forward, backward]], dtype=torch.float64)
+    rows = [[forward, backward]]
+    return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
 def _decision() -> tuple:

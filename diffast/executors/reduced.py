@@ -67,7 +67,7 @@ class Reductions:
         self._columns: dict[int, list] = {}
         self._programs: dict[int, tuple[Encoded, ...]] = {}
         self._weights: dict[int, torch.Tensor] = {}  # of row 0, where its quantile is asked for
-        self._quantiles = torch.empty(0)
+        self._quantiles = torch.empty(0, device=self.device)
         with torch.inference_mode(False):
             self._none = torch.empty(0, dtype=torch.float64, device=self.device)
             self._pieces = torch.empty((0, 0, 4), dtype=torch.float64, device=self.device)

@@ -80,6 +80,9 @@ def sample(
     plan = context.plan_of("sample", denoiser, plan, calls)
     context.check_noise("sample", noise, context.FIXED_GRID)
     context.check_executor("sample", executor)
+    context.check_flags(
+        "sample", on_x0=on_x0, callback=callback, progress=progress, throw=throw, check=check
+    )
     place = context.place_of("sample", denoiser, shape, x, device, seed, ids, clamp, check)
     if check:
         context.warn_of_spread("sample", plan.schedule, plan.start, x, plan.initial)

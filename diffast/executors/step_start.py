@@ -26,7 +26,7 @@ def chosen_plans(
     Raises:
         ValueError: numbers that do not count the samples; a plan that there is not.
     """
-    numbers = torch.as_tensor(plan)
+    numbers = plan if isinstance(plan, torch.Tensor) else torch.as_tensor(plan, device="cpu")
     if numbers.dim() not in (0, 1) or (numbers.dim() and tuple(numbers.shape) != (batch,)):
         raise ValueError(
             f"Stepper: plan has shape {list(numbers.shape)} but there are {batch} samples"
@@ -82,7 +82,7 @@ def openings_of(
     openings = [program.opening or (1.0, 0.0) for program in programs]
     if all(openings[p] == (1.0, 0.0) for p in chosen):
         return None
-    return torch.tensor(openings, dtype=torch.float64)[numbers.cpu()]
+    return torch.tensor(openings, dtype=torch.float64, device="cpu")[numbers.cpu()]
 
 
 def opened(

@@ -10,6 +10,8 @@ import torch
 from diffast.executors import context
 from diffast.executors.step_terms import Needs
 from diffast.lowering.evaluations import BRANCHES
+from diffast.model.input_watch import InputWritten, is_changed
+from diffast.model.outputs import check_plain, tensor_of
 
 # What messages call the outputs of the branches.
 OUTPUTS = ("output", "unconditional output", "third output")
@@ -57,10 +59,20 @@ def outputs_of(output: Any) -> list[torch.Tensor | None]:
     Raises:
         ValueError: more than three.
     """
+    if output is not None and not isinstance(output, (torch.Tensor, tuple, list)):
+        output = tensor_of(output, who="Stepper")
     given = output if isinstance(output, (tuple, list)) else (output,)
     if len(given) > len(BRANCHES):
         raise ValueError(f"Stepper: {len(given)} outputs, but a step weighs at most 3")
     return [*given, *[None] * (len(BRANCHES) - len(given))]
+
+
+def check_unchanged(state: State) -> None:
+    """Raises InputWritten if the state's x is not as the step that made it left it."""
+    if is_changed(state.x):
+        raise InputWritten(
+            "Stepper", " (or the loop wrote into x: state._replace(x=...) gives another one)"
+        )
 
 
 def check_outputs(
@@ -75,6 +87,8 @@ def check_outputs(
         )
     for name, tensor in zip(OUTPUTS, outputs, strict=True):
         check_shape(state, name, tensor)
+        if tensor is not None and type(tensor) is not torch.Tensor or _is_sparse(tensor):
+            check_plain(state.x, tensor, "Stepper")
     if needs.network and guided and uncond is None:
         raise ValueError("Stepper: a plan is guided, but one output is given and not a pair")
     if needs.network and extra and third is None:
@@ -82,6 +96,10 @@ def check_outputs(
             "Stepper: guidance has a third branch, but its output is not given: (conditional, "
             "unconditional, third) is needed"
         )
+
+
+def _is_sparse(tensor: torch.Tensor | None) -> bool:
+    return tensor is not None and tensor.layout is not torch.strided
 
 
 def check_shape(state: State, name: str, tensor: torch.Tensor | None) -> None:

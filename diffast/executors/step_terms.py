@@ -133,7 +133,7 @@ class StepTerms:
         """
         if self._masks is None:
             masks = [[k in need.terms for k in range(1, 10)] for need in self.needs]
-            self._masks = put(torch.tensor(masks))
+            self._masks = put(torch.tensor(masks, device="cpu"))
         masks: Any = self._masks
         mask = masks[row]
         shape = (-1, *[1] * (next(iter(found.values())).dim() - 1))

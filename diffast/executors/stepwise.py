@@ -23,10 +23,11 @@ from typing import Any
 
 import torch
 
+from diffast import _arguments as arguments
 from diffast import ops
 from diffast.executors import context
 from diffast.executors.device import Readback, on_host, pinned
-from diffast.executors.results import FINE, Info, Samples
+from diffast.executors.results import FINE, Info, Samples, check_finite
 from diffast.executors.step_rules import StepRules
 from diffast.executors.step_start import chosen_plans, first_slots, opened, openings_of
 from diffast.executors.step_state import (
@@ -36,11 +37,13 @@ from diffast.executors.step_state import (
     check_gradients,
     check_normals,
     check_outputs,
+    check_unchanged,
     each_of,
     outputs_of,
     rows_of,
 )
 from diffast.executors.step_terms import Needs, StepTerms
+from diffast.executors.step_times import StepTimes
 from diffast.executors.terms import gradients, terms_of, through
 from diffast.guidance.rule import MOMENTUM
 from diffast.lowering.program import Constraints, check_one_input, lower
@@ -58,7 +61,7 @@ from diffast.lowering.step_table import (
     make_table,
     numbered,
 )
-from diffast.model.denoiser import time_dtype
+from diffast.model.input_watch import mark
 from diffast.plans import Plan
 from diffast.plans.registers import H, V, X, Y
 
@@ -102,7 +105,7 @@ class Stepper:
         """Multiplies the plans out; see the class."""
         loop = "the loop around `step` is yours: call it there"
         context.refuse("Stepper", callback=(callback, loop), progress=(progress, loop))
-        if noise != "given":
+        if not (isinstance(noise, str) and noise == "given"):
             context.check_noise("Stepper", noise, SOURCES)
         if denoiser is not None:
             context.check_plan("Stepper", plans)
@@ -110,7 +113,10 @@ class Stepper:
         if not pairs:
             raise ValueError("Stepper: 0 plans, but at least 1 is needed")
         self.pairs, self.plans = pairs, tuple(plan for plan, _ in pairs)
-        self.device, self.dtype, self.given = torch.device(device), dtype, noise == "given"
+        arguments.floating("Stepper", "dtype", dtype)
+        context.check_flags("Stepper", on_x0=on_x0)
+        self.device, self.dtype = arguments.device("Stepper", device), dtype
+        self.given = isinstance(noise, str) and noise == "given"
         self.limits, self.on_x0 = context.limits_of("Stepper", clamp), on_x0
         # Where a term reads a clamped x0 estimate, a call of its own makes the estimate everywhere.
         reads = any(g.through == "x0" for _, read in pairs for g in terms_of(read))
@@ -139,10 +145,7 @@ class Stepper:
         self.draws = any(AT_NOISE in columns for columns in used)
         carried = self.rules.carried.union(*(program.carried for program in self.programs))
         self.carried = tuple(name for name in (Y, V, MOMENTUM) if name in carried)
-        self._times: list[float] = []
-        for program in self.programs:  # a sample at its end repeats its last time, which is known
-            told = [stage.time for stage in program.stages]
-            self._times += [*told, told[-1]]
+        self.times = StepTimes(self.programs, self.plans, self._put)
         # Network calls of the plan before each row, and rows of their batches.
         self._before = self.terms.counts(self.programs)
         self._table = None
@@ -170,8 +173,9 @@ class Stepper:
         Raises:
             ValueError: another dtype, an unknown plan, ids that do not count the samples.
         """
-        if x.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"Stepper: x is {x.dtype} but the state is float32 or float64")
+        arguments.no_fake_mode("Stepper")
+        if on_host(arguments.state("Stepper", "x", x).device):
+            check_finite("Stepper", x)
         if x.device.type != self.device.type:
             raise ValueError(f"Stepper: x is on {x.device} but the stepper is for {self.device}")
         batch = x.shape[0]
@@ -181,7 +185,7 @@ class Stepper:
             own = self.plans[number]
             part = x if len(chosen) == 1 else x[numbers.cpu() == number]
             context.warn_of_spread("Stepper", own.schedule, own.start, part, own.initial)
-        seed = ops.fold_seed(seed)
+        seed = context.seed_of("Stepper", seed)
         status = torch.full((batch,), FINE, dtype=torch.int64, device=self.device)
         x = x.contiguous()
         slots = first_slots(self.pairs, self.programs, chosen, x, self.slots)
@@ -190,7 +194,8 @@ class Stepper:
             x = opened(x, self._put(openings), seed, ids, z, self.given)
         state = State(self.first[min(chosen)], x, None, None, slots, seed, ids, status)
         if each or numbers.dim():
-            row = self._put(torch.tensor(self.first, dtype=torch.int64)[numbers.cpu()])
+            first = torch.tensor(self.first, dtype=torch.int64, device="cpu")
+            row = self._put(first[numbers.cpu()])
             state = self.separate(state)._replace(row=row.expand(batch).contiguous())
         return state, self._network_input(x), self.time(state)
 
@@ -266,6 +271,7 @@ class Stepper:
                 given or missing.
         """
         outputs, needs = outputs_of(output), self.needs(state)
+        check_unchanged(state)
         check_outputs(state, outputs, needs, self.guided, self.extra)
         check_normals(state, z, self.given, self.draws)
         check_gradients(state, gradients, needs)
@@ -447,11 +453,7 @@ class Stepper:
 
     def time(self, state: State) -> torch.Tensor:
         """Returns the model times of the next evaluations, [B]; at the end those of the last."""
-        dtype = time_dtype(state.x.dtype)
-        if isinstance(state.row, int):
-            time = self._times[state.row]
-            return torch.full((len(state.x),), time, dtype=dtype, device=state.x.device)
-        return self.table().times[state.row].to(dtype)
+        return self.times.of(state.row, state.x, self.table)
 
     def done(self, state: State) -> torch.Tensor | bool:
         """Returns whether the samples are at their plan's end: one answer, or [B] on the device."""
@@ -482,13 +484,15 @@ class Stepper:
         return state if Y in self.carried else state._replace(y=state.x)
 
     def _network_input(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the model inputs, whose state the caller's network may write into."""
+        mark(x)
         return x if self.dtype is None else x.to(self.dtype)
 
     def table(self) -> Table:
         """Returns every stage of every plan as one table on the device, made once."""
         if self._table is None:
             clamp = bool(self.limits) and not self.alone
-            told = self._times, self._before
+            told = self.times.exact, self._before
             shape = self.slots, self.carried, clamp, self._put
             calls = self.rules.for_table(self.calls)
             self._table = make_table(calls, self.first, *told, *shape)

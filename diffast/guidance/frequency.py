@@ -119,5 +119,5 @@ def _blurred(image: torch.Tensor) -> torch.Tensor:
 @cache
 def _kernel(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     with torch.inference_mode(False):
-        line = torch.tensor(_BINOMIAL, dtype=dtype) / 16.0
+        line = torch.tensor(_BINOMIAL, dtype=dtype, device="cpu") / 16.0
         return (line[:, None] * line[None, :])[None, None].to(device)

@@ -14,8 +14,10 @@ from diffast.guidance.rule import BRANCHES, Rule, RuleAt, branch_names, rule_nam
 from diffast.model import network_errors
 from diffast.model.branches import branch_of, groups_of, rules_at, settled
 from diffast.model.guidance import arguments_of, scales_at
+from diffast.model.input_watch import InputWatch, InputWritten, versions_of
 from diffast.model.inspection import guided_estimate
-from diffast.model.outputs import tensor_of
+from diffast.model.options import check_options, terms_of
+from diffast.model.outputs import check_plain, output_complaint, tensor_of
 from diffast.model.prediction import MISSING, check_predicts
 from diffast.model.prediction import Prediction as Prediction
 from diffast.model.probe import Probe, probe
@@ -87,24 +89,12 @@ class Denoiser:
 
     def __post_init__(self) -> None:
         """Checks the arguments before the first call."""
+        object.__setattr__(self, "_called", False)  # and its input compared in full
         check_predicts("Denoiser", self.predicts)
-        if not callable(self.network):
-            raise ValueError(
-                f"Denoiser: network is a {type(self.network).__name__} but must be callable"
-            )
-        if self.unconditional is not None and set(self.unconditional) != set(self.conditions):
-            raise ValueError(
-                f"Denoiser: conditions are {sorted(self.conditions)} but unconditional ones are "
-                f"{sorted(self.unconditional)}"
-            )
+        check_options(self, FORMATS)
         object.__setattr__(self, "guidance", settled(self.guidance, self.schedule))
         check_time_dtype(self.time_dtype, self.round_times)
-        object.__setattr__(self, "guides", _terms(self.guides))
-        if self.memory_format not in FORMATS:
-            raise ValueError(
-                f"Denoiser: memory_format is {self.memory_format} but must be one of "
-                f"{', '.join(map(str, FORMATS))}"
-            )
+        object.__setattr__(self, "guides", terms_of(self.guides))
 
     @classmethod
     def from_velocity(
@@ -430,6 +420,7 @@ class Denoiser:
         arguments: Mapping[str, Any],
         memory_format: torch.memory_format = torch.contiguous_format,
         network: Callable[..., Any] | None = None,
+        watch: InputWatch | None = None,
     ) -> torch.Tensor:
         """Returns the network's raw output, in that format, shaped as x [B, ...].
 
@@ -442,13 +433,18 @@ class Denoiser:
             arguments: from `arguments`.
             memory_format: how the output has to lie; it is copied if it does not.
             network: that of a branch with one of its own; None: the denoiser's.
+            watch: of x, or of the tensor that x is a part of; None: one is made.
 
         Raises:
+            InputWritten: a ValueError, if the network changed x.
             ValueError: if the network returns something else; as above.
         """
         if self.time_dtype is not None:
-            t = given_times(t, self.time_dtype, self.round_times)
+            t = given_times(t, self.time_dtype, self.round_times, self.schedule)
         network = self.network if network is None else network
+        watch, whole = InputWatch(x) if watch is None else watch, not self._called
+        before = watch.look(whole)
+        versions = versions_of(arguments) if arguments else None
         try:
             output = network(x, t, **arguments)
         except network_errors.RAISED as error:
@@ -456,45 +452,22 @@ class Denoiser:
             if clearer is None:
                 raise
             raise ValueError(clearer) from error
+        if watch.look(whole) != before:
+            raise InputWritten
+        if versions is not None and versions_of(arguments) != versions:
+            raise InputWritten(what="conditions")
+        if whole:
+            object.__setattr__(self, "_called", True)
         if not isinstance(output, torch.Tensor):
             output = tensor_of(output, self.predicts)
-        if output.shape != x.shape:
-            raise ValueError(_shape_complaint(x, output))
-        if not output.is_floating_point():
-            raise ValueError(
-                f"Denoiser: the network was given {x.dtype} but returned {output.dtype}, which is "
-                "no floating-point type"
-            )
+        if output.shape != x.shape or not output.is_floating_point():
+            raise ValueError(output_complaint(x, output))
+        if output.layout is not torch.strided or type(output) is not torch.Tensor:
+            check_plain(x, output)
+        if memory_format is torch.contiguous_format and output.is_contiguous():
+            return output  # half of what `contiguous` takes
         return output.contiguous(memory_format=memory_format)
 
     def x0(self, x: torch.Tensor, t: float) -> torch.Tensor:
-        """Returns the guided x0 estimate [B, ...] at one model time, in plain torch.
-
-        For inspection and tests. Executors use the same numbers in their fused steps.
-        """
+        """Returns the guided x0 estimate [B, ...] at one model time, in plain torch."""
         return guided_estimate(self, x, t)
-
-
-def _terms(guides: Any) -> tuple[Guide, ...]:
-    """Returns the guidance terms, or raises ValueError for what is none."""
-    given = (guides,) if isinstance(guides, Guide) else tuple(guides)
-    for term in given:
-        if not isinstance(term, Guide):
-            raise ValueError(
-                f"Denoiser: guides holds a {type(term).__name__}, but terms are made by "
-                "df.guidance; its ugd and tfg return two terms: guides=[*terms]"
-            )
-    if len(given) > 9:
-        raise ValueError(f"Denoiser: {len(given)} guides, but at most 9 can be weighed")
-    return given
-
-
-def _shape_complaint(x: torch.Tensor, output: torch.Tensor) -> str:
-    given, made = list(x.shape), list(output.shape)
-    if len(given) > 1 and made == [given[0], 2 * given[1], *given[2:]]:
-        return (
-            f"Denoiser: the network was given x of shape {given} but returned twice the channels, "
-            f"{made}: if half of them are a learned variance, wrap the network in "
-            "df.LearnedVariance, or in a function that returns the prediction's channels alone"
-        )
-    return f"Denoiser: the network was given x of shape {given} but returned {made}"

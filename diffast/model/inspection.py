@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffast import _arguments as arguments
 from diffast import ops
 from diffast.guidance.guide import Guide, Point
 from diffast.guidance.reducing import guided
 from diffast.guidance.rule import COND, EXTRA, LOW, UNCOND, Measured, RuleAt
-from diffast.model.times import time_dtype
+from diffast.model.times import time_dtype, told_time
 
 
 def guided_estimate(denoiser: Any, x: torch.Tensor, t: float) -> torch.Tensor:
@@ -20,6 +21,7 @@ def guided_estimate(denoiser: Any, x: torch.Tensor, t: float) -> torch.Tensor:
     Rules are taken as at a call of their own: nothing is remembered, and no call is left out.
     Gradients of guidance terms are added.
     """
+    arguments.no_fake_mode("Denoiser")
     estimate = _estimate(denoiser, x, t)
     weights = denoiser.gradient_weights(np.array([t]))[:, 0]
     made = estimate
@@ -36,12 +38,14 @@ def _gradient(
     one = torch.ones((len(x), *[1] * (x.dim() - 1)), dtype=x.dtype, device=x.device)
     alpha, sigma = (float(f(t)) * one for f in (denoiser.schedule.alpha, denoiser.schedule.sigma))
     ids = torch.arange(len(x), device=x.device)
+    kind = time_dtype(x.dtype)
+    told = told_time(denoiser.schedule, t, kind)
 
     def normals(k: int) -> torch.Tensor:
         word = ops.GUIDANCE_NOISE + k
         return ops.normal(x.shape, seed=0, stage=word, ids=ids, dtype=x.dtype)
 
-    time = torch.full((len(x),), t, dtype=time_dtype(x.dtype), device=x.device)
+    time = torch.full((len(x),), told, dtype=kind, device=x.device)
     point = Point(x.detach(), time, alpha, sigma, ids, 0, normals=normals)
     if term.through == "x0":
         point = point._replace(x0=estimate.detach())
@@ -64,12 +68,21 @@ def _estimate(denoiser: Any, x: torch.Tensor, t: float) -> torch.Tensor:
     """Returns the estimate without gradients of terms."""
     a, b = (float(w[0]) for w in denoiser.affine(np.array([t])))
     x_in = x.to(denoiser.dtype or x.dtype)
-    times = torch.full((len(x),), t, dtype=time_dtype(x.dtype), device=x.device)
+    kind = time_dtype(x.dtype)
+    told = told_time(denoiser.schedule, t, kind)
+    times = torch.full((len(x),), told, dtype=kind, device=x.device)
 
     def output_of(branch: str) -> torch.Tensor:
         network, _ = denoiser.branch(branch)
         arguments = denoiser.arguments(len(x), x.device, branch)
-        return denoiser.call(x_in, times, arguments, network=network).to(x.dtype)
+        output = denoiser.call(x_in, times.clone(), arguments, network=network)
+        if output.device != x.device or output.dtype.itemsize == 1:
+            raise ValueError(
+                f"Denoiser: the network was given {x_in.dtype} on {x_in.device} but returned "
+                f"{output.dtype} on {output.device}"
+            )
+        # a copy: the network may write its next answer into the same memory
+        return output.to(x.dtype, copy=True)
 
     rule = denoiser.rule
     if rule is not None:

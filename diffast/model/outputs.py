@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch._subclasses import FakeTensor
 
 from diffast.model.prediction import PREDICTIONS
 
@@ -53,6 +54,43 @@ def tensor_of(output: Any, predicts: str | None = None, who: str = "Denoiser") -
         f"{who}: the network returned a {type(output).__name__}, but a tensor is needed, or a "
         "tuple, a dict or an object with .sample that holds one"
     )
+
+
+def output_complaint(x: torch.Tensor, output: torch.Tensor) -> str:
+    """Returns what is wrong with a network's output that is not shaped as x, or no numbers."""
+    given, made = list(x.shape), list(output.shape)
+    if len(given) > 1 and made == [given[0], 2 * given[1], *given[2:]]:
+        return (
+            f"Denoiser: the network was given x of shape {given} but returned twice the channels, "
+            f"{made}: if half of them are a learned variance, wrap the network in "
+            "df.LearnedVariance, or in a function that returns the prediction's channels alone"
+        )
+    if made != given:
+        return f"Denoiser: the network was given x of shape {given} but returned {made}"
+    return (
+        f"Denoiser: the network was given {x.dtype} but returned {output.dtype}, which is no "
+        "floating-point type"
+    )
+
+
+def check_plain(x: torch.Tensor, output: torch.Tensor, who: str = "Denoiser") -> None:
+    """Raises ValueError for an output that holds no row of numbers in memory.
+
+    Args:
+        x: what the network was given.
+        output: a tensor of another layout than strided, or of a subclass.
+        who: the class that called the network, for the message.
+    """
+    if output.layout is not torch.strided:
+        raise ValueError(
+            f"{who}: the network returned a tensor of layout {output.layout}, but a dense one is "
+            "needed: return output.to_dense()"
+        )
+    if isinstance(output, FakeTensor) and not isinstance(x, FakeTensor):
+        raise ValueError(
+            f"{who}: the network returned a fake tensor, which holds no numbers, but was given "
+            "ordinary ones: leave FakeTensorMode to the tracer"
+        )
 
 
 def _fields(output: Any) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ import torch
 
 from diffast.model.outputs import tensor_of
 from diffast.model.prediction import PREDICTIONS
-from diffast.model.times import time_dtype
+from diffast.model.times import time_dtype, told_time
 
 # Network calls of the samples.
 STEPS = 12
@@ -168,14 +168,15 @@ def _measured(denoiser, shape, seed, device):
     schedule, draw, calls = denoiser.schedule, torch.Generator().manual_seed(seed), 0
 
     def normals():
-        return torch.randn(shape, generator=draw).to(device)
+        return torch.randn(shape, generator=draw, device="cpu").to(device)
 
     def estimate(x, t):
         nonlocal calls
         calls += 1
         a, b = denoiser.prediction.affine(np.array([t]))
         given = x if denoiser.dtype is None else x.to(denoiser.dtype)
-        times = torch.full(shape[:1], t, dtype=time_dtype(x.dtype), device=device)
+        kind = time_dtype(x.dtype)
+        times = torch.full(shape[:1], told_time(schedule, t, kind), dtype=kind, device=device)
         arguments = denoiser.arguments(shape[0], device, "cond")
         return float(a[0]) * x + float(b[0]) * denoiser.call(given, times, arguments).to(x.dtype)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from diffast.model.outputs import tensor_of
+from diffast.model.outputs import output_complaint, tensor_of
 
 # What a network of a noise level returns.
 RETURNS = ("x0", "epsilon", "v", "edm")
@@ -92,5 +92,8 @@ class SigmaModel:
         if self.returns in ("x0", "epsilon"):
             return output
         skip, out = (self.sigma_data / scale) ** 2, self.sigma_data * sigma / scale
-        output = tensor_of(output, "v" if self.returns == "v" else None).to(x.dtype)
+        output = tensor_of(output, "v" if self.returns == "v" else None)
+        if output.shape != x.shape or not output.is_floating_point():
+            raise ValueError(output_complaint(x, output))  # a shape would be repeated in silence
+        output = output.to(x.dtype)
         return skip * x + (out if self.returns == "edm" else -out) * output

@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from diffast.model.outputs import tensor_of
+from diffast.model.times import told_times
+
 # How a field takes x and its time.
 CALLS: dict[str, Callable[..., Any]] = {
     "x=, t=": lambda field, x, t, more: field(x=x, t=t, **more),
@@ -101,6 +104,10 @@ class Velocity:
         slope = (times[1] - times[0]) / (schedule.t_end - schedule.t_start)
         self.slope = time_scale * slope
         self.offset = time_scale * (times[1] - slope * schedule.t_end)
+        low, high = sorted(time_scale * time for time in times)
+        self.domain = (low, high)
+        self.model_times = (float(schedule.t_end), float(schedule.t_start))
+        self._ends: dict[torch.dtype, tuple[float, float] | None] = {}
 
     def like(self, field: Callable[..., Any]) -> Velocity:
         """Returns another field of the same conventions, such as a weaker one."""
@@ -115,7 +122,24 @@ class Velocity:
                 "Denoiser: the field takes one time for all samples, but this run gives each "
                 "sample its own: use df.sample, or a field with time_shape='batch'"
             )
-        told = t if self.slope == 1.0 else self.slope * t
-        told = told if self.offset == 0.0 else self.offset + told
+        told = self._told(t)
+        if told is not t and t.is_floating_point() and (ends := self._ends_in(t.dtype)) is not None:
+            told = told.clamp(*ends)
         answer = self.call(self.field, x, self.shape(told), conditions)
-        return answer if self.factor == 1.0 else self.factor * answer
+        if self.factor == 1.0:
+            return answer
+        answer = tensor_of(answer)
+        return self.factor * answer if answer.is_floating_point() else answer  # which is refused
+
+    def _told(self, t: torch.Tensor) -> torch.Tensor:
+        told = t if self.slope == 1.0 else self.slope * t
+        return told if self.offset == 0.0 else self.offset + told
+
+    def _ends_in(self, dtype: torch.dtype) -> tuple[float, float] | None:
+        """Returns the field's first and last time in a dtype; None: no rounding leads beyond."""
+        if dtype not in self._ends:
+            reached = self._told(torch.tensor(self.model_times, dtype=dtype, device="cpu"))
+            inside = told_times(self, self.domain, dtype)
+            beyond = not inside[0] <= reached.min() <= reached.max() <= inside[1]
+            self._ends[dtype] = (inside[0], inside[1]) if beyond else None
+        return self._ends[dtype]

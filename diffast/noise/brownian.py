@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from diffast import _arguments as arguments
 from diffast import ops
 from diffast.ops.schema import MAX_DEPTH, PATH_RANGE
 
@@ -63,10 +64,15 @@ class BrownianPath:
         spans: np.ndarray | None = None,
     ):
         """Puts the streams on the device and chooses the depth."""
-        if depth is not None and not 1 <= depth <= MAX_DEPTH:
-            raise ValueError(f"BrownianPath: depth is {depth} but 1 to {MAX_DEPTH} are supported")
-        self.schedule, self.shape = schedule, tuple(shape)
-        self.device, self.dtype = torch.device(device), dtype
+        who = "BrownianPath"
+        if depth is not None:
+            depth = arguments.whole(who, "depth", depth, 1, MAX_DEPTH)
+        if not hasattr(schedule, "lam"):
+            raise TypeError(f"{who}: schedule is {arguments.shown(schedule)} but one is needed")
+        self.schedule, self.shape = schedule, arguments.sizes(who, shape)
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"{who}: dtype is {dtype} but must be float32 or float64")
+        self.device, self.dtype = arguments.device(who, device), dtype
         self._fixed, self.depth = depth is not None, LEAST_DEPTH if depth is None else depth
         self._streams = _streams(seed, ids, self.shape[0]).to(self.device)
         # Of the last two ends: the values [B, ...], the times, and the nodes that the times were
@@ -290,11 +296,17 @@ def path_noise(
 def _streams(seed, ids, batch: int) -> torch.Tensor:
     """Returns (seed, id, 0) of every sample, int64 [B, 3]."""
     one = np.ndim(seed) == 0
-    seeds = [ops.fold_seed(n) for n in ([seed] * batch if one else seed)]
+    try:
+        seeds = [ops.fold_seed(n) for n in ([seed] * max(batch, 1) if one else seed)][
+            : batch if one else None
+        ]
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"BrownianPath: {error}") from None
     if ids is None:
         ids = range(batch) if one else [0] * batch
-    if len(seeds) != batch or len(ids) != batch:
-        raise ValueError(f"BrownianPath: {len(seeds)} seeds and {len(ids)} ids for {batch} samples")
-    ids = torch.as_tensor(ids, dtype=torch.int64).reshape(batch, 1)
+    if len(seeds) != batch or (hasattr(ids, "__len__") and len(ids) != batch):
+        count = len(ids) if hasattr(ids, "__len__") else batch
+        raise ValueError(f"BrownianPath: {len(seeds)} seeds and {count} ids for {batch} samples")
+    ids = arguments.ids("BrownianPath", ids, batch).reshape(batch, 1)
     seeds = torch.tensor(seeds, dtype=torch.int64, device=ids.device).reshape(batch, 1)
     return torch.cat([seeds, ids, torch.zeros_like(ids)], dim=1)

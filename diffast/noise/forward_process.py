@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 
+from diffast import _arguments as arguments
 from diffast import ops
 
 
@@ -38,23 +41,55 @@ def add_noise(
     Raises:
         ValueError: times that do not count the samples; noise of another shape.
     """
-    batch = x0.shape[0]
-    times = torch.as_tensor(time, dtype=torch.float64)
+    who = "add_noise"
+    batch = len(_data(who, "x0", x0))
+    if not hasattr(schedule, "alpha"):
+        raise TypeError(f"{who}: schedule is {arguments.shown(schedule)} but one is needed")
+    try:
+        times = torch.as_tensor(time, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        said = arguments.shown(time)
+        raise TypeError(f"{who}: time is {said} but must be a number, or one a sample") from None
     if times.dim() > 1 or (times.dim() and tuple(times.shape) != (batch,)):
         raise ValueError(f"add_noise: time is {list(times.shape)} but there are {batch} samples")
-    if noise is not None and noise.shape != x0.shape:
+    if noise is not None and _data(who, "noise", noise).shape != x0.shape:
         raise ValueError(f"add_noise: noise is {list(noise.shape)} but x0 is {list(x0.shape)}")
     values = times.expand(batch).cpu().numpy()
+    low, high = schedule.domain
+    outside = values[~((values >= low) & (values <= high))]
+    if len(outside):
+        raise ValueError(
+            f"{who}: time is {outside[0]:g}, which lies outside of [{low:g}, {high:g}], the times "
+            f"of {schedule}"
+        )
     alpha, sigma = (
-        torch.as_tensor(level(values), dtype=torch.float64).to(x0.device).reshape(batch, 1, 1)
+        torch.from_numpy(np.asarray(level(values), dtype=np.float64))
+        .to(x0.device)
+        .reshape(batch, 1, 1)
         for level in (schedule.alpha, schedule.sigma)
     )
     x0 = x0.contiguous()
     if noise is not None:
         table = torch.cat([alpha, sigma], 2)
         return ops.combine_table([x0, noise.contiguous()], table, None, None, [])[0]
-    known = torch.arange(batch) if ids is None else torch.as_tensor(ids, dtype=torch.int64)
+    known = torch.arange(batch, device="cpu") if ids is None else arguments.ids(who, ids, batch)
     known = known.to(x0.device)
-    seeds, words = (torch.full_like(known, n) for n in (ops.fold_seed(seed), ops.INITIAL_NOISE))
+    try:
+        seed = ops.fold_seed(seed)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{who}: {error}") from None
+    seeds, words = (torch.full_like(known, n) for n in (seed, ops.INITIAL_NOISE))
     streams = torch.stack([seeds, known, words], 1)
     return ops.combine_table([x0], alpha, sigma, streams, [])[0]
+
+
+def _data(who: str, name: str, x: Any) -> torch.Tensor:
+    """Returns a tensor [B, ...] of floating-point numbers; ValueError for anything else."""
+    if not isinstance(x, torch.Tensor):
+        raise ValueError(f"{who}: {name} is {arguments.shown(x)} but a tensor is needed")
+    if x.dtype not in arguments.FLOATS or x.dim() < 1 or x.layout is not torch.strided:
+        raise ValueError(
+            f"{who}: {name} is {arguments.shown(x)}, but a dense tensor [B, ...] of floating-point "
+            "numbers is needed"
+        )
+    return x

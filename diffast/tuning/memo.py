@@ -14,8 +14,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from diffast._files import load_json, shown
+
 FORMAT = "diffast tuning"
 VERSION = 1
+# How many times as large as a plan's file it may be: it holds all iterations.
+_ROOM = 16
 # Where a file of tensors says to which arguments it belongs.
 _OF = "arguments"
 
@@ -52,7 +56,8 @@ class Memo:
         if name not in self.results:
             self.results[name] = json.loads(json.dumps(work()))
             self._write()
-        return self.results[name]
+        found = self.results[name]
+        return _Result(found, f"tune: {self.path}: {name}") if isinstance(found, dict) else found
 
     def tensor(self, name: str, work: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Returns the tensor of that name, from the file or worked out now; on the CPU."""
@@ -73,13 +78,15 @@ class Memo:
         if self.path is None:
             return
         head = {"format": FORMAT, "version": VERSION, "arguments": self.arguments}
-        _replace(self.path, json.dumps(head | {"results": self.results}).encode())
+        body = head | {"results": self.results, "digest": _digest_of(self.results)}
+        _replace(self.path, json.dumps(body).encode())
 
     def _read(self, path: Path) -> None:
         try:
-            body = json.loads(path.read_text())
+            body = load_json(path, nan=True, room=_ROOM)
             known = body["format"] == FORMAT and body["version"] == VERSION
             arguments, results = dict(body["arguments"]), dict(body["results"])
+            _check_results(results)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"tune: {path} is no file of a tuning run ({error})") from None
         if not known:
@@ -88,8 +95,12 @@ class Memo:
             before, now = arguments.get(name), self.arguments.get(name)
             if before != now:
                 raise ValueError(
-                    f"tune: {path} is of a run with {name} = {before!r}, but {name} is {now!r} now"
+                    f"tune: {path} is of a run with {name} = {shown(before)}, but {name} is "
+                    f"{shown(now)} now"
                 )
+        # files of older versions have none
+        if body.get("digest", _digest_of(results)) != _digest_of(results):
+            raise ValueError(f"tune: {path} was changed after it was written: remove it")
         self.results = results
         beside = self._beside()
         if beside.exists():
@@ -100,6 +111,29 @@ class Memo:
                     self.tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             except SafetensorError as error:
                 raise ValueError(f"tune: {beside} is no safetensors file ({error})") from None
+
+
+class _Result(dict):
+    """A result of a file; what it lacks is said with the file's name."""
+
+    def __init__(self, found: dict[str, Any], where: str):
+        super().__init__(found)
+        self.where = where
+
+    def __missing__(self, name: str) -> Any:
+        raise ValueError(f"{self.where} has no {name!r}: the file was changed, remove it")
+
+
+def _digest_of(results: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(results, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_results(results: dict[str, Any]) -> None:
+    """Refuses a result without a whole number of network calls, which every one has."""
+    for name, found in results.items():
+        calls = found.get("calls") if isinstance(found, dict) else found
+        if type(calls) not in (int, float) or not 0 <= calls < 2**63:
+            raise ValueError(f"{shown(name)} has calls = {shown(calls)}, but they are counted")
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from diffast.model.denoiser import Denoiser, time_dtype
+from diffast.model.denoiser import Denoiser
+from diffast.model.times import time_dtype, within
 from diffast.tuning.parameters import Numbers
 
 
@@ -36,7 +37,8 @@ class Rows:
 
     def output(self, x: torch.Tensor, told: torch.Tensor, branch: str) -> torch.Tensor:
         """Returns the network's raw output on a branch, [B or 2B, ...], told a time or [B]."""
-        t = told.to(x.device, time_dtype(x.dtype)).expand(len(x))
+        told = within(told.to(x.device), self.denoiser.schedule, time_dtype(x.dtype))
+        t = told.expand(len(x))
         t = torch.cat([t, t]) if branch == "both" else t
         given = torch.cat([x, x]) if branch == "both" else x
         given = given.to(self.denoiser.dtype or x.dtype)

@@ -258,9 +258,9 @@ MULTI = df.solvers.dpmpp_2m(SCHEDULE, df.grids.karras(SCHEDULE, 4))
         ),
         (lambda x: chains("mala", x, of=lambda x, t: 1.0), "energy returned a float, but a number"),
         (lambda x: chains("mala", x, of=lambda x, t: x[:2, 0]), r"returned \[2\] of"),
-        (lambda x: chains("mala", x, n=0), "n is 0 but a chain has a whole number of steps from 1"),
-        (lambda x: chains("mala", x, step=-1.0), "step = -1.0 at t = 0.5, but it must be positive"),
-        (lambda x: chains("ghmc", x, friction=lambda t: np.nan), "friction = nan at t = 0.5"),
+        (lambda x: chains("mala", x, n=0), "n is 0 but must be a whole number from 1"),
+        (lambda x: chains("mala", x, step=-1.0), "step at t = 0.5 is -1.0 but must be above 0"),
+        (lambda x: chains("ghmc", x, friction=lambda t: np.nan), "friction at t = 0.5 is nan"),
         (lambda x: chains("mala", x, where=[3]), "where has 3, but .* has the places 0 to 1"),
         (
             lambda x: df.sample_metropolis(gaussian(), STILL, energy, x=x, proposal="hmc"),

@@ -4,11 +4,18 @@ import pytest
 import torch
 
 pytest.importorskip("diffusers")
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # algorithm_type "dpmsolver"
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # algorithm_type "dpmsolver"
+    pytest.mark.filterwarnings("ignore:Should have:UserWarning:torchsde"),  # a tree's ends
+]
 
 import diffusers  # noqa: E402
-from diffusers_cases import BROKEN, DIFFERENT, SD, Case  # noqa: E402
+from diffusers_cases import BROKEN as USUAL_BROKEN  # noqa: E402
+from diffusers_cases import DIFFERENT, SD, Case  # noqa: E402
 from diffusers_loop import difference, model_input, network, noisy, run, walk  # noqa: E402
+from diffusers_more_cases import BROKEN_MORE  # noqa: E402
+
+BROKEN = [*USUAL_BROKEN, *BROKEN_MORE]
 
 diffusers.utils.logging.set_verbosity_error()
 

@@ -9,10 +9,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("diffusers")
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # algorithm_type "dpmsolver"
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # algorithm_type "dpmsolver"
+    pytest.mark.filterwarnings("ignore:Should have:UserWarning:torchsde"),  # a tree's ends
+]
 
 import diffusers  # noqa: E402
-from diffusers_cases import CASES, ONE_OF_EACH, SD, ZERO_SNR, Case, replaced  # noqa: E402
+from diffusers_cases import CASES as USUAL  # noqa: E402
+from diffusers_cases import ONE_OF_EACH as USUAL_KINDS  # noqa: E402
+from diffusers_cases import SD, ZERO_SNR, Case, replaced  # noqa: E402
+from diffusers_indexed_cases import INDEXED, ONE_INDEXED  # noqa: E402
 from diffusers_loop import (  # noqa: E402
     difference,
     model_input,
@@ -24,17 +30,38 @@ from diffusers_loop import (  # noqa: E402
     uncertainty,
     walk,
 )
+from diffusers_more_cases import MORE, ONE_OF_EACH_MORE  # noqa: E402
 
 from diffast.integrations.diffusers import DiffastScheduler  # noqa: E402
 
 TOLERANCE = 1e-4
-WITH_X0 = ("DDIM", "DDPM", "EulerDiscrete", "EulerAncestralDiscrete", "EDMEuler", "LCM")
+WITH_X0 = (
+    *("DDIM", "DDPM", "EulerDiscrete", "EulerAncestralDiscrete", "EDMEuler", "LCM"),
+    *("KDPM2AncestralDiscrete", "DPMSolverSDE"),
+    *(case.kind for case in ONE_INDEXED),
+)
+STOCHASTIC = (
+    *("DDPM", "EulerAncestralDiscrete", "SASolver", "LCM", "DDPMParallel", "UnCLIP"),
+    *("KDPM2AncestralDiscrete", "CosineDPMSolverMultistep", "FlowMatchLCM"),
+    *("CMStochasticIterative", "LTXEulerAncestralRF"),
+)
+WITHOUT_ADD_NOISE = ("IPNDM", "LTXEulerAncestralRF")
+ON_A_PATH = ("DPMSolverSDE", "CosineDPMSolverMultistep")
+DETERMINISTIC = ("LTXEulerAncestralRF-euler", "LTXEulerAncestralRF-quiet")
 NO_SPARE_STEPS = {"PNDM-default": 4, "PNDM-trailing_prk": 4}  # fewer fail in diffusers
 diffusers.utils.logging.set_verbosity_error()
 
 
+CASES = [*USUAL, *INDEXED, *MORE]
+ONE_OF_EACH = [*USUAL_KINDS, *ONE_INDEXED, *ONE_OF_EACH_MORE]
+RARE = {case.kind for case in MORE}  # their fast tests stand in test_diffusers_more.py
+
+
 def each(cases):
-    return pytest.mark.parametrize("case", cases, ids=[case.id for case in cases])
+    return pytest.mark.parametrize(
+        "case",
+        [pytest.param(c, id=c.id, marks=[pytest.mark.slow] * (c.kind in RARE)) for c in cases],
+    )
 
 
 each_case = each(CASES)
@@ -42,9 +69,10 @@ each_kind = each(ONE_OF_EACH)
 stochastic = [
     case
     for case in CASES
-    if case.kind in ("DDPM", "EulerAncestralDiscrete", "SASolver", "LCM")
+    if case.kind in STOCHASTIC
+    and case.id not in DETERMINISTIC
     or "sde" in case.id
-    or "eta" in case.stepping
+    or (case.stepping.get("eta", case.kind == "TCD") and case.kind != "CogVideoXDDIM")
     or "s_churn" in case.stepping
     or case.config.get("stochastic_sampling")
 ]
@@ -123,7 +151,7 @@ def test_x0_estimates(case):
             out = network(model_input(scheduler, x, t), t, case.learned)
             result = scheduler.step(out, t, x, **options)
             x = result.prev_sample
-            kept.append(result.get("pred_original_sample", result.get("denoised")))
+            kept.append(tuple(result.values())[1])
         estimates.append(kept)
     want, got = estimates
     assert_same(got, want)
@@ -146,7 +174,9 @@ def test_from_the_middle(case, told):
         if told:
             scheduler.set_begin_index(first)
         t = timesteps[:1].repeat(len(clean))
-        if case.kind == "FlowMatchHeunDiscrete":
+        if case.kind in WITHOUT_ADD_NOISE:
+            x = noise
+        elif case.kind == "FlowMatchHeunDiscrete":
             x = scheduler.scale_noise(clean, t[0], noise)  # takes one time step for all
         elif hasattr(scheduler, "scale_noise"):
             x = scheduler.scale_noise(clean, t, noise)
@@ -156,7 +186,7 @@ def test_from_the_middle(case, told):
     assert_same(results[1], results[0])
 
 
-@each_kind
+@each([case for case in ONE_OF_EACH if case.kind not in WITHOUT_ADD_NOISE])
 def test_add_noise(case):
     original, ours = both(case)
     clean, noise = noisy(original, case.shape, 5), noisy(original, case.shape, 6)
@@ -180,6 +210,9 @@ CUSTOM = [
     (Case("Multistep", "DPMSolverMultistep", SD), {"timesteps": [999, 700, 400, 100]}),
     (Case("Singlestep", "DPMSolverSinglestep", SD), {"timesteps": [999, 700, 400, 100]}),
     (Case("LCM", "LCM"), {"timesteps": [999, 699, 399, 99]}),
+    (Case("TCD", "TCD"), {"timesteps": [999, 699, 399, 99]}),
+    (Case("TCD", "TCD"), {"timesteps": [999, 699, 399, 99], "strength": 0.5}),
+    (Case("DDPMParallel", "DDPMParallel"), {"timesteps": [900, 700, 400, 100, 0]}),
     (
         Case("UniPC", "UniPCMultistep", {"use_flow_sigmas": True, "flow_shift": 2.0}),
         {"sigmas": np.array([1.0, 0.8, 0.5, 0.2])},  # a list fails in diffusers
@@ -353,9 +386,9 @@ def test_overrides():
     assert_same(run(ours, case, 6), run(case.original(), case, 6))
 
 
-@pytest.mark.parametrize("kind", ["DDIM", "DDPM"])
+@pytest.mark.parametrize("kind", ["DDIM", "DDPM", "DDIMInverse", "CogVideoXDDIM", "UnCLIP"])
 def test_steps_in_any_order(kind):
-    # these two look at nothing but the time step, which may be a plain number
+    # these look at nothing but the time step, which may be a plain number
     case = Case(kind, kind, SD)
     original, ours = both(case)
     for scheduler in (original, ours):
@@ -401,12 +434,22 @@ def operators(case, noise):
 @pytest.mark.parametrize("noise", ["generator", "counter"])
 @each_kind
 def test_steps_read_nothing_from_the_device(case, noise):
+    if noise == "generator" and case.kind in ON_A_PATH:
+        pytest.skip("diffusers' own tree compares its times, which are tensors on the CPU")
     for names in operators(case, noise):
         assert not [n for n in names if any(read in n for read in READS)]
 
 
-# thresholds are quantiles, and learned variances of DDPM are a function of the network's output
-@each([c for c in CASES if not (c.config.get("thresholding") or c.learned and c.kind == "DDPM")])
+# thresholds are quantiles, learned variances of DDPM are a function of the network's output, and a
+# path makes its noise by steps of its own
+@each(
+    [
+        c
+        for c in CASES
+        if not (c.config.get("thresholding") or c.learned and c.kind == "DDPM")
+        and c.kind not in ON_A_PATH
+    ]
+)
 def test_steps_are_fused(case):
     # the learned variances' half is cut off by a copy
     fine = (*PLAIN, "aten.clone") if case.learned else PLAIN

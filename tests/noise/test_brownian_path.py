@@ -164,7 +164,10 @@ def test_empty_and_flat_shapes(shape):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: BrownianPath(EDM, SHAPE, depth=25), "depth is 25 but 1 to 24"),
+        (
+            lambda: BrownianPath(EDM, SHAPE, depth=25),
+            "depth is 25 but must be a whole number from 1 to 24",
+        ),
         (lambda: BrownianPath(EDM, SHAPE, [1, 2]), "2 seeds and 3 ids for 3 samples"),
         (lambda: BrownianPath(EDM, SHAPE, 1, [1]), "3 seeds and 1 ids for 3 samples"),
         (lambda: BrownianPath(EDM, SHAPE).increment([1.0, 1.0], 0.5), "2 times, but there are 3"),

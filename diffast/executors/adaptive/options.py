@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from diffast.executors.context import OnX0, check_executor, check_noise, refuse
+from diffast import _arguments as arguments
+from diffast.executors.context import OnX0, check_executor, check_flags, check_noise, refuse
 from diffast.executors.results import Progress
 from diffast.lowering.trial_steps import TrialNoise
 from diffast.solvers.embedded import EmbeddedSolver, controllers
+
+# The function that messages name.
+WHO = "sample_adaptive"
 
 # Why a source of noise cannot be had here.
 _SOURCES = {"callable": "samples take steps of their own: there is no stage to ask a function for"}
@@ -88,23 +93,32 @@ class AdaptiveOptions:
 
     def __post_init__(self):
         """Checks what no method changes."""
-        check_executor("sample_adaptive", self.executor)
-        if self.control not in ("sample", "batch"):
-            raise ValueError(
-                f"sample_adaptive: control is {self.control!r} but must be 'sample' or 'batch'"
-            )
+        check_executor(WHO, self.executor)
+        arguments.choice(WHO, "control", self.control, ("sample", "batch"))
+        names = ("reject", "denoise", "progress", "throw", "compact", "trace")
+        flags = {name: getattr(self, name) for name in names}
+        check_flags(WHO, on_x0=self.on_x0, callback=self.callback, **flags)
         if self.executor == "graph":
             why = "a graph's rounds cannot be looked into: leave executor out"
             refuse("sample_adaptive", trace=(self.trace, why))
             object.__setattr__(self, "compact", False)
-        for name in ("h_init", "h_min", "h_max", "max_calls"):
+        for name in ("h_init", "h_min", "h_max"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"sample_adaptive: {name} is {value} but must be above 0")
+            if value is not None:
+                finite = name == "h_min"
+                object.__setattr__(self, name, arguments.positive(WHO, name, value, finite))
+        object.__setattr__(self, "max_calls", arguments.whole(WHO, "max_calls", self.max_calls))
+        if self.until is not None:
+            object.__setattr__(self, "until", arguments.number(WHO, "until", self.until))
 
     def controller_for(self, solver: EmbeddedSolver) -> dict:
         """Returns the numbers of the step-size rule for a method, or raises ValueError."""
         changes, rule = self.controller or {}, solver.controller
+        if not isinstance(changes, (str, Mapping)):
+            raise ValueError(
+                f"{WHO}: controller is {arguments.shown(changes)} but must be a name or numbers by "
+                "name"
+            )
         if isinstance(changes, str):
             if changes not in controllers.NAMED:
                 known = " and ".join(controllers.NAMED)
@@ -113,9 +127,13 @@ class AdaptiveOptions:
                 )
             changes = controllers.NAMED[changes]
         if unknown := set(changes) - set(rule):
+            named = sorted(map(str, unknown))
             raise ValueError(
-                f"sample_adaptive: the controller has {sorted(unknown)} but knows {sorted(rule)}"
+                f"sample_adaptive: the controller has {named} but knows {sorted(rule)}"
             )
+        for name, value in changes.items():
+            if not isinstance(value, bool):  # a switch of the rule is one of its numbers
+                _check_control(name, value)
         bounds = {"step_min": self.h_min, "step_max": self.h_max}
         rule = rule | changes | {k: v for k, v in bounds.items() if v is not None}
         if rule["step_min"] > rule["step_max"]:
@@ -153,3 +171,12 @@ class AdaptiveOptions:
             again = "noise drawn anew after a rejection, which makes the law wrong"
             refused["redraw"] = f"{name} is never run with {again}"
         return refused
+
+
+def _check_control(name: str, value: Any) -> None:
+    """Raises for what is no number of a step-size rule; factors and bounds of steps are above 0."""
+    what = f"controller[{name!r}]"
+    if name in ("safety", "least", "most", "step_max"):
+        arguments.positive(WHO, what, value)
+    else:
+        arguments.number(WHO, what, value, "be a number", lambda n: n == n)

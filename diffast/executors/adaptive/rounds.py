@@ -33,13 +33,15 @@ from diffast.executors.adaptive.options import AdaptiveOptions
 from diffast.executors.adaptive.round_terms import RoundTerms
 from diffast.executors.adaptive.tables import RoundTables
 from diffast.executors.adaptive.time_variable import TimeInterval
-from diffast.executors.context import Place, blame, hooked, on_rows, put_initial, written
+from diffast.executors.context import Place, blame, hooked, on_rows, put_initial
 from diffast.executors.device import on_host
 from diffast.executors.results import Info, Progress
 from diffast.lowering.estimate import COND, UNCOND, X0, estimate_row
 from diffast.lowering.traced_steps import Table, Tracer
 from diffast.lowering.trial_steps import NOISE, TrialProgram
-from diffast.model.denoiser import Denoiser, time_dtype
+from diffast.model.denoiser import Denoiser
+from diffast.model.input_watch import InputWatch, InputWritten
+from diffast.model.times import ends_of, time_dtype
 from diffast.ops import schema
 from diffast.ops.evaluate.encode import encode
 from diffast.ops.schema import CONTROLS, COUNTS, FAILED_FINITE, FINISHED, RUNNING
@@ -78,6 +80,7 @@ class AdaptiveRun:
         self.on_host = on_host(self.device)
         self.terms = RoundTerms(denoiser) if denoiser.guides else None
         self.time_dtype = time_dtype(self.dtype)
+        self.time_ends = ends_of(denoiser.schedule, self.time_dtype)
         self.owner: torch.Tensor | None = None  # the sample of each row, once some have left
         self._prepare_guidance()
         self._prepare_rule()
@@ -87,6 +90,7 @@ class AdaptiveRun:
         held, passing, records = program.held, program.passing, self._begin()
         self.batch = Batch(place, held, passing, records, options.compact, self._take, self._moved)
         self._moved()
+        self.watch: InputWatch | None = None
         self.trace = [] if options.trace else None
         self.rounds = 0
 
@@ -145,7 +149,7 @@ class AdaptiveRun:
         self.inputs = None
         if isinstance(self.source, HostNodes):
             shape = self.shape[0], self.source.columns
-            self.inputs = torch.zeros(shape, dtype=torch.float64)
+            self.inputs = torch.zeros(shape, dtype=torch.float64, device="cpu")
 
     def _begin(self) -> dict[str, torch.Tensor]:
         """Returns what `accept` keeps of each sample: all of them begin alike."""
@@ -254,6 +258,8 @@ class AdaptiveRun:
         x, size, both = self.batch.view["x"], self.batch.size, self.branches == "both"
         # A copy: the tables are written anew in the next round, and a network may keep its times.
         times, leaf = times.to(self.time_dtype, copy=True), None
+        if self.time_ends is not None:
+            times.clamp_(*self.time_ends)
         if self.network_input is not None:
             x = self.network_input[: (1 + both) * size]
         if self.terms is not None and self.terms.graph:
@@ -263,10 +269,12 @@ class AdaptiveRun:
                 output = self.denoiser.call(rows, times.clone(), self.arguments)
                 parts = (output[:size], output[size:])[: 1 + both]  # here, with their graph
         else:
-            before = x._version
-            output = self.denoiser.call(x, times, self.arguments)
-            if x._version != before:
-                raise written("sample_adaptive", f" in round {self.rounds}")
+            if self.watch is None or self.watch.shape != x.shape:  # always the same memory
+                self.watch = InputWatch(x)
+            try:
+                output = self.denoiser.call(x, times, self.arguments, watch=self.watch)
+            except InputWritten:
+                raise InputWritten("sample_adaptive", f" in round {self.rounds}") from None
             parts = (output[:size], output[size:])[: 1 + both]
         names = (COND, UNCOND) if both else (COND if self.branches == "cond" else UNCOND,)
         return dict(zip(names, parts, strict=True)), leaf

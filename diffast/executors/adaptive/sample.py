@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffast import _arguments as arguments
 from diffast.executors.adaptive.graph_rounds import GraphRounds
-from diffast.executors.adaptive.options import AdaptiveOptions
+from diffast.executors.adaptive.options import WHO, AdaptiveOptions
 from diffast.executors.adaptive.round_terms import trial_terms
 from diffast.executors.adaptive.rounds import STATUSES, AdaptiveRun
 from diffast.executors.adaptive.shared_steps import (
@@ -39,9 +40,6 @@ from diffast.ops.schema import COUNTS, FAILED_FINITE, FINISHED, RUNNING
 from diffast.solvers import embedded
 from diffast.solvers.embedded import EmbeddedSolver
 from diffast.solvers.embedded.runge_kutta import RungeKutta
-
-# The function that messages name.
-WHO = "sample_adaptive"
 
 
 @dataclass(frozen=True)
@@ -226,7 +224,10 @@ def _interval(denoiser: Denoiser, solver: EmbeddedSolver, given: AdaptiveOptions
     """Returns the way of a run in its method's time variable."""
     slopes = solver.needs_slopes or denoiser.prediction.sloped
     until = denoiser.schedule.t_min if given.until is None else given.until
-    return TimeInterval(denoiser.schedule, solver.time_variable, until, slopes)
+    try:
+        return TimeInterval(denoiser.schedule, solver.time_variable, until, slopes)
+    except ValueError as error:
+        raise ValueError(f"{WHO}: until is {until:g} but {error}") from None
 
 
 def _solver(method: str | EmbeddedSolver, options: dict) -> EmbeddedSolver:
@@ -237,11 +238,21 @@ def _solver(method: str | EmbeddedSolver, options: dict) -> EmbeddedSolver:
                 f"{sorted(options)} are for making one"
             )
         return method
-    build = embedded.get(method)
+    if not isinstance(method, str):
+        said = arguments.shown(method)
+        raise ValueError(f"{WHO}: method is {said} but must be an embedded solver or its name")
     try:
+        build = embedded.get(method)
+        for name in {"rtol", "atol"} & set(options):
+            if options[name] is not None or name == "rtol":
+                options[name] = arguments.number(WHO, name, options[name], "", lambda n: True)
         return build(**options)
     except TypeError as error:
-        raise ValueError(f"sample_adaptive: options {sorted(options)} but {error}") from None
+        if str(error).startswith(WHO):
+            raise
+        raise ValueError(f"{WHO}: options {sorted(options)} but {error}") from None
+    except ValueError as error:
+        raise type(error)(f"{WHO}: {error}") from None
 
 
 def _result(

@@ -15,10 +15,11 @@ import torch
 
 from diffast.executors.adaptive.options import AdaptiveOptions
 from diffast.executors.adaptive.time_variable import TimeInterval
-from diffast.executors.context import Place, put_initial, refuse
+from diffast.executors.context import Place, put_initial, refuse, unlike
 from diffast.executors.terms import normals_of
 from diffast.guidance.guide import Guide, Point
-from diffast.model.denoiser import Denoiser, time_dtype
+from diffast.model.denoiser import Denoiser
+from diffast.model.times import time_dtype, told_time
 from diffast.solvers.embedded import EmbeddedSolver, Node
 from diffast.solvers.embedded.runge_kutta import RungeKutta
 
@@ -71,7 +72,11 @@ class SharedNetwork:
             batch, device = self.place.shape[0], self.place.device
             self.arguments[branch] = self.denoiser.arguments(batch, device, branch)
         times = t.repeat_interleave(self.place.shape[0])
-        return self.denoiser.call(x.flatten(0, 1), times, self.arguments[branch]).view(x.shape)
+        output = self.denoiser.call(x.flatten(0, 1), times, self.arguments[branch]).view(x.shape)
+        complaint = unlike("the network's output", output, x)
+        if complaint is not None:
+            raise ValueError(f"{WHO}: {complaint}")
+        return output
 
 
 def shared_denoiser(network: SharedNetwork) -> Denoiser:
@@ -139,12 +144,14 @@ def first_step(
 
     def answer(state: torch.Tensor, node: Node) -> tuple[torch.Tensor, torch.Tensor]:
         time = float(np.asarray(node.time).flat[0])
-        told = torch.full((1,), time, dtype=time_dtype(state.dtype), device=state.device)
+        kind = time_dtype(state.dtype)
+        inside = told_time(shared.schedule, time, kind)
+        told = torch.full((1,), inside, dtype=kind, device=state.device)
         given = state.to(shared.dtype or state.dtype)
         scale = float(shared.scales(np.array([time]))[0])
         both = scale not in (0.0, 1.0) or callable(shared.guidance)
         output = network(given.expand(1 + both, *given.shape[1:]), told.expand(1 + both))
-        raw = output
+        raw = output.clone()  # the network may write its next answer into the same memory
         if both:
             output = output[1:].lerp(output[:1], scale)
         a, b = (float(weight[0]) for weight in shared.affine(np.array([time])))

@@ -10,7 +10,9 @@ import torch
 from diffast.executors import context
 from diffast.executors.context import Place
 from diffast.lowering.program import COND, UNCOND
-from diffast.model.denoiser import Denoiser, time_dtype
+from diffast.model.denoiser import Denoiser
+from diffast.model.input_watch import InputWatch, InputWritten
+from diffast.model.times import time_dtype, told_times
 
 # Runs one chunk of a round's rows; returns its outputs, one [chunk, ...] for each branch.
 RunChunk = Callable[[slice], list[torch.Tensor]]
@@ -43,9 +45,13 @@ class BatchedNetwork:
         """Fetches the conditions and the times."""
         self.denoiser, self.kind, self.batch = denoiser, _BRANCHES[branches], place.shape[0]
         self.batch_size, self.run_chunks = batch_size, run_chunks
+        self.dtype = place.dtype
+        self.beside: Sequence[torch.Tensor] = ()  # of the run, that the network may have kept
         self.arguments = denoiser.arguments(self.batch, place.device, self.kind)
         self.per_sample = any(map(context.has_rows, self.arguments.values()))
-        self.times = torch.tensor(times.tolist(), dtype=time_dtype(place.dtype)).numpy()
+        kind = time_dtype(place.dtype)
+        told = told_times(denoiser.schedule, times.tolist(), kind)
+        self.times = torch.tensor(told, dtype=kind, device="cpu").numpy()
         self.rows_called = 0
 
     def orders(self, stage: np.ndarray, sample: np.ndarray) -> dict[str, np.ndarray]:
@@ -83,19 +89,55 @@ class BatchedNetwork:
         network_input = x.to(self.denoiser.dtype or x.dtype)
         if sample is not None:
             arguments = context.on_rows(arguments, lambda value: self._rows(value, sample))
-        if self.kind == "both":
-            output = self.denoiser.call(torch.cat([network_input] * 2), times.repeat(2), arguments)
-            return [output[:count], output[count:]]
-        before = x._version
-        output = self.denoiser.call(network_input, times, arguments)
-        if x._version != before:
-            raise context.written("sample_parallel")
-        return [output]
+        both = self.kind == "both"
+        if both:
+            network_input, times = torch.cat([network_input] * 2), times.repeat(2)
+        watch = InputWatch(network_input, self.beside)
+        try:
+            output = self.denoiser.call(network_input, times, arguments, watch=watch)
+        except InputWritten:
+            raise InputWritten("sample_parallel") from None
+        if output.dtype == torch.float64 != self.dtype and output.device == x.device:
+            output = output.to(self.dtype)  # a sweep rounds no output
+        return [output[:count], output[count:]] if both else [output]
 
     def _rows(self, value: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         """Returns a condition's rows of the samples; of both branches one after the other."""
         branches = [v.index_select(0, sample) for v in value.split(self.batch)]
         return branches[0] if len(branches) == 1 else torch.cat(branches)
+
+
+class KeptOutputs:
+    """Makes outputs that a run may keep while the network makes its next ones.
+
+    Those are copies where a network returns its input, or has one tensor for all of its answers.
+
+    Args:
+        compares: whether a round needs the outputs of the round before.
+    """
+
+    def __init__(self, compares: bool):
+        """Has seen no output."""
+        self.compares, self.copies = compares, False
+        self.returned: list[torch.Tensor] = []  # by the last call
+
+    def __call__(
+        self, outputs: list[torch.Tensor], points: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Returns the outputs, or copies; `points` are what the run will write to."""
+        first = not self.returned
+        if self.compares:
+            self.copies |= any(map(_one_memory, outputs, self.returned))
+            # Of the first outputs a copy is kept: whether the next ones replace them is not known.
+            copies, self.returned = self.copies or first, outputs
+        else:
+            copies = False
+        shared = [copies or any(_one_memory(o, point) for point in points) for o in outputs]
+        return [o.clone() if copy else o for o, copy in zip(outputs, shared, strict=True)]
+
+
+def _one_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.device == b.device and not a.is_meta and torch._C._is_alias_of(a, b)
 
 
 def chunks_of(rows: int, size: int) -> list[slice]:

@@ -52,7 +52,7 @@ class ByCoupling(Rule):
         """Draws the uniform number of every step, of a run of at most `size` rows."""
         self.run = run
         self.host_ids = run.readback.take(run.ids).copy()
-        normals = torch.empty((run.samples, run.plan.nfe), dtype=torch.float32)
+        normals = torch.empty((run.samples, run.plan.nfe), dtype=torch.float32, device="cpu")
         ops.normal_out(torch.from_numpy(self.host_ids), run.seed, ops.COUPLING_NOISE, 1.0, normals)
         # The distribution function of a normal number is a uniform number.
         self.log_uniform = torch.special.log_ndtr(normals.double()).numpy()

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from diffast import ops
-from diffast.executors.context import Place, blame
+from diffast.executors.context import Place, blame, unlike
 from diffast.executors.cuda_graph import backend_of
 from diffast.executors.device import Readback, Upload, on_host, sent
-from diffast.executors.parallel.batched_network import BatchedNetwork
+from diffast.executors.parallel.batched_network import BatchedNetwork, KeptOutputs
 from diffast.executors.parallel.graph_calls import GraphCalls
 from diffast.executors.parallel.methods import Method, copying_tails
 from diffast.executors.parallel.mixing import Mixing
@@ -167,6 +167,7 @@ class ParallelRun:
         self.x = self._zeros(windows.size)
         self.made = self._zeros(windows.size) if self.doubled else self.x  # the next points
         self.outputs: list[torch.Tensor] = []  # of the round before
+        self.kept = KeptOutputs(self.method.secant)
         self.row_slopes: torch.Tensor | None = None  # of this round
         self.checked = False  # whether two places of a batch were compared
         self.twin: tuple[int, int] | None = None  # rows that hold one pair, to be compared
@@ -289,11 +290,6 @@ class ParallelRun:
         """Runs one round; returns how many stages it settled."""
         windows = self.windows
         outputs, where = self._call_network(), f"sample_parallel: round {len(self.rounds)}"
-        if outputs[0].dtype == torch.float64 and self.dtype != torch.float64:
-            raise ValueError(
-                f"{where}: the network's output is torch.float64 but the state is {self.dtype}, "
-                f"and a sweep rounds no output: give x in float64, or return {self.dtype}"
-            )
         pairs = windows.pairs()[0]
         windows.age[pairs] += 1
         try:
@@ -347,12 +343,19 @@ class ParallelRun:
                 one, two = self.twin
                 self.x[two] = self.x[one]
             try:
+                self.network.beside = (self.made,) if self.made is not self.x else ()
                 outputs = self.ask(self.x, self.sent)
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error) or self.windows.size == 1:
                     raise
                 self._halve(error)
                 continue
+            for output in outputs:
+                complaint = unlike("the network's output", output, self.x)
+                if complaint is not None:
+                    raise ValueError(f"sample_parallel: round {len(self.rounds)}: {complaint}")
+            if self.ask is self.network:  # graphs have memory of their own, two in turns
+                outputs = self.kept(outputs, (self.x, self.made))
             if self.twin is not None:
                 self.compared = _differences(outputs, *self.twin)
             self.calls += self.windows.count

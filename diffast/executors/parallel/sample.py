@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffast import _arguments as arguments
 from diffast.executors import context
 from diffast.executors.device import sent
 from diffast.executors.initial import Origin, origin_of, put_start
@@ -153,6 +154,7 @@ def sample_parallel(
     denoiser = ruled(_WHO, denoiser)
     context.check_noise(_WHO, noise, _SOURCES)
     context.refuse(_WHO, on_x0=(on_x0, _NO_HOOK))
+    context.check_flags(_WHO, callback=callback, progress=progress, static=static, throw=throw)
     context.check_executor(_WHO, executor)
     if executor == "graph" and ranks is not False:
         raise ValueError(
@@ -160,7 +162,18 @@ def sample_parallel(
             "within a call, and a graph cannot"
         )
     chosen = _method(method)
-    _check_numbers(window, tol, memory_limit, batch_size, sweeps, plan)
+    tol = arguments.number(
+        _WHO, "tol", tol, "be finite and not negative", lambda n: 0 <= n < math.inf
+    )
+    window = _count("window", window, plan.nfe, f"{plan.name} has {plan.nfe} stages")
+    memory_limit, batch_size, sweeps = (
+        _count(*pair)
+        for pair in (
+            ("memory_limit", memory_limit),
+            ("batch_size", batch_size),
+            ("sweeps", sweeps),
+        )
+    )
     _check_blocks(method, plan, window, sweeps)
     place = context.place_of(_WHO, denoiser, shape, x, device, seed, ids, clamp)
     context.warn_of_spread(_WHO, plan.schedule, plan.start, x, plan.initial)
@@ -208,24 +221,22 @@ def _network(
 
 
 def _method(name: str) -> Method:
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ValueError(
-            f"sample_parallel: method is {name!r} but the known methods are {', '.join(METHODS)}"
+            f"{_WHO}: method is {arguments.shown(name)} but the known methods are "
+            f"{', '.join(METHODS)}"
         )
     return METHODS[name]
 
 
-def _check_numbers(window, tol, memory_limit, batch_size, sweeps, plan: Plan) -> None:
-    if window is not None and not 1 <= window <= plan.nfe:
-        raise ValueError(
-            f"sample_parallel: window is {window} but plan {plan.name} has {plan.nfe} stages"
-        )
-    if not (math.isfinite(tol) and tol >= 0.0):
-        raise ValueError(f"sample_parallel: tol is {tol} but must be finite and not negative")
-    counts = {"memory_limit": memory_limit, "batch_size": batch_size, "sweeps": sweeps}
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"sample_parallel: {name} is {value} but must be positive")
+def _count(name: str, value: Any, most: int | None = None, why: str = "") -> int | None:
+    """Returns a number of things, or None where it is not given."""
+    if value is None:
+        return None
+    count = arguments.whole(_WHO, name, value, 1 if most is None else -(1 << 62))
+    if most is not None and not 1 <= count <= most:
+        raise ValueError(f"{_WHO}: {name} is {count} but plan {why}")
+    return count
 
 
 def _check_blocks(method: str, plan: Plan, window: int | None, sweeps: int | None) -> None:

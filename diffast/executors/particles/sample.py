@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
+from diffast import _arguments as arguments
 from diffast import ops, planning
 from diffast.executors import context
+from diffast.executors.device import on_host
 from diffast.executors.initial import origin_of, put_start
 from diffast.executors.particles.potential import POTENTIALS, Potential
 from diffast.executors.particles.proposal import Proposal, check_particle_plan, for_particles
@@ -20,7 +22,7 @@ from diffast.executors.particles.resampling import (
     systematic,
     uniforms,
 )
-from diffast.executors.results import FINE, NonFiniteError
+from diffast.executors.results import FINE, NonFiniteError, check_finite
 from diffast.executors.stepwise import State, Stepper
 from diffast.lowering.program import Identity
 from diffast.model.denoiser import Denoiser
@@ -161,12 +163,18 @@ def sample_particles(
         plan = planning.plan(denoiser, whole_calls(WHO, calls), stochastic=True)
         calls = None
     plan = context.plan_of(WHO, denoiser, plan, calls)
-    _check_options(reward, particles, scale, potential, threshold, until)
+    particles = arguments.whole(WHO, "particles", particles)
+    scale, threshold, until = _numbers(scale, threshold, until)
+    arguments.function(WHO, "reward", reward, optional=False)
+    arguments.choice(WHO, "potential", potential, POTENTIALS)
+    context.check_flags(WHO, throw=throw)
     check_particle_plan(WHO, plan, denoiser)
-    if x is not None and (x.dim() < 2 or x.shape[1] != particles):
+    if x is not None and (arguments.state(WHO, "x", x).dim() < 2 or x.shape[1] != particles):
         raise ValueError(
             f"{WHO}: x is {list(x.shape)}, but [N, K, ...] with K = {particles} particles is needed"
         )
+    if x is not None and on_host(x.device):
+        check_finite(WHO, x)
     first = None if x is None else x[:, 0]
     whole = context.place_of(WHO, denoiser, shape, first, device, seed, ids, clamp, looks=False)
     run = _Run(denoiser, plan, whole, particles, reward, scale, potential)
@@ -313,19 +321,10 @@ def _ratios(plan: Plan) -> list[float]:
     return [float(s / a) if a > 0 else float("inf") for a, s in zip(alpha, sigma, strict=True)]
 
 
-def _check_options(reward, particles, scale, potential, threshold, until) -> None:
-    """Raises ValueError for options that no run can be made of."""
-    if not callable(reward):
-        raise ValueError(f"{WHO}: reward is a {type(reward).__name__} but must be callable")
-    if isinstance(particles, bool) or not isinstance(particles, int) or particles < 1:
-        raise ValueError(f"{WHO}: particles is {particles!r}, but it must be a whole number from 1")
-    if not -float("inf") < scale < float("inf"):
-        raise ValueError(f"{WHO}: scale is {scale} but must be finite")
-    if potential not in POTENTIALS:
-        raise ValueError(
-            f"{WHO}: potential is {potential!r} but must be one of {', '.join(POTENTIALS)}"
-        )
-    if not 0.0 <= threshold <= 1.0:
-        raise ValueError(f"{WHO}: threshold is {threshold}, but it must lie in [0, 1]")
-    if not until >= 0.0:
-        raise ValueError(f"{WHO}: until is {until}, but it must be 0 or more")
+def _numbers(scale, threshold, until) -> tuple[float, float, float]:
+    """Returns the numbers of a run; raises for those that no run can have."""
+    return (
+        arguments.number(WHO, "scale", scale),
+        arguments.number(WHO, "threshold", threshold, "lie in [0, 1]", lambda n: 0.0 <= n <= 1.0),
+        arguments.number(WHO, "until", until, "be 0 or more", lambda n: n >= 0.0),
+    )

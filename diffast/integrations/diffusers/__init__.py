@@ -10,6 +10,9 @@ or, for one scheduler, `DiffastScheduler.from_config(pipe.scheduler.config)`.
 """
 
 from diffast.integrations.diffusers import classes as classes
+from diffast.integrations.diffusers import classes_indexed as classes_indexed
+from diffast.integrations.diffusers import classes_more as classes_more
+from diffast.integrations.diffusers import classes_score as classes_score
 from diffast.integrations.diffusers.accelerate import Report, accelerate
 from diffast.integrations.diffusers.guider import RuleGuider, guider
 from diffast.integrations.diffusers.planned import PlanScheduler

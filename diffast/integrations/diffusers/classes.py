@@ -245,10 +245,25 @@ DiffastUniPCMultistepScheduler = _drop_in(
 DiffastDEISMultistepScheduler = _drop_in(
     originals.DEISMultistepScheduler, dpm_family.deis, _step, _memory=memory.MULTISTEP
 )
+
+
+class _Corrected(DiffastScheduler):
+    """A drop-in whose original remembers a state that the plan has multiplied out."""
+
+    def _output(self, return_dict, sample, *seen):
+        run, noise = seen[0], seen[4]
+        run.last = sample, sample._version, noise
+        return super()._output(return_dict, sample)
+
+    def _traced_output(self, return_dict, sample, x0):
+        return super()._output(return_dict, sample)
+
+
 DiffastSASolverScheduler = _drop_in(
     originals.SASolverScheduler,
     dpm_family.sa_solver,
     _step_without_variance,
+    _Corrected,
     _memory=memory.SA_SOLVER,
     _chained=True,
     _reads_time=True,

@@ -20,6 +20,7 @@ OURS = frozenset(
     {
         *("_begin_index", "_compiled", "_config_seen", "_count", "_counter", "_doubt", "_factors"),
         *("_foreign", "_handed", "_internal_dict", "_kept", "_live", "_made", "_odd", "_odd_run"),
+        "_order",
         *("_per_run", "_positions", "_run", "_said", "_step_index", "_strict", "_trial"),
         *("_base", "_size", "_watched", "_writes", "host", "is_scale_input_called"),
     }
@@ -44,11 +45,9 @@ class LiveConfig(FrozenDict):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets it and counts the write."""
-        own = vars(self)
-        before = own.get(name)
         super().__setattr__(name, value)
+        own = vars(self)
         own["_writes"] = own.get("_writes", 0) + 1
-        own.setdefault("_before", {}).setdefault(name, before)
 
     def __setitem__(self, name: str, value: Any) -> None:
         """Sets the item and counts the write."""
@@ -85,12 +84,6 @@ def setting(config: Any, name: str, default: Any = None) -> Any:
     return getattr(config, name, default)
 
 
-def setting_before(config: LiveConfig, name: str) -> Any:
-    """Returns the option as it was when the run was prepared."""
-    before = vars(config).get("_before", {})
-    return before[name] if name in before else setting(config, name)
-
-
 def same(one: Any, other: Any) -> bool:
     """Returns whether two attributes of schedulers hold the same values."""
     if one is other:
@@ -119,34 +112,44 @@ def same(one: Any, other: Any) -> bool:
 # Tensors that no step reads, as they matter to `set_timesteps` alone; further ones that no step of
 # a scheduler with `sigmas` reads. The sigmas themselves are compared by value.
 _OF_TRAINING = frozenset({"alphas", "alpha_t", "betas", "lambda_t", "sigma_t"})
-_UNREAD = _OF_TRAINING | {"alphas_cumprod"}
+_UNREAD = _OF_TRAINING | {"alphas_cumprod", "sigmas", "timesteps"}
 
 
 class Watch:
     """The tensors and lists of a scheduler, as they were when a run was prepared.
 
-    A tensor on the CPU is compared by its memory, which is short, as `.data` and numpy views are
-    written to past torch's counter. Others are compared by the version that torch counts.
+    A tensor that autograd counts is compared by its version. Memory that is written past this
+    counter (`.data`, a numpy view) is compared by value where the tensor is on the CPU and short.
     """
 
-    __slots__ = ("all", "bytes", "lists", "memory", "tensors", "versions", "views")
+    __slots__ = ("all", "level", "levels", "lists", "tensors", "versions", "views")
 
-    def __init__(self, attributes: dict[str, Any], skipped: Any):
-        """Looks at the attributes, without those of the skipped names."""
+    def __init__(self, attributes: dict[str, Any], skipped: Any, needed: Any = ()):
+        """Looks at the attributes.
+
+        Args:
+            attributes: of the scheduler.
+            skipped: names of those that are not looked at.
+            needed: names of those that its step reads, though most schedulers' steps do not.
+        """
         kept = {name: value for name, value in attributes.items() if name not in skipped}
         tensors = {n: v for n, v in kept.items() if isinstance(v, torch.Tensor)}
         counted = {n: v for n, v in tensors.items() if not v.is_inference()}
         self.all = [(name, tensor, tensor._version) for name, tensor in counted.items()]
-        self.views = [(n, v, view_of(v)) for n, v in tensors.items()]
-        self.views = [(n, v, view) for n, v, view in self.views if view is not None]
         # those that a step reads
         unread = _UNREAD if "sigmas" in kept else _OF_TRAINING
-        self.memory = [view for name, _, view in self.views if name not in unread]
-        self.bytes = [view.tobytes() for view in self.memory]
-        here = {name for name, _, _ in self.views}
-        self.tensors = [t for name, t in counted.items() if name not in unread | here]
-        self.versions = [tensor._version for tensor in self.tensors]
-        self.views = [(n, v, view.tobytes()) for n, v, view in self.views]
+        unread = unread - set(needed)
+        read = [tensor for name, tensor in counted.items() if name not in unread]
+        # noise levels, also where a write gives them no new version
+        level = kept.get("sigmas")
+        self.level = view_of(level) if isinstance(level, torch.Tensor) else None
+        self.level = np.empty(0) if self.level is None else self.level
+        self.levels = self.level.tobytes()
+        if level is not None and not len(self.levels) and not level.is_inference():
+            read.append(level)
+        self.tensors, self.versions = read, [tensor._version for tensor in read]
+        self.views = [(n, v, view_of(v)) for n, v in tensors.items()]
+        self.views = [(n, v, view.tobytes()) for n, v, view in self.views if view is not None]
         self.lists = [
             (n, v, v.tobytes() if isinstance(v, np.ndarray) else list(v))
             for n, v in kept.items()

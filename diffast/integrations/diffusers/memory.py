@@ -13,12 +13,9 @@ from typing import Any
 
 import torch
 
-from diffast.integrations.diffusers.live import setting, setting_before
+from diffast import ops
+from diffast.integrations.diffusers.live import setting
 from diffast.integrations.diffusers.original import twin_of
-
-
-def _no_depth(scheduler: Any, options: tuple) -> int:
-    return 0
 
 
 @dataclass(frozen=True)
@@ -29,24 +26,24 @@ class Memory:
         names: its attributes that hold tensors or counts of earlier steps.
         restore: (scheduler, run, index of the next step) -> None, writes them; None: a run's
             registers do not tell them.
-        depth: (scheduler, options of step) -> of how many calls it remembers what they gave.
+        keeps: whether entries that no later step reads are kept for it.
     """
 
     names: tuple[str, ...]
     restore: Callable[[Any, Any, int], None] | None = None
-    depth: Callable[[Any, tuple], int] = _no_depth
+    keeps: bool = False
 
 
-def entries(run: Any, i: int, most: int, scheduler: Any) -> list[torch.Tensor | None]:
+def entries(run: Any, i: int, most: int, dtype: torch.dtype) -> list[torch.Tensor | None]:
     """Returns what the last stages before stage i have remembered, oldest first, [B, ...] each.
 
     Args:
         run: a `Run`.
         i: a stage.
         most: how many are wanted.
-        scheduler: whose original makes an entry anew that no later step of the plan needs.
+        dtype: of the tensors.
 
-    None stands where an entry was not kept.
+    None stands where no later step of the plan needs the entry, so that it was not kept.
     """
     found: list[torch.Tensor | None] = []
     taken: set[int] = set()
@@ -54,150 +51,103 @@ def entries(run: Any, i: int, most: int, scheduler: Any) -> list[torch.Tensor | 
         slot = run.calls[stage].slot
         kept = slot >= 0 and slot not in taken  # another entry was written over this one
         taken.add(slot)
-        entry = run.kept(slot).to(run.seen_dtype) if kept else None
-        if entry is None and stage in run.unkept:
-            entry = _converted(scheduler, run.begin + stage, *run.unkept[stage])
-        found.append(entry)
+        found.append(run.kept(slot).to(dtype) if kept else None)
     return found[::-1]
 
 
-def _converted(scheduler: Any, step: int, sample, output) -> torch.Tensor | None:
-    """Returns what the original has made of a network's output."""
-    twin = twin_before(scheduler, step)
-    convert = getattr(twin, "convert_model_output", None)
-    if convert is None:
-        return output.to(sample.dtype)
-    with torch.no_grad():
-        return convert(output, sample=sample)
+def _is_inside(run: Any, stage: int) -> bool:
+    """Returns whether that stage is a later call of a step."""
+    return stage < len(run.calls) and not run.starts_at(stage)
 
 
-def twin_before(scheduler: Any, step: int) -> Any:
-    """Returns the original at that step, with the settings that the run was prepared for."""
-    twin = twin_of(scheduler)
-    for name, value in vars(scheduler.config).get("_before", {}).items():
-        setattr(twin.config, name, value)
-    sigmas = scheduler.host.sigmas
-    if len(sigmas):
-        vars(twin)["sigmas"] = torch.from_numpy(sigmas.astype("float32"))
-    vars(twin)["_step_index"] = step
-    return twin
-
-
-def _order(scheduler: Any, options: tuple) -> int:
-    return setting(scheduler.config, "solver_order")
+def _sigmas(scheduler: Any) -> torch.Tensor:
+    """Returns the noise levels that the run was prepared with: those of now may be others."""
+    return torch.from_numpy(scheduler.host.sigmas).to(scheduler.sigmas)
 
 
 def _multistep(scheduler: Any, run: Any, step: int) -> None:
     own, taken = vars(scheduler), step - run.begin
-    order = setting_before(scheduler.config, "solver_order")
-    found = entries(run, taken, order, scheduler)
+    order = len(own["model_outputs"])  # as it was when the run began
+    found = entries(run, taken, order, run.seen_dtype)
     own["model_outputs"] = [None] * (order - len(found)) + found
     own["lower_order_nums"] = min(taken, order)
 
 
 def _singlestep(scheduler: Any, run: Any, step: int) -> None:
     own, taken = vars(scheduler), step - run.begin
-    order = setting_before(scheduler.config, "solver_order")
-    found = entries(run, taken, order, scheduler)
+    order = len(own["model_outputs"])
+    found = entries(run, taken, order, run.seen_dtype)
     own["model_outputs"] = [None] * (order - len(found)) + found
     own["sample"] = run.anchor()
-    for stage in sorted(run.unkept, reverse=True):  # the original holds it on until the next block begins
-        if own["sample"] is None and run.starts_at(stage):
-            own["sample"] = run.unkept[stage][0]
 
 
 def _unipc(scheduler: Any, run: Any, step: int) -> None:
     own, taken, last = vars(scheduler), step - run.begin, step - 1
-    order = setting_before(scheduler.config, "solver_order")
+    order = len(own["model_outputs"])
     _multistep(scheduler, run, step)
     times = [*scheduler.timesteps[max(run.begin, step - order) : step]]
     own["timestep_list"] = [None] * (order - len(times)) + times
     own["last_sample"] = run.anchor()
     most = order
-    if setting_before(scheduler.config, "lower_order_final"):
+    if setting(scheduler.config, "lower_order_final"):
         most = min(order, len(scheduler.timesteps) - last)
     own["this_order"] = min(most, min(taken - 1, order) + 1)
 
 
-def _sa_orders(scheduler: Any) -> tuple[int, int]:
-    config = scheduler.config
-    return setting(config, "predictor_order"), setting(config, "corrector_order")
-
-
-def _sa_depth(scheduler: Any, options: tuple) -> int:
-    predictor, corrector = _sa_orders(scheduler)
-    return max(predictor + 1, corrector) + 1
-
-
-def _sa_solver(scheduler: Any, run: Any, step: int) -> None:
-    own, taken = vars(scheduler), step - run.begin
-    twin = twin_before(scheduler, step - 1)
-    predictor, corrector = _sa_orders(twin)
-    most, count = max(predictor, corrector - 1), len(scheduler.host.times)
-
-    def orders(i: int) -> tuple[int, int]:
-        """Returns those of (predictor, corrector) after step i."""
-        first, second = predictor, corrector
-        if setting(twin.config, "lower_order_final"):
-            first, second = min(first, count - i), min(second, count - i + 1)
-        known = min(i - run.begin, most)
-        return min(first, known + 1), min(second, known + 2)
-
-    found = entries(run, taken, most + 2, scheduler)
-    kept = found[-most:]
-    own["model_outputs"] = [None] * (most - len(kept)) + kept
-    times = [*scheduler.timesteps[max(run.begin, step - most) : step]]
-    own["timestep_list"] = [None] * (most - len(times)) + times
-    own["lower_order_nums"] = min(taken, most)
-    own["this_predictor_order"], own["this_corrector_order"] = orders(step - 1)
-    sample, own["last_noise"] = run.chain[:2]
-    if taken > 1:  # the corrector has changed the latents that the step was given
-        nothing = torch.zeros_like(sample)
-        first, second = orders(step - 2)
-        tau = scheduler.tau_func(scheduler.timesteps[step - 2])
-        earlier = found[:-1]
-        vars(twin)["model_outputs"] = earlier
-        with torch.no_grad():
-            right = twin.stochastic_adams_moulton_update(
-                this_model_output=found[-1],
-                last_sample=nothing,
-                last_noise=nothing,
-                this_sample=nothing,
-                order=second,
-                tau=tau,
-            )
-            vars(twin)["_step_index"] = step - 2
-            guess = twin.stochastic_adams_bashforth_update(
-                model_output=earlier[-1], sample=nothing, noise=nothing, order=first, tau=tau
-            )
-        sample = sample + right - guess
-    own["last_sample"] = sample
-
-
 def _lms(scheduler: Any, run: Any, step: int) -> None:
-    found = entries(run, step - run.begin, run.options[0], scheduler)
+    found = entries(run, step - run.begin, run.options[0], run.seen_dtype)
     vars(scheduler)["derivatives"] = [each for each in found if each is not None]
 
 
 def _heun(scheduler: Any, run: Any, step: int) -> None:
     own, stage = vars(scheduler), step - run.begin
     own["prev_derivative"] = own["dt"] = own["sample"] = None
-    if not run.starts_at(stage):
-        sigmas, i = twin_before(scheduler, step).sigmas, step - 1
-        own["prev_derivative"] = entries(run, stage, 1, scheduler)[0]
+    if _is_inside(run, stage):
+        sigmas, i = _sigmas(scheduler), step - 1
+        own["prev_derivative"] = entries(run, stage, 1, run.seen_dtype)[0]
         own["dt"] = sigmas[i + 1] - sigmas[i]
         own["sample"] = run.anchor()
 
 
 def _midpoint(scheduler: Any, run: Any, step: int) -> None:
     stage = step - run.begin
-    vars(scheduler)["sample"] = None if run.starts_at(stage) else run.anchor()
+    vars(scheduler)["sample"] = run.anchor() if _is_inside(run, stage) else None
+
+
+def _stochastic_midpoint(scheduler: Any, run: Any, step: int) -> None:
+    own, stage = vars(scheduler), step - run.begin
+    own["sample"] = own["mid_point_sigma"] = None
+    if not run.starts_at(stage):
+        own["sample"] = run.anchor()
+        own["mid_point_sigma"] = torch.tensor(run.recipe.intervals[stage - 1][1])
+
+    _path(scheduler, run, step)
+
+
+def _multistep_on_a_path(scheduler: Any, run: Any, step: int) -> None:
+    _multistep(scheduler, run, step)
+    _path(scheduler, run, step)
+
+
+def _path(scheduler: Any, run: Any, step: int) -> None:
+    """Makes the tree of noise anew in a copy, which has none."""
+    if vars(scheduler).get("_tree_made") is not None:
+        scheduler._tree()
+
+
+def _ipndm(scheduler: Any, run: Any, step: int) -> None:
+    found = entries(run, step - run.begin, 4, run.seen_dtype)
+    vars(scheduler)["ets"] = [each for each in found if each is not None]
+
+
+def _nothing(scheduler: Any, run: Any, step: int) -> None:
+    """Leaves what the original makes anew where it is missing."""
 
 
 def _pndm(scheduler: Any, run: Any, step: int) -> None:
     own, taken = vars(scheduler), step - run.begin
-    outputs = entries(run, taken, 12, scheduler)
-    skips = setting_before(scheduler.config, "skip_prk_steps")
+    outputs = entries(run, taken, 12, run.seen_dtype)
+    skips = setting(scheduler.config, "skip_prk_steps")
     warm = 0 if skips else len(scheduler.prk_timesteps)
     own["counter"], own["cur_model_output"], own["cur_sample"] = taken, 0, None
     if taken <= warm:  # one entry a Runge-Kutta step of four calls
@@ -222,13 +172,53 @@ def _first_sample(run: Any) -> torch.Tensor | None:
     return run.unkept[max(run.unkept)][0] if anchor is None and run.unkept else anchor
 
 
+def _sa_solver(scheduler: Any, run: Any, step: int) -> None:
+    """The corrected state is not held: the predictor's equation gives it from the next state."""
+    own, taken, config = vars(scheduler), step - run.begin, scheduler.config
+    order, last = len(own["model_outputs"]), step - 1
+    found = entries(run, taken, order, run.seen_dtype)
+    times = [*scheduler.timesteps[max(run.begin, step - order) : step]]
+    own["model_outputs"] = [None] * (order - len(found)) + found
+    own["timestep_list"] = [None] * (order - len(times)) + times
+    most = max(config.predictor_order, config.corrector_order - 1)
+    known, ahead = min(taken - 1, most), len(scheduler.timesteps) - last
+    own["lower_order_nums"] = min(taken, most)
+    first, second = config.predictor_order, config.corrector_order
+    if config.lower_order_final:
+        first, second = min(first, ahead), min(second, ahead + 1)
+    own["this_predictor_order"] = min(first, known + 1)
+    own["this_corrector_order"] = min(second, known + 2)
+    state, version, noise = run.last
+    if noise is None:  # the package's own
+        noise = torch.empty(state.shape, dtype=torch.float32, device=state.device)
+        ops.normal_out(run.ids, 0, ops.STEP_NOISE + taken - 1, 1.0, noise)
+    if state._version != version:
+        raise TypeError("the last state was written over")
+    own["last_noise"] = noise.to(run.seen_dtype)
+    wide = torch.promote_types(state.dtype, torch.float32)
+    twin = twin_of(scheduler)
+    vars(twin).update(_step_index=last, model_outputs=[_like(each, wide) for each in found])
+    vars(twin)["sigmas"] = _sigmas(scheduler)
+    how = {"order": own["this_predictor_order"], "tau": scheduler.tau_func(times[-1])}
+    zero, noise = torch.zeros_like(state, dtype=wide), noise.to(wide)
+    update = twin.stochastic_adams_bashforth_update
+    rest = update(model_output=twin.model_outputs[-1], sample=zero, noise=noise, **how)
+    twin.model_outputs = [torch.zeros_like(zero)] * len(found)
+    weight = update(model_output=zero, sample=torch.ones_like(zero), noise=zero, **how)
+    own["last_sample"] = ((state.to(wide) - rest) / weight).to(run.seen_dtype)
+
+
+def _like(entry: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    return None if entry is None else entry.to(dtype)
+
+
 NONE = Memory(())
-MULTISTEP = Memory(("model_outputs", "lower_order_nums"), _multistep, _order)
-SINGLESTEP = Memory(("model_outputs", "sample"), _singlestep, _order)
+MULTISTEP = Memory(("model_outputs", "lower_order_nums"), _multistep, keeps=True)
+SINGLESTEP = Memory(("model_outputs", "sample"), _singlestep, keeps=True)
 UNIPC = Memory(
     ("model_outputs", "timestep_list", "lower_order_nums", "last_sample", "this_order"),
     _unipc,
-    _order,
+    keeps=True,
 )
 SA_SOLVER = Memory(
     (
@@ -241,9 +231,20 @@ SA_SOLVER = Memory(
         "this_corrector_order",
     ),
     _sa_solver,
-    _sa_depth,
+    keeps=True,
 )
-LMS = Memory(("derivatives",), _lms)
+LMS = Memory(("derivatives",), _lms, keeps=True)
 HEUN = Memory(("prev_derivative", "dt", "sample"), _heun)
 MIDPOINT = Memory(("sample",), _midpoint)
-PNDM = Memory(("ets", "counter", "cur_model_output", "cur_sample"), _pndm, lambda *_: 5)
+PNDM = Memory(("ets", "counter", "cur_model_output", "cur_sample"), _pndm)
+STOCHASTIC_MIDPOINT = Memory(
+    ("sample", "mid_point_sigma", "noise_sampler", "_tree_made"), _stochastic_midpoint
+)
+ANCESTRAL_MIDPOINT = Memory(("sample", "dt"), _midpoint)
+MULTISTEP_ON_A_PATH = Memory(
+    ("model_outputs", "lower_order_nums", "noise_sampler", "_tree_made"),
+    _multistep_on_a_path,
+    keeps=True,
+)
+IPNDM = Memory(("ets",), _ipndm, keeps=True)
+SIZE = Memory(("_init_size",), _nothing)

@@ -11,7 +11,7 @@ import diffusers
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffast.integrations.diffusers.live import OURS, setting
+from diffast.integrations.diffusers.live import OURS
 
 _HOME = str(Path(diffusers.__file__).parent)
 # Fused steps and the original's differ by float32 roundings; a stiff step enlarges them.
@@ -32,6 +32,7 @@ def twin_of(scheduler: Any) -> Any:
             vars(twin)[name] = value.detach().cpu().clone()
         else:
             vars(twin)[name] = copy.copy(value)
+    vars(twin).update(type(scheduler)._in_trials)
     return twin
 
 
@@ -94,7 +95,9 @@ class Trial:
         vars(self.twin)["is_scale_input_called"] = True  # it warns where that was left out
         if hasattr(self.twin, "_begin_index"):
             vars(self.twin)["_begin_index"] = begin
-        self.times = self.twin.timesteps[begin:]
+        kind = type(scheduler)
+        self.called, twin = kind._called, self.twin
+        self.times = twin.timesteps[begin : len(twin.timesteps) - kind._spare]
 
     def sample(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Returns initial latents [2, 3, 2, 2]."""
@@ -104,8 +107,7 @@ class Trial:
     def outputs(self, scheduler: Any, dtype: torch.dtype = torch.float32):
         """Yields a network's outputs, with a variance beside them where the config says so."""
         drawn = torch.Generator().manual_seed(2)
-        kind = setting(scheduler.config, "variance_type")
-        kind = vars(scheduler).get("variance_type", kind)
+        kind = scheduler.config.get("variance_type")
         wide = kind in ("learned", "learned_range")
         while True:
             output = torch.randn(2, _CHANNELS * (1 + wide), 2, 2, generator=drawn)
@@ -113,18 +115,24 @@ class Trial:
                 output[:, _CHANNELS:] = output[:, _CHANNELS:].abs().clamp(max=1.0)
             yield output.to(dtype)
 
-    def takes(self, output: torch.Tensor, t: Any, sample: torch.Tensor) -> tuple:
-        """Returns (next sample, x0 estimate or None) of the original's step."""
-        return _results(self.twin.step(output, t, sample, **self.options))
+    def takes(self, output: torch.Tensor, k: int, sample: torch.Tensor, x0: Any) -> tuple:
+        """Returns (next sample, x0 estimate or None) of the original's step number k.
+
+        x0 is what the step before it has returned.
+        """
+        step: Any = self.twin.step
+        return _results(self.called(step, output, self.times, k, sample, x0, self.options))
 
     def is_finite(self) -> bool:
         """Returns whether the original ends the run, with finite numbers."""
-        x = self.sample()
+        x, x0 = self.sample(), None
         try:
             with torch.no_grad():
-                for output, t in zip(self.outputs(self.twin), self.times, strict=False):
+                for k, (output, t) in enumerate(
+                    zip(self.outputs(self.twin), self.times, strict=False)
+                ):
                     _scaled(self.twin, x, t)
-                    x = self.takes(output, t, x)[0]
+                    x, x0 = self.takes(output, k, x, x0)
         except Exception:
             return False
         return bool(torch.isfinite(x).all())
@@ -135,18 +143,18 @@ class Trial:
         Args:
             ours: a copy of the drop-in that may be run.
         """
-        x, options = self.sample(), _with_seed(ours.step, self.options)
+        x, x0, options = self.sample(), None, _with_seed(ours.step, self.options)
         with torch.no_grad():
             for k, (output, t) in enumerate(zip(self.outputs(ours), self.times, strict=False)):
                 try:
                     seen = _scaled(self.twin, x, t)
-                    wanted = self.takes(output, t, x)
-                except Exception as error:
-                    return f"step {self.begin + k}, in which the original fails ({error})"
+                    wanted = self.takes(output, k, x, x0)
+                except Exception:
+                    return None  # there is nothing to be equal to
                 if not torch.isfinite(wanted[0]).all():
                     return None
                 pairs = [("network's input", _scaled(ours, x, t), seen)]
-                made = _results(ours.step(output, t, x, **options))
+                made = _results(self.called(ours.step, output, self.times, k, x, x0, options))
                 pairs += zip(("sample", "x0 estimate"), made, wanted, strict=True)
                 for what, found, right in pairs:
                     if right is None or found is None or not torch.isfinite(right).all():
@@ -154,7 +162,7 @@ class Trial:
                     missed = (found - right).abs().max() / (right.abs().max() + 1e-12)
                     if not missed <= _NEAR:
                         return f"the {what} of step {self.begin + k} by {float(missed):.2g}"
-                x = wanted[0]
+                x, x0 = wanted
         return None
 
     def dtypes(self, sample: torch.dtype, output: torch.dtype) -> tuple:
@@ -162,13 +170,14 @@ class Trial:
         drawn = _Draws()
         both = torch.promote_types(sample, output)
         found, x = (both, sample, output), self.sample(sample)
+        x0: Any = None
         try:
             with torch.no_grad():
-                for k, (made, t) in enumerate(
+                for k, (made, _) in enumerate(
                     zip(self.outputs(self.twin, output), self.times, strict=False)
                 ):
                     with drawn:
-                        following, x0 = self.takes(made, t, x)
+                        following, x0 = self.takes(made, k, x, x0)
                     shown = following if x0 is None else x0
                     found = (following.dtype, shown.dtype, drawn.dtype or output)
                     x = following.to(sample)
@@ -186,5 +195,6 @@ def _scaled(scheduler: Any, sample: torch.Tensor, t: Any) -> torch.Tensor:
 
 
 def _results(result: Any) -> tuple:
-    """Returns (next sample, x0 estimate or None) of a step's output object."""
-    return result.prev_sample, result.get("pred_original_sample")
+    """Returns (next sample, what the step returns beside it or None) of a step's result."""
+    found = result if isinstance(result, tuple) else tuple(result.values())
+    return found[0], found[1] if len(found) > 1 else None

@@ -27,7 +27,7 @@ from diffast.integrations.diffusers.live_run import Live
 from diffast.integrations.diffusers.memory import NONE
 from diffast.integrations.diffusers.original import Trial
 from diffast.integrations.diffusers.places import Places
-from diffast.integrations.diffusers.run import Prepared, Recipe, Run, ids_of, version_of
+from diffast.integrations.diffusers.run import Prepared, Recipe, Run, ids_of
 from diffast.solvers.core.stability import unchecked
 
 _is_compiling = torch.compiler.is_compiling
@@ -72,8 +72,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
     # Whether the original looks each timestep up and keeps no step index; whether its step reads
     # the timestep beside the index.
     _searches = _reads_time = False
-    # Whether the original's corrector goes on from latents of its own, not from those it is given.
-    _chained = False
+    _spare = 0  # entries of `timesteps` at its end where no step begins
+    _read_too: tuple[str, ...] = ()  # tensors that its step reads beside the usual ones
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets the attribute; a write to a setting makes the prepared run stale."""
@@ -122,7 +122,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                 f"{', '.join(sorted(known - {'self'}))}"
             )
         made = super().from_config(config, return_unused_kwargs, **kwargs)
-        registry.watch(made[0] if return_unused_kwargs else made)  # diffusers has written the rest
+        # the class name that diffusers writes to the config now is no write of others
+        registry.watch(made[0] if isinstance(made, tuple) else made)
         return made
 
     # --- the plan ---------------------------------------------------------------------------
@@ -170,10 +171,11 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             recipe, stepper = self._checked_recipe(begin, options), None
             if odd and not self._trial:
                 self._try_out(begin, options)
-            if traced and not self._trial:
+            alone = recipe.given or recipe.intervals  # what no table holds
+            if traced and not self._trial and not alone:
                 stepper = stepper_of(recipe, self._counter, self.timesteps.device)
-            depth = self._memory.depth(self, options)
-            kept[key] = (Prepared(recipe, options, self._counter, depth), stepper, {})
+            prepared = Prepared(recipe, options, self._counter, self._memory.keeps)
+            kept[key] = (prepared, stepper, {})
         prepared, stepper, dtypes = kept[key]
         self._run = Run(prepared, dtypes)
         if stepper is not None:
@@ -189,10 +191,10 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             recipe = self._recipe(begin, options)
         own["_writes"] = written  # methods of the original that were asked may have written
         plan = recipe.plan
-        if recipe.begin + plan.nfe != self._count:
+        calls = recipe.begin + plan.nfe - recipe.given
+        if calls != self._count:
             raise ValueError(
-                f"{type(self).__name__}: {self._count} timesteps, but the plan has "
-                f"{recipe.begin + plan.nfe} calls"
+                f"{type(self).__name__}: {self._count} timesteps, but the plan has {calls} calls"
             )
         return recipe
 
@@ -218,27 +220,23 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
     def _too_many(self, i: int) -> str:
         return f"step {i}, but {self._count} were set: call set_timesteps before another run"
 
-    def _ready(self, timestep, options: tuple, sample=None) -> tuple[Run | None, int]:
+    def _ready(self, timestep, options: tuple) -> tuple[Run | None, int]:
         """Returns (run, index) of a step that does not simply go on; run None: the original's."""
         if self._handed is not None:
             return None, 0
-        if self._doubt is not None:
-            i = self._index(timestep)
-            if not self._original_does(i or 0, options):
-                raise self._doubt
-            self._hand_over(str(self._doubt))
-            return None, 0
-        if not self._live:  # no set_timesteps: the original's default timesteps, or a copy's
+        if not self._live and self._doubt is None:  # no set_timesteps, or a copy
+            self._odd_run = True
+            self._read()
             if self._step_index is not None:
                 self._hand_over("it was copied between two steps")
             else:
-                self._make_ready()
-            if self._handed is not None:
-                return None, 0
-        if self._is_written() or self._changes():  # also what gave no tensor a new version
+                self._prepare()
+        elif self._is_written() or self._changes():  # also what gave no tensor a new version
             self._look()
-            if self._handed is not None:
-                return None, 0
+        if self._handed is None and self._doubt is not None:
+            self._resolve(self._index(timestep) or 0, options)
+        if self._handed is not None:
+            return None, 0
         i = self._index(timestep)
         if i is None:
             return None, 0
@@ -248,9 +246,6 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         if lost or (run is not None and run.ended and run.remembers):
             self._step_index = i
             self._hand_over(f"step {i} was taken out of turn")
-            return None, 0
-        if run is not None and run.next == i and self._is_elsewhere(run, sample):
-            self._hand_over("the latents were changed between two steps")
             return None, 0
         if run is None or run.options != options or run.begin > i or run.next != i:
             try:
@@ -271,13 +266,20 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                 return None, 0
         return run, i
 
-    def _is_elsewhere(self, run: Run, sample) -> bool:
-        """Returns whether the latents are not those that the run's memory goes with."""
-        if sample is None or not run.remembers:
-            return False
-        if run.chain is not None and not run.goes_on_from(sample):
-            return True
-        return run.shape is not None and run.shape != sample.shape
+    @staticmethod
+    def _called(step, output, times, k, sample, x0, options):
+        """Returns what a step says that is called as pipelines call it; for trials.
+
+        Args:
+            step: bound method of an original or a drop-in.
+            output: of the network.
+            times: timesteps of the run.
+            k: the step's number.
+            sample: the latents.
+            x0: what the step before has returned beside its sample, or None.
+            options: further arguments.
+        """
+        return step(output, times[k], sample, **options)
 
     def _make_ready(self) -> None:
         """Prepares a run without set_timesteps: the original's default timesteps, or a copy's."""
@@ -289,7 +291,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
 
     def _init_step_index(self, timestep) -> None:
         begin = getattr(self, "_begin_index", None)
-        if begin is None and self._positions is not None and not self._is_written():
+        if begin is None and self._positions is not None:
             begin = self._place(timestep)
             if begin is not None:  # of equal times the second one begins a run
                 begin = self._positions[float(self.host.times[begin])]
@@ -311,7 +313,9 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             return None
         if i >= self._count:  # `run.next` says so too: it never gets there
             if self._memory is not NONE:
-                self._hand_over(self._too_many(i))
+                if i + 1 >= len(self.host.sigmas):
+                    raise ValueError(self._too_many(i))
+                self._hand_over(f"step {i} was taken, but {self._count} were set")
             return None
         if self._reads_time and not self._stands_at(timestep, i):
             if self._memory is not NONE:
@@ -322,7 +326,15 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
     # --- the step ---------------------------------------------------------------------------
 
     def _advance(
-        self, output, timestep, sample, return_dict, generator=None, options=(), noise=None
+        self,
+        output,
+        timestep,
+        sample,
+        return_dict,
+        generator=None,
+        options=(),
+        noise=None,
+        given=None,
     ):
         """Returns what `step` returns: a fused step from the sample by the network's output."""
         if _is_compiling():
@@ -343,10 +355,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             or run.options != options
             or self._is_written()
             or (self._reads_time and not self._stands_at(timestep, i))
-            or run.shape != sample.shape
-            or run.chain is not None
         ):
-            run, i = self._ready(timestep, options, sample)
+            run, i = self._ready(timestep, options)
             if run is None:
                 return self._by_original(
                     output, timestep, sample, return_dict, generator, options, noise
@@ -360,13 +370,10 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             dtype, shown, drawn = known or self._dtypes(sample, dtype)
         if run.draws:
             output, noise = self._noise(run, stage, output, sample, generator, noise, drawn)
+        if given is not None:
+            run.give(given)
         result = run.step(stage, sample, output, noise, dtype)
         own["_step_index"] = i + 1
-        if run.lost[stage]:
-            run.note(stage, sample, output)
-        if self._chained and not self._trial:
-            run.chain = (sample, noise, result, version_of(result))
-        run.shape = sample.shape
         if i + 1 < self._count:
             run.next = i + 1
         else:
@@ -415,17 +422,23 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             run.ids = ids_of(generator, len(sample), sample.device)
         if not recipe.draws[stage]:
             return output, None
+        if recipe.intervals:
+            return output, self._along_a_path(run, stage, sample, output, generator)
         if self._counter:
             if deviation is None:
                 return output, None
             noise = torch.empty(sample.shape, dtype=torch.float32, device=sample.device)
             ops.normal_out(run.ids, 0, ops.STEP_NOISE + stage, 1.0, noise)
         elif noise is None:
-            noise = randn_tensor(
-                sample.shape, generator=generator, device=output.device, dtype=dtype
-            )
+            for _ in range(recipe.draws[stage]):
+                noise = randn_tensor(
+                    sample.shape, generator=generator, device=output.device, dtype=dtype
+                )
         noise = noise.to(output.device).contiguous()
         return output, noise if deviation is None else deviation * noise
+
+    # (self, run, stage, sample, output, generator) -> normals [B, ...] of a recipe's `intervals`
+    _along_a_path: Any
 
     def _traced_output(self, return_dict, sample, x0):
         return self._output(return_dict, sample)
@@ -441,12 +454,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                 self.is_scale_input_called = True
             return self._compiled.scaled(sample, self._first_row(timestep))
         own = self.__dict__
-        if not own["_live"] and own["_handed"] is None and own["_step_index"] is None:
-            self._make_ready()
-        if not own["_live"] or self._is_written():
-            return self._original.scale_model_input(self, sample, timestep)
         i, run = own["_step_index"], own["_run"]
-        if i is None or run is None or run.next != i:
+        if i is None or run is None or run.next != i or self._is_written():
             run, i = self._ready(timestep, self._options if run is None else run.options)
             if run is None:
                 return self._original.scale_model_input(self, sample, timestep)

@@ -68,10 +68,20 @@ def falling(grid: np.ndarray) -> np.ndarray:
     """Returns the levels, a last step of length zero changed into a very short one.
 
     Some of diffusers' lists repeat their last sigma.
+
+    Raises:
+        ValueError: sigmas that repeat elsewhere, or rise.
     """
     grid = np.array(grid, dtype=np.float64)
-    if len(grid) > 1 and grid[-2] > 0 and grid[-1] >= grid[-2] * (1.0 - 1e-6):
+    if len(grid) > 1 and grid[-2] > 0 and abs(grid[-1] / grid[-2] - 1.0) <= 1e-6:
         grid[-1] = grid[-2] * (1.0 - 1e-10)
+    falls = np.diff(grid) < 0.0
+    if not falls.all():
+        i = int(np.argmin(falls))
+        raise ValueError(
+            f"sigmas[{i}] = {grid[i]:g} is followed by sigmas[{i + 1}] = {grid[i + 1]:g}, but a "
+            "plan is for sigmas that fall at every step"
+        )
     return grid
 
 

@@ -93,7 +93,7 @@ def _value(stream, node, depth, elements, like):
         return draw(stream[:, 0], stream[:, 1], word, elements).to(like.dtype)
 
     def rounded(numbers):
-        return torch.tensor(numbers, dtype=torch.float64).to(like.dtype).tolist()
+        return torch.tensor(numbers, dtype=torch.float64, device="cpu").to(like.dtype).tolist()
 
     if node < 0:
         return torch.zeros([1, elements], dtype=like.dtype, device=like.device)

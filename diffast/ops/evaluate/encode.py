@@ -91,9 +91,9 @@ def encode(programs: Sequence[Program]) -> Encoded:
         registers = max(registers, used)
         starts.append(len(code))
     return Encoded(
-        torch.tensor(code, dtype=torch.int32).reshape(-1, 5),
-        torch.tensor([value for _, value in constants.values()], dtype=torch.float64),
-        torch.tensor(starts, dtype=torch.int32),
+        torch.tensor(code, dtype=torch.int32, device="cpu").reshape(-1, 5),
+        torch.tensor([value for _, value in constants.values()], dtype=torch.float64, device="cpu"),
+        torch.tensor(starts, dtype=torch.int32, device="cpu"),
         registers,
     )
 

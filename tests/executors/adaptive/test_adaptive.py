@@ -304,7 +304,7 @@ def test_a_first_step_beyond_the_end():
         ({"method": "heun"}, "embedded solver 'heun' is not known"),
         ({"h_init": 0.0}, "h_init is 0.0 but must be above 0"),
         ({"h_min": 0.5, "h_max": 0.1}, "h_min is 0.5 but h_max is 0.1"),
-        ({"max_calls": 0}, "max_calls is 0 but must be above 0"),
+        ({"max_calls": 0}, "max_calls is 0 but must be a whole number from 1"),
         ({"until": 1.0}, "the end t = 1 has log-SNR"),
         ({"until": 0.0}, "the end t = 0 has log-SNR inf"),
         ({"controller": {"saftey": 1.0}}, r"the controller has \['saftey'\] but knows"),

@@ -183,7 +183,7 @@ def test_a_network_that_is_all_zero_has_a_first_step():
     "options, says",
     [
         ({"method": "pec"}, "control is 'batch' but pec draws noise for each sample"),
-        ({"control": "all"}, "control is 'all' but must be 'sample' or 'batch'"),
+        ({"control": "all"}, "control is 'all' but must be one of sample, batch"),
         ({"on_x0": lambda x, i: x}, "on_x0 is given but control is 'batch'"),
         ({"callback": lambda p: None}, "callback is given but control is 'batch'"),
         ({"trace": True}, "trace is given but control is 'batch'"),
