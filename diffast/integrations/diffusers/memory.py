@@ -156,20 +156,14 @@ def _pndm(scheduler: Any, run: Any, step: int) -> None:
         own["ets"] = [outputs[k - taken] for k in heads if taken - k <= len(outputs)][::-1]
         for k, weight in zip(range(inside), (1 / 6, 1 / 3, 1 / 3), strict=False):
             own["cur_model_output"] = own["cur_model_output"] + weight * outputs[k - inside]
-        own["cur_sample"] = _first_sample(run) if taken else None
+        own["cur_sample"] = run.anchor() if taken else None
     else:
         first = list(range(0, warm, 4))
         later = [k for k in range(warm, taken) if not (warm == 0 and k == 1)]
         kept = [k for k in (*first, *later)][-4:]
         own["ets"] = [outputs[k - taken] for k in kept if taken - k <= len(outputs)]
         if taken == 1:
-            own["cur_sample"] = _first_sample(run)
-
-
-def _first_sample(run: Any) -> torch.Tensor | None:
-    """Returns the latents that the unfinished step goes on from."""
-    anchor = run.anchor()
-    return run.unkept[max(run.unkept)][0] if anchor is None and run.unkept else anchor
+            own["cur_sample"] = run.anchor()
 
 
 def _sa_solver(scheduler: Any, run: Any, step: int) -> None:

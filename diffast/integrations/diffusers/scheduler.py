@@ -215,10 +215,13 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             i = self.__dict__["_step_index"]
             if i is None or i < self._count:
                 raise
-            raise ValueError(f"{type(self).__name__}: {self._too_many(i)}") from error
+            raise ValueError(self._too_many(i)) from error
 
     def _too_many(self, i: int) -> str:
-        return f"step {i}, but {self._count} were set: call set_timesteps before another run"
+        return (
+            f"{type(self).__name__}: step {i}, but {self._count} were set: call set_timesteps "
+            "before another run"
+        )
 
     def _ready(self, timestep, options: tuple) -> tuple[Run | None, int]:
         """Returns (run, index) of a step that does not simply go on; run None: the original's."""
@@ -281,12 +284,6 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         """
         return step(output, times[k], sample, **options)
 
-    def _make_ready(self) -> None:
-        """Prepares a run without set_timesteps: the original's default timesteps, or a copy's."""
-        self._odd_run = True
-        self._read()
-        self._prepare()
-
     # --- where in the run -------------------------------------------------------------------
 
     def _init_step_index(self, timestep) -> None:
@@ -295,9 +292,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             begin = self._place(timestep)
             if begin is not None:  # of equal times the second one begins a run
                 begin = self._positions[float(self.host.times[begin])]
-        if begin is None and not hasattr(self._original, "_init_step_index"):
-            self._hand_over(f"timestep {timestep} is not one of those that were set")
-        elif begin is None:
+        if begin is None:
             super()._init_step_index(timestep)  # pyright: ignore[reportAttributeAccessIssue]
         else:
             self._step_index = begin
