@@ -8,6 +8,7 @@ it has to notice each of these. No check here reads from a device.
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -89,10 +90,13 @@ def same(one: Any, other: Any) -> bool:
         return True
     if type(one) is not type(other):
         return False
+    if isinstance(one, FunctionType):  # a default that each constructor call makes anew
+        return one.__code__ is other.__code__ and same(one.__defaults__, other.__defaults__)
     if isinstance(one, torch.Tensor):
         if one.shape != other.shape or one.dtype != other.dtype:
             return False
-        return torch.equal(one.detach().cpu(), other.detach().cpu())
+        one, other = one.detach().cpu(), other.detach().cpu()
+        return bool(((one == other) | ((one != one) & (other != other))).all())
     if isinstance(one, np.ndarray):
         return one.shape == other.shape and bool((one == other).all())
     if isinstance(one, (list, tuple)):
