@@ -119,7 +119,9 @@ class Live:
             self._start(begin, options)
             self._live = True
         except _NO_PLAN as error:
-            if not self._original_does(begin, options):
+            # settings written by hand are the original's affair, whatever comes of them
+            by_hand = self._odd or self._odd_run
+            if not by_hand and not self._original_does(begin, options):
                 self._doubt = doubt
                 raise ValueError(str(error)) from error
             self._hand_over(str(error))
