@@ -11,6 +11,7 @@ is noticed. The plan is then made anew from the live values, or the original's o
 from __future__ import annotations
 
 import inspect
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from diffast.solvers.core.stability import unchecked
 
 _is_compiling = torch.compiler.is_compiling
 _float32 = torch.float32
+_version = attrgetter("_version")
 _KEPT = 4  # plans that a scheduler keeps: users run the same few over and over
 KINDS = registry.KINDS
 
