@@ -65,7 +65,7 @@ def collector_of(name: str) -> Callable[[tuple], list[torch.Tensor]]:
     kinds = [str(argument.type) for argument in overload_of(name)._schema.arguments[first:last]]
 
     def outputs_and_status(args):
-        outs = args[first] if len(args) > first else ()
+        outs = args[first] if len(args) > first else []
         if len(args) > first + 1 and args[first + 1] is not None:
             return [*outs, args[first + 1]]
         return outs
