@@ -89,8 +89,11 @@ MEMORY = (
 
 def options_of(kind: type, rng: random.Random) -> dict[str, Any]:
     """Returns random options of the original."""
-    found = {}
-    for name, parameter in inspect.signature(kind.__init__).parameters.items():
+    found: dict[str, Any] = {}
+    known = inspect.signature(kind.__init__).parameters
+    if "noise_sampler_seed" in known:  # otherwise its noise depends on torch's own generator
+        found["noise_sampler_seed"] = rng.randrange(1 << 20)
+    for name, parameter in known.items():
         default = parameter.default
         if rng.random() > 0.25:
             continue
@@ -99,6 +102,10 @@ def options_of(kind: type, rng: random.Random) -> dict[str, Any]:
         elif name in SWITCHES and isinstance(default, (bool, type(None))):
             found[name] = rng.random() < 0.5
     return found
+
+
+# Their steps take other arguments than a loop of one output a step has.
+APART = ("KarrasVeScheduler", "ScoreSdeVeScheduler", "ScoreSdeVpScheduler")
 
 
 class Write:
@@ -236,6 +243,7 @@ class Side:
         for write in case.late:
             write.apply(self.scheduler)
         self.generator = torch.Generator().manual_seed(case.seed)
+        self.estimate = self.back = None  # the last x0 estimate and timestep, where steps take them
 
     def set(self) -> None:
         """Begins a run."""
@@ -292,7 +300,17 @@ class Side:
         more = dict(self.case.arguments)
         if "generator" in inspect.signature(self.case.kind.step).parameters:
             more["generator"] = self.generator
-        result = self.scheduler.step(output, t, x, **more)
+        if self.case.name == "RePaintScheduler":
+            known = x.new_full(x.shape, 0.3)
+            result = self.scheduler.step(output, t, x, known, (known > 0).to(x), **more)
+        elif self.case.name == "CogVideoXDPMScheduler":
+            if self.estimate is not None:
+                self.estimate = self.estimate[: len(x)]
+            made = self.scheduler.step(output, self.estimate, t, self.back, x, **more)
+            self.estimate, self.back = made[1], int(t)
+            return seen, *made
+        else:
+            result = self.scheduler.step(output, t, x, **more)
         return seen, result.prev_sample, result.get("pred_original_sample")
 
 
@@ -439,7 +457,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     diffusers.utils.logging.set_verbosity(50)
-    kinds = sorted(given.kinds or KINDS)
+    kinds = sorted(set(given.kinds or KINDS) - {*APART})
     if given.only is not None:
         case = Case(given.only, kinds)
         print(case)

@@ -146,7 +146,7 @@ def _digest_of(results: dict[str, Any]) -> str:
 def _check_results(results: dict[str, Any]) -> None:
     """Refuses a result without a whole number of network calls, which every one has."""
     for name, found in results.items():
-        calls = found.get("calls") if isinstance(found, dict) else found
+        calls: Any = found.get("calls") if isinstance(found, dict) else found
         if type(calls) not in (int, float) or not 0 <= calls < 2**63:
             raise ValueError(f"{shown(name)} has calls = {shown(calls)}, but they are counted")
 

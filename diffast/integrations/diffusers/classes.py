@@ -265,7 +265,6 @@ DiffastSASolverScheduler = _drop_in(
     _step_without_variance,
     _Corrected,
     _memory=memory.SA_SOLVER,
-    _chained=True,
     _reads_time=True,
 )
 

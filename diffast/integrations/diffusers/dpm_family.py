@@ -19,10 +19,10 @@ from diffast.solvers import compat
 def _space(config, sigmas):
     """Returns (schedule, grid) that a list of sigmas stands for in the DPM-Solver family."""
     grid, flow = falling(sigmas), bool(setting(config, "use_flow_sigmas"))
-    if flow != (config.prediction_type == "flow_prediction"):
+    if config.prediction_type == "flow_prediction" and not flow:
         raise ValueError(
-            f"prediction_type is {config.prediction_type!r} and use_flow_sigmas is {flow}, but a "
-            "flow's network needs a flow's sigmas"
+            "prediction_type is 'flow_prediction' and use_flow_sigmas is False, but a flow's "
+            "network needs a flow's sigmas"
         )
     if flow:
         return schedules.flow(), grid

@@ -32,7 +32,7 @@ def _churned(scheduler, sigmas, reading, options) -> Recipe:
     )
     fresh = churned.a * s_noise * grid[:-1] * np.sqrt(gamma * (2.0 + gamma))
     estimates = tuple(zip(churned.a, churned.b, fresh, strict=True))
-    return Recipe(plan, reads, draws=tuple(gamma > 0), wide=True, estimates=estimates)
+    return Recipe(plan, reads, draws=tuple((gamma > 0).tolist()), wide=True, estimates=estimates)
 
 
 def euler(scheduler, begin, options) -> Recipe:
