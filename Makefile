@@ -12,7 +12,7 @@ NATIVE = $(shell find csrc -type f) setup.py pyproject.toml
 EXTRA = import sys, tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
   print(*project["optional-dependencies"][sys.argv[1]], sep="\n")
 
-.PHONY: demo test slow lint bench gpu-check clean
+.PHONY: demo test slow lint bench gpu-check asan clean
 
 demo: $(VENV)/.installed-pictures
 	$(VENV)/bin/diffast demo
@@ -39,6 +39,21 @@ bench: $(VENV)/.installed-test $(VENV)/.installed-bench
 # installed there: no virtual environment, no network. make gpu-check CHECK="--only bench"
 gpu-check:
 	$(PYTHON) bench/gpu_check.py $(CHECK)
+
+# Attacks the ops' CPU kernels, which are built with sanitizers in a folder of their own.
+# make asan CALLS=20000 REPORT=report.json
+CALLS ?= 5000
+FIRST ?= 0
+REPORT ?= build/asan/report.json
+SANITIZERS = LD_PRELOAD="$(shell gcc -print-file-name=libasan.so) $(shell gcc -print-file-name=libubsan.so)" \
+  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
+  UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+
+asan:
+	DIFFAST_SANITIZE=1 DIFFAST_CUDA=0 $(VENV)/bin/python setup.py -q build_py --build-lib build/asan \
+	  build_ext --build-lib build/asan --build-temp build/asan-temp
+	$(SANITIZERS) $(VENV)/bin/python bench/attack/ops.py --package build/asan --name sanitized \
+	  --calls $(CALLS) --first $(FIRST) --report $(REPORT)
 
 # The build runs against the torch installed here: without isolation, with its tools beside it.
 $(VENV)/.installed: $(NATIVE)

@@ -20,6 +20,8 @@ TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 HOST_FLAGS = ["-O3", "-std=c++20", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 HOST_FLAGS += ["-fvisibility=hidden", "-Wno-psabi", "-Wno-unknown-pragmas"]
 NVCC_FLAGS = ["-O3", "-std=c++20", "-fmad=false", "-lineinfo", "--expt-relaxed-constexpr"]
+# DIFFAST_SANITIZE=1, of `make asan`: reads and writes outside of memory, and undefined behaviour.
+SANITIZE = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
 NVCC_FLAGS += ["-Xcompiler=-fvisibility=hidden"]
 # Where no GPU tells. 8.0 serves 8.6 and 8.9 too, and PTX the later ones.
 DEFAULT_ARCHS = "8.0;9.0;10.0+PTX"
@@ -109,10 +111,12 @@ def cuda_extension() -> Extension:
 
 
 def extensions() -> list[Extension]:
+    sanitize = SANITIZE if os.environ.get("DIFFAST_SANITIZE") == "1" else []
     cpu = cpp_extension.CppExtension(
         "diffast._cpu",
         sources("cpu/*.cpp", "ops/*/cpu.cpp"),
-        extra_compile_args={"cxx": [*HOST_FLAGS, TORCH_TARGET]},
+        extra_compile_args={"cxx": [*HOST_FLAGS, TORCH_TARGET, *sanitize]},
+        extra_link_args=sanitize,
         depends=headers(),
         py_limited_api=True,
     )

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "dtype.h"
+#include "memory.h"
 #include "normal.h"
 
 namespace diffast {
@@ -51,9 +52,10 @@ inline bool to_dtype(ScalarType type, DType* out) {
 template <typename T>
 constexpr ScalarType kScalar = torch::headeronly::CppTypeToScalarType<T>::value;
 
-// A tensor that the call's other tensors are compared with. Its sizes and device are asked for
-// once: each question is a call through the stable ABI.
-struct First {
+// A tensor that the call's other tensors are compared with, and the memory of all of them. Its
+// sizes and device are asked for once: each question is a call through the stable ABI.
+class First {
+ public:
   const Tensor& tensor;
   torch::headeronly::IntHeaderOnlyArrayRef sizes;
   bool cpu;
@@ -86,60 +88,67 @@ struct First {
     return is_beside(t);
   }
 
-  // Sets `data` to the memory of `t`, a table or one number a sample. Returns whether `t` has the
-  // type of `data` and this shape.
+  // The memory of a tensor of `count` elements, each of so many bytes, that the op reads or writes.
+  // An op gets every pointer here, so that `is_apart` knows all memory of the call.
+  const void* reads(const Tensor& t, int64_t count, int64_t bytes, ScalarType type,
+                    Access access = Access::kWhole) {
+    const void* data = t.const_data_ptr();
+    memory_.reads(span(data, count * bytes, type, access));
+    return data;
+  }
+  void* writes(const Tensor& t, int64_t count, int64_t bytes, ScalarType type,
+               Access access = Access::kWhole) {
+    void* data = t.mutable_data_ptr();
+    memory_.writes(span(data, count * bytes, type, access));
+    return data;
+  }
+
+  // Whether no written tensor shares memory with another argument, see Memory.
+  bool is_apart() const { return memory_.is_apart(); }
+
+  // Sets `data` to the memory of `t`, a table or one number a sample. Memory of constant numbers is
+  // read, other memory is written. Returns whether `t` has the type of `data` and this shape.
   template <typename T>
-  bool bind(T** data, const Tensor& t, std::initializer_list<int64_t> shape) const {
+  bool bind(T** data, const Tensor& t, std::initializer_list<int64_t> shape) {
+    using Number = std::remove_const_t<T>;
+    constexpr ScalarType type = kScalar<Number>;
     const auto other = t.sizes();
-    if (t.scalar_type() != kScalar<std::remove_const_t<T>> || other.size() != shape.size())
-      return false;
+    if (t.scalar_type() != type || other.size() != shape.size()) return false;
     size_t d = 0;
-    for (const int64_t size : shape)
+    int64_t count = 1;
+    for (const int64_t size : shape) {
       if (other[d++] != size) return false;
+      count *= size;
+    }
+    constexpr int64_t bytes = type == ScalarType::Int ? 4 : 8;
+    static_assert(sizeof(Number) % bytes == 0);
     if constexpr (std::is_const_v<T>)
-      *data = static_cast<T*>(t.const_data_ptr());
+      *data = static_cast<T*>(reads(t, count, bytes, type));
     else
-      *data = static_cast<T*>(t.mutable_data_ptr());
+      *data = static_cast<T*>(writes(t, count, bytes, type));
     return is_beside(t);
   }
 
   // Sets `data` to null if the call goes without the tensor.
   template <typename T>
-  bool bind(T** data, const OptionalTensor& t, std::initializer_list<int64_t> shape) const {
+  bool bind(T** data, const OptionalTensor& t, std::initializer_list<int64_t> shape) {
     *data = nullptr;
     return !t.has_value() || bind(data, *t, shape);
   }
+
+ private:
+  static Span span(const void* data, int64_t size, ScalarType type, Access access) {
+    const char* begin = static_cast<const char*>(data);
+    return {begin, begin + size, int8_t(type), access};
+  }
+
+  Memory memory_;
 };
 
 // The first input of a call, which has to have one.
 inline First first_of(const std::vector<Tensor>& xs, const char* op) {
   need(!xs.empty(), op);
   return First(xs[0]);
-}
-
-// A tensor's memory.
-struct Span {
-  const char *begin, *end;
-  DType type;
-
-  Span(const void* data, int64_t numel, DType of)
-      : begin(static_cast<const char*>(data)), end(begin + numel * dtype_bytes(of)), type(of) {}
-  bool overlaps(const Span& other) const { return other.begin < end && begin < other.end; }
-  bool is(const Span& other) const { return begin == other.begin && type == other.type; }
-};
-
-// Whether each output is an input itself (every element is read before it is written) or overlaps
-// neither an input nor another output; `input` and `output` give the spans.
-template <typename Input, typename Output>
-bool are_apart(int64_t inputs, const Input& input, int64_t outputs, const Output& output) {
-  for (int64_t r = 0; r < outputs; ++r) {
-    const Span out = output(r);
-    for (int64_t k = 0; k < inputs; ++k)
-      if (const Span in = input(k); !in.is(out) && in.overlaps(out)) return false;
-    for (int64_t s = 0; s < r; ++s)
-      if (out.overlaps(output(s))) return false;
-  }
-  return true;
 }
 
 // Whether a counter word leaves the slot bits free and has 32 bits.

@@ -5,9 +5,9 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <cstdlib>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -48,6 +48,9 @@ std::string name_of(const void* kernel) {
   return text;
 }
 
+// torch's own macro would put this file's path and line into the message.
+[[noreturn]] void fail(const std::string& message) { throw std::runtime_error(message); }
+
 template <typename Args>
 void run(const char* op, cudaError_t (*launch)(const Args&, cudaStream_t), const Args& args,
          const Tensor& first) {
@@ -57,11 +60,15 @@ void run(const char* op, cudaError_t (*launch)(const Args&, cudaStream_t), const
   if (error == cudaSuccess) return;
   const std::string what =
       std::string(cudaGetErrorString(error)) + " (" + cudaGetErrorName(error) + ")";
-  STD_TORCH_CHECK(is_debugged(), op, ": the CUDA kernel was not launched on cuda:", device, ": ",
-                  what, "; with DIFFAST_SYNC=1 the kernel that fails is named");
-  STD_TORCH_CHECK(false, op, ": ", name_of(last_launched.kernel), " failed on cuda:", device,
-                  " with ", last_launched.grid.x, " x ", last_launched.grid.y, " blocks of ",
-                  last_launched.block.x, " x ", last_launched.block.y, " threads: ", what);
+  const std::string place = " on cuda:" + std::to_string(device);
+  if (!is_debugged())
+    fail(std::string(op) + ": the CUDA kernel was not launched" + place + ": " + what +
+         "; with DIFFAST_SYNC=1 the kernel that fails is named");
+  const auto by = [](const dim3& size) {
+    return std::to_string(size.x) + " x " + std::to_string(size.y);
+  };
+  fail(std::string(op) + ": " + name_of(last_launched.kernel) + " failed" + place + " with " +
+       by(last_launched.grid) + " blocks of " + by(last_launched.block) + " threads: " + what);
 }
 
 void run_brownian(const BrownianArgs& args, const Tensor& first) {
@@ -120,8 +127,9 @@ bool device_jobs_are_inside(const SweepArgs& args, const Tensor& x) {
   const bool copied = fetch(jobs, args.jobs) == cudaSuccess &&
                       fetch(walk, args.walk) == cudaSuccess &&
                       cudaStreamSynchronize(stream) == cudaSuccess;
-  STD_TORCH_CHECK(copied, "sweep: jobs and walk cannot be read from cuda:", device,
-                  ": an earlier kernel failed");
+  if (!copied)
+    fail("sweep: jobs and walk cannot be read from cuda:" + std::to_string(device) +
+         ": an earlier kernel failed");
   SweepArgs a = args;
   a.jobs = jobs.data();
   a.walk = walk.data();

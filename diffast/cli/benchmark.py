@@ -38,11 +38,11 @@ def bench(arguments: argparse.Namespace) -> int:
 
     from diffast.bench import run
     from diffast.bench.settings import Settings
-    from diffast.cli.command import _device
+    from diffast.cli import doors
 
     settings = Settings(
         quick=arguments.quick,
-        device=_device(arguments.device),
+        device=doors.device_of(arguments.device),
         threads=threads,
         budget=0.1 if arguments.quick else 0.4,
         unverified=arguments.unverified,

@@ -7,13 +7,12 @@ import contextlib
 import inspect
 import json
 import platform
-import sys
 import time
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from diffast.cli import benchmark, network_profile, planning, tasks, tuning
+from diffast.cli import benchmark, doors, failure, network_profile, planning, tasks, tuning
 
 # Grids of `df.grids` that take any schedule and a number of steps, and need no more.
 GRIDS = (
@@ -29,25 +28,31 @@ STANDARD = {"steps": 18, "solver": "dpmpp_2m", "grid": "karras"}
 # The digits that are drawn, in turn, where no others are asked for.
 EVERY_CLASS = "0-9"
 
+# Whether there is memory for so many is asked for later.
+_COUNTED = doors.whole(1, 10**30)
+
+# Arguments of a profiled method that the command gives itself, or that a text cannot say.
+_OF_PYTHON = ("shape", "seed", "device", "progress", "throw", "trace", "x", "ids", "callback",
+              "on_x0", "denoiser", "plan", "method", "solver", "executor")  # fmt: skip
+
 # Options of solvers that are functions.
 FUNCTIONS = ("noise_scale",)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 after one line on stderr for bad input."""
-    arguments = _parser().parse_args(argv)
+    """Returns the exit status: 0; 2 after one line on stderr for bad input; 1 for what failed.
+
+    130 after Ctrl-C, 141 where nobody reads the output any more.
+    """
     try:
-        return arguments.run(arguments)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        print(f"diffast: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("diffast: interrupted", file=sys.stderr)
-        return 130
+        arguments = _parser().parse_args(argv)
+    except SystemExit as end:  # of --help, and of a call that the parser refused in one line
+        return end.code if isinstance(end.code, int) else 0
+    return failure.status_of(partial(arguments.run, arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = failure.Parser(
         prog="diffast", description="Fast, exact sampling for diffusion and flow models."
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -67,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sample = commands.add_parser("sample", help="sample digits with your choice of solver and grid")
     _add_run_options(sample)
-    sample.add_argument("--count", type=int, default=64, help="how many digits (%(default)s)")
+    sample.add_argument("--count", type=_COUNTED, default=64, help="how many digits (%(default)s)")
     add = sample.add_argument
     add(
         "--guidance-rule",
@@ -82,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     tasks.add_options(sample)
     columns = "digits a row of a PNG (%(default)s)"
-    sample.add_argument("--columns", type=int, default=8, help=columns)
+    sample.add_argument("--columns", type=doors.whole(1, 1000), default=8, help=columns)
     sample.set_defaults(run=_sample, classes=None)
 
     plan = commands.add_parser("plan", help="print the plan to start with")
@@ -116,7 +121,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help="a plan of `diffast tune`; it replaces --steps, --solver, --set and --grid",
     )
     usual = {name: f"({value})" for name, value in STANDARD.items()}
-    add("--steps", type=int, help=f"grid intervals {usual['steps']}")
+    add("--steps", type=doors.whole(1), help=f"grid intervals {usual['steps']}")
     add("--solver", help=f"a solver's name {usual['solver']}")
     _add_set(parser, "an option of the solver, such as eta=0.5 or orders=1,2,2")
     add("--grid", help=f"one of {', '.join(GRIDS)} {usual['grid']}")
@@ -131,9 +136,9 @@ def _add_set(parser: argparse.ArgumentParser, about: str) -> None:
 
 def _add_common(parser: argparse.ArgumentParser, guidance: str) -> None:
     add = parser.add_argument
-    add("--seed", type=int, default=0, help="any integer of 64 bits (%(default)s)")
+    add("--seed", type=doors.seed, default=0, help="any integer of 64 bits (%(default)s)")
     add("--classes", default=EVERY_CLASS, help="digits such as 7 or 0-4,9, in turn (0-9)")
-    add("--guidance", type=float, default=1.0, help=guidance)
+    add("--guidance", type=doors.real, default=1.0, help=guidance)
     add("--device", default=None, help="cpu or cuda (default: cuda where there is one)")
 
 
@@ -148,10 +153,10 @@ def _add_profile_options(parser: argparse.ArgumentParser) -> None:
     usual = {name: f"({value})" for name, value in STANDARD.items()}
     add("--solver", help=f"with --parallel: a solver's name {usual['solver']}")
     add("--grid", help=f"with --parallel: its grid {usual['grid']}")
-    add("--steps", type=int, help=f"with --parallel: grid intervals {usual['steps']}")
+    add("--steps", type=doors.whole(1), help=f"with --parallel: grid intervals {usual['steps']}")
     examples = "rtol=0.05, noise=redraw, reject=false, window=10"
     _add_set(parser, f"an option of the method, such as {examples}")
-    add("--count", type=int, help="how many digits (16; of the network's profile 256)")
+    add("--count", type=_COUNTED, help="how many digits (16; of the network's profile 256)")
     _add_common(parser, "classifier-free scale; 1 is none")
     network_profile.add_options(parser)
     add("--out", help="of a run: .png, .svg, .pdf or .json (profile.png); of the network: .html, "
@@ -264,26 +269,13 @@ def _loaded_plan(arguments: argparse.Namespace):
             raise ValueError(
                 f"--plan and --{name} are both given, but a plan has its own: leave one out"
             )
-    return Plan.load(arguments.plan)
+    return Plan.load(doors.input_file("--plan", arguments.plan))
 
 
-def _device(name: str | None):
-    import torch
-
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device {name!r} is no device, but cpu and cuda are") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {name} but this torch sees no CUDA device")
-    return device
-
-
-def _check_digits(arguments: argparse.Namespace) -> list[int]:
-    if arguments.count < 1:
-        raise ValueError(f"--count {arguments.count} but at least 1 is needed")
+def _check_digits(arguments: argparse.Namespace, path: Path | None = None) -> list[int]:
+    rule = getattr(arguments, "guidance_rule", None)
+    branches = 1 if arguments.guidance == 1.0 and rule is None else 2
+    doors.check_count("--count", arguments.count, branches, path)
     return _classes(arguments.classes or EVERY_CLASS)
 
 
@@ -297,7 +289,7 @@ def _digit_denoiser(arguments: argparse.Namespace):
     from diffast.digits import NULL_LABEL, load_unet
     from diffast.guidance.parse import parse
 
-    device = _device(arguments.device)
+    device = doors.device_of(arguments.device)
     rule = getattr(arguments, "guidance_rule", None)
     guided = arguments.guidance != 1.0 or rule is not None
     scale = arguments.guidance
@@ -306,7 +298,7 @@ def _digit_denoiser(arguments: argparse.Namespace):
         schedules.edm(),
         predicts="x0",
         conditions={"labels": labels},
-        unconditional={"labels": torch.tensor([NULL_LABEL])} if guided else None,
+        unconditional={"labels": torch.tensor([NULL_LABEL], device="cpu")} if guided else None,
         guidance=scale if rule is None else parse(rule, scale, "--guidance-rule"),
     )
     return denoiser, labels, device
@@ -317,9 +309,7 @@ def _sample(arguments: argparse.Namespace) -> int:
 
     # All arguments are checked before the work.
     path = output.check_path(arguments.out)
-    _check_digits(arguments)
-    if arguments.columns < 1:
-        raise ValueError(f"--columns {arguments.columns} but at least 1 is needed")
+    _check_digits(arguments, path)
 
     import torch
 
@@ -361,7 +351,7 @@ def _run_of(arguments: argparse.Namespace):
         return partial(sample, denoiser, plan, (arguments.count, 1, 28, 28)), plan, labels, device
     own = all(getattr(arguments, name) in (None, []) for name in (*STANDARD, "set", "plan"))
     plan = None if own else _make_plan(arguments, schedules.edm())
-    labels, device = _labels(arguments), _device(arguments.device)
+    labels, device = _labels(arguments), doors.device_of(arguments.device)
     asked = arguments.classes is not None
     made = tasks.prepared(arguments, plan, labels, device, asked)
     made = tasks.with_plan(made, corrected)
@@ -393,11 +383,12 @@ def _labels(arguments: argparse.Namespace):
     import torch
 
     digits = _check_digits(arguments)
-    return torch.tensor([digits[i % len(digits)] for i in range(arguments.count)])
+    asked = [digits[i % len(digits)] for i in range(arguments.count)]
+    return torch.tensor(asked, device="cpu")
 
 
 def _tune(arguments: argparse.Namespace) -> int:
-    return tuning.tune(arguments, _digit_denoiser, _device)
+    return tuning.tune(arguments, _digit_denoiser, doors.device_of)
 
 
 def _report(lines: Iterable[str], seconds: float, device, path) -> int:
@@ -424,11 +415,9 @@ def _profile(arguments: argparse.Namespace) -> int:
     if arguments.data is not None:
         raise ValueError("--data is given, but it is for the profile of the network alone")
     arguments.count = 16 if arguments.count is None else arguments.count
-    path = Path(arguments.out or "profile.png")
-    if path.suffix not in (".png", ".svg", ".pdf", ".json"):
-        raise ValueError(f"--out {path} but its ending must be .png, .svg, .pdf or .json")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"--out {path} but there is no folder {path.absolute().parent}")
+    endings = (".png", ".svg", ".pdf", ".json")
+    drawn = dict.fromkeys(endings[:3], "matplotlib")
+    path = doors.output_file("--out", arguments.out or "profile.png", endings, drawn)
     options = _method_options(arguments.set)
     denoiser, _, device = _digit_denoiser(arguments)
     given = options | {
@@ -438,22 +427,22 @@ def _profile(arguments: argparse.Namespace) -> int:
         "progress": not arguments.quiet,
     }
     begin = time.perf_counter()
-    if arguments.parallel:
-        made = profiling.parallel(arguments, denoiser, given, GRIDS)
-    else:
-        made = profiling.adaptive(arguments, denoiser, given)
+    try:
+        if arguments.parallel is not None:
+            made = profiling.parallel(arguments, denoiser, given, GRIDS)
+        else:
+            made = profiling.adaptive(arguments, denoiser, given)
+    except TypeError as error:  # a word where a number belongs, an option that there is not
+        if not options:
+            raise
+        raise ValueError(f"--set {' '.join(arguments.set)} but {error}") from None
     method, facts, lines, draw = made
     seconds = time.perf_counter() - begin
-    if path.suffix == ".json":
-        path.write_text(json.dumps({"method": method, "options": options} | facts))
-    else:
-        try:
-            draw(path, f"{method} on {arguments.count} digits")
-        except ImportError as error:
-            raise ValueError(
-                f"--out {path} needs matplotlib, which is not installed ({error}): "
-                "pip install diffast[plot], or write .json"
-            ) from None
+    with doors.replaced(path) as part:
+        if path.suffix == ".json":
+            part.write_text(json.dumps({"method": method, "options": options} | facts))
+        else:
+            draw(part, f"{method} on {arguments.count} digits")
     return _report((f"method         {method}", *lines), seconds, device, path)
 
 
@@ -463,6 +452,8 @@ def _method_options(given: list[str]) -> dict:
         name, equals, text = pair.partition("=")
         if not equals or not name.isidentifier():
             raise ValueError(f"--set {pair!r} but NAME=VALUE is needed")
+        if name in _OF_PYTHON:
+            raise ValueError(f"--set {pair!r} but {name} cannot be given here: use it from Python")
         known = text.lower() in ("true", "false")
         options[name] = _value(text, False if known else None)
     return options

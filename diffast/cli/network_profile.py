@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from diffast.cli import doors
+
 _COUNT, _LEVELS = 256, 24
 
 
@@ -21,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "what is measured besides the levels: some of samples, rotation, decisions, clones; none"
     )
     add("--measure", metavar="PARTS", default="samples,rotation,decisions,clones", help=parts)
-    add("--levels", type=int, default=_LEVELS, help="noise levels (%(default)s)")
+    add("--levels", type=doors.whole(2, 10_000), default=_LEVELS, help="noise levels (%(default)s)")
 
 
 def check_out(out: str) -> Path:
@@ -30,12 +32,8 @@ def check_out(out: str) -> Path:
     Raises:
         ValueError: another ending; no such folder.
     """
-    path = Path(out)
-    if path.suffix not in (".html", ".png", ".json"):
-        raise ValueError(f"--out {path} but its ending must be .html, .png or .json")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"--out {path} but there is no folder {path.absolute().parent}")
-    return path
+    drawn = {".html": "matplotlib", ".png": "matplotlib"}
+    return doors.output_file("--out", out, (".html", ".png", ".json"), drawn)
 
 
 def profile(arguments: argparse.Namespace, digit_denoiser: Callable[..., Any]) -> int:
@@ -77,10 +75,7 @@ def profile(arguments: argparse.Namespace, digit_denoiser: Callable[..., Any]) -
         progress=not arguments.quiet,
     )
     seconds = time.perf_counter() - begin
-    try:
-        found.save(path)
-    except ImportError as error:
-        raise ValueError(f"--out {path}: {error}, or write .json") from None
+    found.save(path)
     print(found)
     for note in found.notes:
         print(f"note: {note}")
@@ -94,12 +89,13 @@ def _digits(path: Path) -> tuple[Any, Any]:
     import numpy as np
     import torch
 
-    if not path.is_file():
-        raise ValueError(f"--data {path} but there is no such file")
+    from diffast._files import load_arrays
+
+    doors.input_file("--data", str(path))
     try:
-        with np.load(path) as file:
-            images, labels = file["images"], file["labels"]
-    except (OSError, KeyError, ValueError, TypeError) as error:
+        file = load_arrays(path, ratio=64)
+        images, labels = file["images"], file["labels"]
+    except (OSError, EOFError, KeyError, ValueError, TypeError) as error:
         raise ValueError(
             f"--data {path} but an .npz with the arrays images and labels is needed ({error})"
         ) from None

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from diffast.cli import doors
 
 ENDINGS = (".png", ".npz", ".safetensors")
 
@@ -21,23 +20,7 @@ def check_path(path: str | Path) -> Path:
         ValueError: for an ending that is not known, a missing folder, one without permission, or
             a PNG where Pillow is not installed.
     """
-    path = Path(path)
-    if path.suffix not in ENDINGS:
-        known = f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
-        raise ValueError(f"output {path} ends in {path.suffix!r} but must end in {known}")
-    if path.suffix == ".png" and find_spec("PIL") is None:
-        raise ValueError(
-            f"output {path} needs Pillow, which is not installed: pip install 'diffast[pictures]', "
-            "or write .npz or .safetensors"
-        )
-    if path.is_dir():
-        raise ValueError(f"output {path} is a folder but a file is needed")
-    folder = path.parent
-    if not folder.is_dir():
-        raise ValueError(f"output {path}: the folder {folder} does not exist")
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"output {path}: the folder {folder} is not writable")
-    return path
+    return doors.output_file("output", str(path), ENDINGS, {".png": "PIL"})
 
 
 def grid(x: torch.Tensor, columns: int, low: float = -1.0, high: float = 1.0) -> np.ndarray:
@@ -72,19 +55,9 @@ def write(path: str | Path, x: torch.Tensor, arrays: dict, facts: dict, columns:
     Raises:
         ValueError: as `check_path` and `grid`.
     """
-    path, mask = check_path(path), os.umask(0)
-    os.umask(mask)
-    text = json.dumps(facts, sort_keys=True)
-    # Written to another name and renamed, so that a full disk or a stop leaves the old file.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    try:
-        _WRITERS[path.suffix](name, x, arrays, text, columns)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    path, text = check_path(path), json.dumps(facts, sort_keys=True)
+    with doors.replaced(path) as part:  # a full disk or a stop leaves the old file
+        _WRITERS[path.suffix](part, x, arrays, text, columns)
     return path
 
 

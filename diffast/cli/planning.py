@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from diffast.cli import doors
 
 # Schedules that need no numbers, and a prediction type that their networks usually have.
 SCHEDULES = {
@@ -20,8 +21,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `diffast plan`."""
     add = parser.add_argument
     add("--schedule", default="edm", help=f"one of {', '.join(SCHEDULES)} (%(default)s)")
-    add("--calls", type=int, default=10, help="network calls (%(default)s)")
-    add("--guidance", type=float, default=1.0, help="guidance scale; 1 is none (%(default)s)")
+    add("--calls", type=doors.whole(1, 10_000), default=10, help="network calls (%(default)s)")
+    add("--guidance", type=doors.real, default=1.0, help="guidance scale; 1 is none (%(default)s)")
     add("--stochastic", action="store_true", help="a plan that draws fresh noise")
     add("--standard", action="store_true", help="a plan of a solver, without learned weights")
     add("--out", help="a file for it, .json or .npz")
@@ -38,11 +39,8 @@ def plan(arguments: argparse.Namespace) -> int:
             f"--schedule {arguments.schedule!r} is not known, but these are: "
             f"{', '.join(SCHEDULES)}; use df.plan from Python for others"
         )
-    path = None if arguments.out is None else Path(arguments.out)
-    if path is not None and path.suffix not in (".json", ".npz"):
-        raise ValueError(f"--out {path} but its ending must be .json or .npz")
-    if path is not None and not path.absolute().parent.is_dir():
-        raise ValueError(f"--out {path} but there is no folder {path.absolute().parent}")
+    endings, out = (".json", ".npz"), arguments.out
+    path = None if out is None else doors.output_file("--out", out, endings, {})
 
     from diffast import Denoiser, schedules
     from diffast import plan as plan_for

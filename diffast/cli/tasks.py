@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from diffast._files import load_array
+
 # Names of the command line: the task of `df.tasks.digits`, and which files it needs.
 NAMES = {
     "inpaint": ("inpaint", ("image", "mask")),
@@ -192,8 +194,8 @@ def _ending(flag: str, path: str) -> str:
 
 def _array(flag: str, path: str) -> np.ndarray:
     try:
-        found = np.load(path)
-    except (OSError, ValueError, EOFError) as error:
+        found = load_array(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{flag} {path} is no array of numpy: {error}") from None
     if found.dtype.kind not in "fiub":
         raise ValueError(f"{flag} {path} holds {found.dtype}, but numbers are needed")

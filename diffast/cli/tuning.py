@@ -9,36 +9,65 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from diffast.cli import doors
+
 _ENDINGS = (".json", ".npz")
 _PICTURES = (".png", ".svg", ".pdf")
+_MOST_CALLS = 1000
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `diffast tune`."""
-    add = parser.add_argument
+    add, any_count = parser.add_argument, doors.whole(1, 10**30)
+    pilots, some = doors.whole(2, 10**30), doors.whole(0)
     add("--calls", default="8", help="network calls of the plan; 5,6,8 makes three (%(default)s)")
     network = "your network: module:function, which returns a df.Denoiser (default: the digits)"
     add("--network", metavar="MODULE:FUNCTION", help=network)
     add("--shape", help="of one sample of your network, as 3,32,32")
-    add("--count", type=int, default=64, help="noises that are learned from (%(default)s)")
-    add("--held-out", type=int, default=None, help="noises that judge (as many as --count)")
+    add(
+        "--count",
+        type=pilots,
+        default=64,
+        help="noises that are learned from (%(default)s)",
+    )
+    add(
+        "--held-out",
+        type=pilots,
+        default=None,
+        help="noises that judge (as many as --count)",
+    )
     freedom = (
         "what is learned (default: levels,weights,times,scale,start; "
         "with --stochastic noise in place of start)"
     )
     add("--freedom", help=freedom)
     add("--stochastic", action="store_true", help="a plan that draws fresh noise")
-    add("--iterations", type=int, default=12, help="of learning (%(default)s)")
-    add("--starts", type=int, default=2, help="standard plans to start from (%(default)s)")
-    add("--polish", type=int, default=0, help="iterations of gradient descent after (%(default)s)")
-    add("--batch", type=int, default=32, help="noises of one iteration (%(default)s)")
+    add("--iterations", type=some, default=12, help="of learning (%(default)s)")
+    add(
+        "--starts",
+        type=doors.whole(1),
+        default=2,
+        help="standard plans to start from (%(default)s)",
+    )
+    add(
+        "--polish",
+        type=some,
+        default=0,
+        help="iterations of gradient descent after (%(default)s)",
+    )
+    add(
+        "--batch",
+        type=any_count,
+        default=32,
+        help="noises of one iteration (%(default)s)",
+    )
     add("--resume", metavar="FILE", help="keep the work in a file, and go on from it")
     add("--out", default="plan.json", help=".json or .npz; several get -5, -6 (%(default)s)")
     add("--picture", help="error against calls: .png, .svg or .pdf")
-    add("--seed", type=int, default=0, help="of the noises (%(default)s)")
+    add("--seed", type=doors.seed, default=0, help="of the noises (%(default)s)")
     add("--classes", default="0-9", help="digits such as 7 or 0-4,9, in turn (%(default)s)")
     scale = "classifier-free scale of the digits; 1 is none (%(default)s)"
-    add("--guidance", type=float, default=1.0, help=scale)
+    add("--guidance", type=doors.real, default=1.0, help=scale)
     add("--device", default=None, help="cpu or cuda (default: where the network is)")
     add("--quiet", action="store_true", help="neither the cost nor a progress bar")
 
@@ -91,21 +120,18 @@ def tune(
         print(result)
         print(f"wrote          {out}")
         if picture is not None:
-            try:
-                result.picture(picture)
-            except ImportError as error:
-                raise ValueError(
-                    f"--picture {picture} needs matplotlib, which is not installed ({error}): "
-                    "pip install diffast[plot]"
-                ) from None
+            with doors.replaced(picture) as part:
+                result.picture(part)
             print(f"wrote          {picture}")
     return 0
 
 
 def _counts(text: str) -> list[int]:
     found = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() and int(part) > 0 for part in found):
-        raise ValueError(f"--calls {text!r} but whole numbers from 1 are needed, such as 5,6,8")
+    if not all(part.isdecimal() and 0 < int(part[:9]) <= _MOST_CALLS for part in found):
+        raise ValueError(
+            f"--calls {text!r} but whole numbers from 1 to {_MOST_CALLS} are needed, such as 5,6,8"
+        )
     return list(dict.fromkeys(map(int, found)))
 
 
@@ -114,11 +140,12 @@ def _path(option: str, given: str | None, endings, calls: int, counts: list[int]
     if given is None:
         return None
     path = Path(given)
-    if endings is not None and path.suffix not in endings:
-        raise ValueError(f"{option} {path} but its ending must be one of {', '.join(endings)}")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"{option} {path} but there is no folder {path.absolute().parent}")
-    return path if len(counts) == 1 else path.with_name(f"{path.stem}-{calls}{path.suffix}")
+    if len(counts) > 1 and path.name:
+        path = path.with_name(f"{path.stem}-{calls}{path.suffix}")
+    if endings is None:
+        endings = (path.suffix,)
+    needs = dict.fromkeys(_PICTURES, "matplotlib") if option == "--picture" else {}
+    return doors.output_file(option, str(path), endings, needs)
 
 
 def _network(arguments: argparse.Namespace, digit_denoiser: Callable[..., Any]):
@@ -131,7 +158,7 @@ def _network(arguments: argparse.Namespace, digit_denoiser: Callable[..., Any]):
     if arguments.shape is None:
         raise ValueError("--network is given but --shape is not: give one sample's, as 3,32,32")
     parts = arguments.shape.split(",")
-    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+    if not all(part.strip().isdecimal() and 0 < int(part[:9]) < 10**8 for part in parts):
         raise ValueError(f"--shape {arguments.shape!r} but whole numbers are needed, as 3,32,32")
     return loaded(arguments.network), tuple(map(int, parts)), None  # where the network is
 
@@ -148,20 +175,37 @@ def loaded(name: str) -> Any:
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        make = getattr(importlib.import_module(module), function)
+        found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not module.startswith(error.name.split(".")[0]):
-            raise
+            raise ValueError(f"--network {name!r} but importing {module} failed: {error}") from None
         raise ValueError(f"--network {name!r} but there is no module {module}") from None
-    except AttributeError:
-        raise ValueError(f"--network {name!r} but {module} has no {function}") from None
+    except (Exception, SystemExit) as error:  # it is the caller's code
+        raise ValueError(
+            f"--network {name!r} but importing {module} failed: {_of(error)}"
+        ) from error
+    if not hasattr(found, function):
+        raise ValueError(f"--network {name!r} but {module} has no {function}")
+    make = getattr(found, function)
 
     from diffast import Denoiser
 
-    made = make if isinstance(make, Denoiser) else make()
+    if not isinstance(make, Denoiser) and not callable(make):
+        raise ValueError(
+            f"--network {name!r} but {function} is a {type(make).__name__}, and a function is "
+            "needed"
+        )
+    try:
+        made = make if isinstance(make, Denoiser) else make()
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"--network {name!r} but {function} failed: {_of(error)}") from error
     if not isinstance(made, Denoiser):
         raise ValueError(
             f"--network {name!r} but {function} returned a {type(made).__name__}, and a "
             "df.Denoiser is needed"
         )
     return made
+
+
+def _of(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -45,16 +45,14 @@ def check_grid(schedule: Schedule, times: ArrayLike) -> np.ndarray:
         raise ValueError(f"grid: shape {list(times.shape)}, but it must be [N+1], N >= 1")
     if not np.isfinite(times).all():
         i = int(np.argmin(np.isfinite(times)))
-        raise ValueError(f"grid: times[{i}] = {times[i]}, but times must be finite")
+        raise ValueError(f"grid[{i}] = {times[i]}, but the times of a grid must be finite")
     start, end = float(schedule.t_start), float(schedule.t_end)
     low, high = min(start, end), max(start, end)
     inside = np.clip(times, low, high)
     beyond = np.abs(times - inside) > 1e-9 * (high - low)
     if beyond.any():
         i = int(np.argmax(beyond))
-        raise ValueError(
-            f"grid: times[{i}] = {times[i]}, but the schedule runs from {start} to {end}"
-        )
+        raise ValueError(f"grid[{i}] = {times[i]}, but the schedule runs from {start} to {end}")
     step = np.diff(inside) * np.sign(end - start)
     alpha, sigma = schedule.alpha(inside), schedule.sigma(inside)
     rising = alpha[1:] * sigma[:-1] > alpha[:-1] * sigma[1:]
@@ -63,8 +61,7 @@ def check_grid(schedule: Schedule, times: ArrayLike) -> np.ndarray:
         i = int(np.argmax(wrong))
         what = "log-SNR must rise" if step[i] > 0 else "times must go strictly from noisy to clean"
         raise ValueError(
-            f"grid: times[{i}] = {times[i]} is followed by times[{i + 1}] = {times[i + 1]}, "
-            f"but {what}"
+            f"grid[{i}] = {times[i]} is followed by grid[{i + 1}] = {times[i + 1]}, but {what}"
         )
     return inside
 

@@ -149,6 +149,13 @@ def levels_to_grid(
     if not (levels >= 0).all():
         i = int(np.argmin(levels >= 0))
         raise ValueError(f"{name}: sigmas[{i}] = {levels[i]}, but it must be 0 or more")
+    falls = np.diff(levels) < 0
+    if not falls.all():
+        i = int(np.argmin(falls))
+        raise ValueError(
+            f"{name}: sigmas[{i}] = {levels[i]} is followed by sigmas[{i + 1}] = {levels[i + 1]}, "
+            "but they must fall"
+        )
     with np.errstate(divide="ignore"):
         lam = -np.log(levels)
     least = float(schedule.lam(schedule.t_start))

@@ -8,6 +8,7 @@ tells the network another time than that of its level, this is not the alpha of 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -19,6 +20,7 @@ import torch
 from diffast import schedules
 from diffast.integrations.sigma_model import run
 from diffast.lowering.evaluations import branch_columns, gradients_of
+from diffast.model.fingerprint import fingerprint
 from diffast.plans import Plan
 from diffast.plans.initial import check_plain_start
 from diffast.plans.registers import ERROR, X, Y
@@ -41,6 +43,50 @@ def plan_of(who: str, plan: Any) -> Plan:
         )
     check_plain_start(who, plan, "here the initial state is the caller's noise; use df.sample")
     return plan
+
+
+# Where wrappers keep the network that they call.
+_INNER = ("inner_model", "model", "net", "diffusion_model")
+
+
+def check_network(who: str, plan: Plan, model: Any) -> None:
+    """Compares a plan's `made_for` with the model that it is run on, see `df.Plan`.
+
+    A model of other weights is warned of: the plan runs, but its measured error is not that of this
+    model. The model may be a wrapper of the network that the plan was made for.
+
+    Args:
+        who: begins the messages.
+        plan: as it was made, before `in_sigma_space`.
+        model: returns the x0 estimate.
+
+    Raises:
+        ValueError: the plan was made for a network of the same noise levels, x0 + sigma eps, that
+            predicts something else than x0.
+    """
+    made_for = plan.made_for or {}
+    predicts, tuned = made_for.get("predicts"), made_for.get("network")
+    ends = (*plan.schedule.domain, plan.start)
+    plain = all(float(plan.schedule.alpha(t)) == 1.0 for t in ends)
+    if predicts not in (None, "x0") and plain:
+        raise ValueError(
+            f"{who}: plan {plan.name} was made for a network that predicts {predicts!r}, but this "
+            "model returns the x0 estimate"
+        )
+    found = []
+    for _ in range(4):
+        found.append(fingerprint(model))
+        inner = (getattr(model, name, None) for name in _INNER)
+        model = next((part for part in inner if isinstance(part, torch.nn.Module)), None)
+        if model is None:
+            break
+    known = [one for one in found if one]
+    if tuned and known and tuned not in known:
+        warnings.warn(
+            f"{who}: plan {plan.name} was made for a network with the fingerprint {tuned}, but "
+            f"that of this model is {known[-1]}: its measured error is not that of this model",
+            stacklevel=4,
+        )
 
 
 def in_sigma_space(who: str, plan: Plan) -> Plan:

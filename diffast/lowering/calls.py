@@ -35,6 +35,7 @@ class Constraints:
         fills_input: the calls write x into the network's input where that is a tensor of its own:
             with guidance, with several inputs, and with `casts`. Otherwise the network reads x.
         casts: the network's input has another dtype than x.
+        entries: how many of the newest entries stay remembered, whether or not a stage reads them.
     """
 
     clamp: bool = False
@@ -43,6 +44,7 @@ class Constraints:
     given_noise: bool = False
     fills_input: bool = False
     casts: bool = False
+    entries: int = 0
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,7 @@ def _lower(
     if constraints.given_noise:
         _check_one_normal(plan, stages)
     given = 0 if plan.initial is None else plan.initial.entries
-    slots = Slots(last_uses(stages, given), given)
+    slots = Slots(last_uses(stages, given, constraints.entries), given)
     inputs = plan.called.shape[1]
     columns = [set().union(*rows.values()) for rows in stages]
     remembered = [remembers(e.rule) for e in evaluations]

@@ -50,14 +50,23 @@ class Slots:
         return slot
 
 
-def last_uses(stages: list[Rows], given: int = 0) -> dict[int, int]:
-    """Returns the last stage that reads a stage's entry, by the stage that made it."""
+def last_uses(stages: list[Rows], given: int = 0, newest: int = 0) -> dict[int, int]:
+    """Returns the last stage that reads a stage's entry, by the stage that made it.
+
+    Args:
+        stages: the rows of each.
+        given: entries that a run starts with.
+        newest: how many of the newest entries every stage holds, read or not.
+    """
     made: list[int] = [*range(-given, 0)]
     last = {}
     for i, rows in enumerate(stages):
         for column in set().union(*rows.values()):
             if column[0] == "h" and column != NEW:
-                last[made[-int(column[1:])]] = i
+                stage = made[-int(column[1:])]
+                last[stage] = max(i, last.get(stage, i))
         if rows.get(H):
             made.append(i)
+            if newest:
+                last[i] = i + newest
     return last

@@ -43,6 +43,7 @@ quantile = _explained("quantile")
 sweep = _explained("sweep")
 brownian_out = _explained("brownian.out")
 normal_out = _explained("normal.out")
+_normal = _explained("normal")
 
 __all__ = [
     "BROWNIAN_NOISE",
@@ -163,8 +164,13 @@ def normal(
     Raises:
         RuntimeError: if ids and shape disagree, or the dtype is not supported.
     """
+    shape = list(shape)
+    if not shape or not all(hasattr(size, "__index__") and size >= 0 for size in shape):
+        raise RuntimeError(f"normal: shape is {shape} but whole numbers, batch first, are needed")
     if ids is None:
         ids = torch.arange(shape[0], dtype=torch.int64, device=device)
-    out = torch.empty(list(shape), dtype=dtype, device=ids.device)
+    if torch._C._are_functorch_transforms_active() and len(ids) == shape[0]:
+        return _normal(ids, shape[1:], fold_seed(seed), stage, float(scale), dtype)
+    out = torch.empty(shape, dtype=dtype, device=ids.device)
     normal_out(ids, fold_seed(seed), stage, float(scale), out)
     return out

@@ -25,6 +25,20 @@ def dtype_text(t: torch.Tensor | torch.dtype) -> str:
     return str(getattr(t, "dtype", t)).removeprefix("torch.")
 
 
+def check_dense(op: str, name: str, t: torch.Tensor) -> None:
+    """Refuses a tensor whose numbers do not lie one beside the other: sparse, nested, no memory."""
+    kind = "nested" if t.is_nested else str(t.layout).removeprefix("torch.").removeprefix("_")
+    check(
+        not t.is_nested and t.layout == torch.strided,
+        f"{op}: {name} is a {kind} tensor but a dense one is needed",
+    )
+    check(
+        not t._is_zerotensor(),
+        f"{op}: {name} is a zero tensor of forward-mode differentiation, which has no memory: "
+        "give a clone",
+    )
+
+
 class Beside(NamedTuple):
     """Checks of an op's tensors against the tensor that the op compares all others with.
 
@@ -42,6 +56,7 @@ class Beside(NamedTuple):
 
     def place(self, name: str, t: torch.Tensor) -> None:
         """Refuses a tensor on another device, or one that is not contiguous."""
+        check_dense(self.op, name, t)
         verb = "are" if self.first_name == "ids" else "is"
         check(
             t.device == self.first.device,
@@ -105,7 +120,9 @@ def check_limits(op: str, clamp: list[float]) -> None:
 
 
 def overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Returns whether two contiguous tensors share memory."""
+    """Returns whether two contiguous tensors share memory; one without elements has none."""
+    if not (a.numel() and b.numel()):
+        return False
     start, begin = a.data_ptr(), b.data_ptr()
     end, stop = start + a.numel() * a.element_size(), begin + b.numel() * b.element_size()
     return begin < end and start < stop
@@ -114,23 +131,3 @@ def overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
 def same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Returns whether two tensors of one shape begin at one address and have one dtype."""
     return a.data_ptr() == b.data_ptr() and a.dtype == b.dtype
-
-
-def check_apart(op: str, inputs: dict, outputs: dict) -> None:
-    """Refuses an output that overlaps another one, or an input without being the same tensor.
-
-    Args:
-        op: the op's name.
-        inputs: tensors by what messages call them.
-        outputs: the same.
-    """
-    before = {}
-    for name, out in outputs.items():
-        for other, t in inputs.items():
-            check(
-                same_tensor(t, out) or not overlap(t, out),
-                f"{op}: {name} overlaps {other} without being the same tensor",
-            )
-        for other, t in before.items():
-            check(not overlap(t, out), f"{op}: {name} overlaps {other}")
-        before[name] = out

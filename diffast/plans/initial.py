@@ -10,7 +10,6 @@ estimates that the flow would have had on its way. `Entry` says what a remembere
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -439,55 +438,8 @@ def _recipes(plan: Plan, made: np.ndarray, first: int) -> dict[int, Entry | str]
     return found
 
 
-# Records, for files of plans.
-
-
 def arrays_of(initial: Initial) -> list[np.ndarray]:
     """Returns all arrays that a run depends on."""
     laws = [np.append(_variances(law), law.mean) for law in initial.law.laws]
     bases = [law.basis for law in initial.law.laws]
     return [*laws, *bases, initial.levels, initial.states, initial.estimates]
-
-
-def to_record(initial: Initial) -> dict[str, Any]:
-    """Returns nested dicts and lists with arrays at their ends."""
-    law = initial.law
-    laws = {
-        str(k): {
-            "mean": one.mean,
-            "basis": one.basis,
-            "variances": one.variances,
-            "rest": one.rest,
-            "shape": list(one.shape or ()),
-            "count": one.count,
-        }
-        for k, one in enumerate(law.laws)
-    }
-    known = {} if law.rho is None else {"rho": law.rho, "kl": law.kl}
-    return {
-        "law": {"laws": laws, "by": law.by, **known},
-        "levels": initial.levels,
-        "states": initial.states,
-        "estimates": initial.estimates,
-    }
-
-
-def from_record(record: Any) -> Initial:
-    """Returns what `to_record` was given.
-
-    Raises:
-        ValueError: other fields, or numbers that the classes refuse.
-    """
-    try:
-        law = record["law"]
-        laws: Sequence[Gaussian] = [
-            Gaussian(
-                *(one["mean"], one["basis"], one["variances"], one["rest"]),
-                *(tuple(one["shape"]), one["count"]),
-            )
-            for one in (law["laws"][str(k)] for k in range(len(law["laws"])))
-        ]
-        made = StartLaw(tuple(laws), law["by"], law.get("rho"), law.get("kl"))
-        return Initial(made, record["levels"], record["states"], record["estimates"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"initial: not the numbers of a Gaussian law: {error!r}") from None

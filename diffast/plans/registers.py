@@ -48,7 +48,7 @@ ROWS = (H, Y, V, "x2", "x3", "x4", X, ERROR)
 # Levels that are no model time: (alpha, sigma) of an x0 estimate and of a momentum.
 X0_LEVEL, MOMENTUM_LEVEL, ERROR_LEVEL = (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)
 
-_COLUMN = re.compile(r"(y|v|x[2-4]?|h\d+|d[2-4]?(_raw|_cond|_uncond)?|g[1-9]|z1|z2)")
+_COLUMN = re.compile(r"(y|v|x[2-4]?|h(0|[1-9][0-9]*)|d[2-4]?(_raw|_cond|_uncond)?|g[1-9]|z1|z2)")
 # Groups of columns in their order; numbers sort within a group.
 _ENTRIES = tuple(f"h{age}" for age in range(64))
 _GROUPS = {"y": 0, "v": 1, "x": 2, "h": 3, "d": 4, "d_raw": 5, "g": 6, "z": 7}

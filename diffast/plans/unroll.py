@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,16 +39,36 @@ def unroll(plan: Plan) -> dict[str, np.ndarray]:
 def propagate(plan: Plan, estimates: bool) -> dict[str, np.ndarray]:
     """Returns the rows of `unroll`, with or without the columns of the x0 estimates.
 
-    Without them a plan that draws no noise has one column: what the noise check needs, at a cost
-    that grows with S and not with its square.
+    Without them a plan that draws no noise has one column.
     """
     normals, inputs = _normals(plan), plan.called.shape[1] * estimates
     if inputs or normals:
         width = 1 + plan.stages * (inputs + len(normals))
-        made = _propagated(plan, _sources(plan, inputs, normals), width)
+        made = np.empty((plan.stages, len(plan.rows), width))
+        for i, rows in enumerate(_propagated(plan, _sources(plan, inputs, normals), width)):
+            made[i] = rows
     else:
         made = _of_the_state(plan)
     return {name: made[:, r] for r, name in enumerate(plan.rows)}
+
+
+def noise_of(plan: Plan) -> dict[str, np.ndarray]:
+    """Returns what each row holds of the initial state and of fresh noise, [S, 2] each.
+
+    Of fresh noise it is the deviation, the root of the sum of squares over all normals so far. Row
+    by row, so that the memory grows with S and not with its square.
+    """
+    normals = _normals(plan)
+    if not normals:
+        made = _of_the_state(plan)
+        found = np.concatenate([made, np.zeros_like(made)], axis=2)
+    else:
+        found = np.empty((plan.stages, len(plan.rows), 2))
+        width = 1 + plan.stages * len(normals)
+        for i, rows in enumerate(_propagated(plan, _sources(plan, 0, normals), width)):
+            found[i, :, 0] = rows[:, 0]
+            found[i, :, 1] = np.sqrt(np.einsum("rw,rw->r", rows[:, 1:], rows[:, 1:]))
+    return {name: found[:, r] for r, name in enumerate(plan.rows)}
 
 
 def _normals(plan: Plan) -> list[str]:
@@ -85,7 +106,8 @@ class _Places:
     def __init__(self, plan: Plan):
         ages = {int(name[1:]): c for c, name in enumerate(plan.columns) if name[0] == "h"}
         self.new = ages.pop(0, None)
-        self.ages = ages
+        # what nobody weighs is not remembered
+        self.ages = {age: c for age, c in ages.items() if plan.matrix[:, :, c].any()}
         carried = [name for name in plan.rows if name not in (H, ERROR)]
         self.columns = [plan.columns.index(name) for name in carried]
         self.rows = [plan.rows.index(name) for name in carried]
@@ -94,10 +116,10 @@ class _Places:
         self.entry = entry.tolist()
 
 
-def _propagated(plan: Plan, sources: list[tuple[int, int]], width: int) -> np.ndarray:
-    """Returns the rows of all stages over all sources, [S, R, width]."""
+def _propagated(plan: Plan, sources: list[tuple[int, int]], width: int) -> Iterator[np.ndarray]:
+    """Yields the rows of each stage over all sources, [R, width]; the next one overwrites them."""
     at = _Places(plan)
-    made = np.empty((plan.stages, len(plan.rows), width))
+    made = np.empty((len(plan.rows), width))
     held = np.zeros((len(plan.columns), width))  # what each column holds
     held[at.first, 0] = 1.0
     entries = np.zeros((max(at.ages, default=0) + 1, width))  # [age - 1], the newest first
@@ -111,13 +133,13 @@ def _propagated(plan: Plan, sources: list[tuple[int, int]], width: int) -> np.nd
             held[column, first + i] = 1.0
         if at.new is not None:
             np.matmul(rows[0], held, out=held[at.new])
-        np.matmul(rows, held, out=made[i])
+        np.matmul(rows, held, out=made)
         if taken and at.entry[i]:
             entries[1:] = entries[:-1]
-            entries[0] = made[i, 0]
+            entries[0] = made[0]
             held[taken] = entries[order]
-        held[at.columns] = made[i, at.rows]
-    return made
+        held[at.columns] = made[at.rows]
+        yield made
 
 
 def _of_the_state(plan: Plan) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffast._files import load_json, shortened
 from diffast.model.denoiser import Denoiser
 from diffast.plans.gaussian import Gaussian
 from diffast.plans.initial import StartLaw, start_law_of
@@ -188,14 +189,22 @@ class Certificate:
         """Returns the certificate of what `to_dict` returned.
 
         Raises:
-            ValueError: a missing number.
+            ValueError: a missing number, one that is no number, or arrays of different lengths.
         """
+        if not isinstance(made, dict):
+            raise ValueError(f"Certificate: a {type(made).__name__}, but it must be a dict")
         missing = sorted({*_ARRAYS, *_NUMBERS} - {*made})
         if missing:
             raise ValueError(f"Certificate: {missing[0]!r} is missing")
+        wrong = [name for name in _NUMBERS if type(made[name]) not in (int, float)]
+        if wrong:
+            raise ValueError(f"Certificate: {wrong[0]} must be a number")
         arrays: dict[str, Any] = {
             n: None if made[n] is None else np.array(made[n], float) for n in _ARRAYS
         }
+        lengths = {array.shape for array in arrays.values() if array is not None}
+        if len(lengths) != 1 or len(*lengths) != 1 or arrays["rho"] is None:
+            raise ValueError("Certificate: its arrays must be [M], of one M")
         return cls(**arrays, **{name: made[name] for name in _NUMBERS})
 
     def save(self, path: Path | str) -> None:
@@ -204,8 +213,17 @@ class Certificate:
 
     @classmethod
     def load(cls, path: Path | str) -> Certificate:
-        """Returns the certificate of a file; errors as `from_dict`."""
-        return cls.from_dict(json.loads(Path(path).read_text()))
+        """Returns the certificate of a file.
+
+        Raises:
+            ValueError: a file that holds none, as `from_dict`.
+            FileNotFoundError: there is no such file.
+        """
+        record = load_json(path)
+        try:
+            return cls.from_dict(record)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{path}: {shortened(error)}") from None
 
     def __str__(self) -> str:
         """Returns a table: level, both forms, the bound of the total variation."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from diffast._files import load_json, shortened
 from diffast.thermo.curve import Curve
 from diffast.thermo.estimate import Estimate
 
@@ -276,10 +277,14 @@ class Profile:
             FileNotFoundError: there is no such file.
         """
         try:
-            record = json.loads(Path(path).read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            record = load_json(path)
+        except ValueError as error:
             raise ValueError(f"Profile: {path} is no JSON file ({error})") from None
-        return cls.from_dict(record)
+        try:
+            return cls.from_dict(record)
+        except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+            reason = shortened(error).removeprefix("Profile: ")
+            raise ValueError(f"Profile: {path}: {reason}") from None
 
     def summary(self) -> str:
         """Returns about ten lines of text: what limits a sampler of this network."""

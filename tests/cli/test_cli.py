@@ -155,9 +155,9 @@ def test_formats_hold_the_same_numbers_and_guidance_changes_them(tmp_path, capsy
         (["--classes", "12"], "'12' but classes are 0 to 9"),
         (["--classes", "a"], "'a' is neither a digit nor a range"),
         (["--classes", "5-3"], "classes are 0 to 9, ascending"),
-        (["--steps", "0"], "0"),
-        (["--out", "digits.gif"], "ends in '.gif' but must end in .png, .npz or .safetensors"),
-        (["--out", "/no/such/folder/x.png"], "/no/such/folder does not exist"),
+        (["--steps", "0"], "argument --steps: 0 is given, but 1 to 100000 can be asked for"),
+        (["--out", "digits.gif"], "digits.gif but its ending must be .png, .npz or .safetensors"),
+        (["--out", "/no/such/folder/x.png"], "there is no folder /no/such/folder"),
         (["--solver", "ddim", "--set", "eta=2"], "eta = 2.0"),
         (["--solver", "ddim", "--set", "eta=x"], "eta is a float"),
         (["--solver", "ddim", "--set", "ita=1"], "the options of ddim are: eta"),
@@ -172,9 +172,12 @@ def test_formats_hold_the_same_numbers_and_guidance_changes_them(tmp_path, capsy
         (["--solver", "midpoint", "--set", "r=0.1,0.2"], "--set r=0.1,0.2 but "),
         (["--grid", "trailing"], "grid 'trailing' is not known, but these are: default, "),
         (["--device", "toaster"], "'toaster' is no device"),
-        (["--seed", str(2**64)], "does not fit into 64 bits"),
-        (["--count", "0"], "--count 0 but at least 1"),
-        (["--guidance", "nan"], "guidance is nan but must be finite"),
+        (["--seed", str(2**64)], "argument --seed: 18446744073709551616 is given, but -9"),
+        (["--count", "0"], "argument --count: 0 is given, but 1 to "),
+        (["--count", str(10**12)], "--count 1000000000000 needs 1.1 EB of memory, but "),
+        (["--count", "many"], "argument --count: 'many' is no whole number"),
+        (["--columns", str(10**9)], "argument --columns: 1000000000 is given, but 1 to 1000"),
+        (["--guidance", "nan"], "argument --guidance: nan is given, but a finite number"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, message, tmp_path, capsys, monkeypatch):
@@ -326,7 +329,7 @@ def test_profile_writes_numbers(tmp_path, capsys):
         (["--parallel", "newton"], "method is 'newton' but the known methods are"),
         (["--parallel", "--set", "window=99"], "window is 99 but plan"),
         (["--parallel", "--grid", "none"], "--grid 'none' but the grids are"),
-        (["--adaptive", "--count", "0"], "--count 0 but at least 1 is needed"),
+        (["--adaptive", "--count", "0"], "argument --count: 0 is given, but 1"),
     ],
 )
 def test_profile_refuses(args, message, capsys, tmp_path, monkeypatch):

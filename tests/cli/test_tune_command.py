@@ -74,11 +74,11 @@ def test_the_cost_is_stated_before_the_work(network, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--calls", "few"], "--calls 'few' but whole numbers from 1 are needed, such as 5,6,8"),
+        (["--calls", "few"], "--calls 'few' but whole numbers from 1 to 1000 are needed"),
         (["--calls", "0"], "--calls '0' but whole numbers from 1"),
-        (["--out", "plan.txt"], "--out plan.txt but its ending must be one of .json, .npz"),
+        (["--out", "plan.txt"], "--out plan.txt but its ending must be .json or .npz"),
         (["--out", "nowhere/plan.json"], "but there is no folder"),
-        (["--picture", "p.gif"], "--picture p.gif but its ending must be one of .png, .svg, .pdf"),
+        (["--picture", "p.gif"], "--picture p.gif but its ending must be .png, .svg or .pdf"),
         (["--freedom", "levels,everything"], "everything"),
         (["--network", "my_own_network"], "but it must be module:function"),
         (["--network", "no_such_module:made"], "but there is no module no_such_module"),
@@ -86,7 +86,7 @@ def test_the_cost_is_stated_before_the_work(network, capsys):
         (["--network", "my_own_network:broken"], "broken returned a int, and a df.Denoiser"),
         (["--shape", "big"], "--shape 'big' but whole numbers are needed"),
         (["--device", "toaster"], "'toaster' is no device"),
-        (["--count", "1"], "2 pilots are needed at least"),
+        (["--count", "1"], "argument --count: 1 is given, but 2 to "),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, message, network, tmp_path, capsys):
@@ -173,7 +173,7 @@ def test_plan_prints_what_df_plan_chooses(schedule, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--schedule", "mine"], "--schedule 'mine' is not known, but these are: edm"),
-        (["--calls", "0"], "calls = 0"),
+        (["--calls", "0"], "argument --calls: 0 is given"),
         (["--out", "plan.txt"], "its ending must be .json or .npz"),
         (["--out", "nowhere/plan.json"], "there is no folder"),
     ],

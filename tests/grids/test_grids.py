@@ -130,7 +130,7 @@ def test_refusals(make, facts):
     [
         ([0.5], r"shape \[1\]"),
         ([[1.0, 0.0]], r"shape \[1, 2\]"),
-        ([1.0, np.nan, 0.0], r"times\[1\] = nan"),
+        ([1.0, np.nan, 0.0], r"grid\[1\] = nan"),
         ([0.0, 0.5, 1.0], "0.0 is followed by .* 0.5, but times must go strictly"),
         ([1.0, 0.5, 0.5, 0.0], "0.5 is followed by .* 0.5"),
         ([1.1, 0.5], "1.1, but the schedule runs from 1.0 to 0.0"),

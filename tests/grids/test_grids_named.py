@@ -381,7 +381,10 @@ def test_from_times():
         (lambda: grids.from_sigmas(EDM, [[1.0]]), r"sigmas has shape \[1, 1\]"),
         (lambda: grids.from_sigmas(EDM, [1.0, -0.5]), r"sigmas\[1\] = -0.5, but"),
         (lambda: grids.from_sigmas(EDM, [1.0, np.nan]), r"sigmas\[1\] = nan, but"),
-        (lambda: grids.from_sigmas(EDM, [1.0, 2.0]), "strictly from noisy to clean"),
+        (
+            lambda: grids.from_sigmas(EDM, [1.0, 2.0]),
+            r"sigmas\[0\] = 1.0 is followed by sigmas\[1\] = 2.0",
+        ),
         (lambda: grids.from_sigmas(EDM, [1.0, 0.0], to_zero=True), "0.0 is followed by"),
         (lambda: grids.from_times(EDM, [[1.0]]), r"times has shape \[1, 1\]"),
         (lambda: grids.from_times(FLOW, [1.2, 0.0]), "1.2, but the schedule runs from"),

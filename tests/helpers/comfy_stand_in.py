@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 
 SHAPE = (3, 4, 8, 8)
-PARTS = ("guidance", "nodes", "plans", "register", "samplers", "schedules")
+PARTS = ("branches", "guidance", "levels", "nodes", "originals", "plans", "register")
+PARTS += ("running", "samplers", "special", "table")
 
 
 class Const:
@@ -57,20 +58,33 @@ class Guider:
                 model_sampling.noise_scaling(sigma.reshape(-1, 1, 1, 1), noise, latent_image)
             ),
         )
-        self.calls = []
+        self.calls, self.apart = [], 0.0
 
     def __call__(self, x, sigma, model_options, seed):
         self.calls.append((x.dtype, sigma.tolist(), sorted(model_options), seed))
         alpha, noise = self.inner_model.model_sampling.level(sigma.reshape(-1, 1, 1, 1))
         spread = alpha**2 * 0.3**2 + noise**2  # latents N(-0.2, 0.3^2) or N(0.8, 0.3^2)
         mean = torch.sigmoid(alpha * (x - alpha * 0.3) / spread) - 0.2
-        return mean + alpha * 0.3**2 / spread * (x - alpha * mean)
+        denoised = mean + alpha * 0.3**2 / spread * (x - alpha * mean)
+        for listen in model_options.get("sampler_post_cfg_function", ()):
+            # Without a condition the mean is 0.3: the gain of the guidance is in `apart`.
+            blank = denoised + self.apart * (0.3 - mean)
+            denoised = listen({"denoised": denoised, "uncond_denoised": blank})
+        return denoised
 
 
 def make_comfy():
     """Returns the stand-in's modules by name."""
     names = ("comfy", "comfy.samplers", "comfy.model_sampling", "comfy.k_diffusion")
     comfy, samplers, model_sampling, k_diffusion = (types.ModuleType(name) for name in names)
+    patcher = types.ModuleType("comfy.model_patcher")
+
+    def set_model_options_post_cfg_function(options, function, disable_cfg1_optimization=False):
+        kept = [*options.get("sampler_post_cfg_function", []), function]
+        return {**options, "sampler_post_cfg_function": kept}
+
+    patcher.set_model_options_post_cfg_function = set_model_options_post_cfg_function
+    comfy.model_patcher = patcher
     sampling = types.ModuleType("comfy.k_diffusion.sampling")
     comfy.__path__ = k_diffusion.__path__ = []
     comfy.samplers, comfy.model_sampling, comfy.k_diffusion = samplers, model_sampling, k_diffusion
@@ -132,7 +146,7 @@ def make_comfy():
     KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS = {"dpm_2"}
     samplers.KSampler, samplers.KSAMPLER = KSampler, KSAMPLER
     samplers.SchedulerHandler = SchedulerHandler
-    modules = (comfy, samplers, model_sampling, k_diffusion, sampling)
+    modules = (comfy, samplers, model_sampling, k_diffusion, sampling, patcher)
     return {module.__name__: module for module in modules}
 
 

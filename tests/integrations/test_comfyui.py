@@ -46,16 +46,25 @@ def test_registers_names_schedules_and_nodes_once(comfy):
 
 
 def test_every_name_stands_for_a_known_solver(comfy):
-    table = sys.modules["diffast.integrations.comfyui.samplers"].SAMPLERS
+    table = sys.modules["diffast.integrations.comfyui.table"].SAMPLERS
     for entry in table.values():
-        assert entry.solver in SOLVERS
-        assert entry.flow_solver is None or entry.flow_solver in SOLVERS
+        assert callable(entry.solver) or entry.solver in SOLVERS
+        assert entry.flow is None or callable(entry.flow) or entry.flow in SOLVERS
+
+
+# lcm wants a consistency model, not a denoiser; dpm_fast calls at other levels, and dpm_adaptive is
+# ComfyUI's own for three samples. Some put the noise of x0 + sigma eps on a flow, as in ComfyUI.
+NOT_SAMPLERS = {Eps: {"diffast_lcm", "diffast_dpm_fast", "diffast_dpm_adaptive"}}
+NOT_SAMPLERS[Const] = {"diffast_ddpm", "diffast_res_multistep_ancestral", *NOT_SAMPLERS[Eps]}
+NOT_SAMPLERS[Const] |= {"diffast_res_multistep_ancestral_cfg_pp"}
 
 
 @pytest.mark.parametrize("kind", [Eps, Const])
 def test_every_sampler_runs_through_ksampler_and_samples_the_latents(comfy, kind):
-    steps = 100
+    steps = 60
     for name in all_names(comfy):
+        if name.endswith("_gpu") or name in NOT_SAMPLERS[kind]:
+            continue
         sigmas = torch.linspace(1.0, 0.0, steps + 1)  # ComfyUI's "simple" for a flow model
         if kind is Eps:
             sigmas = get_sigmas_karras(steps, 0.03, 14.6)
@@ -70,14 +79,13 @@ def test_every_sampler_runs_through_ksampler_and_samples_the_latents(comfy, kind
         assert seen == list(range(steps)), name
         assert out.dtype == torch.float32 and out.shape == SHAPE, name
         assert out.isfinite().all(), name
-        if name == "diffast_lcm":  # wants a consistency model, not a denoiser
-            continue
         # of 768 numbers; their spread is sqrt(0.3^2 + 0.5^2)
         assert abs(float(out.mean()) - 0.3) < 0.08, (name, float(out.mean()))
         assert abs(float(out.std()) - 0.583) < 0.06, (name, float(out.std()))
         dtypes, _, options, seeds = zip(*guider.calls, strict=True)
         assert set(dtypes) == {torch.float32} and set(seeds) == {5}, name
-        assert options[0] == ["transformer_options"], name
+        listener = ["sampler_post_cfg_function"] if name.endswith("_cfg_pp") else []
+        assert options[0] == [*listener, "transformer_options"], name
 
 
 @pytest.mark.parametrize("kind", [Eps, Const])
@@ -291,8 +299,9 @@ def test_unknown_names_are_refused(comfy):
         make("euler", "white")
 
 
-def test_outside_comfyui_the_import_says_what_is_missing():
+def test_outside_comfyui_the_import_says_what_is_missing(monkeypatch):
     package = "diffast.integrations.comfyui"
+    monkeypatch.setitem(sys.modules, "comfy", None)  # even where ComfyUI is installed
     for name in (package, *(f"{package}.{part}" for part in PARTS)):
         sys.modules.pop(name, None)
     with pytest.raises(ImportError, match="comfy"):

@@ -8,6 +8,7 @@ from test_k_diffusion import model, theirs
 from diffast import ops
 from diffast.integrations import k_diffusion as ours
 from diffast.integrations.k_diffusion import adaptive as k_diffusion_adaptive
+from diffast.integrations.k_diffusion import handing
 
 reference = theirs  # the fixture with k_diffusion.sampling alone
 LOW, HIGH = 0.05, 12.0
@@ -267,7 +268,13 @@ def test_the_callback_of_a_batch():
     def spoil(info):
         info["x"].fill_(7.0)
 
-    again = ours.sample_dpm_adaptive(model, x, LOW, HIGH, callback=spoil, disable=True)
+    with pytest.raises(ValueError, match="callback wrote into x after round 1, but the next step"):
+        ours.sample_dpm_adaptive(model, x, LOW, HIGH, callback=spoil, disable=True)
+
+    def unread(info):
+        info["denoised"].fill_(7.0)
+
+    again = ours.sample_dpm_adaptive(model, x, LOW, HIGH, callback=unread, disable=True)
     assert torch.equal(again, out)
 
     class Stop(Exception):
@@ -329,15 +336,16 @@ def test_sigmas_may_be_tensors():
     ("options", "message"),
     [
         ({"order": 4}, "order = 4, but it must be 2 or 3"),
-        ({"eta": 1.5}, r"eta = 1.5, but it must lie in \[0, 1\]"),
-        ({"eta": 0.5, "noise_sampler": lambda a, b: 0}, "eta = 0.5 and a noise_sampler is given"),
-        ({"sigma_min": 0.0}, "sigma_min = 0.0 and sigma_max = 12.0, but 0 < sigma_min"),
-        ({"sigma_min": 20.0}, "sigma_min = 20.0 and sigma_max = 12.0, but"),
+        ({"eta": 1.5}, r"eta is 1.5, but it lies in \[0, 1\] here, which only k-diffusion's own"),
+        ({"eta": 0.5, "noise_sampler": lambda a, b: 0}, "eta is 0.5 and a noise_sampler is given"),
+        ({"sigma_min": 0.0}, "sigma_min is 0, but a positive noise level is needed"),
+        ({"sigma_min": 20.0}, "sigma_min = 20 is not below sigma_max = 12"),
         ({"rtol": 0.0, "atol": 0.0}, "rtol = 0 and atol = 0"),
         ({"h_init": 0.0}, "step = 0.0, but it must be above 0"),
     ],
 )
-def test_refusals(options, message):
+def test_refusals(options, message, monkeypatch):
+    monkeypatch.setattr(handing, "_original", lambda: (None, "ImportError: not there"))
     given = {"sigma_min": LOW, "sigma_max": HIGH} | options
     with pytest.raises(ValueError, match=message):
         ours.sample_dpm_adaptive(model, start(), disable=True, **given)

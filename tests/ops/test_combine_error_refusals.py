@@ -82,8 +82,8 @@ REFUSED = [
     ),
     (call([], doubles(3, 2, 0)), "combine: xs is empty but at least 1 input is needed"),
     (call(table=doubles(3, 9, 1)), "combine: 9 rows but at most 8 are supported"),
-    (call(table=doubles(3, 2)), "combine: the table has shape [3, 2] but [samples, rows, columns]"),
-    (call(noise=doubles(3, 2, 1)), "combine: a noise table is given but no streams"),
+    (call(table=doubles(3, 2)), "combine: weights has shape [3, 2] but [samples, rows, columns]"),
+    (call(noise=doubles(3, 2, 1)), "combine: noise is given but no streams"),
     (call(clamp=(1.0,)), "combine: clamp has 1 numbers but (low, high) is needed"),
     (
         call(tolerance=doubles(3, 1)),
@@ -106,8 +106,8 @@ REFUSED = [
     ),
     (call_out([longs(3, 4)]), "combine: outs[0] has dtype int64 but only float32"),
     (call_out([state(3, 5)]), "combine: outs[0] has shape [3, 5] but xs[0] has shape [3, 4]"),
-    (overlapping(), "combine: the output of row 1 overlaps xs[0] without being the same tensor"),
-    (overlapping((0.0, 1.0)), "combine: the output of row 1 overlaps xs[0] without being the same"),
+    (overlapping(), "combine_error: outs[1] overlaps xs[0] without being the same tensor"),
+    (overlapping((0.0, 1.0)), "combine_error: outs[1] overlaps xs[0] without being the same"),
     (
         call_out(norms=doubles(3, 3)),
         "combine_error: norms is float64 [3, 3] but float64 [3, 2] is needed",

@@ -237,15 +237,15 @@ REFUSED = [
         "gram: sums is on meta but xs[0] is on cpu",
     ),
     (([], doubles(3, 2, 1), doubles(3, 3)), "combine: xs is empty but at least 1 input is needed"),
-    ((GOOD, doubles(3, 2), doubles(3, 3)), "combine: the table has shape [3, 2] but [samples, row"),
+    ((GOOD, doubles(3, 2), doubles(3, 3)), "combine: weights has shape [3, 2] but [samples, row"),
     (
         (GOOD, doubles(3, 0, 1), doubles(3, 0)),
-        "combine: the table has shape [3, 0, 1] but at least",
+        "combine: weights has shape [3, 0, 1] but at least",
     ),
     ((GOOD, doubles(3, 9, 1), doubles(3, 3)), "combine: 9 rows but at most 8 are supported"),
     (
         (GOOD, doubles(2, 2, 1), doubles(3, 3)),
-        "combine: the table is float64 [2, 2, 1] but float64 [3, 2, 1] is needed",
+        "combine: weights is float64 [2, 2, 1] but float64 [3, 2, 1] is needed",
     ),
 ]
 

@@ -183,7 +183,7 @@ def test_what_has_no_gradient_is_refused_and_allowed_without_gradients():
         with torch.no_grad():
             (y,) = ops.combine([x], weights, clamp=(-1, 1))
         assert_same_bits(y, x.detach().clamp(-1, 1))
-    with pytest.raises(RuntimeError, match="the table requires grad but is a constant of the op"):
+    with pytest.raises(RuntimeError, match="weights require grad but they are constants of the op"):
         ops.combine([x], one.requires_grad_())[0].sum().backward()
 
 

@@ -122,12 +122,12 @@ REFUSED = [
         host_out([state()], weights=[1.0, 0.0] * 3, **CLAMPED),
         "combine: 3 rows but 1 outs",
     ),
-    (overlapping("input"), "combine: the output of row 0 overlaps xs[0] without being the same"),
-    (overlapping("later row"), "combine: the output of row 1 overlaps xs[1] without being the"),
-    (overlapping("behind a hidden row"), "combine: the output of row 1 overlaps xs[0] without"),
-    (overlapping("dtype"), "combine: the output of row 0 overlaps xs[0] without being the same"),
-    (overlapping("twice"), "combine: the output of row 1 overlaps the output of row 0"),
-    (overlapping("outputs"), "combine: the output of row 1 overlaps the output of row 0"),
+    (overlapping("input"), "combine: outs[0] overlaps xs[0] without being the same"),
+    (overlapping("later row"), "combine: outs[1] overlaps xs[1] without being the"),
+    (overlapping("behind a hidden row"), "combine: outs[0] overlaps xs[0] without"),
+    (overlapping("dtype"), "combine: outs[0] overlaps xs[0] without being the same"),
+    (overlapping("twice"), "combine: outs[1] overlaps outs[0] but both are written"),
+    (overlapping("outputs"), "combine: outs[1] overlaps outs[0] but both are written"),
     (
         host([state()] * 2, [1.0] * 3),
         "combine: 2 inputs but 3 weights, which is not a whole number of rows",
@@ -192,47 +192,47 @@ REFUSED = [
     ),
     (
         tabled(weights=table(3, 1)),
-        "combine: the table has shape [3, 1] but [samples, rows, columns] is needed",
+        "combine: weights has shape [3, 1] but [samples, rows, columns] is needed",
     ),
     (
         tabled(weights=table(3, 0, 1)),
-        "combine: the table has shape [3, 0, 1] but at least 1 row is needed",
+        "combine: weights has shape [3, 0, 1] but at least 1 row is needed",
     ),
     (
         tabled(weights=table(3, 1, 2)),
-        "combine: the table is float64 [3, 1, 2] but float64 [3, 1, 1] is needed",
+        "combine: weights is float64 [3, 1, 2] but float64 [3, 1, 1] is needed",
     ),
     (
         tabled(weights=table(3, 2, 1), **CLAMPED),
-        "combine: the table is float64 [3, 2, 1] but float64 [3, 2, 2] is needed",
+        "combine: weights is float64 [3, 2, 1] but float64 [3, 2, 2] is needed",
     ),
     (
         tabled(weights=state(3, 1, 1)),
-        "combine: the table is float32 [3, 1, 1] but float64 [3, 1, 1] is needed",
+        "combine: weights is float32 [3, 1, 1] but float64 [3, 1, 1] is needed",
     ),
     (
         tabled(weights=table(3, 2, 1)[:, ::2]),
-        f"combine: the table of shape [3, 1, 1] {LAYOUT}",
+        f"combine: weights of shape [3, 1, 1] {LAYOUT}",
     ),
     (
         tabled(weights=table(3, 1, 1, device="meta")),
-        "combine: the table is on meta but xs[0] is on cpu",
+        "combine: weights is on meta but xs[0] is on cpu",
     ),
     (
         tabled(noise=table(3, 1, 3), streams=longs(3, 3)),
-        "combine: the noise table has shape [3, 1, 3] but [samples, rows, 1 or 2] is needed",
+        "combine: noise has shape [3, 1, 3] but [samples, rows, 1 or 2] is needed",
     ),
     (
         tabled(noise=table(3, 1), streams=longs(3, 3)),
-        "combine: the noise table has shape [3, 1] but [samples, rows, 1 or 2] is needed",
+        "combine: noise has shape [3, 1] but [samples, rows, 1 or 2] is needed",
     ),
     (
         tabled(noise=table(3, 2, 1), streams=longs(3, 3)),
-        "combine: the noise table is float64 [3, 2, 1] but float64 [3, 1, 1] is needed",
+        "combine: noise is float64 [3, 2, 1] but float64 [3, 1, 1] is needed",
     ),
     (
         tabled(noise=table(3, 1, 1)),
-        "combine: a noise table is given but no streams (seed, id, stage)",
+        "combine: noise is given but no streams (seed, id, stage)",
     ),
     (
         tabled(noise=table(3, 1, 1), streams=longs(3, 2)),

@@ -244,7 +244,7 @@ REFUSED = [
     (([], TABLE, 0.5, doubles(3)), "combine: xs is empty but at least 1 input is needed"),
     (
         (GOOD, doubles(2, 1, 1), 0.5, doubles(3)),
-        "combine: the table is float64 [2, 1, 1] but float64 [3, 1, 1] is needed",
+        "combine: weights is float64 [2, 1, 1] but float64 [3, 1, 1] is needed",
     ),
 ]
 

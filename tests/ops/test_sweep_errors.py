@@ -120,7 +120,7 @@ REFUSED = [
     ),
     (
         {"points": memory((5, 3), 40), "states": memory((2, 5, 3), 40)},
-        "points overlaps states",
+        "states overlaps points but both are written",
     ),
     (
         {"outputs": [memory((5, 3), 120), state()], "states": memory((2, 5, 3), 4)},

@@ -262,7 +262,7 @@ EVERY = [
     ({"format": ...}, "no diffast plan"),
     ({"version": 7}, "version 7, but 1 to 6 are known"),
     ({"version": 0}, "version 0, but 1 to 6"),
-    ({"version": "2"}, "version 2, but 1 to 6"),
+    ({"version": "2"}, "version '2', but 1 to 6"),
     ({"version": ...}, "version None, but 1 to 6"),
     ({"times": ...}, r"fields missing: \['times'\], unknown: \[\]"),
     ({"start": ..., "spans": ...}, r"missing: \['spans', 'start'\]"),

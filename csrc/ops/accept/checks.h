@@ -30,14 +30,23 @@ struct AcceptPlanes {
   int64_t count() const { return int64_t(tensors.size()); }
 };
 
-// `first` is the first of all planes, which has the batch's samples and is beside `norms`.
-inline bool set_planes(AcceptPlanes* planes, const First& first, const First& norms) {
+// `first` is the first of all planes, which has the batch's samples and is beside `norms`. A target
+// may be a source itself.
+template <bool written>
+bool set_planes(AcceptPlanes* planes, const First& first, First& norms) {
+  const int64_t count = first.samples() * first.elements();
   if (planes->tensors.size() > kMaxPlanes || first.sizes.size() == 0) return false;
   if (first.sizes[0] != norms.samples() || !norms.is_beside(first.tensor)) return false;
   for (size_t k = 0; k < planes->tensors.size(); ++k) {
     const Tensor& t = planes->tensors[k];
-    if (!to_dtype(t.scalar_type(), &planes->type[k]) || !first.is_like(t)) return false;
-    planes->data[k] = static_cast<char*>(const_cast<void*>(t.const_data_ptr()));
+    const ScalarType type = t.scalar_type();
+    if (!to_dtype(type, &planes->type[k]) || !first.is_like(t)) return false;
+    const int64_t bytes = dtype_bytes(planes->type[k]);
+    if constexpr (written)
+      planes->data[k] = static_cast<char*>(norms.writes(t, count, bytes, type, Access::kInPlace));
+    else
+      planes->data[k] = static_cast<char*>(
+          const_cast<void*>(norms.reads(t, count, bytes, type, Access::kInPlace)));
   }
   return true;
 }
@@ -75,11 +84,7 @@ inline bool set_moves(AcceptArgs* a, const std::vector<int64_t>& moves,
     if (!set_move(&a->move[a->moves + k], kIntoSlot - k, memory[0], memory[k + 1], sources,
                   targets))
       return false;
-  const int64_t numel = a->samples * a->elements;
-  const auto source = [&](int64_t k) { return Span(sources.data[k], numel, sources.type[k]); };
-  const auto target = [&](int64_t k) { return Span(targets.data[k], numel, targets.type[k]); };
-  return numel == 0 ||
-         (are_apart(sources.count(), source, targets.count(), target) && moves_are_ordered(*a));
+  return a->samples * a->elements == 0 || moves_are_ordered(*a);
 }
 
 inline bool set_accept(AcceptArgs* a, const Tensor& norms, const Tensor& status,
@@ -90,7 +95,7 @@ inline bool set_accept(AcceptArgs* a, const Tensor& norms, const Tensor& status,
                        const std::vector<Tensor>& targets) {
   if (moves.size() % 3 != 0 || moves.size() > 3 * kMaxMoves) return false;
   if (memory.size() == 1 || memory.size() > kMaxMemory + 1) return false;
-  const First first(norms);
+  First first(norms);
   a->moves = int32_t(moves.size() / 3);
   a->slots = memory.empty() ? 0 : int32_t(memory.size()) - 1;
   a->samples = first.samples();
@@ -104,10 +109,11 @@ inline bool set_accept(AcceptArgs* a, const Tensor& norms, const Tensor& status,
   AcceptPlanes from{sources}, to{targets};
   if (!sources.empty() || !targets.empty()) {
     const First plane(sources.empty() ? targets[0] : sources[0]);
-    if (!set_planes(&from, plane, first) || !set_planes(&to, plane, first)) return false;
+    if (!set_planes<false>(&from, plane, first) || !set_planes<true>(&to, plane, first))
+      return false;
     a->elements = plane.elements();
   }
-  if (!set_moves(a, moves, memory, from, to)) return false;
+  if (!set_moves(a, moves, memory, from, to) || !first.is_apart()) return false;
   // Moves of a tensor onto itself are taken out, now that the check of the order has counted them.
   const auto idle = [](const AcceptMove& move) { return move.from == move.to; };
   AcceptMove* end = a->move + a->moves + a->slots;

@@ -1,4 +1,5 @@
-// From tensors to BrownianArgs, and `brownian`. Shared by the CPU and the CUDA glue.
+// From tensors to BrownianArgs, and `brownian`. Shared by the CPU and the CUDA glue. `last` may be
+// an output itself: every element of it is read before it is written there.
 #pragma once
 
 #include "../../core/checks.h"
@@ -7,26 +8,12 @@
 
 namespace diffast {
 
-// Whether the outputs share no memory, with each other or with `last`. `last` may be an output
-// itself, since every element of it is read before it is written there.
-inline bool outputs_are_apart(const BrownianArgs& a) {
-  const int64_t numel = a.samples * a.elements;
-  const DType type = a.wide ? DType::kFloat64 : DType::kFloat32;
-  const auto apart = [&](const void* x, const void* y) {
-    return !Span(x, numel, type).overlaps(Span(y, numel, type));
-  };
-  if (a.value && !apart(a.value, a.increment)) return false;
-  if (!a.last) return true;
-  return (a.last == a.increment || apart(a.last, a.increment)) &&
-         (!a.value || a.last == a.value || apart(a.last, a.value));
-}
-
 inline bool set_brownian(BrownianArgs* a, const Tensor& streams, const Tensor& nodes,
                          const Tensor& weights, int64_t depth, const OptionalTensor& last,
                          const Tensor& increment, const OptionalTensor& value) {
   const ScalarType type = increment.scalar_type();
   if (type != ScalarType::Float && type != ScalarType::Double) return false;
-  const First first(increment);
+  First first(increment);
   if (first.sizes.size() == 0 || !first.is_beside(increment)) return false;
   if (depth < 1 || depth > kMaxDepth || first.elements() > kDrawnLimit) return false;
   a->samples = first.samples();
@@ -39,10 +26,14 @@ inline bool set_brownian(BrownianArgs* a, const Tensor& streams, const Tensor& n
     return false;
   for (const OptionalTensor* t : {&last, &value})
     if (t->has_value() && !((*t)->scalar_type() == type && first.is_like(**t))) return false;
-  a->last = last.has_value() ? last->const_data_ptr() : nullptr;
-  a->increment = increment.mutable_data_ptr();
-  a->value = value.has_value() ? value->mutable_data_ptr() : nullptr;
-  return outputs_are_apart(*a);
+  const int64_t count = a->samples * a->elements, bytes = a->wide ? 8 : 4;
+  const auto write = [&](const Tensor& t) {
+    return first.writes(t, count, bytes, type, Access::kInPlace);
+  };
+  a->last = last.has_value() ? first.reads(*last, count, bytes, type, Access::kInPlace) : nullptr;
+  a->increment = write(increment);
+  a->value = value.has_value() ? write(*value) : nullptr;
+  return first.is_apart();
 }
 
 // `brownian` into given tensors [samples, ...], over a backend's

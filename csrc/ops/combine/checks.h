@@ -12,38 +12,38 @@
 namespace diffast {
 
 // The inputs; `rows` is how many rows are made of them.
-inline bool set_inputs(CombineArgs* a, const std::vector<Tensor>& xs, const First& first,
-                       int64_t rows) {
+inline bool set_inputs(CombineArgs* a, const std::vector<Tensor>& xs, First& first, int64_t rows) {
   if (xs.size() > kMaxInputs || rows < 1 || rows > kMaxRows) return false;
   a->inputs = int8_t(xs.size());
   a->rows = int8_t(rows);
   a->samples = first.samples();
   a->elements = first.elements();
   for (size_t k = 0; k < xs.size(); ++k) {
-    if (!to_dtype(xs[k].scalar_type(), &a->x_type[k]) || !first.is_like(xs[k])) return false;
+    const ScalarType type = xs[k].scalar_type();
+    if (!to_dtype(type, &a->x_type[k]) || !first.is_like(xs[k])) return false;
     a->wide = a->wide || a->x_type[k] == DType::kFloat64;
-    a->x[k] = xs[k].const_data_ptr();
+    const int64_t bytes = dtype_bytes(a->x_type[k]);
+    a->x[k] = first.reads(xs[k], a->samples * a->elements, bytes, type, Access::kInPlace);
   }
   return true;
 }
 
 // The outputs; with a clamp row 0 may go without one.
-inline bool set_outputs(CombineArgs* a, const std::vector<Tensor>& outs, const First& first) {
+inline bool set_outputs(CombineArgs* a, const std::vector<Tensor>& outs, First& first) {
   const int hidden = a->rows - int(outs.size());
   if (hidden != 0 && !(hidden == 1 && a->clamp)) return false;
   for (int r = hidden; r < a->rows; ++r) {
     const Tensor& out = outs[r - hidden];
-    if (!to_dtype(out.scalar_type(), &a->y_type[r]) || !first.is_like(out)) return false;
+    const ScalarType type = out.scalar_type();
+    if (!to_dtype(type, &a->y_type[r]) || !first.is_like(out)) return false;
     a->wide = a->wide || a->y_type[r] == DType::kFloat64;
-    a->y[r] = out.mutable_data_ptr();
+    const int64_t bytes = dtype_bytes(a->y_type[r]);
+    a->y[r] = first.writes(out, a->samples * a->elements, bytes, type, Access::kInPlace);
   }
-  const int64_t numel = a->samples * a->elements;
-  const auto input = [&](int64_t k) { return Span(a->x[k], numel, a->x_type[k]); };
-  const auto output = [&](int64_t r) { return Span(a->y[r], a->y[r] ? numel : 0, a->y_type[r]); };
-  return are_apart(a->inputs, input, a->rows, output);
+  return true;
 }
 
-inline bool set_status(CombineArgs* a, const OptionalTensor& status, const First& first) {
+inline bool set_status(CombineArgs* a, const OptionalTensor& status, First& first) {
   if (status.has_value() && first.sizes.size() == 0) return false;
   return first.bind(&a->status, status, {a->samples});
 }
@@ -62,7 +62,7 @@ inline bool set_host_weights(CombineArgs* a, const std::vector<double>& weights,
 }
 
 // A call with host weights, but for its outputs. `first` is xs[0].
-inline bool set_host(CombineArgs* a, const std::vector<Tensor>& xs, const First& first,
+inline bool set_host(CombineArgs* a, const std::vector<Tensor>& xs, First& first,
                      const std::vector<double>& weights, const std::vector<double>& noise,
                      int64_t seed, int64_t stage, const OptionalTensor& ids,
                      const std::vector<double>& clamp) {
@@ -80,7 +80,7 @@ inline bool set_host(CombineArgs* a, const std::vector<Tensor>& xs, const First&
 // A call with a table of weights on the device, [samples, rows, inputs (+ 1)], but for its outputs.
 // The table's values are not looked at, which would cost a host synchronisation: `status` tells of
 // a bad one.
-inline bool set_table(CombineArgs* a, const std::vector<Tensor>& xs, const First& first,
+inline bool set_table(CombineArgs* a, const std::vector<Tensor>& xs, First& first,
                       const Tensor& weights, const OptionalTensor& noise,
                       const OptionalTensor& streams, const std::vector<double>& clamp) {
   if (!set_limits(clamp, &a->clamp, &a->low, &a->high)) return false;
@@ -118,7 +118,7 @@ inline std::vector<Tensor> new_outputs(const CombineArgs& a, const First& first,
 
 // Runs a call with new outputs, and returns them.
 template <auto Run>
-std::vector<Tensor> run_into_new(CombineArgs* a, const First& first) {
+std::vector<Tensor> run_into_new(CombineArgs* a, First& first) {
   std::vector<Tensor> outs = new_outputs(*a, first, a->rows);
   need(set_outputs(a, outs, first), "combine");
   Run(*a, first.tensor);
@@ -130,7 +130,7 @@ template <auto Run>
 std::vector<Tensor> combine(std::vector<Tensor> xs, std::vector<double> weights,
                             std::vector<double> noise, int64_t seed, int64_t stage,
                             OptionalTensor ids, std::vector<double> clamp) {
-  const First first = first_of(xs, "combine");
+  First first = first_of(xs, "combine");
   CombineArgs a;
   need(set_host(&a, xs, first, weights, noise, seed, stage, ids, clamp), "combine");
   return run_into_new<Run>(&a, first);
@@ -140,10 +140,10 @@ template <auto Run>
 void combine_out(std::vector<Tensor> xs, std::vector<double> weights, std::vector<Tensor> outs,
                  OptionalTensor status, int64_t stage, std::vector<double> noise, int64_t seed,
                  OptionalTensor ids, std::vector<double> clamp) {
-  const First first = first_of(xs, "combine");
+  First first = first_of(xs, "combine");
   CombineArgs a;
   need(set_host(&a, xs, first, weights, noise, seed, stage, ids, clamp) &&
-           set_outputs(&a, outs, first) && set_status(&a, status, first),
+           set_outputs(&a, outs, first) && set_status(&a, status, first) && first.is_apart(),
        "combine");
   Run(a, xs[0]);
 }
@@ -151,7 +151,7 @@ void combine_out(std::vector<Tensor> xs, std::vector<double> weights, std::vecto
 template <auto Run>
 std::vector<Tensor> combine_table(std::vector<Tensor> xs, Tensor weights, OptionalTensor noise,
                                   OptionalTensor streams, std::vector<double> clamp) {
-  const First first = first_of(xs, "combine");
+  First first = first_of(xs, "combine");
   CombineArgs a;
   need(set_table(&a, xs, first, weights, noise, streams, clamp), "combine");
   return run_into_new<Run>(&a, first);
@@ -161,11 +161,11 @@ template <auto Run>
 void combine_table_out(std::vector<Tensor> xs, Tensor weights, OptionalTensor noise,
                        OptionalTensor streams, std::vector<double> clamp, std::vector<Tensor> outs,
                        OptionalTensor status) {
-  const First first = first_of(xs, "combine");
+  First first = first_of(xs, "combine");
   CombineArgs a;
   // A status needs streams, which hold the stage to report.
   need(set_table(&a, xs, first, weights, noise, streams, clamp) && set_outputs(&a, outs, first) &&
-           set_status(&a, status, first) && (!a.status || a.streams),
+           set_status(&a, status, first) && (!a.status || a.streams) && first.is_apart(),
        "combine");
   Run(a, xs[0]);
 }

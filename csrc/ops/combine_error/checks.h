@@ -7,7 +7,7 @@
 namespace diffast {
 
 // Everything but the outputs and the norms.
-inline bool set_error(ErrorArgs* e, const std::vector<Tensor>& xs, const First& first,
+inline bool set_error(ErrorArgs* e, const std::vector<Tensor>& xs, First& first,
                       const Tensor& weights, const OptionalTensor& noise,
                       const OptionalTensor& streams, const std::vector<double>& clamp,
                       const Tensor& tolerance, int64_t form, int64_t norm, bool measure) {
@@ -29,7 +29,7 @@ inline int stored_rows(const ErrorArgs& e) { return e.error - (e.rows.clamp ? 1 
 
 // The outputs are checked as rows 0, 1, ... of a call that has no others.
 inline bool set_error_outputs(ErrorArgs* e, const std::vector<Tensor>& outs, const Tensor& norms,
-                              const First& first) {
+                              First& first) {
   const int stored = stored_rows(*e);
   CombineArgs& a = e->rows;
   CombineArgs only = a;
@@ -50,7 +50,7 @@ template <auto Run>
 std::vector<Tensor> combine_error(std::vector<Tensor> xs, Tensor weights, OptionalTensor noise,
                                   OptionalTensor streams, std::vector<double> clamp,
                                   Tensor tolerance, int64_t form, int64_t norm, bool measure) {
-  const First first = first_of(xs, "combine_error");
+  First first = first_of(xs, "combine_error");
   ErrorArgs e;
   need(set_error(&e, xs, first, weights, noise, streams, clamp, tolerance, form, norm, measure),
        "combine_error");
@@ -67,12 +67,12 @@ void combine_error_out(std::vector<Tensor> xs, Tensor weights, OptionalTensor no
                        OptionalTensor streams, std::vector<double> clamp, Tensor tolerance,
                        int64_t form, int64_t norm, bool measure, std::vector<Tensor> outs,
                        Tensor norms, OptionalTensor status) {
-  const First first = first_of(xs, "combine_error");
+  First first = first_of(xs, "combine_error");
   ErrorArgs e;
   // A status needs streams, which hold the stage to report.
   need(set_error(&e, xs, first, weights, noise, streams, clamp, tolerance, form, norm, measure) &&
            set_error_outputs(&e, outs, norms, first) && set_status(&e.rows, status, first) &&
-           (!e.rows.status || e.rows.streams),
+           (!e.rows.status || e.rows.streams) && first.is_apart(),
        "combine_error");
   Run(e, xs[0]);
 }

@@ -13,7 +13,7 @@ inline int64_t length_of(const Tensor& t) {
   return sizes.size() == 1 ? int64_t(sizes[0]) : -1;
 }
 
-inline bool set_outs(EvaluateArgs* a, const First& first, const std::vector<Tensor>& outs) {
+inline bool set_outs(EvaluateArgs* a, First& first, const std::vector<Tensor>& outs) {
   if (outs.size() > size_t(kMaxEvaluateOuts)) return false;
   a->outs = int32_t(outs.size());
   for (int r = 0; r < a->outs; ++r) {
@@ -22,28 +22,8 @@ inline bool set_outs(EvaluateArgs* a, const First& first, const std::vector<Tens
     if (type != ScalarType::Double && type != ScalarType::Long) return false;
     if (out.sizes.size() == 0 || out.samples() != a->samples || !first.is_beside(outs[r]))
       return false;
-    a->out[r] = {outs[r].mutable_data_ptr(), out.elements(), type == ScalarType::Long};
-  }
-  return true;
-}
-
-// Whether the outs share no memory, with each other or with what is read. All numbers have 8 bytes,
-// but for those of `code` and `starts`.
-inline bool outs_are_apart(const EvaluateArgs& a, int64_t counted) {
-  constexpr DType word = DType::kFloat32, wide = DType::kFloat64;
-  const Span inputs[] = {{a.code, a.instructions * kInstructionWords, word},
-                         {a.starts, a.programs + 1, word},
-                         {a.constants, a.constant_count, wide},
-                         {a.inputs, a.samples * a.columns, wide},
-                         {a.counts, counted, wide},
-                         {a.edges, a.edge_count, wide},
-                         {a.table, a.fields * a.pieces * 4, wide}};
-  const auto out = [&](int r) { return Span(a.out[r].data, a.samples * a.out[r].elements, wide); };
-  for (int r = 0; r < a.outs; ++r) {
-    for (const Span& input : inputs)
-      if (input.overlaps(out(r))) return false;
-    for (int s = 0; s < r; ++s)
-      if (out(r).overlaps(out(s))) return false;
+    void* data = first.writes(outs[r], a->samples * out.elements(), 8, type);
+    a->out[r] = {data, out.elements(), type == ScalarType::Long};
   }
   return true;
 }
@@ -52,7 +32,7 @@ inline bool set_evaluate(EvaluateArgs* a, const Tensor& code, const Tensor& cons
                          const Tensor& starts, int64_t program, const Tensor& inputs,
                          const OptionalTensor& counts, int64_t column, const Tensor& edges,
                          const Tensor& pieces, int64_t registers, const std::vector<Tensor>& outs) {
-  const First first(inputs);
+  First first(inputs);
   if (first.sizes.size() != 2 || registers < 1 || registers > kMaxRegisters) return false;
   a->samples = first.sizes[0];
   a->columns = first.sizes[1];
@@ -82,9 +62,8 @@ inline bool set_evaluate(EvaluateArgs* a, const Tensor& code, const Tensor& cons
   } else if (program < 0 || program >= a->programs) {
     return false;
   }
-  const bool apart = outs_are_apart(*a, a->samples * a->count_step);
   if (a->counts) a->counts += column;
-  return apart;
+  return first.is_apart();
 }
 
 // `evaluate`, over a backend's `Run(const EvaluateArgs&, const Tensor& inputs)`.

@@ -92,26 +92,27 @@ struct Batch {
 
   // Whether all programs that samples name exist and fit.
   bool set(const EvaluateArgs& a) {
+    const bool counted = a.count_step > 0;  // `counts` of no samples have no memory
     next.assign(size_t(a.programs), 0);
     for (int64_t b = 0; b < a.samples; ++b) {
-      const int64_t program = a.counts ? a.counts[b * a.count_step] : a.program;
+      const int64_t program = counted ? a.counts[b * a.count_step] : a.program;
       if (program < 0 || program >= a.programs) return false;
       next[size_t(program)] += 1;
     }
-    if (!a.counts && !program_fits(a, a.program)) return false;
+    if (!counted && !program_fits(a, a.program)) return false;
     order.resize(size_t(a.samples));
     chunks.clear();
     int64_t begin = 0;
     for (int64_t p = 0; p < a.programs; ++p) {
       const int64_t count = next[size_t(p)];
-      if (count && a.counts && !program_fits(a, p)) return false;
+      if (count && counted && !program_fits(a, p)) return false;
       for (int64_t done = 0; done < count; done += kSamples)
         chunks.push_back({order.data() + begin + done, std::min(kSamples, count - done), p});
       next[size_t(p)] = begin;
       begin += count;
     }
     for (int64_t b = 0; b < a.samples; ++b)
-      order[size_t(next[size_t(a.counts ? a.counts[b * a.count_step] : a.program)]++)] = b;
+      order[size_t(next[size_t(counted ? a.counts[b * a.count_step] : a.program)]++)] = b;
     return true;
   }
 };

@@ -10,16 +10,17 @@ namespace diffast {
 
 inline bool set_normal(NormalArgs* a, const Tensor& ids, int64_t seed, int64_t stage, double scale,
                        const Tensor& out) {
-  const First first(out);
-  if (!to_dtype(out.scalar_type(), &a->y_type) || first.sizes.size() == 0) return false;
+  First first(out);
+  const ScalarType type = out.scalar_type();
+  if (!to_dtype(type, &a->y_type) || first.sizes.size() == 0) return false;
   if (!first.is_beside(out) || !first.bind(&a->ids, ids, {first.samples()})) return false;
-  a->y = out.mutable_data_ptr();
   a->seed = uint64_t(seed);
   a->samples = first.samples();
   a->elements = first.elements();
+  a->y = first.writes(out, a->samples * a->elements, dtype_bytes(a->y_type), type);
   a->word = uint32_t(stage);
   a->scale = scale;
-  return std::isfinite(scale) && is_word(stage) && a->elements <= kDrawnLimit;
+  return std::isfinite(scale) && is_word(stage) && a->elements <= kDrawnLimit && first.is_apart();
 }
 
 // `normal` into a given tensor [samples, ...], over a backend's

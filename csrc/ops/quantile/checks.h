@@ -6,7 +6,7 @@
 
 namespace diffast {
 
-inline bool set_quantile(QuantileArgs* q, const std::vector<Tensor>& xs, const First& first,
+inline bool set_quantile(QuantileArgs* q, const std::vector<Tensor>& xs, First& first,
                          const Tensor& weights, double p, const Tensor& out) {
   CombineArgs& a = q->rows;
   if (!(p >= 0.0 && p <= 1.0)) return false;
@@ -16,13 +16,13 @@ inline bool set_quantile(QuantileArgs* q, const std::vector<Tensor>& xs, const F
   const double position = p * double(std::max<int64_t>(a.elements - 1, 0));
   q->rank = int64_t(position);
   q->weight = position - double(q->rank);
-  return first.bind(&q->out, out, {a.samples});
+  return first.bind(&q->out, out, {a.samples}) && first.is_apart();
 }
 
 // `quantile`, over a backend's `Run(const QuantileArgs&, const Tensor& first)`.
 template <auto Run>
 void quantile(std::vector<Tensor> xs, Tensor weights, double p, Tensor out) {
-  const First first = first_of(xs, "quantile");
+  First first = first_of(xs, "quantile");
   QuantileArgs q;
   need(set_quantile(&q, xs, first, weights, p, out), "quantile");
   Run(q, xs[0]);

@@ -11,20 +11,21 @@ constexpr ScalarType kScalar<SweepJob> = ScalarType::Int;
 template <>
 constexpr ScalarType kScalar<SweepLine> = ScalarType::Double;
 
-inline bool set_network_outputs(SweepArgs* a, const std::vector<Tensor>& outputs, const First& x) {
+inline bool set_network_outputs(SweepArgs* a, const std::vector<Tensor>& outputs, First& x) {
   if (outputs.size() > kMaxOutputs) return false;
   a->outputs = int8_t(outputs.size());
   for (size_t i = 0; i < outputs.size(); ++i) {
-    if (!to_dtype(outputs[i].scalar_type(), &a->output_type[i]) || !x.is_like(outputs[i]))
-      return false;
+    const ScalarType type = outputs[i].scalar_type();
+    if (!to_dtype(type, &a->output_type[i]) || !x.is_like(outputs[i])) return false;
     if (!a->wide && a->output_type[i] == DType::kFloat64) return false;
-    a->output[i] = outputs[i].const_data_ptr();
+    const int64_t bytes = dtype_bytes(a->output_type[i]);
+    a->output[i] = x.reads(outputs[i], a->rows * a->elements, bytes, type);
   }
   return true;
 }
 
 // States [states, planes, ...] with the elements of x.
-inline bool set_states(SweepArgs* a, const Tensor& states, const First& x) {
+inline bool set_states(SweepArgs* a, const Tensor& states, First& x) {
   const auto sizes = states.sizes();
   if (sizes.size() != x.sizes.size() + 1 || !x.is_beside(states)) return false;
   if (states.scalar_type() != x.tensor.scalar_type()) return false;
@@ -32,25 +33,10 @@ inline bool set_states(SweepArgs* a, const Tensor& states, const First& x) {
     if (sizes[d + 1] != x.sizes[d]) return false;
   const int64_t entries = sizes[1] - kPlanesBesideEntries;
   if (entries < 0 || entries > kMaxEntries) return false;
-  a->states = states.mutable_data_ptr();
   a->state_count = sizes[0];
+  const int64_t count = sizes[0] * sizes[1] * a->elements;
+  a->states = x.writes(states, count, a->wide ? 8 : 4, states.scalar_type());
   a->entries = int8_t(entries);
-  return true;
-}
-
-// Whether points and states overlap nothing else. Points may be x itself: every row is read before
-// it is written.
-inline bool outputs_are_apart(const SweepArgs& a) {
-  const int64_t numel = a.rows * a.elements;
-  const DType type = a.wide ? DType::kFloat64 : DType::kFloat32;
-  const Span x(a.x, numel, type), points(a.points, numel, type);
-  const Span states(a.states, a.state_count * sweep_planes(a) * a.elements, type);
-  if (a.points != a.x && points.overlaps(x)) return false;
-  if (points.overlaps(states) || states.overlaps(x)) return false;
-  for (int i = 0; i < a.outputs; ++i) {
-    const Span output(a.output[i], numel, a.output_type[i]);
-    if (points.overlaps(output) || states.overlaps(output)) return false;
-  }
   return true;
 }
 
@@ -81,7 +67,7 @@ void sweep(Tensor x, std::vector<Tensor> outputs, OptionalTensor slopes, Tensor 
            int64_t seed, int64_t noises, bool parts, std::vector<double> clamp, Tensor points,
            Tensor states, OptionalTensor norms) {
   SweepArgs a = {};
-  const First first(x);
+  First first(x);
   const ScalarType type = x.scalar_type();
   a.wide = type == ScalarType::Double;
   need(a.wide || type == ScalarType::Float, "sweep");
@@ -111,9 +97,11 @@ void sweep(Tensor x, std::vector<Tensor> outputs, OptionalTensor slopes, Tensor 
            first.bind(&a.walk, walk, {a.job_count, a.length}) &&
            first.bind(&a.norms, norms, {a.job_count, a.length + 1}),
        "sweep");
-  a.x = x.const_data_ptr();
-  a.points = points.mutable_data_ptr();
-  need(outputs_are_apart(a) && (!first.cpu || jobs_are_inside(a)), "sweep");
+  // Points may be x itself: every row is read before it is written.
+  const int64_t count = a.rows * a.elements, bytes = a.wide ? 8 : 4;
+  a.x = first.reads(x, count, bytes, type, Access::kInPlace);
+  a.points = first.writes(points, count, bytes, type, Access::kInPlace);
+  need(first.is_apart() && (!first.cpu || jobs_are_inside(a)), "sweep");
   Run(a, x);
 }
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from diffast.integrations.comfyui.guidance import cfg_function
 from diffast.integrations.comfyui.plans import PlanOfModel, find_plan, plan_sampler
-from diffast.integrations.comfyui.samplers import NOISES, SAMPLERS, churn_sampler, sampler
+from diffast.integrations.comfyui.samplers import NAMES, NOISES, churn_sampler, sampler
+from diffast.integrations.comfyui.table import SAMPLERS
 
 _STOCHASTIC = [name for name, entry in SAMPLERS.items() if entry.stochastic]
-_OTHERS = [name for name, entry in SAMPLERS.items() if not entry.stochastic]
+_OTHERS = [name for name in NAMES if name not in _STOCHASTIC]
 
 
 def _number(default, low, high, step=0.01):
@@ -37,7 +38,7 @@ class _SamplerNode:
 
 
 class DiffastSampler(_SamplerNode):
-    """A sampler without eta; "noise" matters to er_sde, sa_solver, ddpm and lcm only."""
+    """A sampler without eta; "noise" matters to those that draw some: er_sde, sa_solver, lcm ..."""
 
     inputs = {"sampler_name": (_OTHERS,), "noise": (list(NOISES),)}
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from diffast.integrations.comfyui.samplers import NOISES, is_flow, torch_noise
+from diffast.executors.made_for import check_made_for
+from diffast.integrations.comfyui.levels import check_sigmas, is_flow
+from diffast.integrations.comfyui.samplers import NOISES, model_sampling_of, torch_noise
 from diffast.integrations.sigma_model import drawn_by
 from diffast.integrations.sigma_plans import (
     in_sigma_space,
@@ -94,6 +97,27 @@ class PlanOfModel:
             )
 
 
+def _as_denoiser(plan: Plan, guider: Any) -> Any:
+    """Returns what `check_made_for` reads: the model's prediction type, its network, the scale."""
+    from comfy import model_sampling as kinds  # pyright: ignore[reportMissingImports]
+
+    predicts, inner = None, getattr(guider, "inner_model", None)
+    made_for = (plan.made_for or {}).get("predicts")
+    # A plan tuned with a wrapper that returns x0 fits every type: the wrapper knows the model's.
+    for kind, name in _KINDS if made_for != "x0" else ():
+        if predicts is None and isinstance(
+            getattr(inner, "model_sampling", None), getattr(kinds, kind, ())
+        ):
+            predicts = name
+    network = getattr(inner, "diffusion_model", None)
+    scale = getattr(guider, "cfg", None)
+    return SimpleNamespace(predicts=predicts, network=network, guidance=scale, guides=())
+
+
+# ComfyUI's classes; EDM is one of v with the other sign.
+_KINDS = (("EDM", "v"), ("V_PREDICTION", "v"), ("CONST", "flow"), ("EPS", "epsilon"))
+
+
 def plan_sampler(prepared: PlanOfModel, noise: str = "counter") -> Callable[..., torch.Tensor]:
     """Returns the sampler function for KSAMPLER: fn(model, x, sigmas, extra_args, ..).
 
@@ -112,7 +136,9 @@ def plan_sampler(prepared: PlanOfModel, noise: str = "counter") -> Callable[...,
 
     def sample(model, x, sigmas, extra_args=None, callback=None, disable=None):
         guider = model.inner_model
-        prepared.check(guider.inner_model.model_sampling, sigmas)
+        check_sigmas("diffast plan", sigmas)
+        prepared.check(model_sampling_of(model), sigmas)
+        check_made_for("diffast plan", prepared.own, _as_denoiser(prepared.own, guider))
         seed = (extra_args or {}).get("seed")
         draw = None
         if noise == "torch" and plan.stochastic:

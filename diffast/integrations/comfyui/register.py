@@ -6,13 +6,16 @@ place of sigma/alpha, which differs on a flow model.
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 import numpy as np
 import torch
 
 from diffast import grids, schedules
-from diffast.integrations.comfyui.samplers import FLOW_START, SAMPLERS, is_flow, sampler
+from diffast.integrations.comfyui.levels import FLOW_START, is_flow
+from diffast.integrations.comfyui.samplers import NAMES, sampler
+from diffast.integrations.comfyui.table import SAMPLERS
 
 PREFIX = "diffast_"
 
@@ -51,13 +54,16 @@ def register() -> None:
     from comfy.k_diffusion import sampling  # pyright: ignore[reportMissingImports]: ComfyUI's own
 
     ksampler = comfy.samplers.KSampler
-    for name, entry in SAMPLERS.items():
+    for name in NAMES:
         # KSampler looks for the function `sample_` + name in that module.
         setattr(sampling, f"sample_{PREFIX}{name}", sampler(name))
         _append(ksampler.SAMPLERS, PREFIX + name)
         _append(comfy.samplers.SAMPLER_NAMES, PREFIX + name)
-        if entry.discard_penultimate:
+        if name in SAMPLERS and SAMPLERS[name].discard_penultimate:
             ksampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS.add(PREFIX + name)
+    if not hasattr(comfy.samplers, "SchedulerHandler"):  # ComfyUI of 2024: its list is fixed
+        logging.warning("diffast: this ComfyUI takes no schedulers, so there are samplers alone")
+        return
     for name, handler in SCHEDULES.items():
         handler = comfy.samplers.SchedulerHandler(handler, use_ms=True)
         comfy.samplers.SCHEDULER_HANDLERS[PREFIX + name] = handler

@@ -47,7 +47,7 @@ class _Preconditioned(_Scaled):
     """A drop-in whose network sees x / sqrt(sigma^2 + sigma_data^2)."""
 
     def _input_factors(self):
-        return scale(self.host.sigmas, self.config["sigma_data"])
+        return scale(self.host.sigmas, self.config.sigma_data)
 
 
 def _step(self, model_output, timestep, sample, return_dict=True):
@@ -245,11 +245,27 @@ DiffastUniPCMultistepScheduler = _drop_in(
 DiffastDEISMultistepScheduler = _drop_in(
     originals.DEISMultistepScheduler, dpm_family.deis, _step, _memory=memory.MULTISTEP
 )
+
+
+class _Corrected(DiffastScheduler):
+    """A drop-in whose original remembers a state that the plan has multiplied out."""
+
+    def _output(self, return_dict, sample, *seen):
+        run, noise = seen[0], seen[4]
+        run.last = sample, sample._version, noise
+        return super()._output(return_dict, sample)
+
+    def _traced_output(self, return_dict, sample, x0):
+        return super()._output(return_dict, sample)
+
+
 DiffastSASolverScheduler = _drop_in(
     originals.SASolverScheduler,
     dpm_family.sa_solver,
     _step_without_variance,
+    _Corrected,
     _memory=memory.SA_SOLVER,
+    _reads_time=True,
 )
 
 

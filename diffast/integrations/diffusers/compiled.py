@@ -75,7 +75,7 @@ class CompiledRun:
         if not self.draws:
             noise = None
         elif noise is None and not self.counter:
-            kind = self.recipe.noise_dtype or output.dtype
+            kind = self.recipe.dtype_of_noise(sample.dtype, output.dtype)
             noise = randn_tensor(
                 sample.shape, generator=generator, device=output.device, dtype=kind
             )

@@ -62,7 +62,7 @@ def convention_of(scheduler: Any) -> Convention:
             "that predicts x0, noise or a velocity at every level"
         )
     kind = setting(config, "prediction_type")
-    if short.startswith("FlowMatch") or kind == "flow_prediction":
+    if short.startswith(("FlowMatch", "LTXEulerAncestralRF")) or kind == "flow_prediction":
         if setting(config, "invert_sigmas") or setting(config, "stochastic_sampling"):
             raise ValueError(
                 f"{name} has invert_sigmas or stochastic_sampling, but a plan has sigmas that fall "
@@ -70,7 +70,8 @@ def convention_of(scheduler: Any) -> Convention:
             )
         return Convention(schedules.flow(), "flow", float(config["num_train_timesteps"]))
     betas = getattr(scheduler, "betas", None)
-    if betas is None or config.get("timestep_type", "discrete") != "discrete":
+    products = getattr(scheduler, "alphas_cumprod", None)  # IPNDM's betas are levels
+    if betas is None or products is None or config.get("timestep_type", "discrete") != "discrete":
         raise ValueError(
             f"{name} has no betas of its own that its network was trained on, but a plan needs "
             "the network's noise schedule: schedulers with betas and those of flow matching can "

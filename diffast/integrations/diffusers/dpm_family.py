@@ -18,13 +18,18 @@ from diffast.solvers import compat
 
 def _space(config, sigmas):
     """Returns (schedule, grid) that a list of sigmas stands for in the DPM-Solver family."""
-    grid = falling(sigmas)
-    if setting(config, "use_flow_sigmas"):
+    grid, flow = falling(sigmas), bool(setting(config, "use_flow_sigmas"))
+    if config.prediction_type == "flow_prediction" and not flow:
+        raise ValueError(
+            "prediction_type is 'flow_prediction' and use_flow_sigmas is False, but a flow's "
+            "network needs a flow's sigmas"
+        )
+    if flow:
         return schedules.flow(), grid
     return schedules.trig(), np.arctan(grid)
 
 
-def _rising_orders(config, count, begin, final_first) -> list[int]:
+def rising_orders(config, count, begin, final_first) -> list[int]:
     """Returns the order of each step from `begin` on, as DPMSolverMultistep lowers it."""
     short = config.lower_order_final and count < 15
     orders = []
@@ -61,7 +66,7 @@ def dpm_multistep(scheduler, begin, options) -> Recipe:
     else:
         space, grid = _space(config, sigmas)
     final_first = config.euler_at_final or config.final_sigmas_type == "zero"
-    orders = _rising_orders(config, len(scheduler.timesteps), begin, final_first)
+    orders = rising_orders(config, len(scheduler.timesteps), begin, final_first)
     kind, third = config.algorithm_type, config.solver_order == 3
     build = _MULTISTEP.get((kind, third))
     if build is None:
@@ -109,7 +114,7 @@ def deis(scheduler, begin, options) -> Recipe:
     """DEISMultistepScheduler."""
     config = scheduler.config
     space, grid = _space(config, levels(scheduler)[begin:])
-    orders = _rising_orders(config, len(scheduler.timesteps), begin, False)
+    orders = rising_orders(config, len(scheduler.timesteps), begin, False)
     plan = solvers.deis(space, grid, order=config.solver_order, orders=orders)
     reads = Prediction(space, predicts(config))
     return Recipe(plan, reads, hook=hook_of(scheduler), begin=begin)
@@ -126,17 +131,24 @@ def unipc(scheduler, begin, options) -> Recipe:
         order = min(config.solver_order, i - begin + 1)
         orders.append(min(order, count - i) if config.lower_order_final else order)
         corrector.append(i not in scheduler.disable_corrector)
-    plan = solvers.unipc(
+    form = "data" if scheduler.predict_x0 else "noise"
+    if form == "noise" and config.prediction_type == "flow_prediction":
+        raise ValueError(
+            "predict_x0 is False and prediction_type is 'flow_prediction', but UniPC reads noise "
+            "from 'epsilon', 'sample' and 'v_prediction' alone"
+        )
+    plan = compat.unipc(
         space,
         grid,
         order=config.solver_order,
         variant=config.solver_type,
-        form="data" if scheduler.predict_x0 else "noise",
+        form=form,
         corrector=corrector,
         orders=orders,
     )
     reads = Prediction(space, predicts(config))
-    return Recipe(plan, reads, hook=hook_of(scheduler), wide="sample", begin=begin)
+    hook = hook_of(scheduler) if form == "data" else None  # noise is not thresholded there
+    return Recipe(plan, reads, hook=hook, wide="sample", begin=begin)
 
 
 def sa_solver(scheduler, begin, options) -> Recipe:

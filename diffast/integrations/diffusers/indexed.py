@@ -26,7 +26,7 @@ def check_indices(scheduler, indices) -> None:
         )
 
 
-def _angles(scheduler, indices, clean) -> np.ndarray:
+def angles(scheduler, indices, clean) -> np.ndarray:
     """Returns times of `schedules.trig` at training indices; below 0: at alpha^2 = clean."""
     check_indices(scheduler, indices)
     products = scheduler.host.products
@@ -34,14 +34,15 @@ def _angles(scheduler, indices, clean) -> np.ndarray:
     return np.where(square > 0.0, np.arctan2(np.sqrt(1.0 - square), np.sqrt(square)), 0.5 * math.pi)
 
 
-def _times(scheduler) -> list[int]:
+def whole_times(scheduler) -> list[int]:
+    """Returns the timesteps as training indices."""
     return [int(t) for t in scheduler.host.times]
 
 
 def ddim(scheduler, begin, options) -> Recipe:
     """DDIMScheduler."""
     eta, use_clipped = options
-    config, times = scheduler.config, _times(scheduler)
+    config, times = scheduler.config, whole_times(scheduler)
     clean = scheduler.host.clean
     stride = config.num_train_timesteps // scheduler.num_inference_steps
     trig = schedules.trig()
@@ -49,8 +50,8 @@ def ddim(scheduler, begin, options) -> Recipe:
     raw = (clamp is not None or hook is not None) and not use_clipped
     plan = compat.ddim_strides(
         trig,
-        _angles(scheduler, times, clean),
-        _angles(scheduler, [t - stride for t in times], clean),
+        angles(scheduler, times, clean),
+        angles(scheduler, [t - stride for t in times], clean),
         eta=float(eta),
         raw_noise=raw,
     )
@@ -60,9 +61,9 @@ def ddim(scheduler, begin, options) -> Recipe:
 
 def ddpm(scheduler, begin, options) -> Recipe:
     """DDPMScheduler."""
-    config, times = scheduler.config, _times(scheduler)
+    config, times = scheduler.config, whole_times(scheduler)
     trig = schedules.trig()
-    grid = _angles(scheduler, [*times, -1], 1.0)
+    grid = angles(scheduler, [*times, -1], 1.0)
     kind = scheduler.variance_type
     large = kind in ("fixed_large", "fixed_large_log")
     plan = solvers.ddpm(trig, grid, variance="large" if large else "small")
@@ -89,9 +90,9 @@ def ddpm(scheduler, begin, options) -> Recipe:
 
 def lcm(scheduler, begin, options) -> Recipe:
     """LCMScheduler."""
-    config, times = scheduler.config, _times(scheduler)
+    config, times = scheduler.config, whole_times(scheduler)
     trig = schedules.trig()
-    grid = np.append(_angles(scheduler, times, 1.0), 0.0)
+    grid = np.append(angles(scheduler, times, 1.0), 0.0)
     skip, out = (
         np.array(values)
         for values in zip(
@@ -113,7 +114,7 @@ def lcm(scheduler, begin, options) -> Recipe:
 
 def pndm(scheduler, begin, options) -> Recipe:
     """PNDMScheduler."""
-    config, times = scheduler.config, _times(scheduler)[begin:]
+    config, times = scheduler.config, whole_times(scheduler)[begin:]
     if config.prediction_type not in ("epsilon", "v_prediction"):
         raise ValueError(
             f"prediction_type is {config.prediction_type!r}, but PNDM's is 'epsilon' or "
@@ -122,7 +123,10 @@ def pndm(scheduler, begin, options) -> Recipe:
     stride = config.num_train_timesteps // scheduler.num_inference_steps
     # by training index, since the first steps call the network in the middle of a step
     space = schedules.from_betas(scheduler.host.betas)
-    clean = -1 if config.set_alpha_to_one else 0
+    first, last = float(scheduler.host.products[0]), scheduler.host.clean
+    if last not in (1.0, first):
+        raise ValueError(f"final_alpha_cumprod is {last:g}, but 1 or alphas_cumprod[0]")
+    clean = -1 if last == 1.0 else 0
     warm = [] if config.skip_prk_steps else scheduler.prk_timesteps.tolist()
     warm = [int(warm[i // 4 * 4]) for i in range(len(warm))]
     transfers, means, based = compat.pndm_stages(times, stride, clean, warm)

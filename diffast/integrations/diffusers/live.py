@@ -8,6 +8,7 @@ it has to notice each of these. No check here reads from a device.
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ from diffusers.configuration_utils import FrozenDict
 # Attributes of a drop-in that are not settings: writing to them makes no plan stale.
 OURS = frozenset(
     {
-        *("_begin_index", "_compiled", "_config_seen", "_count", "_counter", "_factors"),
-        *("_foreign", "_handed", "_internal_dict", "_kept", "_live", "_made", "_odd", "_odd_run"),
-        *("_per_run", "_positions", "_run", "_said", "_step_index", "_strict", "_trial"),
-        *("_base", "_size", "_watched", "_writes", "host", "is_scale_input_called"),
+        *("_base", "_begin_index", "_compiled", "_config_seen", "_count", "_counter", "_doubt"),
+        *("_factors", "_foreign", "_handed", "_internal_dict", "_kept", "_live", "_made"),
+        *("_numbers", "_odd", "_odd_run", "_order", "_per_run", "_positions", "_run", "_said"),
+        *("_size", "_step_index", "_strict", "_trial", "_watched", "_writes", "host"),
+        "is_scale_input_called",
     }
 )
 
@@ -88,10 +90,13 @@ def same(one: Any, other: Any) -> bool:
         return True
     if type(one) is not type(other):
         return False
+    if isinstance(one, FunctionType):  # a default that each constructor call makes anew
+        return one.__code__ is other.__code__ and same(one.__defaults__, other.__defaults__)
     if isinstance(one, torch.Tensor):
         if one.shape != other.shape or one.dtype != other.dtype:
             return False
-        return torch.equal(one.detach().cpu(), other.detach().cpu())
+        one, other = one.detach().cpu(), other.detach().cpu()
+        return bool(((one == other) | ((one != one) & (other != other))).all())
     if isinstance(one, np.ndarray):
         return one.shape == other.shape and bool((one == other).all())
     if isinstance(one, (list, tuple)):
@@ -104,8 +109,10 @@ def same(one: Any, other: Any) -> bool:
         return False
 
 
-# Tensors that no step of a scheduler with `sigmas` reads: they matter to `set_timesteps` alone.
-_UNREAD = frozenset({"alphas", "alphas_cumprod", "alpha_t", "betas", "lambda_t", "sigma_t"})
+# Tensors that no step reads, as they matter to `set_timesteps` alone; further ones that no step of
+# a scheduler with `sigmas` reads. The sigmas themselves are compared by value.
+_OF_TRAINING = frozenset({"alphas", "alpha_t", "betas", "lambda_t", "sigma_t"})
+_UNREAD = _OF_TRAINING | {"alphas_cumprod", "sigmas", "timesteps"}
 
 
 class Watch:
@@ -115,17 +122,31 @@ class Watch:
     counter (`.data`, a numpy view) is compared by value where the tensor is on the CPU and short.
     """
 
-    __slots__ = ("all", "lists", "tensors", "versions", "views")
+    __slots__ = ("all", "level", "levels", "lists", "tensors", "versions", "views")
 
-    def __init__(self, attributes: dict[str, Any], skipped: Any):
-        """Looks at the attributes, without those of the skipped names."""
+    def __init__(self, attributes: dict[str, Any], skipped: Any, needed: Any = ()):
+        """Looks at the attributes.
+
+        Args:
+            attributes: of the scheduler.
+            skipped: names of those that are not looked at.
+            needed: names of those that its step reads, though most schedulers' steps do not.
+        """
         kept = {name: value for name, value in attributes.items() if name not in skipped}
         tensors = {n: v for n, v in kept.items() if isinstance(v, torch.Tensor)}
         counted = {n: v for n, v in tensors.items() if not v.is_inference()}
         self.all = [(name, tensor, tensor._version) for name, tensor in counted.items()]
         # those that a step reads
-        unread = _UNREAD if "sigmas" in kept else _UNREAD - {"alphas_cumprod"}
+        unread = _UNREAD if "sigmas" in kept else _OF_TRAINING
+        unread = unread - set(needed)
         read = [tensor for name, tensor in counted.items() if name not in unread]
+        # noise levels, also where a write gives them no new version
+        level = kept.get("sigmas")
+        self.level = view_of(level) if isinstance(level, torch.Tensor) else None
+        self.level = np.empty(0) if self.level is None else self.level
+        self.levels = self.level.tobytes()
+        if level is not None and not len(self.levels) and not level.is_inference():
+            read.append(level)
         self.tensors, self.versions = read, [tensor._version for tensor in read]
         self.views = [(n, v, view_of(v)) for n, v in tensors.items()]
         self.views = [(n, v, view.tobytes()) for n, v, view in self.views if view is not None]

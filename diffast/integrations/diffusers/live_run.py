@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -13,6 +14,10 @@ from diffast.integrations.diffusers.run import Run
 from diffast.integrations.diffusers.shared import read
 from diffast.integrations.handed_over import say_once
 
+_version = attrgetter("_version")
+# What making a plan raises for settings that it was not made for.
+_NO_PLAN = (ValueError, TypeError, ArithmeticError, IndexError)
+
 
 class Live:
     """What a drop-in watches, and what it does about a write.
@@ -23,6 +28,7 @@ class Live:
     # A run is prepared and nothing was handed over; why the original's code runs instead.
     _live = False
     _handed: str | None = None
+    _doubt: Any = None  # why a run from the first step on is refused
     # Whether the settings are not as the constructor left them; likewise what set_timesteps sets.
     _odd = _odd_run = False
     _watched: Any = None  # Watch
@@ -31,12 +37,14 @@ class Live:
     _original: Any  # diffusers' class
     _memory: Memory = NONE
     _on_device: tuple[str, ...] = ()  # tensors that set_timesteps puts on its device
+    _in_trials: dict[str, Any] = {}  # attributes that have other values in a trial's few numbers
     _counter = _strict = _made = _trial = False
     _options: tuple = ()
     _run: Any = None  # Run
     _internal_dict: Any
     _named: Any
     _start: Any
+    _spare: int
     _input_factors: Any
 
     def _before_set_timesteps(self) -> None:
@@ -44,6 +52,7 @@ class Live:
         own = self.__dict__
         written = self._changes() - self._per_run
         self._live, self._handed, self._run, self._odd_run = False, None, None, False
+        self._doubt = None
         if written:
             self._odd, self._kept = True, None
         own["_writes"] = set()
@@ -60,21 +69,25 @@ class Live:
                 own[name] = value.to(device, torch.float32 if narrow else None)
         self._step_index = None
         if self._made:
-            self._prepare(raises=True)
+            self._prepare(waits=True)
 
     def _read(self) -> None:
         """Reads the live numbers."""
         self.host = read(self)
         times = self.host.times
-        self._count = len(times)
-        # of two equal times the second one begins a step
-        self._positions = {float(t): i for i, t in enumerate(times)}
+        self._count = len(times) - self._spare
+        places: dict[float, list[int]] = {}
+        for i, t in enumerate(times[: self._count]):
+            places.setdefault(float(t), []).append(i)
+        # of equal times the second one begins a run
+        self._positions = {t: found[:2][-1] for t, found in places.items()}
 
-    def _prepare(self, raises: bool = False) -> None:
+    def _prepare(self, waits: bool = False) -> None:
         """Makes the plan from the live values, or hands over to the original.
 
         Args:
-            raises: whether what neither can do is refused here.
+            waits: whether no plan is a doubt that the first step sees to: until then other code
+                may still write.
         """
         registry.watch(self)
         self._run = self._compiled = None
@@ -86,12 +99,30 @@ class Live:
                 raise ValueError(f"{type(self).__name__}: 0 timesteps, but at least 1 is needed")
             self._factors = self._input_factors()
             self._start(0, self._options)
-        except (ValueError, TypeError, ArithmeticError, IndexError) as error:
-            if raises and not self._trial and not self._original_does(0, self._options):
-                raise
-            self._hand_over(str(error))
+        except _NO_PLAN as error:
+            if waits and not self._trial:
+                self._doubt = error  # what the original does depends on where the run starts
+            else:
+                self._hand_over(str(error))
         else:
             self._live = self._handed is None
+
+    def _resolve(self, begin: int, options: tuple) -> None:
+        """Sees to a doubt: where the run starts is known now.
+
+        Raises:
+            ValueError: neither a plan nor the original does it.
+        """
+        doubt, self._doubt = self._doubt, None
+        try:
+            self._factors = self._input_factors()
+            self._start(begin, options)
+            self._live = True
+        except _NO_PLAN as error:
+            if not self._original_does(begin, options):
+                self._doubt = doubt
+                raise ValueError(str(error)) from error
+            self._hand_over(str(error))
 
     def _original_does(self, begin: int, options: tuple) -> bool:
         """Returns whether the original ends such a run with finite numbers."""
@@ -117,7 +148,8 @@ class Live:
         config = own["_internal_dict"]
         return (
             own["_writes"]
-            or [t._version for t in watched.tensors] != watched.versions
+            or watched.level.tobytes() != watched.levels
+            or (watched.tensors and [*map(_version, watched.tensors)] != watched.versions)
             or config is not seen[0]
             or config.__dict__["_writes"] != seen[1]
         )
@@ -145,9 +177,9 @@ class Live:
         if began and run.remembers:
             named = ", ".join(sorted(changes))
             return self._hand_over(f"its {named} was written between two steps")
-        at = self._step_index
+        at, self._doubt, self._live = self._step_index, None, False
         self._read()
-        self._prepare()
+        self._prepare(waits=True)
         self._step_index = at
         return None
 
@@ -197,7 +229,7 @@ class Live:
         """Returns what a copy starts with; a write that was not seen to yet stays one."""
         own = dict(self.__dict__)
         own["_writes"] = self._changes()
-        for name in ("_watched", "_foreign", "_kept", "_config_seen"):
+        for name in ("_watched", "_foreign", "_kept", "_config_seen", "_numbers"):
             own.pop(name, None)
         return own
 

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
+from diffast import ops
 from diffast.integrations.diffusers.live import setting
+from diffast.integrations.diffusers.original import twin_of
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,12 @@ class Memory:
         names: its attributes that hold tensors or counts of earlier steps.
         restore: (scheduler, run, index of the next step) -> None, writes them; None: a run's
             registers do not tell them.
+        keeps: whether entries that no later step reads are kept for it.
     """
 
     names: tuple[str, ...]
     restore: Callable[[Any, Any, int], None] | None = None
+    keeps: bool = False
 
 
 def entries(run: Any, i: int, most: int, dtype: torch.dtype) -> list[torch.Tensor | None]:
@@ -51,9 +55,19 @@ def entries(run: Any, i: int, most: int, dtype: torch.dtype) -> list[torch.Tenso
     return found[::-1]
 
 
+def _is_inside(run: Any, stage: int) -> bool:
+    """Returns whether that stage is a later call of a step."""
+    return stage < len(run.calls) and not run.starts_at(stage)
+
+
+def _sigmas(scheduler: Any) -> torch.Tensor:
+    """Returns the noise levels that the run was prepared with: those of now may be others."""
+    return torch.from_numpy(scheduler.host.sigmas).to(scheduler.sigmas)
+
+
 def _multistep(scheduler: Any, run: Any, step: int) -> None:
     own, taken = vars(scheduler), step - run.begin
-    order = setting(scheduler.config, "solver_order")
+    order = len(own["model_outputs"])  # as it was when the run began
     found = entries(run, taken, order, run.seen_dtype)
     own["model_outputs"] = [None] * (order - len(found)) + found
     own["lower_order_nums"] = min(taken, order)
@@ -61,7 +75,7 @@ def _multistep(scheduler: Any, run: Any, step: int) -> None:
 
 def _singlestep(scheduler: Any, run: Any, step: int) -> None:
     own, taken = vars(scheduler), step - run.begin
-    order = setting(scheduler.config, "solver_order")
+    order = len(own["model_outputs"])
     found = entries(run, taken, order, run.seen_dtype)
     own["model_outputs"] = [None] * (order - len(found)) + found
     own["sample"] = run.anchor()
@@ -69,7 +83,7 @@ def _singlestep(scheduler: Any, run: Any, step: int) -> None:
 
 def _unipc(scheduler: Any, run: Any, step: int) -> None:
     own, taken, last = vars(scheduler), step - run.begin, step - 1
-    order = setting(scheduler.config, "solver_order")
+    order = len(own["model_outputs"])
     _multistep(scheduler, run, step)
     times = [*scheduler.timesteps[max(run.begin, step - order) : step]]
     own["timestep_list"] = [None] * (order - len(times)) + times
@@ -88,8 +102,8 @@ def _lms(scheduler: Any, run: Any, step: int) -> None:
 def _heun(scheduler: Any, run: Any, step: int) -> None:
     own, stage = vars(scheduler), step - run.begin
     own["prev_derivative"] = own["dt"] = own["sample"] = None
-    if not run.starts_at(stage):
-        sigmas, i = scheduler.sigmas, step - 1
+    if _is_inside(run, stage):
+        sigmas, i = _sigmas(scheduler), step - 1
         own["prev_derivative"] = entries(run, stage, 1, run.seen_dtype)[0]
         own["dt"] = sigmas[i + 1] - sigmas[i]
         own["sample"] = run.anchor()
@@ -97,7 +111,37 @@ def _heun(scheduler: Any, run: Any, step: int) -> None:
 
 def _midpoint(scheduler: Any, run: Any, step: int) -> None:
     stage = step - run.begin
-    vars(scheduler)["sample"] = None if run.starts_at(stage) else run.anchor()
+    vars(scheduler)["sample"] = run.anchor() if _is_inside(run, stage) else None
+
+
+def _stochastic_midpoint(scheduler: Any, run: Any, step: int) -> None:
+    own, stage = vars(scheduler), step - run.begin
+    own["sample"] = own["mid_point_sigma"] = None
+    if not run.starts_at(stage):
+        own["sample"] = run.anchor()
+        own["mid_point_sigma"] = torch.tensor(run.recipe.intervals[stage - 1][1])
+
+    _path(scheduler, run, step)
+
+
+def _multistep_on_a_path(scheduler: Any, run: Any, step: int) -> None:
+    _multistep(scheduler, run, step)
+    _path(scheduler, run, step)
+
+
+def _path(scheduler: Any, run: Any, step: int) -> None:
+    """Makes the tree of noise anew in a copy, which has none."""
+    if vars(scheduler).get("_tree_made") is not None:
+        scheduler._tree()
+
+
+def _ipndm(scheduler: Any, run: Any, step: int) -> None:
+    found = entries(run, step - run.begin, 4, run.seen_dtype)
+    vars(scheduler)["ets"] = [each for each in found if each is not None]
+
+
+def _nothing(scheduler: Any, run: Any, step: int) -> None:
+    """Leaves what the original makes anew where it is missing."""
 
 
 def _pndm(scheduler: Any, run: Any, step: int) -> None:
@@ -122,11 +166,53 @@ def _pndm(scheduler: Any, run: Any, step: int) -> None:
             own["cur_sample"] = run.anchor()
 
 
+def _sa_solver(scheduler: Any, run: Any, step: int) -> None:
+    """The corrected state is not held: the predictor's equation gives it from the next state."""
+    own, taken, config = vars(scheduler), step - run.begin, scheduler.config
+    order, last = len(own["model_outputs"]), step - 1
+    found = entries(run, taken, order, run.seen_dtype)
+    times = [*scheduler.timesteps[max(run.begin, step - order) : step]]
+    own["model_outputs"] = [None] * (order - len(found)) + found
+    own["timestep_list"] = [None] * (order - len(times)) + times
+    most = max(config.predictor_order, config.corrector_order - 1)
+    known, ahead = min(taken - 1, most), len(scheduler.timesteps) - last
+    own["lower_order_nums"] = min(taken, most)
+    first, second = config.predictor_order, config.corrector_order
+    if config.lower_order_final:
+        first, second = min(first, ahead), min(second, ahead + 1)
+    own["this_predictor_order"] = min(first, known + 1)
+    own["this_corrector_order"] = min(second, known + 2)
+    state, version, noise = run.last
+    if noise is None:  # the package's own
+        noise = torch.empty(state.shape, dtype=torch.float32, device=state.device)
+        ops.normal_out(run.ids, 0, ops.STEP_NOISE + taken - 1, 1.0, noise)
+    if state._version != version:
+        raise TypeError("the last state was written over")
+    own["last_noise"] = noise.to(run.seen_dtype)
+    wide = torch.promote_types(state.dtype, torch.float32)
+    twin = twin_of(scheduler)
+    vars(twin).update(_step_index=last, model_outputs=[_like(each, wide) for each in found])
+    vars(twin)["sigmas"] = _sigmas(scheduler)
+    how = {"order": own["this_predictor_order"], "tau": scheduler.tau_func(times[-1])}
+    zero, noise = torch.zeros_like(state, dtype=wide), noise.to(wide)
+    update = twin.stochastic_adams_bashforth_update
+    rest = update(model_output=twin.model_outputs[-1], sample=zero, noise=noise, **how)
+    twin.model_outputs = [torch.zeros_like(zero)] * len(found)
+    weight = update(model_output=zero, sample=torch.ones_like(zero), noise=zero, **how)
+    own["last_sample"] = ((state.to(wide) - rest) / weight).to(run.seen_dtype)
+
+
+def _like(entry: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    return None if entry is None else entry.to(dtype)
+
+
 NONE = Memory(())
-MULTISTEP = Memory(("model_outputs", "lower_order_nums"), _multistep)
-SINGLESTEP = Memory(("model_outputs", "sample"), _singlestep)
+MULTISTEP = Memory(("model_outputs", "lower_order_nums"), _multistep, keeps=True)
+SINGLESTEP = Memory(("model_outputs", "sample"), _singlestep, keeps=True)
 UNIPC = Memory(
-    ("model_outputs", "timestep_list", "lower_order_nums", "last_sample", "this_order"), _unipc
+    ("model_outputs", "timestep_list", "lower_order_nums", "last_sample", "this_order"),
+    _unipc,
+    keeps=True,
 )
 SA_SOLVER = Memory(
     (
@@ -137,9 +223,22 @@ SA_SOLVER = Memory(
         "last_noise",
         "this_predictor_order",
         "this_corrector_order",
-    )
+    ),
+    _sa_solver,
+    keeps=True,
 )
-LMS = Memory(("derivatives",), _lms)
+LMS = Memory(("derivatives",), _lms, keeps=True)
 HEUN = Memory(("prev_derivative", "dt", "sample"), _heun)
 MIDPOINT = Memory(("sample",), _midpoint)
 PNDM = Memory(("ets", "counter", "cur_model_output", "cur_sample"), _pndm)
+STOCHASTIC_MIDPOINT = Memory(
+    ("sample", "mid_point_sigma", "noise_sampler", "_tree_made"), _stochastic_midpoint
+)
+ANCESTRAL_MIDPOINT = Memory(("sample", "dt"), _midpoint)
+MULTISTEP_ON_A_PATH = Memory(
+    ("model_outputs", "lower_order_nums", "noise_sampler", "_tree_made"),
+    _multistep_on_a_path,
+    keeps=True,
+)
+IPNDM = Memory(("ets",), _ipndm, keeps=True)
+SIZE = Memory(("_init_size",), _nothing)

@@ -9,6 +9,7 @@ from typing import Any
 
 import diffusers
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffast.integrations.diffusers.live import OURS
 
@@ -16,6 +17,8 @@ _HOME = str(Path(diffusers.__file__).parent)
 # Fused steps and the original's differ by float32 roundings; a stiff step enlarges them.
 _NEAR = 2e-3
 _CHANNELS = 3
+# Attributes of a drop-in that the original has too.
+_SHARED = ("_internal_dict", "_step_index", "_begin_index", "is_scale_input_called")
 
 
 def twin_of(scheduler: Any) -> Any:
@@ -23,13 +26,27 @@ def twin_of(scheduler: Any) -> Any:
     original = type(scheduler)._original
     twin = object.__new__(original)
     for name, value in vars(scheduler).items():
-        if name in OURS and name not in ("_step_index", "_begin_index", "is_scale_input_called"):
+        if name in OURS and name not in _SHARED:
             continue
         if isinstance(value, torch.Tensor):
-            vars(twin)[name] = value.detach().cpu().clone()
+            vars(twin)[name] = _on_host(scheduler, name, value)
         else:
             vars(twin)[name] = copy.copy(value)
+    vars(twin).update(type(scheduler)._in_trials)
     return twin
+
+
+_READ = {"sigmas": "sigmas", "timesteps": "times", "alphas_cumprod": "products"}
+
+
+def _on_host(scheduler: Any, name: str, value: torch.Tensor) -> torch.Tensor:
+    """Returns the tensor on the CPU; what was read from its device before is not read again."""
+    if value.device.type == "cpu" or name not in _READ or scheduler.host is None:
+        return value.detach().cpu().clone()
+    known = getattr(scheduler.host, _READ[name])
+    if len(known) != len(value):
+        return value.detach().cpu()
+    return torch.as_tensor(known, device="cpu").to(value.dtype, copy=True)
 
 
 def is_patched(original: type) -> str | None:
@@ -59,6 +76,21 @@ def _with_seed(step: Any, options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
+class _Draws(TorchDispatchMode):
+    """Takes down the dtype of normals that are drawn."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtype: torch.dtype | None = None
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        """Runs the operator."""
+        result = function(*args, **(kwargs or {}))
+        if self.dtype is None and "randn" in str(function):
+            self.dtype = result.dtype
+        return result
+
+
 class Trial:
     """A run of the original on a few numbers, from one index of `timesteps` on."""
 
@@ -73,9 +105,12 @@ class Trial:
         self.twin = twin_of(scheduler)
         self.begin, self.options = begin, _with_seed(self.twin.step, options)
         vars(self.twin)["_step_index"] = None
+        vars(self.twin)["is_scale_input_called"] = True  # it warns where that was left out
         if hasattr(self.twin, "_begin_index"):
             vars(self.twin)["_begin_index"] = begin
-        self.times = self.twin.timesteps[begin:]
+        kind = type(scheduler)
+        self.called, twin = kind._called, self.twin
+        self.times = twin.timesteps[begin : len(twin.timesteps) - kind._spare]
 
     def sample(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Returns initial latents [2, 3, 2, 2]."""
@@ -93,18 +128,24 @@ class Trial:
                 output[:, _CHANNELS:] = output[:, _CHANNELS:].abs().clamp(max=1.0)
             yield output.to(dtype)
 
-    def takes(self, output: torch.Tensor, t: Any, sample: torch.Tensor) -> tuple:
-        """Returns (next sample, x0 estimate or None) of the original's step."""
-        return _results(self.twin.step(output, t, sample, **self.options))
+    def takes(self, output: torch.Tensor, k: int, sample: torch.Tensor, x0: Any) -> tuple:
+        """Returns (next sample, x0 estimate or None) of the original's step number k.
+
+        x0 is what the step before it has returned.
+        """
+        step: Any = self.twin.step
+        return _results(self.called(step, output, self.times, k, sample, x0, self.options))
 
     def is_finite(self) -> bool:
         """Returns whether the original ends the run, with finite numbers."""
-        x = self.sample()
+        x, x0 = self.sample(), None
         try:
             with torch.no_grad():
-                for output, t in zip(self.outputs(self.twin), self.times, strict=False):
+                for k, (output, t) in enumerate(
+                    zip(self.outputs(self.twin), self.times, strict=False)
+                ):
                     _scaled(self.twin, x, t)
-                    x = self.takes(output, t, x)[0]
+                    x, x0 = self.takes(output, k, x, x0)
         except Exception:
             return False
         return bool(torch.isfinite(x).all())
@@ -115,18 +156,18 @@ class Trial:
         Args:
             ours: a copy of the drop-in that may be run.
         """
-        x, options = self.sample(), _with_seed(ours.step, self.options)
+        x, x0, options = self.sample(), None, _with_seed(ours.step, self.options)
         with torch.no_grad():
             for k, (output, t) in enumerate(zip(self.outputs(ours), self.times, strict=False)):
                 try:
                     seen = _scaled(self.twin, x, t)
-                    wanted = self.takes(output, t, x)
+                    wanted = self.takes(output, k, x, x0)
                 except Exception:
                     return None  # there is nothing to be equal to
                 if not torch.isfinite(wanted[0]).all():
                     return None
                 pairs = [("network's input", _scaled(ours, x, t), seen)]
-                made = _results(ours.step(output, t, x, **options))
+                made = _results(self.called(ours.step, output, self.times, k, x, x0, options))
                 pairs += zip(("sample", "x0 estimate"), made, wanted, strict=True)
                 for what, found, right in pairs:
                     if right is None or found is None or not torch.isfinite(right).all():
@@ -134,19 +175,24 @@ class Trial:
                     missed = (found - right).abs().max() / (right.abs().max() + 1e-12)
                     if not missed <= _NEAR:
                         return f"the {what} of step {self.begin + k} by {float(missed):.2g}"
-                x = wanted[0]
+                x, x0 = wanted
         return None
 
     def dtypes(self, sample: torch.dtype, output: torch.dtype) -> tuple:
-        """Returns the dtypes of (next sample, x0 estimate) that the original returns."""
-        found, x = (torch.promote_types(sample, output), sample), self.sample(sample)
+        """Returns the dtypes of the original's (next sample, x0 estimate, noise)."""
+        drawn = _Draws()
+        both = torch.promote_types(sample, output)
+        found, x = (both, sample, output), self.sample(sample)
+        x0: Any = None
         try:
             with torch.no_grad():
-                for k, (made, t) in enumerate(
+                for k, (made, _) in enumerate(
                     zip(self.outputs(self.twin, output), self.times, strict=False)
                 ):
-                    following, x0 = self.takes(made, t, x)
-                    found = (following.dtype, found[1] if x0 is None else x0.dtype)
+                    with drawn:
+                        following, x0 = self.takes(made, k, x, x0)
+                    shown = following if x0 is None else x0
+                    found = (following.dtype, shown.dtype, drawn.dtype or output)
                     x = following.to(sample)
                     if k == 2:
                         break
@@ -162,5 +208,6 @@ def _scaled(scheduler: Any, sample: torch.Tensor, t: Any) -> torch.Tensor:
 
 
 def _results(result: Any) -> tuple:
-    """Returns (next sample, x0 estimate or None) of a step's output object."""
-    return result.prev_sample, result.get("pred_original_sample")
+    """Returns (next sample, what the step returns beside it or None) of a step's result."""
+    found = result if isinstance(result, tuple) else tuple(result.values())
+    return found[0], found[1] if len(found) > 1 else None

@@ -279,7 +279,7 @@ class PlanScheduler(_WithEstimate):
         self._check_begin(begin_index)
         self._begin_index = begin_index
 
-    def _prepare(self, raises: bool = False) -> None:
+    def _prepare(self, waits: bool = False) -> None:
         """Makes a run ready."""
         watch(self)
         self._run = self._compiled = None
@@ -319,6 +319,8 @@ class PlanScheduler(_WithEstimate):
         if self._is_written():
             self._look()
         i, run = self._index(timestep), self._run
+        if i is None:
+            raise ValueError(self._too_many(self._step_index))
         if run is None or run.next != i:
             self._check_begin(i)
             if run is None or run.next != -1 or i == 0:
@@ -330,10 +332,10 @@ class PlanScheduler(_WithEstimate):
         self._step_index = self._position(timestep) if begin is None else begin
 
     def _dtypes(self, sample, output: torch.dtype) -> tuple:
-        """Returns the dtypes of (next sample, x0 estimate)."""
+        """Returns the dtypes of (next sample, x0 estimate, noise)."""
         wide = self._recipe_of_plan.wide
         dtype = output if wide else torch.promote_types(output, sample.dtype)
-        return dtype, dtype
+        return dtype, dtype, output
 
     def _check_begin(self, i: int) -> None:
         if i and self._remembers:

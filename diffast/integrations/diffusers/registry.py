@@ -41,6 +41,8 @@ def kind_of(config: Any) -> Any:
     if name is None:  # schedulers made by their constructor do not write it down
         keys = {key for key in config if not key.startswith("_")} - {*_OWN_OPTIONS}
         fitting = [kind for kind in KINDS.values() if options_of(kind) == keys]
+        # of classes that take the same steps the plain one
+        fitting = [kind for kind in fitting if getattr(kind, "_steps_as", None) not in fitting]
         if len(fitting) == 1:
             return fitting[0]
         raise ValueError(
@@ -90,7 +92,9 @@ def kind_for(scheduler: Any) -> Any:
 
 def options_of(kind: type) -> set[str]:
     """Returns the options of the original that a drop-in takes."""
-    return set(inspect.signature(kind.__init__).parameters) - {"self", *_OWN_OPTIONS}
+    found = inspect.signature(kind.__init__).parameters.values()
+    named = {each.name for each in found if each.kind is not each.VAR_KEYWORD}
+    return named - {"self", *_OWN_OPTIONS}
 
 
 def adopted(scheduler: Any, options: dict[str, Any]) -> Any:
@@ -152,6 +156,8 @@ def _written(scheduler: Any, kind: Any) -> set[str]:
     before, logger.disabled = logger.disabled, True
     try:
         fresh = vars(kind._original(**options))
+    except Exception:  # options that the constructor refuses were written later
+        fresh = {}
     finally:
         logger.disabled = before
     own = vars(scheduler)
@@ -173,6 +179,7 @@ def copy_for_trial(scheduler: Any) -> Any:
             own[name] = value
     own.update(_trial=True, _strict=True, _counter=False, _live=False, _handed=None)
     own.update(_kept=None, _run=None, _compiled=None, _step_index=None, _writes=set())
+    own.update(type(scheduler)._in_trials)
     own["_internal_dict"] = copy.copy(scheduler._internal_dict)
     watch(made)
     return made
@@ -184,11 +191,12 @@ def watch(scheduler: Any) -> None:
     own["_writes"] = set()
     config = own["_internal_dict"]
     own["_config_seen"] = config, vars(config)["_writes"]
+    vars(config).pop("_before", None)
     times = own.get("timesteps")
     own["_base"], own["_size"] = (
         (times.data_ptr(), times.element_size()) if isinstance(times, torch.Tensor) else (0, 1)
     )
-    own["_watched"] = Watch(own, {*OURS, *scheduler._memory.names})
+    own["_watched"] = Watch(own, {*OURS, *scheduler._memory.names}, scheduler._read_too)
 
 
 def _set_own(scheduler: Any, noise: str, strict: bool) -> None:
@@ -225,7 +233,8 @@ def drop_in(original: type):
         for name in cls._memory.names:
             setattr(cls, name, State(name))
         name, module = original.__name__, sys.modules[original.__module__]
-        cls._Output = getattr(module, f"{name}Output", SchedulerOutput)
+        if "_Output" not in vars(cls):
+            cls._Output = getattr(module, f"{name}Output", SchedulerOutput)
         KINDS[name] = _BY_CLASS[original] = cls
         return cls
 
@@ -240,7 +249,8 @@ def _constructor(cls: Any, original: Any):
 
     def __init__(self, *args, noise="generator", strict=False, **kwargs):  # noqa: N807
         _set_own(self, noise, strict)
-        unknown = sorted(set(kwargs) - set(signature.parameters))
+        known = {*signature.parameters, *getattr(original, "_deprecated_kwargs", ())}
+        unknown = sorted(set(kwargs) - known)
         if unknown:
             raise ValueError(
                 f"{cls.__name__}: option {unknown[0]!r} is not known, but these are: "

@@ -43,8 +43,10 @@ class Recipe:
             `GuidedOutputs` where guidance terms join it.
         clamp: limit of the x0 estimate's magnitude; None: none.
         hook: x0 -> x0, something else that is done to the estimate; None: nothing.
-        draws: [S] whether the original draws noise at the stage, used or not.
-        noise_dtype: of those draws; None: the network output's.
+        draws: [S] how often the original draws noise at the stage: False, True or a number. The
+            last draw is the stage's noise, used or not.
+        noise_dtype: of those draws; None: the network output's; "sample": the sample's;
+            "promoted": the wider of both.
         wide: dtype of a traced step's result: True: the network output's; False: promoted with the
             sample's; "sample": the sample's. Other steps ask the original.
         begin: index into `timesteps` of the first stage.
@@ -53,39 +55,60 @@ class Recipe:
         boundary: [S] weights (sample, x0 estimate) of what is shown in the estimate's place, after
             a clamp or hook.
         deviations: what a network's predicted variance needs, see `learned_deviation`.
+        given: whether the caller gives each step the plan's y, see `diffast.solvers.compat.given`.
+            The plan then has a stage more at either end, and `begin` is one less.
+        intervals: [S] pairs of noise levels between which a Brownian path gives the stage's noise;
+            empty: fresh noise.
     """
 
     plan: Plan
     reads: Any
     clamp: float | None = None
     hook: Callable[[torch.Tensor], torch.Tensor] | None = None
-    draws: tuple[bool, ...] = ()
-    noise_dtype: torch.dtype | None = None
+    draws: tuple[int, ...] = ()
+    noise_dtype: torch.dtype | str | None = None
     wide: bool | str = False
     begin: int = 0
     estimates: tuple | None = None
     boundary: tuple | None = None
     deviations: tuple | None = None
+    given: bool = False
+
+    def dtype_of_noise(self, sample: torch.dtype, output: torch.dtype) -> torch.dtype:
+        """Returns the dtype in which the original draws, for those of sample and output."""
+        kind = self.noise_dtype
+        if kind is None:
+            return output
+        if isinstance(kind, str):
+            return sample if kind == "sample" else torch.promote_types(sample, output)
+        return kind
+
+    intervals: tuple = ()
 
 
 class Prepared:
     """A recipe multiplied out, for any number of runs: nothing here changes."""
 
-    def __init__(self, recipe: Recipe, options: tuple, counter: bool):
+    def __init__(self, recipe: Recipe, options: tuple, counter: bool, keeps: bool = False):
         """Multiplies the plan out.
 
         Args:
             recipe: what to run.
             options: the arguments of `step` that the plan was made for.
             counter: whether the noise is the package's own.
+            keeps: whether the newest entries stay remembered where no later step reads them.
         """
+        self.entries = recipe.plan.history if keeps else 0
         self.recipe, self.options = recipe, options
         self.limits = [] if recipe.clamp is None else [-recipe.clamp, recipe.clamp]
-        self.given = not counter or recipe.deviations is not None
+        self.given = not counter or recipe.deviations is not None or bool(recipe.intervals)
         self.terms = recipe.reads if isinstance(recipe.reads, GuidedOutputs) else None
         reads_x0 = self.terms is not None and self.terms.reads_x0
         how = Constraints(
-            bool(self.limits), recipe.hook is not None or reads_x0, given_noise=self.given
+            bool(self.limits),
+            recipe.hook is not None or reads_x0,
+            given_noise=self.given,
+            entries=self.entries,
         )
         check_one_input("step", recipe.plan)
         program = lower(recipe.plan, recipe.reads, how)
@@ -99,7 +122,8 @@ class Prepared:
         # picks each call's tensors, the fastest way in Python
         self.picks = [_picker(call.columns) for call in self.calls]
         # whether a step needs tensors of earlier steps
-        self.remembers = bool(self.slots) or any(call.parts for call in self.calls)
+        parts = any(call.parts for call in self.calls) and not recipe.given
+        self.remembers = bool(self.slots) or parts
         # Whether steps may be made on tensors whose axes are in the order of channels_last: noise
         # is numbered by the order of the shape, and a hook or a state beside the sample has it too.
         apart = any(AT_Y in c.columns or Y in (*c.writes, *c.keeps) for c in self.calls)
@@ -111,7 +135,7 @@ class Prepared:
         if not self.limits:
             return self.calls
         if self._soft is None:
-            how = Constraints(hook=True, given_noise=self.given)
+            how = Constraints(hook=True, given_noise=self.given, entries=self.entries)
             self._soft = numbered(lower(self.recipe.plan, self.recipe.reads, how))
         return self._soft
 
@@ -138,14 +162,21 @@ class Run:
         self.y: torch.Tensor | None = None
         self.away: torch.Tensor | None = None
         self.ids: torch.Tensor | None = None
+        self.path: Any = None  # BrownianPath, where the noise is the package's own along a path
         self.turned = False  # whether what is remembered lies [B, H, W, C]
         self._dtype = torch.float32
+        self.last: Any = None  # (last result, its version, noise), where the original needs it
         self.next = -1  # index of the step that goes on from the last one; -1: none was taken
 
     def starts_at(self, i: int) -> bool:
         """Returns whether stage i needs no tensor of an earlier stage."""
         columns = self.calls[i].columns
-        return AT_Y not in columns and max(columns) < len(FIXED)
+        of_y = AT_Y in columns and not self.recipe.given
+        return not of_y and max(columns) < len(FIXED)
+
+    def give(self, y: torch.Tensor) -> None:
+        """Sets y [B, ...] for the next step, which makes a new tensor of its own y."""
+        self.y, self.away = y.contiguous(), None
 
     def step(self, i: int, sample, output, noise, dtype: torch.dtype) -> torch.Tensor:
         """Returns the next sample [B, ...] after stage i.

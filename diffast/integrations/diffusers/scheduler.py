@@ -72,6 +72,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
     # Whether the original looks each timestep up and keeps no step index; whether its step reads
     # the timestep beside the index.
     _searches = _reads_time = False
+    _spare = 0  # entries of `timesteps` at its end where no step begins
+    _read_too: tuple[str, ...] = ()  # tensors that its step reads beside the usual ones
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets the attribute; a write to a setting makes the prepared run stale."""
@@ -119,7 +121,10 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                 f"{cls.__name__}: option {unknown[0]!r} is not known, but these are: "
                 f"{', '.join(sorted(known - {'self'}))}"
             )
-        return super().from_config(config, return_unused_kwargs, **kwargs)
+        made = super().from_config(config, return_unused_kwargs, **kwargs)
+        # the class name that diffusers writes to the config now is no write of others
+        registry.watch(made[0] if isinstance(made, tuple) else made)
+        return made
 
     # --- the plan ---------------------------------------------------------------------------
 
@@ -151,7 +156,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             tuple(self.host.times),
             self.host.sigmas.tobytes(),
             self.timesteps.device,
-            self.num_inference_steps,
+            getattr(self, "num_inference_steps", None),
             begin,
             options,
             traced,
@@ -166,9 +171,11 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             recipe, stepper = self._checked_recipe(begin, options), None
             if odd and not self._trial:
                 self._try_out(begin, options)
-            if traced and not self._trial:
+            alone = recipe.given or recipe.intervals  # what no table holds
+            if traced and not self._trial and not alone:
                 stepper = stepper_of(recipe, self._counter, self.timesteps.device)
-            kept[key] = (Prepared(recipe, options, self._counter), stepper, {})
+            prepared = Prepared(recipe, options, self._counter, self._memory.keeps)
+            kept[key] = (prepared, stepper, {})
         prepared, stepper, dtypes = kept[key]
         self._run = Run(prepared, dtypes)
         if stepper is not None:
@@ -184,16 +191,17 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             recipe = self._recipe(begin, options)
         own["_writes"] = written  # methods of the original that were asked may have written
         plan = recipe.plan
-        if recipe.begin + plan.nfe != self._count:
+        calls = recipe.begin + plan.nfe - recipe.given
+        if calls != self._count:
             raise ValueError(
-                f"{type(self).__name__}: {self._count} timesteps, but the plan has "
-                f"{recipe.begin + plan.nfe} calls"
+                f"{type(self).__name__}: {self._count} timesteps, but the plan has {calls} calls"
             )
         return recipe
 
     def _by_original(self, output, timestep, sample, return_dict, generator, options, noise):
         """Returns what the original's own step returns."""
-        if self._live:  # this step alone
+        past = self.__dict__["_step_index"] is not None and self._step_index >= self._count
+        if self._live and not past:  # this step alone
             self._say(f"timestep {timestep} is not the one that was set")
         more = self._named(options)
         if generator is not None:
@@ -201,25 +209,37 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         if noise is not None:
             more["variance_noise"] = noise
         step: Any = self._original.step  # pyright: ignore[reportAttributeAccessIssue]
-        return step(self, output, timestep, sample, return_dict=return_dict, **more)
+        try:
+            return step(self, output, timestep, sample, return_dict=return_dict, **more)
+        except IndexError as error:
+            i = self.__dict__["_step_index"]
+            if i is None or i < self._count:
+                raise
+            raise ValueError(self._too_many(i)) from error
+
+    def _too_many(self, i: int) -> str:
+        return (
+            f"{type(self).__name__}: step {i}, but {self._count} were set: call set_timesteps "
+            "before another run"
+        )
 
     def _ready(self, timestep, options: tuple) -> tuple[Run | None, int]:
         """Returns (run, index) of a step that does not simply go on; run None: the original's."""
         if self._handed is not None:
             return None, 0
-        if not self._live:  # no set_timesteps: the original's default timesteps, or a copy's
+        if not self._live and self._doubt is None:  # no set_timesteps, or a copy
             self._odd_run = True
             self._read()
             if self._step_index is not None:
                 self._hand_over("it was copied between two steps")
             else:
                 self._prepare()
-            if self._handed is not None:
-                return None, 0
-        if self._is_written() or self._changes():  # also what gave no tensor a new version
+        elif self._is_written() or self._changes():  # also what gave no tensor a new version
             self._look()
-            if self._handed is not None:
-                return None, 0
+        if self._handed is None and self._doubt is not None:
+            self._resolve(self._index(timestep) or 0, options)
+        if self._handed is not None:
+            return None, 0
         i = self._index(timestep)
         if i is None:
             return None, 0
@@ -249,12 +269,29 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                 return None, 0
         return run, i
 
+    @staticmethod
+    def _called(step, output, times, k, sample, x0, options):
+        """Returns what a step says that is called as pipelines call it; for trials.
+
+        Args:
+            step: bound method of an original or a drop-in.
+            output: of the network.
+            times: timesteps of the run.
+            k: the step's number.
+            sample: the latents.
+            x0: what the step before has returned beside its sample, or None.
+            options: further arguments.
+        """
+        return step(output, times[k], sample, **options)
+
     # --- where in the run -------------------------------------------------------------------
 
     def _init_step_index(self, timestep) -> None:
         begin = getattr(self, "_begin_index", None)
         if begin is None and self._positions is not None:
             begin = self._place(timestep)
+            if begin is not None:  # of equal times the second one begins a run
+                begin = self._positions[float(self.host.times[begin])]
         if begin is None:
             super()._init_step_index(timestep)  # pyright: ignore[reportAttributeAccessIssue]
         else:
@@ -267,11 +304,14 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         if self._step_index is None:
             self._init_step_index(timestep)
         i = self._step_index
+        if i is None:
+            return None
         if i >= self._count:  # `run.next` says so too: it never gets there
-            raise ValueError(
-                f"{type(self).__name__}: step {i}, but {self._count} were set: "
-                "call set_timesteps before another run"
-            )
+            if self._memory is not NONE:
+                if i + 1 >= len(self.host.sigmas):
+                    raise ValueError(self._too_many(i))
+                self._hand_over(f"step {i} was taken, but {self._count} were set")
+            return None
         if self._reads_time and not self._stands_at(timestep, i):
             if self._memory is not NONE:
                 self._hand_over(f"timestep {timestep} was given in the place of number {i}")
@@ -281,7 +321,15 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
     # --- the step ---------------------------------------------------------------------------
 
     def _advance(
-        self, output, timestep, sample, return_dict, generator=None, options=(), noise=None
+        self,
+        output,
+        timestep,
+        sample,
+        return_dict,
+        generator=None,
+        options=(),
+        noise=None,
+        given=None,
     ):
         """Returns what `step` returns: a fused step from the sample by the network's output."""
         if _is_compiling():
@@ -301,8 +349,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             or run.next != i
             or run.options != options
             or self._is_written()
-            or self._reads_time
-            and not self._stands_at(timestep, i)
+            or (self._reads_time and not self._stands_at(timestep, i))
         ):
             run, i = self._ready(timestep, options)
             if run is None:
@@ -310,13 +357,16 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                     output, timestep, sample, return_dict, generator, options, noise
                 )
         stage = i - run.begin
-        given = output.dtype
-        if run.draws:
-            output, noise = self._noise(run, stage, output, sample, generator, noise)
-        if given is sample.dtype is _float32:
-            dtype = shown = given
+        dtype = output.dtype
+        if dtype is sample.dtype is _float32:
+            shown = drawn = dtype
         else:
-            dtype, shown = run.dtypes.get((sample.dtype, given)) or self._dtypes(sample, given)
+            known = run.dtypes.get((sample.dtype, dtype))
+            dtype, shown, drawn = known or self._dtypes(sample, dtype)
+        if run.draws:
+            output, noise = self._noise(run, stage, output, sample, generator, noise, drawn)
+        if given is not None:
+            run.give(given)
         result = run.step(stage, sample, output, noise, dtype)
         own["_step_index"] = i + 1
         if i + 1 < self._count:
@@ -326,7 +376,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         return self._output(return_dict, result, run, stage, sample, output, noise, shown)
 
     def _dtypes(self, sample, output: torch.dtype) -> tuple:
-        """Returns the dtypes of (next sample, x0 estimate): the original is asked, once."""
+        """Returns the dtypes of (next sample, x0 estimate, noise): the original is asked, once."""
         run = self._run
         found = Trial(self, run.begin, self._named(run.options)).dtypes(sample.dtype, output)
         run.dtypes[sample.dtype, output] = found
@@ -354,7 +404,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         begin = getattr(self, "_begin_index", None) or 0
         return begin - self._compiled.recipe.begin
 
-    def _noise(self, run, stage, output, sample, generator, noise):
+    def _noise(self, run, stage, output, sample, generator, noise, dtype):
         """Returns the network's output of x0 alone, and the normals of this stage or None."""
         if self._counter and noise is not None:
             raise ValueError(
@@ -367,18 +417,23 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             run.ids = ids_of(generator, len(sample), sample.device)
         if not recipe.draws[stage]:
             return output, None
+        if recipe.intervals:
+            return output, self._along_a_path(run, stage, sample, output, generator)
         if self._counter:
             if deviation is None:
                 return output, None
             noise = torch.empty(sample.shape, dtype=torch.float32, device=sample.device)
             ops.normal_out(run.ids, 0, ops.STEP_NOISE + stage, 1.0, noise)
         elif noise is None:
-            kind = recipe.noise_dtype or output.dtype
-            noise = randn_tensor(
-                sample.shape, generator=generator, device=output.device, dtype=kind
-            )
+            for _ in range(recipe.draws[stage]):
+                noise = randn_tensor(
+                    sample.shape, generator=generator, device=output.device, dtype=dtype
+                )
         noise = noise.to(output.device).contiguous()
         return output, noise if deviation is None else deviation * noise
+
+    # (self, run, stage, sample, output, generator) -> normals [B, ...] of a recipe's `intervals`
+    _along_a_path: Any
 
     def _traced_output(self, return_dict, sample, x0):
         return self._output(return_dict, sample)
@@ -394,11 +449,10 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                 self.is_scale_input_called = True
             return self._compiled.scaled(sample, self._first_row(timestep))
         own = self.__dict__
-        if not own["_live"] or self._is_written():
-            return self._original.scale_model_input(self, sample, timestep)
-        i = own["_step_index"]
-        if i is None:
-            self._init_step_index(timestep)
-            i = own["_step_index"]
+        i, run = own["_step_index"], own["_run"]
+        if i is None or run is None or run.next != i or self._is_written():
+            run, i = self._ready(timestep, self._options if run is None else run.options)
+            if run is None:
+                return self._original.scale_model_input(self, sample, timestep)
         own["is_scale_input_called"] = True
         return sample * self._factors[i]

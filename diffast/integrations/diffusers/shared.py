@@ -32,13 +32,23 @@ class Host:
 
 
 def read(scheduler) -> Host:
-    """Returns the numbers as they are now."""
+    """Returns the numbers as they are now.
+
+    A tensor that an original's own method has moved to a device is read there once for each write.
+    """
+    seen = vars(scheduler).setdefault("_numbers", {})
 
     def array(name):
         tensor = getattr(scheduler, name, None)
         if not isinstance(tensor, torch.Tensor):
             return np.empty(0) if tensor is None else np.array(tensor, dtype=np.float64)
-        return tensor.detach().cpu().to(torch.float64).numpy()
+        if tensor.device.type == "cpu" or tensor.is_inference():
+            return tensor.detach().cpu().to(torch.float64, copy=True).numpy()
+        known = seen.get(name)
+        if known is None or known[0] is not tensor or known[1] != tensor._version:
+            read = tensor.detach().cpu().to(torch.float64).numpy()
+            known = seen[name] = (tensor, tensor._version, read)
+        return known[2]
 
     clean = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
     fixed = array("alphas_cumprod"), array("betas"), clean
@@ -68,10 +78,20 @@ def falling(grid: np.ndarray) -> np.ndarray:
     """Returns the levels, a last step of length zero changed into a very short one.
 
     Some of diffusers' lists repeat their last sigma.
+
+    Raises:
+        ValueError: sigmas that repeat elsewhere, or rise.
     """
     grid = np.array(grid, dtype=np.float64)
-    if len(grid) > 1 and grid[-2] > 0 and grid[-1] >= grid[-2] * (1.0 - 1e-6):
+    if len(grid) > 1 and grid[-2] > 0 and abs(grid[-1] / grid[-2] - 1.0) <= 1e-6:
         grid[-1] = grid[-2] * (1.0 - 1e-10)
+    falls = np.diff(grid) < 0.0
+    if not falls.all():
+        i = int(np.argmin(falls))
+        raise ValueError(
+            f"sigmas[{i}] = {grid[i]:g} is followed by sigmas[{i + 1}] = {grid[i + 1]:g}, but a "
+            "plan is for sigmas that fall at every step"
+        )
     return grid
 
 

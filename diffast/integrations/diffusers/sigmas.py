@@ -32,7 +32,7 @@ def _churned(scheduler, sigmas, reading, options) -> Recipe:
     )
     fresh = churned.a * s_noise * grid[:-1] * np.sqrt(gamma * (2.0 + gamma))
     estimates = tuple(zip(churned.a, churned.b, fresh, strict=True))
-    return Recipe(plan, reads, draws=tuple(gamma > 0), wide=True, estimates=estimates)
+    return Recipe(plan, reads, draws=tuple((gamma > 0).tolist()), wide=True, estimates=estimates)
 
 
 def euler(scheduler, begin, options) -> Recipe:
@@ -76,6 +76,10 @@ def dpm_2(scheduler, begin, options) -> Recipe:
 def lms(scheduler, begin, options) -> Recipe:
     """LMSDiscreteScheduler."""
     (order,) = options
+    if begin and order > 1:
+        raise ValueError(
+            f"the run starts at {begin}, where diffusers weighs one slope by weights of several"
+        )
     grid = falling(levels(scheduler)[begin:])
     steps = len(grid) - 1
     orders = [min(order, i + 1) for i in range(steps)]  # up to the end, into sigma = 0 too
@@ -87,7 +91,15 @@ def lms(scheduler, begin, options) -> Recipe:
 def flow_euler(scheduler, begin, options) -> Recipe:
     """FlowMatchEulerDiscreteScheduler: it takes s_churn and does not use it."""
     sigmas, flow = levels(scheduler), schedules.flow()
-    if setting(scheduler.config, "invert_sigmas"):
+    inverted, drawing = (
+        setting(scheduler.config, name) for name in ("invert_sigmas", "stochastic_sampling")
+    )
+    if inverted and drawing:
+        raise ValueError(
+            "invert_sigmas and stochastic_sampling are both set, but the sigmas that one inverts "
+            "are the noise levels of the other"
+        )
+    if inverted:
         # times run from 0 (noise) to 1 (data) there, so the velocity has the other sign
         grid = 1.0 - sigmas
         reads = Reading(np.ones(len(grid) - 1), grid[:-1])
@@ -95,7 +107,7 @@ def flow_euler(scheduler, begin, options) -> Recipe:
         grid = sigmas
         reads = Prediction(flow, "flow")
     grid = falling(grid)
-    if setting(scheduler.config, "stochastic_sampling"):
+    if drawing:
         plan = solvers.lcm(flow, grid)
         draws = (True,) * plan.nfe
         return Recipe(plan, reads, draws=draws, noise_dtype=torch.float32, wide=True)

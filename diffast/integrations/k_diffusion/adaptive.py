@@ -12,7 +12,12 @@ from tqdm.auto import tqdm
 from diffast import schedules
 from diffast.executors.adaptive.rounds import STATUSES
 from diffast.executors.adaptive.sample import prepare
+from diffast.integrations.k_diffusion.calls import check_state
+from diffast.integrations.k_diffusion.handing import handed_over
+from diffast.integrations.k_diffusion.noise_levels import ends_of, level_of
 from diffast.model.denoiser import Denoiser
+from diffast.model.input_watch import InputWatch, InputWritten
+from diffast.model.outputs import tensor_of
 from diffast.ops.schema import CONTROLS, COUNTS, FAILED_FINITE, FINISHED
 from diffast.solvers import embedded
 from diffast.solvers.embedded.controllers import factor
@@ -65,7 +70,8 @@ def sample_dpm_adaptive(
         extra_args: passed to the model.
         callback: called with k-diffusion's dictionary after every round in which a trial step was
             decided. 'x' (a copy) and 'denoised' are of all samples, the numbers are those of the
-            sample that is furthest behind.
+            sample that is furthest behind. It may write into 'denoised', which no step reads
+            then, but not into 'x'.
         disable: True for no progress bar; None: none where stderr is no terminal.
         order: 2 or 3.
         rtol: relative tolerance.
@@ -77,41 +83,50 @@ def sample_dpm_adaptive(
         accept_safety: least factor on the step with which a trial step is accepted.
         eta: strength of the noise, 0 to 1.
         s_noise: factor on the noise.
-        noise_sampler: has to be None if eta > 0. The noise is the package's own for each sample and
-            trial step, with the seed extra_args["seed"], or a number from torch's generator.
+        noise_sampler: with eta > 0 k-diffusion's own function runs. None: the noise is the
+            package's own for each sample and trial step, with the seed extra_args["seed"], or a
+            number from torch's generator.
         return_info: whether to return also the dictionary of 'steps', 'nfe', 'n_accept' and
             'n_reject', of the sample with the most trial steps. nfe is counted as k-diffusion does:
             `order` calls a trial step.
 
     Raises:
-        ValueError: a number out of its range, or a noise_sampler.
+        ValueError: a number out of its range; a callback that writes into x.
         FloatingPointError: a value that is not finite.
         RuntimeError: a step that became too small, or a million calls.
     """
+    given, name = dict(locals()), "sample_dpm_adaptive"
+    check_state(name, x)
+    low, high = (level_of(name, which, of, 0.0) for which, of in ends_of(sigma_min, sigma_max))
     if eta and noise_sampler is not None:
-        raise ValueError(
-            f"sample_dpm_adaptive: eta = {eta} and a noise_sampler is given, but samples have "
-            "steps of their own here, which only the package's noise follows"
+        why = (
+            f"eta is {eta} and a noise_sampler is given, but samples have steps of their own "
+            "here, which only the package's noise follows"
         )
-    space = schedules.edm(float(sigma_min), float(sigma_max))
+        return handed_over(name, why, "noise", given)
+    if low >= high:
+        why = f"sigma_min = {low:g} is not below sigma_max = {high:g}"
+        return handed_over(name, why, "sigmas", given)
+    space = schedules.edm(low, high)
     end, step = float(space.lam(space.sigma_min)), abs(float(h_init))
     noise: Any = {"eta": eta, "s_noise": s_noise, "lam_end": end}
+    if not 0.0 <= float(eta) <= 1.0:
+        return handed_over(name, f"eta is {eta}, but it lies in [0, 1] here", "eta", given)
     solver = embedded.DPM(order, float(rtol), float(atol), step=step, **noise)
     order_of_error = 1.5 if eta else order
     solver.controller = embedded.pid(order_of_error, pcoeff, icoeff, dcoeff, accept_safety)
-    extra_args = extra_args or {}
+    extra_args = {} if extra_args is None else extra_args
     seed = extra_args.get("seed") if eta else 0
     seed = int(torch.randint(2**63 - 1, ())) if seed is None else seed
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     with tqdm(disable=disable) as bar, torch.no_grad():
         network = _Model(model, x.dtype, extra_args, callback is not None, bar)
-        low = None if x.dtype == dtype else x.dtype
-        denoiser, state = Denoiser(network, space, predicts="x0", dtype=low), x.detach().to(dtype)
+        denoiser, state = Denoiser(network, space, predicts="x0"), x.detach().to(dtype)
         how: Any = {"denoise": False, "max_calls": MOST_CALLS, "compact": False}
         run = prepare(denoiser, solver, x=state, seed=seed, **how)
         _walk(run, state, network, callback, order)
     _check(run)
-    out = run.out.to(x.dtype)
+    out = run.out.to(network.dtype)
     return (out, _info(run.final["counts"].cpu().numpy(), order)) if return_info else out
 
 
@@ -127,7 +142,15 @@ def _walk(run, state, network, callback, order):
         run.round()
         decided = steps.follow(*before)
         if callback is not None and decided.any():
-            callback(_report(run, steps, network.denoised, told, state.dtype, order))
+            info = _report(run, steps, network.denoised, told, state.dtype, order)
+            shown = info["x"]
+            callback(info)
+            if not torch.equal(shown.nan_to_num(), run.batch.tensors["y"].nan_to_num()):
+                raise ValueError(
+                    f"sample_dpm_adaptive: the callback wrote into x after round {told + 1}, but "
+                    "the next step was begun from the state before: give it a copy, or use "
+                    "k-diffusion's own sample_dpm_adaptive"
+                )
             told += 1
 
 
@@ -174,7 +197,7 @@ def _report(run, steps, denoised, number, dtype, order):
         for value in (control[behind, AT], control[behind, ERROR] - steps.rule["error_eps"])
     )
     levels = {"sigma": at.neg().exp(), "sigma_hat": at.neg().exp(), "t": at, "t_up": at}
-    tensors = {"x": run.batch.tensors["y"].clone(), "denoised": denoised, "error": error}
+    tensors = {"x": run.batch.tensors["y"].clone(), "denoised": denoised.clone(), "error": error}
     counted = _info(counts[behind : behind + 1], order)
     return {"i": number, "h": float(steps.h[behind]), **levels, **tensors, **counted}
 
@@ -210,10 +233,19 @@ class _Model:
         self.keeps, self.bar, self.denoised = keeps, bar, None
 
     def __call__(self, x, sigma):
-        denoised = self.model(x, sigma.to(self.dtype), **self.extra_args)
+        seen = x if x.dtype == self.dtype else x.to(self.dtype)
+        watch = InputWatch(seen)
+        before = watch.look()
+        made = self.model(seen, sigma.to(self.dtype, copy=True), **self.extra_args)
+        if seen is not x and watch.look() != before:
+            raise InputWritten("sample_dpm_adaptive")
+        denoised = made if isinstance(made, torch.Tensor) else tensor_of(made, "x0")
+        self.shown = self.dtype
+        if denoised.dtype != self.dtype and denoised.is_floating_point():
+            self.dtype = torch.promote_types(self.dtype, denoised.dtype)
         self.bar.update()
         if self.keeps:
-            self._keep(denoised)
+            self._keep(denoised.to(self.dtype))
         return denoised
 
     def _keep(self, denoised):

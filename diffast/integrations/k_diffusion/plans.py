@@ -12,6 +12,7 @@ import torch
 from diffast.executors.context import size_of
 from diffast.integrations.sigma_model import drawn_by
 from diffast.integrations.sigma_plans import (
+    check_network,
     in_sigma_space,
     levels_before_calls,
     plan_of,
@@ -69,7 +70,9 @@ def sample_plan(
             for a model without cond_scale.
     """
     who = "sample_plan"
-    moved = in_sigma_space(who, plan_of(who, plan))
+    own = plan_of(who, plan)
+    check_network(who, own, model)
+    moved = in_sigma_space(who, own)
     levels = levels_before_calls(moved)
     _warn_of_noise(who, x, moved, levels[0])
     sigmas = torch.tensor(levels, dtype=torch.float32, device=x.device)

@@ -10,84 +10,104 @@ import numpy as np
 import torch
 
 from diffast import grids, schedules
-from diffast.integrations.sigma_model import (
-    drawn_by,
-    drawn_each_step,
-    levels_of,
-    run,
-    sigma_plan,
+from diffast.integrations.k_diffusion.calls import MANNERS, Call, Unused, check_state, reason
+from diffast.integrations.k_diffusion.handing import handed_over
+from diffast.integrations.k_diffusion.noise_levels import ends_of, level_of
+from diffast.integrations.k_diffusion.noise_levels import (
+    get_sigmas_exponential as get_sigmas_exponential,
 )
+from diffast.integrations.k_diffusion.noise_levels import get_sigmas_karras as get_sigmas_karras
+from diffast.integrations.k_diffusion.noise_levels import (
+    get_sigmas_polyexponential as get_sigmas_polyexponential,
+)
+from diffast.integrations.k_diffusion.noise_levels import get_sigmas_vp as get_sigmas_vp
+from diffast.integrations.sigma_model import DrawnEachStep, drawn_by, run, sigma_plan
 from diffast.noise.brownian import BrownianPath
 from diffast.solvers.ode.singlestep import fast_orders
 
 
-def get_sigmas_karras(n, sigma_min, sigma_max, rho=7.0, device="cpu") -> torch.Tensor:
-    """Returns n noise levels evenly spaced in sigma^(1/rho), then 0 (Karras et al. 2022); [n+1]."""
-    space = schedules.edm(float(sigma_min), float(sigma_max))
-    return _float32(grids.karras(space, n, rho=rho), device)
+def _plain(solver, options, given):
+    """Returns the samples of a deterministic plan; x where there is no step."""
+    call = Call(solver, given, options)
+    if len(call.levels) < 2:
+        return call.x
+    if solver == "lms" and call.ends_at_zero and isinstance(options["order"], int):
+        steps = range(1, len(call.levels))
+        options = options | {"orders": tuple(min(i, options["order"]) for i in steps)}
+    plan, made = call.plan(solver, **options)
+    return made if plan is None else call.run(plan)
 
 
-def get_sigmas_exponential(n, sigma_min, sigma_max, device="cpu") -> torch.Tensor:
-    """Returns n noise levels evenly spaced in log sigma, then 0; [n+1]."""
-    space = schedules.edm(float(sigma_min), float(sigma_max))
-    return _float32(grids.exponential(space, n), device)
-
-
-def get_sigmas_polyexponential(n, sigma_min, sigma_max, rho=1.0, device="cpu") -> torch.Tensor:
-    """Returns n noise levels from sigma_max to sigma_min, then 0; [n+1].
-
-    log sigma = log sigma_min + u^rho log(sigma_max / sigma_min), u from 1 to 0 in even steps.
-    """
-    space = schedules.edm(float(sigma_min), float(sigma_max))
-    return _float32(grids.polyexponential(space, n, rho=rho), device)
-
-
-def get_sigmas_vp(n, beta_d=19.9, beta_min=0.1, eps_s=1e-3, device="cpu") -> torch.Tensor:
-    """Returns sigma/alpha of `df.schedules.vp_linear` at n even times from 1 to eps_s, then 0."""
-    space = schedules.vp_linear(beta_min, beta_min + beta_d)
-    levels = np.exp(-space.lam(np.linspace(1.0, eps_s, n)))
-    return _float32(np.append(levels, 0.0), device)
-
-
-def _float32(levels, device):
-    return torch.tensor(levels, dtype=torch.float32, device=device)
-
-
-def _plain(solver, options, call, draws=None, **noise):
-    """Returns the samples of a plan; x where there is no step."""
-    levels = levels_of(f"sample_{solver}", call["sigmas"])
-    if len(levels) < 2:
-        return call["x"]
-    plan = sigma_plan(solver, levels, **options)
-    draw = None if draws is None else draws(plan)
-    return run(plan=plan, levels=levels, draw=draw, **call, **noise)
-
-
-def _noised(solver, options, call):
+def _noised(solver, options, given):
     """Returns the samples of a plan with `noise_sampler`, by default torch's generator."""
-    drawn = options.pop("noise_sampler") or (lambda sigma, sigma_next: torch.randn_like(call["x"]))
-    return _plain(solver, options, call, lambda plan: drawn_by(drawn, plan, call["sigmas"]))
+    call = Call(solver, given, options)
+    options = dict(options)
+    drawn = options.pop("noise_sampler")
+    if len(call.levels) < 2:
+        return call.x
+    if solver.endswith("ancestral") and _falls_to_zero(call.sigmas, options["eta"]):
+        why = f"sigma_down rounds to 0 in {call.sigmas.dtype}, where k-diffusion takes Euler's step"
+        return call.over(why, "rounding")
+    plan, made = call.plan(solver, **options)
+    if plan is None:
+        return made
+    return _with_noise(call, plan, drawn or (lambda sigma, sigma_next: torch.randn_like(call.x)))
 
 
-def _on_path(solver, options, call):
+def _falls_to_zero(sigmas, eta):
+    """Returns whether an ancestral step has no noise level left below it, in the sigmas' dtype."""
+    if not eta or not isinstance(eta, (int, float)):
+        return False
+    sigmas = sigmas.detach().cpu()
+    start, end = sigmas[:-1], sigmas[1:]
+    up = torch.minimum(end, eta * (end**2 * (start**2 - end**2) / start**2) ** 0.5)
+    return bool((((end**2 - up**2) ** 0.5 == 0.0) & (end > 0.0)).any())
+
+
+def _with_noise(call, plan, drawn):
+    """Returns the samples of a plan, with a noise sampler that is asked as k-diffusion asks it."""
+    if plan.stochastic:
+        return call.run(plan, drawn_by(drawn, plan, call.sigmas))
+    if call.solver in ("dpmpp_2m_sde", "dpmpp_3m_sde") and not call.options["eta"]:
+        return call.run(plan)  # the one case in which it is not asked
+    middle = call.options.get("r") if call.solver == "dpmpp_sde" else None
+    unused = Unused(drawn, call.sigmas, call.levels, middle)
+    return unused.finished(call.run(plan, begin=unused.begin))
+
+
+def _on_path(solver, options, given):
     """Returns the samples of a plan with `noise_sampler`, by default on the package's paths."""
     if options["noise_sampler"] is not None:
-        return _noised(solver, options, call)
-    del options["noise_sampler"]
-    seed = (call["extra_args"] or {}).get("seed")
-    seed = int(torch.randint(2**63 - 1, ())) if seed is None else seed
-    return _plain(solver, options, call, seed=seed, path=True)
+        return _noised(solver, options, given)
+    call = Call(solver, given, options)
+    own = {name: value for name, value in options.items() if name != "noise_sampler"}
+    if len(call.levels) < 2:
+        return call.x
+    plan, made = call.plan(solver, **own)
+    if plan is None:
+        return made
+    drawn = int(torch.randint(2**63 - 1, ()))  # as in k-diffusion, whose tree has this seed
+    seed = (given["extra_args"] or {}).get("seed")
+    return call.run(plan, seed=drawn if seed is None else seed, path=True)
 
 
-def _churned(base, options, call):
+def _churned(base, options, given):
     """Returns the samples of a churned plan, or of the plain one where s_churn is 0."""
-    options = {name: float(number) for name, number in options.items()}
-    levels = levels_of(f"sample_{base}", call["sigmas"])
-    if options["s_churn"] == 0.0 or len(levels) < 2:
-        return _plain(base, {}, call)
-    plan = sigma_plan("churn", levels, base=base, **options)
-    draw = drawn_each_step(lambda: torch.randn_like(call["x"]), plan, levels)
-    return run(plan=plan, levels=levels, draw=draw, **call)
+    call = Call(base, given, options)
+    if len(call.levels) < 2:
+        return call.x
+    try:
+        options = {name: float(number) for name, number in options.items()}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"sample_{base}: {error}") from None
+    churn = {"base": base, **options} if options["s_churn"] else {}
+    plan, made = call.plan("churn" if churn else base, **churn)
+    if plan is None:
+        return made
+    noise = DrawnEachStep(
+        lambda dtype: torch.randn_like(call.x, dtype=dtype), call.x.dtype, plan, call.levels
+    )
+    return call.run(plan, noise if churn else None, noise.begin)
 
 
 def _sampler(solver, samples, options, about):
@@ -111,8 +131,9 @@ def _sampler(solver, samples, options, about):
         except TypeError as error:
             raise TypeError(f"sample_{solver}: {error}") from None
         bound.apply_defaults()
-        own = {_BUILDERS.get(name, name): bound.arguments.pop(name) for name in options}
-        return samples(solver, own, bound.arguments)
+        given = dict(bound.arguments)
+        own = {_BUILDERS.get(name, name): given[name] for name in options}
+        return samples(solver, own, given)
 
     sample.__name__ = sample.__qualname__ = f"sample_{solver}"
     sample.__doc__ = f"Returns samples of {about}"
@@ -168,14 +189,23 @@ def sample_dpm_fast(
     """Returns samples of DPM-Solver-fast: n model calls in steps of order 3, the last ones lower.
 
     Raises:
-        ValueError: for eta > 0, which this has no plan for; levels that are not
-            0 < sigma_min < sigma_max.
+        ValueError: levels that are not positive.
     """
+    given, name = dict(locals()), "sample_dpm_fast"
+    check_state(name, x)
+    low, high = (level_of(name, which, of, 0.0) for which, of in ends_of(sigma_min, sigma_max))
     if eta != 0.0:
-        raise ValueError(f"sample_dpm_fast: eta = {eta}, but it must be 0")
-    orders = tuple(fast_orders(n))
-    space = schedules.edm(float(sigma_min), float(sigma_max))
-    levels = tuple(grids.uniform_logsnr(space, len(orders), to_zero=False).tolist())
+        return handed_over(name, f"eta is {eta}, but there is a plan for 0 alone", "eta", given)
+    if low >= high:
+        why = f"sigma_min = {low:g} is not below sigma_max = {high:g}"
+        return handed_over(name, why, "sigmas", given)
+    try:
+        orders = tuple(fast_orders(n))
+        space = schedules.edm(low, high)
+        levels = tuple(grids.uniform_logsnr(space, len(orders), to_zero=False).tolist())
+        plan = sigma_plan("dpm_fast", levels, orders=orders)
+    except (TypeError, ValueError) as error:
+        return handed_over(name, reason(name, error), "options", given)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     sigmas = torch.tensor(levels, dtype=dtype, device=x.device)
 
@@ -184,8 +214,11 @@ def sample_dpm_fast(
         callback(info | {"t": -info["sigma"].log(), "t_up": -info["sigma_hat"].log()})
 
     seen = None if callback is None else with_times
-    plan = sigma_plan("dpm_fast", levels, orders=orders)
-    return run(model, x, plan, levels, sigmas, extra_args, seen, disable)
+    drawn = noise_sampler or (lambda sigma, sigma_next: torch.randn_like(x))
+    unused = Unused(drawn, sigmas, levels)
+    how: Any = {"begin": unused.begin, "manner": MANNERS["dpm_fast"]}
+    made = run(model, x, plan, levels, sigmas, extra_args, seen, disable, **how)
+    return unused.finished(made)
 
 
 class BrownianTreeNoiseSampler:

@@ -5,16 +5,17 @@ import torch
 from diffast.ops.checks import (
     Beside,
     check,
-    check_apart,
     check_count,
     check_dtype,
     dtype_text,
     same_tensor,
     shape_text,
 )
+from diffast.ops.memory import checks_memory
 from diffast.ops.schema import CONTROLS, COUNTS, FLAGS, MAX_MEMORY, MAX_MOVES, MAX_PLANES, RULE
 
 
+@checks_memory("accept")
 def check_accept(
     norms,
     status,
@@ -58,8 +59,6 @@ def check_accept(
     for target in memory[1:]:
         _check_pair(memory[0], target, sources, targets)
     if pointers and targets and targets[0].numel() > 0:
-        inputs = {f"source {k}": source for k, source in enumerate(sources)}
-        check_apart("accept", inputs, {f"target {k}": target for k, target in enumerate(targets)})
         _check_order(moves, sources, targets)
 
 

@@ -2,10 +2,12 @@
 
 import torch
 
-from diffast.ops.checks import Beside, check, check_drawn, dtype_text, overlap, shape_text
+from diffast.ops.checks import Beside, check, check_drawn, dtype_text, shape_text
+from diffast.ops.memory import checks_memory
 from diffast.ops.schema import MAX_DEPTH
 
 
+@checks_memory("brownian.out")
 def check_brownian_out(
     streams, nodes, weights, depth, last, increment, value=None, pointers=True
 ) -> None:
@@ -34,24 +36,17 @@ def check_brownian_out(
             f"{dtype_text(increment)} {shape_text(increment)}",
         )
         beside._replace(does="walks").place(name, t)
-    if pointers:
-        _check_overlap(last, increment, value)
 
 
-def _check_overlap(last, increment, value) -> None:
-    """Refuses outputs that share memory; `last` may be an output itself."""
+def check_brownian(streams, nodes, weights, depth, last, shape, dtype) -> torch.Tensor:
+    """Refuses a bad call of the returning form; returns a new tensor [B, *shape]."""
     check(
-        value is None or not overlap(value, increment),
-        "brownian: value overlaps increment but both are written",
+        all(size >= 0 for size in shape),
+        f"brownian: shape is {list(shape)} but no size may be below 0",
     )
-    if last is None:
-        return
-    for name, out in (("increment", increment), ("value", value)):
-        same = out is None or last.data_ptr() == out.data_ptr()
-        check(
-            same or not overlap(last, out),
-            f"brownian: {name} overlaps last without being the same tensor",
-        )
+    increment = streams.new_empty([*streams.shape[:1], *shape], dtype=dtype)
+    check_brownian_out(streams, nodes, weights, depth, last, increment, pointers=False)
+    return increment
 
 
-CHECKS = {"brownian.out": check_brownian_out}
+CHECKS = {"brownian": check_brownian, "brownian.out": check_brownian_out}

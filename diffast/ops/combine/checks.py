@@ -1,6 +1,6 @@
 """What `combine` refuses. Every function has the arguments of one form of the op (schema.py).
 
-`pointers` says whether the tensors have real memory, of which parts may overlap.
+`pointers` says whether the tensors have real memory, of which parts may overlap (ops/memory.py).
 """
 
 import math
@@ -10,7 +10,6 @@ import torch
 from diffast.ops.checks import (
     Beside,
     check,
-    check_apart,
     check_count,
     check_drawn,
     check_dtype,
@@ -18,6 +17,7 @@ from diffast.ops.checks import (
     check_word,
     shape_text,
 )
+from diffast.ops.memory import checks_memory
 from diffast.ops.schema import MAX_INPUTS, MAX_NOISES, MAX_ROWS
 
 
@@ -37,12 +37,13 @@ def check_combine(xs, weights, noise, seed, stage, ids, clamp) -> int:
     return rows
 
 
+@checks_memory("combine.out")
 def check_combine_out(
     xs, weights, outs, status=None, stage=0, noise=(), seed=0, ids=None, clamp=(), pointers=True
 ) -> int:
     """Refuses a bad call of `combine.out`; returns its number of rows."""
     rows = check_combine(xs, weights, noise, seed, stage, ids, clamp)
-    check_outputs(xs, outs, rows, bool(clamp), status, pointers)
+    check_outputs(xs, outs, rows, bool(clamp), status)
     return rows
 
 
@@ -51,52 +52,45 @@ def check_table(xs, weights, noise, streams, clamp) -> int:
     check_limits("combine", clamp)
     check(
         weights.dim() == 3,
-        f"combine: the table has shape {shape_text(weights)} but [samples, rows, columns] is "
-        "needed",
+        f"combine: weights has shape {shape_text(weights)} but [samples, rows, columns] is needed",
     )
     rows = weights.shape[1]
     check(
-        rows > 0, f"combine: the table has shape {shape_text(weights)} but at least 1 row is needed"
+        rows > 0, f"combine: weights has shape {shape_text(weights)} but at least 1 row is needed"
     )
     _check_inputs(xs, rows)
     _need_batch(xs[0], "a table of weights")
     samples, columns = xs[0].shape[0], len(xs) + bool(clamp)
     beside = _beside(xs)
-    beside.numbers("the table", weights, torch.float64, [samples, rows, columns])
+    beside.numbers("weights", weights, torch.float64, [samples, rows, columns])
     if noise is not None:
         check_drawn("combine", xs[0])
         check(
             noise.dim() == 3 and 1 <= noise.shape[2] <= MAX_NOISES,
-            f"combine: the noise table has shape {shape_text(noise)} but [samples, rows, 1 or 2] "
-            "is needed",
+            f"combine: noise has shape {shape_text(noise)} but [samples, rows, 1 or 2] is needed",
         )
-        beside.numbers("the noise table", noise, torch.float64, [samples, rows, noise.shape[2]])
-        check(
-            streams is not None, "combine: a noise table is given but no streams (seed, id, stage)"
-        )
+        beside.numbers("noise", noise, torch.float64, [samples, rows, noise.shape[2]])
+        check(streams is not None, "combine: noise is given but no streams (seed, id, stage)")
     if streams is not None:
         beside.numbers("streams", streams, torch.int64, [samples, 3])
     return rows
 
 
+@checks_memory("combine.table_out")
 def check_table_out(xs, weights, noise, streams, clamp, outs, status, pointers=True) -> int:
     """Refuses a bad call of `combine.table_out`; returns its number of rows."""
     rows = check_table(xs, weights, noise, streams, clamp)
-    check_outputs(xs, outs, rows, bool(clamp), status, pointers)
+    check_outputs(xs, outs, rows, bool(clamp), status)
     check_status_streams(status, streams)
     return rows
 
 
-def check_outputs(xs, outs, rows: int, clamp: bool, status, pointers: bool) -> None:
-    """Refuses outputs that do not match the rows, or that overlap."""
+def check_outputs(xs, outs, rows: int, clamp: bool, status) -> None:
+    """Refuses outputs that do not match the rows."""
     hidden = rows - len(outs)
     check(hidden == 0 or (hidden == 1 and clamp), f"combine: {rows} rows but {len(outs)} outs")
     for r, out in enumerate(outs):
         _check_state(f"outs[{r}]", out, xs)
-    if pointers:
-        inputs = {f"xs[{k}]": x for k, x in enumerate(xs)}
-        rows_of = {f"the output of row {r + hidden}": out for r, out in enumerate(outs)}
-        check_apart("combine", inputs, rows_of)
     if status is not None:
         _need_batch(xs[0], "status")
         _beside(xs).numbers("status", status, torch.int64, [xs[0].shape[0]])

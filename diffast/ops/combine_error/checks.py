@@ -4,6 +4,7 @@ import torch
 
 from diffast.ops.checks import Beside, check
 from diffast.ops.combine.checks import check_outputs, check_status_streams, check_table
+from diffast.ops.memory import checks_memory
 from diffast.ops.schema import ERROR_FORMS, ERROR_NORMS
 
 
@@ -34,6 +35,7 @@ def check_error(xs, weights, noise, streams, clamp, tolerance, form, norm, measu
     return outputs
 
 
+@checks_memory("combine_error.out")
 def check_error_out(
     xs,
     weights,
@@ -52,7 +54,7 @@ def check_error_out(
     """Refuses a bad call of `combine_error.out`; returns the number of its outputs."""
     outputs = check_error(xs, weights, noise, streams, clamp, tolerance, form, norm, measure)
     check(len(outs) == outputs, f"combine_error: {outputs} rows to store but {len(outs)} outs")
-    check_outputs(xs, outs, outputs, False, status, pointers)
+    check_outputs(xs, outs, outputs, False, status)
     _check_pairs("norms", norms, xs[0])
     check_status_streams(status, streams)
     return outputs

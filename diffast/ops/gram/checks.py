@@ -4,11 +4,13 @@ import torch
 
 from diffast.ops.checks import Beside, check
 from diffast.ops.combine.checks import check_table
+from diffast.ops.memory import checks_memory
 from diffast.ops.schema import MAX_GRAM_INPUTS, MAX_GRAM_ROWS
 
 
+@checks_memory("gram")
 def check_gram(xs, weights, sums, pointers=True) -> None:
-    """Refuses a bad call of `gram`. Its tensors are not compared by address (`pointers`)."""
+    """Refuses a bad call of `gram` (`pointers`: its tensors have real memory)."""
     rows = check_table(xs, weights, None, None, [])
     check(
         len(xs) <= MAX_GRAM_INPUTS and rows <= MAX_GRAM_ROWS,

@@ -7,17 +7,21 @@ import torch
 from diffast.ops.checks import (
     Beside,
     check,
+    check_dense,
     check_drawn,
     check_dtype,
     check_word,
     dtype_text,
     shape_text,
 )
+from diffast.ops.memory import checks_memory
 
 
+@checks_memory("normal.out")
 def check_normal_out(ids, seed, stage: int, scale: float, out, pointers=True) -> None:
-    """Refuses a bad call of `normal.out`. Its tensors are not compared by address (`pointers`)."""
+    """Refuses a bad call of `normal.out` (`pointers`: its tensors have real memory)."""
     check_dtype("normal", "out", out)
+    check_dense("normal", "ids", ids)
     check(
         ids.dtype == torch.int64 and ids.dim() == 1 and ids.is_contiguous(),
         f"normal: ids is {dtype_text(ids)} {shape_text(ids)} but a contiguous int64 [samples] is "
@@ -33,4 +37,15 @@ def check_normal_out(ids, seed, stage: int, scale: float, out, pointers=True) ->
     check_drawn("normal", out)
 
 
-CHECKS = {"normal.out": check_normal_out}
+def check_normal(ids, shape, seed, stage: int, scale: float, dtype) -> torch.Tensor:
+    """Refuses a bad call of the returning form; returns a new tensor [B, *shape]."""
+    check(
+        all(size >= 0 for size in shape),
+        f"normal: shape is {list(shape)} but no size may be below 0",
+    )
+    out = ids.new_empty([*ids.shape[:1], *shape], dtype=dtype)
+    check_normal_out(ids, seed, stage, scale, out, pointers=False)
+    return out
+
+
+CHECKS = {"normal": check_normal, "normal.out": check_normal_out}

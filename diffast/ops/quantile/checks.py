@@ -4,11 +4,13 @@ import torch
 
 from diffast.ops.checks import Beside, check, shape_text
 from diffast.ops.combine.checks import check_table
+from diffast.ops.memory import checks_memory
 from diffast.ops.schema import MAX_QUANTILE_ELEMENTS, MAX_QUANTILE_INPUTS
 
 
+@checks_memory("quantile")
 def check_quantile(xs, weights, p, out, pointers=True) -> None:
-    """Refuses a bad call of `quantile`. Its tensors are not compared by address (`pointers`)."""
+    """Refuses a bad call of `quantile` (`pointers`: its tensors have real memory)."""
     rows = check_table(xs, weights, None, None, [])
     check(
         len(xs) <= MAX_QUANTILE_INPUTS and rows == 1,

@@ -12,10 +12,10 @@ from diffast.ops.checks import (
     check_drawn,
     check_limits,
     dtype_text,
-    overlap,
     shape_text,
 )
 from diffast.ops.debugging import indices_are_checked
+from diffast.ops.memory import checks_memory
 from diffast.ops.schema import JOB, MAX_ENTRIES, MAX_NOISES, MAX_OUTPUTS
 
 
@@ -41,6 +41,7 @@ class Call(NamedTuple):
     norms: torch.Tensor | None
 
 
+@checks_memory("sweep")
 def check_sweep(*args, pointers: bool = True, **named) -> Call:
     """Refuses a bad call of `sweep` (`pointers`: its tensors have real memory); returns it."""
     call = Call(*args, **named)
@@ -79,8 +80,6 @@ def check_sweep(*args, pointers: bool = True, **named) -> Call:
     check_limits("sweep", call.clamp)
     if call.noises:
         check_drawn("sweep", x)
-    if pointers:
-        _check_overlap(x, outputs, call.points, states)
     if pointers and indices_are_checked(x.device):
         _check_jobs(x, call.jobs, call.walk, ids, states, call.weights.shape[0])
     return call
@@ -119,19 +118,6 @@ def _check_state(name, t, shape, beside, dtype=None) -> None:
         list(t.shape) == shape, f"sweep: {name} has shape {shape_text(t)} but x has {shape_text(x)}"
     )
     beside.place(name, t)
-
-
-def _check_overlap(x, outputs, points, states) -> None:
-    """`points` may be x itself: every row is read before it is written."""
-    check(
-        points.data_ptr() == x.data_ptr() or not overlap(points, x),
-        "sweep: points overlaps x without being the same tensor",
-    )
-    named = {f"outputs[{i}]": output for i, output in enumerate(outputs)}
-    for name, t in {**named, "states": states}.items():
-        check(not overlap(points, t), f"sweep: points overlaps {name}")
-    for name, t in {**named, "x": x}.items():
-        check(not overlap(states, t), f"sweep: states overlaps {name}")
 
 
 def _check_jobs(x, jobs, walk, ids, states, stages) -> None:

@@ -18,6 +18,7 @@ from diffast.plans.registers import entries
 from diffast.schedules import Schedule
 from diffast.solvers.core.noise_split import ancestral, diffusive
 from diffast.solvers.ode.adams import EVEN
+from diffast.solvers.ode.unipc import build_unipc
 
 
 def ddim_strides(
@@ -285,3 +286,30 @@ def pndm_stages(
         transfers.append((start, to if to >= 0 else clean))
         means.append(mean)
     return transfers, means, based
+
+
+def unipc(
+    schedule: Schedule,
+    grid: ArrayLike,
+    order: int,
+    variant: Literal["bh1", "bh2"],
+    form: Literal["data", "noise"],
+    corrector: Sequence[bool],
+    orders: Sequence[int],
+) -> Plan:
+    """Returns `df.solvers.unipc` whose corrector is never left out, as diffusers has it.
+
+    In noise form the corrector multiplies errors by up to q (q - 1) / 2 where a step divides rho by
+    q. `df.solvers.unipc` leaves it out above q = 30, diffusers' UniPCMultistepScheduler does not.
+
+    Args:
+        schedule: any schedule.
+        grid: [N+1] model times.
+        order: p, 1 to 3.
+        variant: "bh2" or "bh1".
+        form: "data" or "noise".
+        corrector: [N] whether the point after each step is corrected.
+        orders: [N] p of the steps.
+    """
+    own = {"orders": orders, "widest": np.inf}
+    return build_unipc(schedule, grid, order, variant, form, list(corrector), **own)

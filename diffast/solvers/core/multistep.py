@@ -22,7 +22,7 @@ X = "x"  # the column of the step's state; estimates are named by the stage that
 # In noise form, a slope from inside a step that is weighed from the step's start multiplies
 # rounding (and any other error). With q the ratio of rho over the step, the factor is q (q - 1) / 2
 # for a corrector (the parasitic root of PEC), and up to (q - 1)^2 and ^3 with further calls. Steps
-# with a q above this number use no such slope.
+# with a q above this number use no such slope, unless a caller needs another program's pictures.
 WIDEST = 30.0
 
 # Above this product of such factors rounding changes the noise level, which is then not checked.
@@ -49,6 +49,7 @@ def build(
     start="rise",
     final="clean",
     farthest=None,
+    widest=WIDEST,
     opening=None,
     check="full",
 ) -> Plan:
@@ -76,6 +77,8 @@ def build(
         final: "clean", "falling" or "full", see `check_orders`.
         farthest: how large the weights of a step may be beside their sum; where they are larger
             its order is lowered. A number above 1; None: never.
+        widest: over a step that divides rho (or tau) by more than this no slope from inside of it
+            is used: no corrector, no single step, no opening.
         opening: (rows, schedule, n, grid, s, t) -> whether it has added the rows of step n itself,
             after the call at s. It is called for steps that could be of `form`, without corrector.
         check: how the plan checks itself.
@@ -92,6 +95,7 @@ def build(
     walk = _Walk(schedule, grid, form, clock, single)
     walk.name, walk.order = short, order
     walk.farthest = np.inf if farthest is None else farthest
+    walk.widest = widest
     steps = len(wanted)
     walk.caps = [min(order, steps - n) if final == "falling" else order for n in range(steps)]
     walk.rules = {"predict": predict, "correct": correct}
@@ -136,7 +140,7 @@ class _Walk:
         self.remembered = [(i, s), *self.remembered][: self.order - 1] if kept else []
         fall = _fall(kind, s, t)
         first_order = clean or no_slope or not np.isfinite(s.on(ticks))
-        free = not first_order and fall <= WIDEST
+        free = not first_order and fall <= self.widest
         calls = self._single_calls(n, len(used))
         if free and calls > 1:
             step = kind, ticks, s, t
@@ -193,7 +197,8 @@ class _Walk:
         add_to(x, [i, *(j for j, _ in used)], weights)
         fall = _fall(kind, s, t)
         last = n + 1 == len(self.ways)
-        if self.corrected[n] and not last and self.ways[n + 1][0] == kind and fall <= WIDEST:
+        more = self.corrected[n] and not last and self.ways[n + 1][0] == kind
+        if more and fall <= self.widest:
             self.pending = (kind, ticks, s, [(i, s), *used])
             self.growth *= max(1.0, 0.5 * fall * (fall - 1.0))
             self.rows.add(x, state, i)

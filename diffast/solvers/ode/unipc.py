@@ -12,7 +12,7 @@ from diffast.plans import Plan
 from diffast.schedules import Schedule
 from diffast.solvers.core.docs import Final, Orders, Start, builder
 from diffast.solvers.core.integrals import adams, moments
-from diffast.solvers.core.multistep import build, check_choice, check_order
+from diffast.solvers.core.multistep import WIDEST, build, check_choice, check_order
 
 
 @builder
@@ -58,6 +58,19 @@ def unipc(
             the last one: nobody calls the network there).
         orders: [N] p of the steps, each at most `order` and what is remembered.
     """
+    steps = {"orders": orders, "start": start, "final": final}
+    return build_unipc(schedule, grid, order, variant, form, corrector, **steps)
+
+
+def build_unipc(
+    schedule, grid, order, variant, form, corrector, *, widest=WIDEST, **options
+) -> Plan:
+    """Returns the plan of `unipc`.
+
+    Args:
+        widest: see `multistep.build`; infinite: noise form is corrected after every step.
+        options: orders, start and final.
+    """
     order = check_order("unipc", order, 3)
     check_choice("unipc", "variant", variant, ("bh2", "bh1"))
     check_choice("unipc", "form", form, ("data", "noise"))
@@ -89,8 +102,8 @@ def unipc(
 
     name = f"unipc(order={order}, {variant}, {form})"
     rules = {"predict": predict, "correct": correct if any(corrected) else None}
-    steps = {"corrected": corrected, "orders": orders, "start": start, "final": final}
-    return build(schedule, grid, name, order, form, "lam", **rules, **steps)
+    options |= {"corrected": corrected, "widest": widest}
+    return build(schedule, grid, name, order, form, "lam", **rules, **options)
 
 
 def _check_corrector(corrector, steps):
