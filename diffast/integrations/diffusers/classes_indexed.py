@@ -40,7 +40,8 @@ class _OwnArguments(DiffastScheduler):
     def _eager_step(self, *arguments):
         """Returns what `step` does, outside of a graph."""
         step: Any = self.step  # pyright: ignore[reportAttributeAccessIssue]
-        return step(*arguments)
+        result = step(*arguments)
+        return tuple(result) if type(result) is Pair else result  # nothing traces a Pair
 
 
 @drop_in(originals.DDIMParallelScheduler)
@@ -262,12 +263,13 @@ class DiffastRePaintScheduler(_OwnArguments, originals.RePaintScheduler):
         self.host, self._count = replace(self.host, times=times), len(times)
 
     def _place(self, timestep):
-        times = self.timesteps
-        if isinstance(timestep, torch.Tensor) and self._order is not None:
-            if timestep.dtype is times.dtype and timestep.device == times.device:
-                i, rest = divmod(timestep.data_ptr() - self._base, self._size)
-                if not rest and 0 <= i < len(self._order) and timestep.numel() == 1:
-                    return self._order[i]
+        order = self._order
+        if order is not None and isinstance(timestep, torch.Tensor) and timestep.numel() == 1:
+            times = self.timesteps
+            i, rest = divmod(timestep.data_ptr() - self._base, self._size)
+            of_run = timestep.dtype is times.dtype and timestep.device == times.device
+            if of_run and not rest and 0 <= i < len(order):
+                return order[i]
         return super()._place(timestep)
 
     def _output(self, return_dict, sample, run, *step):

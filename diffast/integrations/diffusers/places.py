@@ -31,6 +31,8 @@ class Places:
                 i, rest = divmod(timestep.data_ptr() - self._base, self._size)
                 if not rest and 0 <= i < self._count and timestep.numel() == 1:
                     return i
+            if timestep.numel() != 1:  # only the original knows what is meant
+                return None
             timestep = self._number(timestep)
         try:
             return self._positions.get(float(timestep))
