@@ -29,8 +29,8 @@ def kdpm2_ancestral(scheduler, begin, options) -> Recipe:
     )
     if not np.isfinite(middles).all():
         raise ValueError(
-            "sigmas_interpol is not finite for these betas and so few steps, nor are the timesteps "
-            "that diffusers makes of it"
+            "sigmas_interpol is NaN for these betas and so few steps, and so are some of the "
+            "timesteps, but a network needs times"
         )
     plan = compat.midpoint_ancestral(sigma_space(grid), grid, middles, downs, ups)
     reads = sigma_reading(predicts(scheduler.config))(plan.times)
