@@ -89,8 +89,11 @@ MEMORY = (
 
 def options_of(kind: type, rng: random.Random) -> dict[str, Any]:
     """Returns random options of the original."""
-    found = {}
-    for name, parameter in inspect.signature(kind.__init__).parameters.items():
+    found: dict[str, Any] = {}
+    known = inspect.signature(kind.__init__).parameters
+    if "noise_sampler_seed" in known:  # otherwise its noise depends on torch's own generator
+        found["noise_sampler_seed"] = rng.randrange(1 << 20)
+    for name, parameter in known.items():
         default = parameter.default
         if rng.random() > 0.25:
             continue
@@ -301,6 +304,8 @@ class Side:
             known = x.new_full(x.shape, 0.3)
             result = self.scheduler.step(output, t, x, known, (known > 0).to(x), **more)
         elif self.case.name == "CogVideoXDPMScheduler":
+            if self.estimate is not None:
+                self.estimate = self.estimate[: len(x)]
             made = self.scheduler.step(output, self.estimate, t, self.back, x, **more)
             self.estimate, self.back = made[1], int(t)
             return seen, *made

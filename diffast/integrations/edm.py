@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffast._arguments import no_fake_mode
 from diffast.executors import context
 from diffast.executors.sequential import sample
 from diffast.integrations.sigma_model import DrawnEachStep, sigma_plan, step_starts
@@ -78,6 +79,7 @@ def edm_sampler(
             prediction type.
         FloatingPointError: a value that is not finite.
     """
+    no_fake_mode("edm_sampler")
     _check_latents(latents)
     if plan is not None:
         if S_churn:
@@ -244,7 +246,10 @@ def _planned(net, latents, class_labels, randn_like, plan) -> torch.Tensor:
 
 def _rounded(net, levels, device) -> np.ndarray:
     levels = torch.tensor(levels, dtype=torch.float64, device=device)
-    return net.round_sigma(levels).double().cpu().numpy()
+    rounded = net.round_sigma(levels)
+    if isinstance(rounded, torch.Tensor) and rounded.is_meta:
+        raise ValueError("edm_sampler: the net's round_sigma returned levels on the device meta")
+    return np.asarray(rounded.cpu() if isinstance(rounded, torch.Tensor) else rounded, np.float64)
 
 
 def _check_rounding(net, times, device, what):

@@ -84,7 +84,12 @@ class _Linear(torch.autograd.function._SingleLevelFunction):
 
     @staticmethod
     def forward(run, columns, dtypes, *xs):
-        return tuple(run(list(xs)))
+        if not torch._C._are_functorch_transforms_active():
+            return tuple(run(list(xs)))
+        # The op goes on to the levels of torch.func outside this one, which have graphs and
+        # tangents of their own, but torch has switched both off for this function.
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+            return tuple(run(list(xs)))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -103,10 +108,7 @@ class _Linear(torch.autograd.function._SingleLevelFunction):
 
 
 def _one_level() -> AbstractContextManager:
-    """Returns the context in which torch.func (grad, vjp) lets a function serve one level.
-
-    The levels outside are served when the kernel calls the op again.
-    """
+    """Returns the context in which torch.func (grad, vjp) lets a function serve one level."""
     if not torch._C._are_functorch_transforms_active():
         return nullcontext()
     from torch._functorch.autograd_function import enable_single_level_autograd_function
@@ -169,7 +171,8 @@ def _linear(name: str) -> Callable:
         else:
             columns = _host_columns(weights, len(xs))
         with _one_level():
-            return list(_Linear.apply(run, columns, [x.dtype for x in xs], *xs))
+            function: Any = _Linear  # torch declares `apply` for another class only
+            return list(function.apply(run, columns, [x.dtype for x in xs], *xs))
 
     return call
 

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from diffast.ops import autograd
 from diffast.ops.checks import check_dense
 from diffast.ops.load import modules
-from diffast.ops.memory import flat, named_tensors, written_of
+from diffast.ops.memory import named_tensors, written_of
 from diffast.ops.schema import overload_of
 
 REFUSAL = "the arguments do not fit together"  # csrc/core/checks.h
@@ -147,7 +147,7 @@ def _writing(name: str, overload: torch._ops.OpOverload) -> Callable:
     made in that mode, nor below autograd, where integrations call the ops. What it would do is done
     here.
     """
-    first, last = written_of(name).start, written_of(name).stop
+    first = written_of(name).start
 
     def call(*args, **named):
         if _is_compiling():  # the graph holds the op, whose fake and autograd kernel refuse
@@ -160,7 +160,8 @@ def _writing(name: str, overload: torch._ops.OpOverload) -> Callable:
                 # Usually a list of tensors and a status. Every nanosecond here is one of each step.
                 outs = args[first] if len(args) > first else None
                 if named or type(outs) is not list or len(args) > first + 2:
-                    outs = flat(args[first:last] if not named else (*args, *named.values()))
+                    tensors = named_tensors(name, args, named)
+                    outs = [t for is_written, (*_, t) in tensors if is_written]
                 elif len(args) > first + 1 and args[first + 1] is not None:
                     outs = [*outs, args[first + 1]]
                 _increment_version(outs)

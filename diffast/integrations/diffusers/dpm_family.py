@@ -21,8 +21,8 @@ def _space(config, sigmas):
     grid, flow = falling(sigmas), bool(setting(config, "use_flow_sigmas"))
     if config.prediction_type == "flow_prediction" and not flow:
         raise ValueError(
-            "prediction_type is 'flow_prediction' and use_flow_sigmas is False, but a flow's network "
-            "needs a flow's sigmas"
+            "prediction_type is 'flow_prediction' and use_flow_sigmas is False, but a flow's "
+            "network needs a flow's sigmas"
         )
     if flow:
         return schedules.flow(), grid

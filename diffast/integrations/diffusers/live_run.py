@@ -229,7 +229,7 @@ class Live:
         """Returns what a copy starts with; a write that was not seen to yet stays one."""
         own = dict(self.__dict__)
         own["_writes"] = self._changes()
-        for name in ("_watched", "_foreign", "_kept", "_config_seen"):
+        for name in ("_watched", "_foreign", "_kept", "_config_seen", "_numbers"):
             own.pop(name, None)
         return own
 
