@@ -178,6 +178,20 @@ def test_levels_of_ltx_that_are_given(sigmas):
     assert_same(results[1], results[0])
 
 
+def test_a_flow_map_to_a_time_of_the_caller_s():
+    case = Case("", "FlowMapEulerDiscrete", {"shift": 2.0})
+    results = []
+    for scheduler in (case.original(), case.drop_in()):
+        scheduler.set_timesteps(5)
+        x, states = noisy(scheduler, case.shape), []
+        for i, t in enumerate(scheduler.timesteps):
+            r = None if i % 2 else 0.3 * t
+            x = scheduler.step(network(x, t), t, x, r_timestep=r, return_dict=False)[0]
+            states.append(x)
+        results.append(states)
+    assert_same(results[1], results[0])
+
+
 @pytest.mark.parametrize("timesteps", [[22, 0], [39, 20, 10]])
 def test_chosen_times_of_a_consistency_model(timesteps):
     case = Case("", "CMStochasticIterative")

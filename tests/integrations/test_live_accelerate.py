@@ -55,7 +55,9 @@ class Strange:
 
 def combined(decoder=None):
     return Combined(
-        diffusers.DDIMScheduler(**SD), diffusers.DDPMScheduler(), decoder or diffusers.LCMScheduler()
+        diffusers.DDIMScheduler(**SD),
+        diffusers.DDPMScheduler(),
+        decoder or diffusers.LCMScheduler(),
     )
 
 
@@ -127,9 +129,7 @@ def test_all_or_nothing():
                 raise RuntimeError("no")
             super().__setattr__(name, value)
 
-    pipe = Stubborn(
-        diffusers.DDIMScheduler(), diffusers.DDPMScheduler(), diffusers.LCMScheduler()
-    )
+    pipe = Stubborn(diffusers.DDIMScheduler(), diffusers.DDPMScheduler(), diffusers.LCMScheduler())
     before = everything(pipe)
     with pytest.raises(RuntimeError, match="no"):
         accelerate(pipe)

@@ -169,3 +169,30 @@ if hasattr(originals, "LTXEulerAncestralRFScheduler"):
 
         _recipe, _on_device = more_sigmas.ltx_ancestral, ("sigmas",)
         step = drawing_step
+
+
+if hasattr(originals, "FlowMapEulerDiscreteScheduler"):
+
+    @drop_in(originals.FlowMapEulerDiscreteScheduler)
+    class DiffastFlowMapEulerDiscreteScheduler(
+        DiffastScheduler, originals.FlowMapEulerDiscreteScheduler
+    ):
+        """Drop-in for FlowMapEulerDiscreteScheduler."""
+
+        _recipe, _on_device, _reads_time = more_sigmas.flow_map, ("sigmas",), True
+
+        def step(self, model_output, timestep, sample, r_timestep=None, return_dict=True):
+            """Returns the sample at the next time, or at `r_timestep`; see diffusers."""
+            if r_timestep is not None:  # from any time to any other is no list of steps
+                return super().step(model_output, timestep, sample, r_timestep, return_dict)
+            return self._advance(model_output, timestep, sample, return_dict)
+
+
+if hasattr(originals, "MiniMaxH3Scheduler"):
+
+    @drop_in(originals.MiniMaxH3Scheduler)
+    class DiffastMiniMaxH3Scheduler(DiffastScheduler, originals.MiniMaxH3Scheduler):
+        """Drop-in for MiniMaxH3Scheduler."""
+
+        _recipe, _on_device, _reads_time = more_sigmas.minimax_h3, ("sigmas",), True
+        step = plain_step
