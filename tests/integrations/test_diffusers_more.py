@@ -4,6 +4,7 @@
 """
 
 import copy
+import logging
 import pickle
 import warnings
 
@@ -176,6 +177,18 @@ def test_levels_of_ltx_that_are_given(sigmas):
         assert torch.equal(states[-1], states[-2])
         results.append(states)
     assert_same(results[1], results[0])
+
+
+def test_ltx_s_levels_are_made_without_a_log(monkeypatch):
+    said = []
+    logger = logging.getLogger("diffusers.configuration_utils")
+    monkeypatch.setattr(logger, "handle", lambda record: said.append(record.getMessage()))
+    monkeypatch.setattr(logger, "disabled", False)
+    scheduler = Case("", "LTXEulerAncestralRF").drop_in()
+    said.clear()
+    scheduler.set_timesteps(4)
+    assert not said
+    assert not logger.disabled
 
 
 def test_a_flow_map_to_a_time_of_the_caller_s():

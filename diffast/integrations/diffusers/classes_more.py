@@ -5,6 +5,9 @@ diffusers has some of these schedulers only in later versions, or only beside to
 
 from __future__ import annotations
 
+import functools
+import logging
+
 import torch
 from diffusers import SchedulerMixin as SchedulerMixin  # pipelines look for it here
 from diffusers import schedulers as originals
@@ -21,6 +24,21 @@ from diffast.integrations.diffusers.on_path import OnPath
 from diffast.integrations.diffusers.registry import drop_in
 from diffast.integrations.diffusers.scheduler import DiffastScheduler
 from diffast.integrations.diffusers.shared import scale, without_variance
+
+
+def _quietly(method):
+    """Returns the method without diffusers' log of options that a class does not have."""
+
+    @functools.wraps(method)
+    def quiet(self, *args, **kwargs):
+        logger = logging.getLogger("diffusers.configuration_utils")
+        before, logger.disabled = logger.disabled, True
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            logger.disabled = before
+
+    return quiet
 
 
 @drop_in(originals.KDPM2AncestralDiscreteScheduler)
@@ -169,6 +187,11 @@ if hasattr(originals, "LTXEulerAncestralRFScheduler"):
 
         _recipe, _on_device = more_sigmas.ltx_ancestral, ("sigmas",)
         step = drawing_step
+
+    # it makes a FlowMatchEuler of its own configuration, where `noise` and `strict` are not known
+    DiffastLTXEulerAncestralRFScheduler.set_timesteps = _quietly(
+        DiffastLTXEulerAncestralRFScheduler.set_timesteps
+    )
 
 
 if hasattr(originals, "FlowMapEulerDiscreteScheduler"):
