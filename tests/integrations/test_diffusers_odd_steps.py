@@ -352,7 +352,11 @@ def test_bad_arguments_are_told():
     with pytest.raises(ValueError, match="starts without noise, where x0 does not tell the noise"):
         scheduler.step(x, 0, x)
     with pytest.raises(ValueError, match="UnCLIP's is 'epsilon' or 'sample'"):
-        Odd("", "UnCLIP", {"prediction_type": "v_prediction"}).drop_in().set_timesteps(5)
+        scheduler = Odd("", "UnCLIP", {"prediction_type": "v_prediction"}).drop_in()
+        scheduler.set_timesteps(5)
+        scheduler.step(x, 999, x)
+    with pytest.raises(ValueError, match="1 steps, but a whole number from 2 is needed"):
+        scheduler.set_timesteps(1)
 
 
 def test_configs_without_a_name_mean_the_plain_class():

@@ -199,7 +199,7 @@ class DiffastTCDScheduler(_WithEstimate, originals.TCDScheduler):
 class DiffastUnCLIPScheduler(_OwnArguments, _WithEstimate, originals.UnCLIPScheduler):
     """Drop-in for UnCLIPScheduler."""
 
-    _searches, _read_too = True, ("alphas", "betas")
+    _searches, _read_too, _fewest = True, ("alphas", "betas"), 2
     _options, _option_names = (True,), ("prev_timestep",)
     _recipe = more_indexed.unclip
 

@@ -44,6 +44,8 @@ def wuerstchen(scheduler, begin, options) -> Recipe:
 def scm(scheduler, begin, options) -> Recipe:
     """SCMScheduler: TrigFlow, x = cos(t) x0 + sin(t) z."""
     config = scheduler.config
+    if scheduler.num_inference_steps is None:
+        raise ValueError("set_timesteps was not called, but the original needs it")
     if config.prediction_type != "trigflow":
         raise ValueError(f"prediction_type is {config.prediction_type!r}, but SCM's is 'trigflow'")
     times = np.array(scheduler.host.times)

@@ -72,6 +72,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
     # Whether the original looks each timestep up and keeps no step index; whether its step reads
     # the timestep beside the index.
     _searches = _reads_time = False
+    _fewest = 1  # steps that the original's set_timesteps can do
     _spare = 0  # entries of `timesteps` at its end where no step begins
     _read_too: tuple[str, ...] = ()  # tensors that its step reads beside the usual ones
 
