@@ -19,6 +19,7 @@ from diffusers.schedulers import (
 
 from diffast.integrations.diffusers import classes, indexed, more_indexed, ratios
 from diffast.integrations.diffusers.classes import _WithEstimate
+from diffast.integrations.diffusers.live import setting
 from diffast.integrations.diffusers.outputs import Pair
 from diffast.integrations.diffusers.registry import drop_in
 from diffast.integrations.diffusers.scheduler import DiffastScheduler
@@ -36,12 +37,14 @@ class _OwnArguments(DiffastScheduler):
         if self._live:  # this step alone
             self._say("a step was called with other arguments than its timesteps have")
 
-    @torch.compiler.disable
-    def _eager_step(self, *arguments):
-        """Returns what `step` does, outside of a graph."""
-        step: Any = self.step  # pyright: ignore[reportAttributeAccessIssue]
-        result = step(*arguments)
-        return tuple(result) if type(result) is Pair else result  # nothing traces a Pair
+
+def _out_of_a_graph(scheduler: Any, *arguments: Any) -> Any:
+    """Returns what its `step` does, outside of a graph."""
+    result = scheduler.step(*arguments)
+    return tuple(result) if type(result) is Pair else result  # nothing traces a Pair
+
+
+_eager: Any = torch.compiler.disable(_out_of_a_graph)
 
 
 @drop_in(originals.DDIMParallelScheduler)
@@ -51,7 +54,7 @@ class DiffastDDIMParallelScheduler(_WithEstimate, originals.DDIMParallelSchedule
     _searches, _steps_as = True, classes.DiffastDDIMScheduler
     _options, _option_names = (0.0, False), ("eta", "use_clipped_model_output")
     _recipe = indexed.ddim
-    step = classes.DiffastDDIMScheduler.step
+    step: Any = classes.DiffastDDIMScheduler.step
 
 
 @drop_in(originals.DDPMParallelScheduler)
@@ -60,7 +63,7 @@ class DiffastDDPMParallelScheduler(_WithEstimate, originals.DDPMParallelSchedule
 
     _searches, _steps_as = True, classes.DiffastDDPMScheduler
     _recipe = indexed.ddpm
-    step = classes.DiffastDDPMScheduler.step
+    step: Any = classes.DiffastDDPMScheduler.step
 
 
 @drop_in(originals.DDIMInverseScheduler)
@@ -138,14 +141,14 @@ class DiffastCogVideoXDPMScheduler(_OwnArguments, originals.CogVideoXDPMSchedule
         old, result = old_pred_original_sample, None
         if _is_compiling():
             rest = (eta, use_clipped_model_output, generator, variance_noise, return_dict)
-            return self._eager_step(model_output, old, timestep, timestep_back, sample, *rest)
+            return _eager(self, model_output, old, timestep, timestep_back, sample, *rest)
         at = self._place(timestep) if self._live else None
         if old is None:
             options = self._options if at == 0 else (True,)
         else:
             options = self._options if self._follows(at, timestep_back) else None
-        if old is not None and old.shape != sample.shape:
-            options = None
+        if not model_output.shape == sample.shape == (sample if old is None else old).shape:
+            options = None  # the original broadcasts them
         if options is not None:
             given = sample if old is None else old
             result = self._advance(
@@ -169,7 +172,7 @@ class DiffastCogVideoXDPMScheduler(_OwnArguments, originals.CogVideoXDPMSchedule
         return result
 
     def _stride(self) -> int:
-        return self.config.num_train_timesteps // self.num_inference_steps
+        return setting(self.config, "num_train_timesteps") // self.num_inference_steps
 
     def _follows(self, at: int | None, back: Any) -> bool:
         """Returns whether the step at that index comes after the one at timestep `back`."""
@@ -215,8 +218,8 @@ class DiffastUnCLIPScheduler(_OwnArguments, _WithEstimate, originals.UnCLIPSched
         """Returns the previous sample and the x0 estimate; see diffusers."""
         if _is_compiling():
             if prev_timestep is not None:
-                return self._eager_step(
-                    model_output, timestep, sample, prev_timestep, generator, return_dict
+                return _eager(
+                    self, model_output, timestep, sample, prev_timestep, generator, return_dict
                 )
             return self._advance(model_output, timestep, sample, return_dict, generator, (False,))
         result, options = None, self._ends(timestep, prev_timestep)
@@ -233,8 +236,10 @@ class DiffastUnCLIPScheduler(_OwnArguments, _WithEstimate, originals.UnCLIPSched
     def _ends(self, timestep, following) -> tuple | None:
         """Returns the options of a step that ends there; None: no plan's step does."""
         if following is None:
-            last = self._run is not None and self._place(timestep) == self._count - 1
-            return self._run.options if last else (False,)
+            run = self._run
+            if run is None or self._place(timestep) != self._count - 1:
+                return (False,)
+            return run.options
         if not self._live:
             return None
         at, end = self._place(timestep), self._place(following)
@@ -291,10 +296,10 @@ class DiffastRePaintScheduler(_OwnArguments, originals.RePaintScheduler):
         return_dict=True,
     ):
         """Returns the previous sample and the x0 estimate; see diffusers."""
-        result = None
+        result: Any = None
         if _is_compiling():
             rest = (original_image, mask, generator, return_dict)
-            return self._eager_step(model_output, timestep, sample, *rest)
+            return _eager(self, model_output, timestep, sample, *rest)
         if original_image.shape == sample.shape == model_output.shape:
             result = self._advance(
                 model_output, timestep, sample, False, generator, given=original_image

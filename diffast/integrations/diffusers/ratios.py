@@ -32,12 +32,12 @@ def wuerstchen(scheduler, begin, options) -> Recipe:
 
     start, end = products(starts), products(ends)
     trig = schedules.trig()
-    angles = [np.arctan2(np.sqrt(1.0 - square), np.sqrt(square)) for square in (start, end)]
+    at_start, at_end = (np.arctan2(np.sqrt(1.0 - p), np.sqrt(p)) for p in (start, end))
     betas = (end - start) / end
     if (betas < 0.0).any():
         raise ValueError("a timestep is smaller than the one after it, which has no such step")
     noise = np.sqrt(betas * (1.0 - end) / (1.0 - start)) * (ends != 0).numpy()
-    plan = compat.posterior(trig, *angles, start / end, betas, noise)
+    plan = compat.posterior(trig, at_start, at_end, start / end, betas, noise)
     return Recipe(plan, Prediction(trig, "epsilon"), draws=(True,) * plan.nfe, wide=True)
 
 

@@ -430,7 +430,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                 noise = randn_tensor(
                     sample.shape, generator=generator, device=output.device, dtype=dtype
                 )
-        noise = noise.to(output.device).contiguous()
+        noise = noise.to(output.device).contiguous()  # pyright: ignore[reportOptionalMemberAccess]
         return output, noise if deviation is None else deviation * noise
 
     # (self, run, stage, sample, output, generator) -> normals [B, ...] of a recipe's `intervals`
