@@ -33,6 +33,12 @@ class _OwnArguments(DiffastScheduler):
     Where no plan runs `_advance` returns None, and the class calls its original.
     """
 
+    def _seen(self) -> bool:
+        """Returns whether a plan holds, after a look at what other code has written."""
+        if self._live and self._is_written():
+            self._look()
+        return self._live
+
     def _by_original(self, *args):
         if self._live:  # this step alone
             self._say("a step was called with other arguments than its timesteps have")
@@ -142,7 +148,7 @@ class DiffastCogVideoXDPMScheduler(_OwnArguments, originals.CogVideoXDPMSchedule
         if _is_compiling():
             rest = (eta, use_clipped_model_output, generator, variance_noise, return_dict)
             return _eager(self, model_output, old, timestep, timestep_back, sample, *rest)
-        at = self._place(timestep) if self._live else None
+        at = self._place(timestep) if self._seen() else None
         if old is None:
             options = self._options if at == 0 else (True,)
         else:
@@ -222,6 +228,7 @@ class DiffastUnCLIPScheduler(_OwnArguments, _WithEstimate, originals.UnCLIPSched
                     self, model_output, timestep, sample, prev_timestep, generator, return_dict
                 )
             return self._advance(model_output, timestep, sample, return_dict, generator, (False,))
+        self._seen()
         result, options = None, self._ends(timestep, prev_timestep)
         if options is not None:
             result = self._advance(model_output, timestep, sample, return_dict, generator, options)
@@ -276,6 +283,10 @@ class DiffastRePaintScheduler(_OwnArguments, originals.RePaintScheduler):
             if of_run and not rest and 0 <= i < len(order):
                 return order[i]
         return super()._place(timestep)
+
+    @staticmethod
+    def _tried(times):
+        return times.unique().flip(0)  # a step is that of its timestep alone
 
     def _output(self, return_dict, sample, run, *step):
         return sample, run, step

@@ -271,6 +271,11 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         return run, i
 
     @staticmethod
+    def _tried(times):
+        """Returns the timesteps of a trial, of those of a run."""
+        return times
+
+    @staticmethod
     def _called(step, output, times, k, sample, x0, options):
         """Returns what a step says that is called as pipelines call it; for trials.
 
