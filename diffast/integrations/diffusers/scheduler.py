@@ -74,6 +74,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
     # Whether the original looks each timestep up and keeps no step index; whether its step reads
     # the timestep beside the index.
     _searches = _reads_time = False
+    _fewest = 1  # steps that the original's set_timesteps can do
     _spare = 0  # entries of `timesteps` at its end where no step begins
     _read_too: tuple[str, ...] = ()  # tensors that its step reads beside the usual ones
 
@@ -277,6 +278,11 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         return run, i
 
     @staticmethod
+    def _tried(times):
+        """Returns the timesteps of a trial, of those of a run."""
+        return times
+
+    @staticmethod
     def _called(step, output, times, k, sample, x0, options):
         """Returns what a step says that is called as pipelines call it; for trials.
 
@@ -455,7 +461,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                 noise = randn_tensor(
                     sample.shape, generator=generator, device=output.device, dtype=dtype
                 )
-        noise = noise.to(output.device).contiguous()
+        noise = noise.to(output.device).contiguous()  # pyright: ignore[reportOptionalMemberAccess]
         return output, noise if deviation is None else deviation * noise
 
     # (self, run, stage, sample, output, generator) -> normals [B, ...] of a recipe's `intervals`
