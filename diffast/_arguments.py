@@ -171,7 +171,8 @@ def device(who: str, value: Any) -> torch.device:
         ValueError: for a name that torch does not know, or a CUDA device that is not there.
     """
     if type(value) is not torch.device:
-        if not isinstance(value, (str, torch.device, int, np.integer)) or isinstance(value, bool):
+        number_of_one = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if not (isinstance(value, str) or number_of_one):
             raise ValueError(f"{who}: device is {shown(value)} but must be a device or its name")
         try:
             value = torch.device(value if isinstance(value, str) else int(value))

@@ -47,6 +47,7 @@ CHANGED_FLOW |= {"dpmpp_3m_sde_gpu"}
 CHANGED_CLEAN = {"lms", "ipndm", "ipndm_v"}
 
 
+FOLD = 20.0  # how many times the effect of one rounding is still rounding
 ODD = ["rising", "equal", "nan"]
 CALLBACKS = ("none", "read", "write", "write x", "write sigmas", "raise"), (8, 6, 3, 1, 1, 1)
 
@@ -269,20 +270,21 @@ class Bench:
         loses = case.name.startswith("uni_pc") and case.dtype != torch.float64 and self.real
         limit = max(low, 5e-2 if loses else 0.0)
         limit = max(limit, 1e-4 if case.name == "dpm_fast" else 0.0)  # times in float32 there
+        limit = max(limit, 1e-5 if case.name == "deis" and self.real else 0.0)  # betas in float32
         limit = max(limit, 1e-5 if "above" in case.sort else 0.0)  # 1.0000001 may be 1
         worst = max(errors)
-        if limit <= worst < 0.05 and case.dtype != torch.float64:  # large weights cancel
-            limit = max(limit, 100.0 * self._rounding(case, model, x, sigmas, written))
+        if limit <= worst < 0.5 and case.dtype != torch.float64:  # large weights cancel
+            limit = max(limit, FOLD * self._rounding(case, model, x, sigmas, written))
         return ("equal", worst) if worst < limit else ("silent", f"{worst:.2e}")
 
     def _rounding(self, case, model, x, sigmas, written):
-        """Returns what the precision of float32, in x and in the network, changes of the sample."""
+        """Returns what the dtype's precision, in x and in the network, changes of the sample."""
         made = []
-        for nudge in (0.0, torch.finfo(torch.float32).eps):
+        for nudge in (0.0, torch.finfo(case.dtype).eps):
             normal = comfy_formulas.as_generator(case.seed, x.shape, case.dtype)
             moved = x.double() * (1.0 + nudge * torch.randn(x.shape, dtype=torch.float64))
             options = {"eta": case.options["eta"]} if "eta" in case.options else {}
-            options |= {"first": written, "dtype": torch.float32 if nudge else torch.float64}
+            options |= {"first": written, "dtype": case.dtype if nudge else torch.float64}
             at = [min(s, 1.0) for s in sigmas.tolist()] if case.flow else sigmas.tolist()
             made.append(
                 comfy_runs.formula(case.name, model, moved, at, normal, case.flow, **options)

@@ -194,7 +194,6 @@ def differs(plan, path):
 
 def attack(count, seed=0, keep=None):
     """Returns the report of so many files."""
-    resource.setrlimit(resource.RLIMIT_AS, (6 << 30, resource.getrlimit(resource.RLIMIT_AS)[1]))
     rng, good = np.random.default_rng(seed), seeds()
     counts, ways, wrong = Counter(), Counter(), []
     worst = {"bytes": [0, ""], "seconds": [0.0, ""]}
@@ -257,6 +256,7 @@ def main(arguments=None):
     )
     options = parser.parse_args(arguments)
     begun = time.monotonic()
+    resource.setrlimit(resource.RLIMIT_AS, (6 << 30, resource.getrlimit(resource.RLIMIT_AS)[1]))
     report = attack(options.count, options.seed, options.keep)
     report["seconds"] = round(time.monotonic() - begun, 1)
     options.out.write_text(json.dumps(report, indent=1) + "\n")

@@ -59,7 +59,7 @@ def _replay(network: Callable) -> torch.Tensor:
     one = denoiser(network)
     place = context.place_of("sample", one, None, initial(), None, 0, None, None, looks=False)
     run = ReplayableRun(one, HEUN, place)
-    run.load(seed=0, ids=torch.arange(SHAPE[0]), x=initial())
+    run.load(seed=0, ids=torch.arange(SHAPE[0], device="cpu"), x=initial())
     with torch.inference_mode():
         run.run()
     made = run.samples()

@@ -114,6 +114,10 @@ def matrix(
     return found
 
 
+def _named(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
 def table(found: dict[str, dict[str, tuple[str, str]]]) -> str:
     """Returns the outcomes as a table in Markdown; a cell where all executors agree is one word."""
     lines = ["| the network | what a run does |", "|---|---|"]
@@ -126,8 +130,7 @@ def table(found: dict[str, dict[str, tuple[str, str]]]) -> str:
         words = (
             first[0]
             if not others
-            else f"{first[0]}; "
-            + "; ".join(f"{kind}: {', '.join(names)}" for kind, names in others)
+            else f"{first[0]}; " + "; ".join(f"{kind}: {_named(names)}" for kind, names in others)
         )
         lines.append(f"| {name} | {words} |")
     return "\n".join(lines)

@@ -31,6 +31,10 @@ EVERY_CLASS = "0-9"
 # Whether there is memory for so many is asked for later.
 _COUNTED = doors.whole(1, 10**30)
 
+# Arguments of a profiled method that the command gives itself, or that a text cannot say.
+_OF_PYTHON = ("shape", "seed", "device", "progress", "throw", "trace", "x", "ids", "callback",
+              "on_x0", "denoiser", "plan", "method", "solver", "executor")  # fmt: skip
+
 # Options of solvers that are functions.
 FUNCTIONS = ("noise_scale",)
 
@@ -294,7 +298,7 @@ def _digit_denoiser(arguments: argparse.Namespace):
         schedules.edm(),
         predicts="x0",
         conditions={"labels": labels},
-        unconditional={"labels": torch.tensor([NULL_LABEL])} if guided else None,
+        unconditional={"labels": torch.tensor([NULL_LABEL], device="cpu")} if guided else None,
         guidance=scale if rule is None else parse(rule, scale, "--guidance-rule"),
     )
     return denoiser, labels, device
@@ -379,7 +383,8 @@ def _labels(arguments: argparse.Namespace):
     import torch
 
     digits = _check_digits(arguments)
-    return torch.tensor([digits[i % len(digits)] for i in range(arguments.count)])
+    asked = [digits[i % len(digits)] for i in range(arguments.count)]
+    return torch.tensor(asked, device="cpu")
 
 
 def _tune(arguments: argparse.Namespace) -> int:
@@ -422,10 +427,15 @@ def _profile(arguments: argparse.Namespace) -> int:
         "progress": not arguments.quiet,
     }
     begin = time.perf_counter()
-    if arguments.parallel:
-        made = profiling.parallel(arguments, denoiser, given, GRIDS)
-    else:
-        made = profiling.adaptive(arguments, denoiser, given)
+    try:
+        if arguments.parallel is not None:
+            made = profiling.parallel(arguments, denoiser, given, GRIDS)
+        else:
+            made = profiling.adaptive(arguments, denoiser, given)
+    except TypeError as error:  # a word where a number belongs, an option that there is not
+        if not options:
+            raise
+        raise ValueError(f"--set {' '.join(arguments.set)} but {error}") from None
     method, facts, lines, draw = made
     seconds = time.perf_counter() - begin
     with doors.replaced(path) as part:
@@ -442,6 +452,8 @@ def _method_options(given: list[str]) -> dict:
         name, equals, text = pair.partition("=")
         if not equals or not name.isidentifier():
             raise ValueError(f"--set {pair!r} but NAME=VALUE is needed")
+        if name in _OF_PYTHON:
+            raise ValueError(f"--set {pair!r} but {name} cannot be given here: use it from Python")
         known = text.lower() in ("true", "false")
         options[name] = _value(text, False if known else None)
     return options

@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # 2: the call asked for what cannot be; 1: something failed under way; 130: Ctrl-C; 141: a closed
 # pipe, as shells count them.
@@ -23,6 +23,14 @@ class Parser(argparse.ArgumentParser):
         """Says what is wrong and exits with status 2."""
         _say(f"{message} (see {self.prog} --help)")
         raise SystemExit(BAD)
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """Returns an option's value, also where it is "--", of which argparse makes a list."""
+        if arg_strings == ["--"] and action.nargs is None:
+            value = self._get_value(action, "--")
+            self._check_value(action, value)
+            return value
+        return super()._get_values(action, arg_strings)
 
 
 def status_of(work: Callable[[], int]) -> int:
@@ -48,6 +56,9 @@ def status_of(work: Callable[[], int]) -> int:
         with contextlib.suppress(Exception):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED
+    except ImportError as error:
+        _say(f"this needs {error.name or 'a package'}, which cannot be imported ({error})")
+        return BAD
     except MemoryError as error:
         _say(f"there is not enough memory ({error})")
         return FAILED

@@ -7,6 +7,8 @@ quality.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from diffast._arguments import no_fake_mode
 from diffast.digits.classifier import (
     ClassifierConfig,
     DigitJudge,
@@ -124,11 +127,12 @@ _WIDEST = 1024
 def _load(network: type[_Network], config: type, path: Path | str) -> _Network:
     """The network of a safetensors file whose metadata holds ``kind`` and ``config``."""
     name = network.__name__
+    no_fake_mode(name)
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{name}: no weights at {path}")
     try:
-        with safe_open(path, "pt") as file:
+        with _plain_defaults(), safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
@@ -141,7 +145,7 @@ def _load(network: type[_Network], config: type, path: Path | str) -> _Network:
         _check_widths(numbers)
         # Loading leaves the caller's random numbers alone. The meta device would too, but its
         # first use imports torch's Python decompositions: seconds.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _plain_defaults():
             model = network(config(**numbers))
         model.load_state_dict(state)
     except (
@@ -155,6 +159,18 @@ def _load(network: type[_Network], config: type, path: Path | str) -> _Network:
         reason = " ".join(str(error).split())  # load_state_dict spreads over lines
         raise ValueError(f"{name}: {path} does not fit ({reason})") from error
     return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _plain_defaults() -> Iterator[None]:
+    """Networks are float32 whatever torch's default is, and have memory where that is meta."""
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu") if device.type == "meta" else nullcontext():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def _check_widths(numbers: dict) -> None:

@@ -276,7 +276,7 @@ def limits_of(who: str, clamp: Clamp | None) -> list[float]:
     """Returns the clamp as the ops take it, or raises ValueError."""
     if clamp is None:
         return []
-    pair = () if isinstance(clamp, (str, bytes, Mapping, set)) else clamp
+    pair: Any = () if isinstance(clamp, (str, bytes, Mapping, set)) else clamp
     try:
         low, high = pair
     except (TypeError, ValueError):

@@ -87,7 +87,9 @@ def check_outputs(
         )
     for name, tensor in zip(OUTPUTS, outputs, strict=True):
         check_shape(state, name, tensor)
-        if tensor is not None and type(tensor) is not torch.Tensor or _is_sparse(tensor):
+        if tensor is not None and (
+            type(tensor) is not torch.Tensor or tensor.layout is not torch.strided
+        ):
             check_plain(state.x, tensor, "Stepper")
     if needs.network and guided and uncond is None:
         raise ValueError("Stepper: a plan is guided, but one output is given and not a pair")
@@ -96,10 +98,6 @@ def check_outputs(
             "Stepper: guidance has a third branch, but its output is not given: (conditional, "
             "unconditional, third) is needed"
         )
-
-
-def _is_sparse(tensor: torch.Tensor | None) -> bool:
-    return tensor is not None and tensor.layout is not torch.strided
 
 
 def check_shape(state: State, name: str, tensor: torch.Tensor | None) -> None:

@@ -105,7 +105,8 @@ class Stepper:
         """Multiplies the plans out; see the class."""
         loop = "the loop around `step` is yours: call it there"
         context.refuse("Stepper", callback=(callback, loop), progress=(progress, loop))
-        if not (isinstance(noise, str) and noise == "given"):
+        self.given = isinstance(noise, str) and noise == "given"
+        if not self.given:
             context.check_noise("Stepper", noise, SOURCES)
         if denoiser is not None:
             context.check_plan("Stepper", plans)
@@ -116,7 +117,6 @@ class Stepper:
         arguments.floating("Stepper", "dtype", dtype)
         context.check_flags("Stepper", on_x0=on_x0)
         self.device, self.dtype = arguments.device("Stepper", device), dtype
-        self.given = isinstance(noise, str) and noise == "given"
         self.limits, self.on_x0 = context.limits_of("Stepper", clamp), on_x0
         # Where a term reads a clamped x0 estimate, a call of its own makes the estimate everywhere.
         reads = any(g.through == "x0" for _, read in pairs for g in terms_of(read))
@@ -194,8 +194,7 @@ class Stepper:
             x = opened(x, self._put(openings), seed, ids, z, self.given)
         state = State(self.first[min(chosen)], x, None, None, slots, seed, ids, status)
         if each or numbers.dim():
-            first = torch.tensor(self.first, dtype=torch.int64, device="cpu")
-            row = self._put(first[numbers.cpu()])
+            row = self._put(torch.tensor(self.first, device="cpu")[numbers.cpu()])
             state = self.separate(state)._replace(row=row.expand(batch).contiguous())
         return state, self._network_input(x), self.time(state)
 
@@ -376,10 +375,7 @@ class Stepper:
     def estimate(
         self, state: State, output: torch.Tensor | Sequence[torch.Tensor | None]
     ) -> torch.Tensor:
-        """Returns the x0 estimate [B, ...] that the output is for the state, for looking at.
-
-        In plain torch, clamped or changed as the step's is; without gradients of guidance terms.
-        """
+        """Returns the x0 estimate [B, ...] of an output, in plain torch and without terms."""
         outputs = outputs_of(output)
         check_outputs(state, outputs, self.needs(state), self.guided, self.extra)
         if self.rules.active:

@@ -56,9 +56,8 @@ def classifier(
     """
     who = "guidance.classifier"
     try:
-        wanted = (
-            labels if isinstance(labels, torch.Tensor) else torch.as_tensor(labels, device="cpu")
-        )
+        given = isinstance(labels, torch.Tensor)
+        wanted = labels if given else torch.as_tensor(labels, device="cpu")
     except (RuntimeError, TypeError, ValueError):
         raise ValueError(f"{who}: labels is {labels!r}, not an int or int64 [B]") from None
     if wanted.is_floating_point() or wanted.dtype == torch.bool or wanted.dim() > 1:

@@ -26,8 +26,7 @@ def spread_at(spread: Spread, at: Point) -> torch.Tensor:
     normal x0 given x (Song et al. 2023, PiGDM, section 3.2, for c = 1).
     """
     if callable(spread):
-        return torch.as_tensor(spread(at.alpha, at.sigma), device=at.alpha.device).expand_as(
-            at.alpha
-        )
+        made = spread(at.alpha, at.sigma)
+        return torch.as_tensor(made, device=at.alpha.device).expand_as(at.alpha)
     noise, data = at.sigma.square(), spread**2
     return data * noise / (data * at.alpha.square() + noise)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffast.executors import context
+from diffast._arguments import no_fake_mode
 from diffast.executors.sequential import sample
 from diffast.integrations.sigma_model import DrawnEachStep, sigma_plan, step_starts
 from diffast.integrations.sigma_plans import (
@@ -25,6 +25,7 @@ from diffast.integrations.sigma_plans import (
     run_plan,
 )
 from diffast.model.denoiser import Denoiser
+from diffast.model.input_watch import InputWatch, InputWritten
 from diffast.model.outputs import tensor_of
 from diffast.plans import Plan
 
@@ -78,6 +79,7 @@ def edm_sampler(
             prediction type.
         FloatingPointError: a value that is not finite.
     """
+    no_fake_mode("edm_sampler")
     _check_latents(latents)
     if plan is not None:
         if S_churn:
@@ -209,10 +211,11 @@ def _by_hand(net, latents, times, class_labels, randn_like, churn) -> torch.Tens
 
 
 def _answer(net, x, sigma, class_labels) -> torch.Tensor:
-    before = x._version
+    watch = InputWatch(x)
+    before = watch.look()
     denoised = net(x, sigma.clone(), class_labels)
-    if x._version != before:
-        raise context.written("edm_sampler")
+    if watch.look() != before:
+        raise InputWritten("edm_sampler")
     if not isinstance(denoised, torch.Tensor):
         denoised = tensor_of(denoised, "x0")
     if denoised.shape != x.shape:
@@ -244,7 +247,10 @@ def _planned(net, latents, class_labels, randn_like, plan) -> torch.Tensor:
 
 def _rounded(net, levels, device) -> np.ndarray:
     levels = torch.tensor(levels, dtype=torch.float64, device=device)
-    return net.round_sigma(levels).double().cpu().numpy()
+    rounded = net.round_sigma(levels)
+    if isinstance(rounded, torch.Tensor) and rounded.is_meta:
+        raise ValueError("edm_sampler: the net's round_sigma returned levels on the device meta")
+    return np.asarray(rounded.cpu() if isinstance(rounded, torch.Tensor) else rounded, np.float64)
 
 
 def _check_rounding(net, times, device, what):

@@ -442,7 +442,7 @@ class Denoiser:
         if self.time_dtype is not None:
             t = given_times(t, self.time_dtype, self.round_times, self.schedule)
         network = self.network if network is None else network
-        watch, whole = InputWatch(x) if watch is None else watch, not self._called
+        watch, whole = InputWatch(x) if watch is None else watch, not vars(self)["_called"]
         before = watch.look(whole)
         versions = versions_of(arguments) if arguments else None
         try:

@@ -63,9 +63,9 @@ def add_noise(
             f"of {schedule}"
         )
     alpha, sigma = (
-        torch.from_numpy(np.asarray(level(values), dtype=np.float64))
-        .to(x0.device)
-        .reshape(batch, 1, 1)
+        torch.from_numpy(np.asarray(level(values), dtype=np.float64).reshape(batch, 1, 1)).to(
+            x0.device
+        )
         for level in (schedule.alpha, schedule.sigma)
     )
     x0 = x0.contiguous()

@@ -14,7 +14,7 @@ import torch
 from torch.autograd import forward_ad
 
 from diffast.ops.checks import check
-from diffast.ops.memory import flat, named_tensors, written_of
+from diffast.ops.memory import collector_of, flat, named_tensors, written_of
 from diffast.ops.schema import MAX_ROWS, SCHEMAS, library, overload_of
 
 _ops = torch.ops.diffast
@@ -57,23 +57,25 @@ def refuse_inference(name: str, arguments: tuple, named: dict) -> None:
 
 def _no_gradient(overload: torch._ops.OpOverload, name: str) -> Callable:
     """Returns the autograd kernel of an op without a gradient."""
-    written = written_of(name)
+    collect, writes = collector_of(name), written_of(name).stop > 0
 
     def call(*args):
-        check(
-            not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)),
-            f"{overload}: a tensor requires grad but this form of the op has no gradient: use "
-            "the returning form of combine, or torch.no_grad()",
-        )
+        # No text is made before it is needed: this is on the way of every call with gradients off.
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            raise RuntimeError(
+                f"{overload}: a tensor requires grad but this form of the op has no gradient: use "
+                "the returning form of combine, or torch.no_grad()"
+            )
         if forward_ad._current_level >= 0:
             refuse_duals(name, args)
-        outs = flat(args[written])
+        outs = collect(args) if writes else ()
         for t in outs:
             if t.is_inference() and not _is_inference_mode():
                 refuse_inference(name, args, {})
         with _below_autograd():
             made = overload(*args)
-        _increment_version(outs)
+        if writes:
+            _increment_version(outs)
         return made
 
     return call
@@ -84,7 +86,12 @@ class _Linear(torch.autograd.function._SingleLevelFunction):
 
     @staticmethod
     def forward(run, columns, dtypes, *xs):
-        return tuple(run(list(xs)))
+        if not torch._C._are_functorch_transforms_active():
+            return tuple(run(list(xs)))
+        # The op goes on to the levels of torch.func outside this one, which have graphs and
+        # tangents of their own, but torch has switched both off for this function.
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+            return tuple(run(list(xs)))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -103,10 +110,7 @@ class _Linear(torch.autograd.function._SingleLevelFunction):
 
 
 def _one_level() -> AbstractContextManager:
-    """Returns the context in which torch.func (grad, vjp) lets a function serve one level.
-
-    The levels outside are served when the kernel calls the op again.
-    """
+    """Returns the context in which torch.func (grad, vjp) lets a function serve one level."""
     if not torch._C._are_functorch_transforms_active():
         return nullcontext()
     from torch._functorch.autograd_function import enable_single_level_autograd_function
@@ -169,7 +173,8 @@ def _linear(name: str) -> Callable:
         else:
             columns = _host_columns(weights, len(xs))
         with _one_level():
-            return list(_Linear.apply(run, columns, [x.dtype for x in xs], *xs))
+            function: Any = _Linear  # torch declares `apply` for another class only
+            return list(function.apply(run, columns, [x.dtype for x in xs], *xs))
 
     return call
 

@@ -65,8 +65,8 @@ def _law(where: str, record: Any) -> Gaussian:
         )
     if type(one["rest"]) not in (int, float):
         raise ValueError(f"{where}: rest = {shown(one['rest'])}, but it must be a number")
-    arrays = (_array(name, one[name], 1 + (name == "basis")) for name in _OF_ONE[:3])
-    return Gaussian(*arrays, float(one["rest"]), tuple(shape), count)
+    mean, basis, variances = (_array(n, one[n], 1 + (n == "basis")) for n in _OF_ONE[:3])
+    return Gaussian(mean, basis, variances, float(one["rest"]), tuple(shape), count)
 
 
 def _fields(where: str, record: Any, names: Any, more: Any = ()) -> dict[str, Any]:

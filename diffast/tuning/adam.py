@@ -94,7 +94,7 @@ class Adam:
     def _slope(self, vector: np.ndarray, ids: torch.Tensor) -> tuple[np.ndarray, int]:
         """Returns the derivative of the error [P] and the network evaluations it took."""
         runner = self.runner
-        total, made, calls = torch.zeros(len(vector), dtype=torch.float64), 0.0, 0
+        total, made, calls = torch.zeros(len(vector), dtype=torch.float64, device="cpu"), 0.0, 0
         for piece in pieces(len(ids), runner.rows):
             own = ids[piece]
             with torch.enable_grad():
@@ -117,7 +117,7 @@ def has_gradient(pilots: Pilots, start: float) -> bool:
     with without_own_gradients(pilots.denoiser.network), torch.enable_grad():
         x = pilots.noise(ids, 1.0).requires_grad_()
         try:
-            told = torch.tensor(start, dtype=torch.float64)
+            told = torch.tensor(start, dtype=torch.float64, device="cpu")
             made = Rows(pilots.rows(ids), x).output(x, told, "cond")
             (found,) = torch.autograd.grad(made.square().sum(), x)
         except (RuntimeError, NotImplementedError):  # no graph, inference tensors, no derivative

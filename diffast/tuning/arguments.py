@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import numpy as np
 import torch
 
+from diffast._arguments import no_fake_mode
 from diffast.lowering.program import rule_name
 from diffast.model.denoiser import Denoiser
 from diffast.model.fingerprint import fingerprint
@@ -23,6 +25,8 @@ from diffast.tuning.parameters import FREEDOMS, STANDARD
 
 # Candidates are compared at first on pilots that hold about so many numbers.
 _SCREENED = 4096
+# What a plan has at most, and what is held at most, in numbers: beyond, a number is a slip.
+MOST_CALLS, _MOST_NUMBERS = 10_000, 2**38
 
 
 @dataclass(frozen=True)
@@ -133,13 +137,17 @@ def check_arguments(
     Raises:
         ValueError: what disagrees.
     """
-    others.pop("resume")
+    no_fake_mode("tune")
+    _check_resume(others.pop("resume"))
+    for name in ("stochastic", "checkpoint", "measured_grids", "progress"):
+        others[name] = _switch(name, others[name])
+    others["seed"] = _whole("seed", others["seed"], -(2**63), 2**64 - 1)
     if not isinstance(denoiser, Denoiser):
         raise ValueError(
             f"tune: denoiser is a {type(denoiser).__name__}, but must be a df.Denoiser"
         )
     check_guidance(denoiser)
-    calls = _whole("calls", calls, 1)
+    calls = _whole("calls", calls, 1, MOST_CALLS)
     if isinstance(shape, (str, int)) or not hasattr(shape, "__iter__"):
         raise ValueError(f"tune: shape is {shape!r}, but [B, ...] is needed")
     shape = tuple(_whole("shape", n, 1) for n in shape)
@@ -155,8 +163,13 @@ def check_arguments(
     if shape[0] < 2:
         raise ValueError(f"tune: shape is {list(shape)}, but 2 pilots are needed at least")
     held_out = shape[0] if held_out is None else _whole("held_out", held_out, 2)
-    device = others.pop("device")
-    place = denoiser.device() if device is None else torch.device(device)
+    held = max(held_out, shape[0]) * math.prod(shape[1:])
+    if held > _MOST_NUMBERS:
+        raise ValueError(
+            f"tune: {max(held_out, shape[0])} samples of {list(shape[1:])} are {held} numbers, but "
+            f"at most {_MOST_NUMBERS} can be held"
+        )
+    place = _device(denoiser, others.pop("device"))
     if others["rows"] is None:
         others["rows"] = 64 if place.type == "cpu" else 512
     bounds = {"batch": 1, "iterations": 0, "starts": 1, "polish": 0, "rows": 1, "memory_limit": 1}
@@ -177,9 +190,16 @@ def check_arguments(
     if start is not None:
         _check_start(denoiser, start, calls)
     compare = others.pop("compare")
+    if compare is None or isinstance(compare, (str, bytes, Mapping)):
+        raise ValueError(f"tune: compare is {compare!r}, but multiples of calls are needed")
     compare = tuple(
         _positive("compare", n) for n in ((compare,) if np.isscalar(compare) else compare)
     )
+    if any(n * calls > MOST_CALLS for n in compare):
+        raise ValueError(
+            f"tune: compare holds {max(compare):g} and calls is {calls}, but at most {MOST_CALLS} "
+            "calls can be asked for"
+        )
     if not _positive("tolerance", others["tolerance"]) < 1.0:
         raise ValueError(f"tune: tolerance is {others['tolerance']}, but must lie in (0, 1)")
     return Settings(
@@ -196,14 +216,43 @@ def check_arguments(
     )
 
 
-def _whole(name: str, value: Any, least: int) -> int:
+def _whole(name: str, value: Any, least: int, most: int | None = None) -> int:
     try:
         found = int(value)
-    except (OverflowError, TypeError, ValueError):
-        found = least - 1
-    if isinstance(value, bool) or found != value or found < least:
+    except (OverflowError, TypeError, ValueError, RuntimeError):
+        found = None
+    if isinstance(value, (bool, str)) or found is None or found != value or found < least:
         raise ValueError(f"tune: {name} is {value!r}, but must be a whole number from {least}")
+    if most is not None and found > most:
+        raise ValueError(f"tune: {name} is {value!r}, but must be at most {most}")
     return found
+
+
+def _switch(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)) and not (isinstance(value, int) and value in (0, 1)):
+        raise ValueError(f"tune: {name} is {value!r}, but must be True or False")
+    return bool(value)
+
+
+def _check_resume(resume: Any) -> None:
+    if resume is not None and not isinstance(resume, (str, PathLike)):
+        raise ValueError(f"tune: resume is a {type(resume).__name__}, but a file's path is needed")
+    if resume is not None and "\0" in str(resume):
+        raise ValueError(f"tune: resume is {resume!r}, but a file's name has no zero byte")
+
+
+def _device(denoiser: Denoiser, device: Any) -> torch.device:
+    try:
+        place = denoiser.device() if device is None else torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"tune: device is {device!r}, but a torch device is needed") from None
+    if place.type == "meta":
+        raise ValueError(
+            "tune: the device is meta, where tensors have no values: give device='cpu'"
+        )
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"tune: device is {device!r}, but this torch sees no CUDA device")
+    return place
 
 
 def _positive(name: str, value: Any) -> float:
@@ -253,7 +302,11 @@ def _freedom(
     denoiser: Denoiser, freedom: Sequence[str], stochastic: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Returns the names of what is learned, in the order of FREEDOMS, and what has to be said."""
-    wanted = {freedom} if isinstance(freedom, str) else set(freedom)
+    named = (freedom,) if isinstance(freedom, str) else freedom
+    named = [*named] if isinstance(named, Iterable) else [named]
+    if not all(isinstance(name, str) for name in named):
+        raise ValueError(f"tune: freedom is {freedom!r}, but names of freedoms are needed")
+    wanted = set(named)
     unknown = sorted(wanted - {*FREEDOMS})
     if unknown:
         raise ValueError(

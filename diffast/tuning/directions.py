@@ -85,12 +85,12 @@ class PairedParameters:
         count = len(self.pattern)
         own = self.main
         lams = own.log_snr(vector)
-        zero = torch.zeros((), dtype=torch.float64)
+        zero = torch.zeros((), dtype=torch.float64, device="cpu")
         columns: dict[str, list[torch.Tensor]] = {name: [] for name in _Extra._fields}
         for n in range(count):
             if n not in self._places:
-                made = {"levels": torch.ones(2, dtype=torch.float64)}
-                made["rows"] = torch.zeros(count, dtype=torch.float64)
+                made = {"levels": torch.ones(2, dtype=torch.float64, device="cpu")}
+                made["rows"] = torch.zeros(count, dtype=torch.float64, device="cpu")
                 for name, values in columns.items():
                     values.append(made.get(name, zero))
                 continue
@@ -103,10 +103,14 @@ class PairedParameters:
             before = main.levels[n - 1]
             keep = sigma / before[1]
             gain = alpha - keep * before[0]
-            older = gain * torch.stack(entries) if entries else torch.zeros(0, dtype=torch.float64)
+            older = (
+                gain * torch.stack(entries)
+                if entries
+                else torch.zeros(0, dtype=torch.float64, device="cpu")
+            )
             ahead = gain * ahead if n - 1 in self._places else zero
             newest = gain - older.sum() - ahead
-            rest = torch.zeros(count - n, dtype=torch.float64)
+            rest = torch.zeros(count - n, dtype=torch.float64, device="cpu")
             row = torch.cat([older, newest[None], rest])
             made = (torch.stack([alpha, sigma]), time, keep, row, ahead, share, mixed)
             for name, value in zip(_Extra._fields, made, strict=True):
@@ -134,22 +138,22 @@ class PairedParameters:
                 levels.append(extra.levels[n + 1])
         all_told = torch.stack(times)
         a, b = self.main.affine(all_told)
-        scales = torch.repeat_interleave(main.scales, torch.tensor(self.pattern))
-        fresh = torch.zeros(calls, dtype=torch.float64)
+        scales = torch.repeat_interleave(main.scales, torch.tensor(self.pattern, device="cpu"))
+        fresh = torch.zeros(calls, dtype=torch.float64, device="cpu")
         weights, kept = torch.stack(rows), torch.stack(keep)
         made = (kept, weights, fresh, all_told, a, b, scales, torch.stack(levels))
         return Numbers(*made, tuple(base))
 
     @property
     def _x(self) -> torch.Tensor:
-        return torch.tensor(self.first[:-1])
+        return torch.tensor(self.first[:-1], device="cpu")
 
     def _flat(self, row, extra: _Extra, n: int, second: torch.Tensor, added: bool = False):
         """Returns a row over stages as one over calls; `second` is the weight of the newest d2.
 
         It is taken from the weight of d, unless it is `added` to a row that has left room for it.
         """
-        flat = [torch.zeros((), dtype=torch.float64) for _ in range(self.calls)]
+        flat = [torch.zeros((), dtype=torch.float64, device="cpu") for _ in range(self.calls)]
         for j in range(n):
             mixed = extra.mixed[j]
             flat[self.first[j]] = row[j] * (1.0 - mixed)

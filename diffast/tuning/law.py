@@ -37,10 +37,11 @@ class LawJudge:
         self.features, self.device = features, device
         flat = self._seen(wanted)
         size = flat.shape[1]
-        drawn = torch.Generator().manual_seed(seed % 2**63)
-        directions = torch.randn(_DIRECTIONS, size, generator=drawn, dtype=torch.float64)
+        drawn = torch.Generator("cpu").manual_seed(seed % 2**63)
+        shape, how = (_DIRECTIONS, size), {"dtype": torch.float64, "device": "cpu"}
+        directions = torch.randn(shape, generator=drawn, **how)
         if size == 1:
-            directions = torch.ones(1, 1, dtype=torch.float64)
+            directions = torch.ones(1, 1, dtype=torch.float64, device="cpu")
         directions = directions / directions.norm(dim=1, keepdim=True)
         self.directions = directions.float().T
         # A projection holds the share 1 / size of the squared spread.
@@ -67,7 +68,7 @@ class LawJudge:
     def _gaps(self, x: torch.Tensor) -> torch.Tensor:
         flat = self._seen(x)
         if not flat.isfinite().all():
-            return torch.full((len(flat), self.wanted.shape[1]), math.nan)
+            return torch.full((len(flat), self.wanted.shape[1]), math.nan, device="cpu")
         made = (flat @ self.directions).sort(0).values
         return (made - _quantiles(self.wanted, len(made))) / self.spread
 
@@ -76,7 +77,9 @@ def _quantiles(values: torch.Tensor, count: int) -> torch.Tensor:
     """Returns sorted values [N, K] at the ranks of `count` samples, linear between neighbours."""
     if len(values) == count:
         return values
-    at = ((torch.arange(count) + 0.5) / count * len(values) - 0.5).clamp(0, len(values) - 1)
+    at = ((torch.arange(count, device="cpu") + 0.5) / count * len(values) - 0.5).clamp(
+        0, len(values) - 1
+    )
     low = at.floor().long()
     high = (low + 1).clamp(max=len(values) - 1)
     return torch.lerp(values[low], values[high], (at - low)[:, None].to(values.dtype))

@@ -46,10 +46,9 @@ class Memo:
         self.tensors: dict[str, torch.Tensor] = {}
         if self.path is None:
             return
+        _check_place(self.path)
         if self.path.exists():
             self._read(self.path)
-        elif not self.path.parent.is_dir():
-            raise ValueError(f"tune: resume is {self.path}, but there is no folder for it")
 
     def __call__(self, name: str, work: Callable[[], Any]) -> Any:
         """Returns the result of that name, from the file or worked out now; it is JSON."""
@@ -87,7 +86,7 @@ class Memo:
             known = body["format"] == FORMAT and body["version"] == VERSION
             arguments, results = dict(body["arguments"]), dict(body["results"])
             _check_results(results)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OSError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"tune: {path} is no file of a tuning run ({error})") from None
         if not known:
             raise ValueError(f"tune: {path} is no file of a tuning run of this version")
@@ -109,8 +108,24 @@ class Memo:
                     if (file.metadata() or {}).get(_OF) != self._digest():
                         return  # of a run whose other file was removed
                     self.tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            except SafetensorError as error:
+            except (OSError, SafetensorError) as error:
                 raise ValueError(f"tune: {beside} is no safetensors file ({error})") from None
+
+
+def _check_place(path: Path) -> None:
+    """Raises ValueError where the file cannot be written anew after each result."""
+    folder = path.absolute().parent
+    try:
+        if path.is_dir():
+            raise ValueError(f"tune: resume is {path}, a folder, but a file is needed")
+        if not folder.is_dir():
+            raise ValueError(f"tune: resume is {path}, but there is no folder for it")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise ValueError(f"tune: resume is {path}, but its folder is not writable")
+        if path.exists() and not path.is_file():
+            raise ValueError(f"tune: resume is {path}, which is no file that can be replaced")
+    except OSError as error:  # a name that no file can have
+        raise ValueError(f"tune: resume is {path}: {error.strerror}") from None
 
 
 class _Result(dict):
@@ -131,7 +146,7 @@ def _digest_of(results: dict[str, Any]) -> str:
 def _check_results(results: dict[str, Any]) -> None:
     """Refuses a result without a whole number of network calls, which every one has."""
     for name, found in results.items():
-        calls = found.get("calls") if isinstance(found, dict) else found
+        calls: Any = found.get("calls") if isinstance(found, dict) else found
         if type(calls) not in (int, float) or not 0 <= calls < 2**63:
             raise ValueError(f"{shown(name)} has calls = {shown(calls)}, but they are counted")
 
@@ -150,6 +165,7 @@ def _replace(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(other, path)
     except OSError as error:
+        other.unlink(missing_ok=True)
         if error.errno is not None and error.filename is None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise

@@ -143,7 +143,11 @@ class Parameters:
     def part(self, vector: torch.Tensor, name: str, count: int) -> torch.Tensor:
         """Returns the numbers of one freedom, zeros where it is not learned."""
         where = self.slices.get(name)
-        return torch.zeros(count, dtype=torch.float64) if where is None else vector[where]
+        return (
+            torch.zeros(count, dtype=torch.float64, device="cpu")
+            if where is None
+            else vector[where]
+        )
 
     def numbers(self, vector: torch.Tensor, told: torch.Tensor | None = None) -> Numbers:
         """Returns what a run needs, as functions of the vector [P].
@@ -159,7 +163,10 @@ class Parameters:
         off = torch.exp(self._off + self.part(vector, "scale", n - 1))
         ends = torch.from_numpy(self.form.levels)
         inner = torch.stack([alpha * off, sigma * off], dim=1)
-        first, first_t = ends[:1], torch.tensor([self.form.told[0]], dtype=torch.float64)
+        first, first_t = (
+            ends[:1],
+            torch.tensor([self.form.told[0]], dtype=torch.float64, device="cpu"),
+        )
         if "start" in self.slices:
             first_t, *level = self.at(lams[:1])
             first = torch.stack(level, dim=1)
@@ -173,7 +180,7 @@ class Parameters:
         gain = levels[1:, 0] - keep * levels[:-1, 0]
         older = self._older
         if "weights" in self.slices:
-            learned = torch.zeros(n, n, dtype=torch.float64)
+            learned = torch.zeros(n, n, dtype=torch.float64, device="cpu")
             older = older + learned.index_put(tuple(self._pairs), vector[self.slices["weights"]])
         older = older * gain[:, None]
         weights = older + torch.diag(gain - older.sum(dim=1))
@@ -187,12 +194,12 @@ class Parameters:
         """Returns [N] log-SNRs of the calls' levels, the first one -inf where alpha is 0 there."""
         n = self.form.calls
         moves = self.part(vector, "levels", n - 1)
-        first = torch.tensor([self._first], dtype=torch.float64)
+        first = torch.tensor([self._first], dtype=torch.float64, device="cpu")
         if "start" in self.slices:
             first = torch.clamp(first + vector[self.slices["start"]], min=self.at.least)
         if self._finite:
             return torch.cat([first, first + torch.cumsum(self._gaps * torch.exp(moves), 0)])
-        nowhere = torch.tensor([-np.inf], dtype=torch.float64)
+        nowhere = torch.tensor([-np.inf], dtype=torch.float64, device="cpu")
         if n == 1:
             return nowhere
         second = first + moves[:1]

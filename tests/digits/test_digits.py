@@ -240,7 +240,11 @@ def test_weights_that_are_no_safetensors(tmp_path):
 
 @pytest.mark.parametrize(
     "config",
-    [None, "{", "[]", '{"width": 3}', '{"features": 32}', '{"widths": [1]}'],
+    [
+        *(None, "{", "[]", '{"width": 3}', '{"features": 32}', '{"widths": [1]}'),
+        *("[" * 100_000, '{"features": 100000000}', '{"features": 1e999}'),
+    ],
+    ids=range(9),
 )
 def test_weights_that_do_not_fit(tmp_path, config):
     state = load_file(digits.WEIGHTS / "judge.safetensors")

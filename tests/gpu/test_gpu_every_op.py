@@ -9,6 +9,10 @@ import pytest
 import torch
 from device_watch import no_waits
 from op_calls import CALLS, Placed, assert_results, check, expected
+from test_memory import PAIRS, allowed, at, sharing
+
+from diffast.ops.explain import explained
+from diffast.ops.memory import WRITING
 
 each_call = pytest.mark.parametrize("call", CALLS, ids=str)
 cuda_only = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -22,6 +26,17 @@ def test_results_and_guards_at_odd_sizes(call, device):
     for k, size in enumerate(SIZES):
         samples = 1 + k % 3
         check(call, call.make(samples, size, k), device, (samples, size), offset=k % 4)
+
+
+@pytest.mark.parametrize("name", WRITING)
+def test_a_written_tensor_shares_memory_with_no_other(name, device):
+    for op, out, other in PAIRS:
+        if op != name:
+            continue
+        arguments = sharing(name, out, other, True, device)
+        if not allowed(name, out, other, at(name, arguments, out), at(name, arguments, other)):
+            with pytest.raises(RuntimeError, match="overlaps"):
+                explained(name)(*arguments)
 
 
 @each_call

@@ -92,3 +92,23 @@ def test_plan_files_are_found_in_the_models_folder(comfy, monkeypatch, tmp_path)
     )
     _, sigmas = comfy.NODE_CLASS_MAPPINGS["DiffastPlan"]().make("four.json", "counter")
     assert len(sigmas) == 5 and float(sigmas[-1]) == 0.0
+
+
+def test_a_plan_for_another_prediction_type_is_refused_and_another_network_is_told(comfy, tmp_path):
+    plan = tuned(df.schedules.flow(), 4)
+    cases = [({"predicts": "epsilon"}, "predicts 'epsilon', but the denoiser's predicts 'flow'")]
+    cases += [({"predicts": "flow"}, None), ({"predicts": "x0"}, None)]  # x0: a wrapper's plan
+    for made_for, message in cases:
+        sampler, sigmas = plan_node(comfy, replace(plan, made_for=made_for), tmp_path)
+        if message is None:
+            generate(comfy, sampler, Const(), sigmas=sigmas)
+            continue
+        with pytest.raises(ValueError, match=message):
+            generate(comfy, sampler, Const(), sigmas=sigmas)
+    made_for = {"predicts": "flow", "network": "0123456789abcdef"}
+    sampler, sigmas = plan_node(comfy, replace(plan, made_for=made_for), tmp_path)
+    guider = Guider(Const())
+    guider.inner_model.diffusion_model = torch.nn.Linear(2, 2)
+    noise, latent = latents()
+    with pytest.warns(UserWarning, match="network with the fingerprint 0123456789abcdef"):
+        sampler.sample(guider, sigmas, {"model_options": {}, "seed": 5}, None, noise, latent)

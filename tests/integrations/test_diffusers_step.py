@@ -15,10 +15,17 @@ pytestmark = [
 ]
 
 import diffusers  # noqa: E402
-from diffusers_cases import CASES as USUAL  # noqa: E402
-from diffusers_cases import ONE_OF_EACH as USUAL_KINDS  # noqa: E402
+from diffusers_all_cases import (  # noqa: E402
+    CASES,
+    LEARNED,
+    ON_A_PATH,
+    ONE_OF_EACH,
+    WITH_X0,
+    WITHOUT_ADD_NOISE,
+    each,
+    stochastic,
+)
 from diffusers_cases import SD, ZERO_SNR, Case, replaced  # noqa: E402
-from diffusers_indexed_cases import INDEXED, ONE_INDEXED  # noqa: E402
 from diffusers_loop import (  # noqa: E402
     difference,
     model_input,
@@ -30,52 +37,13 @@ from diffusers_loop import (  # noqa: E402
     uncertainty,
     walk,
 )
-from diffusers_more_cases import MORE, ONE_OF_EACH_MORE  # noqa: E402
 
 from diffast.integrations.diffusers import DiffastScheduler  # noqa: E402
 
 TOLERANCE = 1e-4
-WITH_X0 = (
-    *("DDIM", "DDPM", "EulerDiscrete", "EulerAncestralDiscrete", "EDMEuler", "LCM"),
-    *("KDPM2AncestralDiscrete", "DPMSolverSDE"),
-    *(case.kind for case in ONE_INDEXED),
-)
-STOCHASTIC = (
-    *("DDPM", "EulerAncestralDiscrete", "SASolver", "LCM", "DDPMParallel", "UnCLIP"),
-    *("KDPM2AncestralDiscrete", "CosineDPMSolverMultistep", "FlowMatchLCM"),
-    *("CMStochasticIterative", "LTXEulerAncestralRF"),
-)
-WITHOUT_ADD_NOISE = ("DDIMInverse", "IPNDM", "LTXEulerAncestralRF")
-ON_A_PATH = ("DPMSolverSDE", "CosineDPMSolverMultistep")
-DETERMINISTIC = ("LTXEulerAncestralRF-euler", "LTXEulerAncestralRF-quiet")
 NO_SPARE_STEPS = {"PNDM-default": 4, "PNDM-trailing_prk": 4}  # fewer fail in diffusers
 diffusers.utils.logging.set_verbosity_error()
-
-
-CASES = [*USUAL, *INDEXED, *MORE]
-ONE_OF_EACH = [*USUAL_KINDS, *ONE_INDEXED, *ONE_OF_EACH_MORE]
-RARE = {case.kind for case in MORE}  # their fast tests stand in test_diffusers_more.py
-
-
-def each(cases):
-    return pytest.mark.parametrize(
-        "case",
-        [pytest.param(c, id=c.id, marks=[pytest.mark.slow] * (c.kind in RARE)) for c in cases],
-    )
-
-
-each_case = each(CASES)
-each_kind = each(ONE_OF_EACH)
-stochastic = [
-    case
-    for case in CASES
-    if case.kind in STOCHASTIC
-    and case.id not in DETERMINISTIC
-    or "sde" in case.id
-    or (case.stepping.get("eta", case.kind == "TCD") and case.kind != "CogVideoXDDIM")
-    or "s_churn" in case.stepping
-    or case.config.get("stochastic_sampling")
-]
+each_case, each_kind = each(CASES), each(ONE_OF_EACH)
 
 
 def both(case):

@@ -164,8 +164,8 @@ REFUSED = [
     (overlapping("source"), "accept: targets[0] overlaps sources[1] without being the same tensor"),
     (overlapping("behind"), "accept: targets[0] overlaps sources[1] without being the same tensor"),
     (overlapping("dtype"), "accept: targets[0] overlaps sources[1] without being the same tensor"),
-    (overlapping("twice"), "accept: targets[2] overlaps targets[0]"),
-    (overlapping("targets"), "accept: targets[1] overlaps targets[0]"),
+    (overlapping("twice"), "accept: targets[2] overlaps targets[0] but both are written"),
+    (overlapping("targets"), "accept: targets[1] overlaps targets[0] but both are written"),
     (
         reordered([1, 2, 0, 1, 0, 2]),
         "accept: at stage 1 source 0 is read after it was written as target 0",

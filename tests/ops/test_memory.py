@@ -67,12 +67,12 @@ def inside(t, memory, start):
     return part.view(t.dtype).view(t.shape).copy_(t)
 
 
-def sharing(name, out, other, same):
-    """Returns a call in which two tensors share memory: their first bytes, or one byte only."""
-    arguments = Placed(FULL[name], FULL[name].make(2, 12)).arguments
+def sharing(name, out, other, same, device="cpu"):
+    """Returns a call in which two tensors share memory: their first bytes, or one's last bytes."""
+    arguments = Placed(FULL[name], FULL[name].make(2, 12), device).arguments
     a, b = at(name, arguments, out), at(name, arguments, other)
     size_a, size_b = (t.numel() * t.element_size() for t in (a, b))
-    memory = torch.zeros(size_a + size_b + 64, dtype=torch.uint8)
+    memory = torch.zeros(size_a + size_b + 64, dtype=torch.uint8, device=device)
     start = -memory.data_ptr() % 16
     # Otherwise b begins in the last 16 bytes of a.
     start_b = start if same else start + (size_a - 1) // 16 * 16

@@ -130,6 +130,14 @@ def test_files_that_are_none(tmp_path, whole):
     path.write_text(json.dumps(record | {"rho": "far"}))
     with pytest.raises(ValueError, match="another form"):
         Profile.load(path)
+    for odd in ({"notes": 3}, {"mmse": [1e308, None]}, {"loss": {}}, {"rho": [10**400]}):
+        if odd.keys() <= record.keys():
+            path.write_text(json.dumps(record | odd))
+            with pytest.raises(ValueError, match=f"Profile: {path}: "):
+                Profile.load(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="is no JSON file"):
+        Profile.load(path)
     with pytest.raises(ValueError, match="must end in .json, .png or .html"):
         whole.save(tmp_path / "p.npz")
     with pytest.raises(ValueError, match="there is no folder"):

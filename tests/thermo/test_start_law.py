@@ -1,5 +1,6 @@
 """Certificates of late starts against closed forms; laws of few samples and of classes."""
 
+import json
 import math
 
 import numpy as np
@@ -142,6 +143,19 @@ def test_level_inverts_kl_and_json_keeps_every_number(tmp_path):
         again = Certificate.load(tmp_path / "one.json")
         assert again.to_dict() == one.to_dict()
         assert str(again) == str(one)
+
+
+def test_files_that_hold_no_certificate_are_named(tmp_path):
+    path = tmp_path / "one.json"
+    made = Certificate.of_loss(TWO.mmse, law_of(TWO), np.geomspace(10.0, 0.4, 5)).to_dict()
+    bodies = [[1], made | {"rho": [1.0]}, made | {"rho": None}, made | {"power": "x"}]
+    bodies += [made | {"loss": "x"}, {k: v for k, v in made.items() if k != "tail"}]
+    for text in ["", "[" * 100_000, *map(json.dumps, bodies)]:
+        path.write_text(text)
+        with pytest.raises(ValueError, match="one.json"):
+            Certificate.load(path)
+    with pytest.raises(FileNotFoundError):
+        Certificate.load(tmp_path / "two.json")
 
 
 @pytest.mark.parametrize("mixture, most", [(WIDE, 0.6), (SKEWED, 2.0)], ids=["wide", "skewed"])

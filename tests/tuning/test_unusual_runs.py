@@ -1,5 +1,6 @@
 """Unusual runs of `df.tune`: resumed with something else, noisy, long, of whole times."""
 
+import json
 import warnings
 
 import numpy as np
@@ -70,6 +71,33 @@ def test_a_run_is_not_resumed_with_something_else(before, now, fact, tmp_path):
     tune(before[0], resume=file, **before[1])
     with pytest.raises(ValueError, match=fact):
         tune(now[0], resume=file, **now[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        (lambda body: body["results"].popitem(), "was changed after it was written"),
+        (lambda body: _any(body).pop("calls"), "has calls = None, but they are counted"),
+        (lambda body: _any(body).update(calls="many"), "has calls = 'many', but they are counted"),
+        (lambda body: (body.pop("digest"), _any(body, "error").pop("error")), "has no 'error'"),
+        (lambda body: body.pop("arguments"), "no file of a tuning run .'arguments'."),
+        (lambda body: body.update(results=[1]), "no file of a tuning run"),
+    ],
+    ids=["gone", "calls", "text", "missing", "arguments", "list"],
+)
+def test_a_file_that_was_changed_is_not_resumed(change, fact, tmp_path):
+    file = tmp_path / "run.json"
+    tune(labelled(), resume=file)
+    body = json.loads(file.read_text())
+    change(body)
+    file.write_text(json.dumps(body))
+    with pytest.raises(ValueError, match=fact) as error:
+        tune(labelled(), resume=file)
+    assert str(file) in str(error.value)
+
+
+def _any(body, name="calls"):
+    return next(found for found in body["results"].values() if name in found)
 
 
 def test_tensors_of_a_run_whose_file_was_removed_are_not_taken(tmp_path):

@@ -137,7 +137,7 @@ class KeptOutputs:
 
 
 def _one_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.device == b.device and not a.is_meta and torch._C._is_alias_of(a, b)
+    return a.device == b.device and not a.is_meta and torch._C._is_alias_of(a, b)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def chunks_of(rows: int, size: int) -> list[slice]:

@@ -38,7 +38,7 @@ class _SamplerNode:
 
 
 class DiffastSampler(_SamplerNode):
-    """A sampler without eta; "noise" matters to er_sde, sa_solver, ddpm and lcm only."""
+    """A sampler without eta; "noise" matters to those that draw some: er_sde, sa_solver, lcm ..."""
 
     inputs = {"sampler_name": (_OTHERS,), "noise": (list(NOISES),)}
 

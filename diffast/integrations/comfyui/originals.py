@@ -53,11 +53,10 @@ def hand_over(
         stacklevel=3,
     )
     model, x, sigmas, extra_args, callback, disable = arguments
-    # Some of them write into the sigmas and into extra_args.
-    kept = {} if extra_args is None else dict(extra_args)
-    try:
+    own = {} if extra_args is None else extra_args
+    try:  # some of them write into the sigmas and into extra_args, and KSAMPLER reads that
         out = function(
-            model, x, sigmas.clone(), extra_args=kept, callback=callback, disable=disable, **options
+            model, x, sigmas, extra_args=own, callback=callback, disable=disable, **options
         )
     except TypeError as error:
         if "keyword" not in str(error):

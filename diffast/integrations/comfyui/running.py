@@ -118,11 +118,18 @@ class _Reporting:
                 f"{self.name}: the callback wrote into sigmas at step {step}, but the steps are "
                 "made of the sigmas as they were at the start: take ComfyUI's own sampler for it"
             )
-        if after[0] != before[0]:
+        if after[0] != before[0] or _differs(shown, x[self.rows]):
             raise ValueError(
                 f"{self.name}: the callback wrote into x at step {step}, but the step is made of "
                 "the state as it was: take ComfyUI's own sampler for a callback that changes it"
             )
+
+
+def _differs(shown, x):
+    """Returns whether a copy on the host was written, also through `.data` or numpy."""
+    if shown.device.type != "cpu" or torch.equal(shown, x):
+        return False
+    return not bool(x.isnan().any())
 
 
 def _writes(tensor):

@@ -92,14 +92,14 @@ def _function(name, entry, noise, options):
             return x
         given = {**options, **more}
         extra_args = {} if extra_args is None else extra_args
+        if name == "ddim":
+            _random_inpainting(model, extra_args)
         try:
             kept = _kept_sigmas(entry, model, sigmas)
             plan, levels, flow = _prepared(title, name, entry, model, kept, given)
         except CannotPlan as refused:
             arguments = (model, x, sigmas, extra_args, callback, disable)
             return hand_over(title, original, str(refused), arguments, given)
-        if name == "ddim":
-            _random_inpainting(model, extra_args)
         seed = extra_args.get("seed")
         draw = given.get("noise_sampler")
         if draw is None and noise == "torch":
@@ -110,7 +110,7 @@ def _function(name, entry, noise, options):
             seed = int(torch.randint(2**63 - 1, ()))
         arguments = (sigmas, kept, extra_args, callback, disable)
         out = run(title, entry, model, x, plan, levels, arguments, draw, seed)
-        if flow and name in ("uni_pc", "uni_pc_bh2") and float(sigmas[-1]) == 0.0:
+        if flow and name in ("uni_pc", "uni_pc_bh2") and levels[-1] == 0.0:
             out = out / _UNI_PC_SCALE
         return out
 

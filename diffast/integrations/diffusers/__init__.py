@@ -2,7 +2,7 @@
 
     from diffast.integrations.diffusers import accelerate
 
-    accelerate(pipe)          # replaces pipe.scheduler, and says by what
+    accelerate(pipe)          # replaces its schedulers, and says by what; undo=True puts them back
 
     accelerate(pipe, plan="eight.json")    # the same pipeline with a plan made for its network
 
@@ -13,7 +13,7 @@ from diffast.integrations.diffusers import classes as classes
 from diffast.integrations.diffusers import classes_indexed as classes_indexed
 from diffast.integrations.diffusers import classes_more as classes_more
 from diffast.integrations.diffusers import classes_score as classes_score
-from diffast.integrations.diffusers.accelerate import Report, accelerate
+from diffast.integrations.diffusers.accelerate import Report, accelerate, accelerated
 from diffast.integrations.diffusers.guider import RuleGuider, guider
 from diffast.integrations.diffusers.planned import PlanScheduler
 from diffast.integrations.diffusers.scheduler import KINDS, DiffastScheduler
@@ -28,6 +28,7 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]: the drop-ins are mad
     "Report",
     "RuleGuider",
     "accelerate",
+    "accelerated",
     "guider",
     "pipeline_denoiser",
     "tune",

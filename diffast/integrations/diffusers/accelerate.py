@@ -1,9 +1,10 @@
-"""One line for a pipeline: its scheduler replaced by the equivalent drop-in."""
+"""One line for a pipeline: its schedulers replaced by the equivalent drop-ins."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -13,6 +14,15 @@ from diffast.guidance.guide import Guide
 from diffast.integrations.diffusers.convention import convention_of
 from diffast.integrations.diffusers.guidance_hook import scales_of
 from diffast.integrations.diffusers.live import setting
+from diffast.integrations.diffusers.pipeline_schedulers import (
+    ONLY_NOISING,
+    Place,
+    Replaced,
+    level_of,
+    places_of,
+    put_back,
+    replace,
+)
 from diffast.integrations.diffusers.planned import PlanScheduler
 from diffast.integrations.diffusers.scheduler import DiffastScheduler
 from diffast.model.fingerprint import fingerprint
@@ -24,21 +34,30 @@ class Report:
     """What `accelerate` did.
 
     Attributes:
-        before: name of the pipeline's scheduler class.
+        before: name of the class of the pipeline's scheduler.
         after: name of the class that replaces it.
         noise: "generator" or "counter".
         notes: what is not exactly as before, a sentence each.
+        replaced: (place, name of the class before, of the class after) of every scheduler that was
+            replaced, as ("prior_pipe.scheduler", "DDIMScheduler", "DiffastDDIMScheduler").
+        left: a sentence for every scheduler that was left as it is.
     """
 
     before: str
     after: str
     noise: str
     notes: tuple[str, ...] = ()
+    replaced: tuple[tuple[str, str, str], ...] = ()
+    left: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Returns it in words."""
-        head = f"diffast: {self.before} -> {self.after}, noise from the {self.noise}"
-        return "\n".join([head, *(f"  {note}" for note in self.notes)])
+        head = f"diffast: {self.before} -> {self.after}"
+        if self.noise:
+            head += f", noise from the {self.noise}"
+        lines = [head, *(f"  {note}" for note in self.notes)]
+        lines += [f"  {name}: {old} -> {new}" for name, old, new in self.replaced[1:]]
+        return "\n".join([*lines, *(f"  {line}" for line in self.left)])
 
 
 def accelerate(
@@ -49,12 +68,19 @@ def accelerate(
     calls: int | None = None,
     guidance: float | None = None,
     guides: Guide | Sequence[Guide] = (),
+    strict: bool = False,
+    undo: bool = False,
 ) -> Report:
-    """Returns what was done: the pipeline's scheduler is replaced by its drop-in, in place.
+    """Returns what was done: the pipeline's schedulers are replaced by drop-ins, in place.
 
-    With a plan, or a number of calls, it is replaced by a scheduler that runs this plan, whatever
-    the scheduler was. The pipeline is then called with `num_inference_steps` equal to the plan's
-    number of calls.
+    All schedulers are replaced: `pipe.scheduler`, others as `prior_scheduler`, and those of
+    pipelines inside it. One object in two places stays one object. A scheduler that has no drop-in
+    is left as it is, and so is one that only noises pictures (`low_res_scheduler`,
+    `image_noising_scheduler`); the report has a line for each.
+
+    With a plan, or a number of calls, `pipe.scheduler` is replaced by a scheduler that runs this
+    plan, whatever the scheduler was. The pipeline is then called with `num_inference_steps` equal
+    to the plan's number of calls.
 
     Args:
         pipe: a diffusers pipeline, or anything with a `scheduler`.
@@ -70,39 +96,147 @@ def accelerate(
         guides: with a plan or calls, guidance terms (`df.guidance`): gradients of a condition that
             join every x0 estimate. They see the latents [B, ...] at the plan's model times. Terms
             through the network need `df.sample`.
+        strict: whether drop-ins raise a ValueError instead of handing over to diffusers' own code.
+        undo: whether to put back the very schedulers that were there before the first
+            `accelerate`. One that was replaced by other code since is left; the report says so.
 
     Raises:
-        TypeError: for a plan and calls together, guidance without calls, or guides without either.
-        ValueError: a scheduler that has no drop-in; a plan for another schedule or prediction
-            type, or one that a pipeline cannot run; a term that is taken through the network. The
-            pipeline is left as it was.
+        TypeError: for a plan and calls together, guidance without calls, guides without either, or
+            another option beside undo.
+        ValueError: no scheduler that has a drop-in; a plan for another schedule or prediction
+            type, or one that a pipeline cannot run; a term that is taken through the network;
+            nothing to undo. The pipeline is left as it was.
     """
-    before = pipe.scheduler
+    if undo:
+        given = {"plan": plan, "calls": calls, "guidance": guidance, "guides": guides or None}
+        beside = [name for name, value in given.items() if value is not None]
+        if beside or noise != "generator" or strict:
+            raise TypeError("accelerate: undo=True is given with other options, but it takes none")
+        return _undone(pipe, quiet)
     if calls is not None and plan is not None:
         raise TypeError(f"accelerate: a plan and calls = {calls} are given: give one of the two")
     if calls is None and guidance is not None:
         raise TypeError(f"accelerate: guidance = {guidance} is given, but it is for calls=")
+    places = places_of(pipe)
+    if not places:
+        raise ValueError(f"accelerate: {type(pipe).__name__} has no scheduler")
     if calls is not None:
         plan = _starting_plan(pipe, calls, guidance)
     guides = (guides,) if isinstance(guides, Guide) else tuple(guides)
+    made: dict[int, Any] = {}  # by the id of what is replaced
+    notes: list[str] = []
     if plan is not None:
-        return _planned(pipe, plan, noise, quiet, guides)
-    if guides:
+        after, notes = _planned(pipe, plan, noise, guides)
+        made[id(pipe.scheduler)] = after
+    elif guides:
         raise TypeError(
             f"accelerate: {len(guides)} guidance terms are given, but the latents of "
-            f"{type(before).__name__} need not be those of the network: give plan= or calls= too"
+            f"{type(places[0].get()).__name__} need not be those of the network: give plan= or "
+            "calls= too"
         )
-    if isinstance(before, PlanScheduler):
-        before = before.original()
-    name = type(before).__name__
-    if isinstance(before, DiffastScheduler):
-        name = name.removeprefix("Diffast")
-    after = DiffastScheduler.from_scheduler(before, noise=noise)
-    pipe.scheduler = after
-    report = Report(name, type(after).__name__, noise, _notes(after))
+    pairs, left = _replacements(places, made, noise, strict)
+    if plan is None:
+        notes = [note for pair in pairs for note in _notes(pair.after)]
+    replace(pipe, pairs)
+    first = pairs[0]
+    named = tuple((p.place.name, _name(p.before), _after_name(p.after)) for p in pairs)
+    report = Report(
+        _name(first.before), named[0][2], noise, tuple(dict.fromkeys(notes)), named, tuple(left)
+    )
     if not quiet:
         print(report)
     return report
+
+
+@contextmanager
+def accelerated(pipe: Any, **options: Any) -> Iterator[Report]:
+    """Replaces the pipeline's schedulers by drop-ins while its `with` lasts.
+
+        with accelerated(pipe):
+            image = pipe("a dog").images[0]
+
+    Yields what `accelerate` returns. At the end, also after an error, the very schedulers are put
+    back that were there at its start; one that other code has replaced since is left.
+
+    Args:
+        pipe: a diffusers pipeline, or anything with a `scheduler`.
+        options: of `accelerate`, without `undo`; `quiet` is True unless given.
+
+    Raises:
+        TypeError, ValueError: as `accelerate`.
+    """
+    if "undo" in options:
+        raise TypeError("accelerated: undo is given, but its end puts the schedulers back")
+    level = level_of(pipe)
+    report = accelerate(pipe, **{"quiet": True, **options})
+    try:
+        yield report
+    finally:
+        put_back(pipe, level)
+
+
+def _undone(pipe: Any, quiet: bool) -> Report:
+    """Puts the schedulers back and returns what was done."""
+    if not level_of(pipe):
+        raise ValueError(
+            f"accelerate: undo=True, but nothing of this {type(pipe).__name__} was replaced by it"
+        )
+    back, kept = put_back(pipe)
+    named = tuple((p.place.name, type(p.after).__name__, type(p.before).__name__) for p in back)
+    left = tuple(
+        f"{p.place.name}: {type(p.place.get()).__name__} is left, as it was put there since"
+        for p in kept
+    )
+    first = named[0] if named else ("", "nothing", "nothing")
+    report = Report(first[1], first[2], "", (), named, left)
+    if not quiet:
+        print(report)
+    return report
+
+
+def _replacements(
+    places: list[Place], made: dict[int, Any], noise: str, strict: bool
+) -> tuple[list[Replaced], list[str]]:
+    """Returns (what goes where, a sentence for each scheduler that stays).
+
+    Raises:
+        ValueError: nothing can be replaced.
+    """
+    pairs, left, refusal = [], [], None
+    for place in places:
+        before = place.get()
+        if id(before) not in made:
+            if str(place.key) in ONLY_NOISING:
+                left.append(f"{place.name}: {type(before).__name__} is left, as it only adds noise")
+                continue
+            source = before.original() if isinstance(before, PlanScheduler) else before
+            try:
+                after = DiffastScheduler.from_scheduler(source, noise=noise, strict=strict)
+            except ValueError as error:
+                refusal = refusal or error
+                left.append(f"{place.name}: {type(before).__name__} is left: {error}")
+                continue
+            made[id(before)] = after
+        pairs.append(Replaced(place, before, made[id(before)]))
+    if not pairs:
+        if refusal is not None:
+            raise refusal
+        raise ValueError(f"accelerate: {'; '.join(left)}")
+    return pairs, left
+
+
+def _name(scheduler: Any) -> str:
+    """Returns the name of the scheduler's class in diffusers."""
+    if isinstance(scheduler, PlanScheduler):
+        return scheduler.planned_for
+    name = type(scheduler).__name__
+    return name.removeprefix("Diffast") if isinstance(scheduler, DiffastScheduler) else name
+
+
+def _after_name(scheduler: Any) -> str:
+    if isinstance(scheduler, PlanScheduler):
+        return f"plan {scheduler.plan.name}"
+    return type(scheduler).__name__
 
 
 def _starting_plan(pipe: Any, calls: int, guidance: float | None) -> Plan:
@@ -126,9 +260,9 @@ def _usual_guidance(pipe: Any) -> float:
 
 
 def _planned(
-    pipe: Any, plan: Any, noise: str, quiet: bool, guides: tuple[Guide, ...] = ()
-) -> Report:
-    """Puts a scheduler that runs the plan into the pipeline."""
+    pipe: Any, plan: Any, noise: str, guides: tuple[Guide, ...]
+) -> tuple[PlanScheduler, list[str]]:
+    """Returns (a scheduler that runs the plan in the pipeline, notes)."""
     if isinstance(plan, (str, PathLike)):
         plan = Plan.load(plan)
     if not isinstance(plan, Plan):
@@ -153,11 +287,7 @@ def _planned(
     if scales is None and scale is not None and scale != 1.0:
         notes.append(f"made for guidance_scale={scale:g}: its measured error is for that scale")
     notes += check_network(pipe, plan)
-    pipe.scheduler = after
-    report = Report(after.planned_for, f"plan {plan.name}", noise, tuple(notes))
-    if not quiet:
-        print(report)
-    return report
+    return after, notes
 
 
 def _notes(scheduler) -> tuple[str, ...]:

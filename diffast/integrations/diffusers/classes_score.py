@@ -27,6 +27,7 @@ class _Direct(DiffastScheduler):
 
     _draws = 0  # stages of the package's own noise that this run has used
     _ids: Any = None  # of that noise
+    _times_seen: Any = (None, 0)  # the time steps that were read, and their version
 
     def _after_set_timesteps(self, device=None) -> None:
         """Begins a run."""
@@ -36,6 +37,7 @@ class _Direct(DiffastScheduler):
         if device is not None:
             for name in ("timesteps", *self._on_device):
                 own[name] = own[name].to(device)
+        own["_times_seen"] = self.timesteps, self.timesteps._version
         watch(self)
 
     def _fresh(self, sample, generator, *, device=None, dtype=None, **more) -> torch.Tensor:
@@ -87,21 +89,22 @@ if hasattr(originals, "KarrasVeScheduler"):
 
         def add_noise_to_input(self, sample, sigma, generator=None):
             """Returns (noisier sample [B, ...], its level); see diffusers."""
-            config = self.config
+            config: Any = self.config
             gamma = 0.0
             if config.s_min <= sigma <= config.s_max:
                 gamma = min(config.s_churn / self.num_inference_steps, 2**0.5 - 1)
             raised = sigma + gamma * sigma
             fresh = self._fresh(sample, generator).to(sample.device)
-            up = config.s_noise * (max(float(raised) ** 2 - float(sigma) ** 2, 0.0)) ** 0.5
+            up = config.s_noise * float((raised**2 - sigma**2) ** 0.5)
             dtype = _promoted(sample, fresh)
             return _rows(dtype, [sample, fresh], [[1.0, up]])[0], raised
 
         def step(self, model_output, sigma_hat, sigma_prev, sample_hat, return_dict=True):
             """Returns the sample at sigma_prev, the slope and the x0 estimate; see diffusers."""
-            high, low = float(sigma_hat), float(sigma_prev)
+            # levels are subtracted in their own type: of float32 ones, 10,000 swallows 0.0004
+            down = float(sigma_hat - sigma_prev)
             dtype = _promoted(sample_hat, model_output)
-            weights = [[1.0, high - low], [0.0, -1.0], [1.0, high]]
+            weights = [[1.0, down], [0.0, -1.0], [1.0, float(sigma_hat)]]
             following, slope, x0 = _rows(dtype, [sample_hat, model_output], weights)
             if not return_dict:
                 return following, slope
@@ -118,10 +121,9 @@ if hasattr(originals, "KarrasVeScheduler"):
             return_dict=True,
         ):
             """Returns the corrected sample, the first slope, the x0 estimate; see diffusers."""
-            high, low = float(sigma_hat), float(sigma_prev)
             tensors = [sample_hat, sample_prev, derivative, model_output]
-            half = 0.5 * (low - high)
-            weights = [[1.0, 0.0, half, -half], [0.0, 1.0, 0.0, low]]
+            half = 0.5 * float(sigma_prev - sigma_hat)
+            weights = [[1.0, 0.0, half, -half], [0.0, 1.0, 0.0, float(sigma_prev)]]
             following, x0 = _rows(_promoted(*tensors), tensors, weights)
             if not return_dict:
                 return following, derivative
@@ -134,11 +136,16 @@ def _scalar(scheduler: Any, t: Any) -> float | None:
     """Returns the one time of all samples; None: samples have times of their own."""
     if isinstance(t, torch.Tensor) and t.numel() != 1:
         return None
-    if isinstance(t, torch.Tensor) and scheduler.host is not None:
+    times, version = scheduler._times_seen
+    if isinstance(t, torch.Tensor) and times is scheduler.timesteps and times._version == version:
         i = scheduler._place(t)
         if i is not None:
             return scheduler.host.times[i]
     return float(t)
+
+
+def _length(scheduler: Any) -> int:
+    return len(scheduler.timesteps)
 
 
 _EACH_ITS_TIME = "samples have times of their own, but a fused step has one"
@@ -160,7 +167,7 @@ class DiffastScoreSdeVeScheduler(_Direct, originals.ScoreSdeVeScheduler):
                 self._hand_over(_EACH_ITS_TIME)
             return super().step_pred(model_output, timestep, sample, generator, return_dict)
         # float32 all the way: the index is cut off, and near levels cancel
-        k = int(np.float32(t) * np.float32(len(self.timesteps) - 1))
+        k = int(np.float32(t) * np.float32(_length(self) - 1))
         levels = self.discrete_sigmas
         below = levels[k - 1] if k else torch.zeros((), dtype=levels.dtype)
         up = float((levels[k] ** 2 - below**2) ** 0.5)
@@ -179,8 +186,9 @@ class DiffastScoreSdeVeScheduler(_Direct, originals.ScoreSdeVeScheduler):
         if self.timesteps is None or not self._counter:
             return super().step_correct(model_output, sample, generator, return_dict)
         noise = self._fresh(sample, generator)
-        size = noise.flatten(1).norm(dim=1).mean() / model_output.flatten(1).norm(dim=1).mean()
-        length = 2.0 * (self.config.snr * size) ** 2
+        norms = [tensor.flatten(1).norm(dim=1).mean() for tensor in (noise, model_output)]
+        config: Any = self.config
+        length = 2.0 * (config.snr * norms[0] / norms[1]) ** 2
         length = length.float().expand(len(sample)).reshape(-1, *(1,) * (sample.dim() - 1))
         following = sample + length * model_output + (2.0 * length) ** 0.5 * noise
         return SchedulerOutput(prev_sample=following) if return_dict else (following,)
@@ -199,14 +207,14 @@ if hasattr(originals, "ScoreSdeVpScheduler"):
                 if self.timesteps is not None and self._handed is None:
                     self._hand_over(_EACH_ITS_TIME)
                 return super().step_pred(score, x, t, generator)
-            config = self.config
+            config: Any = self.config
             rise = config.beta_max - config.beta_min
             # in the time's own dtype: 1 - alpha^2 cancels near the data, here as there
             now = torch.tensor(time, dtype=t.dtype)
             log_alpha = -0.25 * now**2 * rise - 0.5 * now * config.beta_min
             std = torch.sqrt(1.0 - torch.exp(2.0 * log_alpha)).item()
             beta = (config.beta_min + now * rise).item()
-            length = 1.0 / len(self.timesteps)
+            length = 1.0 / _length(self)
             fresh = self._fresh(x, generator, layout=x.layout, device=x.device, dtype=x.dtype)
             dtype = torch.promote_types(_promoted(x, score), t.dtype)
             keep, drift = 1.0 + 0.5 * beta * length, -beta * length / std

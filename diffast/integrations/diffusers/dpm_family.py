@@ -21,8 +21,8 @@ def _space(config, sigmas):
     grid, flow = falling(sigmas), bool(setting(config, "use_flow_sigmas"))
     if config.prediction_type == "flow_prediction" and not flow:
         raise ValueError(
-            "prediction_type is 'flow_prediction' and use_flow_sigmas is False, but a flow's network "
-            "needs a flow's sigmas"
+            "prediction_type is 'flow_prediction' and use_flow_sigmas is False, but a flow's "
+            "network needs a flow's sigmas"
         )
     if flow:
         return schedules.flow(), grid
@@ -174,6 +174,8 @@ def sa_solver(scheduler, begin, options) -> Recipe:
         form="data" if config.algorithm_type == "data_prediction" else "noise",
         kind="few_steps",
     )
+    # the corrector goes on from the state of the step before, not from the latents given
+    plan = compat.with_own_state(plan)
     reads = Prediction(space, predicts(config))
     draws = (True,) * plan.nfe
     hook = hook_of(scheduler)

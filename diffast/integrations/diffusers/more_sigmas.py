@@ -29,7 +29,7 @@ def kdpm2_ancestral(scheduler, begin, options) -> Recipe:
     )
     if not np.isfinite(middles).all():
         raise ValueError(
-            "sigmas_interpol is not finite for these betas and so few steps, nor are the timesteps "
+            "sigmas_interpol has to be finite, but is not for these betas and so few steps, nor are the timesteps "
             "that diffusers makes of it"
         )
     plan = compat.midpoint_ancestral(sigma_space(grid), grid, middles, downs, ups)

@@ -53,7 +53,7 @@ class OnPath(DiffastScheduler):
 
     def _settled_seed(self, generator):
         seed = self._seed(generator)
-        return torch.randint(0, 2**63 - 1, []).item() if seed is None else seed
+        return int(torch.randint(0, 2**63 - 1, [])) if seed is None else seed
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what a copy starts with; a tree cannot be copied, but grows again the same."""

@@ -29,11 +29,24 @@ def twin_of(scheduler: Any) -> Any:
         if name in OURS and name not in _SHARED:
             continue
         if isinstance(value, torch.Tensor):
-            vars(twin)[name] = value.detach().cpu().clone()
+            vars(twin)[name] = _on_host(scheduler, name, value)
         else:
             vars(twin)[name] = copy.copy(value)
     vars(twin).update(type(scheduler)._in_trials)
     return twin
+
+
+_READ = {"sigmas": "sigmas", "timesteps": "times", "alphas_cumprod": "products"}
+
+
+def _on_host(scheduler: Any, name: str, value: torch.Tensor) -> torch.Tensor:
+    """Returns the tensor on the CPU; what was read from its device before is not read again."""
+    if value.device.type == "cpu" or name not in _READ or scheduler.host is None:
+        return value.detach().cpu().clone()
+    known = getattr(scheduler.host, _READ[name])
+    if len(known) != len(value):
+        return value.detach().cpu()
+    return torch.as_tensor(known, device="cpu").to(value.dtype, copy=True)
 
 
 def is_patched(original: type) -> str | None:

@@ -32,13 +32,23 @@ class Host:
 
 
 def read(scheduler) -> Host:
-    """Returns the numbers as they are now."""
+    """Returns the numbers as they are now.
+
+    A tensor that an original's own method has moved to a device is read there once for each write.
+    """
+    seen = vars(scheduler).setdefault("_numbers", {})
 
     def array(name):
         tensor = getattr(scheduler, name, None)
         if not isinstance(tensor, torch.Tensor):
             return np.empty(0) if tensor is None else np.array(tensor, dtype=np.float64)
-        return tensor.detach().cpu().to(torch.float64).numpy()
+        if tensor.device.type == "cpu" or tensor.is_inference():
+            return tensor.detach().cpu().to(torch.float64, copy=True).numpy()
+        known = seen.get(name)
+        if known is None or known[0] is not tensor or known[1] != tensor._version:
+            read = tensor.detach().cpu().to(torch.float64).numpy()
+            known = seen[name] = (tensor, tensor._version, read)
+        return known[2]
 
     clean = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
     fixed = array("alphas_cumprod"), array("betas"), clean

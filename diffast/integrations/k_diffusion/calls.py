@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffast._arguments import no_fake_mode
 from diffast.integrations.k_diffusion.handing import handed_over
 from diffast.integrations.sigma_model import Manner, Steps, levels_of, run, sigma_plan
 from diffast.plans import Plan
@@ -28,8 +29,8 @@ class Call:
     def __init__(self, solver: str, given: dict[str, Any], options: dict[str, Any]):
         """Reads the sigmas and checks what needs no plan."""
         self.solver, self.name, self.given = solver, f"sample_{solver}", given
+        check_state(self.name, given["x"])
         self.x, self.sigmas = given["x"], _sigmas(self.name, given["sigmas"])
-        check_state(self.name, self.x)
         self.model_arguments = {
             name: given[name] for name in ("model", "extra_args", "callback", "disable")
         }
@@ -87,6 +88,7 @@ def _sigmas(name, sigmas):
 
 def check_state(name: str, x: Any) -> None:
     """Raises ValueError for what is no state [B, ...] of floating point."""
+    no_fake_mode(name)
     if not isinstance(x, torch.Tensor) or not x.is_floating_point() or not x.dim():
         what = f"{x.dtype} {list(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
         raise ValueError(f"{name}: x is {what}, but a tensor [B, ...] of floating point is needed")

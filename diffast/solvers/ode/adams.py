@@ -13,7 +13,7 @@ start="single".
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -132,7 +132,8 @@ def ipndm_v(
     order = check_order("ipndm_v", order, 4)
     compat = check_choice("ipndm_v", "form", form, ("exact", "compat")) == "compat"
     name, rule = f"ipndm_v(order={order}, {form})", _published if compat else adams
-    own = {"start": start, "final": final, "check": "finite" if compat and order == 4 else "full"}
+    own: dict[str, Any] = {"start": start, "final": final}
+    own |= {"check": "finite" if compat and order == 4 else "full"}
     return build(schedule, grid, name, order, "noise", "rho", predict=rule, orders=orders, **own)
 
 

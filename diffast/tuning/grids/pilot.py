@@ -134,8 +134,8 @@ class Pilot:
         data = self.ends if self._data is None else self._data
         data = data.to(self.flow.device, self.flow.dtype)
         data = data[torch.arange(self.shape[0], device=data.device) % len(data)]
-        generator = torch.Generator().manual_seed(self.seed & 0x7FFFFFFFFFFFFFFF)
-        noise = torch.randn(self.shape, generator=generator, dtype=torch.float64)
+        generator = torch.Generator("cpu").manual_seed(self.seed & 0x7FFFFFFFFFFFFFFF)
+        noise = torch.randn(self.shape, generator=generator, dtype=torch.float64, device="cpu")
         noise = noise.to(self.flow.device, self.flow.dtype)
         losses = []
         with torch.no_grad():
