@@ -81,8 +81,8 @@ SWITCHES = frozenset(
     )
 )
 ARGUMENTS: dict[str, list] = {
-    **{"eta": [0.0, 0.5, 1.0], "s_churn": [0.0, 2.0]},
-    **{"use_clipped_model_output": [True], "order": [2, 4]},
+    **{"eta": [0.0, 0.5, 1.0], "s_churn": [0.0, 2.0], "order": [2, 4]},
+    "use_clipped_model_output": [True],
 }
 STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 14, 20, 30, 50)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -100,12 +100,11 @@ def options_of(kind: type, rng: random.Random) -> dict[str, Any]:
     if "noise_sampler_seed" in known:  # otherwise its noise depends on torch's own generator
         found["noise_sampler_seed"] = rng.randrange(1 << 20)
     for name, parameter in known.items():
-        default = parameter.default
         if rng.random() > 0.25:
             continue
         if name in CHOICES:
             found[name] = rng.choice(CHOICES[name])
-        elif name in SWITCHES and isinstance(default, (bool, type(None))):
+        elif name in SWITCHES and isinstance(parameter.default, (bool, type(None))):
             found[name] = rng.random() < 0.5
     return found
 
@@ -318,7 +317,6 @@ class Side:
         elif self.case.name == "DDPMWuerstchenScheduler":
             result = self.scheduler.step(output, t.expand(len(x)).to(output.dtype), x, **more)
         elif self.case.name == "UnCLIPScheduler" and self.case.seed % 3:
-            # as its pipelines say where a step ends
             following = [u for u in self.scheduler.timesteps.tolist() if u < int(t)]
             more["prev_timestep"] = following[0] if following else None
             result = self.scheduler.step(output, t, x, **more)
