@@ -80,10 +80,8 @@ SWITCHES = frozenset(
         *("skip_prk_steps", "invert_sigmas", "stochastic_sampling", "rescale_sigmas"),
     )
 )
-ARGUMENTS: dict[str, list] = {
-    **{"eta": [0.0, 0.5, 1.0], "s_churn": [0.0, 2.0], "order": [2, 4]},
-    "use_clipped_model_output": [True],
-}
+ARGUMENTS: dict[str, list] = {"eta": [0.0, 0.5, 1.0], "s_churn": [0.0, 2.0], "order": [2, 4]}
+ARGUMENTS["use_clipped_model_output"] = [True]
 STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 14, 20, 30, 50)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MEMORY = (
