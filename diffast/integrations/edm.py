@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from diffast._arguments import no_fake_mode
-from diffast.executors import context
 from diffast.executors.sequential import sample
 from diffast.integrations.sigma_model import DrawnEachStep, sigma_plan, step_starts
 from diffast.integrations.sigma_plans import (
@@ -26,6 +25,7 @@ from diffast.integrations.sigma_plans import (
     run_plan,
 )
 from diffast.model.denoiser import Denoiser
+from diffast.model.input_watch import InputWatch, InputWritten
 from diffast.model.outputs import tensor_of
 from diffast.plans import Plan
 
@@ -211,10 +211,11 @@ def _by_hand(net, latents, times, class_labels, randn_like, churn) -> torch.Tens
 
 
 def _answer(net, x, sigma, class_labels) -> torch.Tensor:
-    before = x._version
+    watch = InputWatch(x)
+    before = watch.look()
     denoised = net(x, sigma.clone(), class_labels)
-    if x._version != before:
-        raise context.written("edm_sampler")
+    if watch.look() != before:
+        raise InputWritten("edm_sampler")
     if not isinstance(denoised, torch.Tensor):
         denoised = tensor_of(denoised, "x0")
     if denoised.shape != x.shape:

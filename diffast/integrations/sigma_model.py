@@ -19,6 +19,7 @@ from diffast.executors.bound_run import BoundRun
 from diffast.executors.results import Samples
 from diffast.executors.sequential import sample
 from diffast.model.denoiser import Denoiser
+from diffast.model.input_watch import InputWatch, InputWritten
 from diffast.model.outputs import tensor_of
 from diffast.plans import Plan
 from diffast.solvers.core.stability import unchecked
@@ -218,11 +219,12 @@ class Steps:
         self.calls += 1
         with torch.inference_mode(False), torch.no_grad():
             seen = x if x.dtype == self.dtype else x.to(self.dtype)
-            before = seen._version
+            watch = InputWatch(seen)
+            before = watch.look()
             level = sigma.to(self.dtype if self.manner.follows else self.first, copy=True)
             made = self.model(seen, level, **self.extra_args)
-            if seen is not x and seen._version != before:
-                raise context.written("sample", f" at call {self.calls}")
+            if seen is not x and watch.look() != before:
+                raise InputWritten("sample", f" at call {self.calls}")
         self.raw = made if isinstance(made, torch.Tensor) else tensor_of(made, "x0")
         self.same = self.raw.data_ptr() == seen.data_ptr()
         self.shown, self.answered = self.dtype, self.raw.dtype

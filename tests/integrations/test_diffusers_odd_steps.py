@@ -351,8 +351,10 @@ def test_bad_arguments_are_told():
     scheduler.set_timesteps(5)
     with pytest.raises(ValueError, match="starts without noise, where x0 does not tell the noise"):
         scheduler.step(x, 0, x)
+    scheduler = Odd("", "UnCLIP", {"prediction_type": "v_prediction"}).drop_in()
+    scheduler.set_timesteps(5)
     with pytest.raises(ValueError, match="UnCLIP's is 'epsilon' or 'sample'"):
-        Odd("", "UnCLIP", {"prediction_type": "v_prediction"}).drop_in().set_timesteps(5)
+        scheduler.step(x, scheduler.timesteps[0], x)
 
 
 def test_configs_without_a_name_mean_the_plain_class():

@@ -248,11 +248,11 @@ DiffastDEISMultistepScheduler = _drop_in(
 
 
 class _Corrected(DiffastScheduler):
-    """A drop-in whose original remembers a state that the plan has multiplied out."""
+    """A drop-in whose original remembers the noise of the last step."""
 
     def _output(self, return_dict, sample, *seen):
         run, noise = seen[0], seen[4]
-        run.last = sample, sample._version, noise
+        run.last = noise
         return super()._output(return_dict, sample)
 
     def _traced_output(self, return_dict, sample, x0):

@@ -174,6 +174,8 @@ def sa_solver(scheduler, begin, options) -> Recipe:
         form="data" if config.algorithm_type == "data_prediction" else "noise",
         kind="few_steps",
     )
+    # the corrector goes on from the state of the step before, not from the latents given
+    plan = compat.with_own_state(plan)
     reads = Prediction(space, predicts(config))
     draws = (True,) * plan.nfe
     hook = hook_of(scheduler)

@@ -182,12 +182,10 @@ def _sa_solver(scheduler: Any, run: Any, step: int) -> None:
         first, second = min(first, ahead), min(second, ahead + 1)
     own["this_predictor_order"] = min(first, known + 1)
     own["this_corrector_order"] = min(second, known + 2)
-    state, version, noise = run.last
+    state, noise = 2.0 * run.anchor(), run.last  # see `with_own_state`
     if noise is None:  # the package's own
         noise = torch.empty(state.shape, dtype=torch.float32, device=state.device)
         ops.normal_out(run.ids, 0, ops.STEP_NOISE + taken - 1, 1.0, noise)
-    if state._version != version:
-        raise TypeError("the last state was written over")
     own["last_noise"] = noise.to(run.seen_dtype)
     wide = torch.promote_types(state.dtype, torch.float32)
     twin = twin_of(scheduler)
@@ -230,7 +228,7 @@ SA_SOLVER = Memory(
 LMS = Memory(("derivatives",), _lms, keeps=True)
 HEUN = Memory(("prev_derivative", "dt", "sample"), _heun)
 MIDPOINT = Memory(("sample",), _midpoint)
-PNDM = Memory(("ets", "counter", "cur_model_output", "cur_sample"), _pndm)
+PNDM = Memory(("ets", "counter", "cur_model_output", "cur_sample"), _pndm, keeps=True)
 STOCHASTIC_MIDPOINT = Memory(
     ("sample", "mid_point_sigma", "noise_sampler", "_tree_made"), _stochastic_midpoint
 )

@@ -165,7 +165,8 @@ class Run:
         self.path: Any = None  # BrownianPath, where the noise is the package's own along a path
         self.turned = False  # whether what is remembered lies [B, H, W, C]
         self._dtype = torch.float32
-        self.last: Any = None  # (last result, its version, noise), where the original needs it
+        self.shape: Any = None  # of the last step's sample
+        self.last: Any = None  # noise of the last step, where the original needs it
         self.next = -1  # index of the step that goes on from the last one; -1: none was taken
 
     def starts_at(self, i: int) -> bool:

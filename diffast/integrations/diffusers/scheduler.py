@@ -11,6 +11,7 @@ is noticed. The plan is then made anew from the live values, or the original's o
 from __future__ import annotations
 
 import inspect
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from diffast.solvers.core.stability import unchecked
 
 _is_compiling = torch.compiler.is_compiling
 _float32 = torch.float32
+_version = attrgetter("_version")
 _KEPT = 4  # plans that a scheduler keeps: users run the same few over and over
 KINDS = registry.KINDS
 
@@ -223,7 +225,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             "before another run"
         )
 
-    def _ready(self, timestep, options: tuple) -> tuple[Run | None, int]:
+    def _ready(self, timestep, options: tuple, shape=None) -> tuple[Run | None, int]:
         """Returns (run, index) of a step that does not simply go on; run None: the original's."""
         if self._handed is not None:
             return None, 0
@@ -249,6 +251,9 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         if lost or (run is not None and run.ended and run.remembers):
             self._step_index = i
             self._hand_over(f"step {i} was taken out of turn")
+            return None, 0
+        if run is not None and run.next == i and run.remembers and shape not in (None, run.shape):
+            self._hand_over(f"the latents are {list(shape)} after {list(run.shape)}")
             return None, 0
         if run is None or run.options != options or run.begin > i or run.next != i:
             try:
@@ -292,7 +297,9 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             begin = self._place(timestep)
             if begin is not None:  # of equal times the second one begins a run
                 begin = self._positions[float(self.host.times[begin])]
-        if begin is None:
+        if begin is None and not hasattr(self._original, "_init_step_index"):
+            self._hand_over(f"timestep {timestep} is not one of those that were set")
+        elif begin is None:
             super()._init_step_index(timestep)  # pyright: ignore[reportAttributeAccessIssue]
         else:
             self._step_index = begin
@@ -308,7 +315,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             return None
         if i >= self._count:  # `run.next` says so too: it never gets there
             if self._memory is not NONE:
-                if i + 1 >= len(self.host.sigmas):
+                if 0 < len(self.host.sigmas) <= i + 1:
                     raise ValueError(self._too_many(i))
                 self._hand_over(f"step {i} was taken, but {self._count} were set")
             return None
@@ -350,8 +357,9 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             or run.options != options
             or self._is_written()
             or (self._reads_time and not self._stands_at(timestep, i))
+            or (run.remembers and run.shape != sample.shape)
         ):
-            run, i = self._ready(timestep, options)
+            run, i = self._ready(timestep, options, sample.shape)
             if run is None:
                 return self._by_original(
                     output, timestep, sample, return_dict, generator, options, noise
@@ -368,7 +376,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         if given is not None:
             run.give(given)
         result = run.step(stage, sample, output, noise, dtype)
-        own["_step_index"] = i + 1
+        own["_step_index"], run.shape = i + 1, sample.shape
         if i + 1 < self._count:
             run.next = i + 1
         else:

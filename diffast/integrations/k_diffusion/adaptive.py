@@ -10,13 +10,13 @@ import torch
 from tqdm.auto import tqdm
 
 from diffast import schedules
-from diffast.executors import context
 from diffast.executors.adaptive.rounds import STATUSES
 from diffast.executors.adaptive.sample import prepare
 from diffast.integrations.k_diffusion.calls import check_state
 from diffast.integrations.k_diffusion.handing import handed_over
 from diffast.integrations.k_diffusion.noise_levels import ends_of, level_of
 from diffast.model.denoiser import Denoiser
+from diffast.model.input_watch import InputWatch, InputWritten
 from diffast.model.outputs import tensor_of
 from diffast.ops.schema import CONTROLS, COUNTS, FAILED_FINITE, FINISHED
 from diffast.solvers import embedded
@@ -234,10 +234,11 @@ class _Model:
 
     def __call__(self, x, sigma):
         seen = x if x.dtype == self.dtype else x.to(self.dtype)
-        before = seen._version
+        watch = InputWatch(seen)
+        before = watch.look()
         made = self.model(seen, sigma.to(self.dtype, copy=True), **self.extra_args)
-        if seen is not x and seen._version != before:
-            raise context.written("sample_dpm_adaptive")
+        if seen is not x and watch.look() != before:
+            raise InputWritten("sample_dpm_adaptive")
         denoised = made if isinstance(made, torch.Tensor) else tensor_of(made, "x0")
         self.shown = self.dtype
         if denoised.dtype != self.dtype and denoised.is_floating_point():

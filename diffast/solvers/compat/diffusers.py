@@ -7,6 +7,7 @@ map differs from the method. If the map contradicts the noise level, the plan is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -107,6 +108,29 @@ def with_boundary(plan: Plan, skip: np.ndarray, out: np.ndarray) -> Plan:
     weight = plan.weights("x", "d")
     changed = {("x", "d"): weight * out, ("x", "x"): plan.weights("x", "x") + weight * skip}
     return plan.with_weights(changed, check="finite")
+
+
+def with_own_state(plan: Plan) -> Plan:
+    """Returns the plan with its state in a register of its own, y, beside x.
+
+    For programs that go on from the state that they have made themselves, also where their caller
+    has changed x between two steps: the estimate is then that of the changed x. Unchanged it is the
+    same map.
+
+    Args:
+        plan: whose rows are those of x and of an entry, without columns y.
+    """
+    at, x = plan.rows.index("x"), plan.columns.index("x")
+    rows = (*plan.rows[:at], "y", *plan.rows[at:])
+    weights, own = plan.matrix.copy(), np.zeros_like(plan.matrix[:, :, x])
+    own[1:, at], weights[1:, at, x] = 2.0 * weights[1:, at, x], 0.0  # at first x is the state
+    matrix = np.insert(weights, 0, own, axis=2)
+    matrix = np.insert(matrix, at, 0.5 * matrix[:, at], axis=1)
+    levels = np.insert(plan.levels, at, 0.5 * plan.levels[:, at], axis=1)
+    # after the last stage nobody reads it
+    matrix[-1, at], levels[-1, at] = 0.0, np.nan
+    columns = ("y", *plan.columns)
+    return replace(plan, rows=rows, columns=columns, matrix=matrix, levels=levels)
 
 
 def with_noise_weights(plan: Plan, weights: ArrayLike) -> Plan:
