@@ -286,7 +286,7 @@ def _set_timesteps(original: Any):
                 # as it is now: other code may have replaced it
                 type(self)._original.set_timesteps(*bound.args, **bound.kwargs, **more)
         except Exception as error:
-            reason = _complaint(type(self).__name__, bound.arguments, self.config)
+            reason = _complaint(type(self), bound.arguments, self.config)
             if reason is None:
                 raise
             raise ValueError(reason) from error
@@ -295,13 +295,14 @@ def _set_timesteps(original: Any):
     return set_timesteps
 
 
-def _complaint(name: str, arguments: Any, config: Any) -> str | None:
+def _complaint(kind: Any, arguments: Any, config: Any) -> str | None:
     """Returns why the original has failed, where its own words do not say so."""
+    name, fewest = kind.__name__, kind._fewest
     count = arguments.get("num_inference_steps")
     if count is None:
         return None
-    if not isinstance(count, int) or count < 1:
-        return f"{name}: {count} steps, but a whole number from 1 is needed"
+    if not isinstance(count, int) or count < fewest:
+        return f"{name}: {count} steps, but a whole number from {fewest} is needed"
     if setting(config, "skip_prk_steps") is False and count < 4:
         return (
             f"{name}: {count} steps, but the pseudo Runge-Kutta warm-up takes 3 of at least 4: set "

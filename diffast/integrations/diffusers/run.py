@@ -152,12 +152,16 @@ class Run:
         """
         recipe = prepared.recipe
         self.dtypes = {} if dtypes is None else dtypes
+        # as of the scheduler, see there
+        self.searches = self.reads_time = self.plain = False
+        self.time_dtype: Any = None
         self.ended = False  # whether the last step was taken
         self.prepared, self.graph = prepared, False  # whether what is remembered has a gradient
         self.recipe, self.options, self.begin = recipe, prepared.options, recipe.begin
         self.calls, self.limits, self.hook = prepared.calls, prepared.limits, recipe.hook
         self.picks, self.terms = prepared.picks, prepared.terms
-        self.draws, self.wide, self.remembers = recipe.draws, recipe.wide, prepared.remembers
+        self.draws = recipe.draws if any(recipe.draws) else ()
+        self.wide, self.remembers = recipe.wide, prepared.remembers
         self.slots: list[torch.Tensor | None] = [None] * prepared.slots
         self.y: torch.Tensor | None = None
         self.away: torch.Tensor | None = None
@@ -165,7 +169,6 @@ class Run:
         self.path: Any = None  # BrownianPath, where the noise is the package's own along a path
         self.turned = False  # whether what is remembered lies [B, H, W, C]
         self._dtype = torch.float32
-        self.shape: Any = None  # of the last step's sample
         self.last: Any = None  # noise of the last step, where the original needs it
         self.next = -1  # index of the step that goes on from the last one; -1: none was taken
 
@@ -207,6 +210,13 @@ class Run:
     def seen_dtype(self) -> torch.dtype:
         """Returns the dtype in which the original remembers: that of its latents."""
         return self._dtype
+
+    def holds_another(self, shape: torch.Size) -> bool:
+        """Returns whether what is remembered is of another shape than that of a sample."""
+        held = (*self.slots, self.y)
+        if self.turned:
+            return any(s is not None and s.permute(_FIRST).shape != shape for s in self.slots)
+        return any(each is not None and each.shape != shape for each in held)
 
     def kept(self, slot: int) -> torch.Tensor:
         """Returns a remembered entry [B, ...] in the order of the shape."""
