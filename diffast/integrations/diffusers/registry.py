@@ -173,6 +173,8 @@ def copy_for_trial(scheduler: Any) -> Any:
     made = object.__new__(type(scheduler))
     own = vars(made)
     for name, value in vars(scheduler).items():
+        if callable(getattr(type(scheduler), name, None)):
+            continue  # a method that the instance replaces is bound to it
         if isinstance(value, torch.Tensor):
             own[name] = value.detach().cpu().clone()
         else:
