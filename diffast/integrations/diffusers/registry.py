@@ -194,6 +194,7 @@ def watch(scheduler: Any) -> None:
     config = own["_internal_dict"]
     own["_config_seen"] = config, vars(config)["_writes"]
     vars(config).pop("_before", None)
+    vars(config).pop("_before", None)
     times = own.get("timesteps")
     own["_base"], own["_size"] = (
         (times.data_ptr(), times.element_size()) if isinstance(times, torch.Tensor) else (0, 1)

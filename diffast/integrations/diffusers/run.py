@@ -390,7 +390,9 @@ def _complaint(sample, output, noise, error) -> str:
         if tensor.device != sample.device:
             return f"step: {name} is on {tensor.device} but sample on {sample.device}"
     said = "; ".join(
-        f"{name} is {list(t.shape)} of {t.dtype} on {t.device}" for name, t in given if t is not None
+        f"{name} is {list(t.shape)} of {t.dtype} on {t.device}"
+        for name, t in given
+        if t is not None
     )
     return f"step: no step can be made: {said}"
 
