@@ -53,6 +53,8 @@ CHOICES: dict[str, list] = {
     "variance_type": ["fixed_small", "fixed_large", "fixed_small_log"],
     "clip_sample_range": [0.5, 1.0, 2.0],
     "shift": [1.0, 3.0, 0.5],
+    "scaler": [0.5, 2.0],
+    "snr_shift_scale": [1.0, 3.0],
     "flow_shift": [1.0, 3.0],
     "steps_offset": [0, 1],
     "predictor_order": [1, 2, 3],
@@ -104,6 +106,8 @@ def options_of(kind: type, rng: random.Random) -> dict[str, Any]:
     return found
 
 
+# The last of their timesteps is where the last step ends.
+ENDED = ("DDPMWuerstchenScheduler", "SCMScheduler")
 # Their steps take other arguments than a loop of one output a step has.
 APART = ("KarrasVeScheduler", "ScoreSdeVeScheduler", "ScoreSdeVpScheduler")
 
@@ -254,6 +258,8 @@ class Side:
                 if "sigmas" in known:
                     more["sigmas"] = [1.0, 0.7, 0.5, 0.2] if case.seed % 2 else [1.0, 0.6, 0.6, 0.0]
             count = {} if more else {"num_inference_steps": case.steps}
+            if case.name == "SCMScheduler":
+                more["intermediate_timesteps"] = 1.3 if case.steps == 2 else None
             self.scheduler.set_timesteps(**count, **more)
         for write in case.set:
             write.apply(self.scheduler)
@@ -261,6 +267,8 @@ class Side:
     def times(self) -> Any:
         """Returns the timesteps of the loop."""
         times = self.scheduler.timesteps
+        if self.case.name in ENDED:
+            times = times[:-1]
         start = int(self.case.start * len(times))
         if start and self.case.begins and hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(start)
@@ -309,6 +317,13 @@ class Side:
             made = self.scheduler.step(output, self.estimate, t, self.back, x, **more)
             self.estimate, self.back = made[1], int(t)
             return seen, *made
+        elif self.case.name == "DDPMWuerstchenScheduler":
+            result = self.scheduler.step(output, t.expand(len(x)).to(output.dtype), x, **more)
+        elif self.case.name == "UnCLIPScheduler" and self.case.seed % 3:
+            times = self.scheduler.timesteps.tolist()  # as its pipelines say where a step ends
+            at = times.index(int(t)) if int(t) in times else len(times)
+            more["prev_timestep"] = times[at + 1] if at + 1 < len(times) else None
+            result = self.scheduler.step(output, t, x, **more)
         else:
             result = self.scheduler.step(output, t, x, **more)
         return seen, result.prev_sample, result.get("pred_original_sample")

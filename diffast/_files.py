@@ -157,9 +157,11 @@ def _check_values(found: Any) -> None:
         below: list[Any] = []
         for parts in level:
             parts = [*parts.values()] if isinstance(parts, dict) else parts
-            if math.inf in parts or -math.inf in parts:
+            kinds = set(map(type, parts))
+            if float in kinds and (math.inf in parts or -math.inf in parts):
                 raise ValueError("a number is too large for float64")
-            below += [part for part in parts if isinstance(part, (list, dict))]
+            if list in kinds or dict in kinds:
+                below += [part for part in parts if isinstance(part, (list, dict))]
         level, depth = below, depth + 1
 
 

@@ -131,10 +131,11 @@ NEEDED = {  # arguments without a default
 }
 # What docstrings promise to refuse: solver -> words of the message.
 PROMISED = {
-    "piadm_sde": ("alpha^2 + sigma^2", "alpha > 0"),
-    "piadm_ode": ("alpha^2 + sigma^2", "alpha > 0"),
-    "dpom": ("alpha > 0",),
-    "dpum": ("alpha > 0",),
+    "piadm_sde": ("alpha^2 + sigma^2", "the OU time"),
+    "piadm_ode": ("alpha^2 + sigma^2", "the OU time"),
+    "dpom": ("the OU time",),  # a grid that starts at alpha = 0
+    "dpum": ("the OU time",),
+    "restart": ("no step of the grid ends above", "of the grid time nearest to low"),
     "adams": ("rounding is all that is left",),
 }
 

@@ -47,7 +47,7 @@ CHANGED_FLOW |= {"dpmpp_3m_sde_gpu"}
 CHANGED_CLEAN = {"lms", "ipndm", "ipndm_v"}
 
 
-FOLD = 20.0  # how many times the effect of one rounding is still rounding
+FOLD = 5.0  # how many times the effect of one rounding is still rounding
 ODD = ["rising", "equal", "nan"]
 CALLBACKS = ("none", "read", "write", "write x", "write sigmas", "raise"), (8, 6, 3, 1, 1, 1)
 
@@ -284,7 +284,11 @@ class Bench:
             normal = comfy_formulas.as_generator(case.seed, x.shape, case.dtype)
             moved = x.double() * (1.0 + nudge * torch.randn(x.shape, dtype=torch.float64))
             options = {"eta": case.options["eta"]} if "eta" in case.options else {}
-            options |= {"first": written, "dtype": case.dtype if nudge else torch.float64}
+            options |= {
+                "jitter": nudge,
+                "first": written,
+                "dtype": case.dtype if nudge else torch.float64,
+            }
             at = [min(s, 1.0) for s in sigmas.tolist()] if case.flow else sigmas.tolist()
             made.append(
                 comfy_runs.formula(case.name, model, moved, at, normal, case.flow, **options)

@@ -236,6 +236,7 @@ class Call:
         elif isinstance(value, int):
             near = (value - 1, value + 1, *range(-1, 5), *HUGE)
             new = near[int(self.rng.integers(len(near)))]
+            new = min(max(new, -(2**63)), 2**63 - 1)
         else:
             new = ODD[int(self.rng.integers(len(ODD)))]
         if self.name.startswith(("normal", "brownian")) and isinstance(self.arguments[i], list):

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,7 +63,7 @@ def _short(text: str) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def output_file(flag: str, given: str, endings: Sequence[str], needs: dict[str, str]) -> Path:
+def output_file(flag: str, given: str, endings: Sequence[str], needs: Mapping[Any, str]) -> Path:
     """Returns the path of a file that can be written, as far as can be known before.
 
     Args:

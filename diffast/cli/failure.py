@@ -54,7 +54,8 @@ def status_of(work: Callable[[], int]) -> int:
     except BrokenPipeError:
         # Nobody reads on. The interpreter would say so again when it flushes at its end.
         with contextlib.suppress(Exception):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if sys.stdout is not None:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED
     except ImportError as error:
         _say(f"this needs {error.name or 'a package'}, which cannot be imported ({error})")

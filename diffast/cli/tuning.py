@@ -144,7 +144,7 @@ def _path(option: str, given: str | None, endings, calls: int, counts: list[int]
         path = path.with_name(f"{path.stem}-{calls}{path.suffix}")
     if endings is None:
         endings = (path.suffix,)
-    needs = dict.fromkeys(_PICTURES, "matplotlib") if option == "--picture" else {}
+    needs = {ending: "matplotlib" for ending in _PICTURES} if option == "--picture" else {}
     return doors.output_file(option, str(path), endings, needs)
 
 

@@ -27,7 +27,6 @@ from diffast.lowering.program import (
     Call,
     Constraints,
     Program,
-    Stage,
     estimate_name,
     lower,
 )
@@ -173,19 +172,20 @@ class BoundRun:
             self.front = self.network_input[: self.batch]
 
     def _prepare_network(self) -> None:
-        # The calls of each stage, (branches, inputs, network).
-        made: dict[tuple[str, int], list] = {}
-        for stage in self.stages:
-            kind = stage.branches, len(stage.times)
-            if kind not in made:
-                made[kind] = self._kinds(*kind)
-        self.kinds = [made[stage.branches, len(stage.times)] for stage in self.stages]
+        # Of each stage: its calls, (branches, inputs, network), and the rows of all of them.
+        made: dict[tuple[str, int], tuple[list, int]] = {}
+        stages = [(stage.branches, len(stage.times)) for stage in self.stages]
+        for branches, inputs in dict.fromkeys(stages):
+            rows = len(branch_names(branches)) * inputs * self.batch
+            made[branches, inputs] = self._kinds(branches, inputs), rows
+        self.kinds = [made[kind][0] for kind in stages]
+        self.row_counts = [made[kind][1] for kind in stages]
         kinds = {(branches, inputs) for calls in self.kinds for branches, inputs, _ in calls}
         if self.guides is not None and self.guides.calls():
             kinds |= {(branches, 1) for _, branches in self._groups(self._own_branches())}
         self.arguments = {kind: self._arguments(*kind) for kind in sorted(kinds)}
-        rows = [self._rows(stage) for stage in self.stages]
-        self.times = times_of(self.plan, self.stages, rows, time_dtype(self.dtype), self.device)
+        about = self.row_counts, time_dtype(self.dtype), self.device
+        self.times = times_of(self.plan, self.stages, *about)
         if self.on_x0 is not None:
             for i, stage in enumerate(self.stages):
                 if not stage.times and stage.gradient_time is not None:
@@ -218,9 +218,6 @@ class BoundRun:
         found = denoiser.arguments(self.batch, self.device, branches)
         return found if inputs == 1 else context.on_rows(found, lambda v: torch.cat([v] * inputs))
 
-    def _rows(self, stage: Stage) -> int:
-        return len(branch_names(stage.branches)) * len(stage.times) * self.batch
-
     def _bind(self) -> None:
         """Gives every name of the program its tensor, stage by stage.
 
@@ -237,7 +234,7 @@ class BoundRun:
         for i, stage in enumerate(self.stages):
             last = i + 1 == len(self.stages)
             whole = self.network_input
-            read = at[X] if whole is None else whole[: self._rows(stage)]
+            read = at[X] if whole is None else whole[: self.row_counts[i]]
             self.inputs.append(read if self.order is None else self._seen(read))
             self.states.append(at[X] if self.order is None else self._seen(at[X]))
             to = at | {X: home, Y: home}
@@ -249,8 +246,10 @@ class BoundRun:
                 if name not in to and not name.startswith((X0, "copy")):
                     to[name] = self._spare(spare, name)
             self.points.append(to[X] if self.order is None else self._seen(to[X]))
-            copies = {f"copy{k}": copy for k, copy in enumerate(self._copies(i + 1))}
-            self.calls.append([self._bound(call, at, to | copies, i) for call in stage.calls])
+            ends = to
+            if whole is not None:
+                ends = to | {f"copy{k}": copy for k, copy in enumerate(self._copies(i + 1))}
+            self.calls.append([self._bound(call, at, ends, i) for call in stage.calls])
             at = to
 
     def _spare(self, spare: dict[str, torch.Tensor], name: str) -> torch.Tensor:
@@ -432,7 +431,7 @@ class BoundRun:
         if self.on_x0 is None:
             return buffer
         x0 = self._seen(buffer)
-        rows = self._rows(self.stages[i]) // max(len(self.stages[i].times), 1)
+        rows = self.row_counts[i] // max(len(self.stages[i].times), 1)
         times = self.times[i][number * rows :][: self.batch]
         changed = context.hooked("sample", self.on_x0, x0, Info(i, times, self.ids))
         if changed is not x0:
@@ -465,7 +464,7 @@ class BoundRun:
 
     def rows(self, stages: int) -> int:
         """Returns the network rows of a sample in so many stages: its calls on all branches."""
-        count = sum(self._rows(stage) for stage in self.stages[:stages]) // max(self.batch, 1)
+        count = sum(self.row_counts[:stages]) // max(self.batch, 1)
         calls = self.guides.calls(stages) if self.guides is not None else 0
         return count + (calls * len(branch_names(self._own_branches())) if calls else 0)
 

@@ -80,9 +80,11 @@ def sample(
     plan = context.plan_of("sample", denoiser, plan, calls)
     context.check_noise("sample", noise, context.FIXED_GRID)
     context.check_executor("sample", executor)
-    context.check_flags(
-        "sample", on_x0=on_x0, callback=callback, progress=progress, throw=throw, check=check
-    )
+    usual = progress is False and throw is True and check is True
+    if not usual or on_x0 is not None or callback is not None:
+        context.check_flags(
+            "sample", on_x0=on_x0, callback=callback, progress=progress, throw=throw, check=check
+        )
     place = context.place_of("sample", denoiser, shape, x, device, seed, ids, clamp, check)
     if check:
         context.warn_of_spread("sample", plan.schedule, plan.start, x, plan.initial)

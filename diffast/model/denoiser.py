@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from diffast.model.times import time_dtype as time_dtype
 from diffast.model.velocity import Velocity, prediction_of
 from diffast.schedules import edm, flow
 
+_DENSE, _ROWS = torch.strided, torch.contiguous_format
 # Formats of a network's input and output, and how many dimensions x then has; 0: any number.
 FORMATS = {torch.contiguous_format: 0, torch.channels_last: 4, torch.channels_last_3d: 5}
 
@@ -86,10 +87,10 @@ class Denoiser:
     round_times: bool = False
     memory_format: torch.memory_format = torch.contiguous_format
     guides: Sequence[Guide] = ()
+    _called: ClassVar[bool] = False  # of a denoiser: whether an input was compared in full
 
     def __post_init__(self) -> None:
         """Checks the arguments before the first call."""
-        object.__setattr__(self, "_called", False)  # and its input compared in full
         check_predicts("Denoiser", self.predicts)
         check_options(self, FORMATS)
         object.__setattr__(self, "guidance", settled(self.guidance, self.schedule))
@@ -442,7 +443,7 @@ class Denoiser:
         if self.time_dtype is not None:
             t = given_times(t, self.time_dtype, self.round_times, self.schedule)
         network = self.network if network is None else network
-        watch, whole = InputWatch(x) if watch is None else watch, not vars(self)["_called"]
+        watch, whole = InputWatch(x) if watch is None else watch, not self._called
         before = watch.look(whole)
         versions = versions_of(arguments) if arguments else None
         try:
@@ -462,9 +463,9 @@ class Denoiser:
             output = tensor_of(output, self.predicts)
         if output.shape != x.shape or not output.is_floating_point():
             raise ValueError(output_complaint(x, output))
-        if output.layout is not torch.strided or type(output) is not torch.Tensor:
+        if type(output) is not torch.Tensor or output.layout is not _DENSE:
             check_plain(x, output)
-        if memory_format is torch.contiguous_format and output.is_contiguous():
+        if memory_format is _ROWS and output.is_contiguous():
             return output  # half of what `contiguous` takes
         return output.contiguous(memory_format=memory_format)
 

@@ -14,7 +14,7 @@ import torch
 from torch.autograd import forward_ad
 
 from diffast.ops.checks import check
-from diffast.ops.memory import flat, named_tensors, written_of
+from diffast.ops.memory import collector_of, flat, named_tensors, written_of
 from diffast.ops.schema import MAX_ROWS, SCHEMAS, library, overload_of
 
 _ops = torch.ops.diffast
@@ -57,23 +57,25 @@ def refuse_inference(name: str, arguments: tuple, named: dict) -> None:
 
 def _no_gradient(overload: torch._ops.OpOverload, name: str) -> Callable:
     """Returns the autograd kernel of an op without a gradient."""
-    written = written_of(name)
+    collect, writes = collector_of(name), written_of(name).stop > 0
 
     def call(*args):
-        check(
-            not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)),
-            f"{overload}: a tensor requires grad but this form of the op has no gradient: use "
-            "the returning form of combine, or torch.no_grad()",
-        )
+        # No text is made before it is needed: this is on the way of every call with gradients off.
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            raise RuntimeError(
+                f"{overload}: a tensor requires grad but this form of the op has no gradient: use "
+                "the returning form of combine, or torch.no_grad()"
+            )
         if forward_ad._current_level >= 0:
             refuse_duals(name, args)
-        outs = flat(args[written])
+        outs = collect(args) if writes else ()
         for t in outs:
             if t.is_inference() and not _is_inference_mode():
                 refuse_inference(name, args, {})
         with _below_autograd():
             made = overload(*args)
-        _increment_version(outs)
+        if writes:
+            _increment_version(outs)
         return made
 
     return call

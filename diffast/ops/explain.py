@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from diffast.ops import autograd
 from diffast.ops.checks import check_dense
 from diffast.ops.load import modules
-from diffast.ops.memory import named_tensors, written_of
+from diffast.ops.memory import collector_of, named_tensors, written_of
 from diffast.ops.schema import overload_of
 
 REFUSAL = "the arguments do not fit together"  # csrc/core/checks.h
@@ -24,7 +24,7 @@ CHECKS = {name: check for m in modules("checks") for name, check in m.CHECKS.ite
 _ANY = (RuntimeError, TypeError, ValueError, AttributeError, IndexError)
 
 _is_inference_mode = torch.is_inference_mode_enabled
-_is_compiling = torch.compiler.is_compiling
+_is_traced = torch.compiler.is_dynamo_compiling
 _increment_version = torch._C._increment_version
 
 
@@ -147,30 +147,27 @@ def _writing(name: str, overload: torch._ops.OpOverload) -> Callable:
     made in that mode, nor below autograd, where integrations call the ops. What it would do is done
     here.
     """
-    first = written_of(name).start
+    first, collect = written_of(name).start, collector_of(name)
 
     def call(*args, **named):
-        if _is_compiling():  # the graph holds the op, whose fake and autograd kernel refuse
+        if _is_traced():  # the graph holds the op, whose fake and autograd kernel refuse
             return overload(*args, **named)
-        if forward_ad._current_level >= 0:
-            autograd.refuse_duals(name, (*args, *named.values()))
         try:
-            if _is_inference_mode():
+            if _is_inference_mode():  # no tangents there
                 overload(*args, **named)
-                # Usually a list of tensors and a status. Every nanosecond here is one of each step.
-                outs = args[first] if len(args) > first else None
-                if named or type(outs) is not list or len(args) > first + 2:
+                outs = collect(args)
+                if named:
                     tensors = named_tensors(name, args, named)
                     outs = [t for is_written, (*_, t) in tensors if is_written]
-                elif len(args) > first + 1 and args[first + 1] is not None:
-                    outs = [*outs, args[first + 1]]
                 _increment_version(outs)
                 return
-            # Autograd's kernel looks at all outputs, unless it is called for none.
+            if forward_ad._current_level >= 0:
+                autograd.refuse_duals(name, (*args, *named.values()))
+            # Autograd's kernel looks at all outputs, unless all tensors are of inference mode.
             out = args[first] if len(args) > first else None
             if type(out) is list and out:
                 out = out[0]
-            if not isinstance(out, torch.Tensor) or out.is_inference():
+            if type(out) is not torch.Tensor or out.is_inference():
                 autograd.refuse_inference(name, args, named)
             overload(*args, **named)
         except _ANY as error:

@@ -56,6 +56,27 @@ def flat(arguments: Any) -> list[torch.Tensor]:
     return found
 
 
+def collector_of(name: str) -> Callable[[tuple], list[torch.Tensor]]:
+    """Returns a function of a call's arguments in their order -> its written tensors.
+
+    Every step of a plan is a call of it: the usual form, outputs and perhaps a status, is quick.
+    """
+    first, last = written_of(name).start, written_of(name).stop
+    kinds = [str(argument.type) for argument in overload_of(name)._schema.arguments[first:last]]
+
+    def outputs_and_status(args):
+        outs = args[first] if len(args) > first else []
+        if len(args) > first + 1 and args[first + 1] is not None:
+            return [*outs, args[first + 1]]
+        return outs
+
+    def any_others(args):
+        return flat(args[first:last])
+
+    usual = kinds == ["List[Tensor]", "Optional[Tensor]"]
+    return outputs_and_status if usual else any_others
+
+
 def named_tensors(name: str, arguments: tuple, named: dict) -> Iterator[tuple[bool, Named]]:
     """Yields (whether it is written, its names and itself) for every tensor of a call."""
     for i, (argument, written) in enumerate(parameters_of(name)):

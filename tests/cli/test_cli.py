@@ -323,7 +323,7 @@ def test_profile_writes_numbers(tmp_path, capsys):
     [
         (["--adaptive", "nothing"], "embedded solver 'nothing' is not known"),
         (["--adaptive", "--set", "rtol"], "'rtol' but NAME=VALUE is needed"),
-        (["--adaptive", "--set", "rtol=0"], "rtol = 0, but it must be above 0"),
+        (["--adaptive", "--set", "rtol=0"], "rtol = 0.0, but it must be above 0"),
         (["--adaptive", "--set", "colour=3"], "unexpected keyword argument"),
         (["--adaptive", "--out", "steps.txt"], "its ending must be .png, .svg, .pdf or .json"),
         (["--parallel", "newton"], "method is 'newton' but the known methods are"),

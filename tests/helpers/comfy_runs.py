@@ -50,7 +50,8 @@ class Model:
 def formula(name, model, x, sigmas, normal, flow, **options):
     """Returns the formula's sample for a `Model`.
 
-    `dtype` is that of the network's numbers, `first` a factor of the first guided estimate.
+    `dtype` is that of the network's numbers, `first` a factor of the first guided estimate,
+    `jitter` what rounding x does to the difference of x and an estimate, relative to x.
     """
     model_sampling = model.inner_model.inner_model.model_sampling
     levels = [float(s) for s in sigmas]
@@ -61,11 +62,14 @@ def formula(name, model, x, sigmas, normal, flow, **options):
         **options,
     }
 
+    jitter = own.pop("jitter", 0.0)
     dtype, factors = own.pop("dtype", torch.float64), [own.pop("first", 1.0)]
 
     def both(x, s):  # the network's numbers are those of its own dtype
         made = model.both(x.to(dtype), torch.full((len(x),), s, dtype=dtype))
         d, u = (each.double() for each in made)
+        if jitter:
+            d, u = (each + jitter * x.abs().max() * torch.randn_like(x) for each in (d, u))
         return d * (factors.pop() if factors else 1.0), u
 
     return comfy_formulas.run(name, both, x.double(), levels, normal, flow, **own)

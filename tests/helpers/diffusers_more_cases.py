@@ -102,6 +102,8 @@ MORE = [
             "range": {"sigma_min": 0.01, "sigma_max": 20.0, "sigma_data": 1.0, "rho": 5.0},
         },
     ),
+    *options("FlowMapEulerDiscrete", {"default": {}, "shift": {"shift": 3.0}}),
+    *options("MiniMaxH3", {"default": {}, "shift": {"shift": 3.0}}),
 ]
 ONE_OF_EACH_MORE = list({case.kind: case for case in reversed(MORE)}.values())[::-1]
 BROKEN_MORE = [

@@ -4,6 +4,7 @@
 """
 
 import copy
+import logging
 import pickle
 import warnings
 
@@ -174,6 +175,32 @@ def test_levels_of_ltx_that_are_given(sigmas):
         x = noisy(scheduler, case.shape)
         states = walk(scheduler, case, x)
         assert torch.equal(states[-1], states[-2])
+        results.append(states)
+    assert_same(results[1], results[0])
+
+
+def test_ltx_s_levels_are_made_without_a_log(monkeypatch):
+    said = []
+    logger = logging.getLogger("diffusers.configuration_utils")
+    monkeypatch.setattr(logger, "handle", lambda record: said.append(record.getMessage()))
+    monkeypatch.setattr(logger, "disabled", False)
+    scheduler = Case("", "LTXEulerAncestralRF").drop_in()
+    said.clear()
+    scheduler.set_timesteps(4)
+    assert not said
+    assert not logger.disabled
+
+
+def test_a_flow_map_to_a_time_of_the_caller_s():
+    case = Case("", "FlowMapEulerDiscrete", {"shift": 2.0})
+    results = []
+    for scheduler in (case.original(), case.drop_in()):
+        scheduler.set_timesteps(5)
+        x, states = noisy(scheduler, case.shape), []
+        for i, t in enumerate(scheduler.timesteps):
+            r = None if i % 2 else 0.3 * t
+            x = scheduler.step(network(x, t), t, x, r_timestep=r, return_dict=False)[0]
+            states.append(x)
         results.append(states)
     assert_same(results[1], results[0])
 

@@ -24,6 +24,7 @@ from diffusers_odd_steps import (  # noqa: E402
 )
 
 from diffast.integrations.diffusers import DiffastScheduler  # noqa: E402
+from diffast.integrations.diffusers.convention import convention_of  # noqa: E402
 from diffast.integrations.handed_over import HandedOverWarning  # noqa: E402
 
 TOLERANCE = 1e-5
@@ -355,6 +356,8 @@ def test_bad_arguments_are_told():
     scheduler.set_timesteps(5)
     with pytest.raises(ValueError, match="UnCLIP's is 'epsilon' or 'sample'"):
         scheduler.step(x, scheduler.timesteps[0], x)
+    with pytest.raises(ValueError, match="1 steps, but a whole number from 2 is needed"):
+        scheduler.set_timesteps(1)
 
 
 def test_configs_without_a_name_mean_the_plain_class():
@@ -381,3 +384,25 @@ def test_steps_in_any_order(kind):
             for s, seed in zip((original, ours), seeds, strict=True)
         )
         assert difference(got, want) <= TOLERANCE, t
+
+
+@pytest.mark.parametrize("kind", ["UnCLIP", "CogVideoXDPM"])
+def test_replaced_timesteps_are_read_before_the_step_s_end_is(kind):
+    case = Odd("", kind)
+    ours, original, x = pair(case, 10)
+    times = original.timesteps.clone()
+    ends = []
+    for scheduler in (ours, original):
+        seed = torch.Generator().manual_seed(0)
+        scheduler.timesteps = times[[0, 3, 5, 9]]  # without every other one
+        if kind == "UnCLIP":
+            ends.append(scheduler.step(x, times[3], x, times[5], seed, return_dict=False)[0])
+        else:
+            ends.append(scheduler.step(x, x.flip(0), times[3], times[0], x, generator=seed)[0])
+    assert difference(*ends) <= TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["RePaint", "DDIMInverse", "SCM", "TCD"])
+def test_no_plan_of_another_kind_runs_in_their_place(kind):
+    with pytest.raises(ValueError, match="inverts pictures or completes them|distilled"):
+        convention_of(Odd("", kind).original())

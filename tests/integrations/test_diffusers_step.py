@@ -395,9 +395,6 @@ def test_steps_read_nothing_from_the_device(case, noise):
 
 # thresholds are quantiles, these learned variances are a function of the network's output, and a
 # path makes its noise by steps of its own
-LEARNED = ("DDPM", "DDPMParallel", "UnCLIP")
-
-
 @each(
     [
         c

@@ -1,6 +1,8 @@
 """What callers do while a k-diffusion sampler runs, and what has no plan: as the original does."""
 
+import importlib.util
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -290,3 +292,16 @@ def test_what_is_no_state_and_no_sigmas(given, message):
 def test_sigmas_may_be_numbers():
     wanted = ours.sample_heun(model, start(), levels(12.0, 3.0, 0.0), disable=True)
     assert torch.equal(ours.sample_heun(model, start(), [12.0, 3.0, 0.0], disable=True), wanted)
+
+
+@pytest.mark.slow
+def test_random_calls_differ_nowhere_in_silence(theirs):
+    """The first cases of bench/attack/k_diffusion_samplers.py."""
+    path = Path(__file__).parents[2] / "bench" / "attack" / "k_diffusion_samplers.py"
+    spec = importlib.util.spec_from_file_location("k_diffusion_samplers", path)
+    attack = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(attack)
+    found = {number: attack.verdict(theirs, number) for number in range(150)}
+    bad = {n: what for n, what in found.items() if what[0] in ("silent", "crash")}
+    assert not bad
+    assert sum(kind.startswith("equal") for kind, _ in found.values()) > 100

@@ -23,7 +23,7 @@ pytestmark = [
 
 import diffusers  # noqa: E402
 import numpy as np  # noqa: E402
-from diffusers_cases import FLOW, LEADING, ONE_OF_EACH, SD, V, Case  # noqa: E402
+from diffusers_cases import FLOW, LEADING, ONE_OF_EACH, SD, Case, V  # noqa: E402
 from live_loop import STEPS, Writes, both, gap, trace  # noqa: E402
 
 from diffast.integrations.diffusers import DiffastScheduler, accelerate  # noqa: E402

@@ -1,5 +1,6 @@
 """The attack on the ops: a part of it, and what it would say of an op that is wrong."""
 
+import json
 import sys
 
 import numpy as np
@@ -80,3 +81,16 @@ def test_the_attack_from_its_command_line():
     report = attack_ops.attack(1000, 700000, ROOT)
     assert report["calls"] == 1000 and report["crashed"] == 0 and report["findings"] == []
     assert report["counts"]["equal"] > 200 and report["counts"]["refused"] > 200
+
+
+def test_the_table_of_the_documents_is_the_stored_report():
+    stored = json.loads((ROOT / "bench" / "results" / "attack_ops.json").read_text())
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    for name, text in (("plain", "as installed"), ("sanitized", "sanitized")):
+        report = stored[name]
+        assert report["findings"] == [] and report["crashed"] == 0
+        counts = [report["counts"].get(kind, 0) for kind in attack_ops.FINE]
+        assert sum(counts) == report["calls"]
+        row = [f"{count:,}" for count in (report["calls"], *counts, 0, 0, 0)]
+        assert f"| {text} | {' | '.join(row)} |" in page
+    assert stored["plain"]["calls"] >= 20_000 and stored["sanitized"]["calls"] >= 5_000

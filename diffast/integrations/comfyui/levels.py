@@ -70,3 +70,12 @@ def below_one(sigmas: torch.Tensor, model_sampling: Any) -> torch.Tensor:
         return sigmas
     moved = float(model_sampling.percent_to_sigma(FLOW_START))
     return torch.cat([sigmas.new_tensor([moved]), sigmas[1:]])
+
+
+def means_nothing(option: str, value: Any) -> bool:
+    """Returns whether ComfyUI's samplers do the same with the option as without it."""
+    if value is None:
+        return option in ("noise_scaler", "tau_func", "s_noise_end")
+    neutral = {"s_churn": 0.0, "noise_clip_std": 0.0, "s_noise": 1.0, "eta": None}
+    unused = ("s_tmin", "s_tmax")
+    return option in unused or neutral.get(option) == value

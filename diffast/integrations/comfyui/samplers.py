@@ -21,6 +21,7 @@ from diffast.integrations.comfyui.levels import (
     check_sigmas,
     is_flow,
     levels_of,
+    means_nothing,
 )
 from diffast.integrations.comfyui.originals import hand_over
 from diffast.integrations.comfyui.running import run
@@ -181,7 +182,7 @@ def _options(entry: Entry, given: Mapping[str, Any], model_sampling: Any, flow: 
             continue
         if option in entry.takes:
             own[entry.takes[option]] = value
-        elif not _means_nothing(option, value):
+        elif not means_nothing(option, value):
             raise CannotPlan(f"the option {option} = {value!r} has no plan")
     scale = float(getattr(model_sampling, "noise_scale", 1.0))
     scaled = entry.noise_scale == "all" or (entry.noise_scale == "flow" and flow)
@@ -190,15 +191,6 @@ def _options(entry: Entry, given: Mapping[str, Any], model_sampling: Any, flow: 
             raise CannotPlan(f"model_sampling.noise_scale = {scale:g} has no plan")
         own["s_noise"] = own.get("s_noise", 1.0) * scale
     return own
-
-
-def _means_nothing(option, value):
-    """Returns whether ComfyUI's samplers do the same with the option as without it."""
-    if value is None:
-        return option in ("noise_scaler", "tau_func", "s_noise_end")
-    neutral = {"s_churn": 0.0, "noise_clip_std": 0.0, "s_noise": 1.0, "eta": None}
-    unused = ("s_tmin", "s_tmax")
-    return option in unused or neutral.get(option) == value
 
 
 def _check_scaling(model_sampling, flow):

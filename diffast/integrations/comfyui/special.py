@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from diffast.integrations import k_diffusion
-from diffast.integrations.comfyui.levels import CannotPlan, check_sigmas
+from diffast.integrations.comfyui.levels import CannotPlan, check_sigmas, means_nothing
 from diffast.integrations.comfyui.originals import hand_over
 
 
@@ -60,7 +60,7 @@ def _between(name, run, given):
         check_sigmas(title, sigmas)
         if len(sigmas) < 2:
             return x
-        options = {**given, **more}
+        options = {k: v for k, v in {**given, **more}.items() if not means_nothing(k, v)}
         levels = sigmas.detach().double().cpu().tolist()
         low = levels[-1] if levels[-1] != 0.0 else levels[-2]
         way = f"the noise levels go from {levels[0]:g} to {low:g}"

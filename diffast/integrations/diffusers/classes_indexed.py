@@ -19,6 +19,7 @@ from diffusers.schedulers import (
 
 from diffast.integrations.diffusers import classes, indexed, more_indexed, ratios
 from diffast.integrations.diffusers.classes import _WithEstimate
+from diffast.integrations.diffusers.live import setting
 from diffast.integrations.diffusers.outputs import Pair
 from diffast.integrations.diffusers.registry import drop_in
 from diffast.integrations.diffusers.scheduler import DiffastScheduler
@@ -32,16 +33,24 @@ class _OwnArguments(DiffastScheduler):
     Where no plan runs `_advance` returns None, and the class calls its original.
     """
 
+    def _seen(self) -> bool:
+        """Returns whether a plan holds, after a look at what other code has written."""
+        if self._live and self._is_written():
+            self._look()
+        return self._live
+
     def _by_original(self, *args):
         if self._live:  # this step alone
             self._say("a step was called with other arguments than its timesteps have")
 
-    @torch.compiler.disable
-    def _eager_step(self, *arguments):
-        """Returns what `step` does, outside of a graph."""
-        step: Any = self.step  # pyright: ignore[reportAttributeAccessIssue]
-        result = step(*arguments)
-        return tuple(result) if type(result) is Pair else result  # nothing traces a Pair
+
+def _out_of_a_graph(scheduler: Any, *arguments: Any) -> Any:
+    """Returns what its `step` does, outside of a graph."""
+    result = scheduler.step(*arguments)
+    return tuple(result) if type(result) is Pair else result  # nothing traces a Pair
+
+
+_eager: Any = torch.compiler.disable(_out_of_a_graph)
 
 
 @drop_in(originals.DDIMParallelScheduler)
@@ -51,7 +60,7 @@ class DiffastDDIMParallelScheduler(_WithEstimate, originals.DDIMParallelSchedule
     _searches, _steps_as = True, classes.DiffastDDIMScheduler
     _options, _option_names = (0.0, False), ("eta", "use_clipped_model_output")
     _recipe = indexed.ddim
-    step = classes.DiffastDDIMScheduler.step
+    step: Any = classes.DiffastDDIMScheduler.step
 
 
 @drop_in(originals.DDPMParallelScheduler)
@@ -60,7 +69,7 @@ class DiffastDDPMParallelScheduler(_WithEstimate, originals.DDPMParallelSchedule
 
     _searches, _steps_as = True, classes.DiffastDDPMScheduler
     _recipe = indexed.ddpm
-    step = classes.DiffastDDPMScheduler.step
+    step: Any = classes.DiffastDDPMScheduler.step
 
 
 @drop_in(originals.DDIMInverseScheduler)
@@ -138,14 +147,14 @@ class DiffastCogVideoXDPMScheduler(_OwnArguments, originals.CogVideoXDPMSchedule
         old, result = old_pred_original_sample, None
         if _is_compiling():
             rest = (eta, use_clipped_model_output, generator, variance_noise, return_dict)
-            return self._eager_step(model_output, old, timestep, timestep_back, sample, *rest)
-        at = self._place(timestep) if self._live else None
+            return _eager(self, model_output, old, timestep, timestep_back, sample, *rest)
+        at = self._place(timestep) if self._seen() else None
         if old is None:
             options = self._options if at == 0 else (True,)
         else:
             options = self._options if self._follows(at, timestep_back) else None
-        if old is not None and old.shape != sample.shape:
-            options = None
+        if not model_output.shape == sample.shape == (sample if old is None else old).shape:
+            options = None  # the original broadcasts them
         if options is not None:
             given = sample if old is None else old
             result = self._advance(
@@ -169,7 +178,7 @@ class DiffastCogVideoXDPMScheduler(_OwnArguments, originals.CogVideoXDPMSchedule
         return result
 
     def _stride(self) -> int:
-        return self.config.num_train_timesteps // self.num_inference_steps
+        return setting(self.config, "num_train_timesteps") // self.num_inference_steps
 
     def _follows(self, at: int | None, back: Any) -> bool:
         """Returns whether the step at that index comes after the one at timestep `back`."""
@@ -199,7 +208,7 @@ class DiffastTCDScheduler(_WithEstimate, originals.TCDScheduler):
 class DiffastUnCLIPScheduler(_OwnArguments, _WithEstimate, originals.UnCLIPScheduler):
     """Drop-in for UnCLIPScheduler."""
 
-    _searches, _read_too = True, ("alphas", "betas")
+    _searches, _read_too, _fewest = True, ("alphas", "betas"), 2
     _options, _option_names = (True,), ("prev_timestep",)
     _recipe = more_indexed.unclip
 
@@ -215,10 +224,11 @@ class DiffastUnCLIPScheduler(_OwnArguments, _WithEstimate, originals.UnCLIPSched
         """Returns the previous sample and the x0 estimate; see diffusers."""
         if _is_compiling():
             if prev_timestep is not None:
-                return self._eager_step(
-                    model_output, timestep, sample, prev_timestep, generator, return_dict
+                return _eager(
+                    self, model_output, timestep, sample, prev_timestep, generator, return_dict
                 )
             return self._advance(model_output, timestep, sample, return_dict, generator, (False,))
+        self._seen()
         result, options = None, self._ends(timestep, prev_timestep)
         if options is not None:
             result = self._advance(model_output, timestep, sample, return_dict, generator, options)
@@ -233,8 +243,10 @@ class DiffastUnCLIPScheduler(_OwnArguments, _WithEstimate, originals.UnCLIPSched
     def _ends(self, timestep, following) -> tuple | None:
         """Returns the options of a step that ends there; None: no plan's step does."""
         if following is None:
-            last = self._run is not None and self._place(timestep) == self._count - 1
-            return self._run.options if last else (False,)
+            run = self._run
+            if run is None or self._place(timestep) != self._count - 1:
+                return (False,)
+            return run.options
         if not self._live:
             return None
         at, end = self._place(timestep), self._place(following)
@@ -272,6 +284,10 @@ class DiffastRePaintScheduler(_OwnArguments, originals.RePaintScheduler):
                 return order[i]
         return super()._place(timestep)
 
+    @staticmethod
+    def _tried(times):
+        return times.unique().flip(0)  # a step is that of its timestep alone
+
     def _output(self, return_dict, sample, run, *step):
         return sample, run, step
 
@@ -291,10 +307,10 @@ class DiffastRePaintScheduler(_OwnArguments, originals.RePaintScheduler):
         return_dict=True,
     ):
         """Returns the previous sample and the x0 estimate; see diffusers."""
-        result = None
+        result: Any = None
         if _is_compiling():
             rest = (original_image, mask, generator, return_dict)
-            return self._eager_step(model_output, timestep, sample, *rest)
+            return _eager(self, model_output, timestep, sample, *rest)
         if original_image.shape == sample.shape == model_output.shape:
             result = self._advance(
                 model_output, timestep, sample, False, generator, given=original_image

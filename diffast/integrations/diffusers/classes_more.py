@@ -5,6 +5,9 @@ diffusers has some of these schedulers only in later versions, or only beside to
 
 from __future__ import annotations
 
+import functools
+import logging
+
 import torch
 from diffusers import SchedulerMixin as SchedulerMixin  # pipelines look for it here
 from diffusers import schedulers as originals
@@ -21,6 +24,21 @@ from diffast.integrations.diffusers.on_path import OnPath
 from diffast.integrations.diffusers.registry import drop_in
 from diffast.integrations.diffusers.scheduler import DiffastScheduler
 from diffast.integrations.diffusers.shared import scale, without_variance
+
+
+def _quietly(method):
+    """Returns the method without diffusers' log of options that a class does not have."""
+
+    @functools.wraps(method)
+    def quiet(self, *args, **kwargs):
+        logger = logging.getLogger("diffusers.configuration_utils")
+        before, logger.disabled = logger.disabled, True
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            logger.disabled = before
+
+    return quiet
 
 
 @drop_in(originals.KDPM2AncestralDiscreteScheduler)
@@ -169,3 +187,35 @@ if hasattr(originals, "LTXEulerAncestralRFScheduler"):
 
         _recipe, _on_device = more_sigmas.ltx_ancestral, ("sigmas",)
         step = drawing_step
+
+    # it makes a FlowMatchEuler of its own configuration, where `noise` and `strict` are not known
+    DiffastLTXEulerAncestralRFScheduler.set_timesteps = _quietly(
+        DiffastLTXEulerAncestralRFScheduler.set_timesteps
+    )
+
+
+if hasattr(originals, "FlowMapEulerDiscreteScheduler"):
+
+    @drop_in(originals.FlowMapEulerDiscreteScheduler)
+    class DiffastFlowMapEulerDiscreteScheduler(
+        DiffastScheduler, originals.FlowMapEulerDiscreteScheduler
+    ):
+        """Drop-in for FlowMapEulerDiscreteScheduler."""
+
+        _recipe, _on_device, _reads_time = more_sigmas.flow_map, ("sigmas",), True
+
+        def step(self, model_output, timestep, sample, r_timestep=None, return_dict=True):
+            """Returns the sample at the next time, or at `r_timestep`; see diffusers."""
+            if r_timestep is not None:  # from any time to any other is no list of steps
+                return super().step(model_output, timestep, sample, r_timestep, return_dict)
+            return self._advance(model_output, timestep, sample, return_dict)
+
+
+if hasattr(originals, "MiniMaxH3Scheduler"):
+
+    @drop_in(originals.MiniMaxH3Scheduler)
+    class DiffastMiniMaxH3Scheduler(DiffastScheduler, originals.MiniMaxH3Scheduler):
+        """Drop-in for MiniMaxH3Scheduler."""
+
+        _recipe, _on_device, _reads_time = more_sigmas.minimax_h3, ("sigmas",), True
+        step = plain_step

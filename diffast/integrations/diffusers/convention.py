@@ -18,7 +18,9 @@ from diffast.model.prediction import Prediction
 from diffast.plans import Plan
 
 # Their networks are distilled, and read x0 by formulas of their own.
-_DISTILLED = ("LCM", "TCD", "FlowMatchLCM", "ConsistencyModels", "CMStochasticIterative")
+_DISTILLED = ("LCM", "TCD", "FlowMatchLCM", "ConsistencyModels", "CMStochasticIterative", "SCM")
+# Their steps do not only lead from noise to a sample.
+_OTHER_WAYS = ("RePaint", "DDIMInverse", "DPMSolverMultistepInverse")
 # log-SNRs of one schedule, from betas in float32 and from betas in float64, agree to this.
 _SAME = 2e-3
 
@@ -60,6 +62,10 @@ def convention_of(scheduler: Any) -> Convention:
         raise ValueError(
             f"{name} is for networks that were distilled to few steps, but a plan is for a network "
             "that predicts x0, noise or a velocity at every level"
+        )
+    if short in _OTHER_WAYS:
+        raise ValueError(
+            f"{name} inverts pictures or completes them, but a plan leads from noise to a sample"
         )
     kind = setting(config, "prediction_type")
     if short.startswith(("FlowMatch", "LTXEulerAncestralRF")) or kind == "flow_prediction":

@@ -18,7 +18,7 @@ from diffusers.configuration_utils import FrozenDict
 # Attributes of a drop-in that are not settings: writing to them makes no plan stale.
 OURS = frozenset(
     {
-        *("_base", "_begin_index", "_compiled", "_config_seen", "_count", "_counter", "_doubt"),
+        *("_base", "_begin_index", "_compiled", "_count", "_counter", "_doubt"),
         *("_factors", "_foreign", "_handed", "_internal_dict", "_kept", "_live", "_made"),
         *("_numbers", "_odd", "_odd_run", "_order", "_per_run", "_positions", "_run", "_said"),
         *("_size", "_step_index", "_strict", "_trial", "_watched", "_writes", "host"),
@@ -130,7 +130,10 @@ class Watch:
     counter (`.data`, a numpy view) is compared by value where the tensor is on the CPU and short.
     """
 
-    __slots__ = ("all", "level", "levels", "lists", "tensors", "versions", "views")
+    __slots__ = (
+        *("all", "level", "levels", "lists", "tensors", "versions", "views"),
+        *("config", "config_attributes", "config_writes"),
+    )
 
     def __init__(self, attributes: dict[str, Any], skipped: Any, needed: Any = ()):
         """Looks at the attributes.
@@ -140,6 +143,9 @@ class Watch:
             skipped: names of those that are not looked at.
             needed: names of those that its step reads, though most schedulers' steps do not.
         """
+        self.config = attributes["_internal_dict"]
+        self.config_attributes = vars(self.config)
+        self.config_writes = self.config_attributes["_writes"]
         kept = {name: value for name, value in attributes.items() if name not in skipped}
         tensors = {n: v for n, v in kept.items() if isinstance(v, torch.Tensor)}
         counted = {n: v for n, v in tensors.items() if not v.is_inference()}
@@ -163,6 +169,10 @@ class Watch:
             for n, v in kept.items()
             if isinstance(v, (list, np.ndarray))
         ]
+
+    def is_reconfigured(self, config: Any) -> bool:
+        """Returns whether the scheduler's configuration was written to or replaced."""
+        return config is not self.config or self.config_attributes["_writes"] != self.config_writes
 
     def changed(self) -> set[str]:
         """Returns the names of those whose values have changed; for the start of a run."""

@@ -32,7 +32,6 @@ class Live:
     # Whether the settings are not as the constructor left them; likewise what set_timesteps sets.
     _odd = _odd_run = False
     _watched: Any = None  # Watch
-    _config_seen: Any = (None, 0)  # (the configuration, its writes)
     _per_run: frozenset = frozenset()  # attributes that set_timesteps sets
     _original: Any  # diffusers' class
     _memory: Memory = NONE
@@ -146,14 +145,13 @@ class Live:
     def _is_written(self) -> bool:
         """Returns whether something was written since the run was prepared; fast."""
         own = self.__dict__
-        watched, seen = own["_watched"], own["_config_seen"]
-        config = own["_internal_dict"]
+        watched = own["_watched"]
         return (
             own["_writes"]
             or watched.level.tobytes() != watched.levels
             or (watched.tensors and [*map(_version, watched.tensors)] != watched.versions)
-            or config is not seen[0]
-            or config.__dict__["_writes"] != seen[1]
+            or own["_internal_dict"] is not watched.config
+            or watched.config_attributes["_writes"] != watched.config_writes
         )
 
     def _changes(self) -> set[str]:
@@ -162,9 +160,8 @@ class Live:
         found = set(own.get("_writes", ()))
         if self._watched is not None:
             found |= self._watched.changed()
-        config, seen = self._internal_dict, self._config_seen
-        if config is not seen[0] or vars(config)["_writes"] != seen[1]:
-            found.add("config")
+            if self._watched.is_reconfigured(self._internal_dict):
+                found.add("config")
         return found - set(self._memory.names)
 
     def _look(self) -> None:
@@ -231,7 +228,7 @@ class Live:
         """Returns what a copy starts with; a write that was not seen to yet stays one."""
         own = dict(self.__dict__)
         own["_writes"] = self._changes()
-        for name in ("_watched", "_foreign", "_kept", "_config_seen", "_numbers"):
+        for name in ("_watched", "_foreign", "_kept", "_numbers"):
             own.pop(name, None)
         return own
 

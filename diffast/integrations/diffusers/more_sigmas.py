@@ -29,8 +29,8 @@ def kdpm2_ancestral(scheduler, begin, options) -> Recipe:
     )
     if not np.isfinite(middles).all():
         raise ValueError(
-            "sigmas_interpol has to be finite, but is not for these betas and so few steps, nor are the timesteps "
-            "that diffusers makes of it"
+            "sigmas_interpol is NaN for these betas and so few steps, and so are some of the "
+            "timesteps, but a network needs times"
         )
     plan = compat.midpoint_ancestral(sigma_space(grid), grid, middles, downs, ups)
     reads = sigma_reading(predicts(scheduler.config))(plan.times)
@@ -149,3 +149,17 @@ def consistency(scheduler, begin, options) -> Recipe:
     plan = compat.renoised_estimates(sigma_space(grid), grid, noise, "consistency")
     clamp = 1.0 if config.clip_denoised else None
     return Recipe(plan, Reading(skip, out), clamp, draws=(count > 1,) * count, wide=True)
+
+
+def flow_map(scheduler, begin, options) -> Recipe:
+    """FlowMapEulerDiscreteScheduler, without `r_timestep`."""
+    flow = schedules.flow()
+    plan = solvers.euler(flow, falling(levels(scheduler)))
+    return Recipe(plan, Prediction(flow, "flow"), wide=True)
+
+
+def minimax_h3(scheduler, begin, options) -> Recipe:
+    """MiniMaxH3Scheduler, whose network predicts data minus noise."""
+    grid = falling(levels(scheduler))
+    plan = solvers.euler(schedules.flow(), grid)
+    return Recipe(plan, Reading(np.ones(plan.nfe), grid[:-1]), wide="sample")

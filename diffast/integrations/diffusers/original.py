@@ -110,7 +110,7 @@ class Trial:
             vars(self.twin)["_begin_index"] = begin
         kind = type(scheduler)
         self.called, twin = kind._called, self.twin
-        self.times = twin.timesteps[begin : len(twin.timesteps) - kind._spare]
+        self.times = kind._tried(twin.timesteps[begin : len(twin.timesteps) - kind._spare])
 
     def sample(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Returns initial latents [2, 3, 2, 2]."""

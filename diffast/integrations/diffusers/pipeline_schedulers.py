@@ -84,9 +84,9 @@ def places_of(pipe: Any) -> list[Place]:
         pipe: a diffusers pipeline, or anything with a `scheduler`.
     """
     found = list(_walk(pipe, "", set()))
-    if not any(place.owner is pipe and place.key == "scheduler" for place in found):
-        if is_scheduler(getattr(pipe, "scheduler", None)):
-            found.append(Place(pipe, "scheduler", "scheduler"))
+    known = any(place.owner is pipe and place.key == "scheduler" for place in found)
+    if not known and is_scheduler(getattr(pipe, "scheduler", None)):
+        found.append(Place(pipe, "scheduler", "scheduler"))
     return sorted(found, key=lambda place: place.name != "scheduler")
 
 

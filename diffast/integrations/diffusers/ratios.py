@@ -32,18 +32,20 @@ def wuerstchen(scheduler, begin, options) -> Recipe:
 
     start, end = products(starts), products(ends)
     trig = schedules.trig()
-    angles = [np.arctan2(np.sqrt(1.0 - square), np.sqrt(square)) for square in (start, end)]
+    at_start, at_end = (np.arctan2(np.sqrt(1.0 - p), np.sqrt(p)) for p in (start, end))
     betas = (end - start) / end
     if (betas < 0.0).any():
         raise ValueError("a timestep is smaller than the one after it, which has no such step")
     noise = np.sqrt(betas * (1.0 - end) / (1.0 - start)) * (ends != 0).numpy()
-    plan = compat.posterior(trig, *angles, start / end, betas, noise)
+    plan = compat.posterior(trig, at_start, at_end, start / end, betas, noise)
     return Recipe(plan, Prediction(trig, "epsilon"), draws=(True,) * plan.nfe, wide=True)
 
 
 def scm(scheduler, begin, options) -> Recipe:
     """SCMScheduler: TrigFlow, x = cos(t) x0 + sin(t) z."""
     config = scheduler.config
+    if scheduler.num_inference_steps is None:
+        raise ValueError("set_timesteps was not called, but the original needs it")
     if config.prediction_type != "trigflow":
         raise ValueError(f"prediction_type is {config.prediction_type!r}, but SCM's is 'trigflow'")
     times = np.array(scheduler.host.times)

@@ -191,10 +191,7 @@ def watch(scheduler: Any) -> None:
     """Takes the scheduler's values down as they are."""
     own = vars(scheduler)
     own["_writes"] = set()
-    config = own["_internal_dict"]
-    own["_config_seen"] = config, vars(config)["_writes"]
-    vars(config).pop("_before", None)
-    vars(config).pop("_before", None)
+    vars(own["_internal_dict"]).pop("_before", None)
     times = own.get("timesteps")
     own["_base"], own["_size"] = (
         (times.data_ptr(), times.element_size()) if isinstance(times, torch.Tensor) else (0, 1)
@@ -292,7 +289,7 @@ def _set_timesteps(original: Any):
                 # as it is now: other code may have replaced it
                 type(self)._original.set_timesteps(*bound.args, **bound.kwargs, **more)
         except Exception as error:
-            reason = _complaint(type(self).__name__, bound.arguments, self.config)
+            reason = _complaint(type(self), bound.arguments, self.config)
             if reason is None:
                 raise
             raise ValueError(reason) from error
@@ -301,13 +298,14 @@ def _set_timesteps(original: Any):
     return set_timesteps
 
 
-def _complaint(name: str, arguments: Any, config: Any) -> str | None:
+def _complaint(kind: Any, arguments: Any, config: Any) -> str | None:
     """Returns why the original has failed, where its own words do not say so."""
+    name, fewest = kind.__name__, kind._fewest
     count = arguments.get("num_inference_steps")
     if count is None:
         return None
-    if not isinstance(count, int) or count < 1:
-        return f"{name}: {count} steps, but a whole number from 1 is needed"
+    if not isinstance(count, int) or count < fewest:
+        return f"{name}: {count} steps, but a whole number from {fewest} is needed"
     if setting(config, "skip_prk_steps") is False and count < 4:
         return (
             f"{name}: {count} steps, but the pseudo Runge-Kutta warm-up takes 3 of at least 4: set "

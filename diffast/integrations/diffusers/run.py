@@ -152,6 +152,8 @@ class Run:
         """
         recipe = prepared.recipe
         self.dtypes = {} if dtypes is None else dtypes
+        # as of the scheduler, see there
+        self.searches = self.reads_time = False
         self.ended = False  # whether the last step was taken
         self.prepared, self.graph = prepared, False  # whether what is remembered has a gradient
         self.recipe, self.options, self.begin = recipe, prepared.options, recipe.begin
@@ -165,7 +167,6 @@ class Run:
         self.path: Any = None  # BrownianPath, where the noise is the package's own along a path
         self.turned = False  # whether what is remembered lies [B, H, W, C]
         self._dtype = torch.float32
-        self.shape: Any = None  # of the last step's sample
         self.last: Any = None  # noise of the last step, where the original needs it
         self.next = -1  # index of the step that goes on from the last one; -1: none was taken
 
@@ -207,6 +208,13 @@ class Run:
     def seen_dtype(self) -> torch.dtype:
         """Returns the dtype in which the original remembers: that of its latents."""
         return self._dtype
+
+    def holds_another(self, shape: torch.Size) -> bool:
+        """Returns whether what is remembered is of another shape than that of a sample."""
+        held = (*self.slots, self.y)
+        if self.turned:
+            return any(s is not None and s.permute(_FIRST).shape != shape for s in self.slots)
+        return any(each is not None and each.shape != shape for each in held)
 
     def kept(self, slot: int) -> torch.Tensor:
         """Returns a remembered entry [B, ...] in the order of the shape."""

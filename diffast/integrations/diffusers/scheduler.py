@@ -11,6 +11,7 @@ is noticed. The plan is then made anew from the live values, or the original's o
 from __future__ import annotations
 
 import inspect
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from diffast.solvers.core.stability import unchecked
 
 _is_compiling = torch.compiler.is_compiling
 _float32 = torch.float32
+_version = attrgetter("_version")
 _KEPT = 4  # plans that a scheduler keeps: users run the same few over and over
 KINDS = registry.KINDS
 
@@ -72,6 +74,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
     # Whether the original looks each timestep up and keeps no step index; whether its step reads
     # the timestep beside the index.
     _searches = _reads_time = False
+    _fewest = 1  # steps that the original's set_timesteps can do
     _spare = 0  # entries of `timesteps` at its end where no step begins
     _read_too: tuple[str, ...] = ()  # tensors that its step reads beside the usual ones
 
@@ -177,7 +180,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             prepared = Prepared(recipe, options, self._counter, self._memory.keeps)
             kept[key] = (prepared, stepper, {})
         prepared, stepper, dtypes = kept[key]
-        self._run = Run(prepared, dtypes)
+        self._run = run = Run(prepared, dtypes)
+        run.searches, run.reads_time = self._searches, self._reads_time
         if stepper is not None:
             self._compiled = CompiledRun(prepared, stepper, self._counter)
             if self._factors is not None:
@@ -250,9 +254,10 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             self._step_index = i
             self._hand_over(f"step {i} was taken out of turn")
             return None, 0
-        if run is not None and run.next == i and run.remembers and shape not in (None, run.shape):
-            self._hand_over(f"the latents are {list(shape)} after {list(run.shape)}")
-            return None, 0
+        if run is not None and run.next == i and run.remembers and shape is not None:
+            if run.holds_another(shape):
+                self._hand_over(f"the latents are {list(shape)} after others of another shape")
+                return None, 0
         if run is None or run.options != options or run.begin > i or run.next != i:
             try:
                 if run is not None and run.remembers and run.next == i:
@@ -271,6 +276,11 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                 self._hand_over(str(error))
                 return None, 0
         return run, i
+
+    @staticmethod
+    def _tried(times):
+        """Returns the timesteps of a trial, of those of a run."""
+        return times
 
     @staticmethod
     def _called(step, output, times, k, sample, x0, options):
@@ -345,17 +355,25 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             result, x0 = compiled.step(sample, output, row, generator, noise)
             return self._traced_output(return_dict, result, x0)
         own = self.__dict__
-        i = self._place(timestep) if self._searches and self._live else own["_step_index"]
-        run = own["_run"]
-        # in the middle of a run none of these needs more
+        run, watched = own["_run"], own["_watched"]
+        if run is None or not run.searches:
+            i = own["_step_index"]
+        else:
+            i = self._place(timestep)
+        # In the middle of a run none of these needs more. From `_writes` on it is `_is_written`,
+        # whose call would take as long as what it does.
         if (
             i is None
             or run is None
             or run.next != i
-            or run.options != options
-            or self._is_written()
-            or (self._reads_time and not self._stands_at(timestep, i))
-            or (run.remembers and run.shape != sample.shape)
+            or (run.options is not options and run.options != options)
+            or own["_writes"]
+            or watched.level.tobytes() != watched.levels
+            or (watched.tensors and [*map(_version, watched.tensors)] != watched.versions)
+            or own["_internal_dict"] is not watched.config
+            or watched.config_attributes["_writes"] != watched.config_writes
+            or (run.reads_time and not self._stands_at(timestep, i))
+            or (run.draws and run.remembers and run.holds_another(sample.shape))
         ):
             run, i = self._ready(timestep, options, sample.shape)
             if run is None:
@@ -373,9 +391,17 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             output, noise = self._noise(run, stage, output, sample, generator, noise, drawn)
         if given is not None:
             run.give(given)
-        result = run.step(stage, sample, output, noise, dtype)
-        own["_step_index"], run.shape = i + 1, sample.shape
-        if i + 1 < self._count:
+        try:
+            result = run.step(stage, sample, output, noise, dtype)
+        except ValueError:
+            if run.draws or not run.remembers or not run.holds_another(sample.shape):
+                raise
+            self._hand_over(f"the latents are {list(sample.shape)} after others of another shape")
+            return self._by_original(
+                output, timestep, sample, return_dict, generator, options, noise
+            )
+        own["_step_index"] = i + 1
+        if i + 1 < own["_count"]:
             run.next = i + 1
         else:
             run.next, run.ended = -1, True
@@ -435,7 +461,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                 noise = randn_tensor(
                     sample.shape, generator=generator, device=output.device, dtype=dtype
                 )
-        noise = noise.to(output.device).contiguous()
+        noise = noise.to(output.device).contiguous()  # pyright: ignore[reportOptionalMemberAccess]
         return output, noise if deviation is None else deviation * noise
 
     # (self, run, stage, sample, output, generator) -> normals [B, ...] of a recipe's `intervals`

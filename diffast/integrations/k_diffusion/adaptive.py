@@ -234,10 +234,10 @@ class _Model:
 
     def __call__(self, x, sigma):
         seen = x if x.dtype == self.dtype else x.to(self.dtype)
-        watch = InputWatch(seen)
-        before = watch.look()
+        watch = None if seen is x else InputWatch(seen)  # the run looks at its own
+        before = watch and watch.look()
         made = self.model(seen, sigma.to(self.dtype, copy=True), **self.extra_args)
-        if seen is not x and watch.look() != before:
+        if watch is not None and watch.look() != before:
             raise InputWritten("sample_dpm_adaptive")
         denoised = made if isinstance(made, torch.Tensor) else tensor_of(made, "x0")
         self.shown = self.dtype

@@ -22,19 +22,16 @@ def _levels(schedule: Schedule, times: ArrayLike) -> tuple[np.ndarray, np.ndarra
 
 def _plan(name: str, schedule: Schedule, starts: ArrayLike, x: dict, y: dict) -> Plan:
     """Returns the plan of those rows [N], with the first and the last stage repeated."""
+    times = np.asarray(starts, np.float64)
 
     def wider(row):
         return {
-            column: np.pad(np.broadcast_to(weights, len(starts)), 1, mode="edge")
+            column: np.pad(np.broadcast_to(weights, len(times)), 1, mode="edge")
             for column, weights in row.items()
         }
 
-    starts = np.asarray(starts, np.float64)
-    grid = np.pad(starts, (1, 2), mode="edge")
-    rows = {"x": wider(x), "y": wider(y)}
-    return one_call_plan(
-        name, schedule, grid, rows["x"], y=rows["y"], y_at=X0_LEVEL, check="finite"
-    )
+    grid = np.pad(times, (1, 2), mode="edge")
+    return one_call_plan(name, schedule, grid, wider(x), y=wider(y), y_at=X0_LEVEL, check="finite")
 
 
 def dpm_2m_sde(

@@ -27,6 +27,9 @@ from diffast.solvers.core.noise_split import check_eta, check_s_noise
 Base = Literal["heun", "euler", "dpm_2"]
 BASES = get_args(Base)
 
+# Levels closer than this, relatively, are one.
+ROUNDING = 1e-9
+
 
 @builder
 def churn(
@@ -137,11 +140,16 @@ def _interval(schedule, grid, rho, low, high, repeats, steps):
             positive = False
         if not positive:
             raise ValueError(f"restart: {option} = {value!r}, but it must be a whole number, 1 up")
-    inside = np.flatnonzero((rho > 0.0) & (np.arange(len(rho)) > 0))
+    # a grid of given levels may go on below t_min, where grids in log-SNR have no time
+    least = max(np.exp(-float(schedule.lam(schedule.t_min))) * (1.0 - ROUNDING), 0.0)
+    inside = np.flatnonzero((rho > 0.0) & (rho >= least) & (np.arange(len(rho)) > 0))
     if not inside.size:
-        raise ValueError(f"restart: low = {low}, but no step of the grid ends above sigma = 0")
+        raise ValueError(
+            f"restart: low = {low}, but no step of the grid ends above sigma = 0 and the "
+            "schedule's t_min"
+        )
     n = int(inside[np.argmin(np.abs(rho[inside] - low))])
-    if not rho[n] < high:
+    if not rho[n] < high * (1.0 - ROUNDING):
         raise ValueError(
             f"restart: high = {high}, but it must be above sigma/alpha = {rho[n]:.6g} of the grid "
             f"time nearest to low = {low}"
