@@ -8,6 +8,7 @@ it has to notice each of these. No check here reads from a device.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
@@ -131,7 +132,7 @@ class Watch:
     """
 
     __slots__ = (
-        *("all", "level", "levels", "lists", "tensors", "versions", "views"),
+        *("all", "level", "levels", "lists", "moved", "tensors", "versions", "views"),
         *("config", "config_attributes", "config_writes"),
     )
 
@@ -162,6 +163,7 @@ class Watch:
         if level is not None and not len(self.levels) and not level.is_inference():
             read.append(level)
         self.tensors, self.versions = read, [tensor._version for tensor in read]
+        self.moved = _moved(self.tensors, self.versions)
         self.views = [(n, v, view_of(v)) for n, v in tensors.items()]
         self.views = [(n, v, view.tobytes()) for n, v, view in self.views if view is not None]
         self.lists = [
@@ -190,6 +192,22 @@ def view_of(tensor: torch.Tensor) -> np.ndarray | None:
     if tensor.device.type != "cpu" or tensor.dtype == torch.bfloat16:
         return None
     return tensor.detach().numpy()
+
+
+def _moved(tensors: list, versions: list[int]) -> Callable[[], bool] | None:
+    """Returns a function that says whether one of the tensors was written to; None: there is none.
+
+    Three tensors are the usual number, and a comparison each takes half the time of two lists.
+    """
+    if not tensors:
+        return None
+    if len(tensors) > 3:
+        return lambda: [tensor._version for tensor in tensors] != versions
+    (one, two, three), (a, b, c) = (
+        [*tensors, *[tensors[0]] * (3 - len(tensors))],
+        [*versions, *[versions[0]] * (3 - len(tensors))],
+    )
+    return lambda: one._version != a or two._version != b or three._version != c
 
 
 class State:

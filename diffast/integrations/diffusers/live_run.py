@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from diffast.integrations.diffusers.run import Run
 from diffast.integrations.diffusers.shared import read
 from diffast.integrations.handed_over import say_once
 
-_version = attrgetter("_version")
 # What making a plan raises for settings that it was not made for.
 _NO_PLAN = (ValueError, TypeError, ArithmeticError, IndexError)
 
@@ -149,7 +147,7 @@ class Live:
         return (
             own["_writes"]
             or watched.level.tobytes() != watched.levels
-            or (watched.tensors and [*map(_version, watched.tensors)] != watched.versions)
+            or (watched.moved is not None and watched.moved())
             or own["_internal_dict"] is not watched.config
             or watched.config_attributes["_writes"] != watched.config_writes
         )

@@ -84,8 +84,8 @@ def places_of(pipe: Any) -> list[Place]:
         pipe: a diffusers pipeline, or anything with a `scheduler`.
     """
     found = list(_walk(pipe, "", set()))
-    known = any(place.owner is pipe and place.key == "scheduler" for place in found)
-    if not known and is_scheduler(getattr(pipe, "scheduler", None)):
+    listed = any(place.owner is pipe and place.key == "scheduler" for place in found)
+    if not listed and is_scheduler(getattr(pipe, "scheduler", None)):
         found.append(Place(pipe, "scheduler", "scheduler"))
     return sorted(found, key=lambda place: place.name != "scheduler")
 

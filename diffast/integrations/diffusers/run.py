@@ -153,13 +153,15 @@ class Run:
         recipe = prepared.recipe
         self.dtypes = {} if dtypes is None else dtypes
         # as of the scheduler, see there
-        self.searches = self.reads_time = False
+        self.searches = self.reads_time = self.plain = False
+        self.time_dtype: Any = None
         self.ended = False  # whether the last step was taken
         self.prepared, self.graph = prepared, False  # whether what is remembered has a gradient
         self.recipe, self.options, self.begin = recipe, prepared.options, recipe.begin
         self.calls, self.limits, self.hook = prepared.calls, prepared.limits, recipe.hook
         self.picks, self.terms = prepared.picks, prepared.terms
-        self.draws, self.wide, self.remembers = recipe.draws, recipe.wide, prepared.remembers
+        self.draws = recipe.draws if any(recipe.draws) else ()
+        self.wide, self.remembers = recipe.wide, prepared.remembers
         self.slots: list[torch.Tensor | None] = [None] * prepared.slots
         self.y: torch.Tensor | None = None
         self.away: torch.Tensor | None = None

@@ -11,7 +11,6 @@ is noticed. The plan is then made anew from the live values, or the original's o
 from __future__ import annotations
 
 import inspect
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -32,8 +31,7 @@ from diffast.integrations.diffusers.run import Prepared, Recipe, Run, ids_of
 from diffast.solvers.core.stability import unchecked
 
 _is_compiling = torch.compiler.is_compiling
-_float32 = torch.float32
-_version = attrgetter("_version")
+_float32, _Tensor = torch.float32, torch.Tensor
 _KEPT = 4  # plans that a scheduler keeps: users run the same few over and over
 KINDS = registry.KINDS
 
@@ -182,6 +180,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         prepared, stepper, dtypes = kept[key]
         self._run = run = Run(prepared, dtypes)
         run.searches, run.reads_time = self._searches, self._reads_time
+        run.time_dtype = self.timesteps.dtype
+        run.plain = type(self)._output is DiffastScheduler._output
         if stepper is not None:
             self._compiled = CompiledRun(prepared, stepper, self._counter)
             if self._factors is not None:
@@ -254,10 +254,10 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             self._step_index = i
             self._hand_over(f"step {i} was taken out of turn")
             return None, 0
-        if run is not None and run.next == i and run.remembers and shape is not None:
-            if run.holds_another(shape):
-                self._hand_over(f"the latents are {list(shape)} after others of another shape")
-                return None, 0
+        going = run is not None and run.next == i and run.remembers
+        if going and shape is not None and run.holds_another(shape):
+            self._hand_over(f"the latents are {list(shape)} after others of another shape")
+            return None, 0
         if run is None or run.options != options or run.begin > i or run.next != i:
             try:
                 if run is not None and run.remembers and run.next == i:
@@ -356,10 +356,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             return self._traced_output(return_dict, result, x0)
         own = self.__dict__
         run, watched = own["_run"], own["_watched"]
-        if run is None or not run.searches:
-            i = own["_step_index"]
-        else:
-            i = self._place(timestep)
+        i = own["_step_index"] if run is None or not run.searches else self._place(timestep)
         # In the middle of a run none of these needs more. From `_writes` on it is `_is_written`,
         # whose call would take as long as what it does.
         if (
@@ -369,10 +366,19 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             or (run.options is not options and run.options != options)
             or own["_writes"]
             or watched.level.tobytes() != watched.levels
-            or (watched.tensors and [*map(_version, watched.tensors)] != watched.versions)
+            or (watched.moved is not None and watched.moved())
             or own["_internal_dict"] is not watched.config
             or watched.config_attributes["_writes"] != watched.config_writes
-            or (run.reads_time and not self._stands_at(timestep, i))
+            or (
+                run.reads_time
+                # an element of `timesteps` is known by its place
+                and (
+                    timestep.__class__ is not _Tensor
+                    or timestep.data_ptr() - own["_base"] != i * own["_size"]
+                    or timestep.dtype is not run.time_dtype
+                )
+                and not self._stands_at(timestep, i)
+            )
             or (run.draws and run.remembers and run.holds_another(sample.shape))
         ):
             run, i = self._ready(timestep, options, sample.shape)
@@ -405,6 +411,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             run.next = i + 1
         else:
             run.next, run.ended = -1, True
+        if run.plain and not return_dict:
+            return (result,)
         return self._output(return_dict, result, run, stage, sample, output, noise, shown)
 
     def _dtypes(self, sample, output: torch.dtype) -> tuple:
