@@ -7,6 +7,7 @@ from diffusers import SchedulerMixin as SchedulerMixin  # pipelines look for it 
 from diffusers import schedulers as originals
 
 from diffast.integrations.diffusers import dpm_family, indexed, memory, sigmas
+from diffast.integrations.diffusers.live import setting
 from diffast.integrations.diffusers.outputs import Pair
 from diffast.integrations.diffusers.registry import drop_in
 from diffast.integrations.diffusers.scheduler import DiffastScheduler
@@ -47,7 +48,7 @@ class _Preconditioned(_Scaled):
     """A drop-in whose network sees x / sqrt(sigma^2 + sigma_data^2)."""
 
     def _input_factors(self):
-        return scale(self.host.sigmas, self.config.sigma_data)
+        return scale(self.host.sigmas, setting(self.config, "sigma_data"))
 
 
 def _step(self, model_output, timestep, sample, return_dict=True):

@@ -170,10 +170,11 @@ class Live:
         else:
             self._odd = True
         self._kept = None
-        began = run is not None and run.next != -1
-        if began and run.remembers:
-            named = ", ".join(sorted(changes))
-            return self._hand_over(f"its {named} was written between two steps")
+        if run is not None and run.next != -1 and run.remembers:
+            named = sorted(changes - {"config"})
+            if "config" in changes:
+                named += self._watched.reconfigured(self._internal_dict)
+            return self._hand_over(f"its {', '.join(named)} changed between two steps")
         at, self._doubt, self._live = self._step_index, None, False
         self._read()
         self._prepare(waits=True)
@@ -211,7 +212,6 @@ class Live:
             self,
             f"{type(self).__name__}: {reason}. {self._original.__name__}'s own code goes on"
             f"{noise}: the same result, not faster",
-            stacklevel=5,
         )
 
     def _restore(self, run: Run) -> None:

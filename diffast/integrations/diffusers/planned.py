@@ -76,7 +76,9 @@ class PlanScheduler(_WithEstimate):
     ):
         """Makes the plan's calls; nothing of them is run."""
         if noise not in NOISES:
-            raise ValueError(f"PlanScheduler: noise is {noise!r}, but 'generator' or 'counter'")
+            raise ValueError(
+                f"PlanScheduler: noise is {noise!r}, but 'generator' or 'counter' is needed"
+            )
         self.plan, self.planned_for = plan, planned_for
         self.convention = Convention(plan.schedule, predicts, float(unit))
         own = {"plan": to_record(plan), "for": planned_for, "predicts": predicts, "unit": unit}

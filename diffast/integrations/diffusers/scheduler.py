@@ -254,8 +254,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             self._step_index = i
             self._hand_over(f"step {i} was taken out of turn")
             return None, 0
-        going = run is not None and run.next == i and run.remembers
-        if going and shape is not None and run.holds_another(shape):
+        goes_on = run is not None and run.next == i and run.remembers
+        if run is not None and goes_on and shape is not None and run.holds_another(shape):
             self._hand_over(f"the latents are {list(shape)} after others of another shape")
             return None, 0
         if run is None or run.options != options or run.begin > i or run.next != i:
