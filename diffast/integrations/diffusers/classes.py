@@ -168,6 +168,7 @@ class DiffastEDMEulerScheduler(_Preconditioned, _WithEstimate, originals.EDMEule
         """Returns the previous sample and the x0 estimate; see diffusers."""
         rest = (s_churn, s_tmin, s_tmax, s_noise, generator, return_dict)
         if pred_original_sample is not None:  # the network has been read already
+            self._hand_over_one_step("pred_original_sample is given")
             return super().step(model_output, timestep, sample, *rest, pred_original_sample)
         return _churning_step(self, model_output, timestep, sample, *rest)
 
@@ -294,6 +295,7 @@ class DiffastFlowMatchEulerDiscreteScheduler(
     ):
         """Returns the previous sample; see diffusers."""
         if per_token_timesteps is not None:  # a noise level an element is no plan
+            self._hand_over_one_step("per_token_timesteps is given")
             rest = (s_churn, s_tmin, s_tmax, s_noise, generator, per_token_timesteps, return_dict)
             return super().step(model_output, timestep, sample, *rest)
         options = self._options  # diffusers takes these and does not use them

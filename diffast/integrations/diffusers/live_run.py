@@ -188,8 +188,7 @@ class Live:
             ValueError: `strict`; a memory that the original cannot take over.
         """
         name = type(self).__name__
-        if self._strict:
-            raise ValueError(f"{name}: {reason}, and strict=True lets nothing be handed over")
+        self._refuse_if_strict(reason)
         run, self._live = self._run, False
         if run is not None and run.next != -1 or run is not None and run.ended:
             try:
@@ -203,14 +202,30 @@ class Live:
         self._handed, self._run, self._compiled = reason, None, None
         self._say(reason)
 
-    def _say(self, reason: str) -> None:
+    def _hand_over_one_step(self, reason: str) -> None:
+        """Says that the original's own code makes one step; the run stays as it is.
+
+        Raises:
+            ValueError: `strict`.
+        """
+        if not self._trial:
+            self._refuse_if_strict(reason)
+            self._say(reason, "makes this step")
+
+    def _refuse_if_strict(self, reason: str) -> None:
+        if self._strict:
+            raise ValueError(
+                f"{type(self).__name__}: {reason}, and strict=True lets nothing be handed over"
+            )
+
+    def _say(self, reason: str, does: str = "goes on") -> None:
         """Warns once that the original's own code runs."""
         if self._trial:
             return
         noise = " with noise from the generator" if self._counter else ""
         say_once(
             self,
-            f"{type(self).__name__}: {reason}. {self._original.__name__}'s own code goes on"
+            f"{type(self).__name__}: {reason}. {self._original.__name__}'s own code {does}"
             f"{noise}: the same result, not faster",
         )
 

@@ -317,7 +317,7 @@ class PlanScheduler(_WithEstimate):
             self._kept = None
             self._recipe_of_plan = self._make_recipe()
 
-    def _ready(self, timestep, options: tuple):
+    def _ready(self, timestep, options: tuple, shape=None):
         if self._is_written():
             self._look()
         i, run = self._index(timestep), self._run
@@ -328,6 +328,17 @@ class PlanScheduler(_WithEstimate):
             if run is None or run.next != -1 or i == 0:
                 run = self._start(0, options)
         return run, i
+
+    def _hand_over(self, reason: str) -> None:
+        """Refuses: no code but the plan's makes these steps.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"{reason}, but a run of the plan {self.plan.name} goes on as it began: call "
+            "set_timesteps first"
+        )
 
     def _init_step_index(self, timestep) -> None:
         begin = self._begin_index

@@ -191,9 +191,11 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
     def _checked_recipe(self, begin: int, options: tuple) -> Recipe:
         own = self.__dict__
         written = set(own["_writes"])
-        with unchecked():  # the pipeline's scheduler and steps are what its user asks for
-            recipe = self._recipe(begin, options)
-        own["_writes"] = written  # methods of the original that were asked may have written
+        try:
+            with unchecked():  # the pipeline's scheduler and steps are what its user asks for
+                recipe = self._recipe(begin, options)
+        finally:
+            own["_writes"] = written  # methods of the original that were asked may have written
         plan = recipe.plan
         calls = recipe.begin + plan.nfe - recipe.given
         if calls != self._count:
@@ -206,7 +208,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         """Returns what the original's own step returns."""
         past = self.__dict__["_step_index"] is not None and self._step_index >= self._count
         if self._live and not past:  # this step alone
-            self._say(f"timestep {timestep} is not the one that was set")
+            self._hand_over_one_step(f"timestep {timestep} is not the one that was set")
         more = self._named(options)
         if generator is not None:
             more["generator"] = generator
