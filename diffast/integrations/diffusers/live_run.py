@@ -138,7 +138,10 @@ class Live:
         ours = registry.copy_for_trial(self)
         found = Trial(self, begin, self._named(options)).differs(ours)
         if found is not None:
-            raise ValueError(f"its settings were written by hand, and its plan would miss {found}")
+            raise ValueError(
+                "some settings were written by other code, and in a trial the plan made from them "
+                f"misses the original's {found}"
+            )
 
     def _is_written(self) -> bool:
         """Returns whether something was written since the run was prepared; fast."""
