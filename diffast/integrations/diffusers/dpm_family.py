@@ -16,14 +16,29 @@ from diffast.model.denoiser import Prediction
 from diffast.solvers import compat
 
 
-def _space(config, sigmas):
-    """Returns (schedule, grid) that a list of sigmas stands for in the DPM-Solver family."""
-    grid, flow = falling(sigmas), bool(setting(config, "use_flow_sigmas"))
-    if config.prediction_type == "flow_prediction" and not flow:
+def is_flow(config) -> bool:
+    """Returns whether sigmas and prediction are a flow's.
+
+    Raises:
+        ValueError: one is a flow's and the other is not.
+    """
+    flow, kind = bool(setting(config, "use_flow_sigmas")), config.prediction_type
+    if kind == "flow_prediction" and not flow:
         raise ValueError(
             "prediction_type is 'flow_prediction' and use_flow_sigmas is False, but a flow's "
             "network needs a flow's sigmas"
         )
+    if flow and kind == "v_prediction":
+        raise ValueError(
+            "prediction_type is 'v_prediction' and use_flow_sigmas is True, but a flow's alpha and "
+            "sigma do not have the squares that add up to 1, as a v needs them"
+        )
+    return flow
+
+
+def _space(config, sigmas):
+    """Returns (schedule, grid) that a list of sigmas stands for in the DPM-Solver family."""
+    grid, flow = falling(sigmas), is_flow(config)
     if flow:
         return schedules.flow(), grid
     return schedules.trig(), np.arctan(grid)

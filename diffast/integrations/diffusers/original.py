@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from diffast.integrations.diffusers.live import OURS
 
 _HOME = str(Path(diffusers.__file__).parent)
-# Fused steps and the original's differ by float32 roundings; a stiff step enlarges them.
-_NEAR = 2e-3
+# Fused steps and the original's differ by float32 roundings. Where a stiff step enlarges them
+# further, the original's own code runs.
+_NEAR = 3e-4
 _CHANNELS = 3
 # Attributes of a drop-in that the original has too.
 _SHARED = ("_internal_dict", "_step_index", "_begin_index", "is_scale_input_called")
