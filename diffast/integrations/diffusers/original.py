@@ -175,7 +175,8 @@ class Trial:
                         continue
                     missed = (found - right).abs().max() / (right.abs().max() + 1e-12)
                     if not missed <= _NEAR:
-                        return f"{what} of step {self.begin + k} by {float(missed):.2g} of the largest value"
+                        where = f"{what} of step {self.begin + k}"
+                        return f"{where} by {float(missed):.2g} of the largest value"
                 x, x0 = wanted
         return None
 
