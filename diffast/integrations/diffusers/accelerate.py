@@ -304,7 +304,10 @@ def _notes(scheduler) -> tuple[str, ...]:
             "the pictures differ"
         )
     if config.noise == "counter":
-        notes.append("stochastic steps use other noise than diffusers: other pictures, same law")
+        notes.append(
+            "steps that draw noise, if this scheduler has any, draw other noise than in diffusers: "
+            "other pictures of the same law"
+        )
     return tuple(notes)
 
 
