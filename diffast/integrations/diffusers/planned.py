@@ -315,7 +315,7 @@ class PlanScheduler(_WithEstimate):
             self._kept = None
             self._recipe_of_plan = self._make_recipe()
 
-    def _ready(self, timestep, options: tuple):
+    def _ready(self, timestep, options: tuple, shape=None):
         if self._is_written():
             self._look()
         i, run = self._index(timestep), self._run

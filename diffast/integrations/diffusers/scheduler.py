@@ -191,9 +191,11 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
     def _checked_recipe(self, begin: int, options: tuple) -> Recipe:
         own = self.__dict__
         written = set(own["_writes"])
-        with unchecked():  # the pipeline's scheduler and steps are what its user asks for
-            recipe = self._recipe(begin, options)
-        own["_writes"] = written  # methods of the original that were asked may have written
+        try:
+            with unchecked():  # the pipeline's scheduler and steps are what its user asks for
+                recipe = self._recipe(begin, options)
+        finally:  # methods of the original that were asked may have written
+            own["_writes"] = written
         plan = recipe.plan
         calls = recipe.begin + plan.nfe - recipe.given
         if calls != self._count:
