@@ -10,7 +10,14 @@ from diffast.integrations.diffusers.dpm_family import rising_orders
 from diffast.integrations.diffusers.live import setting
 from diffast.integrations.diffusers.reading import Reading, edm_reading, sigma_reading
 from diffast.integrations.diffusers.run import Recipe
-from diffast.integrations.diffusers.shared import falling, hook_of, levels, predicts, sigma_space
+from diffast.integrations.diffusers.shared import (
+    falling,
+    flow_sigmas,
+    hook_of,
+    levels,
+    predicts,
+    sigma_space,
+)
 from diffast.model.denoiser import Prediction
 from diffast.solvers import compat
 
@@ -89,8 +96,8 @@ def dpm_multistep_inverse(scheduler, begin, options) -> Recipe:
             "levels rise"
         )
     grid = levels(scheduler)[begin:]
-    space = schedules.flow() if setting(config, "use_flow_sigmas") else schedules.trig()
-    times = grid if setting(config, "use_flow_sigmas") else np.arctan(grid)
+    flow = flow_sigmas(config)
+    space, times = (schedules.flow(), grid) if flow else (schedules.trig(), np.arctan(grid))
     orders = rising_orders(config, len(scheduler.timesteps), begin, config.euler_at_final)
     form = "data" if kind == "dpmsolver++" else "noise"
     plan = compat.dpm_multistep_either_way(space, times, orders, form, config.solver_type)
