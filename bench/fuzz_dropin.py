@@ -80,6 +80,8 @@ SWITCHES = frozenset(
         *("skip_prk_steps", "invert_sigmas", "stochastic_sampling", "rescale_sigmas"),
     )
 )
+ARGUMENTS: dict[str, list] = {"eta": [0.0, 0.5, 1.0], "s_churn": [0.0, 2.0], "order": [2, 4]}
+ARGUMENTS["use_clipped_model_output"] = [True]
 STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 14, 20, 30, 50)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MEMORY = (
@@ -96,12 +98,11 @@ def options_of(kind: type, rng: random.Random) -> dict[str, Any]:
     if "noise_sampler_seed" in known:  # otherwise its noise depends on torch's own generator
         found["noise_sampler_seed"] = rng.randrange(1 << 20)
     for name, parameter in known.items():
-        default = parameter.default
         if rng.random() > 0.25:
             continue
         if name in CHOICES:
             found[name] = rng.choice(CHOICES[name])
-        elif name in SWITCHES and isinstance(default, (bool, type(None))):
+        elif name in SWITCHES and isinstance(parameter.default, (bool, type(None))):
             found[name] = rng.random() < 0.5
     return found
 
@@ -216,12 +217,7 @@ class Case:
 
     def _arguments(self, rng: random.Random) -> dict[str, Any]:
         known, found = inspect.signature(self.kind.step).parameters, {}
-        for name, values in {
-            "eta": [0.0, 0.5, 1.0],
-            "s_churn": [0.0, 2.0],
-            "use_clipped_model_output": [True],
-            "order": [2, 4],
-        }.items():
+        for name, values in ARGUMENTS.items():
             if name in known and rng.random() < 0.3:
                 found[name] = rng.choice(values)
         return found
@@ -312,17 +308,15 @@ class Side:
             known = x.new_full(x.shape, 0.3)
             result = self.scheduler.step(output, t, x, known, (known > 0).to(x), **more)
         elif self.case.name == "CogVideoXDPMScheduler":
-            if self.estimate is not None:
-                self.estimate = self.estimate[: len(x)]
-            made = self.scheduler.step(output, self.estimate, t, self.back, x, **more)
+            before = None if self.estimate is None else self.estimate[: len(x)]
+            made = self.scheduler.step(output, before, t, self.back, x, **more)
             self.estimate, self.back = made[1], int(t)
             return seen, *made
         elif self.case.name == "DDPMWuerstchenScheduler":
             result = self.scheduler.step(output, t.expand(len(x)).to(output.dtype), x, **more)
         elif self.case.name == "UnCLIPScheduler" and self.case.seed % 3:
-            times = self.scheduler.timesteps.tolist()  # as its pipelines say where a step ends
-            at = times.index(int(t)) if int(t) in times else len(times)
-            more["prev_timestep"] = times[at + 1] if at + 1 < len(times) else None
+            following = [u for u in self.scheduler.timesteps.tolist() if u < int(t)]
+            more["prev_timestep"] = following[0] if following else None
             result = self.scheduler.step(output, t, x, **more)
         else:
             result = self.scheduler.step(output, t, x, **more)

@@ -121,7 +121,7 @@ def both(case: Case, writes: Writes, **options: Any) -> tuple[list, list, Any]:
         return trace(original, case, writes), trace(ours, case, writes), ours
 
 
-def gap(want: list, got: list) -> tuple[float, str]:
+def gap(want: list, got: list, coarsest: torch.dtype = torch.float32) -> tuple[float, str]:
     """Returns (the largest relative difference, what differs): inf for other forms or failures.
 
     Steps at which the original gave no finite numbers have nothing to be equal to, nor has what
@@ -142,7 +142,8 @@ def gap(want: list, got: list) -> tuple[float, str]:
                 return float("inf"), f"{name} {i}: {a.dtype}{list(a.shape)}, not {b.dtype}"
             if not torch.isfinite(b).all():
                 return most, where
-            bound = 1.0 if b.dtype in (torch.float32, torch.float64) else roundings(b)
+            # the original rounds what it has in between to the coarsest type that it is given
+            bound = roundings(torch.finfo(b.dtype), torch.finfo(coarsest))
             apart = difference(a, b) / bound if b.abs().max() else float(a.abs().max())
             if not apart <= most:
                 most, where = apart, f"{name} of step {i}"
@@ -151,6 +152,6 @@ def gap(want: list, got: list) -> tuple[float, str]:
     return most, where
 
 
-def roundings(x: torch.Tensor) -> float:
-    """Returns by how much half-precision results of two right answers may differ, of 1e-4."""
-    return 8 * torch.finfo(x.dtype).eps / 1e-4
+def roundings(*types: torch.finfo) -> float:
+    """Returns by how much right answers may differ, of 1e-4, where they are rounded to these."""
+    return max(1.0, max(8 * each.eps for each in types) / 1e-4)

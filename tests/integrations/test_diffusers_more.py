@@ -128,6 +128,20 @@ def test_levels_written_by_hand():
     assert difference(results[0][-1], loop(case.original(), case, 6)[-1]) > 1e-2
 
 
+@pytest.mark.parametrize("kind", ["KDPM2AncestralDiscrete", "DPMSolverSDE"])
+@pytest.mark.parametrize("entry", [3, 4])
+def test_one_of_two_equal_levels_is_written(kind, entry):
+    case = Case("", kind, {**SD, "noise_sampler_seed": 1} if "SDE" in kind else SD)
+    results = []
+    for scheduler in (case.original(), case.drop_in()):
+        scheduler.set_timesteps(5)
+        scheduler.sigmas[entry] *= 0.98
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", HandedOverWarning)
+            results.append(walk(scheduler, case, noisy(scheduler, case.shape)))
+    assert_same(results[1], results[0])
+
+
 @pytest.mark.parametrize(
     ("case", "named"),
     [

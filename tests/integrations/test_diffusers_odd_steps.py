@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from diffusers_odd_steps import (  # noqa: E402
     times_of,
 )
 
-from diffast.integrations.diffusers import DiffastScheduler  # noqa: E402
+from diffast.integrations.diffusers import KINDS, DiffastScheduler  # noqa: E402
 from diffast.integrations.diffusers.convention import convention_of  # noqa: E402
 from diffast.integrations.handed_over import HandedOverWarning  # noqa: E402
 
@@ -406,3 +408,10 @@ def test_replaced_timesteps_are_read_before_the_step_s_end_is(kind):
 def test_no_plan_of_another_kind_runs_in_their_place(kind):
     with pytest.raises(ValueError, match="inverts pictures or completes them|distilled"):
         convention_of(Odd("", kind).original())
+
+
+def test_the_table_of_all_schedulers_is_true():
+    page = Path(__file__).parents[2] / "docs" / "diffusers-schedulers.md"
+    rows = dict(re.findall(r"^\| (\w+Scheduler) \| (.*?) \|", page.read_text(), re.M))
+    assert {name for name, step in rows.items() if step.startswith("served")} == set(KINDS)
+    assert [*rows] == sorted(rows)

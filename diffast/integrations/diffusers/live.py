@@ -46,9 +46,11 @@ class LiveConfig(FrozenDict):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets it and counts the write."""
-        super().__setattr__(name, value)
         own = vars(self)
+        before = own.get(name)
+        super().__setattr__(name, value)
         own["_writes"] = own.get("_writes", 0) + 1
+        own.setdefault("_before", {}).setdefault(name, before)
 
     def __setitem__(self, name: str, value: Any) -> None:
         """Sets the item and counts the write."""
@@ -83,6 +85,12 @@ def settings_of(config: FrozenDict) -> dict[str, Any]:
 def setting(config: Any, name: str, default: Any = None) -> Any:
     """Returns one option as diffusers reads it, by attribute."""
     return getattr(config, name, default)
+
+
+def setting_before(config: FrozenDict, name: str) -> Any:
+    """Returns the option as it was when the run was prepared."""
+    before = vars(config).get("_before", {})
+    return before[name] if name in before else setting(config, name)
 
 
 def same(one: Any, other: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from diffast import ops
-from diffast.integrations.diffusers.live import setting
+from diffast.integrations.diffusers.live import setting, setting_before
 from diffast.integrations.diffusers.original import twin_of
 
 
@@ -174,11 +174,12 @@ def _sa_solver(scheduler: Any, run: Any, step: int) -> None:
     times = [*scheduler.timesteps[max(run.begin, step - order) : step]]
     own["model_outputs"] = [None] * (order - len(found)) + found
     own["timestep_list"] = [None] * (order - len(times)) + times
-    most = max(config.predictor_order, config.corrector_order - 1)
+    first = setting_before(config, "predictor_order")
+    second = setting_before(config, "corrector_order")
+    most = max(first, second - 1)
     known, ahead = min(taken - 1, most), len(scheduler.timesteps) - last
     own["lower_order_nums"] = min(taken, most)
-    first, second = config.predictor_order, config.corrector_order
-    if config.lower_order_final:
+    if setting_before(config, "lower_order_final"):
         first, second = min(first, ahead), min(second, ahead + 1)
     own["this_predictor_order"] = min(first, known + 1)
     own["this_corrector_order"] = min(second, known + 2)

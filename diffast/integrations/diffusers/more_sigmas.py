@@ -28,8 +28,7 @@ def _numbers(tensor: torch.Tensor) -> np.ndarray:
 
 def kdpm2_ancestral(scheduler, begin, options) -> Recipe:
     """KDPM2AncestralDiscreteScheduler."""
-    sigmas = scheduler.host.sigmas
-    grid = falling(np.append(sigmas[0], sigmas[1:-1:2]))
+    grid = falling(scheduler.host.sigmas[::2])  # each level stands there twice; it reads these
     middles, downs, ups = (
         _numbers(tensor)[0 : 2 * len(grid) - 2 : 2]
         for tensor in (scheduler.sigmas_interpol, scheduler.sigmas_down, scheduler.sigmas_up)
@@ -49,6 +48,8 @@ def dpm_sde(scheduler, begin, options) -> Recipe:
     """DPMSolverSDEScheduler."""
     (s_noise,) = options
     sigmas = scheduler.host.sigmas
+    if not np.array_equal(sigmas[1:-1:2], sigmas[2::2]):
+        raise ValueError("a step ends at another of the sigmas than the one the next starts at")
     grid = falling(np.append(sigmas[0], sigmas[1::2]))
     plan = solvers.dpmpp_sde(sigma_space(grid), grid, s_noise=float(s_noise))
     reads = sigma_reading(predicts(scheduler.config))(plan.times)

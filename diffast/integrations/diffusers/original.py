@@ -26,8 +26,8 @@ def twin_of(scheduler: Any) -> Any:
     original = type(scheduler)._original
     twin = object.__new__(original)
     for name, value in vars(scheduler).items():
-        if name in OURS and name not in _SHARED:
-            continue
+        if (name in OURS and name not in _SHARED) or callable(getattr(original, name, None)):
+            continue  # also methods that the instance replaces: they are bound to it
         if isinstance(value, torch.Tensor):
             vars(twin)[name] = _on_host(scheduler, name, value)
         else:

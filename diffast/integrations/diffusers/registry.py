@@ -173,6 +173,8 @@ def copy_for_trial(scheduler: Any) -> Any:
     made = object.__new__(type(scheduler))
     own = vars(made)
     for name, value in vars(scheduler).items():
+        if callable(getattr(type(scheduler), name, None)):
+            continue  # a method that the instance replaces is bound to it
         if isinstance(value, torch.Tensor):
             own[name] = value.detach().cpu().clone()
         else:
@@ -189,6 +191,7 @@ def watch(scheduler: Any) -> None:
     """Takes the scheduler's values down as they are."""
     own = vars(scheduler)
     own["_writes"] = set()
+    vars(own["_internal_dict"]).pop("_before", None)
     times = own.get("timesteps")
     own["_base"], own["_size"] = (
         (times.data_ptr(), times.element_size()) if isinstance(times, torch.Tensor) else (0, 1)

@@ -403,10 +403,23 @@ def _picker(columns: tuple[int, ...]):
 
 def _complaint(sample, output, noise, error) -> str:
     """Returns why a step was refused, in the terms of diffusers."""
-    for name, tensor in (("model_output", output), ("noise", noise)):
-        if tensor is not None and tensor.shape != sample.shape:
+    given = (("model_output", output), ("sample", sample), ("noise", noise))
+    for name, tensor in given:
+        if tensor is not None and not tensor.dtype.is_floating_point:
+            return f"step: {name} holds {tensor.dtype}, but floating-point numbers are needed"
+    for name, tensor in given:
+        if tensor is None:
+            continue
+        if tensor.shape != sample.shape:
             return f"step: {name} is {list(tensor.shape)} but sample is {list(sample.shape)}"
-    return f"step: {error}"
+        if tensor.device != sample.device:
+            return f"step: {name} is on {tensor.device} but sample on {sample.device}"
+    said = "; ".join(
+        f"{name} is {list(t.shape)} of {t.dtype} on {t.device}"
+        for name, t in given
+        if t is not None
+    )
+    return f"step: no step can be made: {said}"
 
 
 def _new(sample) -> torch.Tensor:
