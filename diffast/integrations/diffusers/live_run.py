@@ -120,7 +120,12 @@ class Live:
             by_hand = self._odd or self._odd_run
             if not by_hand and not self._original_does(begin, options):
                 self._doubt = doubt
-                raise ValueError(str(error)) from error
+                name, said = type(self).__name__, str(error)
+                said = said if said.startswith(name) else f"{name}: {said}"
+                raise ValueError(
+                    f"{said}. {self._original.__name__}'s own code does not end such a run with "
+                    "finite numbers either"
+                ) from error
             self._hand_over(str(error))
 
     def _original_does(self, begin: int, options: tuple) -> bool:

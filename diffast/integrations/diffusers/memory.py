@@ -117,7 +117,7 @@ def _midpoint(scheduler: Any, run: Any, step: int) -> None:
 def _stochastic_midpoint(scheduler: Any, run: Any, step: int) -> None:
     own, stage = vars(scheduler), step - run.begin
     own["sample"] = own["mid_point_sigma"] = None
-    if not run.starts_at(stage):
+    if _is_inside(run, stage):
         own["sample"] = run.anchor()
         own["mid_point_sigma"] = torch.tensor(run.recipe.intervals[stage - 1][1])
 

@@ -6,11 +6,18 @@ import numpy as np
 import torch
 
 from diffast import schedules, solvers
-from diffast.integrations.diffusers.dpm_family import is_flow, rising_orders
+from diffast.integrations.diffusers.dpm_family import rising_orders
 from diffast.integrations.diffusers.live import setting
 from diffast.integrations.diffusers.reading import Reading, edm_reading, sigma_reading
 from diffast.integrations.diffusers.run import Recipe
-from diffast.integrations.diffusers.shared import falling, hook_of, levels, predicts, sigma_space
+from diffast.integrations.diffusers.shared import (
+    falling,
+    flow_sigmas,
+    hook_of,
+    levels,
+    predicts,
+    sigma_space,
+)
 from diffast.model.denoiser import Prediction
 from diffast.solvers import compat
 
@@ -90,7 +97,7 @@ def dpm_multistep_inverse(scheduler, begin, options) -> Recipe:
             "levels rise"
         )
     grid = levels(scheduler)[begin:]
-    flow = is_flow(config)
+    flow = flow_sigmas(config)
     space, times = (schedules.flow(), grid) if flow else (schedules.trig(), np.arctan(grid))
     orders = rising_orders(config, len(scheduler.timesteps), begin, config.euler_at_final)
     form = "data" if kind == "dpmsolver++" else "noise"

@@ -264,7 +264,9 @@ class Run:
                 else:
                     _combine(xs, call.weights, outs)
             except RuntimeError as error:
-                raise ValueError(_complaint(x, output, noise, error)) from None
+                if not self._left_inference():
+                    raise ValueError(_complaint(x, output, noise, error)) from None
+                return self._fused(i, call, x, output, noise, dtype)
         if Y in call.writes:
             self.y = self.away
         elif Y not in call.keeps:
@@ -272,6 +274,19 @@ class Run:
         elif self.y is None:
             self.y = x
         return point
+
+    def _left_inference(self) -> bool:
+        """Replaces tensors of torch.inference_mode, which cannot be written to outside of it.
+
+        Returns whether there were any.
+        """
+        if torch.is_inference_mode_enabled():
+            return False
+        held = (*self.slots, self.y, self.away)
+        if not any(each is not None and each.is_inference() for each in held):
+            return False
+        *self.slots, self.y, self.away = (None if t is None else t.clone() for t in held)
+        return True
 
     def _with_terms(self, i: int, call: StepCall, tensors: list) -> list:
         """Returns a step's tensors with the gradients of its guidance terms."""

@@ -217,7 +217,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         step: Any = self._original.step  # pyright: ignore[reportAttributeAccessIssue]
         try:
             return step(self, output, timestep, sample, return_dict=return_dict, **more)
-        except IndexError as error:
+        except (IndexError, TypeError) as error:  # of levels or of memory that are not there
             i = self.__dict__["_step_index"]
             if i is None or i < self._count:
                 raise

@@ -95,6 +95,27 @@ def falling(grid: np.ndarray) -> np.ndarray:
     return grid
 
 
+def flow_sigmas(config) -> bool:
+    """Returns whether the levels are those of a flow.
+
+    Raises:
+        ValueError: a prediction type that has no meaning at these levels. diffusers' own formulas
+            for it then agree with no x0.
+    """
+    flow, kind = bool(setting(config, "use_flow_sigmas")), config.prediction_type
+    if kind == "flow_prediction" and not flow:
+        raise ValueError(
+            "prediction_type is 'flow_prediction' and use_flow_sigmas is False, but a flow's "
+            "network needs a flow's sigmas"
+        )
+    if kind == "v_prediction" and flow:
+        raise ValueError(
+            "prediction_type is 'v_prediction' and use_flow_sigmas is True, but v is of a path "
+            "with alpha^2 + sigma^2 = 1"
+        )
+    return flow
+
+
 def clamp_of(config) -> float | None:
     """Returns the limit of the x0 estimate, if the config clips it and nothing else is done."""
     if setting(config, "clip_sample") and not setting(config, "thresholding"):
