@@ -143,7 +143,10 @@ class Live:
         ours = registry.copy_for_trial(self)
         found = Trial(self, begin, self._named(options)).differs(ours)
         if found is not None:
-            raise ValueError(f"its settings were written by hand, and its plan would miss {found}")
+            raise ValueError(
+                "some settings were written by other code, and in a trial the plan made from them "
+                f"misses the original's {found}"
+            )
 
     def _is_written(self) -> bool:
         """Returns whether something was written since the run was prepared; fast."""
@@ -175,10 +178,11 @@ class Live:
         else:
             self._odd = True
         self._kept = None
-        began = run is not None and run.next != -1
-        if began and run.remembers:
-            named = ", ".join(sorted(changes))
-            return self._hand_over(f"its {named} was written between two steps")
+        if run is not None and run.next != -1 and run.remembers:
+            named = sorted(changes - {"config"})
+            if "config" in changes:
+                named += self._watched.reconfigured(self._internal_dict)
+            return self._hand_over(f"its {', '.join(named)} changed between two steps")
         at, self._doubt, self._live = self._step_index, None, False
         self._read()
         self._prepare(waits=True)
@@ -192,8 +196,7 @@ class Live:
             ValueError: `strict`; a memory that the original cannot take over.
         """
         name = type(self).__name__
-        if self._strict:
-            raise ValueError(f"{name}: {reason}, and strict=True lets nothing be handed over")
+        self._refuse_if_strict(reason)
         run, self._live = self._run, False
         if run is not None and run.next != -1 or run is not None and run.ended:
             try:
@@ -207,16 +210,31 @@ class Live:
         self._handed, self._run, self._compiled = reason, None, None
         self._say(reason)
 
-    def _say(self, reason: str) -> None:
+    def _hand_over_one_step(self, reason: str) -> None:
+        """Says that the original's own code makes one step; the run stays as it is.
+
+        Raises:
+            ValueError: `strict`.
+        """
+        if not self._trial:
+            self._refuse_if_strict(reason)
+            self._say(reason, "makes this step")
+
+    def _refuse_if_strict(self, reason: str) -> None:
+        if self._strict:
+            raise ValueError(
+                f"{type(self).__name__}: {reason}, and strict=True lets nothing be handed over"
+            )
+
+    def _say(self, reason: str, does: str = "goes on") -> None:
         """Warns once that the original's own code runs."""
         if self._trial:
             return
         noise = " with noise from the generator" if self._counter else ""
         say_once(
             self,
-            f"{type(self).__name__}: {reason}. {self._original.__name__}'s own code goes on"
+            f"{type(self).__name__}: {reason}. {self._original.__name__}'s own code {does}"
             f"{noise}: the same result, not faster",
-            stacklevel=5,
         )
 
     def _restore(self, run: Run) -> None:

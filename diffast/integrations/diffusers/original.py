@@ -152,7 +152,7 @@ class Trial:
         return bool(torch.isfinite(x).all())
 
     def differs(self, ours: Any) -> str | None:
-        """Returns in what the drop-in's run differs from the original's; None: it does not.
+        """Returns where the drop-in's run differs from the original's; None: it does not.
 
         Args:
             ours: a copy of the drop-in that may be run.
@@ -175,7 +175,7 @@ class Trial:
                         continue
                     missed = (found - right).abs().max() / (right.abs().max() + 1e-12)
                     if not missed <= _NEAR:
-                        return f"the {what} of step {self.begin + k} by {float(missed):.2g}"
+                        return f"{what} of step {self.begin + k} by {float(missed):.2g} of the largest value"
                 x, x0 = wanted
         return None
 

@@ -194,8 +194,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         try:
             with unchecked():  # the pipeline's scheduler and steps are what its user asks for
                 recipe = self._recipe(begin, options)
-        finally:  # methods of the original that were asked may have written
-            own["_writes"] = written
+        finally:
+            own["_writes"] = written  # methods of the original that were asked may have written
         plan = recipe.plan
         calls = recipe.begin + plan.nfe - recipe.given
         if calls != self._count:
@@ -208,7 +208,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         """Returns what the original's own step returns."""
         past = self.__dict__["_step_index"] is not None and self._step_index >= self._count
         if self._live and not past:  # this step alone
-            self._say(f"timestep {timestep} is not the one that was set")
+            self._hand_over_one_step(f"timestep {timestep} is not the one that was set")
         more = self._named(options)
         if generator is not None:
             more["generator"] = generator
@@ -256,8 +256,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             self._step_index = i
             self._hand_over(f"step {i} was taken out of turn")
             return None, 0
-        going = run is not None and run.next == i and run.remembers
-        if going and shape is not None and run.holds_another(shape):
+        goes_on = run is not None and run.next == i and run.remembers
+        if run is not None and goes_on and shape is not None and run.holds_another(shape):
             self._hand_over(f"the latents are {list(shape)} after others of another shape")
             return None, 0
         if run is None or run.options != options or run.begin > i or run.next != i:
