@@ -116,6 +116,8 @@ class Letters:
     """A tokenizer: one number a letter."""
 
     model_max_length = TOKENS
+    added_tokens_encoder = {}
+    tokenize = list
 
     def __call__(self, prompts, padding, return_tensors, **options):
         prompts = [prompts] if isinstance(prompts, str) else prompts
@@ -129,15 +131,18 @@ class Letters:
         )
 
 
-def kandinsky():
-    """KandinskyV22CombinedPipeline: a prior and a decoder, with a scheduler each."""
-    texts = transformers.CLIPTextConfig(
+def text_config():
+    return transformers.CLIPTextConfig(
         vocab_size=16,
         max_position_embeddings=TOKENS,
         bos_token_id=None,
         eos_token_id=15,
         **ENCODER,
     )
+
+
+def kandinsky():
+    """KandinskyV22CombinedPipeline: a prior and a decoder, with a scheduler each."""
     prior = seeded(
         diffusers.PriorTransformer,
         num_attention_heads=2,
@@ -180,7 +185,7 @@ def kandinsky():
         movq=movq,
         prior_prior=prior,
         prior_image_encoder=seeded(transformers.CLIPVisionModelWithProjection, config=vision_config()),
-        prior_text_encoder=seeded(transformers.CLIPTextModelWithProjection, config=texts),
+        prior_text_encoder=seeded(transformers.CLIPTextModelWithProjection, config=text_config()),
         prior_tokenizer=Letters(),
         prior_scheduler=diffusers.UnCLIPScheduler(
             variance_type="fixed_small_log",
@@ -335,10 +340,35 @@ def animatediff(scheduler):
     )
     pipe = diffusers.AnimateDiffPipeline(
         vae=autoencoder(),
-        text_encoder=None,
-        tokenizer=None,
+        text_encoder=seeded(transformers.CLIPTextModel, config=text_config()),
+        tokenizer=Letters(),
         unet=unet,
         motion_adapter=motion,
         scheduler=scheduler,
     )
     return quiet(pipe), guided() | {"height": 16, "width": 16}
+
+
+def skyreels(scheduler):
+    """SkyReelsV2DiffusionForcingPipeline: each frame has a copy of the scheduler."""
+    transformer = seeded(
+        diffusers.SkyReelsV2Transformer3DModel,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=16,
+        out_channels=16,
+        text_dim=TEXT,
+        freq_dim=16,
+        ffn_dim=16,
+        num_layers=1,
+        inject_sample_info=True,
+        rope_max_seq_len=32,
+    )
+    pipe = diffusers.SkyReelsV2DiffusionForcingPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        transformer=transformer,
+        vae=wan_autoencoder(),
+        scheduler=scheduler,
+    )
+    return pipe, guided() | {"height": 16, "width": 16, "num_frames": 17, "prompt": None}

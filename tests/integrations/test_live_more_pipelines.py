@@ -181,7 +181,8 @@ FREE = ["DDIM", "EulerDiscrete", "DPMSolverMultistep"]
 def test_animatediff_with_free_noise(kind):
     pipe, call = more.animatediff(scheduler_of(kind, beta_schedule="linear"))
     pipe.enable_free_noise(context_length=4, context_stride=2)
-    check(pipe, call | LATENT | {"num_frames": 8})
+    size = {name: call[name] for name in ("height", "width")}
+    check(pipe, size | LATENT | {"num_frames": 8, "prompt": {0: "a dog", 7: "a cat"}})
 
 
 REMEMBERED = {
@@ -201,7 +202,7 @@ def test_windows_of_animatediff_with_histories_of_their_own(kind, how):
     """Windows of a long video take their step in turn, each with its own memory."""
     pipe, call = more.animatediff(scheduler_of(kind, beta_schedule="linear"))
     windows = [slice(0, 4), slice(4, 8), slice(8, 12)]
-    text = call["prompt_embeds"]
+    text = call["prompt_embeds"].expand(4, -1, -1)  # one a frame
 
     @torch.no_grad()
     def run():
@@ -237,14 +238,11 @@ def test_windows_of_animatediff_with_histories_of_their_own(kind, how):
 
 
 @pytest.mark.parametrize("dynamic", [True, False], ids=["mu", "shift"])
-@pytest.mark.parametrize("kind", ["FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete"])
-def test_flux_from_a_picture(kind, dynamic):
-    if dynamic and kind == "FlowMatchHeunDiscrete":
-        pytest.skip("FlowMatchHeunDiscreteScheduler takes no mu")
+def test_flux_from_a_picture(dynamic):
     options = {"use_dynamic_shifting": True} if dynamic else {"shift": 2.0}
     text = tiny.flux()
     pipe = diffusers.FluxImg2ImgPipeline(
-        **text.components | {"scheduler": scheduler_of(kind, **options)}
+        **text.components | {"scheduler": scheduler_of("FlowMatchEulerDiscrete", **options)}
     )
     call = {
         "prompt_embeds": tiny.numbers(1, tiny.TOKENS, tiny.TEXT, seed=1),
@@ -286,7 +284,7 @@ def test_sd3_with_a_shift_that_is_set(when):
         assert difference(*results[1]) > 1e-3  # the shift was seen
 
 
-@pytest.mark.parametrize("kind", ["UniPCMultistep", "PNDM", "DDIM", "FlowMatchEulerDiscrete"])
+@pytest.mark.parametrize("kind", ["UniPCMultistep", "PNDM", "DDIM"])
 def test_a_whole_pipeline_is_saved_and_loaded(kind, tmp_path):
     options = {"skip_prk_steps": True} if kind == "PNDM" else {}
     before = tiny.stable_diffusion()
@@ -296,16 +294,57 @@ def test_a_whole_pipeline_is_saved_and_loaded(kind, tmp_path):
     )
     tiny.quiet(pipe)
     call = tiny.guided() | LATENT
-    if kind == "FlowMatchEulerDiscrete":
-        pytest.skip("StableDiffusionPipeline scales its latents by init_noise_sigma")
     want = tiny.draw(pipe, **call)
     accelerate(pipe, quiet=True)
     assert gap(want, tiny.draw(pipe, **call)) <= TOLERANCE
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
-    loaded = tiny.quiet(diffusers.StableDiffusionPipeline.from_pretrained(tmp_path))
+    loaded = diffusers.StableDiffusionPipeline.from_pretrained(
+        tmp_path, text_encoder=None, tokenizer=None
+    )
+    tiny.quiet(loaded)
     print(index["scheduler"], type(loaded.scheduler))
     assert gap(want, tiny.draw(loaded, **call)) <= TOLERANCE
     accelerate(loaded, quiet=True)
     assert isinstance(loaded.scheduler, DiffastScheduler)
     assert gap(want, tiny.draw(loaded, **call)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["UniPCMultistep", "DPMSolverMultistep"])
+@pytest.mark.parametrize("ar_step", [0, 2])
+def test_skyreels_copies_its_scheduler_for_each_frame(kind, ar_step):
+    """With ar_step frames start one after another, each with its own copy and its own step."""
+    pipe, call = more.skyreels(scheduler_of(kind, **FLOW))
+    check(pipe, call | LATENT | {"ar_step": ar_step, "base_num_frames": 17})
+
+
+def test_a_modular_pipeline():
+    from diffusers.modular_pipelines.stable_diffusion_3.modular_blocks_stable_diffusion_3 import (
+        StableDiffusion3T2ICoreDenoiseStep as Blocks,
+    )
+
+    pipe = Blocks().init_pipeline()
+    original = scheduler_of("FlowMatchEulerDiscrete", shift=3.0)
+    transformer = tiny.stable_diffusion_3().transformer
+    pipe.update_components(transformer=transformer, scheduler=original)
+
+    def run():
+        return pipe(
+            generator=tiny.generator(),
+            num_inference_steps=6,
+            output="latents",
+            height=tiny.SIDE,
+            width=tiny.SIDE,
+            **{
+                f"{n}{kind}prompt_embeds": tiny.numbers(1, *size, tiny.TEXT, seed=k)
+                for k, (n, kind, size) in enumerate(
+                    (n, kind, size)
+                    for n in ("", "negative_")
+                    for kind, size in (("", (tiny.TOKENS,)), ("pooled_", ()))
+                )
+            },
+        )
+
+    want, got, _, report = more.compared(pipe, run)
+    assert gap(want, got) <= TOLERANCE
+    assert len(report.replaced) == 1
