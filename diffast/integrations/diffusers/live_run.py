@@ -148,6 +148,26 @@ class Live:
                 f"misses the original's {found}"
             )
 
+    @staticmethod
+    def _tried(times):
+        """Returns the timesteps of a trial, of those of a run."""
+        return times
+
+    @staticmethod
+    def _called(step, output, times, k, sample, x0, options):
+        """Returns what a step says that is called as pipelines call it; for trials.
+
+        Args:
+            step: bound method of an original or a drop-in.
+            output: of the network.
+            times: timesteps of the run.
+            k: the step's number.
+            sample: the latents.
+            x0: what the step before has returned beside its sample, or None.
+            options: further arguments.
+        """
+        return step(output, times[k], sample, **options)
+
     def _is_written(self) -> bool:
         """Returns whether something was written since the run was prepared; fast."""
         own = self.__dict__
@@ -244,6 +264,8 @@ class Live:
                 raise TypeError
             step = run.next if run.next != -1 else self._count
             memory.restore(self, run, step)
+            if run.held is not None:  # whoever writes to it later changes what is remembered
+                vars(self)[memory.held] = run.held
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what a copy starts with; a write that was not seen to yet stays one."""

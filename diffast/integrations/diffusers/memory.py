@@ -27,11 +27,13 @@ class Memory:
         restore: (scheduler, run, index of the next step) -> None, writes them; None: a run's
             registers do not tell them.
         keeps: whether entries that no later step reads are kept for it.
+        held: the attribute in which it keeps the very tensor that a step was given, not a copy.
     """
 
     names: tuple[str, ...]
     restore: Callable[[Any, Any, int], None] | None = None
     keeps: bool = False
+    held: str | None = None
 
 
 def entries(run: Any, i: int, most: int, dtype: torch.dtype) -> list[torch.Tensor | None]:
@@ -207,11 +209,12 @@ def _like(entry: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None
 
 NONE = Memory(())
 MULTISTEP = Memory(("model_outputs", "lower_order_nums"), _multistep, keeps=True)
-SINGLESTEP = Memory(("model_outputs", "sample"), _singlestep, keeps=True)
+SINGLESTEP = Memory(("model_outputs", "sample"), _singlestep, keeps=True, held="sample")
 UNIPC = Memory(
     ("model_outputs", "timestep_list", "lower_order_nums", "last_sample", "this_order"),
     _unipc,
     keeps=True,
+    held="last_sample",
 )
 SA_SOLVER = Memory(
     (
@@ -225,15 +228,20 @@ SA_SOLVER = Memory(
     ),
     _sa_solver,
     keeps=True,
+    held="last_sample",
 )
 LMS = Memory(("derivatives",), _lms, keeps=True)
-HEUN = Memory(("prev_derivative", "dt", "sample"), _heun)
-MIDPOINT = Memory(("sample",), _midpoint)
-PNDM = Memory(("ets", "counter", "cur_model_output", "cur_sample"), _pndm, keeps=True)
-STOCHASTIC_MIDPOINT = Memory(
-    ("sample", "mid_point_sigma", "noise_sampler", "_tree_made"), _stochastic_midpoint
+HEUN = Memory(("prev_derivative", "dt", "sample"), _heun, held="sample")
+MIDPOINT = Memory(("sample",), _midpoint, held="sample")
+PNDM = Memory(
+    ("ets", "counter", "cur_model_output", "cur_sample"), _pndm, keeps=True, held="cur_sample"
 )
-ANCESTRAL_MIDPOINT = Memory(("sample", "dt"), _midpoint)
+STOCHASTIC_MIDPOINT = Memory(
+    ("sample", "mid_point_sigma", "noise_sampler", "_tree_made"),
+    _stochastic_midpoint,
+    held="sample",
+)
+ANCESTRAL_MIDPOINT = Memory(("sample", "dt"), _midpoint, held="sample")
 MULTISTEP_ON_A_PATH = Memory(
     ("model_outputs", "lower_order_nums", "noise_sampler", "_tree_made"),
     _multistep_on_a_path,

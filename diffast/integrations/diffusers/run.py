@@ -11,6 +11,7 @@ import torch
 
 from diffast import ops
 from diffast.integrations.diffusers.guides import NO_TERMS, GuidedOutputs
+from diffast.integrations.diffusers.held import Holder, held_after
 from diffast.lowering.program import Constraints, check_one_input, lower
 from diffast.lowering.step_table import (
     AT_COND,
@@ -89,7 +90,14 @@ class Recipe:
 class Prepared:
     """A recipe multiplied out, for any number of runs: nothing here changes."""
 
-    def __init__(self, recipe: Recipe, options: tuple, counter: bool, keeps: bool = False):
+    def __init__(
+        self,
+        recipe: Recipe,
+        options: tuple,
+        counter: bool,
+        keeps: bool = False,
+        holds: bool = False,
+    ):
         """Multiplies the plan out.
 
         Args:
@@ -97,6 +105,7 @@ class Prepared:
             options: the arguments of `step` that the plan was made for.
             counter: whether the noise is the package's own.
             keeps: whether the newest entries stay remembered where no later step reads them.
+            holds: whether the original remembers the very tensors that steps were given.
         """
         self.entries = recipe.plan.history if keeps else 0
         self.recipe, self.options = recipe, options
@@ -118,6 +127,7 @@ class Prepared:
                 "a drop-in scheduler's step has neither"
             )
         self.calls, self.slots = numbered(program), program.slots
+        self.holds = [held_after(call) for call in self.calls] if holds else []
         self._soft = None
         # picks each call's tensors, the fastest way in Python
         self.picks = [_picker(call.columns) for call in self.calls]
@@ -140,7 +150,7 @@ class Prepared:
         return self._soft
 
 
-class Run:
+class Run(Holder):
     """One run: the tensors that it remembers. Nothing is shared with another one."""
 
     def __init__(self, prepared: Prepared, dtypes: dict | None = None):
@@ -170,6 +180,7 @@ class Run:
         self.turned = False  # whether what is remembered lies [B, H, W, C]
         self._dtype = torch.float32
         self.last: Any = None  # noise of the last step, where the original needs it
+        self.holds = prepared.holds
         self.next = -1  # index of the step that goes on from the last one; -1: none was taken
 
     def starts_at(self, i: int) -> bool:
