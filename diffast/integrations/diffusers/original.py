@@ -175,7 +175,8 @@ class Trial:
                         continue
                     missed = (found - right).abs().max() / (right.abs().max() + 1e-12)
                     if not missed <= _NEAR:
-                        return f"{what} of step {self.begin + k} by {float(missed):.2g} of the largest value"
+                        by = f"by {float(missed):.2g} of the largest value"
+                        return f"{what} of step {self.begin + k} {by}"
                 x, x0 = wanted
         return None
 

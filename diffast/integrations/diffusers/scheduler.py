@@ -176,14 +176,13 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             if traced and not self._trial and not alone:
                 stepper = stepper_of(recipe, self._counter, self.timesteps.device)
             memory = self._memory
-            prepared = Prepared(
-                recipe, options, self._counter, memory.keeps, memory.held is not None
-            )
+            most, holds = memory.most(self, options), memory.held is not None
+            prepared = Prepared(recipe, options, self._counter, most, holds)
             kept[key] = (prepared, stepper, {})
         prepared, stepper, dtypes = kept[key]
         self._run = run = Run(prepared, dtypes)
         run.searches, run.reads_time = self._searches, self._reads_time
-        run.time_dtype = self.timesteps.dtype
+        run.time_dtype, run.anchored = self.timesteps.dtype, self._memory.anchored
         run.plain = type(self)._output is DiffastScheduler._output
         if stepper is not None:
             self._compiled = CompiledRun(prepared, stepper, self._counter)
