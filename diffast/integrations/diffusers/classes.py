@@ -121,7 +121,7 @@ class DiffastDDIMScheduler(_WithEstimate, originals.DDIMScheduler):
         return_dict: bool = True,
     ):
         """Returns the previous sample and the x0 estimate; see diffusers."""
-        if variance_noise is not None and generator is not None:
+        if variance_noise is not None and generator is not None and eta > 0:
             raise ValueError("step: generator and variance_noise are both given, but one is used")
         options = (float(eta), use_clipped_model_output)
         return self._advance(

@@ -120,7 +120,12 @@ class Live:
             by_hand = self._odd or self._odd_run
             if not by_hand and not self._original_does(begin, options):
                 self._doubt = doubt
-                raise ValueError(str(error)) from error
+                name, said = type(self).__name__, str(error)
+                said = said if said.startswith(name) else f"{name}: {said}"
+                raise ValueError(
+                    f"{said}. {self._original.__name__}'s own code does not end such a run with "
+                    "finite numbers either"
+                ) from error
             self._hand_over(str(error))
 
     def _original_does(self, begin: int, options: tuple) -> bool:
@@ -142,6 +147,26 @@ class Live:
                 "some settings were written by other code, and in a trial the plan made from them "
                 f"misses the original's {found}"
             )
+
+    @staticmethod
+    def _tried(times):
+        """Returns the timesteps of a trial, of those of a run."""
+        return times
+
+    @staticmethod
+    def _called(step, output, times, k, sample, x0, options):
+        """Returns what a step says that is called as pipelines call it; for trials.
+
+        Args:
+            step: bound method of an original or a drop-in.
+            output: of the network.
+            times: timesteps of the run.
+            k: the step's number.
+            sample: the latents.
+            x0: what the step before has returned beside its sample, or None.
+            options: further arguments.
+        """
+        return step(output, times[k], sample, **options)
 
     def _is_written(self) -> bool:
         """Returns whether something was written since the run was prepared; fast."""
@@ -239,6 +264,8 @@ class Live:
                 raise TypeError
             step = run.next if run.next != -1 else self._count
             memory.restore(self, run, step)
+            if run.held is not None:  # whoever writes to it later changes what is remembered
+                vars(self)[memory.held] = run.held
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what a copy starts with; a write that was not seen to yet stays one."""

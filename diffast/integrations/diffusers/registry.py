@@ -338,8 +338,10 @@ def _set_begin_index(original: Any):
     @functools.wraps(original.set_begin_index)
     def set_begin_index(self, *args, **kwargs):
         original.set_begin_index(self, *args, **kwargs)
-        begin = self._begin_index
-        if begin and self._run is not None and self._run.remembers and self._live:
+        begin, run = self._begin_index, self._run
+        # once a run has begun the index says nothing about it
+        fresh = run is not None and run.next == -1 and not run.ended and run.remembers
+        if begin and self._step_index is None and fresh and self._live:
             try:
                 self._start(begin, self._options)
             except (ValueError, ArithmeticError, IndexError) as error:

@@ -175,12 +175,14 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             alone = recipe.given or recipe.intervals  # what no table holds
             if traced and not self._trial and not alone:
                 stepper = stepper_of(recipe, self._counter, self.timesteps.device)
-            prepared = Prepared(recipe, options, self._counter, self._memory.keeps)
+            memory = self._memory
+            most, holds = memory.most(self, options), memory.held is not None
+            prepared = Prepared(recipe, options, self._counter, most, holds)
             kept[key] = (prepared, stepper, {})
         prepared, stepper, dtypes = kept[key]
         self._run = run = Run(prepared, dtypes)
         run.searches, run.reads_time = self._searches, self._reads_time
-        run.time_dtype = self.timesteps.dtype
+        run.time_dtype, run.anchored = self.timesteps.dtype, self._memory.anchored
         run.plain = type(self)._output is DiffastScheduler._output
         if stepper is not None:
             self._compiled = CompiledRun(prepared, stepper, self._counter)
@@ -217,7 +219,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         step: Any = self._original.step  # pyright: ignore[reportAttributeAccessIssue]
         try:
             return step(self, output, timestep, sample, return_dict=return_dict, **more)
-        except IndexError as error:
+        except (IndexError, TypeError) as error:  # of levels or of memory that are not there
             i = self.__dict__["_step_index"]
             if i is None or i < self._count:
                 raise
@@ -279,26 +281,6 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                 return None, 0
         return run, i
 
-    @staticmethod
-    def _tried(times):
-        """Returns the timesteps of a trial, of those of a run."""
-        return times
-
-    @staticmethod
-    def _called(step, output, times, k, sample, x0, options):
-        """Returns what a step says that is called as pipelines call it; for trials.
-
-        Args:
-            step: bound method of an original or a drop-in.
-            output: of the network.
-            times: timesteps of the run.
-            k: the step's number.
-            sample: the latents.
-            x0: what the step before has returned beside its sample, or None.
-            options: further arguments.
-        """
-        return step(output, times[k], sample, **options)
-
     # --- where in the run -------------------------------------------------------------------
 
     def _init_step_index(self, timestep) -> None:
@@ -359,6 +341,9 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         own = self.__dict__
         run, watched = own["_run"], own["_watched"]
         i = own["_step_index"] if run is None or not run.searches else self._place(timestep)
+        if run is not None and run.held is not None and run.is_overwritten(sample):
+            self._hand_over("the latents of the step before were written in place")
+            run = None
         # In the middle of a run none of these needs more. From `_writes` on it is `_is_written`,
         # whose call would take as long as what it does.
         if (
@@ -408,6 +393,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             return self._by_original(
                 output, timestep, sample, return_dict, generator, options, noise
             )
+        if run.holds:
+            run.hold(stage, sample)
         own["_step_index"] = i + 1
         if i + 1 < own["_count"]:
             run.next = i + 1
