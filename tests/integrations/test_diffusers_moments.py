@@ -99,16 +99,18 @@ def test_ddim_takes_noise_beside_a_generator_where_it_draws_none():
     assert_same(*results)
 
 
-def test_a_step_past_the_end_of_pndm_says_so():
-    _, ours = pair("PNDMScheduler", skip_prk_steps=True)
-    ours.set_timesteps(3)
-    x = torch.zeros(SHAPE)
-    for t in ours.timesteps:
-        x = ours.step(x, t, x).prev_sample
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with pytest.raises(ValueError, match="but 4 were set"):
-            ours.step(x, ours.timesteps[-1], x)
+def test_a_step_past_the_end_of_pndm_is_the_original_s():
+    theirs, ours = pair("PNDMScheduler", skip_prk_steps=True)
+    results = []
+    for scheduler in (theirs, ours):
+        scheduler.set_timesteps(3)
+        x = torch.linspace(-1, 1, torch.Size(SHAPE).numel()).view(SHAPE)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for t in (*scheduler.timesteps, scheduler.timesteps[-1]):
+                x = scheduler.step(0.5 * x, t, x).prev_sample
+        results.append(x)
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore")  # torchsde's, of roundings

@@ -340,8 +340,8 @@ def _set_begin_index(original: Any):
         original.set_begin_index(self, *args, **kwargs)
         begin, run = self._begin_index, self._run
         # once a run has begun the index says nothing about it
-        fresh = run is not None and run.next == -1 and not run.ended and run.remembers
-        if begin and self._step_index is None and fresh and self._live:
+        early = self._step_index is None and run is not None and run.next == -1 and not run.ended
+        if begin and run is not None and early and run.remembers and self._live:
             try:
                 self._start(begin, self._options)
             except (ValueError, ArithmeticError, IndexError) as error:
