@@ -120,3 +120,37 @@ def test_the_memory_of_a_stochastic_midpoint_can_be_read_at_its_end():
     for t in ours.timesteps:
         x = ours.step(ours.scale_model_input(x, t), t, x).prev_sample
     assert ours.sample is None
+
+
+@pytest.mark.filterwarnings("error::diffast.integrations.handed_over.HandedOverWarning")
+@pytest.mark.parametrize("strict", [False, True])
+def test_after_the_last_step_memory_is_read_without_a_word(strict):
+    for name, attribute in (
+        ("SASolverScheduler", "last_sample"),
+        ("DPMSolverMultistepScheduler", "model_outputs"),
+        ("HeunDiscreteScheduler", "sample"),
+    ):
+        original, ours = pair(name)
+        ours = DiffastScheduler.from_scheduler(original, strict=strict)
+        for _ in followed((original, ours), 4, 4 if name[0] != "H" else 7):
+            pass
+        getattr(ours, attribute)
+        for _, wanted, found in followed((original, ours), 4, 4):
+            assert_same(wanted, found)
+
+
+@pytest.mark.filterwarnings("ignore::diffast.integrations.handed_over.HandedOverWarning")
+def test_a_batch_that_shrinks_under_autograd_is_the_originals():
+    schedulers = pair("LMSDiscreteScheduler")
+    results = []
+    for scheduler in schedulers:
+        drawn = torch.Generator().manual_seed(0)
+        scheduler.set_timesteps(5)
+        x = torch.randn(SHAPE, generator=drawn)
+        for k, t in enumerate(scheduler.timesteps[:3]):
+            x = x[:1] if k == 2 else x
+            output = torch.randn(x.shape, generator=drawn).requires_grad_()
+            scheduler.scale_model_input(x, t)
+            x = scheduler.step(output, t, x).prev_sample
+        results.append(x.detach())
+    assert_same(*results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -206,6 +207,17 @@ class Live:
                 ) from None
         self._handed, self._run, self._compiled = reason, None, None
         self._say(reason)
+
+    def _show_memory(self, reason: str) -> None:
+        """Gives the memory of the run to the original's attributes."""
+        run = self._run
+        if run is None or not run.ended or run.next != -1:
+            return self._hand_over(reason)
+        self._live = False  # after the last step nothing is left to hand over
+        with suppress(TypeError):  # no step is left that needs the rest
+            self._restore(run)
+        self._handed, self._run, self._compiled = reason, None, None
+        return None
 
     def _say(self, reason: str) -> None:
         """Warns once that the original's own code runs."""
