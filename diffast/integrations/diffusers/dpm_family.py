@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from diffast import schedules, solvers
-from diffast.integrations.diffusers.live import setting
 from diffast.integrations.diffusers.reading import edm_reading
 from diffast.integrations.diffusers.run import Recipe
 from diffast.integrations.diffusers.shared import (

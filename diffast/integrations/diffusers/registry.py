@@ -57,7 +57,8 @@ def kind_named(name: str) -> Any:
     kind = KINDS.get(str(name).removeprefix("Diffast"))
     if kind is None:
         raise ValueError(
-            f"scheduler {name!r} has no drop-in, but these have: {', '.join(sorted(KINDS))}"
+            f"scheduler {name!r} has no drop-in; diffast.integrations.diffusers.KINDS lists the "
+            f"{len(KINDS)} that have one"
         )
     return kind
 
@@ -203,7 +204,7 @@ def _set_own(scheduler: Any, noise: str, strict: bool) -> None:
     """Sets the options of a drop-in that the original does not have."""
     name = type(scheduler).__name__
     if noise not in NOISES:
-        raise ValueError(f"{name}: noise is {noise!r}, but 'generator' or 'counter'")
+        raise ValueError(f"{name}: noise is {noise!r}, but 'generator' or 'counter' is needed")
     if not isinstance(strict, bool):
         raise ValueError(f"{name}: strict is {strict!r}, but True or False is needed")
     own = vars(scheduler)

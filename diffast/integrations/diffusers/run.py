@@ -11,6 +11,7 @@ import torch
 
 from diffast import ops
 from diffast.integrations.diffusers.guides import NO_TERMS, GuidedOutputs
+from diffast.integrations.diffusers.held import Holder, held_after
 from diffast.lowering.program import Constraints, check_one_input, lower
 from diffast.lowering.step_table import (
     AT_COND,
@@ -89,16 +90,19 @@ class Recipe:
 class Prepared:
     """A recipe multiplied out, for any number of runs: nothing here changes."""
 
-    def __init__(self, recipe: Recipe, options: tuple, counter: bool, keeps: bool = False):
+    def __init__(
+        self, recipe: Recipe, options: tuple, counter: bool, kept: int = 0, holds: bool = False
+    ):
         """Multiplies the plan out.
 
         Args:
             recipe: what to run.
             options: the arguments of `step` that the plan was made for.
             counter: whether the noise is the package's own.
-            keeps: whether the newest entries stay remembered where no later step reads them.
+            kept: how many of the newest entries stay remembered, read by a later step or not.
+            holds: whether the original remembers the very tensors that steps were given.
         """
-        self.entries = recipe.plan.history if keeps else 0
+        self.entries = max(recipe.plan.history, kept) if kept else 0
         self.recipe, self.options = recipe, options
         self.limits = [] if recipe.clamp is None else [-recipe.clamp, recipe.clamp]
         self.given = not counter or recipe.deviations is not None or bool(recipe.intervals)
@@ -118,6 +122,7 @@ class Prepared:
                 "a drop-in scheduler's step has neither"
             )
         self.calls, self.slots = numbered(program), program.slots
+        self.holds = [held_after(call) for call in self.calls] if holds else []
         self._soft = None
         # picks each call's tensors, the fastest way in Python
         self.picks = [_picker(call.columns) for call in self.calls]
@@ -140,7 +145,7 @@ class Prepared:
         return self._soft
 
 
-class Run:
+class Run(Holder):
     """One run: the tensors that it remembers. Nothing is shared with another one."""
 
     def __init__(self, prepared: Prepared, dtypes: dict | None = None):
@@ -164,12 +169,15 @@ class Run:
         self.wide, self.remembers = recipe.wide, prepared.remembers
         self.slots: list[torch.Tensor | None] = [None] * prepared.slots
         self.y: torch.Tensor | None = None
+        self.past: torch.Tensor | None = None  # the state from which the last step began
+        self.anchored = False  # whether that is held after a step of one call too
         self.away: torch.Tensor | None = None
         self.ids: torch.Tensor | None = None
         self.path: Any = None  # BrownianPath, where the noise is the package's own along a path
         self.turned = False  # whether what is remembered lies [B, H, W, C]
         self._dtype = torch.float32
         self.last: Any = None  # noise of the last step, where the original needs it
+        self.holds = prepared.holds
         self.next = -1  # index of the step that goes on from the last one; -1: none was taken
 
     def starts_at(self, i: int) -> bool:
@@ -227,6 +235,10 @@ class Run:
         """Returns the step's state [B, ...], where it is another tensor than the sample."""
         return None if self.y is None else self.y.to(self._dtype, copy=True)
 
+    def ended_from(self) -> torch.Tensor | None:
+        """Returns the state [B, ...] from which the last step was taken; None: it is not held."""
+        return None if self.past is None else self.past.to(self._dtype, copy=True)
+
     def _turn(self, turned: bool) -> None:
         """Puts what is remembered into that order of axes."""
         if turned != self.turned:
@@ -270,6 +282,10 @@ class Run:
         if Y in call.writes:
             self.y = self.away
         elif Y not in call.keeps:
+            if self.y is not None:
+                self.past = self.y
+            elif self.anchored:
+                self.past = None if self.turned else x
             self.y = None
         elif self.y is None:
             self.y = x
@@ -318,6 +334,10 @@ class Run:
         if Y in call.writes:
             self.y = rows.pop(0)
         elif Y not in call.keeps:
+            if self.y is not None:
+                self.past = self.y
+            elif self.anchored:
+                self.past = None if self.turned else x
             self.y = None
         elif self.y is None:
             self.y = x

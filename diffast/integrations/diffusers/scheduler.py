@@ -175,12 +175,14 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             alone = recipe.given or recipe.intervals  # what no table holds
             if traced and not self._trial and not alone:
                 stepper = stepper_of(recipe, self._counter, self.timesteps.device)
-            prepared = Prepared(recipe, options, self._counter, self._memory.keeps)
+            memory = self._memory
+            most, holds = memory.most(self, options), memory.held is not None
+            prepared = Prepared(recipe, options, self._counter, most, holds)
             kept[key] = (prepared, stepper, {})
         prepared, stepper, dtypes = kept[key]
         self._run = run = Run(prepared, dtypes)
         run.searches, run.reads_time = self._searches, self._reads_time
-        run.time_dtype = self.timesteps.dtype
+        run.time_dtype, run.anchored = self.timesteps.dtype, self._memory.anchored
         run.plain = type(self)._output is DiffastScheduler._output
         if stepper is not None:
             self._compiled = CompiledRun(prepared, stepper, self._counter)
@@ -191,9 +193,11 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
     def _checked_recipe(self, begin: int, options: tuple) -> Recipe:
         own = self.__dict__
         written = set(own["_writes"])
-        with unchecked():  # the pipeline's scheduler and steps are what its user asks for
-            recipe = self._recipe(begin, options)
-        own["_writes"] = written  # methods of the original that were asked may have written
+        try:
+            with unchecked():  # the pipeline's scheduler and steps are what its user asks for
+                recipe = self._recipe(begin, options)
+        finally:
+            own["_writes"] = written  # methods of the original that were asked may have written
         plan = recipe.plan
         calls = recipe.begin + plan.nfe - recipe.given
         if calls != self._count:
@@ -206,7 +210,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         """Returns what the original's own step returns."""
         past = self.__dict__["_step_index"] is not None and self._step_index >= self._count
         if self._live and not past:  # this step alone
-            self._say(f"timestep {timestep} is not the one that was set")
+            self._hand_over_one_step(f"timestep {timestep} is not the one that was set")
         more = self._named(options)
         if generator is not None:
             more["generator"] = generator
@@ -254,8 +258,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             self._step_index = i
             self._hand_over(f"step {i} was taken out of turn")
             return None, 0
-        going = run is not None and run.next == i and run.remembers
-        if going and shape is not None and run.holds_another(shape):
+        goes_on = run is not None and run.next == i and run.remembers
+        if run is not None and goes_on and shape is not None and run.holds_another(shape):
             self._hand_over(f"the latents are {list(shape)} after others of another shape")
             return None, 0
         if run is None or run.options != options or run.begin > i or run.next != i:
@@ -276,26 +280,6 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
                 self._hand_over(str(error))
                 return None, 0
         return run, i
-
-    @staticmethod
-    def _tried(times):
-        """Returns the timesteps of a trial, of those of a run."""
-        return times
-
-    @staticmethod
-    def _called(step, output, times, k, sample, x0, options):
-        """Returns what a step says that is called as pipelines call it; for trials.
-
-        Args:
-            step: bound method of an original or a drop-in.
-            output: of the network.
-            times: timesteps of the run.
-            k: the step's number.
-            sample: the latents.
-            x0: what the step before has returned beside its sample, or None.
-            options: further arguments.
-        """
-        return step(output, times[k], sample, **options)
 
     # --- where in the run -------------------------------------------------------------------
 
@@ -357,6 +341,9 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         own = self.__dict__
         run, watched = own["_run"], own["_watched"]
         i = own["_step_index"] if run is None or not run.searches else self._place(timestep)
+        if run is not None and run.held is not None and run.is_overwritten(sample):
+            self._hand_over("the latents of the step before were written in place")
+            run = None
         # In the middle of a run none of these needs more. From `_writes` on it is `_is_written`,
         # whose call would take as long as what it does.
         if (
@@ -406,6 +393,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             return self._by_original(
                 output, timestep, sample, return_dict, generator, options, noise
             )
+        if run.holds:
+            run.hold(stage, sample)
         own["_step_index"] = i + 1
         if i + 1 < own["_count"]:
             run.next = i + 1

@@ -133,6 +133,28 @@ def levels(scheduler) -> np.ndarray:
     return scheduler.host.sigmas[: len(scheduler.host.times) + 1]
 
 
+def ends_of_steps(sigmas: np.ndarray) -> np.ndarray:
+    """Returns the levels [N + 1] of N steps of two calls, of a list that holds inner ones twice.
+
+    diffusers begins a step at the second entry of a pair and ends the step before at the first.
+
+    Args:
+        sigmas: first, second, second, third, third ... [2 N], or one more that no step reads.
+
+    Raises:
+        ValueError: a pair of two different entries, which no list of one level each can hold.
+    """
+    ends, starts = sigmas[1:-1:2], sigmas[2::2][: len(sigmas[1:-1:2])]
+    apart = ends != starts
+    if apart.any():
+        i = 2 * int(np.argmax(apart)) + 1
+        raise ValueError(
+            f"a step ends at sigmas[{i}] = {sigmas[i]:g}, but the next one starts at "
+            f"sigmas[{i + 1}] = {sigmas[i + 1]:g}"
+        )
+    return np.append(sigmas[:1], sigmas[1::2])
+
+
 def sigma_space(sigmas):
     """Returns the schedule of a list of sigmas with alpha = 1."""
     return schedules.edm(sigma_min=1e-6 * float(sigmas[0]), sigma_max=float(sigmas[0]))
