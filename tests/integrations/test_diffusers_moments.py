@@ -148,3 +148,16 @@ def test_a_batch_that_shrinks_under_autograd_is_the_originals():
             x = scheduler.step(output, t, x).prev_sample
         results.append(x.detach())
     assert_same(*results)
+
+
+@pytest.mark.filterwarnings("ignore::diffast.integrations.handed_over.HandedOverWarning")
+def test_timesteps_that_are_a_list_are_the_originals():
+    results = []
+    for scheduler in pair("DDIMScheduler"):
+        scheduler.set_timesteps(3)
+        scheduler.timesteps = [*scheduler.timesteps]
+        x = torch.ones(SHAPE)
+        for t in scheduler.timesteps:
+            x = scheduler.step(0.1 * x, t, x).prev_sample
+        results.append(x)
+    assert_same(*results)

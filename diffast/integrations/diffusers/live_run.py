@@ -40,6 +40,7 @@ class Live:
     _options: tuple = ()
     _run: Any = None  # Run
     _internal_dict: Any
+    timesteps: Any
     _named: Any
     _start: Any
     _spare: int
@@ -92,6 +93,8 @@ class Live:
         patched = None if self._trial else is_patched(self._original)
         if patched is not None:
             return self._hand_over(f"{self._original.__name__}.{patched} was replaced")
+        if not isinstance(self.timesteps, torch.Tensor):
+            return self._hand_over(f"its timesteps are a {type(self.timesteps).__name__}")
         try:
             if not self._count:
                 raise ValueError(f"{type(self).__name__}: 0 timesteps, but at least 1 is needed")
