@@ -1,7 +1,6 @@
 """Drop-ins at moments and in settings that a plain loop does not have."""
 
 import inspect
-import warnings
 
 import diffusers
 import pytest
@@ -33,7 +32,7 @@ def followed(schedulers, steps, count, between=lambda scheduler, k: None, mode=t
             takes = "generator" in inspect.signature(scheduler.step).parameters
             more = {"generator": generator} if takes else {}
             with mode() if k == 0 else torch.no_grad():
-                t = scheduler.timesteps[k]
+                t = scheduler.timesteps[min(k, len(scheduler.timesteps) - 1)]
                 if hasattr(scheduler, "scale_model_input"):
                     scheduler.scale_model_input(x, t)
                 results.append(scheduler.step(output, t, x.clone(), **more).prev_sample.clone())
@@ -99,18 +98,11 @@ def test_ddim_takes_noise_beside_a_generator_where_it_draws_none():
     assert_same(*results)
 
 
-def test_a_step_past_the_end_of_pndm_is_the_original_s():
-    theirs, ours = pair("PNDMScheduler", skip_prk_steps=True)
-    results = []
-    for scheduler in (theirs, ours):
-        scheduler.set_timesteps(3)
-        x = torch.linspace(-1, 1, torch.Size(SHAPE).numel()).view(SHAPE)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for t in (*scheduler.timesteps, scheduler.timesteps[-1]):
-                x = scheduler.step(0.5 * x, t, x).prev_sample
-        results.append(x)
-    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+@pytest.mark.filterwarnings("ignore::diffast.integrations.handed_over.HandedOverWarning")
+def test_a_step_past_the_end_of_pndm_is_the_originals():
+    schedulers = pair("PNDMScheduler", skip_prk_steps=True)
+    for _, wanted, found in followed(schedulers, 3, 5):
+        assert_same(wanted, found)
 
 
 @pytest.mark.filterwarnings("ignore")  # torchsde's, of roundings
@@ -122,3 +114,50 @@ def test_the_memory_of_a_stochastic_midpoint_can_be_read_at_its_end():
     for t in ours.timesteps:
         x = ours.step(ours.scale_model_input(x, t), t, x).prev_sample
     assert ours.sample is None
+
+
+@pytest.mark.filterwarnings("error::diffast.integrations.handed_over.HandedOverWarning")
+@pytest.mark.parametrize("strict", [False, True])
+def test_after_the_last_step_memory_is_read_without_a_word(strict):
+    for name, attribute in (
+        ("SASolverScheduler", "last_sample"),
+        ("DPMSolverMultistepScheduler", "model_outputs"),
+        ("HeunDiscreteScheduler", "sample"),
+    ):
+        original, ours = pair(name)
+        ours = DiffastScheduler.from_scheduler(original, strict=strict)
+        for _ in followed((original, ours), 4, 4 if name[0] != "H" else 7):
+            pass
+        getattr(ours, attribute)
+        for _, wanted, found in followed((original, ours), 4, 4):
+            assert_same(wanted, found)
+
+
+@pytest.mark.filterwarnings("ignore::diffast.integrations.handed_over.HandedOverWarning")
+def test_a_batch_that_shrinks_under_autograd_is_the_originals():
+    schedulers = pair("LMSDiscreteScheduler")
+    results = []
+    for scheduler in schedulers:
+        drawn = torch.Generator().manual_seed(0)
+        scheduler.set_timesteps(5)
+        x = torch.randn(SHAPE, generator=drawn)
+        for k, t in enumerate(scheduler.timesteps[:3]):
+            x = x[:1] if k == 2 else x
+            output = torch.randn(x.shape, generator=drawn).requires_grad_()
+            scheduler.scale_model_input(x, t)
+            x = scheduler.step(output, t, x).prev_sample
+        results.append(x.detach())
+    assert_same(*results)
+
+
+@pytest.mark.filterwarnings("ignore::diffast.integrations.handed_over.HandedOverWarning")
+def test_timesteps_that_are_a_list_are_the_originals():
+    results = []
+    for scheduler in pair("DDIMScheduler"):
+        scheduler.set_timesteps(3)
+        scheduler.timesteps = [*scheduler.timesteps]
+        x = torch.ones(SHAPE)
+        for t in scheduler.timesteps:
+            x = scheduler.step(0.1 * x, t, x).prev_sample
+        results.append(x)
+    assert_same(*results)

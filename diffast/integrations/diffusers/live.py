@@ -247,7 +247,7 @@ class State:
             return self
         own = vars(scheduler)
         if own.get("_live"):
-            scheduler._hand_over(f"its {self.name} was read between two steps")
+            scheduler._show_memory(f"its {self.name} was read between two steps")
         try:
             return own[self.name]
         except KeyError:
@@ -259,7 +259,7 @@ class State:
         """Sets the attribute's value."""
         own = vars(scheduler)
         if own.get("_live"):
-            scheduler._hand_over(f"its {self.name} was written between two steps")
+            scheduler._show_memory(f"its {self.name} was written between two steps")
         own[self.name] = value
 
     def __delete__(self, scheduler: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ class Live:
     _options: tuple = ()
     _run: Any = None  # Run
     _internal_dict: Any
+    timesteps: Any
     _named: Any
     _start: Any
     _spare: int
@@ -91,6 +93,8 @@ class Live:
         patched = None if self._trial else is_patched(self._original)
         if patched is not None:
             return self._hand_over(f"{self._original.__name__}.{patched} was replaced")
+        if not isinstance(self.timesteps, torch.Tensor):
+            return self._hand_over(f"its timesteps are a {type(self.timesteps).__name__}")
         try:
             if not self._count:
                 raise ValueError(f"{type(self).__name__}: 0 timesteps, but at least 1 is needed")
@@ -229,6 +233,17 @@ class Live:
                 ) from None
         self._handed, self._run, self._compiled = reason, None, None
         self._say(reason)
+
+    def _show_memory(self, reason: str) -> None:
+        """Gives the memory of the run to the original's attributes."""
+        run = self._run
+        if run is None or not run.ended or run.next != -1:
+            return self._hand_over(reason)
+        self._live = False  # after the last step nothing is left to hand over
+        with suppress(TypeError):  # no step is left that needs the rest
+            self._restore(run)
+        self._handed, self._run, self._compiled = reason, None, None
+        return None
 
     def _hand_over_one_step(self, reason: str) -> None:
         """Says that the original's own code makes one step; the run stays as it is.

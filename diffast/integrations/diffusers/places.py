@@ -26,7 +26,8 @@ class Places:
         """Returns the index into `timesteps` of one of them; None: it is not among them."""
         times = self.timesteps
         if isinstance(timestep, torch.Tensor):
-            if timestep.dtype is times.dtype and timestep.device == times.device:
+            dtype = getattr(times, "dtype", None)  # other code may have made a list of it
+            if timestep.dtype is dtype and timestep.device == times.device:
                 # an element of `timesteps`, or of a slice of it, is a view: its place tells
                 i, rest = divmod(timestep.data_ptr() - self._base, self._size)
                 if not rest and 0 <= i < self._count and timestep.numel() == 1:

@@ -325,7 +325,10 @@ class Run(Holder):
             tensors = self._with_terms(i, call, tensors)
         xs = [tensors[k] for k in call.columns]
         fresh = {"noise": call.noise, "ids": self.ids, "seed": _SEED} if call.noise else {}
-        rows = list(ops.combine(xs, call.weights, stage=i, **fresh))
+        try:
+            rows = list(ops.combine(xs, call.weights, stage=i, **fresh))
+        except RuntimeError as error:
+            raise ValueError(_complaint(x, output, noise, error)) from None
         if call.slot >= 0:
             self.slots[call.slot] = rows.pop(0)
         if Y in call.writes:

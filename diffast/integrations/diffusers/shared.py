@@ -52,7 +52,9 @@ def read(scheduler) -> Host:
 
     clean = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
     fixed = array("alphas_cumprod"), array("betas"), clean
-    return Host(scheduler.timesteps.tolist(), array("sigmas"), *fixed)
+    times = scheduler.timesteps
+    times = times.tolist() if isinstance(times, torch.Tensor) else [float(t) for t in times]
+    return Host(times, array("sigmas"), *fixed)
 
 
 PREDICTIONS = {
