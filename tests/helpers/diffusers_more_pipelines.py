@@ -184,7 +184,9 @@ def kandinsky():
         scheduler=diffusers.DDPMScheduler(**learned, beta_start=0.00085, beta_end=0.012),
         movq=movq,
         prior_prior=prior,
-        prior_image_encoder=seeded(transformers.CLIPVisionModelWithProjection, config=vision_config()),
+        prior_image_encoder=seeded(
+            transformers.CLIPVisionModelWithProjection, config=vision_config()
+        ),
         prior_text_encoder=seeded(transformers.CLIPTextModelWithProjection, config=text_config()),
         prior_tokenizer=Letters(),
         prior_scheduler=diffusers.UnCLIPScheduler(

@@ -241,7 +241,9 @@ class Live:
                 raise TypeError
             step = run.next if run.next != -1 else self._count
             memory.restore(self, run, step)
-            if run.held is not None:  # whoever writes to it later changes what is remembered
+            if (
+                memory.held and run.held is not None
+            ):  # whoever writes to it later changes what is remembered
                 vars(self)[memory.held] = run.held
 
     def __getstate__(self) -> dict[str, Any]:
