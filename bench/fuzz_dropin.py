@@ -341,7 +341,7 @@ def outcome(case: Case, loud: bool = False) -> tuple[str, str]:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         ended = _compare(case, loud)
-    handed = any("own code goes on" in str(each.message) for each in said)
+    handed = any("'s own code " in str(each.message) for each in said)
     if ended[0] == "equal" and handed:
         return "equal, handed over", ""
     return ended

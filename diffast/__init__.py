@@ -25,6 +25,7 @@ _HOMES = {
     "FailedSamples": "diffast.executors.results",
     "GraphError": "diffast.executors.cuda_graph",
     "GraphSampler": "diffast.executors.graph_sampler",
+    "HandedOverWarning": "diffast.integrations.handed_over",
     "Info": "diffast.executors.results",
     "LearnedVariance": "diffast.model.learned_variance",
     "MetropolisSamples": "diffast.executors.metropolis",

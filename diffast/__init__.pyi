@@ -33,6 +33,7 @@ from diffast.executors.results import Samples as Samples
 from diffast.executors.results import StepLimitError as StepLimitError
 from diffast.executors.sequential import sample as sample
 from diffast.executors.stepwise import Stepper as Stepper
+from diffast.integrations.handed_over import HandedOverWarning as HandedOverWarning
 from diffast.model.denoiser import Denoiser as Denoiser
 from diffast.model.learned_variance import LearnedVariance as LearnedVariance
 from diffast.model.prediction import Prediction as Prediction
@@ -58,6 +59,7 @@ __all__ = [
     "FailedSamples",
     "GraphError",
     "GraphSampler",
+    "HandedOverWarning",
     "Info",
     "LearnedVariance",
     "MetropolisSamples",

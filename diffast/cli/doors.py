@@ -33,8 +33,9 @@ def whole(least: int, most: int = MOST) -> Callable[[str], int]:
                 f"{_short(text)!r} is no whole number, but one is needed"
             ) from None
         if not least <= found <= most:
+            known = f"{least} to {most}" if most < 10**20 else f"numbers from {least} on"
             raise argparse.ArgumentTypeError(
-                f"{_short(text)} is given, but {least} to {most} can be asked for"
+                f"{_short(text)} is given, but {known} can be asked for"
             )
         return found
 

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
 
 class HandedOverWarning(UserWarning):
-    """The original's own code runs instead of a fused step: the same result, not faster."""
+    """The original's own code runs instead of a fused step: the same result, not faster.
+
+    Its public name is `df.HandedOverWarning`. `warnings.simplefilter("ignore",
+    df.HandedOverWarning)` hides it; "error" in place of "ignore" raises it.
+    """
 
 
-def say_once(owner: Any, message: str, stacklevel: int = 3) -> None:
+def say_once(owner: Any, message: str) -> None:
     """Warns with a `HandedOverWarning`, once for each owner and message.
 
     Args:
         owner: the object whose work is handed over; it remembers what was said.
         message: the sentence.
-        stacklevel: as of `warnings.warn`.
     """
     said = vars(owner).setdefault("_said", set())
     if message in said:
         return
     said.add(message)
-    warnings.warn(message, HandedOverWarning, stacklevel=stacklevel + 1)
+    say(message)
+
+
+def say(message: str) -> None:
+    """Warns with a `HandedOverWarning` that names the caller's line, outside of this package."""
+    frame, depth = sys._getframe(1), 2
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("diffast."):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, HandedOverWarning, stacklevel=depth)

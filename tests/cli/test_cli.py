@@ -173,7 +173,7 @@ def test_formats_hold_the_same_numbers_and_guidance_changes_them(tmp_path, capsy
         (["--grid", "trailing"], "grid 'trailing' is not known, but these are: default, "),
         (["--device", "toaster"], "'toaster' is no device"),
         (["--seed", str(2**64)], "argument --seed: 18446744073709551616 is given, but -9"),
-        (["--count", "0"], "argument --count: 0 is given, but 1 to "),
+        (["--count", "0"], "argument --count: 0 is given, but numbers from 1 on "),
         (["--count", str(10**12)], "--count 1000000000000 needs 1.1 EB of memory, but "),
         (["--count", "many"], "argument --count: 'many' is no whole number"),
         (["--columns", str(10**9)], "argument --columns: 1000000000 is given, but 1 to 1000"),
@@ -329,7 +329,7 @@ def test_profile_writes_numbers(tmp_path, capsys):
         (["--parallel", "newton"], "method is 'newton' but the known methods are"),
         (["--parallel", "--set", "window=99"], "window is 99 but plan"),
         (["--parallel", "--grid", "none"], "--grid 'none' but the grids are"),
-        (["--adaptive", "--count", "0"], "argument --count: 0 is given, but 1"),
+        (["--adaptive", "--count", "0"], "argument --count: 0 is given, but numbers from 1 on"),
     ],
 )
 def test_profile_refuses(args, message, capsys, tmp_path, monkeypatch):

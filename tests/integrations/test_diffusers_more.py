@@ -205,6 +205,7 @@ def test_ltx_s_levels_are_made_without_a_log(monkeypatch):
     assert not logger.disabled
 
 
+@pytest.mark.filterwarnings("ignore::diffast.HandedOverWarning")
 def test_a_flow_map_to_a_time_of_the_caller_s():
     case = Case("", "FlowMapEulerDiscrete", {"shift": 2.0})
     results = []

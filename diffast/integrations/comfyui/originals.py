@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from diffast.integrations.handed_over import HandedOverWarning
+from diffast.integrations.handed_over import say
 
 
 def original_of(name: str) -> Callable[..., torch.Tensor] | None:
@@ -47,11 +46,7 @@ def hand_over(
     function = original_of(original) if original else None
     if function is None:
         raise ValueError(f"{name}: {why}, and this ComfyUI has no sampler of its own for it")
-    warnings.warn(
-        f"{name}: {why}, so ComfyUI's own sampler {original} ran, with its own noise",
-        HandedOverWarning,
-        stacklevel=3,
-    )
+    say(f"{name}: {why}, so ComfyUI's own sampler {original} ran, with its own noise")
     model, x, sigmas, extra_args, callback, disable = arguments
     own = {} if extra_args is None else extra_args
     try:  # some of them write into the sigmas and into extra_args, and KSAMPLER reads that

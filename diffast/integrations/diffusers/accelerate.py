@@ -52,7 +52,9 @@ class Report:
 
     def __str__(self) -> str:
         """Returns it in words."""
-        head = f"diffast: {self.before} -> {self.after}"
+        head = (
+            f"diffast: {self.before} -> {self.after}" if self.after else "diffast: nothing undone"
+        )
         if self.noise:
             head += f", noise from the {self.noise}"
         lines = [head, *(f"  {note}" for note in self.notes)]
@@ -183,11 +185,12 @@ def _undone(pipe: Any, quiet: bool) -> Report:
         )
     back, kept = put_back(pipe)
     named = tuple((p.place.name, type(p.after).__name__, type(p.before).__name__) for p in back)
-    left = tuple(
-        f"{p.place.name}: {type(p.place.get()).__name__} is left, as it was put there since"
+    left = [
+        f"{p.place.name}: {type(p.place.get()).__name__} is left, as other code put it there"
         for p in kept
-    )
-    first = named[0] if named else ("", "nothing", "nothing")
+    ]
+    left = tuple(dict.fromkeys(left))  # a place that was replaced twice is told once
+    first = named[0] if named else ("", "", "")
     report = Report(first[1], first[2], "", (), named, left)
     if not quiet:
         print(report)

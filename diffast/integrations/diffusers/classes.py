@@ -7,6 +7,7 @@ from diffusers import SchedulerMixin as SchedulerMixin  # pipelines look for it 
 from diffusers import schedulers as originals
 
 from diffast.integrations.diffusers import dpm_family, indexed, memory, sigmas
+from diffast.integrations.diffusers.live import setting
 from diffast.integrations.diffusers.outputs import Pair
 from diffast.integrations.diffusers.registry import drop_in
 from diffast.integrations.diffusers.scheduler import DiffastScheduler
@@ -47,7 +48,7 @@ class _Preconditioned(_Scaled):
     """A drop-in whose network sees x / sqrt(sigma^2 + sigma_data^2)."""
 
     def _input_factors(self):
-        return scale(self.host.sigmas, self.config.sigma_data)
+        return scale(self.host.sigmas, setting(self.config, "sigma_data"))
 
 
 def _step(self, model_output, timestep, sample, return_dict=True):
@@ -120,7 +121,7 @@ class DiffastDDIMScheduler(_WithEstimate, originals.DDIMScheduler):
         return_dict: bool = True,
     ):
         """Returns the previous sample and the x0 estimate; see diffusers."""
-        if variance_noise is not None and generator is not None:
+        if variance_noise is not None and generator is not None and eta > 0:
             raise ValueError("step: generator and variance_noise are both given, but one is used")
         options = (float(eta), use_clipped_model_output)
         return self._advance(
@@ -167,6 +168,7 @@ class DiffastEDMEulerScheduler(_Preconditioned, _WithEstimate, originals.EDMEule
         """Returns the previous sample and the x0 estimate; see diffusers."""
         rest = (s_churn, s_tmin, s_tmax, s_noise, generator, return_dict)
         if pred_original_sample is not None:  # the network has been read already
+            self._hand_over_one_step("pred_original_sample is given")
             return super().step(model_output, timestep, sample, *rest, pred_original_sample)
         return _churning_step(self, model_output, timestep, sample, *rest)
 
@@ -293,6 +295,7 @@ class DiffastFlowMatchEulerDiscreteScheduler(
     ):
         """Returns the previous sample; see diffusers."""
         if per_token_timesteps is not None:  # a noise level an element is no plan
+            self._hand_over_one_step("per_token_timesteps is given")
             rest = (s_churn, s_tmin, s_tmax, s_noise, generator, per_token_timesteps, return_dict)
             return super().step(model_output, timestep, sample, *rest)
         options = self._options  # diffusers takes these and does not use them

@@ -41,7 +41,7 @@ class _OwnArguments(DiffastScheduler):
 
     def _by_original(self, *args):
         if self._live:  # this step alone
-            self._say("a step was called with other arguments than its timesteps have")
+            self._hand_over_one_step("step was given other arguments than its timesteps have")
 
 
 def _out_of_a_graph(scheduler: Any, *arguments: Any) -> Any:

@@ -207,6 +207,7 @@ if hasattr(originals, "FlowMapEulerDiscreteScheduler"):
         def step(self, model_output, timestep, sample, r_timestep=None, return_dict=True):
             """Returns the sample at the next time, or at `r_timestep`; see diffusers."""
             if r_timestep is not None:  # from any time to any other is no list of steps
+                self._hand_over_one_step("r_timestep is given")
                 return super().step(model_output, timestep, sample, r_timestep, return_dict)
             return self._advance(model_output, timestep, sample, return_dict)
 

@@ -8,23 +8,24 @@ import numpy as np
 import torch
 
 from diffast import schedules, solvers
-from diffast.integrations.diffusers.live import setting
 from diffast.integrations.diffusers.reading import edm_reading
 from diffast.integrations.diffusers.run import Recipe
-from diffast.integrations.diffusers.shared import falling, hook_of, levels, predicts, sigma_space
+from diffast.integrations.diffusers.shared import (
+    falling,
+    flow_sigmas,
+    hook_of,
+    levels,
+    predicts,
+    sigma_space,
+)
 from diffast.model.denoiser import Prediction
 from diffast.solvers import compat
 
 
 def _space(config, sigmas):
     """Returns (schedule, grid) that a list of sigmas stands for in the DPM-Solver family."""
-    grid, flow = falling(sigmas), bool(setting(config, "use_flow_sigmas"))
-    if config.prediction_type == "flow_prediction" and not flow:
-        raise ValueError(
-            "prediction_type is 'flow_prediction' and use_flow_sigmas is False, but a flow's "
-            "network needs a flow's sigmas"
-        )
-    if flow:
+    grid = falling(sigmas)
+    if flow_sigmas(config):
         return schedules.flow(), grid
     return schedules.trig(), np.arctan(grid)
 

@@ -49,14 +49,19 @@ class LiveConfig(FrozenDict):
         own = vars(self)
         before = own.get(name)
         super().__setattr__(name, value)
-        own["_writes"] = own.get("_writes", 0) + 1
+        self._note(name)
         own.setdefault("_before", {}).setdefault(name, before)
 
     def __setitem__(self, name: str, value: Any) -> None:
         """Sets the item and counts the write."""
         super().__setitem__(name, value)
+        self._note(name)
+
+    def _note(self, name: str) -> None:
+        """Counts a write to that option."""
         own = vars(self)
-        own["_writes"] = own.get("_writes", 0) + 1
+        own["_writes"] = count = own.get("_writes", 0) + 1
+        own["_written"] = {**own.get("_written", {}), name: count}  # copies share no dict
 
     def __reduce__(self):
         """Returns how to copy it, attributes included."""
@@ -176,10 +181,23 @@ class Watch:
         """Returns whether the scheduler's configuration was written to or replaced."""
         return config is not self.config or self.config_attributes["_writes"] != self.config_writes
 
+    def reconfigured(self, config: Any) -> list[str]:
+        """Returns the options of the configuration that were written to, as "config.eta"."""
+        if config is not self.config:
+            before = settings_of(self.config)
+            found = [n for n, v in settings_of(config).items() if not same(v, before.get(n))]
+        else:
+            written = self.config_attributes.get("_written", {})
+            found = [name for name, count in written.items() if count > self.config_writes]
+        return [f"config.{name}" for name in found] or ["config"]
+
     def changed(self) -> set[str]:
         """Returns the names of those whose values have changed; for the start of a run."""
         found = {name for name, tensor, version in self.all if tensor._version != version}
-        found |= {name for name, tensor, was in self.views if view_of(tensor).tobytes() != was}
+        for name, tensor, was in self.views:
+            view = view_of(tensor)
+            if view is None or view.tobytes() != was:
+                found.add(name)
         for name, value, was in self.lists:
             now = value.tobytes() if isinstance(value, np.ndarray) else list(value)
             if not same(now, was):

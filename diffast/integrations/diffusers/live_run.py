@@ -120,7 +120,12 @@ class Live:
             by_hand = self._odd or self._odd_run
             if not by_hand and not self._original_does(begin, options):
                 self._doubt = doubt
-                raise ValueError(str(error)) from error
+                name, said = type(self).__name__, str(error)
+                said = said if said.startswith(name) else f"{name}: {said}"
+                raise ValueError(
+                    f"{said}. {self._original.__name__}'s own code does not end such a run with "
+                    "finite numbers either"
+                ) from error
             self._hand_over(str(error))
 
     def _original_does(self, begin: int, options: tuple) -> bool:
@@ -138,7 +143,10 @@ class Live:
         ours = registry.copy_for_trial(self)
         found = Trial(self, begin, self._named(options)).differs(ours)
         if found is not None:
-            raise ValueError(f"its settings were written by hand, and its plan would miss {found}")
+            raise ValueError(
+                "some settings were written by other code, and in a trial the plan made from them "
+                f"misses the original's {found}"
+            )
 
     @staticmethod
     def _tried(times):
@@ -190,10 +198,11 @@ class Live:
         else:
             self._odd = True
         self._kept = None
-        began = run is not None and run.next != -1
-        if began and run.remembers:
-            named = ", ".join(sorted(changes))
-            return self._hand_over(f"its {named} was written between two steps")
+        if run is not None and run.next != -1 and run.remembers:
+            named = sorted(changes - {"config"})
+            if "config" in changes:
+                named += self._watched.reconfigured(self._internal_dict)
+            return self._hand_over(f"its {', '.join(named)} changed between two steps")
         at, self._doubt, self._live = self._step_index, None, False
         self._read()
         self._prepare(waits=True)
@@ -207,8 +216,7 @@ class Live:
             ValueError: `strict`; a memory that the original cannot take over.
         """
         name = type(self).__name__
-        if self._strict:
-            raise ValueError(f"{name}: {reason}, and strict=True lets nothing be handed over")
+        self._refuse_if_strict(reason)
         run, self._live = self._run, False
         if run is not None and run.next != -1 or run is not None and run.ended:
             try:
@@ -222,16 +230,31 @@ class Live:
         self._handed, self._run, self._compiled = reason, None, None
         self._say(reason)
 
-    def _say(self, reason: str) -> None:
+    def _hand_over_one_step(self, reason: str) -> None:
+        """Says that the original's own code makes one step; the run stays as it is.
+
+        Raises:
+            ValueError: `strict`.
+        """
+        if not self._trial:
+            self._refuse_if_strict(reason)
+            self._say(reason, "makes this step")
+
+    def _refuse_if_strict(self, reason: str) -> None:
+        if self._strict:
+            raise ValueError(
+                f"{type(self).__name__}: {reason}, and strict=True lets nothing be handed over"
+            )
+
+    def _say(self, reason: str, does: str = "goes on") -> None:
         """Warns once that the original's own code runs."""
         if self._trial:
             return
         noise = " with noise from the generator" if self._counter else ""
         say_once(
             self,
-            f"{type(self).__name__}: {reason}. {self._original.__name__}'s own code goes on"
+            f"{type(self).__name__}: {reason}. {self._original.__name__}'s own code {does}"
             f"{noise}: the same result, not faster",
-            stacklevel=5,
         )
 
     def _restore(self, run: Run) -> None:
@@ -241,9 +264,8 @@ class Live:
                 raise TypeError
             step = run.next if run.next != -1 else self._count
             memory.restore(self, run, step)
-            if (
-                memory.held and run.held is not None
-            ):  # whoever writes to it later changes what is remembered
+            # whoever writes to it later changes what is remembered
+            if memory.held is not None and run.held is not None:
                 vars(self)[memory.held] = run.held
 
     def __getstate__(self) -> dict[str, Any]:

@@ -26,14 +26,38 @@ class Memory:
         names: its attributes that hold tensors or counts of earlier steps.
         restore: (scheduler, run, index of the next step) -> None, writes them; None: a run's
             registers do not tell them.
-        keeps: whether entries that no later step reads are kept for it.
+        keeps: (scheduler, options of step) -> how many entries the original holds, of which no
+            later step may read the oldest; None: those that a later step reads.
+        anchored: whether it holds the latents from which its last step began, also a step of one
+            call.
         held: the attribute in which it keeps the very tensor that a step was given, not a copy.
     """
 
     names: tuple[str, ...]
     restore: Callable[[Any, Any, int], None] | None = None
-    keeps: bool = False
+    keeps: Callable[[Any, tuple], int] | None = None
+    anchored: bool = False
     held: str | None = None
+
+    def most(self, scheduler: Any, options: tuple) -> int:
+        """Returns how many entries have to be kept; 0: those that a later step reads."""
+        return 0 if self.keeps is None else self.keeps(scheduler, options)
+
+
+def _outputs(scheduler: Any, options: tuple) -> int:
+    return len(vars(scheduler).get("model_outputs") or ())
+
+
+def _slopes(scheduler: Any, options: tuple) -> int:
+    return options[0]
+
+
+def _four(scheduler: Any, options: tuple) -> int:
+    return 4
+
+
+def _five(scheduler: Any, options: tuple) -> int:
+    return 5  # PNDM's four, and its second call's between them, which it does not hold
 
 
 def entries(run: Any, i: int, most: int, dtype: torch.dtype) -> list[torch.Tensor | None]:
@@ -81,6 +105,8 @@ def _singlestep(scheduler: Any, run: Any, step: int) -> None:
     found = entries(run, taken, order, run.seen_dtype)
     own["model_outputs"] = [None] * (order - len(found)) + found
     own["sample"] = run.anchor()
+    if own["sample"] is None:  # a block has ended
+        own["sample"] = run.ended_from()
 
 
 def _unipc(scheduler: Any, run: Any, step: int) -> None:
@@ -119,7 +145,7 @@ def _midpoint(scheduler: Any, run: Any, step: int) -> None:
 def _stochastic_midpoint(scheduler: Any, run: Any, step: int) -> None:
     own, stage = vars(scheduler), step - run.begin
     own["sample"] = own["mid_point_sigma"] = None
-    if not run.starts_at(stage):
+    if _is_inside(run, stage):
         own["sample"] = run.anchor()
         own["mid_point_sigma"] = torch.tensor(run.recipe.intervals[stage - 1][1])
 
@@ -149,7 +175,7 @@ def _nothing(scheduler: Any, run: Any, step: int) -> None:
 def _pndm(scheduler: Any, run: Any, step: int) -> None:
     own, taken = vars(scheduler), step - run.begin
     outputs = entries(run, taken, 12, run.seen_dtype)
-    skips = setting(scheduler.config, "skip_prk_steps")
+    skips = setting_before(scheduler.config, "skip_prk_steps")
     warm = 0 if skips else len(scheduler.prk_timesteps)
     own["counter"], own["cur_model_output"], own["cur_sample"] = taken, 0, None
     if taken <= warm:  # one entry a Runge-Kutta step of four calls
@@ -158,7 +184,7 @@ def _pndm(scheduler: Any, run: Any, step: int) -> None:
         own["ets"] = [outputs[k - taken] for k in heads if taken - k <= len(outputs)][::-1]
         for k, weight in zip(range(inside), (1 / 6, 1 / 3, 1 / 3), strict=False):
             own["cur_model_output"] = own["cur_model_output"] + weight * outputs[k - inside]
-        own["cur_sample"] = run.anchor() if taken else None
+        own["cur_sample"] = run.anchor() if inside else run.ended_from()
     else:
         first = list(range(0, warm, 4))
         later = [k for k in range(warm, taken) if not (warm == 0 and k == 1)]
@@ -208,12 +234,14 @@ def _like(entry: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None
 
 
 NONE = Memory(())
-MULTISTEP = Memory(("model_outputs", "lower_order_nums"), _multistep, keeps=True)
-SINGLESTEP = Memory(("model_outputs", "sample"), _singlestep, keeps=True, held="sample")
+MULTISTEP = Memory(("model_outputs", "lower_order_nums"), _multistep, _outputs)
+SINGLESTEP = Memory(
+    ("model_outputs", "sample"), _singlestep, _outputs, anchored=True, held="sample"
+)
 UNIPC = Memory(
     ("model_outputs", "timestep_list", "lower_order_nums", "last_sample", "this_order"),
     _unipc,
-    keeps=True,
+    _outputs,
     held="last_sample",
 )
 SA_SOLVER = Memory(
@@ -227,15 +255,13 @@ SA_SOLVER = Memory(
         "this_corrector_order",
     ),
     _sa_solver,
-    keeps=True,
+    _outputs,
     held="last_sample",
 )
-LMS = Memory(("derivatives",), _lms, keeps=True)
+LMS = Memory(("derivatives",), _lms, _slopes)
 HEUN = Memory(("prev_derivative", "dt", "sample"), _heun, held="sample")
 MIDPOINT = Memory(("sample",), _midpoint, held="sample")
-PNDM = Memory(
-    ("ets", "counter", "cur_model_output", "cur_sample"), _pndm, keeps=True, held="cur_sample"
-)
+PNDM = Memory(("ets", "counter", "cur_model_output", "cur_sample"), _pndm, _five, held="cur_sample")
 STOCHASTIC_MIDPOINT = Memory(
     ("sample", "mid_point_sigma", "noise_sampler", "_tree_made"),
     _stochastic_midpoint,
@@ -245,7 +271,7 @@ ANCESTRAL_MIDPOINT = Memory(("sample", "dt"), _midpoint, held="sample")
 MULTISTEP_ON_A_PATH = Memory(
     ("model_outputs", "lower_order_nums", "noise_sampler", "_tree_made"),
     _multistep_on_a_path,
-    keeps=True,
+    _outputs,
 )
-IPNDM = Memory(("ets",), _ipndm, keeps=True)
+IPNDM = Memory(("ets",), _ipndm, _four)
 SIZE = Memory(("_init_size",), _nothing)

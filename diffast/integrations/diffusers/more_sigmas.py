@@ -10,7 +10,15 @@ from diffast.integrations.diffusers.dpm_family import rising_orders
 from diffast.integrations.diffusers.live import setting
 from diffast.integrations.diffusers.reading import Reading, edm_reading, sigma_reading
 from diffast.integrations.diffusers.run import Recipe
-from diffast.integrations.diffusers.shared import falling, hook_of, levels, predicts, sigma_space
+from diffast.integrations.diffusers.shared import (
+    ends_of_steps,
+    falling,
+    flow_sigmas,
+    hook_of,
+    levels,
+    predicts,
+    sigma_space,
+)
 from diffast.model.denoiser import Prediction
 from diffast.solvers import compat
 
@@ -41,13 +49,12 @@ def dpm_sde(scheduler, begin, options) -> Recipe:
     """DPMSolverSDEScheduler."""
     (s_noise,) = options
     sigmas = scheduler.host.sigmas
-    if not np.array_equal(sigmas[1:-1:2], sigmas[2::2]):
-        raise ValueError("a step ends at another of the sigmas than the one the next starts at")
-    grid = falling(np.append(sigmas[0], sigmas[1::2]))
+    ends = ends_of_steps(sigmas)
+    grid = falling(ends)
     plan = solvers.dpmpp_sde(sigma_space(grid), grid, s_noise=float(s_noise))
     reads = sigma_reading(predicts(scheduler.config))(plan.times)
     # the very float32 numbers between which diffusers asks its path: others give other noise
-    narrow = torch.tensor(np.append(sigmas[0], sigmas[1::2]), dtype=torch.float32)
+    narrow = torch.tensor(ends, dtype=torch.float32)
     t = narrow.log().neg()
     middle = t[:-1] + (t[1:] - t[:-1]) * 0.5
     ends, between = t.neg().exp().tolist(), middle.neg().exp().tolist()
@@ -90,8 +97,8 @@ def dpm_multistep_inverse(scheduler, begin, options) -> Recipe:
             "levels rise"
         )
     grid = levels(scheduler)[begin:]
-    space = schedules.flow() if setting(config, "use_flow_sigmas") else schedules.trig()
-    times = grid if setting(config, "use_flow_sigmas") else np.arctan(grid)
+    flow = flow_sigmas(config)
+    space, times = (schedules.flow(), grid) if flow else (schedules.trig(), np.arctan(grid))
     orders = rising_orders(config, len(scheduler.timesteps), begin, config.euler_at_final)
     form = "data" if kind == "dpmsolver++" else "noise"
     plan = compat.dpm_multistep_either_way(space, times, orders, form, config.solver_type)

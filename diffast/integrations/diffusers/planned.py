@@ -76,7 +76,9 @@ class PlanScheduler(_WithEstimate):
     ):
         """Makes the plan's calls; nothing of them is run."""
         if noise not in NOISES:
-            raise ValueError(f"PlanScheduler: noise is {noise!r}, but 'generator' or 'counter'")
+            raise ValueError(
+                f"PlanScheduler: noise is {noise!r}, but 'generator' or 'counter' is needed"
+            )
         self.plan, self.planned_for = plan, planned_for
         self.convention = Convention(plan.schedule, predicts, float(unit))
         own = {"plan": to_record(plan), "for": planned_for, "predicts": predicts, "unit": unit}
@@ -315,7 +317,7 @@ class PlanScheduler(_WithEstimate):
             self._kept = None
             self._recipe_of_plan = self._make_recipe()
 
-    def _ready(self, timestep, options: tuple):
+    def _ready(self, timestep, options: tuple, shape=None):
         if self._is_written():
             self._look()
         i, run = self._index(timestep), self._run
@@ -326,6 +328,17 @@ class PlanScheduler(_WithEstimate):
             if run is None or run.next != -1 or i == 0:
                 run = self._start(0, options)
         return run, i
+
+    def _hand_over(self, reason: str) -> None:
+        """Refuses: no code but the plan's makes these steps.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"{reason}, but a run of the plan {self.plan.name} goes on as it began: call "
+            "set_timesteps first"
+        )
 
     def _init_step_index(self, timestep) -> None:
         begin = self._begin_index

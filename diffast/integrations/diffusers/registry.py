@@ -57,7 +57,8 @@ def kind_named(name: str) -> Any:
     kind = KINDS.get(str(name).removeprefix("Diffast"))
     if kind is None:
         raise ValueError(
-            f"scheduler {name!r} has no drop-in, but these have: {', '.join(sorted(KINDS))}"
+            f"scheduler {name!r} has no drop-in; diffast.integrations.diffusers.KINDS lists the "
+            f"{len(KINDS)} that have one"
         )
     return kind
 
@@ -203,7 +204,7 @@ def _set_own(scheduler: Any, noise: str, strict: bool) -> None:
     """Sets the options of a drop-in that the original does not have."""
     name = type(scheduler).__name__
     if noise not in NOISES:
-        raise ValueError(f"{name}: noise is {noise!r}, but 'generator' or 'counter'")
+        raise ValueError(f"{name}: noise is {noise!r}, but 'generator' or 'counter' is needed")
     if not isinstance(strict, bool):
         raise ValueError(f"{name}: strict is {strict!r}, but True or False is needed")
     own = vars(scheduler)
@@ -337,8 +338,10 @@ def _set_begin_index(original: Any):
     @functools.wraps(original.set_begin_index)
     def set_begin_index(self, *args, **kwargs):
         original.set_begin_index(self, *args, **kwargs)
-        begin = self._begin_index
-        if begin and self._run is not None and self._run.remembers and self._live:
+        begin, run = self._begin_index, self._run
+        # once a run has begun the index says nothing about it
+        early = self._step_index is None and run is not None and run.next == -1 and not run.ended
+        if begin and run is not None and early and run.remembers and self._live:
             try:
                 self._start(begin, self._options)
             except (ValueError, ArithmeticError, IndexError) as error:

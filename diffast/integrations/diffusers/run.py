@@ -91,12 +91,7 @@ class Prepared:
     """A recipe multiplied out, for any number of runs: nothing here changes."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        options: tuple,
-        counter: bool,
-        keeps: bool = False,
-        holds: bool = False,
+        self, recipe: Recipe, options: tuple, counter: bool, kept: int = 0, holds: bool = False
     ):
         """Multiplies the plan out.
 
@@ -104,10 +99,10 @@ class Prepared:
             recipe: what to run.
             options: the arguments of `step` that the plan was made for.
             counter: whether the noise is the package's own.
-            keeps: whether the newest entries stay remembered where no later step reads them.
+            kept: how many of the newest entries stay remembered, read by a later step or not.
             holds: whether the original remembers the very tensors that steps were given.
         """
-        self.entries = recipe.plan.history if keeps else 0
+        self.entries = max(recipe.plan.history, kept) if kept else 0
         self.recipe, self.options = recipe, options
         self.limits = [] if recipe.clamp is None else [-recipe.clamp, recipe.clamp]
         self.given = not counter or recipe.deviations is not None or bool(recipe.intervals)
@@ -174,6 +169,8 @@ class Run(Holder):
         self.wide, self.remembers = recipe.wide, prepared.remembers
         self.slots: list[torch.Tensor | None] = [None] * prepared.slots
         self.y: torch.Tensor | None = None
+        self.past: torch.Tensor | None = None  # the state from which the last step began
+        self.anchored = False  # whether that is held after a step of one call too
         self.away: torch.Tensor | None = None
         self.ids: torch.Tensor | None = None
         self.path: Any = None  # BrownianPath, where the noise is the package's own along a path
@@ -238,6 +235,10 @@ class Run(Holder):
         """Returns the step's state [B, ...], where it is another tensor than the sample."""
         return None if self.y is None else self.y.to(self._dtype, copy=True)
 
+    def ended_from(self) -> torch.Tensor | None:
+        """Returns the state [B, ...] from which the last step was taken; None: it is not held."""
+        return None if self.past is None else self.past.to(self._dtype, copy=True)
+
     def _turn(self, turned: bool) -> None:
         """Puts what is remembered into that order of axes."""
         if turned != self.turned:
@@ -275,14 +276,33 @@ class Run(Holder):
                 else:
                     _combine(xs, call.weights, outs)
             except RuntimeError as error:
-                raise ValueError(_complaint(x, output, noise, error)) from None
+                if not self._left_inference():
+                    raise ValueError(_complaint(x, output, noise, error)) from None
+                return self._fused(i, call, x, output, noise, dtype)
         if Y in call.writes:
             self.y = self.away
         elif Y not in call.keeps:
+            if self.y is not None:
+                self.past = self.y
+            elif self.anchored:
+                self.past = None if self.turned else x
             self.y = None
         elif self.y is None:
             self.y = x
         return point
+
+    def _left_inference(self) -> bool:
+        """Replaces tensors of torch.inference_mode, which cannot be written to outside of it.
+
+        Returns whether there were any.
+        """
+        if torch.is_inference_mode_enabled():
+            return False
+        held = (*self.slots, self.y, self.away)
+        if not any(each is not None and each.is_inference() for each in held):
+            return False
+        *self.slots, self.y, self.away = (None if t is None else t.clone() for t in held)
+        return True
 
     def _with_terms(self, i: int, call: StepCall, tensors: list) -> list:
         """Returns a step's tensors with the gradients of its guidance terms."""
@@ -311,6 +331,10 @@ class Run(Holder):
         if Y in call.writes:
             self.y = rows.pop(0)
         elif Y not in call.keeps:
+            if self.y is not None:
+                self.past = self.y
+            elif self.anchored:
+                self.past = None if self.turned else x
             self.y = None
         elif self.y is None:
             self.y = x

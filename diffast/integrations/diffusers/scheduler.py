@@ -176,14 +176,13 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             if traced and not self._trial and not alone:
                 stepper = stepper_of(recipe, self._counter, self.timesteps.device)
             memory = self._memory
-            prepared = Prepared(
-                recipe, options, self._counter, memory.keeps, memory.held is not None
-            )
+            most, holds = memory.most(self, options), memory.held is not None
+            prepared = Prepared(recipe, options, self._counter, most, holds)
             kept[key] = (prepared, stepper, {})
         prepared, stepper, dtypes = kept[key]
         self._run = run = Run(prepared, dtypes)
         run.searches, run.reads_time = self._searches, self._reads_time
-        run.time_dtype = self.timesteps.dtype
+        run.time_dtype, run.anchored = self.timesteps.dtype, self._memory.anchored
         run.plain = type(self)._output is DiffastScheduler._output
         if stepper is not None:
             self._compiled = CompiledRun(prepared, stepper, self._counter)
@@ -194,9 +193,11 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
     def _checked_recipe(self, begin: int, options: tuple) -> Recipe:
         own = self.__dict__
         written = set(own["_writes"])
-        with unchecked():  # the pipeline's scheduler and steps are what its user asks for
-            recipe = self._recipe(begin, options)
-        own["_writes"] = written  # methods of the original that were asked may have written
+        try:
+            with unchecked():  # the pipeline's scheduler and steps are what its user asks for
+                recipe = self._recipe(begin, options)
+        finally:
+            own["_writes"] = written  # methods of the original that were asked may have written
         plan = recipe.plan
         calls = recipe.begin + plan.nfe - recipe.given
         if calls != self._count:
@@ -209,7 +210,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         """Returns what the original's own step returns."""
         past = self.__dict__["_step_index"] is not None and self._step_index >= self._count
         if self._live and not past:  # this step alone
-            self._say(f"timestep {timestep} is not the one that was set")
+            self._hand_over_one_step(f"timestep {timestep} is not the one that was set")
         more = self._named(options)
         if generator is not None:
             more["generator"] = generator
@@ -218,7 +219,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         step: Any = self._original.step  # pyright: ignore[reportAttributeAccessIssue]
         try:
             return step(self, output, timestep, sample, return_dict=return_dict, **more)
-        except IndexError as error:
+        except (IndexError, TypeError) as error:  # of levels or of memory that are not there
             i = self.__dict__["_step_index"]
             if i is None or i < self._count:
                 raise
@@ -257,8 +258,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             self._step_index = i
             self._hand_over(f"step {i} was taken out of turn")
             return None, 0
-        going = run is not None and run.next == i and run.remembers
-        if going and shape is not None and run.holds_another(shape):
+        goes_on = run is not None and run.next == i and run.remembers
+        if run is not None and goes_on and shape is not None and run.holds_another(shape):
             self._hand_over(f"the latents are {list(shape)} after others of another shape")
             return None, 0
         if run is None or run.options != options or run.begin > i or run.next != i:

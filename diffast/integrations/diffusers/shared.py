@@ -95,6 +95,27 @@ def falling(grid: np.ndarray) -> np.ndarray:
     return grid
 
 
+def flow_sigmas(config) -> bool:
+    """Returns whether the levels are those of a flow.
+
+    Raises:
+        ValueError: a prediction type that has no meaning at these levels. diffusers' own formulas
+            for it then agree with no x0.
+    """
+    flow, kind = bool(setting(config, "use_flow_sigmas")), config.prediction_type
+    if kind == "flow_prediction" and not flow:
+        raise ValueError(
+            "prediction_type is 'flow_prediction' and use_flow_sigmas is False, but a flow's "
+            "network needs a flow's sigmas"
+        )
+    if kind == "v_prediction" and flow:
+        raise ValueError(
+            "prediction_type is 'v_prediction' and use_flow_sigmas is True, but v is of a path "
+            "with alpha^2 + sigma^2 = 1"
+        )
+    return flow
+
+
 def clamp_of(config) -> float | None:
     """Returns the limit of the x0 estimate, if the config clips it and nothing else is done."""
     if setting(config, "clip_sample") and not setting(config, "thresholding"):
@@ -110,6 +131,28 @@ def hook_of(scheduler):
 def levels(scheduler) -> np.ndarray:
     """Returns scheduler.sigmas as float64, without entries at which no step ends."""
     return scheduler.host.sigmas[: len(scheduler.host.times) + 1]
+
+
+def ends_of_steps(sigmas: np.ndarray) -> np.ndarray:
+    """Returns the levels [N + 1] of N steps of two calls, of a list that holds inner ones twice.
+
+    diffusers begins a step at the second entry of a pair and ends the step before at the first.
+
+    Args:
+        sigmas: first, second, second, third, third ... [2 N], or one more that no step reads.
+
+    Raises:
+        ValueError: a pair of two different entries, which no list of one level each can hold.
+    """
+    ends, starts = sigmas[1:-1:2], sigmas[2::2][: len(sigmas[1:-1:2])]
+    apart = ends != starts
+    if apart.any():
+        i = 2 * int(np.argmax(apart)) + 1
+        raise ValueError(
+            f"a step ends at sigmas[{i}] = {sigmas[i]:g}, but the next one starts at "
+            f"sigmas[{i + 1}] = {sigmas[i + 1]:g}"
+        )
+    return np.append(sigmas[:1], sigmas[1::2])
 
 
 def sigma_space(sigmas):

@@ -11,7 +11,14 @@ from diffast import schedules, solvers
 from diffast.integrations.diffusers.live import setting
 from diffast.integrations.diffusers.reading import Reading, edm_reading, sigma_reading
 from diffast.integrations.diffusers.run import Recipe
-from diffast.integrations.diffusers.shared import clamp_of, falling, levels, predicts, sigma_space
+from diffast.integrations.diffusers.shared import (
+    clamp_of,
+    ends_of_steps,
+    falling,
+    levels,
+    predicts,
+    sigma_space,
+)
 from diffast.model.denoiser import Prediction
 from diffast.solvers import compat
 
@@ -56,8 +63,7 @@ def euler_ancestral(scheduler, begin, options) -> Recipe:
 
 def heun(scheduler, begin, options) -> Recipe:
     """HeunDiscreteScheduler."""
-    sigmas = levels(scheduler)
-    grid = falling(np.append(sigmas[0], sigmas[1::2]))
+    grid = falling(ends_of_steps(levels(scheduler)))
     plan = compat.slope_pairs(sigma_space(grid), grid)
     reads = sigma_reading(predicts(scheduler.config))(plan.times)
     return Recipe(plan, reads, clamp_of(scheduler.config))
@@ -65,9 +71,12 @@ def heun(scheduler, begin, options) -> Recipe:
 
 def dpm_2(scheduler, begin, options) -> Recipe:
     """KDPM2DiscreteScheduler."""
-    sigmas = scheduler.host.sigmas
-    grid = falling(np.append(sigmas[0], sigmas[1:-1:2]))
-    middles = np.sqrt(grid[:-1] * grid[1:])
+    grid = falling(ends_of_steps(levels(scheduler)))
+    # each stands there twice, and both calls of a step read the second one's place
+    middles = scheduler.sigmas_interpol.detach().cpu().double().numpy()
+    middles = middles[1 : 2 * len(grid) - 2 : 2]
+    if grid[-1] == 0.0 != middles[-1]:
+        raise ValueError(f"sigmas end in 0, but sigmas_interpol in {middles[-1]:g}")
     plan = compat.slope_pairs(sigma_space(grid), grid, middles)
     reads = sigma_reading(predicts(scheduler.config))(plan.times)
     return Recipe(plan, reads)
@@ -118,6 +127,6 @@ def flow_heun(scheduler, begin, options) -> Recipe:
     """FlowMatchHeunDiscreteScheduler."""
     if options[0]:
         raise ValueError(f"s_churn is {options[0]}, but a flow's sigma cannot be raised above 1")
-    sigmas, flow = levels(scheduler), schedules.flow()
-    plan = compat.slope_pairs(flow, falling(np.append(sigmas[0], sigmas[1::2])))
+    flow = schedules.flow()
+    plan = compat.slope_pairs(flow, falling(ends_of_steps(levels(scheduler))))
     return Recipe(plan, Prediction(flow, "flow"), wide=True)

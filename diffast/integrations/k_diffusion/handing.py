@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from types import ModuleType
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from diffast.integrations.handed_over import HandedOverWarning
+from diffast.integrations.handed_over import say
 
 MODULE = "k_diffusion.sampling"
 _said: set[tuple[str, str]] = set()
@@ -39,7 +38,7 @@ def handed_over(name: str, why: str, kind: str, call: Mapping[str, Any]) -> Any:
     if (name, kind) not in _said:
         _said.add((name, kind))
         message = f"{name}: {why}: k-diffusion's own {name} does this"
-        warnings.warn(message, HandedOverWarning, stacklevel=_depth())
+        say(message)
     own: Callable[..., Any] = getattr(module, name)
     made = own(**call)
     x = made[0] if isinstance(made, tuple) else made
@@ -58,11 +57,3 @@ def _original() -> tuple[ModuleType | None, str]:
         return import_module(MODULE), ""
     except Exception as error:  # its package imports much that samplers do not need
         return None, f"{type(error).__name__}: {error}"
-
-
-def _depth() -> int:
-    """Returns how far up the caller outside of this package is."""
-    frame, depth = sys._getframe(2), 2
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("diffast."):
-        frame, depth = frame.f_back, depth + 1
-    return depth
