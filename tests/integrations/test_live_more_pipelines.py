@@ -163,15 +163,11 @@ def test_chronoedit_drops_frames(dtype):
 
 @pytest.mark.parametrize("kind", ["UniPCMultistep", "DPMSolverMultistep"])
 def test_wan_keeps_float32_latents_for_a_half_network(kind):
-    """The rounding of the network's outputs is all there is: far below that of half latents."""
+    """The pipeline makes them in float32, and the scheduler never rounds them to the network's."""
     pipe, call = wan()
     pipe.scheduler = scheduler_of(kind, **FLOW)
     call = halved(pipe, call)
-    want = check(pipe, call | LATENT, tolerance=HALF)
-    assert (want.dtype == torch.float32) == (kind != "UniPCMultistep") or want.dtype.itemsize in (
-        2,
-        4,
-    )
+    assert check(pipe, call | LATENT, tolerance=HALF).dtype == torch.float32
 
 
 FREE = ["DDIM", "EulerDiscrete", "DPMSolverMultistep"]
@@ -201,15 +197,15 @@ REMEMBERED = {
 def test_windows_of_animatediff_with_histories_of_their_own(kind, how):
     """Windows of a long video take their step in turn, each with its own memory."""
     pipe, call = more.animatediff(scheduler_of(kind, beta_schedule="linear"))
-    windows = [slice(0, 4), slice(4, 8), slice(8, 12)]
-    text = call["prompt_embeds"].expand(4, -1, -1)  # one a frame
+    windows = [slice(0, 2), slice(2, 4)]
+    text = call["prompt_embeds"].expand(2, -1, -1)  # one a frame
 
     @torch.no_grad()
     def run():
         scheduler = pipe.scheduler
         scheduler.set_timesteps(6)
-        x = tiny.numbers(1, 4, 12, 8, 8, seed=7) * scheduler.init_noise_sigma
-        names = ("_step_index", *REMEMBERED[kind])
+        x = tiny.numbers(1, 4, 4, 8, 8, seed=7) * scheduler.init_noise_sigma
+        names = ("_step_index", *REMEMBERED[kind]) if how == "attributes" else ()
         start = {name: copy.copy(getattr(scheduler, name, None)) for name in names}
         memory = [{n: copy.copy(v) for n, v in start.items()} for _ in windows]
         each = [copy.deepcopy(scheduler) for _ in windows]
@@ -227,7 +223,8 @@ def test_windows_of_animatediff_with_histories_of_their_own(kind, how):
                 if how == "attributes":
                     memory[i] = {n: copy.copy(getattr(mine, n)) for n in names}
             x = torch.cat(parts, dim=2)
-        run.handed = [s._handed for s in each if isinstance(s, DiffastScheduler)]
+        if how == "copies":
+            assert all(getattr(s, "_handed", None) is None for s in each)
         return x
 
     want, got, ours, _ = more.compared(pipe, run)
@@ -252,17 +249,19 @@ def test_flux_from_a_picture(dynamic):
     check(pipe, call | LATENT | {"image": tiny.picture(), "strength": 0.6})
 
 
+def pair_of_texts():
+    """Embeddings of a prompt and its negative, single ones and pooled ones."""
+    call = dict.fromkeys(("height", "width"), tiny.SIDE)
+    for k, sign in enumerate(("", "negative_")):
+        call[f"{sign}prompt_embeds"] = tiny.numbers(1, tiny.TOKENS, tiny.TEXT, seed=2 * k)
+        call[f"{sign}pooled_prompt_embeds"] = tiny.numbers(1, tiny.TEXT, seed=2 * k + 1)
+    return call
+
+
 @pytest.mark.parametrize("when", ["before", "between"])
 def test_sd3_with_a_shift_that_is_set(when):
     """set_shift counts from the next set_timesteps on; before and after accelerate."""
-    call = {
-        f"{n}{kind}prompt_embeds": tiny.numbers(1, *size, tiny.TEXT, seed=k)
-        for k, (n, kind, size) in enumerate(
-            (n, kind, size)
-            for n in ("", "negative_")
-            for kind, size in (("", (tiny.TOKENS,)), ("pooled_", ()))
-        )
-    } | dict.fromkeys(("height", "width"), tiny.SIDE)
+    call = pair_of_texts()
     results = []
     for change in (False, True):
         pipe = diffusers.StableDiffusion3Pipeline(
@@ -303,7 +302,8 @@ def test_a_whole_pipeline_is_saved_and_loaded(kind, tmp_path):
         tmp_path, text_encoder=None, tokenizer=None
     )
     tiny.quiet(loaded)
-    print(index["scheduler"], type(loaded.scheduler))
+    assert index["scheduler"][1] == f"Diffast{kind}Scheduler"
+    assert isinstance(loaded.scheduler, DiffastScheduler)
     assert gap(want, tiny.draw(loaded, **call)) <= TOLERANCE
     accelerate(loaded, quiet=True)
     assert isinstance(loaded.scheduler, DiffastScheduler)
@@ -313,9 +313,13 @@ def test_a_whole_pipeline_is_saved_and_loaded(kind, tmp_path):
 @pytest.mark.parametrize("kind", ["UniPCMultistep", "DPMSolverMultistep"])
 @pytest.mark.parametrize("ar_step", [0, 2])
 def test_skyreels_copies_its_scheduler_for_each_frame(kind, ar_step):
-    """With ar_step frames start one after another, each with its own copy and its own step."""
+    """With ar_step frames start one after another, each with its own copy and its own step.
+
+    Each frame is written into the latents that its step was given, which UniPC remembers.
+    """
     pipe, call = more.skyreels(scheduler_of(kind, **FLOW))
-    check(pipe, call | LATENT | {"ar_step": ar_step, "base_num_frames": 17})
+    call |= {"ar_step": ar_step, "base_num_frames": 17}
+    check(pipe, call | LATENT)
 
 
 def test_a_modular_pipeline():
@@ -329,21 +333,8 @@ def test_a_modular_pipeline():
     pipe.update_components(transformer=transformer, scheduler=original)
 
     def run():
-        return pipe(
-            generator=tiny.generator(),
-            num_inference_steps=6,
-            output="latents",
-            height=tiny.SIDE,
-            width=tiny.SIDE,
-            **{
-                f"{n}{kind}prompt_embeds": tiny.numbers(1, *size, tiny.TEXT, seed=k)
-                for k, (n, kind, size) in enumerate(
-                    (n, kind, size)
-                    for n in ("", "negative_")
-                    for kind, size in (("", (tiny.TOKENS,)), ("pooled_", ()))
-                )
-            },
-        )
+        call = pair_of_texts() | {"num_inference_steps": 6, "output": "latents"}
+        return pipe(generator=tiny.generator(), **call)
 
     want, got, _, report = more.compared(pipe, run)
     assert gap(want, got) <= TOLERANCE
