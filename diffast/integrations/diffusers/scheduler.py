@@ -163,9 +163,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             traced,
             odd,
         )
-        kept = self._kept
-        if kept is None:
-            kept = self._kept = {}
+        kept = self._kept = {} if self._kept is None else self._kept
         if key not in kept:
             if len(kept) == _KEPT:
                 kept.pop(next(iter(kept)))
@@ -175,8 +173,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             alone = recipe.given or recipe.intervals  # what no table holds
             if traced and not self._trial and not alone:
                 stepper = stepper_of(recipe, self._counter, self.timesteps.device)
-            most = self._memory.most(self, options)
-            prepared = Prepared(recipe, options, self._counter, most)
+            most, counter = self._memory.most(self, options), self._counter
+            prepared = Prepared(recipe, options, counter, most)
             kept[key] = (prepared, stepper, {})
         prepared, stepper, dtypes = kept[key]
         self._run = run = Run(prepared, dtypes)
@@ -486,7 +484,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
     def _scaled(self, sample, timestep):
         """Returns the network's input: the sample times this step's factor."""
         if _is_compiling() or (self._compiled is not None and self._compiled.state is not None):
-            if not self.is_scale_input_called:
+            if not getattr(self, "is_scale_input_called", True):
                 self.is_scale_input_called = True
             return self._compiled.scaled(sample, self._first_row(timestep))
         own = self.__dict__
@@ -495,5 +493,6 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             run, i = self._ready(timestep, self._options if run is None else run.options)
             if run is None:
                 return self._original.scale_model_input(self, sample, timestep)
-        own["is_scale_input_called"] = True
+        if "is_scale_input_called" in own:
+            own["is_scale_input_called"] = True
         return sample * self._factors[i]
