@@ -1,9 +1,8 @@
 """The cases of the tests of live drop-ins, and their comparison."""
 
 import pytest
-import torch
 from diffusers_cases import FLOW, LEADING, ONE_OF_EACH, SD, Case, V
-from live_loop import Writes, both, gap
+from live_loop import both, gap
 
 TOLERANCE = 1e-4
 EIGHTEEN = [
@@ -42,14 +41,6 @@ def of(cases):
 
 def assert_same(case, writes, **options):
     want, got, ours = both(case, writes, **options)
-    types = [each for each in writes.dtypes or () if each is not None]
-    coarsest = max(types, key=lambda each: torch.finfo(each).eps, default=torch.float32)
-    apart, where = gap(want, got, coarsest)
+    apart, where = gap(want, got)
     assert apart <= TOLERANCE, (apart, where)
     return want, ours
-
-
-def everywhere(write):
-    """The write before there is a drop-in, before the first step and between two steps."""
-    yield from (Writes(**{when: write}) for when in ("before", "ready"))
-    yield Writes(between={3: write})

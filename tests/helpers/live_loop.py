@@ -41,9 +41,7 @@ class Writes:
         timing: arguments of set_timesteps; without any that is not called.
         stepping: further arguments of step.
         loop: (scheduler) -> the timesteps of the loop; None: all.
-        dtypes: of the latents and of the network's output; None: float32 and that of its input.
         touched: by index, latents -> latents before that step.
-        keep: whether latents keep their first dtype, as some pipelines have it.
         shape: of the latents.
         seed: of the generator of step.
     """
@@ -56,8 +54,6 @@ class Writes:
     timing: dict | None = field(default_factory=lambda: {"num_inference_steps": STEPS})
     stepping: dict = field(default_factory=dict)
     loop: Callable[[Any], Any] | None = None
-    dtypes: tuple | None = None
-    keep: bool = False
     touched: dict[int, Callable] = field(default_factory=dict)
     shape: tuple = SHAPE
 
@@ -69,8 +65,7 @@ def learns(scheduler: Any) -> bool:
 
 def walk(scheduler: Any, case: Case, writes: Writes, seen: list) -> None:
     """Appends what each step of one loop gives."""
-    sample_type, output_type = writes.dtypes or (torch.float32, None)
-    x = noisy(scheduler, writes.shape, dtype=sample_type)
+    x = noisy(scheduler, writes.shape)
     options = {**case.stepping, **writes.stepping}
     if takes(scheduler.step, "generator"):
         options["generator"] = torch.Generator().manual_seed(1)
@@ -81,11 +76,11 @@ def walk(scheduler: Any, case: Case, writes: Writes, seen: list) -> None:
             x = x[changed]
         x = writes.touched.get(i, lambda x: x)(x)
         read = model_input(scheduler, x, t)
-        output = network(read, t, learns(scheduler)).to(output_type or read.dtype)
+        output = network(read, t, learns(scheduler))
         result = scheduler.step(output, t, x, **options)
         estimate = result.get("pred_original_sample")
         seen.append((read, result.prev_sample, estimate))
-        x = result.prev_sample.to(sample_type) if writes.keep else result.prev_sample
+        x = result.prev_sample
 
 
 def trace(scheduler: Any, case: Case, writes: Writes) -> list:
@@ -121,7 +116,7 @@ def both(case: Case, writes: Writes, **options: Any) -> tuple[list, list, Any]:
         return trace(original, case, writes), trace(ours, case, writes), ours
 
 
-def gap(want: list, got: list, coarsest: torch.dtype = torch.float32) -> tuple[float, str]:
+def gap(want: list, got: list) -> tuple[float, str]:
     """Returns (the largest relative difference, what differs): inf for other forms or failures.
 
     Steps at which the original gave no finite numbers have nothing to be equal to, nor has what
@@ -142,16 +137,9 @@ def gap(want: list, got: list, coarsest: torch.dtype = torch.float32) -> tuple[f
                 return float("inf"), f"{name} {i}: {a.dtype}{list(a.shape)}, not {b.dtype}"
             if not torch.isfinite(b).all():
                 return most, where
-            # the original rounds what it has in between to the coarsest type that it is given
-            bound = roundings(torch.finfo(b.dtype), torch.finfo(coarsest))
-            apart = difference(a, b) / bound if b.abs().max() else float(a.abs().max())
+            apart = difference(a, b) if b.abs().max() else float(a.abs().max())
             if not apart <= most:
                 most, where = apart, f"{name} of step {i}"
     if len(got) < len(want) and not isinstance(want[-1], Exception):
         return float("inf"), f"{len(got)} steps, not {len(want)}"
     return most, where
-
-
-def roundings(*types: torch.finfo) -> float:
-    """Returns by how much right answers may differ, of 1e-4, where they are rounded to these."""
-    return max(1.0, max(8 * each.eps for each in types) / 1e-4)

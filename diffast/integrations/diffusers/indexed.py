@@ -122,7 +122,8 @@ def pndm(scheduler, begin, options) -> Recipe:
         )
     stride = config.num_train_timesteps // scheduler.num_inference_steps
     # by training index, since the first steps call the network in the middle of a step
-    space = schedules.from_betas(scheduler.host.betas)
+    products = scheduler.host.products  # the original reads no betas after its constructor
+    space = schedules.from_betas(1.0 - products / np.append(1.0, products[:-1]))
     first, last = float(scheduler.host.products[0]), scheduler.host.clean
     if last not in (1.0, first):
         raise ValueError(f"final_alpha_cumprod is {last:g}, but 1 or alphas_cumprod[0]")
@@ -134,6 +135,8 @@ def pndm(scheduler, begin, options) -> Recipe:
     plan = compat.pndm(
         space, times, transfers, means, based, velocity=config.prediction_type == "v_prediction"
     )
+    if not plan.history:  # other code may go on behind the last step, from what this one remembers
+        raise ValueError("the run has one step, which no plan remembers")
     return Recipe(plan, Reading(0.0, 1.0), begin=begin)
 
 

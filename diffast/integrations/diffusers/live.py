@@ -159,7 +159,8 @@ class Watch:
         # those that a step reads
         unread = _UNREAD if "sigmas" in kept else _OF_TRAINING
         unread = unread - set(needed)
-        read = [tensor for name, tensor in counted.items() if name not in unread]
+        of_steps = {name: tensor for name, tensor in counted.items() if name not in unread}
+        read = [*of_steps.values()]
         # noise levels, also where a write gives them no new version
         level = kept.get("sigmas")
         self.level = view_of(level) if isinstance(level, torch.Tensor) else None
@@ -168,7 +169,8 @@ class Watch:
         if level is not None and not len(self.levels) and not level.is_inference():
             read.append(level)
         self.tensors, self.versions = read, [tensor._version for tensor in read]
-        self.moved = _moved(self.tensors, self.versions)
+        values = [view_of(tensor) for tensor in of_steps.values() if len(tensor.shape) < 2]
+        self.moved = _moved(self.tensors, self.versions, [v for v in values if v is not None])
         self.views = [(n, v, view_of(v)) for n, v in tensors.items()]
         self.views = [(n, v, view.tobytes()) for n, v, view in self.views if view is not None]
         self.lists = [
@@ -212,20 +214,33 @@ def view_of(tensor: torch.Tensor) -> np.ndarray | None:
     return tensor.detach().numpy()
 
 
-def _moved(tensors: list, versions: list[int]) -> Callable[[], bool] | None:
+def _moved(tensors: list, versions: list[int], values: list) -> Callable[[], bool] | None:
     """Returns a function that says whether one of the tensors was written to; None: there is none.
 
     Three tensors are the usual number, and a comparison each takes half the time of two lists.
+
+    Args:
+        tensors: that a step reads.
+        versions: of them.
+        values: arrays of those whose values are compared too.
     """
     if not tensors:
         return None
     if len(tensors) > 3:
-        return lambda: [tensor._version for tensor in tensors] != versions
-    (one, two, three), (a, b, c) = (
-        [*tensors, *[tensors[0]] * (3 - len(tensors))],
-        [*versions, *[versions[0]] * (3 - len(tensors))],
-    )
-    return lambda: one._version != a or two._version != b or three._version != c
+        counted = lambda: [tensor._version for tensor in tensors] != versions  # noqa: E731
+    else:
+        (one, two, three), (a, b, c) = (
+            [*tensors, *[tensors[0]] * (3 - len(tensors))],
+            [*versions, *[versions[0]] * (3 - len(versions))],
+        )
+        counted = lambda: one._version != a or two._version != b or three._version != c  # noqa: E731
+    if not values:
+        return counted
+    if len(values) == 1:
+        (value,), was = values, values[0].tobytes()
+        return lambda: counted() or value.tobytes() != was
+    bytes_of = [value.tobytes() for value in values]
+    return lambda: counted() or [value.tobytes() for value in values] != bytes_of
 
 
 class State:

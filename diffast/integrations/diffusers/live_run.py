@@ -34,6 +34,7 @@ class Live:
     _per_run: frozenset = frozenset()  # attributes that set_timesteps sets
     _original: Any  # diffusers' class
     _memory: Memory = NONE
+    _says_scaled = False  # whether its scale_model_input sets is_scale_input_called
     _on_device: tuple[str, ...] = ()  # tensors that set_timesteps puts on its device
     _in_trials: dict[str, Any] = {}  # attributes that have other values in a trial's few numbers
     _counter = _strict = _made = _trial = False

@@ -222,6 +222,8 @@ def drop_in(original: type):
 
     def finish(cls):
         cls._original = original
+        code = getattr(getattr(original, "scale_model_input", None), "__code__", None)
+        cls._says_scaled = code is not None and "is_scale_input_called" in code.co_names
         cls.__init__ = _constructor(cls, original)
         cls.set_timesteps = _set_timesteps(original)
         if hasattr(original, "step_index"):

@@ -163,9 +163,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             traced,
             odd,
         )
-        kept = self._kept
-        if kept is None:
-            kept = self._kept = {}
+        kept = self._kept = {} if self._kept is None else self._kept
         if key not in kept:
             if len(kept) == _KEPT:
                 kept.pop(next(iter(kept)))
@@ -474,7 +472,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
     def _scaled(self, sample, timestep):
         """Returns the network's input: the sample times this step's factor."""
         if _is_compiling() or (self._compiled is not None and self._compiled.state is not None):
-            if not self.is_scale_input_called:
+            if self._says_scaled and not self.is_scale_input_called:
                 self.is_scale_input_called = True
             return self._compiled.scaled(sample, self._first_row(timestep))
         own = self.__dict__
@@ -483,5 +481,6 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             run, i = self._ready(timestep, self._options if run is None else run.options)
             if run is None:
                 return self._original.scale_model_input(self, sample, timestep)
-        own["is_scale_input_called"] = True
+        if self._says_scaled:
+            own["is_scale_input_called"] = True
         return sample * self._factors[i]
