@@ -15,23 +15,28 @@ class HandedOverWarning(UserWarning):
     """
 
 
-def say_once(owner: Any, message: str) -> None:
-    """Warns with a `HandedOverWarning`, once for each owner and message.
+class AnotherPictureWarning(UserWarning):
+    """A drop-in differs from its original on purpose, where the original errs."""
+
+
+def say_once(owner: Any, message: str, kind: type[Warning] = HandedOverWarning) -> None:
+    """Warns once for each owner and message.
 
     Args:
-        owner: the object whose work is handed over; it remembers what was said.
+        owner: the object whose work it is about; it remembers what was said.
         message: the sentence.
+        kind: the warning's class.
     """
     said = vars(owner).setdefault("_said", set())
     if message in said:
         return
     said.add(message)
-    say(message)
+    say(message, kind)
 
 
-def say(message: str) -> None:
-    """Warns with a `HandedOverWarning` that names the caller's line, outside of this package."""
+def say(message: str, kind: type[Warning] = HandedOverWarning) -> None:
+    """Warns with the line of the caller, outside of this package."""
     frame, depth = sys._getframe(1), 2
     while frame is not None and frame.f_globals.get("__name__", "").startswith("diffast."):
         frame, depth = frame.f_back, depth + 1
-    warnings.warn(message, HandedOverWarning, stacklevel=depth)
+    warnings.warn(message, kind, stacklevel=depth)

@@ -12,6 +12,7 @@ from typing import Any
 from diffast import planning
 from diffast.guidance.guide import Guide
 from diffast.integrations.diffusers.convention import convention_of
+from diffast.integrations.diffusers.dpm_family import OTHER_SIGN
 from diffast.integrations.diffusers.guidance_hook import scales_of
 from diffast.integrations.diffusers.live import setting
 from diffast.integrations.diffusers.pipeline_schedulers import (
@@ -147,6 +148,8 @@ def accelerate(
     )
     if not quiet:
         print(report)
+        for pair in pairs:  # said here, so no warning says it again
+            vars(pair.after).setdefault("_said", set()).update(notes)
     return report
 
 
@@ -299,10 +302,7 @@ def _notes(scheduler) -> tuple[str, ...]:
         setting(config, "algorithm_type") == "sde-dpmsolver++"
         and setting(config, "solver_order") == 3
     ):
-        notes.append(
-            "third-order SDE steps have the published sign in one term, diffusers the opposite: "
-            "the pictures differ"
-        )
+        notes.append(OTHER_SIGN)
     if config.noise == "counter":
         notes.append(
             "steps that draw noise, if this scheduler has any, draw other noise than in diffusers: "

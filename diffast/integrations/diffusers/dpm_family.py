@@ -18,6 +18,7 @@ from diffast.integrations.diffusers.shared import (
     predicts,
     sigma_space,
 )
+from diffast.integrations.handed_over import AnotherPictureWarning, say_once
 from diffast.model.denoiser import Prediction
 from diffast.solvers import compat
 
@@ -57,6 +58,12 @@ _MULTISTEP = {
 }
 
 
+OTHER_SIGN = (
+    "third-order SDE steps have the published sign in one term, diffusers the opposite: the "
+    "pictures differ"
+)
+
+
 def dpm_multistep(scheduler, begin, options) -> Recipe:
     """DPMSolverMultistepScheduler and EDMDPMSolverMultistepScheduler."""
     config, sigmas = scheduler.config, levels(scheduler)[begin:]
@@ -76,6 +83,8 @@ def dpm_multistep(scheduler, begin, options) -> Recipe:
             "such step"
         )
     sde = kind.startswith("sde")
+    if sde and third and not edm and max(orders) == 3 and not scheduler._trial:
+        say_once(scheduler, OTHER_SIGN, AnotherPictureWarning)
     published: dict[str, Any] = {"form": "compat"} if third and not sde else {}
     plan = build(space, grid, orders=orders, kind=config.solver_type, **published)
     reads = edm_reading(config)(plan.times) if edm else Prediction(space, predicts(config))

@@ -9,6 +9,7 @@ it has to notice each of these. No check here reads from a device.
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from types import FunctionType
 from typing import Any
 
@@ -137,7 +138,7 @@ class Watch:
     """
 
     __slots__ = (
-        *("all", "level", "levels", "lists", "moved", "tensors", "versions", "views"),
+        *("all", "level", "levels", "lists", "moved", "views"),
         *("config", "config_attributes", "config_writes"),
     )
 
@@ -168,9 +169,14 @@ class Watch:
         self.levels = self.level.tobytes()
         if level is not None and not len(self.levels) and not level.is_inference():
             read.append(level)
-        self.tensors, self.versions = read, [tensor._version for tensor in read]
-        values = [view_of(tensor) for tensor in of_steps.values() if len(tensor.shape) < 2]
-        self.moved = _moved(self.tensors, self.versions, [v for v in values if v is not None])
+        short = [tensor for tensor in of_steps.values() if len(tensor.shape) < 2]
+        values = {id(tensor): view_of(tensor) for tensor in short}
+        values = {key: view for key, view in values.items() if view is not None}
+        read = [tensor for tensor in read if id(tensor) not in values]
+        self.moved = _moved(
+            [*read, *values.values()],
+            [*[tensor._version for tensor in read], *[v.tobytes() for v in values.values()]],
+        )
         self.views = [(n, v, view_of(v)) for n, v in tensors.items()]
         self.views = [(n, v, view.tobytes()) for n, v, view in self.views if view is not None]
         self.lists = [
@@ -214,33 +220,33 @@ def view_of(tensor: torch.Tensor) -> np.ndarray | None:
     return tensor.detach().numpy()
 
 
-def _moved(tensors: list, versions: list[int], values: list) -> Callable[[], bool] | None:
-    """Returns a function that says whether one of the tensors was written to; None: there is none.
+def _moved(watched: list, was: list) -> Callable[[], bool] | None:
+    """Returns a function that says whether something was written to; None: there is nothing.
 
-    Three tensors are the usual number, and a comparison each takes half the time of two lists.
+    Four comparisons by name take half the time of two lists.
 
     Args:
-        tensors: that a step reads.
-        versions: of them.
-        values: arrays of those whose values are compared too.
+        watched: tensors, compared by version, and arrays, compared by value.
+        was: versions and bytes of them.
     """
-    if not tensors:
+    if not watched:
         return None
-    if len(tensors) > 3:
-        counted = lambda: [tensor._version for tensor in tensors] != versions  # noqa: E731
-    else:
-        (one, two, three), (a, b, c) = (
-            [*tensors, *[tensors[0]] * (3 - len(tensors))],
-            [*versions, *[versions[0]] * (3 - len(versions))],
-        )
-        counted = lambda: one._version != a or two._version != b or three._version != c  # noqa: E731
-    if not values:
-        return counted
-    if len(values) == 1:
-        (value,), was = values, values[0].tobytes()
-        return lambda: counted() or value.tobytes() != was
-    bytes_of = [value.tobytes() for value in values]
-    return lambda: counted() or [value.tobytes() for value in values] != bytes_of
+    now = [_version if isinstance(each, torch.Tensor) else _bytes for each in watched]
+    if len(watched) > 4:
+        every = list(zip(now, watched, was, strict=True))
+        return lambda: any(read(each) != before for read, each, before in every)
+    missing = 4 - len(watched)
+    (f1, f2, f3, f4), (w1, w2, w3, w4), (b1, b2, b3, b4) = (
+        [*each, *[each[0]] * missing] for each in (now, watched, was)
+    )
+    if missing == 0:
+        return lambda: f1(w1) != b1 or f2(w2) != b2 or f3(w3) != b3 or f4(w4) != b4
+    if missing == 1:
+        return lambda: f1(w1) != b1 or f2(w2) != b2 or f3(w3) != b3
+    return lambda: f1(w1) != b1 or f2(w2) != b2
+
+
+_version, _bytes = attrgetter("_version"), np.ndarray.tobytes
 
 
 class State:

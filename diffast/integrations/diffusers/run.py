@@ -102,7 +102,7 @@ class Prepared:
             kept: how many of the newest entries stay remembered, read by a later step or not.
             holds: whether the original remembers the very tensors that steps were given.
         """
-        self.entries = max(recipe.plan.history, kept) if kept else 0
+        self.entries = kept
         self.recipe, self.options = recipe, options
         self.limits = [] if recipe.clamp is None else [-recipe.clamp, recipe.clamp]
         self.given = not counter or recipe.deviations is not None or bool(recipe.intervals)
@@ -158,7 +158,7 @@ class Run(Holder):
         recipe = prepared.recipe
         self.dtypes = {} if dtypes is None else dtypes
         # as of the scheduler, see there
-        self.searches = self.reads_time = self.plain = False
+        self.searches = self.reads_time = self.plain = self.places = False
         self.time_dtype: Any = None
         self.ended = False  # whether the last step was taken
         self.prepared, self.graph = prepared, False  # whether what is remembered has a gradient

@@ -182,6 +182,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         run.searches, run.reads_time = self._searches, self._reads_time
         run.time_dtype, run.anchored = self.timesteps.dtype, self._memory.anchored
         run.plain = type(self)._output is DiffastScheduler._output
+        run.places = type(self)._place is Places._place
         if stepper is not None:
             self._compiled = CompiledRun(prepared, stepper, self._counter)
             if self._factors is not None:
@@ -338,7 +339,15 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
             return self._traced_output(return_dict, result, x0)
         own = self.__dict__
         run, watched = own["_run"], own["_watched"]
-        i = own["_step_index"] if run is None or not run.searches else self._place(timestep)
+        if run is None or not run.searches:
+            i = own["_step_index"]
+        elif run.places and timestep.__class__ is _Tensor and timestep.dtype is run.time_dtype:
+            # an element of `timesteps` is known by its place, as `_place` finds it
+            i, rest = divmod(timestep.data_ptr() - own["_base"], own["_size"])
+            if rest or i < 0 or i >= own["_count"] or timestep.dim():
+                i = self._place(timestep)
+        else:
+            i = self._place(timestep)
         if run is not None and run.held is not None and run.is_overwritten(sample):
             self._hand_over("the latents of the step before were written in place")
             run = None
