@@ -231,7 +231,7 @@ def _moved(watched: list, was: list) -> Callable[[], bool] | None:
     """
     if not watched:
         return None
-    now = [_version if isinstance(each, torch.Tensor) else _bytes for each in watched]
+    now: list[Any] = [_version if isinstance(e, torch.Tensor) else _bytes for e in watched]
     if len(watched) > 4:
         every = list(zip(now, watched, was, strict=True))
         return lambda: any(read(each) != before for read, each, before in every)
