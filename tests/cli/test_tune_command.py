@@ -86,7 +86,7 @@ def test_the_cost_is_stated_before_the_work(network, capsys):
         (["--network", "my_own_network:broken"], "broken returned a int, and a df.Denoiser"),
         (["--shape", "big"], "--shape 'big' but whole numbers are needed"),
         (["--device", "toaster"], "'toaster' is no device"),
-        (["--count", "1"], "argument --count: 1 is given, but 2 to "),
+        (["--count", "1"], "argument --count: 1 is given, but numbers from 2 on"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, message, network, tmp_path, capsys):
