@@ -426,3 +426,21 @@ def test_one_scheduler_of_two_pipelines():
             found += trace(scheduler, case, part)
         seen.append(found)
     assert gap(*seen)[0] <= TOLERANCE
+
+
+@pytest.mark.filterwarnings("ignore::diffast.integrations.handed_over.HandedOverWarning")
+def test_options_registered_anew_in_the_middle_of_a_run():
+    results = []
+    for ours in (False, True):
+        scheduler = diffusers.SASolverScheduler()
+        scheduler = DiffastScheduler.from_scheduler(scheduler) if ours else scheduler
+        scheduler.set_timesteps(6)
+        drawn = torch.Generator().manual_seed(0)
+        x = torch.randn(2, 3, 4, 4, generator=drawn)
+        for i, t in enumerate(scheduler.timesteps):
+            if i == 3:
+                scheduler.register_to_config(lower_order_final=False, steps_offset=1)
+            output = torch.randn(2, 3, 4, 4, generator=drawn)
+            x = scheduler.step(output, t, x, generator=drawn).prev_sample
+        results.append(x)
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)

@@ -43,7 +43,14 @@ class LiveConfig(FrozenDict):
             return config
         made = cls(config)
         vars(made).update(vars(config))
+        vars(made).pop("_before", None)
         return made
+
+    def after(self, other: Any) -> LiveConfig:
+        """Returns itself, with the options of the configuration that it replaces as those before."""
+        if isinstance(other, LiveConfig) and other is not self:
+            vars(self)["_before"] = {**settings_of(other), **vars(other).get("_before", {})}
+        return self
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets it and counts the write."""

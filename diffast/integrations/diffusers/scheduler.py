@@ -79,7 +79,7 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets the attribute; a write to a setting makes the prepared run stale."""
         if name == "_internal_dict" and isinstance(value, FrozenDict):
-            value = LiveConfig.of(value)
+            value = LiveConfig.of(value).after(self.__dict__.get(name))
         object.__setattr__(self, name, value)
         if name not in OURS:
             self.__dict__.setdefault("_writes", set()).add(name)
