@@ -47,7 +47,7 @@ class LiveConfig(FrozenDict):
         return made
 
     def after(self, other: Any) -> LiveConfig:
-        """Returns itself, with the options of the configuration that it replaces as those before."""
+        """Returns itself; the options before are those of the configuration that it replaces."""
         if isinstance(other, LiveConfig) and other is not self:
             vars(self)["_before"] = {**settings_of(other), **vars(other).get("_before", {})}
         return self
