@@ -79,6 +79,11 @@ def stepping(scheduler, x, output, scaled=False):
     place = {"i": len(times)}
 
     def restart():
+        if isinstance(scheduler, DiffastScheduler):  # its memory is that of its run
+            scheduler._start(0, scheduler._options)
+            scheduler._step_index = None
+            place["i"] = 0
+            return
         if hasattr(scheduler, "_step_index"):
             scheduler._step_index = None
         if hasattr(scheduler, "set_begin_index"):

@@ -286,7 +286,8 @@ class DiffastScheduler(Live, Places, SchedulerMixin, ConfigMixin):
         begin = getattr(self, "_begin_index", None)
         if begin is None and self._positions is not None:
             begin = self._place(timestep)
-            if begin is not None:  # of equal times the second one begins a run
+            if begin is not None and hasattr(self._original, "_init_step_index"):
+                # of equal times the second one begins a run
                 begin = self._positions[float(self.host.times[begin])]
         if begin is None and not hasattr(self._original, "_init_step_index"):
             self._hand_over(f"timestep {timestep} is not one of those that were set")
