@@ -129,7 +129,9 @@ def judged(path):
 def plain(value):
     """Returns numbers as floats and NaN as None, through lists, dicts and arrays."""
     if isinstance(value, np.ndarray):
-        return plain(value.tolist())
+        # long doubles are no Python numbers: a plan holds them rounded
+        wide = value.dtype.kind == "f" and value.dtype.itemsize > 8
+        return plain((value.astype(float) if wide else value).tolist())
     if isinstance(value, dict):
         return {key: plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
