@@ -54,21 +54,13 @@ def sigma_plan(solver: str, levels: tuple[float, ...], **options: Any) -> Plan:
     Raises:
         ValueError: what the builder raises.
     """
-    return _built(solver, levels, False, tuple(options.items()))
-
-
-def flow_plan(solver: str, levels: tuple[float, ...], **options: Any) -> Plan:
-    """Returns the same on x = (1 - sigma) x0 + sigma eps, sigma at most 1."""
-    return _built(solver, levels, True, tuple(options.items()))
+    return _built(solver, levels, tuple(options.items()))
 
 
 @lru_cache(maxsize=64)
-def _built(solver, levels, is_flow, options):
-    if is_flow:
-        space = schedules.flow()
-    else:
-        above = [level for level in levels[1:] if level > 0.0]
-        space = schedules.edm(above[-1] if above else 0.5 * levels[0], levels[0])
+def _built(solver, levels, options):
+    above = [level for level in levels[1:] if level > 0.0]
+    space = schedules.edm(above[-1] if above else 0.5 * levels[0], levels[0])
     with unchecked():  # the sampler and the levels are what the caller's program asks for
         return solvers.get(solver)(space, np.array(levels), **dict(options))
 
